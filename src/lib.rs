@@ -1,1 +1,4 @@
-//! wirechat
+#![forbid(unsafe_code)]
+pub mod chat;
+pub mod config;
+pub mod ws;
