@@ -141,6 +141,21 @@ impl Config {
         Ok(())
     }
 
+    /// What is logged.
+    pub fn log_level(&self) -> log::LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => log::LevelFilter::Warn,
+            (_, true) => log::LevelFilter::Debug,
+            _ => log::LevelFilter::Info,
+        }
+    }
+
+    /// How long after its last byte a client that has been silent for this long must be looked at again: for a ping,
+    /// then to be cut off. `None`: it is to be cut off now.
+    pub fn after_silence(&self, silent: Duration) -> Option<Duration> {
+        [self.ping_interval, self.idle_timeout].into_iter().find(|wait| *wait > silent)
+    }
+
     /// Whether only this machine can reach the server.
     pub fn is_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()

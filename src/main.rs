@@ -1,1 +1,74 @@
-fn main() {}
+//! The command line: arguments become a `Config`, the `Config` a running server.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use wirechat::config::Config;
+use wirechat::server::{Journal, Server, Stopped};
+
+/// Something is in the way: a port in use, a bad file.
+const FAILURE: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+/// Ended by a second signal: 128 and the number of SIGINT, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let config = match Config::try_parse() {
+        Ok(config) => config,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
+        Err(error) => return fail(USAGE, &first_line(&error.to_string())),
+    };
+    if let Err(error) = config.validate() {
+        return fail(USAGE, &error);
+    }
+    let journal = Journal::install(config.log_level());
+    let server = match Server::bind(config.clone(), journal.clone()) {
+        Ok(server) => server,
+        Err(error) => return fail(FAILURE, &error),
+    };
+    print_banner(&server, &config);
+    let stopped = server.run();
+    journal.flush();
+    match stopped {
+        Ok(Stopped::Cleanly) => ExitCode::SUCCESS,
+        Ok(Stopped::AtOnce) => ExitCode::from(INTERRUPTED),
+        Err(error) => fail(FAILURE, &format!("the poll failed: {error}")),
+    }
+}
+
+fn fail(code: u8, message: &str) -> ExitCode {
+    // If nobody reads stderr, the exit code still tells.
+    let _ = writeln!(std::io::stderr(), "wirechat: {message}");
+    ExitCode::from(code)
+}
+
+/// The first paragraph of an error of the command line, as one line.
+fn first_line(error: &str) -> String {
+    let paragraph = error.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{} (see --help)", line.trim_start_matches("error: "))
+}
+
+fn print_banner(server: &Server, config: &Config) {
+    let address = server.local_addr();
+    let token = match &config.tokens {
+        _ if config.open => "",
+        None => "token=dev-token&",
+        Some(_) => "token=TOKEN&",
+    };
+    // If nobody reads stdout, the server runs all the same.
+    let _ = writeln!(
+        std::io::stdout(),
+        "wirechat {} listens on http://{address}/ for up to {} connections\n\
+         \x20 page:   open client.html in a browser, or http://{address}/\n\
+         \x20 wscat:  wscat -c 'ws://{address}/?{token}username=me&room=general'\n\
+         \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n\
+         \x20 stop:   Ctrl-C",
+        env!("CARGO_PKG_VERSION"),
+        server.max_connections(),
+    );
+}

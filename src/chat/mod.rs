@@ -68,7 +68,7 @@ pub struct Newcomer {
 #[derive(Debug)]
 pub struct Chat {
     clients: TokenMap<Client>,
-    rooms: HashMap<RoomId, Room>,
+    rooms: RoomMap<Room>,
     room_ids: HashMap<Rc<str>, RoomId>,
     rooms_so_far: u64,
     max_text: usize,
@@ -93,7 +93,7 @@ impl Chat {
     pub fn new(max_text: usize) -> Chat {
         Chat {
             clients: TokenMap::default(),
-            rooms: HashMap::new(),
+            rooms: RoomMap::default(),
             room_ids: HashMap::new(),
             rooms_so_far: 0,
             max_text,
@@ -260,23 +260,27 @@ fn excerpt(text: &str) -> String {
 }
 
 /// A map keyed by tokens.
-pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<TokenHasher>>;
+pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
+/// A map keyed by rooms.
+pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
-/// Tokens are counted up by the server and no peer can choose one, so they need no hash that resists an attack: one
-/// multiplication spreads them over the table.
+/// Tokens and room numbers are counted up by the server and no peer can choose one, so they need no hash that resists
+/// an attack: one multiplication spreads them over the table.
 #[derive(Debug, Default)]
-pub struct TokenHasher(u64);
+pub struct CounterHasher(u64);
 
-impl Hasher for TokenHasher {
+impl Hasher for CounterHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_usize(usize::from(byte));
-        }
+        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
     }
 
-    fn write_usize(&mut self, token: usize) {
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn write_u64(&mut self, number: u64) {
         // 2^64 divided by the golden ratio (Knuth, volume 3, §6.4), folded so that the low bits mix as well.
-        let spread = (self.0 ^ token as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = spread ^ spread >> 32;
     }
 

@@ -203,10 +203,10 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 /// The size in bytes, header and payload, of the frame at the start of `frames`: frames of our own, as [`append`]
 /// wrote them. This is how a queue of frames finds where the one that is half sent ends.
 pub fn size_of_own(frames: &[u8]) -> usize {
-    let long = |at, len| frames[at..at + len].iter().fold(0, |n, byte| n << 8 | usize::from(*byte));
-    match frames[1] {
-        LENGTH_16 => 4 + long(2, 2),
-        LENGTH_64 => 10 + long(2, 8),
+    let long = |len: usize| frames.iter().skip(2).take(len).fold(0, |size, byte| size << 8 | usize::from(*byte));
+    match frames.get(1).copied().unwrap_or_default() {
+        LENGTH_16 => 4 + long(2),
+        LENGTH_64 => 10 + long(8),
         short => 2 + usize::from(short),
     }
 }

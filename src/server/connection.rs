@@ -1,0 +1,258 @@
+//! One client's socket: what may be read from it, what waits to be written to it, and where it stands in its life.
+//!
+//! A [`Connection`] moves bytes and knows its phase. It does not know rooms, names or other connections, and it takes
+//! no decision that needs the clock: the server asks it, and tells it.
+//!
+//! ```text
+//!   Handshake ──101──▶ Open ──a Close out, or both passed──▶ Draining ──▶ removed
+//!       └──────────── a plain answer, or a refusal ─────────────▲
+//! ```
+//!
+//! The subtle thing: polling is edge-triggered, and the socket is registered once, for both directions. An edge that is
+//! not acted upon does not come again, so it is remembered in `readable`; [`Connection::interest`] says, from the
+//! state alone, whether the server wants to read now. Registering anew would cost a system call each time.
+
+use std::io::{self, Read};
+use std::net::{Shutdown, SocketAddr};
+use std::time::Instant;
+
+use mio::net::TcpStream;
+
+use super::outbox::Outbox;
+use crate::ws::handshake::HeadReader;
+use crate::ws::protocol::{Framing, Protocol, State};
+
+/// A socket and its state.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    /// Where the client is.
+    pub peer: SocketAddr,
+    /// Where the connection stands in its life.
+    pub phase: Phase,
+    /// What waits to be written.
+    pub outbox: Outbox,
+    /// When the last byte came, or the connection itself.
+    pub last_received: Instant,
+    /// When it must be looked at next; kept here for `Deadlines`.
+    pub deadline: Option<Instant>,
+    /// Bytes of the shared allowance that are counted for this connection.
+    pub buffered: usize,
+    /// Whether the server has it on its list of connections to read.
+    pub is_queued: bool,
+    input: Input,
+}
+
+/// Where a connection stands in its life.
+#[derive(Debug)]
+pub enum Phase {
+    /// The request head is being received.
+    Handshake(HeadReader),
+    /// Upgraded: frames.
+    Open(Open),
+    /// Nothing more is said or understood. What is queued goes out, then the connection ends as it says.
+    Draining(Ending),
+}
+
+/// An upgraded connection.
+#[derive(Debug)]
+pub struct Open {
+    /// Its state machine.
+    pub protocol: Protocol,
+    /// What its messages are for.
+    pub endpoint: Endpoint,
+}
+
+/// What the messages of a connection are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// They go to the chat.
+    Chat,
+    /// They come back as they were.
+    Echo,
+}
+
+/// How a connection ends once everything queued is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// At once: both sides have said all they had to.
+    Close,
+    /// The write side is shut down, and input is thrown away until the peer ends it too. Closing with input unread
+    /// would make the kernel send a reset, which can destroy our last words before the peer has read them.
+    Linger,
+    /// As `Linger`, with the write side shut down already.
+    Shut,
+}
+
+/// What is known of the socket's readable side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// Everything that came has been read; an edge will tell of more.
+    Drained,
+    /// There may be more to read.
+    Readable,
+    /// As `Readable`, and an end of the stream (or an error) is behind it, of which no further edge will tell.
+    Ending,
+    /// The end has been read.
+    Ended,
+}
+
+/// What the server wants of a connection now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// To read from it.
+    pub read: bool,
+    /// To write to it.
+    pub write: bool,
+}
+
+/// What a read brought.
+#[derive(Debug)]
+pub enum Received {
+    /// This many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    Nothing,
+    /// The peer will send no more.
+    End,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    pub fn new(stream: TcpStream, peer: SocketAddr, now: Instant) -> Connection {
+        Connection {
+            stream,
+            peer,
+            phase: Phase::Handshake(HeadReader::default()),
+            outbox: Outbox::default(),
+            last_received: now,
+            deadline: None,
+            buffered: 0,
+            is_queued: false,
+            input: Input::Drained,
+        }
+    }
+
+    /// The socket, to be registered.
+    pub fn source(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// Remembers an edge. `ends`: the peer has shut down its side, or the socket has failed.
+    pub fn set_readable(&mut self, ends: bool) {
+        self.input = match self.input {
+            Input::Ended => Input::Ended,
+            Input::Ending => Input::Ending,
+            _ if ends => Input::Ending,
+            _ => Input::Readable,
+        };
+    }
+
+    /// What is wanted of this connection now, derived from its state. `max_outbox` is the bound in bytes.
+    pub fn interest(&self, max_outbox: usize) -> Interest {
+        let takes_input = match &self.phase {
+            Phase::Handshake(_) | Phase::Draining(Ending::Linger | Ending::Shut) => true,
+            Phase::Draining(Ending::Close) => false,
+            Phase::Open(open) => match open.endpoint {
+                // An echo is as long as its message: what is not sent is not added to.
+                Endpoint::Echo => self.outbox.is_empty(),
+                // Answers (pongs above all) must not pile up for a peer who sends and does not read.
+                Endpoint::Chat => self.outbox.len() <= max_outbox / 2,
+            },
+        };
+        Interest { read: takes_input && self.has_input(), write: !self.outbox.is_empty() }
+    }
+
+    fn has_input(&self) -> bool {
+        matches!(self.input, Input::Readable | Input::Ending)
+    }
+
+    /// Reads once, at most as much as `buffer` holds.
+    ///
+    /// # Errors
+    /// What the socket says, except that it would block or was interrupted.
+    pub fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) => {
+                    self.input = Input::Ended;
+                    return Ok(Received::End);
+                }
+                Ok(len) => {
+                    // epoll(7): on a stream, a short read means that it is drained. Only an end is told but once.
+                    if len < buffer.len() && self.input == Input::Readable {
+                        self.input = Input::Drained;
+                    }
+                    return Ok(Received::Bytes(len));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.input = Input::Drained;
+                    return Ok(Received::Nothing);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes what waits, as far as the socket takes it, and shuts down the write side when its time has come.
+    ///
+    /// # Errors
+    /// What the socket says, except that it would block or was interrupted.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.outbox.flush(&mut self.stream)?;
+        if self.outbox.is_empty() && matches!(self.phase, Phase::Draining(Ending::Linger)) {
+            self.stream.shutdown(Shutdown::Write)?;
+            self.phase = Phase::Draining(Ending::Shut);
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is left to be done, so that the connection can be removed.
+    pub fn is_finished(&self) -> bool {
+        match self.phase {
+            Phase::Handshake(_) | Phase::Open(_) => false,
+            Phase::Draining(Ending::Close) => self.outbox.is_empty(),
+            Phase::Draining(Ending::Linger | Ending::Shut) => self.outbox.is_empty() && self.input == Input::Ended,
+        }
+    }
+
+    /// Whether data may still be sent: an upgraded connection whose closing has not begun.
+    pub fn is_open(&self) -> bool {
+        matches!(&self.phase, Phase::Open(open) if open.protocol.state() == State::Open)
+    }
+
+    /// Whether there is a bound on what may wait here: for a member of the chat as long as it is one. (What a closing
+    /// connection still has to say is short, and an echo is not read while it is unsent.)
+    pub fn is_bounded(&self) -> bool {
+        self.is_open() && matches!(&self.phase, Phase::Open(open) if open.endpoint == Endpoint::Chat)
+    }
+
+    /// Queues the replies of the protocol, and follows it where it stands: when nothing is left to be read as frames,
+    /// the connection drains.
+    pub fn follow_protocol(&mut self) {
+        let Phase::Open(open) = &mut self.phase else { return };
+        let replies = open.protocol.take_replies();
+        if !replies.is_empty() {
+            self.outbox.push_own(|bytes| bytes.extend(replies));
+        }
+        match open.protocol.state() {
+            State::Open | State::Closing(Framing::Intact) => {}
+            State::Closing(Framing::Lost) => self.phase = Phase::Draining(Ending::Linger),
+            // §7.1.1: the server closes first. With input unread that would be a reset.
+            State::Closed if self.has_input() => self.phase = Phase::Draining(Ending::Linger),
+            State::Closed => self.phase = Phase::Draining(Ending::Close),
+        }
+    }
+
+    /// Bytes that count against the allowance shared by all: an unfinished message, and an echo that is not sent.
+    pub fn buffered_now(&self) -> usize {
+        match &self.phase {
+            Phase::Open(open) => {
+                let echo = if open.endpoint == Endpoint::Echo { self.outbox.len() } else { 0 };
+                open.protocol.buffered() + echo
+            }
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! When something must happen though nothing is received: handshake, ping, idle and close deadlines.
+//!
+//! Every connection has at most one deadline at a time: the next moment at which it must be looked at. Receiving does
+//! not move it; the look finds that there was traffic and sets the next. So a message costs nothing here, an idle
+//! connection one look an interval, and the poll knows how long it may sleep.
+//!
+//! The subtle thing: the old deadline of a connection is taken out before a new one goes in, so the queue never holds
+//! more entries than there are connections, however fast they come and go.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use mio::Token;
+
+use super::Server;
+use super::connection::Phase;
+use super::listener::Listener;
+use crate::ws::handshake::Rejection;
+
+/// All deadlines, the next one first.
+#[derive(Debug, Default)]
+pub struct Deadlines {
+    queue: BTreeSet<(Instant, Token)>,
+}
+
+impl Deadlines {
+    /// Sets the deadline of a connection. `current` is where the connection keeps it.
+    pub fn set(&mut self, token: Token, current: &mut Option<Instant>, at: Instant) {
+        self.cancel(token, current);
+        self.queue.insert((at, token));
+        *current = Some(at);
+    }
+
+    /// Forgets the deadline of a connection.
+    pub fn cancel(&mut self, token: Token, current: &mut Option<Instant>) {
+        if let Some(at) = current.take() {
+            let was_there = self.queue.remove(&(at, token));
+            debug_assert!(was_there, "a connection and the queue agree");
+        }
+    }
+
+    /// When the next deadline is.
+    pub fn next(&self) -> Option<Instant> {
+        self.queue.first().map(|(at, _)| *at)
+    }
+
+    /// A connection whose deadline is not after `now`. It stays in the queue until it is set anew or cancelled.
+    pub fn due(&self, now: Instant) -> Option<Token> {
+        self.queue.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)
+    }
+}
+
+impl Server {
+    /// How long the poll may sleep: not at all if there is work left, else exactly until the next deadline.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        let listener = self.listener.as_ref().filter(|_| self.has_room());
+        if !self.unread.is_empty() || listener.is_some_and(|listener| listener.may_accept(self.now)) {
+            return Some(Duration::ZERO);
+        }
+        let retry = listener.and_then(Listener::retry_at);
+        let next = [self.deadlines.next(), retry, self.stop_at].into_iter().flatten().min();
+        next.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Looks at every connection whose deadline has come: each gets a later one, or is ended.
+    pub(super) fn look_at_due(&mut self) {
+        while let Some(token) = self.deadlines.due(self.now) {
+            let Some(connection) = self.connections.get(&token) else { return };
+            let (seen, silent) = (connection.last_received, self.now - connection.last_received);
+            let Some(wait) = self.config.after_silence(silent).filter(|_| connection.is_open()) else {
+                self.time_is_up(token, silent);
+                continue;
+            };
+            if silent >= self.config.ping_interval {
+                self.ping(token);
+            }
+            self.set_deadline(token, seen + wait);
+        }
+    }
+
+    /// A connection that had to do something has not done it in time.
+    fn time_is_up(&mut self, token: Token, silent: Duration) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        match &connection.phase {
+            Phase::Handshake(head) if head.is_empty() => self.end(token, "no request came".into()),
+            Phase::Handshake(_) => {
+                let wait = self.config.handshake_timeout.as_secs_f64();
+                let body = format!("The request was not complete after {wait} seconds (RFC 9110 §15.5.9).");
+                self.refuse(token, &Rejection::new(408, body));
+            }
+            Phase::Open(_) if connection.is_open() => {
+                self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()));
+            }
+            _ => self.end(token, "the close was not answered".into()),
+        }
+    }
+
+    /// Sets when a connection must be looked at next.
+    pub(super) fn set_deadline(&mut self, token: Token, at: Instant) {
+        if let Some(connection) = self.connections.get_mut(&token) {
+            self.deadlines.set(token, &mut connection.deadline, at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn one_deadline_a_connection_the_next_one_first() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut deadlines = Deadlines::default();
+        let (mut first, mut second) = (None, None);
+        deadlines.set(Token(1), &mut first, at(10));
+        deadlines.set(Token(2), &mut second, at(20));
+        assert_eq!((deadlines.next(), deadlines.due(at(9))), (Some(at(10)), None));
+        assert_eq!(deadlines.due(at(10)), Some(Token(1)));
+        deadlines.set(Token(1), &mut first, at(30));
+        assert_eq!((deadlines.next(), deadlines.due(at(20))), (Some(at(20)), Some(Token(2))));
+        deadlines.cancel(Token(2), &mut second);
+        deadlines.cancel(Token(2), &mut second);
+        assert_eq!((deadlines.next(), second), (Some(at(30)), None));
+    }
+}

@@ -1,0 +1,177 @@
+//! From the chat to the sockets: who hears what becomes bytes in outboxes, and at the end of the turn, writes.
+//!
+//! Also the one way out: whatever ended a connection, it leaves the chat through [`Server::leave`] and the tables
+//! through [`Server::write_and_remove`].
+//!
+//! The subtle thing: writing finds out who is too slow or gone; their leaving is told to their rooms, which is writing
+//! again. So the end of a turn goes round until nothing is left to be told. Each round but the first has lost a member,
+//! so it ends.
+
+use std::rc::Rc;
+
+use mio::Token;
+
+use super::Server;
+use super::batch::Batch;
+use super::connection::Connection;
+use crate::chat::dialect::Dialect;
+use crate::chat::{Audience, Delivery, RoomId};
+use crate::ws::close::CloseCode;
+
+/// What became of a write.
+enum Written {
+    /// All of it is out, or the rest waits for the socket.
+    Fine,
+    /// More is left than may wait for one reader.
+    TooSlow,
+    /// The socket has failed.
+    Failed(String),
+}
+
+impl Server {
+    /// Queues what the chat tells.
+    pub(super) fn deliver(&mut self, deliveries: Vec<Delivery>) {
+        for Delivery { to, notice } in deliveries {
+            let room = match to {
+                Audience::One(token) => {
+                    self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
+                    let Some(dialect) = self.chat.dialect_of(token) else { continue };
+                    let Some(connection) = self.connections.get_mut(&token) else { continue };
+                    connection.outbox.push_own(|out| self.batches.write_frame(dialect, &notice, out));
+                    self.unsent.push(token);
+                    continue;
+                }
+                Audience::Others(room, but) => {
+                    self.catch_up(but, room);
+                    room
+                }
+                Audience::Room(room) => room,
+            };
+            let is_full = self.batches.append(room, Dialect::Events, &notice);
+            if let Audience::Others(room, but) = to {
+                self.batches.skip(room, but);
+            }
+            if is_full {
+                self.send_batch(room);
+            }
+        }
+    }
+
+    /// Gives a member what its room was told so far in this turn, so that what is queued next comes behind it.
+    pub(super) fn catch_up(&mut self, token: Token, room: RoomId) {
+        let unread = self.batches.catch_up(room, token);
+        if unread.is_empty() {
+            return;
+        }
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.outbox.push_own(|out| out.extend_from_slice(unread));
+            self.unsent.push(token);
+        }
+    }
+
+    /// Takes a client out of the chat, and has the others told.
+    pub(super) fn leave(&mut self, token: Token, reason: &str) {
+        let deliveries = self.chat.leave(token, reason);
+        self.deliver(deliveries);
+    }
+
+    /// Ends a connection at the end of this turn.
+    pub(super) fn end(&mut self, token: Token, reason: String) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        self.deadlines.cancel(token, &mut connection.deadline);
+        self.ended.push((token, reason));
+    }
+
+    /// Writes everything there is to write, once a socket, and removes whoever has ended.
+    pub(super) fn write_and_remove(&mut self) {
+        loop {
+            while let Some(room) = self.batches.next_room() {
+                self.send_batch(room);
+            }
+            for token in std::mem::take(&mut self.unsent) {
+                self.write_to(token);
+            }
+            for (token, reason) in std::mem::take(&mut self.ended) {
+                self.remove(token, &reason);
+            }
+            if self.batches.next_room().is_none() && self.unsent.is_empty() && self.ended.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// Freezes the batch of a room, and writes it to every member with what waits before it.
+    fn send_batch(&mut self, room: RoomId) {
+        let Some(batch) = self.batches.take(room) else { return };
+        let frames: Rc<[u8]> = Rc::from(batch.frames());
+        let mut troubled = Vec::new();
+        for token in self.chat.members(room) {
+            let Some(connection) = self.connections.get_mut(&token) else { continue };
+            push_batch(connection, &batch, &frames, token);
+            match write(connection, self.config.max_outbox) {
+                Written::Fine => {}
+                trouble => troubled.push((token, trouble)),
+            }
+        }
+        self.batches.recycle(batch);
+        // Only now: nobody leaves a room that is being walked through.
+        for (token, trouble) in troubled {
+            self.handle_trouble(token, trouble);
+        }
+    }
+
+    fn write_to(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let written = write(connection, self.config.max_outbox);
+        if connection.is_finished() {
+            self.end(token, "done".into());
+        }
+        self.handle_trouble(token, written);
+        self.count_buffered(token);
+        self.queue_read(token);
+    }
+
+    fn handle_trouble(&mut self, token: Token, written: Written) {
+        match written {
+            Written::Fine => {}
+            Written::Failed(error) => self.end(token, error),
+            Written::TooSlow => {
+                if let Some(connection) = self.connections.get_mut(&token) {
+                    connection.outbox.drop_unsent();
+                }
+                self.close(token, CloseCode::POLICY_VIOLATION, "too slow to read");
+            }
+        }
+    }
+
+    /// The one place where a connection goes out of the tables. Dropping it closes the socket, which takes it out of
+    /// the poll as well.
+    fn remove(&mut self, token: Token, reason: &str) {
+        self.leave(token, reason);
+        let Some(mut connection) = self.connections.remove(&token) else { return };
+        self.deadlines.cancel(token, &mut connection.deadline);
+        self.buffered -= connection.buffered;
+        log::debug!("END {} {reason}", connection.peer);
+        if let Some(listener) = &mut self.listener {
+            listener.connection_ended();
+        }
+    }
+}
+
+fn push_batch(connection: &mut Connection, batch: &Batch, frames: &Rc<[u8]>, token: Token) {
+    match batch.unread_by(token) {
+        None => connection.outbox.push_shared(Rc::clone(frames)),
+        Some([]) => {}
+        Some(unread) => connection.outbox.push_own(|out| out.extend_from_slice(unread)),
+    }
+}
+
+/// Writes what waits for a connection, and judges what is left by the bound.
+fn write(connection: &mut Connection, max_outbox: usize) -> Written {
+    match connection.flush() {
+        Err(error) => Written::Failed(error.to_string()),
+        // An echo has no bound: it is not read while it is unsent.
+        Ok(()) if connection.is_bounded() && connection.outbox.is_over(max_outbox) => Written::TooSlow,
+        Ok(()) => Written::Fine,
+    }
+}

@@ -1,0 +1,191 @@
+//! From a socket to what its bytes mean: a request is answered, frames go through the protocol, messages to the chat.
+//!
+//! This is the middle of the server: it decides nothing of RFC 6455 (that is `ws`), of HTTP (`routes`) or of rooms
+//! (`chat`), and calls each in turn.
+//!
+//! The subtle thing: one read may hold a request, three messages and a Close. Each event is acted upon, and its replies
+//! queued, before the next is looked for, so that everything leaves in the order of what caused it.
+
+use mio::Token;
+
+use super::Server;
+use super::connection::{Ending, Endpoint, Open, Phase};
+use super::routes::{self, Answer, Entrance};
+use crate::ws::Limits;
+use crate::ws::close::CloseCode;
+use crate::ws::frame::{self, Opcode};
+use crate::ws::handshake::{Rejection, Request};
+use crate::ws::message::Message;
+use crate::ws::protocol::{Event, Protocol};
+
+impl Server {
+    /// Takes what was read from a connection.
+    pub(super) fn receive(&mut self, token: Token, input: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        match &mut connection.phase {
+            Phase::Draining(_) => {}
+            Phase::Open(_) => self.receive_frames(token, input),
+            Phase::Handshake(head) => match head.receive(input, self.config.max_head) {
+                Ok(None) => {}
+                Ok(Some(end)) => {
+                    self.answer(token);
+                    // §4.1: what comes with the head is the first of the protocol's bytes.
+                    self.receive_frames(token, &mut input[end..]);
+                }
+                Err(rejection) => self.refuse(token, &rejection),
+            },
+        }
+    }
+
+    /// Answers a request whose head is complete.
+    fn answer(&mut self, token: Token) {
+        let is_full = self.connections.len() > self.max_connections;
+        let Some(connection) = self.connections.get(&token) else { return };
+        let Phase::Handshake(head) = &connection.phase else { return };
+        let request = Request::parse(head.head(), self.config.max_headers);
+        match request.and_then(|request| routes::answer(&request, &self.access, is_full, self.time)) {
+            Ok(Answer::Plain(bytes)) => self.say_last(token, bytes),
+            Ok(Answer::Upgraded(head, entrance)) => self.upgrade(token, head, entrance),
+            Err(rejection) => self.refuse(token, &rejection),
+        }
+    }
+
+    /// Refuses a request, with an answer that says why.
+    pub(super) fn refuse(&mut self, token: Token, rejection: &Rejection) {
+        if let Some(connection) = self.connections.get(&token) {
+            log::info!("REFUSED {} {} {}", connection.peer, rejection.status, rejection.body);
+        }
+        self.say_last(token, routes::refusal(rejection, self.time));
+    }
+
+    /// Sends a plain answer, behind which the connection ends.
+    fn say_last(&mut self, token: Token, bytes: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.outbox.push_shared(bytes.into());
+        connection.phase = Phase::Draining(Ending::Linger);
+        self.unsent.push(token);
+        self.set_deadline(token, self.now + self.config.close_timeout);
+    }
+
+    fn upgrade(&mut self, token: Token, head: Vec<u8>, entrance: Entrance) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.outbox.push_shared(head.into());
+        let (endpoint, message) = match entrance {
+            Entrance::Echo => (Endpoint::Echo, self.config.max_echo),
+            Entrance::Chat(_) => (Endpoint::Chat, self.config.max_message),
+        };
+        let limits = Limits { message, fragments: self.config.max_fragments, binary: endpoint == Endpoint::Echo };
+        connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
+        self.unsent.push(token);
+        self.set_deadline(token, self.now + self.config.ping_interval);
+        if let Entrance::Chat(newcomer) = entrance {
+            let deliveries = self.chat.join(token, newcomer);
+            if let Some(room) = self.chat.room_of(token) {
+                self.batches.skip(room, token);
+            }
+            self.deliver(deliveries);
+        }
+    }
+
+    fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&token) else { return };
+            let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { return };
+            let Some(event) = protocol.receive(&mut input) else { break };
+            match (event, *endpoint) {
+                (Event::Message(Message::Text(text)), Endpoint::Chat) => self.receive_text(token, &text),
+                (Event::Message(message), _) => {
+                    let (opcode, payload) = match message {
+                        Message::Text(text) => (Opcode::Text, text.into_owned().into_bytes()),
+                        Message::Binary(bytes) => (Opcode::Binary, bytes.into_owned()),
+                    };
+                    connection.outbox.push_own(|bytes| frame::append(bytes, opcode, &payload));
+                    self.unsent.push(token);
+                }
+                (Event::Ping(_) | Event::Pong(_), _) => self.follow_protocol(token, ""),
+                (Event::Close(code, reason), _) => {
+                    let code = code.map_or("no code".into(), |code| code.get().to_string());
+                    self.follow_protocol(token, &format!("closed by the client: {code} {reason}"));
+                }
+                (Event::Failed(error), _) => {
+                    self.follow_protocol(token, &format!("{} {error}", error.code().get()));
+                }
+            }
+        }
+        self.count_buffered(token);
+    }
+
+    fn receive_text(&mut self, token: Token, text: &str) {
+        let before = self.chat.room_of(token);
+        let deliveries = self.chat.receive(token, text, self.time);
+        let after = self.chat.room_of(token);
+        if before != after {
+            // A mover has heard everything of the old room, and nothing yet of the new one.
+            before.into_iter().for_each(|room| self.catch_up(token, room));
+            after.into_iter().for_each(|room| self.batches.skip(room, token));
+        }
+        self.deliver(deliveries);
+    }
+
+    /// Queues what the protocol replies. If that was a Close, the client leaves the chat, for this reason.
+    fn follow_protocol(&mut self, token: Token, reason: &str) {
+        self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.follow_protocol();
+        let is_open = connection.is_open();
+        self.unsent.push(token);
+        if !is_open {
+            self.leave(token, reason);
+            self.set_deadline(token, self.now + self.config.close_timeout);
+        }
+    }
+
+    /// Closes a connection from this side (§7.1.2), if that has not begun.
+    pub(super) fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
+        let Some(connection) = self.connections.get_mut(&token).filter(|connection| connection.is_open()) else {
+            return;
+        };
+        if let Phase::Open(open) = &mut connection.phase {
+            open.protocol.close(code, reason);
+        }
+        self.follow_protocol(token, reason);
+    }
+
+    /// Sends a ping.
+    pub(super) fn ping(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if let Phase::Open(open) = &mut connection.phase {
+            open.protocol.ping();
+        }
+        self.follow_protocol(token, "");
+    }
+
+    /// The peer has ended its side of the stream. What it may still want to read goes out.
+    pub(super) fn end_of_input(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        match connection.phase {
+            Phase::Handshake(_) => self.end(token, "hung up before a request was complete".into()),
+            Phase::Draining(_) => self.unsent.push(token),
+            Phase::Open(_) => {
+                self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
+                self.leave(token, "hung up without a close");
+                let Some(connection) = self.connections.get_mut(&token) else { return };
+                connection.phase = Phase::Draining(Ending::Close);
+                self.unsent.push(token);
+                self.set_deadline(token, self.now + self.config.close_timeout);
+            }
+        }
+    }
+
+    /// Counts what a connection makes the server hold, and closes it if all together are over the bound.
+    pub(super) fn count_buffered(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let held = connection.buffered_now();
+        let grew = held > connection.buffered;
+        self.buffered = self.buffered - connection.buffered + held;
+        connection.buffered = held;
+        if grew && self.buffered > self.config.max_buffered {
+            self.close(token, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The listening socket, and when it may accept.
+//!
+//! It hands out sockets and knows nothing of what becomes of them.
+//!
+//! The subtle thing: the edge that says "somebody is waiting" comes once. When descriptors run out, or the server is
+//! full, those in the backlog stay there without another edge, so the listener remembers them, and accepts again when
+//! a connection has ended or a short wait is over: neither a spin nor deafness.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How many may wait to be accepted. The kernel caps it at `somaxconn`, which is 4096 today.
+const BACKLOG: i32 = 4096;
+/// How long to wait after the system was out of descriptors or memory, if no connection ends before.
+const RETRY: Duration = Duration::from_millis(250);
+/// How often at most that is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    /// Somebody may be waiting.
+    is_ready: bool,
+    /// Do not try before this.
+    retry_at: Option<Instant>,
+    logged_at: Option<Instant>,
+}
+
+impl Listener {
+    /// Listens on `address`.
+    ///
+    /// # Errors
+    /// One line that names the address.
+    pub fn bind(address: SocketAddr) -> Result<Listener, String> {
+        let bound = || -> io::Result<TcpListener> {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            // A restart must not wait for the old connections to fade away.
+            socket.set_reuse_address(true)?;
+            // Accepted sockets inherit it. A turn's frames go out in one write, so there is nothing to wait for.
+            socket.set_tcp_nodelay(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            Ok(TcpListener::from_std(socket.into()))
+        };
+        let socket = bound().map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => format!("cannot listen on {address}: another program is using that port"),
+            io::ErrorKind::PermissionDenied => format!("cannot listen on {address}: that port needs more rights"),
+            _ => format!("cannot listen on {address}: {error}"),
+        })?;
+        Ok(Listener { socket, is_ready: true, retry_at: None, logged_at: None })
+    }
+
+    /// The address it listens on, with the port that was taken for port 0.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// The socket, to be registered.
+    pub fn source(&mut self) -> &mut TcpListener {
+        &mut self.socket
+    }
+
+    /// Remembers an edge.
+    pub fn set_ready(&mut self) {
+        self.is_ready = true;
+    }
+
+    /// A connection has ended, and its descriptor is free.
+    pub fn connection_ended(&mut self) {
+        self.retry_at = None;
+    }
+
+    /// Whether somebody may be waiting who can be tried now.
+    pub fn may_accept(&self, now: Instant) -> bool {
+        self.is_ready && self.retry_at.is_none_or(|at| at <= now)
+    }
+
+    /// When to try again, if it has to be waited for.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at.filter(|_| self.is_ready)
+    }
+
+    /// The next client, if one is waiting and a descriptor is left.
+    pub fn accept(&mut self, now: Instant) -> Option<(TcpStream, SocketAddr)> {
+        while self.may_accept(now) {
+            match self.socket.accept() {
+                Ok(accepted) => return Some(accepted),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.is_ready = false,
+                // It was waiting, and hung up.
+                Err(error) if is_of_one_client(&error) => {}
+                Err(error) => self.pause(now, &error),
+            }
+        }
+        None
+    }
+
+    fn pause(&mut self, now: Instant, error: &io::Error) {
+        self.retry_at = Some(now + RETRY);
+        if self.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL) {
+            self.logged_at = Some(now);
+            log::warn!("REFUSED nobody can be accepted for now: {error}");
+        }
+    }
+}
+
+/// Errors of `accept` that are about the client it would have returned (accept(2)), not about this process.
+fn is_of_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | HostUnreachable | Interrupted | NetworkUnreachable | TimedOut
+    )
+}

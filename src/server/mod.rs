@@ -1,0 +1,293 @@
+//! The glue: one poll loop that moves bytes between sockets, the protocol and the chat.
+//!
+//! Reading order: [`connection`] (one socket), [`outbox`] (what it has to write), [`routes`] (a request), this file (a
+//! turn of the loop), [`dispatch`] (from a socket to the chat), [`delivery`] (from the chat to the sockets), [`batch`],
+//! [`deadline`], [`listener`], [`journal`].
+//!
+//! A turn has five parts: accept, read (each connection within its budget, the rest is remembered), look at what is
+//! due, write (once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
+//! others can meet one that is half gone.
+//!
+//! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
+//! waits for a peer, and an error of a socket ends that connection, never the loop.
+
+mod batch;
+mod connection;
+mod deadline;
+mod delivery;
+mod dispatch;
+mod journal;
+mod listener;
+mod outbox;
+mod routes;
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::event::Event as Readiness;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::chat::access::Access;
+use crate::chat::{Chat, TokenMap};
+use crate::config::{Config, RESERVED_DESCRIPTORS};
+use crate::ws::close::CloseCode;
+use batch::Batches;
+use connection::{Connection, Phase, Received};
+use deadline::Deadlines;
+pub use journal::Journal;
+use listener::Listener;
+
+const LISTENER: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const FIRST_CLIENT: usize = 2;
+
+/// How many readiness events one poll returns, and how many clients are accepted in a turn: more wait for the next.
+const EVENTS: usize = 1024;
+const ACCEPTS: usize = 64;
+
+/// How long a shutdown waits for its clients.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// How the server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everyone was told, and had time to answer.
+    Cleanly,
+    /// A second signal came.
+    AtOnce,
+}
+
+/// The server: all connections, the chat, and the loop.
+pub struct Server {
+    config: Config,
+    access: Access,
+    chat: Chat,
+    poll: Poll,
+    /// `None` once the server is stopping.
+    listener: Option<Listener>,
+    signals: Signals,
+    journal: Journal,
+    connections: TokenMap<Box<Connection>>,
+    max_connections: usize,
+    next_token: usize,
+    deadlines: Deadlines,
+    batches: Batches,
+    /// Connections that have input which is wanted.
+    unread: Vec<Token>,
+    /// Connections that have something to write.
+    unsent: Vec<Token>,
+    /// Connections that are to be removed at the end of the turn, and why.
+    ended: Vec<(Token, String)>,
+    /// What is read goes here first: one buffer for all.
+    scratch: Vec<u8>,
+    /// Bytes that all connections together hold against `--max-buffered`.
+    buffered: usize,
+    /// When this turn began, by both clocks.
+    now: Instant,
+    time: SystemTime,
+    stop_at: Option<Instant>,
+}
+
+impl Server {
+    /// Listens, and prepares everything else. The configuration must be valid.
+    ///
+    /// # Errors
+    /// One line that says what is in the way.
+    pub fn bind(config: Config, journal: Journal) -> Result<Server, String> {
+        let access = Access::new(&config)?;
+        let max_connections = max_connections(&config)?;
+        let mut listener = Listener::bind(config.listen)?;
+        let mut prepared = || -> io::Result<(Poll, Signals)> {
+            let poll = Poll::new()?;
+            let mut signals = Signals::new([SIGINT, SIGTERM])?;
+            poll.registry().register(listener.source(), LISTENER, Interest::READABLE)?;
+            poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+            Ok((poll, signals))
+        };
+        let (poll, signals) = prepared().map_err(|error| format!("cannot poll: {error}"))?;
+        Ok(Server {
+            chat: Chat::new(config.max_text),
+            scratch: vec![0; config.max_read],
+            config,
+            access,
+            poll,
+            listener: Some(listener),
+            signals,
+            journal,
+            connections: TokenMap::default(),
+            max_connections,
+            next_token: FIRST_CLIENT,
+            deadlines: Deadlines::default(),
+            batches: Batches::default(),
+            unread: Vec::new(),
+            unsent: Vec::new(),
+            ended: Vec::new(),
+            buffered: 0,
+            now: Instant::now(),
+            time: SystemTime::now(),
+            stop_at: None,
+        })
+    }
+
+    /// Where the server listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        let bound = self.listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        bound.unwrap_or(self.config.listen)
+    }
+
+    /// How many connections it takes.
+    pub fn max_connections(&self) -> usize {
+        self.max_connections
+    }
+
+    /// Runs until a signal ends it.
+    ///
+    /// # Errors
+    /// The poll itself failed.
+    pub fn run(mut self) -> io::Result<Stopped> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            match self.poll.poll(&mut events, self.timeout()) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            self.now = Instant::now();
+            self.time = SystemTime::now();
+            for event in &events {
+                self.note(event);
+            }
+            if self.signals.pending().count() > 0 && !self.stop() {
+                return Ok(Stopped::AtOnce);
+            }
+            self.accept();
+            self.read();
+            self.look_at_due();
+            self.write_and_remove();
+            self.journal.flush();
+            if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
+                return Ok(Stopped::Cleanly);
+            }
+        }
+    }
+
+    /// Notes what a socket is ready for; it is served later in the turn.
+    fn note(&mut self, event: &Readiness) {
+        let token = event.token();
+        if token == LISTENER {
+            self.listener.iter_mut().for_each(Listener::set_ready);
+        }
+        // A token is never used again, so an event that comes late finds nobody.
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            connection.set_readable(event.is_read_closed() || event.is_error());
+            self.queue_read(token);
+        }
+        let Some(connection) = self.connections.get(&token) else { return };
+        if event.is_writable() && !connection.outbox.is_empty() {
+            self.unsent.push(token);
+        }
+        // A connection that is not read would not find out that its socket has failed.
+        if event.is_error() && !connection.interest(self.config.max_outbox).read {
+            self.end(token, "the connection failed".into());
+        }
+    }
+
+    /// A few more sockets than clients, so that those who are too many can be told.
+    fn has_room(&self) -> bool {
+        self.connections.len() < self.max_connections + RESERVED_DESCRIPTORS / 2
+    }
+
+    fn accept(&mut self) {
+        for _ in 0..ACCEPTS {
+            if !self.has_room() {
+                return;
+            }
+            let Some((stream, peer)) = self.listener.as_mut().and_then(|listener| listener.accept(self.now)) else {
+                return;
+            };
+            let token = Token(self.next_token);
+            self.next_token += 1;
+            let mut connection = Box::new(Connection::new(stream, peer, self.now));
+            let both = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().register(connection.source(), token, both) {
+                log::warn!("REFUSED {peer}: {error}");
+                continue;
+            }
+            self.deadlines.set(token, &mut connection.deadline, self.now + self.config.handshake_timeout);
+            self.connections.insert(token, connection);
+        }
+    }
+
+    /// Remembers that a connection has input, if that is wanted.
+    fn queue_read(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        if !connection.is_queued && connection.interest(self.config.max_outbox).read {
+            connection.is_queued = true;
+            self.unread.push(token);
+        }
+    }
+
+    /// Reads from every connection that has input, each within its budget.
+    fn read(&mut self) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        for token in std::mem::take(&mut self.unread) {
+            self.read_from(token, &mut scratch);
+            self.queue_read(token);
+        }
+        self.scratch = scratch;
+    }
+
+    fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.is_queued = false;
+        if !connection.interest(self.config.max_outbox).read {
+            return;
+        }
+        match connection.read_some(scratch) {
+            Ok(Received::Bytes(len)) => {
+                connection.last_received = self.now;
+                self.receive(token, &mut scratch[..len]);
+            }
+            Ok(Received::Nothing) => {}
+            Ok(Received::End) => self.end_of_input(token),
+            Err(error) => self.end(token, error.to_string()),
+        }
+    }
+
+    /// Begins the shutdown: nobody is accepted any more and everybody is told. `false`: that had begun before.
+    fn stop(&mut self) -> bool {
+        if self.stop_at.is_some() {
+            return false;
+        }
+        log::info!("STOP {} connections are closed", self.connections.len());
+        self.stop_at = Some(self.now + SHUTDOWN);
+        self.listener = None;
+        // Everybody is leaving: nobody is told of the others.
+        self.chat = Chat::new(self.config.max_text);
+        let tokens: Vec<Token> = self.connections.keys().copied().collect();
+        for token in tokens {
+            match self.connections.get(&token).map(|connection| &connection.phase) {
+                Some(Phase::Handshake(_)) => self.end(token, "the server is shutting down".into()),
+                _ => self.close(token, CloseCode::GOING_AWAY, "the server is shutting down"),
+            }
+        }
+        true
+    }
+}
+
+/// How many connections there may be. Descriptors are raised to what the system allows first.
+fn max_connections(config: &Config) -> Result<usize, String> {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("descriptor limit: {error}"))?;
+    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(RESERVED_DESCRIPTORS);
+    match config.max_connections {
+        _ if most == 0 => Err(format!("a descriptor limit of {descriptors} is too low: see ulimit -n")),
+        Some(wanted) if wanted > most => Err(format!(
+            "--max-connections {wanted}: the descriptor limit of {descriptors} allows {most} (see ulimit -n)"
+        )),
+        Some(wanted) => Ok(wanted),
+        None => Ok(most),
+    }
+}

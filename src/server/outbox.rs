@@ -1,0 +1,248 @@
+//! What waits to be written to one socket: a queue of whole frames, most of them shared with other members.
+//!
+//! It knows frames only as bytes. The bound on it is kept by whoever pushes (see [`Outbox::is_over`]), because the
+//! bound is judged after a flush, not before it.
+//!
+//! The subtle thing: a frame may be half sent. Whatever is to be dropped or said in between, that frame is finished
+//! first, or the peer would take our next header for payload.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Write};
+use std::rc::Rc;
+
+use crate::ws::frame;
+
+/// A chunk of this client's own grows up to this size before another is begun, so that the part of it that has been
+/// sent is given back in time.
+const OWN_CHUNK: usize = 4096;
+/// How many chunks go into one system call. More would hardly ever be there, and the kernel stops at 1024.
+const MAX_SLICES: usize = 16;
+/// An empty queue keeps room for this many chunks, and gives back more than that.
+const KEPT: usize = 4;
+
+/// A queue of frames. Empty, it holds no buffer.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    chunks: VecDeque<Chunk>,
+    /// How much of the first chunk has been sent.
+    sent: usize,
+    /// Bytes that are not sent yet.
+    len: usize,
+}
+
+/// Whole frames.
+#[derive(Debug)]
+enum Chunk {
+    /// The same bytes for everyone: a pointer, not a copy.
+    Shared(Rc<[u8]>),
+    /// For this client alone.
+    Own(Vec<u8>),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Chunk::Shared(bytes) => bytes,
+            Chunk::Own(bytes) => bytes,
+        }
+    }
+}
+
+impl Outbox {
+    /// Bytes that are not sent yet.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether everything is sent.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Appends frames that others are sent too, or an answer to the handshake, which must not share a chunk with frames.
+    pub fn push_shared(&mut self, frames: Rc<[u8]>) {
+        self.len += frames.len();
+        self.chunks.push_back(Chunk::Shared(frames));
+    }
+
+    /// Appends frames of this client's own, written by `write` to the end of a buffer.
+    pub fn push_own(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let has_room = matches!(self.chunks.back(), Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK);
+        if !has_room {
+            self.chunks.push_back(Chunk::Own(Vec::new()));
+        }
+        if let Some(Chunk::Own(bytes)) = self.chunks.back_mut() {
+            let before = bytes.len();
+            write(bytes);
+            self.len += bytes.len() - before;
+        }
+    }
+
+    /// Writes as much as `writer` takes. `Ok`: it took everything, or it would block.
+    ///
+    /// # Errors
+    /// What the writer says, except that it would block or was interrupted.
+    pub fn flush(&mut self, writer: &mut impl Write) -> io::Result<()> {
+        while self.len > 0 {
+            let written = match self.write_some(writer) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            self.consume(written);
+        }
+        Ok(())
+    }
+
+    /// One system call. A single chunk, which is the rule, needs no list.
+    fn write_some(&self, writer: &mut impl Write) -> io::Result<usize> {
+        let mut chunks = self.chunks.iter().map(Chunk::bytes);
+        let first = &chunks.next().unwrap_or_default()[self.sent..];
+        if self.chunks.len() == 1 {
+            return writer.write(first);
+        }
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let bytes = std::iter::once(first).chain(chunks);
+        let count = slices.iter_mut().zip(bytes).map(|(slice, bytes)| *slice = IoSlice::new(bytes)).count();
+        writer.write_vectored(&slices[..count])
+    }
+
+    fn consume(&mut self, mut written: usize) {
+        self.len -= written;
+        while let Some(chunk) = self.chunks.front() {
+            let rest = chunk.bytes().len() - self.sent;
+            if written < rest {
+                self.sent += written;
+                return;
+            }
+            written -= rest;
+            self.sent = 0;
+            self.chunks.pop_front();
+        }
+        if self.chunks.capacity() > KEPT {
+            self.chunks = VecDeque::new();
+        }
+    }
+
+    /// Whether more than `bound` bytes wait. One frame alone is never too much: a welcome with its history is larger
+    /// than any message, and may meet a small bound.
+    pub fn is_over(&self, bound: usize) -> bool {
+        self.len > bound && self.len > self.rest_of_first_frame()
+    }
+
+    /// Drops everything but the rest of a frame that is half sent.
+    pub fn drop_unsent(&mut self) {
+        let keep = if self.sent == 0 { 0 } else { self.rest_of_first_frame() };
+        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..][..keep].to_vec()).unwrap_or_default();
+        *self = Outbox::default();
+        if !rest.is_empty() {
+            self.push_own(|bytes| bytes.extend(rest));
+        }
+    }
+
+    /// How much is unsent of the frame that goes out next. Every chunk begins with a frame, so it is found by walking
+    /// from header to header.
+    fn rest_of_first_frame(&self) -> usize {
+        let Some(chunk) = self.chunks.front() else { return 0 };
+        let bytes = chunk.bytes();
+        let mut end = 0;
+        while end <= self.sent {
+            end += frame::size_of_own(&bytes[end.min(bytes.len())..]);
+        }
+        end.min(bytes.len()) - self.sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that takes `room` bytes and then would block.
+    struct Socket {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let written = bytes.len().min(self.room);
+            self.room -= written;
+            self.taken.extend_from_slice(&bytes[..written]);
+            if written == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn frame(len: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        frame::append(&mut out, frame::Opcode::Binary, &vec![7; len]);
+        out
+    }
+
+    /// Three frames in two chunks: a shared one of two, and one of its own.
+    fn outbox() -> (Outbox, Vec<u8>) {
+        let mut outbox = Outbox::default();
+        let shared = [frame(3), frame(200)].concat();
+        outbox.push_shared(Rc::from(&shared[..]));
+        outbox.push_own(|bytes| bytes.extend(frame(1)));
+        (outbox, [shared, frame(1)].concat())
+    }
+
+    #[test]
+    fn a_partial_write_is_taken_up_where_it_ended() {
+        let (_, all) = outbox();
+        for cut in 0..=all.len() {
+            let (mut outbox, _) = outbox();
+            let mut socket = Socket { taken: Vec::new(), room: cut };
+            outbox.flush(&mut socket).unwrap();
+            assert_eq!(outbox.len(), all.len() - cut);
+            socket.room = usize::MAX;
+            outbox.flush(&mut socket).unwrap();
+            assert_eq!(socket.taken, all, "cut at {cut}");
+            assert!(outbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_never_half_a_frame() {
+        let (_, all) = outbox();
+        let ends = [0, 5, 5 + 204, all.len()];
+        for cut in 0..=all.len() {
+            let (mut outbox, _) = outbox();
+            let mut socket = Socket { taken: Vec::new(), room: cut };
+            outbox.flush(&mut socket).unwrap();
+            outbox.drop_unsent();
+            socket.room = usize::MAX;
+            outbox.flush(&mut socket).unwrap();
+            let end = *ends.iter().find(|&&end| end >= cut).unwrap();
+            assert_eq!(socket.taken, all[..end], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn one_frame_is_never_too_much() {
+        let mut outbox = Outbox::default();
+        outbox.push_own(|bytes| bytes.extend(frame(100)));
+        assert!(!outbox.is_over(10));
+        outbox.push_shared(frame(0).into());
+        assert!(outbox.is_over(10) && outbox.is_over(103) && !outbox.is_over(104));
+    }
+
+    #[test]
+    fn a_chunk_of_its_own_does_not_grow_for_ever_under_a_slow_reader() {
+        let mut outbox = Outbox::default();
+        let mut socket = Socket { taken: Vec::new(), room: 0 };
+        for _ in 0..1000 {
+            outbox.push_own(|bytes| bytes.extend(frame(100)));
+            socket.room = if outbox.len() > 500 { 102 } else { 0 };
+            outbox.flush(&mut socket).unwrap();
+            assert!(outbox.chunks.iter().all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));
+        }
+        assert!(outbox.chunks.len() < 4);
+    }
+}

@@ -1,0 +1,290 @@
+//! From a request head to what happens: the page, the health answer, a refusal, or the upgrade to an endpoint.
+//!
+//! The checks run in the order of the protocol page, and the first that fails answers. Those of RFC 6455 itself are in
+//! `ws::handshake`, those of who may come in are in `chat::access`; here they are lined up, and a no gets its status.
+//! This file knows no sockets and changes nothing.
+//!
+//! The subtle thing: a path is split before it is percent-decoded, so that `%2f` cannot make a path of two segments;
+//! and every plain answer ends the connection, so that what follows a refused request is never read as another one.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use crate::chat::access::{self, Access, Grant};
+use crate::chat::dialect::Dialect;
+use crate::chat::{DEFAULT_ROOM, DEFAULT_USERNAME, Newcomer};
+use crate::ws::handshake::{Rejection, Request, Upgrade, shown, upgrade_required};
+
+/// The page, as it is in the repository.
+const PAGE: &str = include_str!("../../client.html");
+
+/// An `Origin` is a scheme, a host of 255 characters at most, and a port.
+const MAX_ORIGIN: usize = 300;
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub enum Answer {
+    /// A plain HTTP answer, whole; the connection ends behind it.
+    Plain(Vec<u8>),
+    /// The 101, and what the connection is from then on.
+    Upgraded(Vec<u8>, Entrance),
+}
+
+/// What an upgraded connection is for.
+#[derive(Debug)]
+pub enum Entrance {
+    /// `/echo`
+    Echo,
+    /// The chat.
+    Chat(Newcomer),
+}
+
+/// The paths that exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// `/`: the page, or the native dialect.
+    Root,
+    Health,
+    Echo,
+}
+
+impl Path {
+    fn find(path: &str) -> Option<Path> {
+        match path {
+            "/" => Some(Path::Root),
+            "/health" => Some(Path::Health),
+            "/echo" => Some(Path::Echo),
+            _ => None,
+        }
+    }
+
+    /// The methods of a path: pages have a head that can be asked for alone. Unknown paths have none of their own.
+    fn allows_head(path: Option<Path>) -> bool {
+        matches!(path, Some(Path::Root | Path::Health))
+    }
+}
+
+/// Answers a request. `is_full`: there is no room for another connection.
+///
+/// # Errors
+/// The first check that failed.
+pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime) -> Result<Answer, Rejection> {
+    let target = request.target();
+    let host = request.host()?;
+    for authority in std::iter::once(host).chain(target.authority) {
+        // HTTP/1.0 may come without a Host, and then there is no name to judge.
+        let is_absent = authority.is_empty() && request.minor_version == 0;
+        if !is_absent && !access.welcomes_host(authority) {
+            return Err(foreign_host(authority));
+        }
+    }
+    let path = Path::find(target.path);
+    let is_head = request.method == "HEAD" && Path::allows_head(path);
+    if request.method != "GET" && !is_head {
+        return Err(wrong_method(request.method, path));
+    }
+    let Some(path) = path else {
+        return Err(Rejection::new(404, format!("There is nothing at {}.", shown(target.path.as_bytes()))));
+    };
+    let wants_websocket = request.has_token("Upgrade", "websocket");
+    let page = match path {
+        Path::Health => Some(("application/json", "{\"status\":\"ok\"}\n")),
+        Path::Root if is_head || !wants_websocket => Some(("text/html; charset=utf-8", PAGE)),
+        _ if !wants_websocket => return Err(upgrade_required()),
+        _ => None,
+    };
+    if let Some((content_type, body)) = page {
+        let body_sent = if is_head { "" } else { body };
+        return Ok(Answer::Plain(plain(now, 200, &[("Content-Type", content_type)], body.len(), body_sent)));
+    }
+    let upgrade = Upgrade::check(request)?;
+    check_origin(request, access, host)?;
+    let query = Query::new(target.query);
+    let grant = check_token(request, access, &query)?;
+    let (entrance, subprotocol) = match path {
+        Path::Echo => query.check().map(|()| (Entrance::Echo, "echo"))?,
+        _ => (Entrance::Chat(newcomer(&query, &grant)?), Dialect::Events.subprotocol()),
+    };
+    if is_full {
+        return Err(Rejection {
+            status: 503,
+            headers: &[("Retry-After", "5")],
+            body: "The server is full; try again in a moment (RFC 9110 §15.6.4).".into(),
+        });
+    }
+    Ok(Answer::Upgraded(upgrade.switching_protocols(subprotocol), entrance))
+}
+
+fn foreign_host(authority: &str) -> Rejection {
+    let seen = shown(authority.as_bytes());
+    let body = format!(
+        "This server listens on loopback, and {seen} is not a name of loopback. Without this check any site could \
+         reach it by a name of its own (DNS rebinding); --allow-host NAME allows one."
+    );
+    Rejection::new(403, body)
+}
+
+fn wrong_method(method: &str, path: Option<Path>) -> Rejection {
+    let with_head = Path::allows_head(path);
+    Rejection {
+        status: 405,
+        headers: if with_head { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] },
+        body: format!("The method must be GET, not {} (RFC 6455 §4.2.1).", shown(method.as_bytes())),
+    }
+}
+
+fn check_origin(request: &Request, access: &Access, host: &str) -> Result<(), Rejection> {
+    let mut origins = request.header("Origin");
+    let origin = match (origins.next(), origins.next()) {
+        (None, _) => return Ok(()), // not a browser (§10.2 protects browsers' users)
+        (Some(origin), None) if origin.len() <= MAX_ORIGIN => origin,
+        (Some(_), None) => return Err(Rejection::new(400, "The Origin is too long (RFC 6454 §7).")),
+        _ => return Err(Rejection::new(400, "Origin must be sent once (RFC 6454 §7).")),
+    };
+    let is_welcome = std::str::from_utf8(origin).is_ok_and(|origin| access.welcomes_origin(origin, host));
+    if is_welcome {
+        return Ok(());
+    }
+    let seen = shown(origin);
+    let body = format!(
+        "Pages of the origin {seen} are not welcome here (RFC 6455 §10.2); --allow-origin {} allows them.",
+        seen.trim_matches('"')
+    );
+    Err(Rejection::new(403, body))
+}
+
+/// The token of the query, or failing that the one of `Authorization: Bearer`.
+fn check_token(request: &Request, access: &Access, query: &Query) -> Result<Grant, Rejection> {
+    let in_query = query.get("token");
+    let in_header = request.header("Authorization").find_map(bearer);
+    let token = match &in_query {
+        Some(Ok(token)) => Some(token.as_ref()),
+        Some(Err(_)) => Some(""), // what cannot be decoded is no token of ours
+        None => in_header,
+    };
+    access.grant(token).ok_or_else(|| Rejection {
+        status: 401,
+        headers: &[("WWW-Authenticate", "Bearer")],
+        body: "Unauthorized".into(),
+    })
+}
+
+/// RFC 6750 §2.1, with the scheme in any case (RFC 9110 §11.1).
+fn bearer(value: &[u8]) -> Option<&str> {
+    let (scheme, token) = std::str::from_utf8(value).ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' '))
+}
+
+fn newcomer(query: &Query, grant: &Grant) -> Result<Newcomer, Rejection> {
+    query.check()?;
+    let bad = |error| Rejection::new(400, format!("{error}."));
+    let room = query.get("room").transpose()?.unwrap_or(Cow::Borrowed(DEFAULT_ROOM));
+    let room = access::room_name(&room).map_err(bad)?.to_owned();
+    let asked = query.get("username").transpose()?;
+    let asked = asked.as_deref().map(access::username).transpose().map_err(bad)?;
+    let username: Rc<str> = match (asked, &grant.username) {
+        (Some(asked), Some(own)) if *asked != **own => {
+            return Err(Rejection::new(403, "This token may be used with another username only."));
+        }
+        (_, Some(own)) => Rc::clone(own),
+        (Some(asked), None) => asked.into(),
+        (None, None) => DEFAULT_USERNAME.into(),
+    };
+    Ok(Newcomer { dialect: Dialect::Events, username, room })
+}
+
+/// The query of a target: `name=value` pairs, still encoded.
+struct Query<'a>(&'a str);
+
+impl<'a> Query<'a> {
+    fn new(query: &'a str) -> Query<'a> {
+        Query(query)
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    }
+
+    /// The value of the first parameter of this name, decoded.
+    fn get(&self, name: &str) -> Option<Result<Cow<'a, str>, Rejection>> {
+        let is_it = |pair: &(&str, &str)| decode(pair.0, true).is_ok_and(|decoded| decoded == name);
+        self.pairs().find(is_it).map(|(_, value)| decode(value, true))
+    }
+
+    /// Whether every parameter, known or not, is well encoded.
+    fn check(&self) -> Result<(), Rejection> {
+        self.pairs().try_for_each(|(name, value)| decode(name, true).and_then(|_| decode(value, true)).map(|_| ()))
+    }
+}
+
+/// Percent-decodes (RFC 3986 §2.1); with `plus`, a `+` is a space. Crates for this let a malformed `%` pass, so that
+/// two readers of one address could see different names.
+fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
+    if !text.contains(['%', '+']) {
+        return Ok(Cow::Borrowed(text));
+    }
+    let malformed =
+        || Rejection::new(400, format!("Malformed percent-encoding: {} (RFC 3986 §2.1).", shown(text.as_bytes())));
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        decoded.push(match first {
+            b'+' if plus => b' ',
+            b'%' => {
+                let (digits, after) = rest.split_at_checked(2).ok_or_else(malformed)?;
+                rest = after;
+                let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or_else(malformed);
+                digit(digits[0])? << 4 | digit(digits[1])?
+            }
+            byte => *byte,
+        });
+    }
+    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
+}
+
+/// The bytes of a refusal.
+pub fn refusal(rejection: &Rejection, now: SystemTime) -> Vec<u8> {
+    let mut headers = vec![("Content-Type", "text/plain; charset=utf-8")];
+    headers.extend(rejection.headers);
+    // The body of a 401 is fixed to the letter; the others end like any text.
+    let end = if rejection.status == 401 { "" } else { "\n" };
+    let body = format!("{}{end}", rejection.body);
+    plain(now, rejection.status, &headers, body.len(), &body)
+}
+
+/// A plain answer. Everyone ends the connection, and a `HEAD` has the length of a body that is not sent.
+fn plain(now: SystemTime, status: u16, headers: &[(&str, &str)], length: usize, body: &str) -> Vec<u8> {
+    let date = httpdate::fmt_http_date(now);
+    let mut answer = format!("HTTP/1.1 {status} {}\r\nDate: {date}\r\nContent-Length: {length}\r\n", reason(status));
+    for (name, value) in headers {
+        answer.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if !headers.iter().any(|(name, _)| *name == "Connection") {
+        answer.push_str("Connection: close\r\n");
+    }
+    answer.push_str("Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\r\n");
+    answer.push_str(body);
+    answer.into_bytes()
+}
+
+/// RFC 9110 §15.
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        426 => "Upgrade Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        503 => "Service Unavailable",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    }
+}
