@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use wirechat::config::Config;
-use wirechat::server::{Journal, Server, Stopped};
+use wirechat::server::{Config, Journal, Server, Stopped};
 
 /// Something is in the way: a port in use, a bad file.
 const FAILURE: u8 = 1;

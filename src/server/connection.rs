@@ -19,8 +19,8 @@ use std::time::Instant;
 use mio::net::TcpStream;
 
 use super::outbox::Outbox;
-use crate::ws::handshake::HeadReader;
 use crate::ws::protocol::{Framing, Protocol, State};
+use crate::ws::request::HeadReader;
 
 /// A socket and its state.
 #[derive(Debug)]

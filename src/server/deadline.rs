@@ -15,7 +15,7 @@ use mio::Token;
 use super::Server;
 use super::connection::Phase;
 use super::listener::Listener;
-use crate::ws::handshake::Rejection;
+use crate::ws::request::Rejection;
 
 /// All deadlines, the next one first.
 #[derive(Debug, Default)]

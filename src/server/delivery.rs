@@ -1,7 +1,7 @@
 //! From the chat to the sockets: who hears what becomes bytes in outboxes, and at the end of the turn, writes.
 //!
-//! Also the one way out: whatever ended a connection, it leaves the chat through [`Server::leave`] and the tables
-//! through [`Server::write_and_remove`].
+//! Also the one way out: whatever ended a connection, it leaves the chat through `leave` and the tables through
+//! `remove`.
 //!
 //! The subtle thing: writing finds out who is too slow or gone; their leaving is told to their rooms, which is writing
 //! again. So the end of a turn goes round until nothing is left to be told. Each round but the first has lost a member,

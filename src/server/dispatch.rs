@@ -14,9 +14,9 @@ use super::routes::{self, Answer, Entrance};
 use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
-use crate::ws::handshake::{Rejection, Request};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event, Protocol};
+use crate::ws::request::{Rejection, Request};
 
 impl Server {
     /// Takes what was read from a connection.

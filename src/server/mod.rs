@@ -11,15 +11,15 @@
 //! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
 //! waits for a peer, and an error of a socket ends that connection, never the loop.
 
-mod batch;
-mod connection;
-mod deadline;
-mod delivery;
-mod dispatch;
-mod journal;
-mod listener;
-mod outbox;
-mod routes;
+pub mod batch;
+pub mod connection;
+pub mod deadline;
+pub mod delivery;
+pub mod dispatch;
+pub mod journal;
+pub mod listener;
+pub mod outbox;
+pub mod routes;
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,7 +32,8 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::chat::access::Access;
 use crate::chat::{Chat, TokenMap};
-use crate::config::{Config, RESERVED_DESCRIPTORS};
+pub use crate::config::Config;
+use crate::config::RESERVED_DESCRIPTORS;
 use crate::ws::close::CloseCode;
 use batch::Batches;
 use connection::{Connection, Phase, Received};

@@ -129,29 +129,29 @@ impl Outbox {
     /// Whether more than `bound` bytes wait. One frame alone is never too much: a welcome with its history is larger
     /// than any message, and may meet a small bound.
     pub fn is_over(&self, bound: usize) -> bool {
-        self.len > bound && self.len > self.rest_of_first_frame()
+        self.len > bound && self.len > self.end_of_frame(self.sent + 1) - self.sent
     }
 
     /// Drops everything but the rest of a frame that is half sent.
     pub fn drop_unsent(&mut self) {
-        let keep = if self.sent == 0 { 0 } else { self.rest_of_first_frame() };
-        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..][..keep].to_vec()).unwrap_or_default();
+        let end = self.end_of_frame(self.sent);
+        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
         *self = Outbox::default();
         if !rest.is_empty() {
             self.push_own(|bytes| bytes.extend(rest));
         }
     }
 
-    /// How much is unsent of the frame that goes out next. Every chunk begins with a frame, so it is found by walking
-    /// from header to header.
-    fn rest_of_first_frame(&self) -> usize {
+    /// Where in the first chunk the frame ends that holds the byte before `position`; 0 for 0. Every chunk begins with
+    /// a frame, so it is found by walking from header to header.
+    fn end_of_frame(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
         let mut end = 0;
-        while end <= self.sent {
-            end += frame::size_of_own(&bytes[end.min(bytes.len())..]);
+        while end < position.min(bytes.len()) {
+            end += frame::size_of_own(&bytes[end..]);
         }
-        end.min(bytes.len()) - self.sent
+        end.min(bytes.len())
     }
 }
 

@@ -14,7 +14,8 @@ use std::time::SystemTime;
 use crate::chat::access::{self, Access, Grant};
 use crate::chat::dialect::Dialect;
 use crate::chat::{DEFAULT_ROOM, DEFAULT_USERNAME, Newcomer};
-use crate::ws::handshake::{Rejection, Request, Upgrade, shown, upgrade_required};
+use crate::ws::handshake::{Upgrade, upgrade_required};
+use crate::ws::request::{Rejection, Request, shown};
 
 /// The page, as it is in the repository.
 const PAGE: &str = include_str!("../../client.html");

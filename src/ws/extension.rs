@@ -10,7 +10,7 @@
 //! The subtle thing: header parsers of this grammar have had regular expressions that ran for minutes on a line of
 //! blanks. This one walks over each byte once.
 
-use super::handshake::is_token;
+use super::request::is_token;
 
 /// Whether `value` is an offer as the grammar of §9.1 has it: a list of `name; parameter; parameter=value`. Several
 /// header lines are one list, joined with commas (RFC 9110 §5.3).

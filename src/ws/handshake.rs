@@ -1,287 +1,17 @@
-//! §4, the opening handshake, the server's side: the bytes of a request head become an [`Upgrade`] or a [`Rejection`].
+//! §4.2, the opening handshake, the server's side: a [`Request`] becomes an [`Upgrade`], and that the 101.
 //!
-//! [`HeadReader`] finds the end of the head, [`Request`] is the head parsed once (by `httparse`), and [`Upgrade`] is
-//! what §4.2.1 demands of it, checked. This file does not know which paths exist, who is welcome, or how a plain
-//! answer is written: the server asks those questions between the steps, in the order that the protocol page fixes.
+//! This file does not know which paths exist, who is welcome, or how a plain answer is written: the server asks those
+//! questions between the steps, in the order that the protocol page fixes.
 //!
-//! The subtle thing: `httparse` starts over at the first byte of whatever it is given, so a head that drips in must
-//! not be parsed before it is complete (CVE-2023-43669). The reader remembers how far it has searched for the blank
-//! line, looks at no byte twice, and judges on the way only what could otherwise keep it waiting for nothing.
+//! The subtle thing: the accept value is made of the key as it was sent, not of what it decodes to. It proves that the
+//! server has read the request as a WebSocket handshake, and nothing else; it is no secret and no authentication.
 
 use base64::Engine;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use sha1::{Digest, Sha1};
 
 use super::extension;
-
-/// Why a request is not upgraded: an HTTP status, headers that go with it, and a sentence or two for the client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
-    /// The HTTP status code.
-    pub status: u16,
-    /// Headers beside those that every plain answer has.
-    pub headers: &'static [(&'static str, &'static str)],
-    /// Plain text: the rule, what was received, the section.
-    pub body: String,
-}
-
-impl Rejection {
-    /// A rejection without headers of its own.
-    pub fn new(status: u16, body: impl Into<String>) -> Rejection {
-        Rejection { status, headers: &[], body: body.into() }
-    }
-}
-
-fn bad_request(body: impl Into<String>) -> Rejection {
-    Rejection::new(400, body)
-}
-
-/// Bytes of a peer as they may be shown in an answer or a log: escaped, and not too long.
-pub fn shown(bytes: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]);
-    let dots = if bytes.len() > 100 { "…" } else { "" };
-    format!("\"{}{dots}\"", text.escape_debug())
-}
-
-/// Collects a request head that may come in pieces of any size, and finds its end.
-#[derive(Debug, Default)]
-pub struct HeadReader {
-    bytes: Vec<u8>,
-    /// Everything before this has been searched for the end of a line.
-    searched: usize,
-    /// Where the line that is being searched begins.
-    line: usize,
-    /// Where the request line begins: behind the blank lines that RFC 9112 §2.2 lets a client send first.
-    request_line: usize,
-}
-
-impl HeadReader {
-    /// Takes received bytes. `Ok(Some(n))`: the head is complete, its last byte was `input[n - 1]`, and what is behind
-    /// belongs to the protocol. `Ok(None)`: not complete yet. `max` is the limit for the whole head in bytes.
-    ///
-    /// # Errors
-    /// 400 for what no HTTP head can begin with, 414 or 431 for one over `max`.
-    pub fn receive(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, Rejection> {
-        let before = self.bytes.len();
-        let taken = input.len().min(max.saturating_sub(before));
-        self.bytes.extend_from_slice(&input[..taken]);
-        while let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') {
-            let newline = self.searched + found;
-            self.searched = newline + 1;
-            if self.end_line(newline)? {
-                self.bytes.truncate(newline + 1);
-                return Ok(Some(newline + 1 - before));
-            }
-        }
-        self.searched = self.bytes.len();
-        self.judge_unfinished(max)?;
-        Ok(None)
-    }
-
-    /// The complete head, without the blank lines before it.
-    pub fn head(&self) -> &[u8] {
-        &self.bytes[self.request_line..]
-    }
-
-    /// Whether anything has come at all.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Ends the current line at `newline`; `true` if that was the end of the head.
-    fn end_line(&mut self, newline: usize) -> Result<bool, Rejection> {
-        let line = &self.bytes[self.line..newline];
-        let Some((b'\r', content)) = line.split_last() else {
-            return Err(bad_request(
-                "A line of the request ends with LF alone; every line must end with CR LF (RFC 9112 §2.2).",
-            ));
-        };
-        let is_first = self.line == self.request_line;
-        let is_blank = content.is_empty();
-        self.line = newline + 1;
-        if is_first && is_blank {
-            self.request_line = self.line;
-        }
-        Ok(is_blank && !is_first)
-    }
-
-    fn judge_unfinished(&self, max: usize) -> Result<(), Rejection> {
-        let so_far = self.head();
-        if so_far.first().is_some_and(|&byte| !is_token_byte(byte) && byte != b'\r') {
-            return Err(not_http(so_far));
-        }
-        let request_line_is_whole = self.line > self.request_line;
-        if request_line_is_whole {
-            // Without its blank line the head cannot be complete, so this says whether the request line is one.
-            let line = &self.bytes[self.request_line..self.line];
-            Request::parse(line, 0)?;
-        }
-        if self.bytes.len() < max {
-            return Ok(());
-        }
-        if so_far.is_empty() || request_line_is_whole {
-            return Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")));
-        }
-        Err(Rejection::new(414, format!("The request line is over {max} bytes (RFC 9110 §15.5.15).")))
-    }
-}
-
-/// Names what came in place of HTTP, as far as it can be told.
-fn not_http(bytes: &[u8]) -> Rejection {
-    let what = match bytes {
-        [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
-        [b'S', b'S', b'H', b'-', ..] => "an SSH banner",
-        [b'P', b'R', b'I', b' ', b'*', ..] => "an HTTP/2 preface",
-        _ => {
-            return bad_request(format!("Not an HTTP/1.1 request: {} (RFC 9112 §3).", shown(bytes)));
-        }
-    };
-    bad_request(format!("Not an HTTP/1.1 request but {what} (RFC 9112 §3)."))
-}
-
-/// A request head, parsed.
-#[derive(Debug)]
-pub struct Request<'h> {
-    /// As sent; methods are case-sensitive (RFC 9110 §9.1).
-    pub method: &'h str,
-    /// The target as sent: use [`Request::target`].
-    raw_target: &'h str,
-    /// HTTP/1.x: the x.
-    pub minor_version: u8,
-    headers: Vec<httparse::Header<'h>>,
-}
-
-/// The parts of a request target (RFC 9112 §3.2), still percent-encoded.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Target<'h> {
-    /// What stood between `http://` and the path, if the target was in absolute form.
-    pub authority: Option<&'h str>,
-    /// Up to the first `?`.
-    pub path: &'h str,
-    /// What follows the first `?`; empty without one.
-    pub query: &'h str,
-}
-
-impl<'h> Request<'h> {
-    /// Parses a complete head. A line alone, with `max_headers` 0, is judged as a request line.
-    ///
-    /// # Errors
-    /// 400, 431 for more than `max_headers`, 505 for a version other than 1.0 and 1.1. A body that is announced is
-    /// an error too: nobody would read it, and what it holds must not be taken for frames.
-    pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        let mut headers = vec![httparse::EMPTY_HEADER; max_headers];
-        let mut parsed = httparse::Request::new(&mut headers);
-        match parsed.parse(head) {
-            Ok(_) => {}
-            Err(httparse::Error::TooManyHeaders) => {
-                return Err(Rejection::new(431, format!("The request has over {max_headers} headers (RFC 6585 §5).")));
-            }
-            Err(httparse::Error::Version) if names_another_version(head) => {
-                return Err(Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6)."));
-            }
-            Err(error) => return Err(malformed(head, error)),
-        }
-        let (method, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
-        let minor_version = parsed.version.unwrap_or_default();
-        let count = parsed.headers.len();
-        headers.truncate(count);
-        let request = Request { method, raw_target, minor_version, headers };
-        request.refuse_body()?;
-        Ok(request)
-    }
-
-    /// The values of a header, in the order of its lines, without the blanks around them.
-    pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
-        self.headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
-    }
-
-    /// Whether `token` is in a header that is a list of tokens. Several lines are one list (RFC 9110 §5.3), and
-    /// §4.2.1 has these tokens compared without regard to case.
-    pub fn has_token(&self, name: &str, token: &str) -> bool {
-        let mut elements = self.header(name).flat_map(|line| line.split(|&byte| byte == b','));
-        elements.any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
-    }
-
-    /// The target, taken apart.
-    pub fn target(&self) -> Target<'h> {
-        let scheme = ["http://", "ws://"]
-            .into_iter()
-            .find(|scheme| self.raw_target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-        let (authority, rest) = match scheme {
-            None => (None, self.raw_target),
-            Some(scheme) => {
-                let rest = &self.raw_target[scheme.len()..];
-                let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-                (Some(authority), rest)
-            }
-        };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        // RFC 9112 §3.2.2 with RFC 3986 §6.2.3: an absolute form without a path means "/".
-        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
-        Target { authority, path, query }
-    }
-
-    /// The one `Host` (§4.2.1 item 2). HTTP/1.0 may leave it out: then it is empty.
-    ///
-    /// # Errors
-    /// 400 for none or several, or for one that is no authority (RFC 9112 §3.2).
-    pub fn host(&self) -> Result<&'h str, Rejection> {
-        let mut values = self.header("Host");
-        let host = match (values.next(), values.next(), self.minor_version) {
-            (Some(host), None, _) => host,
-            (None, _, 0) => b"",
-            _ => {
-                let count = self.header("Host").count();
-                return Err(bad_request(format!("Host must be sent once, not {count} times (RFC 9112 §3.2).")));
-            }
-        };
-        match std::str::from_utf8(host) {
-            Ok(host) if host.bytes().all(is_authority_byte) => Ok(host),
-            _ => Err(bad_request(format!("Host {} is no host and port (RFC 9112 §3.2).", shown(host)))),
-        }
-    }
-
-    fn refuse_body(&self) -> Result<(), Rejection> {
-        let has_length = self.header("Content-Length").any(|value| value != b"0");
-        if has_length || self.header("Transfer-Encoding").next().is_some() {
-            return Err(bad_request("No request here may have a body (RFC 6455 §4.1, RFC 9112 §6)."));
-        }
-        Ok(())
-    }
-}
-
-fn names_another_version(head: &[u8]) -> bool {
-    let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    let is_version = matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-        if major.is_ascii_digit() && minor.is_ascii_digit());
-    is_version && !line.starts_with(b"PRI *")
-}
-
-fn malformed(head: &[u8], error: httparse::Error) -> Rejection {
-    let line_end = head.iter().position(|&byte| byte == b'\r').unwrap_or(head.len());
-    match error {
-        httparse::Error::HeaderName => bad_request("A header name is malformed (RFC 9112 §5)."),
-        httparse::Error::HeaderValue => bad_request("A header value holds a forbidden byte (RFC 9110 §5.5)."),
-        httparse::Error::NewLine => bad_request("A CR stands without its LF (RFC 9112 §2.2)."),
-        _ => not_http(&head[..line_end]),
-    }
-}
-
-/// RFC 9110 §5.6.2, `tchar`.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
-}
-
-/// RFC 9110 §5.6.2: one or more `tchar`.
-pub fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(is_token_byte)
-}
-
-/// RFC 3986 §3.2: what a host and a port are made of; no `@`, since RFC 9110 §4.2.4 deprecates user information.
-fn is_authority_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
-}
+use super::request::{Rejection, Request, bad_request, is_token, shown};
 
 /// A request that meets §4.2.1 and asks for the WebSocket protocol.
 #[derive(Debug, PartialEq, Eq)]
@@ -420,4 +150,97 @@ pub fn accept_key(key: &[u8]) -> String {
     const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
     STANDARD.encode(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The request of §1.2, with one of its lines taken out and others put in.
+    fn head(without: &str, with: &str) -> String {
+        let lines = [
+            "GET /chat HTTP/1.1",
+            "Host: server.example.com",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            "Sec-WebSocket-Version: 13",
+        ];
+        let kept = lines.into_iter().filter(|line| without.is_empty() || !line.starts_with(without));
+        let mut head = kept.chain(with.split('|').filter(|line| !line.is_empty())).collect::<Vec<_>>();
+        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line that was put in comes first
+        head.join("\r\n") + "\r\n\r\n"
+    }
+
+    fn status(without: &str, with: &str) -> Result<(), u16> {
+        let head = head(without, with);
+        let request = Request::parse(head.as_bytes(), 64).unwrap();
+        Upgrade::check(&request).map(|_| ()).map_err(|rejection| rejection.status)
+    }
+
+    #[test]
+    fn rfc_1_3_the_accept_key() {
+        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_ne!(accept_key(b"dGhlIHNhbXBsZSBub25jZR=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the string is hashed");
+    }
+
+    #[test]
+    fn rfc_4_2_1_requests_and_statuses() {
+        let cases = [
+            ("", "", Ok(())),
+            ("GET", "GET / HTTP/1.0", Err(400)),
+            ("Connection", "", Err(400)),
+            ("Connection", "Connection: keep-alive, UPGRADE", Ok(())),
+            ("Connection", "Connection: keep-alive|connection: upgrade", Ok(())),
+            ("Connection", "Connection: notUpgrade", Err(400)),
+            ("Connection", "Connection: Upgradex", Err(400)),
+            ("Sec-WebSocket-Version", "", Err(426)),
+            ("Sec-WebSocket-Version", "Sec-WebSocket-Version: 8", Err(426)),
+            ("Sec-WebSocket-Version", "Sec-WebSocket-Version: 13, 8", Err(426)),
+            ("Sec-WebSocket-Version", "Sec-WebSocket-Version: +13", Err(426)),
+            ("Sec-WebSocket-Version", "Sec-WebSocket-Version: 013", Err(426)),
+            ("", "Sec-WebSocket-Version: 13", Err(400)),
+            ("Sec-WebSocket-Key", "", Err(400)),
+            ("", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key:", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAA", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAAA=", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key: not base64 at all!!!!!==", Err(400)),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZR==", Ok(())),
+            ("Sec-WebSocket-Key", "Sec-WebSocket-Key:   dGhlIHNhbXBsZSBub25jZQ==  ", Ok(())),
+            ("", "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", Ok(())),
+            ("", "Sec-WebSocket-Extensions: a|Sec-WebSocket-Extensions: b; c", Ok(())),
+            ("", "Sec-WebSocket-Extensions: a; =b", Err(400)),
+            ("", "Sec-WebSocket-Extensions:", Err(400)),
+            ("", "Sec-WebSocket-Protocol: a, b", Ok(())),
+            ("", "Sec-WebSocket-Protocol: a|Sec-WebSocket-Protocol: b", Ok(())),
+            ("", "Sec-WebSocket-Protocol: a, a", Err(400)),
+            ("", "Sec-WebSocket-Protocol: a|Sec-WebSocket-Protocol: a", Err(400)),
+            ("", "Sec-WebSocket-Protocol: a b", Err(400)),
+            ("", "Sec-WebSocket-Protocol:", Err(400)),
+        ];
+        for (without, with, verdict) in cases {
+            assert_eq!(status(without, with), verdict, "without {without:?}, with {with:?}");
+        }
+    }
+
+    #[test]
+    fn rfc_4_2_2_the_answer() {
+        let plain = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        let cases = [
+            ("", ""),
+            ("Sec-WebSocket-Protocol: other", ""),
+            ("Sec-WebSocket-Protocol: Chat.events", ""),
+            ("Sec-WebSocket-Protocol: other, chat.events", "Sec-WebSocket-Protocol: chat.events\r\n"),
+            ("Sec-WebSocket-Extensions: permessage-deflate", ""),
+        ];
+        for (offer, answered) in cases {
+            let head = head("", offer);
+            let request = Request::parse(head.as_bytes(), 64).unwrap();
+            let answer = Upgrade::check(&request).unwrap().switching_protocols("chat.events");
+            assert_eq!(String::from_utf8(answer).unwrap(), format!("{plain}{answered}\r\n"), "{offer}");
+        }
+    }
 }

@@ -3,14 +3,16 @@
 //! Bytes go in, events and bytes come out. Nothing under `ws` knows a socket, a clock, a room or a name, so all of it
 //! can be tested with byte literals, and the same code serves a connection, a benchmark and a doc example.
 //!
-//! Reading order: [`frame`] and [`mask`] (one frame), [`message`] (many frames, one message), [`close`] (how it ends
-//! and why), [`protocol`] (the state machine that holds these together), [`handshake`] (how it all begins).
+//! Reading order: [`frame`], [`mask`] and [`reader`] (one frame, and a stream of them), [`message`] (many frames, one
+//! message), [`close`] (how it ends and why), [`protocol`] (the state machine that holds these together), [`request`] and
+//! [`handshake`] (how it all begins), [`extension`] (what is declined).
 //!
 //! | section | where | test |
 //! |---|---|---|
 //! | 1.3, 4.2.2 accept key | [`handshake::accept_key`] | `rfc_1_3_the_accept_key` |
 //! | 4.1, 4.2.1 what a request must have | [`handshake::Upgrade::check`] | `rfc_4_2_1_requests_and_statuses` |
 //! | 4.2.2, 1.9 the 101 | [`handshake::Upgrade::switching_protocols`] | `rfc_4_2_2_the_answer` |
+//! | 4.2.1 the head of a request | [`request::HeadReader`], [`request::Request`] | `a_head_in_any_pieces_ends_at_the_same_byte` |
 //! | 4.4 versions | [`handshake::Upgrade::check`] | `rfc_4_2_1_requests_and_statuses` |
 //! | 5.1 masks are demanded, never sent | [`frame::FrameHeader::parse`], [`frame::append`] | `rfc_5_2_headers_and_verdicts` |
 //! | 5.2 header, opcodes, minimal length, top bit | [`frame::FrameHeader::parse`] | `rfc_5_2_headers_and_verdicts` |
@@ -32,5 +34,7 @@ pub mod handshake;
 pub mod mask;
 pub mod message;
 pub mod protocol;
+pub mod reader;
+pub mod request;
 
 pub use protocol::Limits;

@@ -22,9 +22,9 @@
 use std::borrow::Cow;
 
 use super::close::{CloseCode, CloseFrame, ProtocolError};
-use super::frame::{self, FrameHeader, MAX_HEADER, Opcode};
-use super::mask;
+use super::frame::{self, FrameHeader, Opcode};
 use super::message::{self, Assembler, Message, MessageKind};
+use super::reader::{FrameReader, Piece};
 
 /// §10.4: what one peer may make this side hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,29 +77,11 @@ pub enum Event<'a> {
 pub struct Protocol {
     limits: Limits,
     state: State,
-    header: PartialHeader,
-    frame: Option<OpenFrame>,
+    frames: FrameReader,
     message: Assembler,
-    /// The payload of a control frame of which not everything has come.
+    /// The payload of a control frame of which not everything has come; §5.5 bounds it.
     control: Vec<u8>,
     replies: Vec<u8>,
-}
-
-/// The bytes of a header of which not everything has come: the only input that is carried from read to read.
-#[derive(Debug, Default)]
-struct PartialHeader {
-    bytes: [u8; MAX_HEADER],
-    len: u8,
-}
-
-/// A frame whose payload is being received.
-#[derive(Debug, Clone, Copy)]
-struct OpenFrame {
-    fin: bool,
-    opcode: Opcode,
-    key: [u8; 4],
-    received: u64,
-    remaining: u64,
 }
 
 impl Protocol {
@@ -108,8 +90,7 @@ impl Protocol {
         Protocol {
             limits,
             state: State::Open,
-            header: PartialHeader::default(),
-            frame: None,
+            frames: FrameReader::default(),
             message: Assembler::default(),
             control: Vec::new(),
             replies: Vec::new(),
@@ -159,14 +140,22 @@ impl Protocol {
     /// assert_eq!(protocol.receive(&mut input), None);
     /// ```
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
-        while !input.is_empty() || self.frame.is_some_and(|frame| frame.remaining == 0) {
+        loop {
             if matches!(self.state, State::Closing(Framing::Lost) | State::Closed) {
                 *input = &mut [];
                 return None;
             }
-            let step = match self.frame {
-                None => self.read_header(input).map(|()| None),
-                Some(frame) => self.read_payload(frame, input),
+            let Protocol { limits, state, message, .. } = self;
+            let judge = |header: &FrameHeader| match state {
+                State::Open => judge(header, message, limits),
+                _ => Ok(()), // to be skipped
+            };
+            let step = match self.frames.next(input, judge) {
+                Ok(None) => return None,
+                Ok(Some(piece)) if piece.opcode.is_control() => self.receive_control(&piece),
+                Ok(Some(piece)) if self.state == State::Open => self.receive_data(&piece),
+                Ok(Some(_)) => Ok(None), // skipped, on the way to the peer's Close
+                Err(error) => Err(error),
             };
             match step {
                 Ok(None) => {}
@@ -178,114 +167,42 @@ impl Protocol {
                 }
             }
         }
-        None
     }
 
-    /// Reads a header, or as much of it as there is, and judges it before a byte of payload is accepted.
-    fn read_header(&mut self, input: &mut &mut [u8]) -> Result<(), ProtocolError> {
-        let carried = usize::from(self.header.len);
-        let fresh = input.len().min(MAX_HEADER - carried);
-        self.header.bytes[carried..carried + fresh].copy_from_slice(&input[..fresh]);
-        let Some(header) = FrameHeader::parse(&self.header.bytes[..carried + fresh])? else {
-            advance(input, fresh);
-            self.header.len += fresh as u8;
-            return Ok(());
+    /// Takes a piece of a text, binary or continuation frame.
+    fn receive_data<'a>(&mut self, piece: &Piece<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+        let kind = match piece.opcode {
+            Opcode::Text => Some(MessageKind::Text),
+            Opcode::Binary => Some(MessageKind::Binary),
+            _ => None,
         };
-        let verdict = self.judge(&header);
-        match header.masking_key {
-            None => {
-                advance(input, fresh);
-                self.header.len += fresh as u8;
-            }
-            Some(key) => {
-                advance(input, header.size - carried);
-                self.header.len = 0;
-                let FrameHeader { fin, opcode, payload_len, .. } = header;
-                self.frame = Some(OpenFrame { fin, opcode, key, received: 0, remaining: payload_len });
-            }
+        let is_whole = piece.fin && piece.is_first && piece.is_last;
+        if let (Some(kind), true) = (kind, is_whole) {
+            return message::whole(kind, piece.payload).map(|message| Some(Event::Message(message)));
         }
-        verdict
-    }
-
-    /// The rules that depend on what came before, in the order in which they speak: fragment order, message type,
-    /// size, number of fragments.
-    fn judge(&self, header: &FrameHeader) -> Result<(), ProtocolError> {
-        if header.opcode.is_control() || self.state != State::Open {
-            return Ok(());
+        if piece.is_first {
+            self.message.begin_frame(kind);
         }
-        // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
-        match (header.opcode, self.message.is_open()) {
-            (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
-            (Opcode::Text | Opcode::Binary, true) => {
-                return Err(ProtocolError::ExpectedContinuation);
-            }
-            (Opcode::Binary, false) if !self.limits.binary => {
-                return Err(ProtocolError::BinaryRefused);
-            }
-            _ => {}
-        }
-        let room = self.limits.message - self.message.received();
-        if header.payload_len > room as u64 {
-            return Err(ProtocolError::MessageTooBig);
-        }
-        if self.message.fragments() == self.limits.fragments {
-            return Err(ProtocolError::TooManyFragments);
-        }
-        Ok(())
-    }
-
-    /// Takes what there is of a frame's payload.
-    fn read_payload<'a>(
-        &mut self,
-        mut frame: OpenFrame,
-        input: &mut &'a mut [u8],
-    ) -> Result<Option<Event<'a>>, ProtocolError> {
-        let here = usize::try_from(frame.remaining).unwrap_or(usize::MAX).min(input.len());
-        let payload = advance(input, here);
-        let is_whole = frame.received == 0 && frame.remaining == here as u64;
-        let is_first_piece = frame.received == 0;
-        let expected = frame.remaining;
-        mask::apply(payload, frame.key, (frame.received % 4) as usize);
-        frame.received += here as u64;
-        frame.remaining -= here as u64;
-        self.frame = (frame.remaining > 0).then_some(frame);
-        match (frame.opcode, self.state) {
-            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => self.read_control(frame, payload, is_whole),
-            (_, State::Open) => {
-                let kind = match frame.opcode {
-                    Opcode::Text => Some(MessageKind::Text),
-                    Opcode::Binary => Some(MessageKind::Binary),
-                    _ => None,
-                };
-                if let (Some(kind), true, true) = (kind, frame.fin, is_whole) {
-                    return message::whole(kind, payload).map(|message| Some(Event::Message(message)));
-                }
-                if is_first_piece {
-                    self.message.begin_frame(kind);
-                }
-                self.message.push(payload, expected as usize)?;
-                let is_last = frame.fin && frame.remaining == 0;
-                is_last.then(|| self.message.finish().map(Event::Message)).transpose()
-            }
-            _ => Ok(None), // skipped, on the way to the peer's Close
+        self.message.push(piece.payload, piece.expected as usize)?;
+        match piece.fin && piece.is_last {
+            true => self.message.finish().map(|message| Some(Event::Message(message))),
+            false => Ok(None),
         }
     }
 
     /// Takes a piece of a control frame, and acts when the frame is complete.
-    fn read_control<'a>(
-        &mut self,
-        frame: OpenFrame,
-        piece: &'a [u8],
-        is_whole: bool,
-    ) -> Result<Option<Event<'a>>, ProtocolError> {
-        if !is_whole {
-            self.control.extend_from_slice(piece);
-            if frame.remaining > 0 {
-                return Ok(None);
+    fn receive_control<'a>(&mut self, piece: &Piece<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+        let payload = match (piece.is_first, piece.is_last) {
+            (true, true) => Cow::Borrowed(piece.payload),
+            (_, is_last) => {
+                self.control.extend_from_slice(piece.payload);
+                if !is_last {
+                    return Ok(None);
+                }
+                Cow::Owned(std::mem::take(&mut self.control))
             }
-        }
-        let payload = if is_whole { Cow::Borrowed(piece) } else { Cow::Owned(std::mem::take(&mut self.control)) };
-        match (frame.opcode, self.state) {
+        };
+        match (piece.opcode, self.state) {
             (Opcode::Close, _) => self.receive_close(&payload).map(Some),
             (Opcode::Ping, State::Open) => {
                 // §5.5.3: "MUST have identical 'Application data' as found in the message body of the Ping frame"
@@ -333,9 +250,268 @@ impl Protocol {
     }
 }
 
-/// Takes `len` bytes off the front of `input`.
-fn advance<'a>(input: &mut &'a mut [u8], len: usize) -> &'a mut [u8] {
-    let (front, rest) = std::mem::take(input).split_at_mut(len);
-    *input = rest;
-    front
+/// The rules that depend on what came before, in the order in which they speak: fragment order, message type, size,
+/// number of fragments.
+fn judge(header: &FrameHeader, message: &Assembler, limits: &Limits) -> Result<(), ProtocolError> {
+    if header.opcode.is_control() {
+        return Ok(()); // §5.4: they "MAY be injected in the middle of a fragmented message"
+    }
+    // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
+    match (header.opcode, message.is_open()) {
+        (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
+        (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
+        (Opcode::Binary, false) if !limits.binary => return Err(ProtocolError::BinaryRefused),
+        _ => {}
+    }
+    let room = limits.message - message.received();
+    if header.payload_len > room as u64 {
+        return Err(ProtocolError::MessageTooBig);
+    }
+    if message.fragments() == limits.fragments {
+        return Err(ProtocolError::TooManyFragments);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { message: 200, fragments: 4, binary: true };
+
+    /// A frame with the masking key 0, under which a payload reads as it is (§5.3). `first` is FIN, RSV and opcode.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let len = payload.len();
+        let length = if len < 126 { vec![0x80 | len as u8] } else { vec![0xfe, (len >> 8) as u8, len as u8] };
+        [&[first], &length[..], &[0; 4], payload].concat()
+    }
+
+    fn text(text: &str) -> Event<'static> {
+        Event::Message(Message::Text(Cow::Owned(text.to_owned())))
+    }
+
+    /// Feeds `bytes` in pieces of `size`, and gives the events, the replies and the state.
+    fn run(limits: Limits, bytes: &[u8], size: usize) -> (Vec<String>, Vec<u8>, State) {
+        let mut protocol = Protocol::new(limits);
+        let (mut events, mut replies) = (Vec::new(), Vec::new());
+        for piece in bytes.to_vec().chunks_mut(size.max(1)) {
+            let mut input = piece;
+            while let Some(event) = protocol.receive(&mut input) {
+                events.push(format!("{event:?}"));
+                replies.extend(protocol.take_replies());
+            }
+            assert!(input.is_empty(), "everything is read");
+        }
+        (events, replies, protocol.state())
+    }
+
+    /// Asserts the events of a stream, whole and in pieces of every small size.
+    fn expect(bytes: &[u8], events: &[Event], replies: &[u8], state: State) {
+        let events: Vec<_> = events.iter().map(|event| format!("{event:?}")).collect();
+        for size in std::iter::once(bytes.len()).chain(1..20) {
+            let got = run(LIMITS, bytes, size);
+            assert_eq!(got, (events.clone(), replies.to_vec(), state), "{bytes:02x?} in pieces of {size}");
+        }
+    }
+
+    fn close_reply(error: ProtocolError) -> Vec<u8> {
+        let mut out = Vec::new();
+        let close = CloseFrame { code: Some(error.code()), reason: &error.to_string() };
+        frame::append(&mut out, Opcode::Close, &close.encode());
+        out
+    }
+
+    fn expect_failure(bytes: &[u8], error: ProtocolError, framing: Framing) {
+        expect(bytes, &[Event::Failed(error)], &close_reply(error), State::Closing(framing));
+    }
+
+    #[test]
+    fn rfc_5_4_orders_of_frames() {
+        let pong = b"\x8a\x01p".as_slice();
+        let open = State::Open;
+        expect(&[frame(0x01, b"He"), frame(0x80, b"llo")].concat(), &[text("Hello")], b"", open);
+        expect(&[frame(0x01, b""), frame(0x00, b""), frame(0x80, b"")].concat(), &[text("")], b"", open);
+        let ping = Event::Ping(b"p".into());
+        let interleaved = [frame(0x01, b"He"), frame(0x89, b"p"), frame(0x80, b"llo")].concat();
+        expect(&interleaved, &[ping, text("Hello")], pong, open);
+        let two = [frame(0x81, b"a"), frame(0x01, b"b"), frame(0x80, b"c"), frame(0x81, b"d")].concat();
+        expect(&two, &[text("a"), text("bc"), text("d")], b"", open);
+
+        let (lost, early) = (Framing::Lost, ProtocolError::ExpectedContinuation);
+        expect_failure(&frame(0x80, b"x"), ProtocolError::UnexpectedContinuation, lost);
+        expect_failure(&frame(0x00, b"x"), ProtocolError::UnexpectedContinuation, lost);
+        expect_failure(&[frame(0x01, b"a"), frame(0x81, b"b")].concat(), early, lost);
+        expect_failure(&[frame(0x02, b"a"), frame(0x01, b"b")].concat(), early, lost);
+        let after_the_end = [frame(0x81, b"a"), frame(0x80, b"b")].concat();
+        let error = ProtocolError::UnexpectedContinuation;
+        expect(&after_the_end, &[text("a"), Event::Failed(error)], &close_reply(error), State::Closing(lost));
+    }
+
+    #[test]
+    fn rfc_5_5_2_a_ping_is_answered_with_its_payload() {
+        let all: Vec<u8> = (0..125).collect();
+        for payload in [&b""[..], b"ping", b"\xff\x00", &all] {
+            let mut pong = Vec::new();
+            frame::append(&mut pong, Opcode::Pong, payload);
+            expect(&frame(0x89, payload), &[Event::Ping(payload.into())], &pong, State::Open);
+        }
+        expect(&frame(0x8a, b"unasked"), &[Event::Pong(b"unasked".into())], b"", State::Open);
+    }
+
+    #[test]
+    fn rfc_8_1_bad_text_fails_in_the_middle_of_its_frame() {
+        let whole = frame(0x81, b"ok \xff and a long tail that never has to come");
+        let error = ProtocolError::TextNotUtf8;
+        for cut in 10..whole.len() {
+            let (events, replies, state) = run(LIMITS, &whole[..cut], 1);
+            assert_eq!(events, [format!("{:?}", Event::Failed(error))], "cut at {cut}");
+            assert_eq!((replies, state), (close_reply(error), State::Closing(Framing::Intact)));
+        }
+    }
+
+    #[test]
+    fn rfc_10_4_each_limit_at_n_and_n_plus_1() {
+        let fits = frame(0x81, &[b'x'; 200]);
+        expect(&fits, &[text(&"x".repeat(200))], b"", State::Open);
+        expect_failure(&frame(0x81, &[b'x'; 201]), ProtocolError::MessageTooBig, Framing::Lost);
+        let joined = [frame(0x01, &[b'x'; 150]), frame(0x80, &[b'x'; 50])].concat();
+        expect(&joined, &[text(&"x".repeat(200))], b"", State::Open);
+        let crossed = [frame(0x01, &[b'x'; 150]), frame(0x80, &[b'x'; 51])].concat();
+        expect_failure(&crossed, ProtocolError::MessageTooBig, Framing::Lost);
+
+        let empty = [frame(0x01, b""), frame(0x00, b""), frame(0x00, b"")].concat();
+        expect(&[&empty[..], &frame(0x80, b"")].concat(), &[text("")], b"", State::Open);
+        let fifth = [&empty[..], &frame(0x00, b""), &frame(0x80, b"")].concat();
+        expect_failure(&fifth, ProtocolError::TooManyFragments, Framing::Intact);
+    }
+
+    #[test]
+    fn a_header_over_the_limit_fails_before_its_masking_key_is_there() {
+        let huge = [0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        expect_failure(&huge, ProtocolError::MessageTooBig, Framing::Lost);
+    }
+
+    /// The order in which rules speak where one header breaks several of them.
+    #[test]
+    fn the_first_broken_rule_speaks() {
+        let order: [(&[u8], ProtocolError); 6] = [
+            (&[0xf3, 0x7f], ProtocolError::ReservedBits),
+            (&[0x03, 0x7f], ProtocolError::ReservedOpcode(3)),
+            (&[0x09, 0x7f], ProtocolError::FragmentedControl),
+            (&[0x89, 0x7f], ProtocolError::ControlTooLong),
+            (&[0x80, 0x7e, 0, 1], ProtocolError::Unmasked),
+            (&[0x80, 0xfe, 0, 1], ProtocolError::LengthNotMinimal),
+        ];
+        for (bytes, error) in order {
+            expect_failure(bytes, error, Framing::Lost);
+        }
+        let no_binary = Limits { binary: false, ..LIMITS };
+        let (events, _, state) = run(no_binary, &frame(0x82, &[0; 201]), 1000);
+        assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::BinaryRefused))], "before the size");
+        assert_eq!(state, State::Closing(Framing::Intact));
+    }
+
+    /// §7.1: what each state makes of each thing that a peer can send.
+    #[test]
+    fn rfc_7_1_states_and_events() {
+        let (intact, lost) = (State::Closing(Framing::Intact), State::Closing(Framing::Lost));
+        let close = frame(0x88, b"\x03\xe8bye");
+        let bad_close = frame(0x88, b"\x03");
+        let not_utf8 = frame(0x88, b"\x03\xe8\xff");
+        let unmasked = [0x81, 0x05];
+        let normal = Some(CloseCode::NORMAL);
+        let closed = |reason: &str| format!("{:?}", Event::Close(normal, reason.into()));
+        let empty_close = format!("{:?}", Event::Close(None, String::new()));
+        let failed = |error| format!("{:?}", Event::Failed(error));
+        let message = format!("{:?}", text("x"));
+        let ping = format!("{:?}", Event::Ping(b"".into()));
+        /// State before, bytes, events, first bytes of the replies, state after.
+        type Row<'a> = (State, &'a [u8], &'a [String], &'a [u8], State);
+        let table: [Row; 22] = [
+            (State::Open, &frame(0x81, b"x"), &[message], &[], State::Open),
+            (State::Open, &frame(0x89, b""), &[ping], &[0x8a], State::Open),
+            (State::Open, &close, &[closed("bye")], &[0x88], State::Closed),
+            (State::Open, &frame(0x88, b""), std::slice::from_ref(&empty_close), &[0x88], State::Closed),
+            (State::Open, &bad_close, &[failed(ProtocolError::ClosePayloadOfOneByte)], &[0x88], lost),
+            (State::Open, &not_utf8, &[failed(ProtocolError::CloseReasonNotUtf8)], &[0x88], State::Closed),
+            (State::Open, &unmasked, &[failed(ProtocolError::Unmasked)], &[0x88], lost),
+            (State::Open, &frame(0x81, b"\xff"), &[failed(ProtocolError::TextNotUtf8)], &[0x88], intact),
+            (intact, &frame(0x81, b"x"), &[], &[], intact),
+            (intact, &frame(0x81, b"\xff"), &[], &[], intact),
+            (intact, &frame(0x80, b"x"), &[], &[], intact),
+            (intact, &frame(0x82, &[0; 250]), &[], &[], intact),
+            (intact, &frame(0x89, b""), &[], &[], intact),
+            (intact, &frame(0x8a, b""), &[], &[], intact),
+            (intact, &close, &[closed("bye")], &[], State::Closed),
+            (intact, &bad_close, std::slice::from_ref(&empty_close), &[], State::Closed),
+            (intact, &[&frame(0x81, b"x")[..], &close, &close].concat(), &[closed("bye")], &[], State::Closed),
+            (intact, &unmasked, &[], &[], lost),
+            (lost, &close, &[], &[], lost),
+            (lost, &frame(0x89, b""), &[], &[], lost),
+            (State::Closed, &close, &[], &[], State::Closed),
+            (State::Closed, &frame(0x89, b""), &[], &[], State::Closed),
+        ];
+        for (before, bytes, events, replies, after) in table {
+            for size in [bytes.len(), 1] {
+                let mut protocol = in_state(before);
+                let (mut got_events, mut got_replies) = (Vec::new(), Vec::new());
+                for piece in bytes.to_vec().chunks_mut(size) {
+                    let mut input = piece;
+                    while let Some(event) = protocol.receive(&mut input) {
+                        got_events.push(format!("{event:?}"));
+                    }
+                    got_replies.extend(protocol.take_replies().first().copied());
+                }
+                assert_eq!(got_events, events, "{before:?} and {bytes:02x?}");
+                assert_eq!(got_replies, replies, "{before:?} and {bytes:02x?}");
+                assert_eq!(protocol.state(), after, "{before:?} and {bytes:02x?}");
+                protocol.close(CloseCode::NORMAL, "");
+                protocol.ping();
+                let speaks = after == State::Open;
+                assert_eq!(!protocol.take_replies().is_empty(), speaks, "only an open connection says more");
+            }
+        }
+    }
+
+    fn in_state(state: State) -> Protocol {
+        let mut protocol = Protocol::new(LIMITS);
+        let mut bytes = match state {
+            State::Open => Vec::new(),
+            State::Closing(Framing::Intact) => {
+                protocol.close(CloseCode::GOING_AWAY, "");
+                Vec::new()
+            }
+            State::Closing(Framing::Lost) => vec![0x81, 0x05],
+            State::Closed => frame(0x88, b""),
+        };
+        let mut input = &mut bytes[..];
+        while protocol.receive(&mut input).is_some() {}
+        protocol.take_replies();
+        assert_eq!(protocol.state(), state);
+        protocol
+    }
+
+    /// Any stream, legal or not, has the same events wherever it is cut.
+    #[test]
+    fn random_streams_read_the_same_whatever_the_cuts() {
+        let mut random = fastrand::Rng::with_seed(6455);
+        for _ in 0..2000 {
+            let mut stream = Vec::new();
+            for _ in 0..random.usize(1..8) {
+                let first = random.choice([0x81, 0x01, 0x80, 0x00, 0x82, 0x89, 0x8a, 0x88, 0x83]).unwrap_or(0x81);
+                let payload: Vec<u8> = match random.u8(0..4) {
+                    0 => "zß水🍌".bytes().take(random.usize(0..11)).collect(),
+                    1 => (0..random.usize(0..140)).map(|_| random.u8(..)).collect(),
+                    _ => "héllo".into(),
+                };
+                stream.extend(frame(first, &payload));
+            }
+            stream.truncate(random.usize(1..=stream.len()));
+            let whole = run(LIMITS, &stream, stream.len());
+            for _ in 0..4 {
+                let size = random.usize(1..=stream.len());
+                assert_eq!(run(LIMITS, &stream, size), whole, "{stream:02x?} in pieces of {size}");
+            }
+        }
+    }
 }
