@@ -56,7 +56,7 @@ fn every_case_is_as_expected_by_the_original_runner() {
     };
     // Not `require_tool`: Python 2.7 is gone from most machines, and `kosoku` has played the same cases.
     if std::env::var_os("WIRECHAT_WSTEST").is_none() && !found.is_file() {
-        eprintln!("\n*** SKIPPED: the original suite needs Python 2.7 and is not installed ***\n");
+        support::say_skipped("the original Autobahn suite, for Python 2.7, is not installed");
         return;
     }
     let server = Server::start(&[]);
