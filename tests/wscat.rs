@@ -1,0 +1,155 @@
+//! npm's `wscat`, the tool that people reach for first, in a conversation with the running server: piped, as a script
+//! uses it, and on a terminal, as a person does. `tests/npm/package.json` pins it; this installs it:
+//! `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
+//!
+//! The subtle thing: wscat drops lines that come before it is connected and ends when its stdin does. So stdin stays
+//! open, and nothing is typed before the server's `welcome` has come out at the other end.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use support::{RawClient, Server, wait_until};
+
+const LINE: &str = r#"{"event":"message","data":{"text":"hello from wscat"}}"#;
+
+/// A running wscat, what it has printed so far, and the way to type to it.
+struct Wscat {
+    child: Child,
+    stdin: ChildStdin,
+    output: Arc<Mutex<String>>,
+    /// What stands before a received message: nothing in a pipe, `< ` on a terminal.
+    mark: &'static str,
+}
+
+impl Wscat {
+    fn start(mut command: Command, mark: &'static str) -> Wscat {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("wscat starts");
+        let output = Arc::new(Mutex::new(String::new()));
+        let sink = Arc::clone(&output);
+        let mut stdout = child.stdout.take().expect("stdout is piped");
+        std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            while let Ok(n @ 1..) = stdout.read(&mut chunk) {
+                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&chunk[..n]));
+            }
+        });
+        let stdin = child.stdin.take().expect("stdin is piped");
+        Wscat { child, stdin, output, mark }
+    }
+
+    /// Types a line and the key that ends it: in a pipe a line feed, on a terminal the carriage return of Enter.
+    fn type_line(&mut self, line: &str, end: &str) {
+        self.stdin.write_all(format!("{line}{end}").as_bytes()).expect("wscat takes a line");
+        self.stdin.flush().expect("wscat takes a line");
+    }
+
+    /// Waits until it has shown an event of this name, and returns that event's data.
+    fn shows_event(&self, event: &str) -> Value {
+        let mut found = None;
+        wait_until(&format!("wscat shows the event {event:?}"), || {
+            found = events(&self.output.lock().unwrap(), self.mark).into_iter().find(|shown| shown["event"] == event);
+            found.is_some()
+        });
+        found.unwrap()["data"].take()
+    }
+
+    fn shows(&self, text: &str) {
+        wait_until(&format!("wscat shows {text:?}"), || self.output.lock().unwrap().contains(text));
+    }
+}
+
+impl Drop for Wscat {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("wscat printed: {:?}", self.output.lock().unwrap());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The JSON objects that wscat has received and shown in whole lines, without a terminal's colours around them.
+fn events(output: &str, mark: &str) -> Vec<Value> {
+    let whole = &output[..output.rfind('\n').unwrap_or(0)];
+    let object = |line: &str| {
+        let start = line.find(&format!("{mark}{{"))? + mark.len();
+        serde_json::from_str(&line[start..=line.rfind('}')?]).ok()
+    };
+    whole.lines().filter_map(object).collect()
+}
+
+/// wscat's path, made absolute: tests run in the package's folder, but a shell of `script` need not.
+fn wscat() -> Option<PathBuf> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/.bin/wscat");
+    support::require_tool("wscat", &[installed])
+}
+
+fn url(server: &Server) -> String {
+    format!("ws://127.0.0.1:{}/?token=dev-token&username=bot&room=general", server.port())
+}
+
+/// Somebody else in the room, past the welcome.
+fn witness(server: &Server) -> RawClient {
+    let mut client = server.upgrade("/?token=token-alice&username=alice&room=general");
+    assert_eq!(client.read_event("welcome")["username"], "alice");
+    client
+}
+
+#[test]
+fn a_script_talks_through_a_pipe() {
+    let Some(wscat) = wscat() else { return };
+    let server = Server::start(&[]);
+    let mut alice = witness(&server);
+    let mut command = Command::new(wscat);
+    command.args(["-c", &url(&server)]);
+    let mut bot = Wscat::start(command, "");
+    converse(&mut bot, "\n", &mut alice);
+
+    drop(bot);
+    assert_eq!(alice.read_event("left")["username"], "bot");
+}
+
+#[cfg(target_os = "linux")] // `script` takes its command differently elsewhere
+#[test]
+fn a_person_talks_on_a_terminal() {
+    let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
+    let server = Server::start(&[]);
+    let mut alice = witness(&server);
+    // `script` (util-linux) gives wscat a terminal of its own; the shell inside finds the words in its environment.
+    let mut command = Command::new(script);
+    command.args(["-qec", r#"exec "$WSCAT" -c "$URL""#, "/dev/null"]);
+    command.env("WSCAT", wscat).env("URL", url(&server)).env("SHELL", "/bin/sh").env("TERM", "xterm");
+    let mut bot = Wscat::start(command, "< ");
+    bot.shows("Connected (press CTRL+C to quit)");
+    converse(&mut bot, "\r", &mut alice);
+
+    server.signal("TERM");
+    bot.shows("Disconnected (code: 1001");
+}
+
+/// The bot joins, says its line, and both see it, word for word.
+fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
+    let welcome = bot.shows_event("welcome");
+    assert_eq!(welcome["message"], "Welcome to #general, bot!");
+    assert_eq!(alice.read_event("joined")["username"], "bot");
+
+    bot.type_line(LINE, end);
+    for seen in [bot.shows_event("message"), alice.read_event("message")] {
+        assert_eq!(seen["username"], "bot");
+        assert_eq!(seen["text"], "hello from wscat");
+    }
+}
+
+#[test]
+fn only_whole_received_lines_are_read() {
+    let typed = "\u{1b}[1G> {\"event\":\"message\",\"data\":{}}\r\r\n";
+    let received = "\u{1b}[34m< {\"event\":\"pong\",\"data\":{}}\u{1b}[39m\r\n";
+    let unfinished = "< {\"event\":\"left\",\"data\":{}}";
+    let shown = events(&format!("{typed}{received}{unfinished}"), "< ");
+    assert_eq!(shown, [serde_json::json!({ "event": "pong", "data": {} })]);
+}
