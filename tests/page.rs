@@ -217,6 +217,9 @@ fn markup_and_control_characters_stay_text() {
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
     assert_eq!(browser.complaints(), [""; 0]);
+    // And were a line of the page to forget it, the content policy would not.
+    let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
+    assert_eq!(alice.text(forget), "TypeError");
 }
 
 #[test]
@@ -315,6 +318,22 @@ fn a_wrong_token_is_refused_in_words_and_not_tried_again() {
 }
 
 #[test]
+fn a_bad_name_and_a_page_of_another_origin_are_refused_too() {
+    let browser = browser!();
+    let (server, other) = (Server::start(&[]), Server::start(&[]));
+    let long = format!("server={}&username={}", ws(server.port()), "x".repeat(33));
+    let foreign = format!("http://127.0.0.1:{}", other.port());
+    let visit = format!("{foreign}/?server={}&username=alice", ws(server.port()));
+    for (url, cause) in [(page(&long), "the name or the room is not allowed"), (visit, &format!("origin “{foreign}”"))]
+    {
+        let tab = browser.open(&url);
+        tab.press_button("Connect");
+        wait_for_state(&tab, "stopped");
+        assert!(words(&tab).contains(cause), "{cause:?} is missing: {}", words(&tab));
+    }
+}
+
+#[test]
 fn after_ten_tries_in_a_row_the_button_is_offered() {
     let browser = browser!();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -354,6 +373,20 @@ fn a_network_or_a_reader_that_comes_back_ends_the_wait() {
         }
         wait_for_state(&alice, "joined");
     }
+}
+
+#[test]
+fn a_line_that_is_open_but_dead_is_noticed_when_somebody_looks() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    // The wait for a pong, 10 s, ends at once. Nothing else is asked of this test's clock.
+    let impatient = "const later = setTimeout; window.setTimeout = (run, ms) => later(run, ms === 10000 ? 0 : ms);";
+    let alice = join_with(&browser, server.port(), "alice", impatient);
+    server.signal("STOP");
+    alice.eval("document.dispatchEvent(new Event('visibilitychange'))");
+    wait_for_log(&alice, "The connection ended: 1006");
+    server.signal("CONT");
+    wait_for_log(&alice, "Connected again, in #general.");
 }
 
 #[test]
@@ -405,6 +438,7 @@ fn what_an_old_socket_says_late_never_touches_the_new_one() {
     wait_for_log(&alice, "Welcome to #old, alice!");
     alice.press_button("Connect");
     alice.wait_for("closes === 1");
+    wait_for_log(&alice, "Welcome to #new, alice!");
     assert_eq!(alice.text("document.body.dataset.state"), "joined");
     told.send(()).unwrap();
     wait_for_log(&alice, "still here");
