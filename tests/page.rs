@@ -1,0 +1,818 @@
+//! The page, used as a person uses it: in headless Chromium, opened from disk, against the real server.
+//!
+//! Everything is asked of what can be seen: texts, fields, focus. Nothing waits for time to pass; where the page itself
+//! would wait (before it tries again), its clock or its dice are replaced before its script runs.
+
+#[path = "support/browser.rs"]
+mod browser;
+mod support;
+
+use browser::{Browser, Tab};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use support::{RawClient, Server, wait_until};
+use tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
+use tungstenite::{Message, WebSocket};
+
+const LOG: &str = "document.querySelector('[role=log]')";
+
+/// A browser, or a test that has nothing to do on this machine and says so.
+macro_rules! browser {
+    () => {
+        match Browser::start() {
+            Some(browser) => browser,
+            None => return,
+        }
+    };
+}
+
+// ---- What a person does, and sees ----
+
+/// The page as it lies on the disk, with this query string.
+fn page(query: &str) -> String {
+    format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
+}
+
+fn ws(port: u16) -> String {
+    format!("ws://127.0.0.1:{port}")
+}
+
+/// Opens the page from disk for this server and name, and presses Connect.
+fn join<'a>(browser: &'a Browser, port: u16, name: &str) -> Tab<'a> {
+    join_with(browser, port, name, "")
+}
+
+fn join_with<'a>(browser: &'a Browser, port: u16, name: &str, script: &str) -> Tab<'a> {
+    let tab = browser.open_with(&page(&format!("server={}&username={name}", ws(port))), script);
+    tab.press_button("Connect");
+    wait_for_state(&tab, "joined");
+    tab
+}
+
+fn wait_for_state(tab: &Tab, state: &str) {
+    tab.wait_for(&format!("document.body.dataset.state === '{state}'"));
+}
+
+fn say(tab: &Tab, text: &str) {
+    tab.click("__field('Message')");
+    tab.type_text(text);
+    tab.press_key("Enter", false);
+}
+
+fn wait_for_log(tab: &Tab, text: &str) {
+    tab.wait_for(&format!("{LOG}.innerText.includes({})", json!(text)));
+}
+
+/// The conversation: name and text of each message, in order.
+fn messages(tab: &Tab) -> Value {
+    tab.eval(
+        "[...document.querySelectorAll('.message')]
+            .map((m) => ['.name', '.text'].map((part) => m.querySelector(part).textContent))",
+    )
+}
+
+/// Waits until the list of who is here reads like this.
+fn wait_for_members(tab: &Tab, expected: &[&str]) {
+    let list = "[...document.querySelectorAll('#members li')].map((li) => li.textContent.trim())";
+    tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
+}
+
+/// State and advice, as words on the screen.
+fn words(tab: &Tab) -> String {
+    tab.text("[...document.querySelectorAll('[role=status]')].map((s) => s.innerText).join(' ')")
+}
+
+fn field(tab: &Tab, label: &str) -> String {
+    tab.text(&format!("__field({}).value", json!(label)))
+}
+
+// ---- Chatting ----
+
+#[test]
+fn two_tabs_from_disk_chat_both_ways() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let (alice, bob) = (browser.open(&page("")), browser.open(&page("")));
+    for (tab, name) in [(&alice, "alice"), (&bob, "bob")] {
+        tab.fill("Server", &ws(server.port()));
+        tab.fill("Name", name);
+        tab.press_button("Connect");
+        wait_for_state(tab, "joined");
+    }
+    wait_for_log(&alice, "bob joined");
+    wait_for_log(&bob, "Welcome to #general, bob!");
+    wait_for_log(&bob, "Here: alice.");
+    say(&bob, "hello from bob");
+    wait_for_log(&alice, "hello from bob");
+    alice.click("__field('Message')");
+    let many_scripts = "Grüße, 日本語, שלום, 🦀👩🏽‍💻 e\u{301}";
+    alice.type_text(many_scripts);
+    alice.press_button("Send");
+    let conversation = json!([["bob", "hello from bob"], ["alice", many_scripts]]);
+    for tab in [&alice, &bob] {
+        wait_until("both have said their word", || messages(tab) == conversation);
+        assert_eq!(tab.text("document.querySelector('h1').textContent"), "#general");
+    }
+    assert_eq!(bob.text("document.querySelector('.own .text').textContent"), "hello from bob");
+    assert_eq!(bob.eval("document.querySelectorAll('.own').length"), 1);
+    assert_eq!(words(&alice).trim(), "Connected as alice.");
+    assert_eq!(field(&alice, "Message"), "", "the box is empty for the next word");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn times_are_in_the_zone_of_the_reader() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = browser.open(&page(&format!("server={}", ws(server.port()))));
+    alice.call("Emulation.setTimezoneOverride", json!({"timezoneId": "Asia/Kathmandu"})); // 5 h 45 min ahead of UTC
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    say(&alice, "what time is it?");
+    alice.wait_for("document.querySelector('.message time')");
+    let minutes = "((t) => { const [h, m] = t.match(/\\d+/g).map(Number); return h * 60 + m; })";
+    let ahead = alice.eval(&format!(
+        "(() => {{ const time = document.querySelector('.message time');
+           const shown = {minutes}(time.textContent), utc = {minutes}(time.dateTime.slice(11, 16));
+           return (shown - utc + 1440) % 720; }})()"
+    ));
+    assert_eq!(ahead, 345, "whether the clock has 12 hours or 24");
+}
+
+#[test]
+fn who_is_here_stays_true_with_several_connections_of_one_name() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    wait_for_members(&alice, &["alice you"]);
+    let bob = server.upgrade("/?token=token-bob&username=bob");
+    let bob_again = server.upgrade("/?token=token-bob&username=bob");
+    let alice_again = server.upgrade("/?token=token-alice&username=alice");
+    wait_for_members(&alice, &["alice you ×2", "bob ×2"]);
+    // Who comes later is told of each connection, too.
+    let carol = join(&browser, server.port(), "carol");
+    wait_for_members(&carol, &["carol you", "alice ×2", "bob ×2"]);
+    carol.press_button("Leave");
+    wait_for_state(&carol, "idle");
+    wait_for_members(&carol, &[]);
+    drop(bob);
+    wait_for_members(&alice, &["alice you ×2", "bob"]);
+    drop(bob_again);
+    wait_for_members(&alice, &["alice you ×2"]);
+    drop(alice_again);
+    wait_for_members(&alice, &["alice you"]);
+}
+
+#[test]
+fn switching_rooms_moves_one_person_and_tells_the_others() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let bob = join(&browser, server.port(), "bob");
+    alice.fill("Room", "lobby");
+    alice.press_button("Switch room");
+    wait_for_log(&alice, "Now in #lobby");
+    wait_for_log(&bob, "alice left");
+    wait_for_members(&alice, &["alice you"]);
+    wait_for_members(&bob, &["bob you"]);
+    assert_eq!(alice.text("document.querySelector('h1').textContent"), "#lobby");
+    say(&bob, "anybody here?");
+    wait_for_log(&bob, "anybody here?");
+    bob.fill("Room", "lobby");
+    bob.press_key("Enter", false);
+    wait_for_log(&bob, "Now in #lobby");
+    wait_for_log(&bob, "Here: alice.");
+    wait_for_members(&alice, &["alice you", "bob"]);
+    say(&bob, "there you are");
+    wait_for_log(&alice, "there you are");
+    assert_eq!(messages(&alice), json!([["bob", "there you are"]]), "nothing of the other room");
+}
+
+#[test]
+fn markup_and_control_characters_stay_text() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let name = "<img src=x onerror=alert(1)>";
+    let text = "<img src=x onerror=\"pwned=1\"><script>pwned=1</script> javascript:alert(1)";
+    let (rude, alice) = (browser.open(&page("")), join(&browser, server.port(), "alice"));
+    rude.fill("Server", &ws(server.port()));
+    rude.fill("Name", name);
+    rude.fill("Room", name);
+    rude.press_button("Connect");
+    wait_for_state(&rude, "joined");
+    assert_eq!(rude.text("document.querySelector('h1').textContent"), format!("#{name}"));
+    rude.fill("Room", "general");
+    rude.press_button("Switch room");
+    wait_for_log(&alice, &format!("{name} joined"));
+    wait_for_members(&alice, &["alice you", name]);
+    say(&rude, text);
+    for tab in [&rude, &alice] {
+        wait_until("the text is there as it was", || messages(tab) == json!([[name, text]]));
+        assert_eq!(tab.eval("document.querySelectorAll('img, .message script').length"), 0);
+        assert_eq!(tab.eval("typeof pwned"), "undefined");
+    }
+    let mut raw = server.upgrade("/?token=dev-token&username=raw");
+    raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
+    wait_for_log(&alice, "a␀b␛[2Jc␡d");
+    assert_eq!(browser.complaints(), [""; 0]);
+    // And were a line of the page to forget it, the content policy would not.
+    let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
+    assert_eq!(alice.text(forget), "TypeError");
+}
+
+#[test]
+fn an_error_of_the_server_is_shown_and_the_text_is_not_lost() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let long = "é".repeat(501);
+    say(&alice, &long);
+    wait_for_log(&alice, "The server says: Message too long");
+    assert_eq!(field(&alice, "Message"), long);
+    alice.fill("Message", "short");
+    alice.press_key("Enter", false);
+    wait_until("the next one goes out", || messages(&alice) == json!([["alice", "short"]]));
+    assert_eq!(alice.text("document.body.dataset.state"), "joined");
+}
+
+#[test]
+fn whoever_scrolls_up_to_read_is_left_alone() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = guest(&server, "general", "bob");
+    for n in 0..60 {
+        bob.send_text(&json!({"event": "message", "data": {"text": format!("line {n}")}}).to_string());
+    }
+    let from_end = format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight");
+    wait_for_log(&alice, "line 59");
+    alice.wait_for(&format!("{from_end} < 2"));
+    let wheel = json!({"type": "mouseWheel", "x": 600, "y": 200, "deltaX": 0, "deltaY": -800});
+    alice.call("Input.dispatchMouseEvent", wheel);
+    alice.wait_for(&format!("{from_end} > 400"));
+    tell(&mut bob, &alice, "did you see?");
+    assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "the reader stays where she reads");
+    say(&alice, "yes");
+    alice.wait_for(&format!("{from_end} < 2"));
+}
+
+// ---- The connection: lost, refused, given up, replaced ----
+
+#[test]
+fn a_server_that_is_killed_and_comes_back_is_joined_again() {
+    let browser = browser!();
+    let mut server = Server::start(&[]);
+    let port = server.port();
+    let alice = join(&browser, port, "alice");
+    alice.type_text("half a thought");
+    server.signal("KILL");
+    server.wait();
+    wait_for_log(&alice, "The connection ended: 1006, cut off without a goodbye.");
+    wait_for_members(&alice, &[]);
+    wait_until("the page says what it does about it", || words(&alice).contains("Trying again in"));
+    let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
+    wait_for_log(&alice, "Connected again, in #general.");
+    wait_for_members(&alice, &["alice you"]);
+    assert_eq!(field(&alice, "Message"), "half a thought", "nobody's text is thrown away");
+    alice.press_key("Enter", false);
+    wait_until("the line works", || messages(&alice) == json!([["alice", "half a thought"]]));
+    server.signal("TERM");
+    wait_for_log(&alice, "The connection ended: 1001, the server is going away");
+}
+
+#[test]
+fn a_room_that_was_switched_to_is_the_room_to_come_back_to() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let port = server.port();
+    let alice = join(&browser, port, "alice");
+    alice.fill("Room", "lobby");
+    alice.press_button("Switch room");
+    wait_for_log(&alice, "Now in #lobby");
+    drop(server);
+    wait_for_members(&alice, &[]);
+    let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
+    wait_for_log(&alice, "Connected again, in #lobby.");
+}
+
+#[test]
+fn a_wrong_token_is_refused_in_words_and_not_tried_again() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let query = format!("server={}&username=alice&token=wrong", ws(server.port()));
+    let alice = browser.open_with(&page(&query), COUNT_SOCKETS);
+    alice.press_button("Connect");
+    wait_for_state(&alice, "stopped");
+    let words = words(&alice);
+    for cause in ["Refused", "token", "name", "origin “null”", "full", "press Connect"] {
+        assert!(words.contains(cause), "{cause:?} is missing: {words}");
+    }
+    let tries = alice.eval("sockets");
+    alice.eval("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))");
+    assert_eq!(alice.eval("sockets"), tries, "stopped means stopped");
+    alice.fill("Token", "token-alice");
+    alice.press_key("Enter", false);
+    wait_for_log(&alice, "Welcome to #general, alice!");
+}
+
+#[test]
+fn a_bad_name_and_a_page_of_another_origin_are_refused_too() {
+    let browser = browser!();
+    let (server, other) = (Server::start(&[]), Server::start(&[]));
+    let long = format!("server={}&username={}", ws(server.port()), "x".repeat(33));
+    let foreign = format!("http://127.0.0.1:{}", other.port());
+    let visit = format!("{foreign}/?server={}&username=alice", ws(server.port()));
+    for (url, cause) in [(page(&long), "the name or the room is not allowed"), (visit, &format!("origin “{foreign}”"))]
+    {
+        let tab = browser.open(&url);
+        tab.press_button("Connect");
+        wait_for_state(&tab, "stopped");
+        assert!(words(&tab).contains(cause), "{cause:?} is missing: {}", words(&tab));
+    }
+}
+
+#[test]
+fn after_ten_tries_in_a_row_the_button_is_offered() {
+    let browser = browser!();
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
+    let alice = browser.open_with(&page(&format!("server={}", ws(nobody))), &script);
+    alice.press_button("Connect");
+    wait_for_state(&alice, "stopped");
+    assert!(words(&alice).contains("Tried 10 times. Start the server (cargo run --release), then press Connect."));
+    assert_eq!(alice.eval("sockets"), 10);
+    // Exponential up to the cap, and under it anything that the dice say (here always 0.9 of it).
+    let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000, 27000, 27000];
+    assert_eq!(alice.eval("waits"), json!(waits));
+    alice.press_button("Connect");
+    alice.wait_for("sockets === 20");
+    wait_for_state(&alice, "stopped");
+}
+
+#[test]
+fn a_network_or_a_reader_that_comes_back_ends_the_wait() {
+    let browser = browser!();
+    let mut server = Server::start(&[]);
+    let port = server.port();
+    let alice = join_with(&browser, port, "alice", ENDLESS_WAITS);
+    let listen = format!("127.0.0.1:{port}");
+    for came_back in ["online", "visible"] {
+        server.signal("KILL");
+        server.wait();
+        wait_for_state(&alice, "waiting");
+        server = Server::start_at(&listen, &[]);
+        let network =
+            |offline: bool| json!({"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1});
+        if came_back == "online" {
+            alice.call("Network.emulateNetworkConditions", network(true));
+            alice.call("Network.emulateNetworkConditions", network(false));
+        } else {
+            alice.eval("document.dispatchEvent(new Event('visibilitychange'))");
+        }
+        wait_for_state(&alice, "joined");
+    }
+}
+
+#[test]
+fn a_line_that_is_open_but_dead_is_noticed_when_somebody_looks() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    // The wait for a pong, 10 s, ends at once. Nothing else is asked of this test's clock.
+    let impatient = "const later = setTimeout; window.setTimeout = (run, ms) => later(run, ms === 10000 ? 0 : ms);";
+    let alice = join_with(&browser, server.port(), "alice", impatient);
+    server.signal("STOP");
+    alice.eval("document.dispatchEvent(new Event('visibilitychange'))");
+    wait_for_log(&alice, "The connection ended: 1006");
+    server.signal("CONT");
+    wait_for_log(&alice, "Connected again, in #general.");
+}
+
+#[test]
+fn reasons_that_another_try_cannot_mend_end_the_tries() {
+    let browser = browser!();
+    let cases = [
+        ("username already in use", "Choose another name", "stopped"),
+        ("replaced by a newer connection", "somewhere else", "stopped"),
+        ("flooding", "Wait a little", "stopped"),
+        ("too slow to read", "Trying again in", "waiting"),
+    ];
+    for (reason, advice, state) in cases {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = page(&format!("server={}", ws(listener.local_addr().unwrap().port())));
+        let tab = browser.open_with(&url, ENDLESS_WAITS);
+        tab.press_button("Connect");
+        let mut peer = accept(&listener);
+        peer.close(Some(CloseFrame { code: CloseCode::Policy, reason: reason.into() })).unwrap();
+        while peer.read().is_ok() {}
+        wait_for_state(&tab, state);
+        let said = words(&tab);
+        for expected in ["1008, against the rules of the server", &format!("“{reason}”"), advice] {
+            assert!(said.contains(expected), "{expected:?} is missing: {said}");
+        }
+    }
+}
+
+#[test]
+fn what_an_old_socket_says_late_never_touches_the_new_one() {
+    let browser = browser!();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (told, tell) = mpsc::channel();
+    let peer = std::thread::spawn(move || {
+        let mut old = accept(&listener);
+        welcome(&mut old, "old");
+        let mut new = accept(&listener);
+        welcome(&mut new, "new");
+        tell_message(&mut old, "too late");
+        let flooding = CloseFrame { code: CloseCode::Policy, reason: "flooding".into() };
+        old.close(Some(flooding)).unwrap();
+        while old.read().is_ok() {}
+        drop(old);
+        tell.recv().unwrap();
+        tell_message(&mut new, "still here");
+        tell.recv().unwrap();
+    });
+    let alice = join_with(&browser, port, "alice", COUNT_SOCKETS);
+    wait_for_log(&alice, "Welcome to #old, alice!");
+    alice.press_button("Connect");
+    alice.wait_for("closes === 1");
+    wait_for_log(&alice, "Welcome to #new, alice!");
+    assert_eq!(alice.text("document.body.dataset.state"), "joined");
+    told.send(()).unwrap();
+    wait_for_log(&alice, "still here");
+    assert_eq!(messages(&alice), json!([["bob", "still here"]]));
+    told.send(()).unwrap();
+    peer.join().unwrap();
+}
+
+#[test]
+fn an_address_that_is_none_is_said_to_be_none() {
+    let browser = browser!();
+    let tab = browser.open(&page("server=ftp://example.invalid"));
+    for address in [None, Some("ws://"), Some("ws://["), Some("")] {
+        if let Some(address) = address {
+            tab.fill("Server", address);
+        }
+        tab.press_button("Connect");
+        wait_for_state(&tab, "stopped");
+        assert!(words(&tab).contains("It should look like ws://127.0.0.1:3000."), "{address:?}: {}", words(&tab));
+    }
+}
+
+#[test]
+fn words_of_the_protocol_that_are_not_known_yet_are_ignored() {
+    let browser = browser!();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let alice = browser.open(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))));
+    alice.press_button("Connect");
+    let mut peer = accept(&listener);
+    welcome(&mut peer, "general");
+    let strange = [
+        "",
+        "no json",
+        "null",
+        "[]",
+        "1",
+        "{}",
+        r#"{"event":"constructor"}"#,
+        r#"{"event":"__proto__"}"#,
+        r#"{"event":7,"data":[]}"#,
+        r#"{"event":"typing","data":{"username":"bob"}}"#,
+        r#"{"event":"pong","data":{}}"#,
+    ];
+    for text in strange {
+        peer.send(Message::text(text)).unwrap();
+    }
+    peer.send(Message::binary(vec![0, 255])).unwrap();
+    let more = r#"{"event":"message","data":{"username":"bob","text":"hello","mood":"fine"},"version":2}"#;
+    peer.send(Message::text(more)).unwrap();
+    wait_until("what is known is shown", || messages(&alice) == json!([["bob", "hello"]]));
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+// ---- Fields ----
+
+#[test]
+fn a_newcomer_presses_one_button() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let disk = browser.open(&page(""));
+    assert_eq!(field(&disk, "Server"), "ws://127.0.0.1:3000");
+    // Served by the server, the page knows where that is.
+    let served = browser.open(&format!("http://127.0.0.1:{}/", server.port()));
+    assert_eq!(field(&served, "Server"), ws(server.port()));
+    for tab in [&disk, &served] {
+        assert_eq!((field(tab, "Token"), field(tab, "Room")), ("dev-token".into(), "general".into()));
+        assert_ne!(field(tab, "Name"), "");
+    }
+    served.press_button("Connect");
+    wait_for_state(&served, "joined");
+    say(&served, "served, and heard");
+    wait_for_log(&served, "served, and heard");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+#[test]
+fn the_query_string_fills_the_fields() {
+    let browser = browser!();
+    let tab = browser.open(&page("server=wss%3A%2F%2Fexample.invalid&username=Ren%C3%A9e+B&token=a%26b&room=%23tea"));
+    let fields = ["Server", "Name", "Token", "Room"].map(|label| field(&tab, label));
+    assert_eq!(fields, ["wss://example.invalid", "Renée B", "a&b", "#tea"]);
+    tab.navigate(&page("user=bob"));
+    assert_eq!(field(&tab, "Name"), "bob");
+}
+
+#[test]
+fn the_fields_are_remembered() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let first = browser.open(&page(""));
+    let values = [
+        ("Server", ws(server.port())),
+        ("Name", "alice".into()),
+        ("Token", "token-alice".into()),
+        ("Room", "tea".into()),
+    ];
+    for (label, value) in &values {
+        first.fill(label, value);
+    }
+    first.press_button("Connect");
+    wait_for_state(&first, "joined");
+    let second = browser.open(&page(""));
+    for (label, value) in &values {
+        assert_eq!(field(&second, label), *value);
+    }
+    second.fill("Name", "bob");
+    second.press_button("Connect");
+    wait_for_state(&second, "joined");
+    // Each tab is still its own person after a reload.
+    for (tab, name) in [(&first, "alice"), (&second, "bob")] {
+        tab.navigate(&page(""));
+        assert_eq!(field(tab, "Name"), name);
+    }
+    let elsewhere = browser.open(&page("server=ws://elsewhere.invalid"));
+    assert_eq!(field(&elsewhere, "Token"), "dev-token", "a link to another server is not given this one's token");
+}
+
+#[test]
+fn two_tabs_of_a_newcomer_are_two_people() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let first = browser.open_with(&page(""), "Math.random = () => 0.1");
+    first.fill("Server", &ws(server.port()));
+    first.press_button("Connect");
+    wait_for_state(&first, "joined");
+    let second = browser.open_with(&page(""), "Math.random = () => 0.2");
+    assert_eq!(field(&second, "Server"), ws(server.port()), "what was typed is remembered");
+    assert_ne!(field(&second, "Name"), field(&first, "Name"));
+}
+
+#[test]
+fn a_browser_that_denies_storage_can_chat() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let denied = "for (const name of ['localStorage', 'sessionStorage'])
+        Object.defineProperty(window, name, { get() { throw new DOMException('denied', 'SecurityError'); } });";
+    let alice = join_with(&browser, server.port(), "alice", denied);
+    say(&alice, "nothing is kept");
+    wait_for_log(&alice, "nothing is kept");
+    assert_eq!(browser.complaints(), [""; 0]);
+}
+
+// ---- Everybody's page ----
+
+#[test]
+fn everything_is_done_by_keyboard_alone() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = browser.open(&page("username=alice"));
+    let focus_on = |what: &str| {
+        for _ in 0..20 {
+            if alice.eval(&format!("document.activeElement === {what}")) == true {
+                assert_ne!(alice.text("getComputedStyle(document.activeElement).outlineStyle"), "none", "{what}");
+                return;
+            }
+            alice.press_key("Tab", false);
+        }
+        panic!("Tab never comes to {what}");
+    };
+    focus_on("__field('Server')");
+    alice.eval("document.activeElement.select()");
+    alice.type_text(&ws(server.port()));
+    focus_on("__button('Connect')");
+    alice.press_key("Enter", false);
+    wait_for_state(&alice, "joined");
+    alice.wait_for("document.activeElement === __field('Message')");
+    alice.type_text("two");
+    alice.press_key("Enter", true);
+    alice.type_text("lines");
+    alice.press_key("Enter", false);
+    wait_until("Shift and Enter make a line", || messages(&alice) == json!([["alice", "two\nlines"]]));
+    alice.type_text("by button");
+    focus_on("__button('Send')");
+    alice.press_key("Enter", false);
+    wait_for_log(&alice, "by button");
+    focus_on(LOG); // a person without a mouse scrolls it with the arrow keys
+    focus_on("__field('Room')");
+    alice.type_text("tea");
+    focus_on("__button('Switch room')");
+    alice.press_key("Enter", false);
+    wait_for_log(&alice, "Now in #");
+    focus_on("__button('Leave')");
+    alice.press_key("Enter", false);
+    wait_for_state(&alice, "idle");
+}
+
+#[test]
+fn a_screen_reader_is_told_the_name_of_everything() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let tree = alice.call("Accessibility.getFullAXTree", json!({}));
+    let named = |role: &str| -> Vec<&str> {
+        let nodes =
+            tree["nodes"].as_array().unwrap().iter().filter(|n| n["ignored"] == false && n["role"]["value"] == role);
+        nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
+    };
+    assert_eq!(named("textbox"), ["Name", "Room", "Server", "Token", "Message"]);
+    assert_eq!(named("button"), ["Switch room", "Connect", "Leave", "Send"]);
+    assert_eq!(named("log"), ["Conversation"]);
+    assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Who is here 1"]));
+    assert_eq!(named("status").len(), 2, "the state, and what to do about it");
+    assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
+}
+
+#[test]
+fn every_width_and_scheme_is_whole_and_legible() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    for (width, height) in [(320, 568), (390, 844), (800, 600), (1440, 900)] {
+        for scheme in ["light", "dark"] {
+            let alice = browser.open(&page(&format!(
+                "server={}&token=dev-token&username=alice&room=r{width}{scheme}",
+                ws(server.port())
+            )));
+            alice.view(width, height, scheme);
+            let name = |what: &str| format!("{width}-{scheme}-{what}");
+            alice.screenshot(&name("start"));
+            assert_fits(&alice, &name("start"));
+            alice.press_button("Connect");
+            wait_for_state(&alice, "joined");
+            let room = format!("r{width}{scheme}");
+            let guests = chat(&server, &alice, &room);
+            alice.screenshot(&name("chat"));
+            drop(guests);
+            let guests = push_at_the_layout(&server, &alice, &room);
+            alice.screenshot(&name("pushed"));
+            assert_fits(&alice, &name("pushed"));
+            assert_names_are_legible(&alice);
+            drop(guests);
+            if width < 720 {
+                alice.press_button("Menu");
+            }
+            alice.fill("Token", "wrong");
+            alice.press_button("Connect");
+            wait_for_state(&alice, "stopped");
+            alice.screenshot(&name("refused"));
+            assert_fits(&alice, &name("refused"));
+        }
+    }
+}
+
+/// A few words as people say them.
+fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
+    let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
+    wait_for_log(tab, "carol joined");
+    tell(&mut bob, tab, "Good morning! The kettle is on.");
+    tell(&mut bob, tab, "Has anybody read §5.4 yet?");
+    tell(&mut carol, tab, "Twice. Control frames may stand between the fragments, and that is the whole trick.");
+    say(tab, "I draw it on paper every time 🙂");
+    wait_for_log(tab, "on paper");
+    tell(&mut carol, tab, "Show us?");
+    drop(bob);
+    wait_for_log(tab, "bob left");
+    vec![carol, guest(server, room, "Renée")]
+}
+
+/// What layouts break at: a word without an end, a name of wide letters, text from right to left, a long list.
+fn push_at_the_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
+    let names = ["דנה".to_owned(), "W".repeat(32)].into_iter().chain((0..20).map(|n| format!("guest {n}")));
+    let mut guests: Vec<RawClient> = names.map(|name| guest(server, room, &name)).collect();
+    tell(&mut guests[0], tab, "שלום לכולם, ומה שלומכם today?");
+    tell(&mut guests[1], tab, &format!("https://example.invalid/{}", "without/any/space/".repeat(12)));
+    say(tab, &"w".repeat(300));
+    wait_for_log(tab, "wwww");
+    wait_for_log(tab, "guest 19 joined");
+    tab.fill("Message", &"not sent ".repeat(40));
+    tab.type_text(&"w".repeat(200));
+    tab.wait_for(&format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight < 2"));
+    guests
+}
+
+fn guest(server: &Server, room: &str, name: &str) -> RawClient {
+    server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
+}
+
+fn tell(guest: &mut RawClient, tab: &Tab, text: &str) {
+    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+    wait_for_log(tab, text);
+}
+
+/// Nothing sticks out sideways, and nothing that is there has to be scrolled to sideways.
+fn assert_fits(tab: &Tab, what: &str) {
+    let outside = tab.eval(
+        "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
+            .map((e) => [e.outerHTML.slice(0, 120), e.getBoundingClientRect()])
+            .filter(([, { width, left, right }]) => width > 0 && (left < -0.5 || right > innerWidth + 0.5))",
+    );
+    assert_eq!(outside, json!([]), "{what}");
+    if tab.eval("innerWidth > 720") == true {
+        assert_eq!(
+            tab.eval("document.documentElement.scrollHeight - innerHeight"),
+            0,
+            "{what}: the page itself scrolls"
+        );
+    }
+    for element in ["document.documentElement", LOG] {
+        assert_eq!(tab.eval(&format!("{element}.scrollWidth - {element}.clientWidth")), 0, "{what}: {element}");
+    }
+}
+
+/// Every hue that a name can have stands out from what is behind it: WCAG's 4.5 to 1.
+fn assert_names_are_legible(tab: &Tab) {
+    let worst = tab.eval(
+        "(() => {
+            const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+            const light = (colour) => {
+                pen.fillStyle = colour;
+                pen.fillRect(0, 0, 1, 1);
+                const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+                const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const name = document.querySelector('.message .name'), before = name.style.getPropertyValue('--hue');
+            const paper = light(getComputedStyle(document.body).backgroundColor);
+            const ratios = Array.from({ length: 360 }, (_, hue) => {
+                name.style.setProperty('--hue', hue);
+                const ink = light(getComputedStyle(name).color);
+                return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+            });
+            name.style.setProperty('--hue', before);
+            return Math.min(...ratios);
+        })()",
+    );
+    assert!(worst.as_f64().unwrap() >= 4.5, "the worst hue has {worst} to 1");
+}
+
+fn percent(text: &str) -> String {
+    text.bytes().map(|b| format!("%{b:02X}")).collect()
+}
+
+// ---- What stands in for time, and for a server with bad habits ----
+
+/// Counts the sockets that the page opens, and those whose close the page was told of.
+const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
+    window.WebSocket = class extends WebSocket {
+        constructor(url) {
+            super(url);
+            window.sockets += 1;
+            this.addEventListener('close', () => { window.closes += 1; });
+        }
+    };";
+
+/// The dice always say 0.9; waits are written down and last no time. The two long waits of the page that are no waits
+/// for a next try, 15 s for a welcome and 10 s for a pong, stay as they are.
+const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
+    const later = window.setTimeout;
+    window.setTimeout = (run, ms) => {
+        if (ms === 15000 || ms === 10000) return later(run, ms);
+        window.waits.push(ms);
+        return later(run, 0);
+    };";
+
+/// No wait ever ends by itself.
+const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
+
+/// Takes the next connection that asks for an upgrade. Others get no answer, so `/health` is silent too.
+fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
+    loop {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+        if let Ok(socket) = tungstenite::accept(stream) {
+            return socket;
+        }
+    }
+}
+
+fn welcome(peer: &mut WebSocket<TcpStream>, room: &str) {
+    let message = format!("Welcome to #{room}, alice!");
+    let data = json!({"message": message, "members": ["bob"], "room": room, "username": "alice"});
+    peer.send(Message::text(json!({"event": "welcome", "data": data}).to_string())).unwrap();
+}
+
+fn tell_message(peer: &mut WebSocket<TcpStream>, text: &str) {
+    let data = json!({"username": "bob", "text": text, "id": 1, "time": "2026-01-01T00:00:00.000Z"});
+    peer.send(Message::text(json!({"event": "message", "data": data}).to_string())).unwrap();
+}

@@ -1,0 +1,250 @@
+//! A person at a browser: headless Chromium, driven over the DevTools protocol.
+//!
+//! One WebSocket to the browser carries everything; a tab is a `sessionId` in each message ("flat" sessions). Calls are
+//! made one at a time and wait for their answer. What the browser says on its own is dropped, except for what no test
+//! of the page may ever see: an exception that nobody caught, a dialog, a line that the content policy blocked. Those
+//! are kept, and [`Browser::complaints`] hands them out.
+//!
+//! Tabs are used from outside, as by a person: a button is found by its text, a field by its label, a click goes to a
+//! point on the screen, keys go to whatever has the focus.
+
+use crate::support::{DEADLINE, require_tool, wait_until};
+use base64::prelude::{BASE64_STANDARD, Engine};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tungstenite::{Message, WebSocket};
+
+/// No sandbox, since tests often run as root in a container; nothing that calls home; and tabs in the background run
+/// at full speed, since of two tabs that talk to each other one always is.
+const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync --disable-breakpad
+    --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
+    --remote-debugging-port=0";
+
+/// Runs in the page before its own script: finds things the way a person names them.
+const FINDERS: &str = r#"
+    window.__named = (tag, text) => [...document.querySelectorAll(tag)].find((e) => e.textContent.trim() === text);
+    window.__button = (text) => __named('button', text);
+    window.__field = (text) => __named('label', text)?.control;
+    window.__centre = (element) => {
+        if (!element) return null;
+        element.scrollIntoView({ block: 'nearest', behavior: 'instant' });
+        const box = element.getBoundingClientRect();
+        const centre = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+        const hit = document.elementFromPoint(centre.x, centre.y);
+        return element === hit || element.contains(hit) ? centre : null;
+    };
+"#;
+
+/// Headless Chromium with a profile of its own. Killed, and its profile removed, when dropped.
+pub struct Browser {
+    child: Child,
+    profile: PathBuf,
+    devtools: RefCell<WebSocket<TcpStream>>,
+    last_id: Cell<u64>,
+    complaints: RefCell<Vec<String>>,
+}
+
+impl Browser {
+    /// A fresh browser, or `None` on a machine without Chromium (see [`require_tool`]).
+    pub fn start() -> Option<Browser> {
+        let program = require_tool("chromium", &["/usr/bin/chromium".into()])?;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("wirechat-chromium-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let profile = std::env::temp_dir().join(name);
+        std::fs::create_dir(&profile).expect("a new directory for the profile");
+        let child = Command::new(program)
+            .args(FLAGS.split_whitespace())
+            .arg(format!("--user-data-dir={}", profile.display()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Chromium starts");
+        let devtools = RefCell::new(connect(&profile.join("DevToolsActivePort")));
+        Some(Browser { child, profile, devtools, last_id: Cell::new(0), complaints: RefCell::default() })
+    }
+
+    /// Opens a new tab, and waits until the page in it has loaded.
+    pub fn open(&self, url: &str) -> Tab<'_> {
+        self.open_with(url, "")
+    }
+
+    /// The same, with a script that runs before those of the page.
+    pub fn open_with(&self, url: &str, script: &str) -> Tab<'_> {
+        let target = &self.call("", "Target.createTarget", json!({"url": "about:blank"}))["targetId"];
+        let attached = self.call("", "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
+        let tab = Tab { browser: self, session: attached["sessionId"].as_str().unwrap().to_owned() };
+        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
+            tab.call(domain, json!({}));
+        }
+        tab.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": format!("{FINDERS};{script}")}));
+        tab.navigate(url);
+        tab
+    }
+
+    /// Exceptions, dialogs and policy violations so far, in all tabs.
+    pub fn complaints(&self) -> Vec<String> {
+        self.complaints.borrow().clone()
+    }
+
+    /// One call and its answer. An empty `session` is the browser itself.
+    fn call(&self, session: &str, method: &str, params: Value) -> Value {
+        let id = self.last_id.get() + 1;
+        self.last_id.set(id);
+        let mut call = json!({"id": id, "method": method, "params": params});
+        if !session.is_empty() {
+            call["sessionId"] = session.into();
+        }
+        let mut devtools = self.devtools.borrow_mut();
+        devtools.send(Message::text(call.to_string())).expect("Chromium listens");
+        loop {
+            let said = devtools.read().expect("Chromium answers");
+            let mut said: Value = serde_json::from_str(said.to_text().expect("text")).expect("JSON");
+            if said["id"] == id {
+                assert!(said["error"].is_null(), "{method}: {}", said["error"]);
+                return said["result"].take();
+            }
+            self.note(&said);
+        }
+    }
+
+    fn note(&self, event: &Value) {
+        let complaint = match event["method"].as_str().unwrap_or_default() {
+            "Runtime.exceptionThrown" | "Page.javascriptDialogOpening" => true,
+            "Log.entryAdded" => event["params"]["entry"]["source"] == "security",
+            _ => false,
+        };
+        if complaint {
+            self.complaints.borrow_mut().push(event.to_string());
+        }
+    }
+}
+
+/// Waits for the file in which Chromium says where DevTools listens: the port, and on the next line the path.
+fn connect(active_port: &Path) -> WebSocket<TcpStream> {
+    let mut said = String::new();
+    wait_until("Chromium says its DevTools port", || {
+        said = std::fs::read_to_string(active_port).unwrap_or_default();
+        said.lines().count() == 2
+    });
+    let (port, path) = said.trim_end().split_once('\n').unwrap();
+    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("DevTools accepts");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).expect("DevTools speaks WebSocket").0
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Its helpers end on their own, a moment later, and may still be writing.
+        (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            std::fs::remove_dir_all(&self.profile).is_ok()
+        });
+    }
+}
+
+/// One tab. It stays open as long as its browser.
+pub struct Tab<'a> {
+    browser: &'a Browser,
+    session: String,
+}
+
+impl Tab<'_> {
+    pub fn call(&self, method: &str, params: Value) -> Value {
+        self.browser.call(&self.session, method, params)
+    }
+
+    pub fn navigate(&self, url: &str) {
+        let loaded = self.call("Page.navigate", json!({"url": url}));
+        assert!(loaded["errorText"].is_null(), "{url}: {}", loaded["errorText"]);
+        self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'");
+    }
+
+    /// The value of an expression; a promise is waited for.
+    pub fn eval(&self, expression: &str) -> Value {
+        let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
+        let mut done = self.call("Runtime.evaluate", params);
+        assert!(done["exceptionDetails"].is_null(), "{expression}: {}", done["exceptionDetails"]);
+        done["result"]["value"].take()
+    }
+
+    pub fn text(&self, expression: &str) -> String {
+        self.eval(expression).as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn wait_for(&self, expression: &str) {
+        wait_until(expression, || self.eval(&format!("Boolean({expression})")) == true);
+    }
+
+    /// Clicks on the middle of an element, once it is there and nothing covers it.
+    pub fn click(&self, element: &str) {
+        self.call("Page.bringToFront", json!({}));
+        let mut at = Value::Null;
+        wait_until(&format!("{element} can be clicked"), || {
+            at = self.eval(&format!("__centre({element})"));
+            !at.is_null()
+        });
+        for kind in ["mousePressed", "mouseReleased"] {
+            let params = json!({"type": kind, "x": at["x"], "y": at["y"], "button": "left", "clickCount": 1});
+            self.call("Input.dispatchMouseEvent", params);
+        }
+    }
+
+    pub fn press_button(&self, text: &str) {
+        self.click(&format!("__button({})", json!(text)));
+    }
+
+    /// Puts `text` into the field with this label, in place of what it holds.
+    pub fn fill(&self, label: &str, text: &str) {
+        self.click(&format!("__field({})", json!(label)));
+        self.call("Input.dispatchKeyEvent", json!({"type": "keyDown", "commands": ["selectAll"]}));
+        self.type_text(text);
+    }
+
+    /// Types into whatever has the focus.
+    pub fn type_text(&self, text: &str) {
+        self.call("Input.insertText", json!({"text": text}));
+    }
+
+    /// Presses one of the keys that are more than a character. `shift` is held down meanwhile.
+    pub fn press_key(&self, key: &str, shift: bool) {
+        let (code, text) = match key {
+            "Tab" => (9, ""),
+            "Enter" => (13, "\r"),
+            _ => panic!("a key that this driver does not know: {key}"),
+        };
+        self.call("Page.bringToFront", json!({}));
+        for (kind, text) in [("keyDown", text), ("keyUp", "")] {
+            let shift = if shift { 8 } else { 0 };
+            let mut params = json!({"type": kind, "key": key, "code": key, "modifiers": shift, "text": text});
+            params["windowsVirtualKeyCode"] = code.into();
+            self.call("Input.dispatchKeyEvent", params);
+        }
+    }
+
+    /// A screen of this size in CSS pixels, for somebody who prefers this colour scheme.
+    pub fn view(&self, width: u32, height: u32, scheme: &str) {
+        let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
+        self.call("Emulation.setDeviceMetricsOverride", screen);
+        let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.call("Emulation.setEmulatedMedia", json!({"features": scheme}));
+    }
+
+    /// Writes a picture of the tab to the directory that `WIRECHAT_SCREENSHOTS` names, if it names one.
+    pub fn screenshot(&self, name: &str) {
+        let Some(dir) = std::env::var_os("WIRECHAT_SCREENSHOTS") else {
+            return;
+        };
+        self.call("Page.bringToFront", json!({}));
+        let shot = self.call("Page.captureScreenshot", json!({"format": "png"}));
+        let png = BASE64_STANDARD.decode(shot["data"].as_str().unwrap()).unwrap();
+        std::fs::write(Path::new(&dir).join(format!("{name}.png")), png).expect("a place for screenshots");
+    }
+}
