@@ -86,7 +86,7 @@ impl Server {
             Phase::Handshake(_) => {
                 let wait = self.config.handshake_timeout.as_secs_f64();
                 let body = format!("The request was not complete after {wait} seconds (RFC 9110 §15.5.9).");
-                self.refuse(token, &Rejection::new(408, body));
+                self.refuse(token, &Rejection::new(408, body), false);
             }
             Phase::Open(_) if connection.is_open() => {
                 self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()));

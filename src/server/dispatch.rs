@@ -32,7 +32,7 @@ impl Server {
                     // §4.1: what comes with the head is the first of the protocol's bytes.
                     self.receive_frames(token, &mut input[end..]);
                 }
-                Err(rejection) => self.refuse(token, &rejection),
+                Err(rejection) => self.refuse(token, &rejection, false),
             },
         }
     }
@@ -42,20 +42,21 @@ impl Server {
         let is_full = self.connections.len() > self.max_connections;
         let Some(connection) = self.connections.get(&token) else { return };
         let Phase::Handshake(head) = &connection.phase else { return };
+        let to_head = head.head().starts_with(b"HEAD ");
         let request = Request::parse(head.head(), self.config.max_headers);
         match request.and_then(|request| routes::answer(&request, &self.access, is_full, self.time)) {
             Ok(Answer::Plain(bytes)) => self.say_last(token, bytes),
             Ok(Answer::Upgraded(head, entrance)) => self.upgrade(token, head, entrance),
-            Err(rejection) => self.refuse(token, &rejection),
+            Err(rejection) => self.refuse(token, &rejection, to_head),
         }
     }
 
-    /// Refuses a request, with an answer that says why.
-    pub(super) fn refuse(&mut self, token: Token, rejection: &Rejection) {
+    /// Refuses a request, with an answer that says why. `to_head`: to a `HEAD`.
+    pub(super) fn refuse(&mut self, token: Token, rejection: &Rejection, to_head: bool) {
         if let Some(connection) = self.connections.get(&token) {
             log::info!("REFUSED {} {} {}", connection.peer, rejection.status, rejection.body);
         }
-        self.say_last(token, routes::refusal(rejection, self.time));
+        self.say_last(token, routes::refusal(rejection, to_head, self.time));
     }
 
     /// Sends a plain answer, behind which the connection ends.

@@ -111,7 +111,9 @@ impl Server {
         let (poll, signals) = prepared().map_err(|error| format!("cannot poll: {error}"))?;
         Ok(Server {
             chat: Chat::new(config.max_text),
-            scratch: vec![0; config.max_read],
+            // A pong is shorter than its ping. So a connection that is half full and is read once more stays within its
+            // bound, however many pings that holds.
+            scratch: vec![0; config.max_read.min(config.max_outbox / 2)],
             config,
             access,
             poll,

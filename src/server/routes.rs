@@ -245,14 +245,14 @@ fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
 }
 
-/// The bytes of a refusal.
-pub fn refusal(rejection: &Rejection, now: SystemTime) -> Vec<u8> {
+/// The bytes of a refusal. `to_head`: of a `HEAD`, which no content answers (RFC 9110 §9.3.2).
+pub fn refusal(rejection: &Rejection, to_head: bool, now: SystemTime) -> Vec<u8> {
     let mut headers = vec![("Content-Type", "text/plain; charset=utf-8")];
     headers.extend(rejection.headers);
     // The body of a 401 is fixed to the letter; the others end like any text.
     let end = if rejection.status == 401 { "" } else { "\n" };
     let body = format!("{}{end}", rejection.body);
-    plain(now, rejection.status, &headers, body.len(), &body)
+    plain(now, rejection.status, &headers, body.len(), if to_head { "" } else { &body })
 }
 
 /// A plain answer. Everyone ends the connection, and a `HEAD` has the length of a body that is not sent.

@@ -21,8 +21,7 @@ pub struct Upgrade<'h> {
     pub subprotocols: Vec<&'h str>,
 }
 
-const SUPPORTED_VERSION: &[(&str, &str)] = &[("Sec-WebSocket-Version", "13")];
-/// The answer to a request that does not ask for an upgrade where only that is to be had (RFC 9110 §15.5.22).
+/// What goes with a 426: RFC 9110 §15.5.22 and §7.8 demand the first two, §4.4 the version that would do.
 const UPGRADE_REQUIRED: &[(&str, &str)] =
     &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
 
@@ -87,7 +86,7 @@ fn check_version(request: &Request) -> Result<(), Rejection> {
         (Some(other), None) => format!("Sec-WebSocket-Version must be 13; it was {} (RFC 6455 §4.4).", shown(other)),
         (None, None) => "Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into(),
     };
-    Err(Rejection { status: 426, headers: SUPPORTED_VERSION, body })
+    Err(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
 }
 
 /// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length".

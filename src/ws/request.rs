@@ -246,10 +246,12 @@ impl<'h> Request<'h> {
 
 fn names_another_version(head: &[u8]) -> bool {
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let version = line.rsplit(|&byte| byte == b' ').next().unwrap_or_default();
-    let is_version = matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-        if major.is_ascii_digit() && minor.is_ascii_digit());
-    is_version && !line.starts_with(b"PRI *")
+    let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+    match words[..] {
+        [b"PRI", b"*", _] => false, // HTTP/2 begins like a request, and is none (RFC 9113 §3.4)
+        [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] => major.is_ascii_digit() && minor.is_ascii_digit(),
+        _ => false,
+    }
 }
 
 fn malformed(head: &[u8], error: httparse::Error) -> Rejection {
@@ -350,6 +352,7 @@ mod tests {
             (line("GET / HTTX/1.1"), Err(400)),
             (line("GET /\u{e9} HTTP/1.1"), Err(400)),
             (line("GET  / HTTP/1.1"), Err(400)),
+            (line("GET /a b HTTP/1.1"), Err(400)),
             (with("A: b\r\n folded"), Err(400)),
             (with("A : b"), Err(400)),
             (with(" A: b"), Err(400)),
