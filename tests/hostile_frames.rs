@@ -9,7 +9,7 @@ mod support;
 use support::http::{Response, handshake};
 use support::table::{Cut, each_row, hex};
 use support::watched::Watched;
-use support::{Frame, RawClient, masked};
+use support::{Frame, RawClient, masked, whole_frames};
 
 const ECHO: &str = "/echo?token=dev-token";
 const CHAT: &str = "/?token=dev-token&username=bot&room=general";
@@ -627,8 +627,9 @@ fn random_bytes() {
         client.try_send(&noise);
         let _ = client.stream.shutdown(std::net::Shutdown::Write);
         let answer = client.read_to_end();
-        let close = last_frame(&answer).filter(|frame| frame.opcode() == 8);
-        let code = close.map(|frame| frame.close().0);
+        let (frames, rest) = whole_frames(&answer);
+        assert_eq!(rest, b"", "seed {seed}: whole frames");
+        let code = frames.last().filter(|frame| frame.opcode() == 8).map(|frame| frame.close().0);
         assert!(matches!(code, None | Some(1002 | 1003 | 1007 | 1009)), "seed {seed}: {answer:02x?}");
         if noise[0] & 0x70 != 0 {
             assert_eq!(code, Some(1002), "seed {seed} begins with an RSV bit");
@@ -636,18 +637,6 @@ fn random_bytes() {
     }
     server.still_chats();
     server.finish(&[]);
-}
-
-/// The last of the whole short frames that these bytes are.
-fn last_frame(mut bytes: &[u8]) -> Option<Frame> {
-    let mut last = None;
-    while let [first, len, rest @ ..] = bytes {
-        assert!(*len < 126, "the answers to noise are short");
-        let (payload, after) = rest.split_at_checked(usize::from(*len)).expect("whole frames");
-        last = Some(Frame { first: *first, payload: payload.to_vec() });
-        bytes = after;
-    }
-    last
 }
 
 /// G15: who hangs up in the middle of a message has said nothing.

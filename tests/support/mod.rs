@@ -321,6 +321,27 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The whole frames that a server's bytes are, and the beginning of one that is not whole.
+pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
+    let mut frames = Vec::new();
+    while let Some((frame, rest)) = split_frame(bytes) {
+        frames.push(frame);
+        bytes = rest;
+    }
+    (frames, bytes)
+}
+
+fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
+    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    let (len, rest) = match second {
+        126 => rest.split_first_chunk().map(|(len, rest)| (u64::from(u16::from_be_bytes(*len)), rest))?,
+        127 => rest.split_first_chunk().map(|(len, rest)| (u64::from_be_bytes(*len), rest))?,
+        short => (u64::from(short), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    Some((Frame { first, payload: payload.to_vec() }, rest))
+}
+
 /// A file of tokens with this content, for `--tokens`; `name` keeps apart the files of tests that run at once.
 pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}", std::process::id()));
