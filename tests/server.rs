@@ -1,4 +1,4 @@
-//! The server as a whole: several sockets at once, limits at their edge, waits, signals, and how it starts and ends.
+//! The server as a whole: several sockets at once, slow and stubborn peers, silence, and signals.
 //!
 //! Waits are made short by flags, and nothing here depends on how fast anything is: a test waits for its condition.
 
@@ -6,15 +6,15 @@ mod support;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::http::{Request, Response, get, handshake};
+use support::http::{Response, handshake};
 use support::table::{each_row, hex};
-use support::watched::{DEMO_TOKENS, Watched};
-use support::{DEADLINE, Frame, RawClient, Server, masked, token_file, upgrade_request, wait_until, whole_frames};
+use support::watched::Watched;
+use support::{DEADLINE, Frame, RawClient, Server, masked, upgrade_request, wait_until, whole_frames};
 
 const ECHO: &str = "/echo?token=dev-token";
 const PING: &str = r#"{"event":"ping"}"#;
@@ -72,13 +72,6 @@ fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
         }
         frames.push(frame);
     }
-}
-
-/// Asks for an upgrade, and returns the status of the answer.
-fn ask(server: &Server, request: &Request) -> u16 {
-    let mut client = server.connect();
-    client.send(&request.bytes());
-    Response::parse(client.read_head().as_bytes()).status
 }
 
 /// Speaks until the server has cut the connection.
@@ -374,7 +367,7 @@ fn out_of_descriptors() {
         clients.retain(waits);
         clients.is_empty()
     });
-    wait_until("there is room again", || ask(&server, &handshake()) == 101);
+    wait_until("there is room again", || server.status(&handshake()) == 101);
     let lines = server.log().lines().count();
     assert!(lines < 1000, "refusals are not logged by the turn: {lines} lines");
     server.finish(&[]);
@@ -619,359 +612,4 @@ fn a_silent_peer_in_a_busy_room() {
     assert_eq!(names, ["sleeper"]);
     let heard = reading.join().unwrap();
     assert!(heard.windows(14).any(|bytes| bytes == b"are you there?"), "it was told a lot");
-}
-
-// ---------------------------------------------------------------------------------------------------------- limits
-
-/// What becomes of some bytes behind an upgrade.
-enum Outcome {
-    /// An echo, or an event, with this in it.
-    Says(&'static str),
-    Closes(u16, &'static str),
-}
-
-use Outcome::{Closes, Says};
-
-/// A name, flags, an endpoint, what is sent there, and what becomes of it.
-type Limit<'a> = (&'a str, &'a [&'a str], &'a str, Vec<u8>, Outcome);
-
-/// Each limit at n and at n + 1.
-#[test]
-fn limits_of_messages() {
-    let fragments = |count: usize| [hex("01 80 M0"), hex("00 80 M0").repeat(count - 1)].concat();
-    let whole = |count: usize| [fragments(count - 1), hex("80 83 M0 'end'")].concat();
-    let chat = "/?token=dev-token";
-    let ping = |len: usize| masked(0x81, format!("{PING:len$}").as_bytes());
-    let text = |text: &str| masked(0x81, json!({"event": "message", "data": {"text": text}}).to_string().as_bytes());
-    let message = ["--max-message", "300", "--max-text", "10"];
-    let parts = ["--max-fragments", "4"];
-    let rows: Vec<Limit> = vec![
-        ("--max-message at", &message, chat, ping(300), Says("pong")),
-        ("--max-message over", &message, chat, ping(301), Closes(1009, "")),
-        ("--max-message does not bind /echo", &message, ECHO, masked(0x81, &[b'x'; 301]), Says("xxx")),
-        ("--max-echo at", &["--max-echo", "1000"], ECHO, masked(0x82, &[b'x'; 1000]), Says("xxx")),
-        ("--max-echo over", &["--max-echo", "1000"], ECHO, masked(0x82, &[b'x'; 1001]), Closes(1009, "")),
-        ("--max-echo does not bind the chat", &["--max-echo", "1000"], chat, ping(1001), Says("pong")),
-        ("--max-text at", &["--max-text", "10"], chat, text("ääääääääää"), Says("ääääääääää")),
-        ("--max-text over", &["--max-text", "10"], chat, text("äääääääääää"), Says("Message too long")),
-        ("--max-fragments at", &parts, ECHO, whole(4), Says("end")),
-        ("--max-fragments over", &parts, ECHO, whole(5), Closes(1008, "fragments")),
-        ("--max-fragments over, no end", &parts, ECHO, fragments(5), Closes(1008, "fragments")),
-        ("--max-fragments for each message anew", &parts, ECHO, whole(4).repeat(3), Says("end")),
-    ];
-    each_row(
-        &rows,
-        |row| row.0.to_owned(),
-        |(_, args, at, sent, outcome)| {
-            let mut server = Watched::start(args);
-            let mut client = server.upgrade(at);
-            client.send(sent);
-            let mut frame = client.read_frame();
-            if frame.payload.windows(9).any(|bytes| bytes == b"\"welcome\"") {
-                frame = client.read_frame();
-            }
-            match outcome {
-                Says(what) => assert!(String::from_utf8_lossy(&frame.payload).contains(what), "{frame:?}"),
-                Closes(code, word) => {
-                    let (got, reason) = frame.close();
-                    assert!(got == *code && reason.contains(word), "{got} {reason:?}");
-                }
-            }
-            server.still_chats();
-        },
-    );
-}
-
-#[test]
-fn limits_of_heads() {
-    let with = |count| (0..count).fold(handshake(), |request, i| request.add(format!("X-{i}: y")));
-    let head = ["--max-head", "512"];
-    let headers = ["--max-headers", "8"];
-    let rows: Vec<(&str, &[&str], Request, u16)> = vec![
-        ("--max-head at", &head, handshake().padded_to(512), 101),
-        ("--max-head over", &head, handshake().padded_to(513), 431),
-        ("--max-headers at", &headers, with(3), 101),
-        ("--max-headers over", &headers, with(4), 431),
-    ];
-    each_row(
-        &rows,
-        |row| row.0.to_owned(),
-        |(_, args, request, status)| {
-            assert_eq!(ask(&Server::start(args), request), *status);
-        },
-    );
-}
-
-/// F13: the largest echo there is by default.
-#[test]
-fn an_echo_of_16_mib() {
-    let server = Watched::start(&[]);
-    let mut client = server.upgrade(ECHO);
-    let mut writer = RawClient::new(client.stream.try_clone().unwrap());
-    let payload: Vec<u8> = (0..=255).cycle().take(16 << 20).collect();
-    let frame = masked(0x82, &payload);
-    let writing = std::thread::spawn(move || writer.send(&frame));
-    assert!(client.read_frame() == Frame { first: 0x82, payload }, "the same comes back");
-    writing.join().unwrap();
-    server.finish(&[]);
-}
-
-/// `--max-connections`: the one too many is refused, and there is room again when another has gone.
-#[test]
-fn limit_of_connections() {
-    let server = Server::start(&["--max-connections", "2"]);
-    let (first, _second) = (member(&server, "first"), server.upgrade(ECHO));
-    assert_eq!(ask(&server, &handshake()), 503);
-    assert_eq!(ask(&server, &get("/health")), 200);
-    drop(first);
-    wait_until("there is room again", || ask(&server, &handshake()) == 101);
-}
-
-/// `--max-buffered`: unfinished messages of all connections together. The one that crosses it is closed, the others go on.
-#[test]
-fn limit_of_what_is_buffered() {
-    let mut server = Watched::start(&["--max-buffered", "200000"]);
-    let half = masked(0x02, &[b'x'; 60_000]);
-    for _ in 0..2 {
-        let mut clients: Vec<RawClient> = (0..3).map(|_| server.upgrade(ECHO)).collect();
-        for client in &mut clients {
-            client.send(&half);
-            server.barrier();
-        }
-        let mut last = server.upgrade(ECHO);
-        last.send(&half);
-        let (code, reason) = last.read_frame().close();
-        assert_eq!(code, 1013);
-        assert!(reason.contains("buffer"), "{reason}");
-        last.send(&masked(0x88, &code.to_be_bytes()));
-        last.expect_end();
-        for client in &mut clients {
-            client.send(&masked(0x80, b"end"));
-            assert_eq!(client.read_frame().payload.len(), 60_003, "the others go on");
-        }
-        server.still_chats();
-    }
-    server.finish(&[]);
-}
-
-// ------------------------------------------------------------------------------------------- how it starts, A, T
-
-/// What a server that does not start leaves behind.
-struct Refusal {
-    code: Option<i32>,
-    said: String,
-}
-
-fn refusal(listen: &str, args: &[&str]) -> Refusal {
-    let mut command = Server::command(listen, args);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is run");
-    let mut banner = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut banner).unwrap();
-    if !banner.is_empty() {
-        child.kill().unwrap();
-    }
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(banner, "", "it does not start");
-    Refusal { code: output.status.code(), said: String::from_utf8(output.stderr).unwrap() }
-}
-
-impl Refusal {
-    /// A failure, told in one line with this word in it.
-    fn names(&self, word: &str) {
-        assert!(self.code.is_some_and(|code| code != 0), "exit code {:?}", self.code);
-        let lines: Vec<&str> = self.said.lines().filter(|line| !line.trim().is_empty()).collect();
-        assert!(matches!(lines.as_slice(), [line] if line.contains(word)), "one line with {word:?}: {:?}", self.said);
-    }
-}
-
-/// T11.
-#[test]
-fn a_port_in_use() {
-    let server = Server::start(&[]);
-    let address = server.addr().to_string();
-    refusal(&address, &[]).names(&address);
-    assert_eq!(ask(&server, &handshake()), 101, "the first one lives");
-}
-
-/// A16: everybody knows the demo tokens.
-#[test]
-fn demo_tokens_off_loopback() {
-    for listen in ["0.0.0.0:0", "[::]:0"] {
-        refusal(listen, &[]).names("token");
-    }
-}
-
-/// T10: the same over IPv6.
-#[test]
-fn ipv6() {
-    let server = Server::start_at("[::1]:0", &[]);
-    let own = format!("Host: {}", server.addr());
-    assert_eq!(ask(&server, &handshake().set(&own)), 101);
-    assert_eq!(ask(&server, &handshake().set(&own).add(format!("Origin: http://{}", server.addr()))), 101);
-    assert_eq!(ask(&server, &handshake().set("Host: evil.example")), 403);
-}
-
-#[test]
-fn an_address_that_is_none() {
-    for listen in ["nonsense", "127.0.0.1", "127.0.0.1:99999", ""] {
-        let refusal = refusal(listen, &[]);
-        assert!(refusal.code.is_some_and(|code| code != 0), "exit code {:?}", refusal.code);
-        assert!(refusal.said.lines().next().is_some_and(|line| line.contains("--listen")), "{:?}", refusal.said);
-    }
-}
-
-#[test]
-fn silly_values() {
-    let mut rows: Vec<Vec<&str>> = vec![
-        vec!["--max-head", "many"],
-        vec!["--max-text=-1"],
-        vec!["--max-message", "18446744073709551616"],
-        vec!["--idle-timeout", "30", "--ping-interval", "60"],
-        vec!["--allow-origin", "nonsense"],
-        vec!["--tokens"],
-        vec!["--no-such-flag"],
-    ];
-    for flag in ["--max-head", "--max-headers", "--max-message", "--max-echo", "--max-text", "--max-fragments"] {
-        rows.push(vec![flag, "0"]);
-    }
-    for flag in ["--max-outbox", "--max-buffered", "--max-connections"] {
-        rows.push(vec![flag, "0"]);
-    }
-    for flag in ["--handshake-timeout", "--ping-interval", "--idle-timeout", "--close-timeout"] {
-        for value in ["0", "-1", "nan", "inf", "1e300", "soon", ""] {
-            rows.push(vec![flag, value]);
-        }
-    }
-    each_row(
-        &rows,
-        |row| row.join(" "),
-        |row| {
-            // As one word, so that a minus is part of the value.
-            let joined = [row[..row.len().min(2)].join("=")];
-            let args: Vec<&str> = joined.iter().map(String::as_str).chain(row.iter().skip(2).copied()).collect();
-            let refusal = refusal("127.0.0.1:0", &args);
-            assert!(refusal.code.is_some_and(|code| code != 0), "exit code {:?}", refusal.code);
-            // An option that is spelled wrong may bring a hint in further lines.
-            let first = refusal.said.lines().next().unwrap_or_default();
-            let mut flags =
-                row.iter().filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap());
-            assert!(flags.any(|flag| first.contains(flag)), "the first line names the flag: {:?}", refusal.said);
-            assert!(refusal.said.lines().count() < 8, "not the whole help: {:?}", refusal.said);
-        },
-    );
-}
-
-/// `--tokens`: who may come in with what, and as whom.
-#[test]
-fn a_file_of_tokens() {
-    let content = "# the friends\n\nsecret-one\nsecret-two alice\n  \nsecret-three bob # the host\nsecret-four\r\n";
-    let file = token_file("good", content);
-    let server = Server::start(&["--tokens", file.to_str().unwrap()]);
-    let rows = [
-        ("secret-one", 101, "anonymous"),
-        ("secret-one&username=anybody", 101, "anybody"),
-        ("secret-two", 101, "alice"),
-        ("secret-two&username=alice", 101, "alice"),
-        ("secret-two&username=+alice+", 101, "alice"),
-        ("secret-two&username=bob", 403, ""),
-        ("secret-two&username=Alice", 403, ""),
-        ("secret-three", 101, "bob"),
-        ("secret-three&username=bob", 101, "bob"),
-        ("secret-four", 101, "anonymous"),
-        ("secret", 401, ""),
-        ("secret-two+alice", 401, ""),
-        ("%23", 401, ""),
-        ("", 401, ""),
-        ("dev-token", 401, ""),
-    ];
-    each_row(
-        &rows,
-        |row| row.0.to_owned(),
-        |(query, status, name)| {
-            let mut client = server.connect();
-            client.send(&handshake().target(format!("/?token={query}")).bytes());
-            let response = Response::parse(client.read_head().as_bytes());
-            assert_eq!(response.status, *status);
-            if *status == 101 {
-                assert_eq!(client.read_event("welcome")["username"], *name);
-            }
-        },
-    );
-    for secret in ["secret-one", "secret-two", "secret-three", "secret-four", "dev-token"] {
-        let told = server.log() + &server.printed();
-        assert!(!told.contains(secret), "{secret} is told: {told}");
-    }
-}
-
-#[test]
-fn bad_files_of_tokens() {
-    let long = format!("secret-one {}\n", "x".repeat(33));
-    let rows: [(&str, &[u8]); 5] = [
-        ("empty", b""),
-        ("nothing-but-comments", b"# nobody\n\n"),
-        ("not-utf8", b"secret-one\n\xff\xfe\n"),
-        ("a-forbidden-name", "secret-one a\u{200b}b\n".as_bytes()),
-        ("a-long-name", long.as_bytes()),
-    ];
-    each_row(
-        &rows,
-        |row| row.0.to_owned(),
-        |(name, content)| {
-            let file = token_file(name, content);
-            let refusal = refusal("127.0.0.1:0", &["--tokens", file.to_str().unwrap()]);
-            refusal.names(file.to_str().unwrap());
-            assert!(!refusal.said.contains("secret-one"), "a token is told: {}", refusal.said);
-        },
-    );
-    for path in ["/no/such/file", env!("CARGO_TARGET_TMPDIR")] {
-        refusal("127.0.0.1:0", &["--tokens", path]).names(path);
-    }
-    let file = token_file("with-open", "secret-one\n");
-    refusal("127.0.0.1:0", &["--open", "--tokens", file.to_str().unwrap()]).names("--open");
-}
-
-/// `--open`: nobody is asked for a token, and one that is brought is not judged.
-#[test]
-fn open_to_everyone() {
-    let server = Server::start(&["--open"]);
-    for target in ["/", "/?username=bob", "/?token=whatever", "/echo"] {
-        assert_eq!(ask(&server, &handshake().target(target)), 101, "{target}");
-    }
-}
-
-/// The line for wscat works when it is pasted, and tells no secret.
-#[test]
-fn the_banner() {
-    let file = token_file("banner", "secret-one\n");
-    let line = |args: &[&str]| {
-        let server = Server::start(args);
-        wait_until("wscat is mentioned", || server.printed().lines().any(|line| line.contains("wscat")));
-        let printed = server.printed();
-        assert!(printed.lines().next().unwrap().contains(&format!("http://{}/", server.addr())), "{printed}");
-        let line = printed.lines().find(|line| line.contains("wscat")).unwrap().to_owned();
-        assert!(line.contains(&format!("ws://{}/", server.addr())), "{line}");
-        line
-    };
-    let demo = line(&[]);
-    assert!(demo.contains("token=dev-token"), "{demo}");
-    assert!(DEMO_TOKENS[..3].iter().all(|token| !demo.contains(token)), "never another: {demo}");
-    let file = line(&["--tokens", file.to_str().unwrap()]);
-    assert!(file.contains("token=TOKEN") && !file.contains("secret-one"), "{file}");
-    let open = line(&["--open"]);
-    assert!(!open.contains("token"), "{open}");
-}
-
-/// Each flag is also a variable of the environment, and the flag wins.
-#[test]
-fn flags_from_the_environment() {
-    let said = |args: &[&str]| {
-        let mut command = Server::command("127.0.0.1:0", args);
-        let server = Server::launch(command.env("WIRECHAT_MAX_TEXT", "3"));
-        let mut client = member(&server, "bot");
-        say(&mut client, "four");
-        client.read_json()["event"].clone()
-    };
-    assert_eq!(said(&[]), "error");
-    assert_eq!(said(&["--max-text", "4"]), "message");
 }

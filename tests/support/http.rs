@@ -1,6 +1,6 @@
 //! HTTP as a client sees it: a request with one thing odd about it, and an answer taken apart.
 
-use super::{KEY, RawClient};
+use super::{KEY, RawClient, Server};
 
 /// A request that is put together line by line, so that a test shows only what is odd about it.
 #[derive(Clone)]
@@ -129,6 +129,15 @@ impl Response {
     pub fn list(&self, name: &str) -> Vec<String> {
         let members = self.header(name).split(',').map(|member| member.trim().to_ascii_lowercase());
         members.filter(|member| !member.is_empty()).collect()
+    }
+}
+
+impl Server {
+    /// The status of the answer to a request.
+    pub fn status(&self, request: &Request) -> u16 {
+        let mut client = self.connect();
+        client.send(&request.bytes());
+        Response::parse(client.read_head().as_bytes()).status
     }
 }
 
