@@ -58,7 +58,7 @@ impl Watched {
     /// The witnesses talk: what one says, both hear.
     pub fn still_chats(&mut self) {
         self.said += 1;
-        let text = format!("still here, {}", self.said);
+        let text = format!("ok {}", self.said);
         let event = serde_json::json!({"event": "message", "data": {"text": text}});
         self.speaker.send_text(&event.to_string());
         for witness in [&mut self.speaker, &mut self.listener] {
