@@ -95,7 +95,7 @@ impl Answer {
             // RFC 9110 §15.5.22, §7.8; RFC 6455 §4.4.
             426 => {
                 assert_eq!(response.list("Upgrade"), ["websocket"], "{response:?}");
-                assert_eq!(response.header("Connection"), "Upgrade, close", "{response:?}");
+                assert_eq!(response.list("Connection"), ["upgrade", "close"], "{response:?}");
                 assert_eq!(response.header("Sec-WebSocket-Version"), "13", "{response:?}");
             }
             _ => assert_eq!(response.header("Connection"), "close", "{response:?}"),
@@ -138,23 +138,20 @@ impl Answer {
 fn ask(server: &mut Watched, row: &Row, cut: Cut) {
     let mut client = server.connect();
     server.send(&mut client, &row.request, cut);
-    if row.answer.statuses == [101] {
-        let head = client.read_head();
-        row.answer.check(&Response::parse(head.as_bytes()));
-    } else if row.answer.statuses == [200] {
-        // A page ends its connection without reading on: what a peer sent behind its request may turn that end into a
-        // reset.
-        row.answer.check(&Response::parse(&client.read_to_end()));
-    } else {
-        row.answer.check(&client.read_response());
-    }
+    let mut response = Response::parse(client.read_head().as_bytes());
+    response.body = match response.status {
+        101 => String::new(),
+        // A page ends its connection without reading on: what a peer sent behind its request may make a reset of that.
+        200 => String::from_utf8(client.read_to_end()).unwrap(),
+        _ => String::from_utf8(client.read_to_clean_end()).unwrap(),
+    };
+    row.answer.check(&response);
     server.still_chats();
 }
 
 fn run(mut server: Watched, rows: &[Row]) {
-    for cut in Cut::BOTH {
-        each_row(rows, |row| format!("{} ({cut:?})", row.id), |row| ask(&mut server, row, cut));
-    }
+    let rows: Vec<(&Row, Cut)> = Cut::BOTH.iter().flat_map(|cut| rows.iter().map(|row| (row, *cut))).collect();
+    each_row(&rows, |(row, cut)| format!("{} ({cut:?})", row.id), |(row, cut)| ask(&mut server, row, *cut));
     server.finish(&["wrong-7f3a", "a-secret"]);
 }
 
@@ -303,7 +300,7 @@ fn body_rows() -> Vec<Row> {
         row("H39 chunked", hs().add("Transfer-Encoding: chunked").followed_by("0\r\n\r\n"), bad()),
         row("H39 identity", hs().add("Transfer-Encoding: identity"), bad()),
         row("H40 both", hs().add("Content-Length: 0").add("Transfer-Encoding: chunked"), bad()),
-        // Response::parse takes all that comes for one answer, and its length is checked: a second one would show.
+        // All that comes until the end is taken for one answer, and its length is checked: a second one would show.
         row("H41 refused, and one more", wrong().followed_by(hs().bytes()), refuses(&[400], &["§4.2.1"])),
         row("H41 refused, and the page", wrong().followed_by(get("/").bytes()), refuses(&[400], &["§4.2.1"])),
         row("H41 health, and one more", get("/health").followed_by(get("/health").bytes()), ok(Body::JsonObject)),
@@ -351,7 +348,7 @@ fn a_head_of_20_mb_is_refused_after_8_kib() {
     server.finish(&[]);
 }
 
-/// H51: peers that speak something else are told so in the log, in words a person understands.
+/// H51: of peers that speak something else, the log says what it looked like.
 #[test]
 fn other_protocols_are_named_in_the_log() {
     let mut hello = b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03".to_vec();
@@ -369,8 +366,7 @@ fn other_protocols_are_named_in_the_log() {
         let answer = client.read_to_clean_end();
         let statuses: &[u16] = if *protocol == "HTTP/2" { &[400, 505] } else { &[400] };
         assert!(answer.is_empty() || statuses.contains(&Response::parse(&answer).status), "400 or cut");
-        let log = server.log().to_lowercase();
-        assert!(log.contains(&protocol.to_lowercase()), "the log says what it looked like:\n{log}");
+        server.wait_for_log(protocol);
         server.still_chats();
     });
     server.finish(&[]);
@@ -477,7 +473,7 @@ fn target_rows() -> Vec<Row> {
         row("H49 %00 in a room", query("room=%00"), bad()),
         row("H49 not UTF-8 in a name", query("username=%ff"), bad()),
         row("H49 a surrogate in a room", query("room=%ed%a0%80"), bad()),
-        row("H49 % in the token", to("/?token=%zz"), bad()),
+        row("H49 % in the token", to("/?token=%zz"), refuses(&[400, 401], &[])),
         row("H49 absolute-form", to("http://127.0.0.1/echo?token=dev-token"), switches()),
         row("H49 absolute-form with a port", to("http://localhost:81/?token=dev-token"), switches()),
         row("H49 absolute-form, foreign", to("http://evil.example/?token=dev-token"), refuses(&[403], &["evil.example"])),

@@ -221,7 +221,7 @@ fn pings_of_a_peer_that_does_not_read() {
                 }
             }
             Err(e) => {
-                assert_eq!(e.kind(), ErrorKind::WouldBlock, "the connection stays");
+                assert_eq!(e.kind(), ErrorKind::WouldBlock, "the connection stays: {}", server.log());
                 refused += 1;
                 server.still_chats();
             }

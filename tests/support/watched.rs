@@ -18,9 +18,10 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Starts a server with the demo tokens.
+    /// Starts a server with the demo tokens, and with pings so rare that none comes between the lines of a test.
     pub fn start(args: &[&str]) -> Watched {
-        Watched::new(Server::start(args), "dev-token")
+        let rare = ["--ping-interval", "600", "--idle-timeout", "1200"];
+        Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
     /// Watches a server that is running, with a token it takes.
