@@ -156,9 +156,8 @@ fn run(mut server: Watched, rows: &[Row]) {
 }
 
 #[test]
-fn upgrade_requests() {
+fn upgrade_headers() {
     run(Watched::start(&[]), &upgrade_rows());
-    run(Watched::start(&[]), &key_and_version_rows());
 }
 
 /// §4.2.1 (1)–(4): the request line, `Upgrade` and `Connection`.
@@ -204,6 +203,11 @@ fn head_not_allowed() -> Answer {
     Answer { body: Body::Nothing, ..not_allowed("GET") }
 }
 
+#[test]
+fn keys_and_versions() {
+    run(Watched::start(&[]), &key_and_version_rows());
+}
+
 /// §4.2.1 (5), (6): the key, which is hashed as it was sent, and the version.
 #[rustfmt::skip]
 fn key_and_version_rows() -> Vec<Row> {
@@ -243,8 +247,6 @@ fn key_and_version_rows() -> Vec<Row> {
 #[test]
 fn heads_that_are_not_http() {
     run(Watched::start(&[]), &syntax_rows());
-    run(Watched::start(&[]), &body_rows());
-    run(Watched::start(&[]), &length_rows());
 }
 
 /// RFC 9112 §2.2, §5: line ends, blanks and bytes where they must not be.
@@ -284,6 +286,11 @@ fn syntax_rows() -> Vec<Row> {
     ]
 }
 
+#[test]
+fn bodies_and_what_follows() {
+    run(Watched::start(&[]), &body_rows());
+}
+
 /// RFC 9112 §6: an upgrade request has no body, and nothing behind a refused request is read.
 #[rustfmt::skip]
 fn body_rows() -> Vec<Row> {
@@ -305,6 +312,11 @@ fn body_rows() -> Vec<Row> {
         row("H41 refused, and the page", wrong().followed_by(get("/").bytes()), refuses(&[400], &["§4.2.1"])),
         row("H41 health, and one more", get("/health").followed_by(get("/health").bytes()), ok(Body::JsonObject)),
     ]
+}
+
+#[test]
+fn heads_that_are_too_long() {
+    run(Watched::start(&[]), &length_rows());
 }
 
 /// The limits of a head: 8 KiB, and 64 headers, of which the valid request has five.
@@ -392,9 +404,8 @@ fn a_frame_behind_the_head_is_heard() {
 }
 
 #[test]
-fn subprotocols_and_extensions() {
+fn subprotocols() {
     run(Watched::start(&[]), &subprotocol_rows());
-    run(Watched::start(&[]), &extension_rows());
 }
 
 /// §4.2.2, §1.9: the endpoint's own subprotocol is chosen if it is offered, else none.
@@ -423,6 +434,11 @@ fn subprotocol_rows() -> Vec<Row> {
     ]
 }
 
+#[test]
+fn extensions() {
+    run(Watched::start(&[]), &extension_rows());
+}
+
 /// §9.1: every extension is declined, and a list of them that is none is refused.
 #[rustfmt::skip]
 fn extension_rows() -> Vec<Row> {
@@ -446,9 +462,8 @@ fn extension_rows() -> Vec<Row> {
 }
 
 #[test]
-fn targets_and_pages() {
+fn targets() {
     run(Watched::start(&[]), &target_rows());
-    run(Watched::start(&[]), &plain_rows());
 }
 
 /// Paths, queries, and the target that is a whole address (RFC 9112 §3.2.2).
@@ -490,6 +505,11 @@ fn target_rows() -> Vec<Row> {
         row("H50 ?=&& and a token", to("/?=&&token=dev-token"), switches()),
         row("H50 a token in the fragment is none", to("/#?token=dev-token"), refuses(&[400, 401, 404], &[])),
     ]
+}
+
+#[test]
+fn plain_requests() {
+    run(Watched::start(&[]), &plain_rows());
 }
 
 /// What a browser or a probe gets without an upgrade.
