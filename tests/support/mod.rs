@@ -5,6 +5,10 @@
 //! mistake in `ws/` cannot hide behind the same mistake in its test.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod http;
+pub mod table;
+pub mod watched;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -25,6 +29,7 @@ pub struct Server {
     child: Child,
     addr: SocketAddr,
     banner: String,
+    printed: Arc<Mutex<String>>,
     log: Arc<Mutex<String>>,
 }
 
@@ -36,25 +41,25 @@ impl Server {
 
     /// The same on an address of the caller's choice, to come back on a port that clients already know.
     pub fn start_at(listen: &str, args: &[&str]) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wirechat"))
-            .args(["--listen", listen])
-            .args(args)
-            .env_remove("RUST_LOG")
+        Server::launch(&mut Server::command(listen, args))
+    }
+
+    /// The command that [`Server::start_at`] runs, for a caller who wants more said first: an environment variable, say.
+    pub fn command(listen: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
+        command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
+        command
+    }
+
+    /// Runs a command that ends up being the server, and waits until it says where it listens.
+    pub fn launch(command: &mut Command) -> Server {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the server starts");
-        let log = Arc::new(Mutex::new(String::new()));
-        let sink = Arc::clone(&log);
-        let mut stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-        std::thread::spawn(move || {
-            let mut line = Vec::new();
-            while stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
-                sink.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
-                line.clear();
-            }
-        });
+        let log = collect(child.stderr.take().expect("stderr is piped"));
         let mut stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let (mut banner, mut addr) = (String::new(), None);
         while addr.is_none() {
@@ -67,8 +72,8 @@ impl Server {
             });
         }
         // The rest of the banner is read on, so that the server never meets a full pipe.
-        std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
-        Server { child, addr: addr.unwrap(), banner, log }
+        let printed = collect(stdout);
+        Server { child, addr: addr.unwrap(), banner, printed, log }
     }
 
     pub fn addr(&self) -> SocketAddr {
@@ -81,6 +86,11 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What the server has written to stdout so far.
+    pub fn printed(&self) -> String {
+        self.banner.clone() + &self.printed.lock().unwrap()
     }
 
     /// What the server has written to stderr so far.
@@ -133,6 +143,21 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Reads a stream of the server's on a thread of its own, line by line, into a string that grows.
+fn collect(stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let sink = Arc::clone(&text);
+    let mut stream = BufReader::new(stream);
+    std::thread::spawn(move || {
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+            sink.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    text
 }
 
 /// The bytes of a valid upgrade request for `path`.
@@ -294,6 +319,34 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(payload);
     frame
+}
+
+/// The whole frames that a server's bytes are, and the beginning of one that is not whole.
+pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
+    let mut frames = Vec::new();
+    while let Some((frame, rest)) = split_frame(bytes) {
+        frames.push(frame);
+        bytes = rest;
+    }
+    (frames, bytes)
+}
+
+fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
+    let (&[first, second], rest) = bytes.split_first_chunk()?;
+    let (len, rest) = match second {
+        126 => rest.split_first_chunk().map(|(len, rest)| (u64::from(u16::from_be_bytes(*len)), rest))?,
+        127 => rest.split_first_chunk().map(|(len, rest)| (u64::from_be_bytes(*len), rest))?,
+        short => (u64::from(short), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    Some((Frame { first, payload: payload.to_vec() }, rest))
+}
+
+/// A file of tokens with this content, for `--tokens`; `name` keeps apart the files of tests that run at once.
+pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}", std::process::id()));
+    std::fs::write(&path, content).expect("a temporary file");
+    path
 }
 
 /// Waits for a condition, and fails the test at the deadline.

@@ -1,0 +1,157 @@
+//! HTTP as a client sees it: a request with one thing odd about it, and an answer taken apart.
+
+use super::{KEY, RawClient, Server};
+
+/// A request that is put together line by line, so that a test shows only what is odd about it.
+#[derive(Clone)]
+pub struct Request {
+    method: &'static str,
+    target: String,
+    version: &'static str,
+    headers: Vec<Vec<u8>>,
+    behind: Vec<u8>,
+}
+
+/// The valid request of the catalogue: everything that RFC 6455 §4.2.1 asks for, and a demo token.
+pub fn handshake() -> Request {
+    let request = get("/?token=dev-token&username=bot&room=general");
+    request
+        .add("Upgrade: websocket")
+        .add("Connection: Upgrade")
+        .add(format!("Sec-WebSocket-Key: {KEY}"))
+        .add("Sec-WebSocket-Version: 13")
+}
+
+/// A plain request, with nothing but a `Host`.
+pub fn get(target: &str) -> Request {
+    let (method, version) = ("GET", "HTTP/1.1");
+    Request { method, target: target.into(), version, headers: vec![], behind: vec![] }.add("Host: 127.0.0.1")
+}
+
+impl Request {
+    pub fn method(mut self, method: &'static str) -> Request {
+        self.method = method;
+        self
+    }
+
+    pub fn target(mut self, target: impl Into<String>) -> Request {
+        self.target = target.into();
+        self
+    }
+
+    pub fn version(mut self, version: &'static str) -> Request {
+        self.version = version;
+        self
+    }
+
+    /// One more header line, whatever is there already.
+    pub fn add(mut self, header: impl AsRef<[u8]>) -> Request {
+        self.headers.push(header.as_ref().to_vec());
+        self
+    }
+
+    /// The header line in place of the one with that name.
+    pub fn set(self, header: &str) -> Request {
+        let name = header.split(':').next().unwrap_or(header);
+        self.without(name).add(header)
+    }
+
+    pub fn without(mut self, name: &str) -> Request {
+        let prefix = format!("{name}:").into_bytes();
+        let before = self.headers.len();
+        self.headers.retain(|line| !line.get(..prefix.len()).is_some_and(|p| p.eq_ignore_ascii_case(&prefix)));
+        assert!(self.headers.len() < before, "there is a {name} to take away");
+        self
+    }
+
+    /// Bytes behind the head.
+    pub fn followed_by(mut self, bytes: impl AsRef<[u8]>) -> Request {
+        self.behind.extend_from_slice(bytes.as_ref());
+        self
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = format!("{} {} {}\r\n", self.method, self.target, self.version).into_bytes();
+        for header in &self.headers {
+            bytes.extend_from_slice(header);
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(&self.behind);
+        bytes
+    }
+
+    /// Pads the head with one header line until it is `len` bytes.
+    pub fn padded_to(self, len: usize) -> Request {
+        let missing = len - self.bytes().len() - "X-Pad: \r\n".len();
+        self.add(format!("X-Pad: {}", "x".repeat(missing)))
+    }
+}
+
+impl From<Request> for Vec<u8> {
+    fn from(request: Request) -> Vec<u8> {
+        request.bytes()
+    }
+}
+
+/// An answer: status line, headers, and all that came after them.
+#[derive(Debug)]
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    /// Takes an answer apart. Its lines end with CRLF, as RFC 9112 §2.1 wants.
+    pub fn parse(bytes: &[u8]) -> Response {
+        let text = String::from_utf8(bytes.to_vec()).expect("an answer is UTF-8");
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole head: {text:?}"));
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).expect("a status line");
+        let status = status.split(' ').next().and_then(|code| code.parse().ok()).expect("a status");
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").unwrap_or_else(|| panic!("no header line: {line:?}"));
+            (name.to_owned(), value.to_owned())
+        };
+        Response { status, headers: lines.map(header).collect(), body: body.to_owned() }
+    }
+
+    /// The value of a header that is there once; an empty string if it is not there.
+    pub fn header(&self, name: &str) -> &str {
+        let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        let value = values.next().map_or("", |(_, value)| value);
+        assert!(values.next().is_none(), "{name} twice: {self:?}");
+        value
+    }
+
+    /// The members of a header's comma-separated list, in lower case.
+    pub fn list(&self, name: &str) -> Vec<String> {
+        let members = self.header(name).split(',').map(|member| member.trim().to_ascii_lowercase());
+        members.filter(|member| !member.is_empty()).collect()
+    }
+}
+
+impl Server {
+    /// The status of the answer to a request.
+    pub fn status(&self, request: &Request) -> u16 {
+        let mut client = self.connect();
+        client.send(&request.bytes());
+        Response::parse(client.read_head().as_bytes()).status
+    }
+}
+
+impl RawClient {
+    /// Everything until the server ends the stream, which it does without a reset: a reset could take away from the
+    /// peer what it has not read yet.
+    pub fn read_to_clean_end(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        std::io::Read::read_to_end(&mut self.stream, &mut all).expect("the stream ends, and in order");
+        all
+    }
+
+    /// An answer that ends its connection.
+    pub fn read_response(&mut self) -> Response {
+        Response::parse(&self.read_to_clean_end())
+    }
+}

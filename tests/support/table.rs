@@ -1,0 +1,64 @@
+//! Tests that are tables: a row's bytes in a notation that reads like the catalogue of rude peers, and a runner that
+//! reports every row that fails, not just the first.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Bytes in the notation of a frame table: hexadecimal pairs, `M0` for the masking key 00 00 00 00, which leaves a
+/// payload as it is, and `'text'` for its ASCII bytes. `81 82 M0 'hi'` is a masked text message.
+pub fn hex(notation: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (i, part) in notation.split('\'').enumerate() {
+        if i % 2 == 1 {
+            bytes.extend_from_slice(part.as_bytes());
+            continue;
+        }
+        for word in part.split_whitespace() {
+            match word {
+                "M0" => bytes.extend_from_slice(&[0; 4]),
+                pair => {
+                    assert_eq!(pair.len(), 2, "a pair of hexadecimal digits: {pair}");
+                    bytes.push(u8::from_str_radix(pair, 16).expect("hexadecimal digits"));
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Runs `check` on every row and then reports all that failed.
+pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMut(&R)) {
+    let mut failed = Vec::new();
+    for row in rows {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| check(row))) {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a text");
+            failed.push(format!("{}: {text}", name(row)));
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} rows failed:\n{}\n", failed.len(), rows.len(), failed.join("\n"));
+}
+
+/// How a row's bytes are handed to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// In one write.
+    Whole,
+    /// One byte a write, each one read by the server before the next is sent.
+    Bytes,
+}
+
+impl Cut {
+    pub const BOTH: [Cut; 2] = [Cut::Whole, Cut::Bytes];
+
+    /// The pieces to write. Past the first 2 KiB a piece is 997 bytes: by then every header has been cut everywhere, and
+    /// an odd prime goes on cutting payloads at places that nobody chose.
+    pub fn pieces(self, bytes: &[u8]) -> Vec<&[u8]> {
+        match self {
+            Cut::Whole => vec![bytes],
+            Cut::Bytes => {
+                let (first, rest) = bytes.split_at(bytes.len().min(2048));
+                first.chunks(1).chain(rest.chunks(997)).collect()
+            }
+        }
+    }
+}
