@@ -225,8 +225,8 @@ fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
     if !text.contains(['%', '+']) {
         return Ok(Cow::Borrowed(text));
     }
-    let malformed =
-        || Rejection::new(400, format!("Malformed percent-encoding: {} (RFC 3986 §2.1).", shown(text.as_bytes())));
+    // What it was is not shown: it may have been meant as a token.
+    let malformed = || Rejection::new(400, "A parameter or a path is not percent-encoded UTF-8 (RFC 3986 §2.1).");
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
