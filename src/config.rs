@@ -46,6 +46,10 @@ pub struct Config {
     #[arg(long, env = "WIRECHAT_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', help_heading = WHO)]
     pub allow_host: Vec<String>,
 
+    /// Let no two clients have the same name, however it is spelled
+    #[arg(long, env = "WIRECHAT_UNIQUE_NAMES", help_heading = WHO)]
+    pub unique_names: bool,
+
     /// Bytes of a request head (8 KiB: more than any browser sends)
     #[arg(long, env = "WIRECHAT_MAX_HEAD", default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(64, MIB), help_heading = LIMITS)]
     pub max_head: usize,
@@ -85,6 +89,38 @@ pub struct Config {
     /// Connections [default: the descriptor limit less 16]
     #[arg(long, env = "WIRECHAT_MAX_CONNECTIONS", value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_connections: Option<usize>,
+
+    /// Connections from one address, loopback excepted (an IPv6 address counts by its first 64 bits)
+    #[arg(long, env = "WIRECHAT_MAX_PER_ADDRESS", default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_per_address: usize,
+
+    /// Wrong tokens in a minute from one address, loopback excepted
+    #[arg(long, env = "WIRECHAT_MAX_WRONG_TOKENS", default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_wrong_tokens: usize,
+
+    /// Rooms that have members
+    #[arg(long, env = "WIRECHAT_MAX_ROOMS", default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_rooms: usize,
+
+    /// Messages a second from one client, with bursts of twice that; 0: no limit
+    #[arg(long, env = "WIRECHAT_RATE_LIMIT", default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    pub rate_limit: f64,
+
+    /// Messages of a room that are kept and told to newcomers; 0: none
+    #[arg(long, env = "WIRECHAT_HISTORY", default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
+    pub history: usize,
+
+    /// Bytes of the history of all rooms together (16 MiB: about 50,000 messages)
+    #[arg(long, env = "WIRECHAT_MAX_HISTORY", default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    pub max_history: usize,
+
+    /// Rooms with nobody in them whose history is kept
+    #[arg(long, env = "WIRECHAT_MAX_EMPTY_ROOMS", default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    pub max_empty_rooms: usize,
+
+    /// Seconds that the history of a room with nobody in it is kept
+    #[arg(long, env = "WIRECHAT_HISTORY_TTL", default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    pub history_ttl: Duration,
 
     /// Seconds from accept to the end of the request head
     #[arg(long, env = "WIRECHAT_HANDSHAKE_TIMEOUT", default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
@@ -174,6 +210,14 @@ fn number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Cl
         Ok(_) if max == usize::MAX => Err(format!("must be at least {min}")),
         Ok(_) => Err(format!("must be from {min} to {max}")),
         Err(_) => Err("must be a whole number".into()),
+    }
+}
+
+/// A parser for a rate a second.
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate == 0.0 || (0.001..=1_000_000.0).contains(&rate) => Ok(rate),
+        _ => Err("must be 0, or a number from 0.001 to 1000000".into()),
     }
 }
 

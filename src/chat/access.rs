@@ -37,6 +37,8 @@ struct KnownToken {
 /// What a token allows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grant {
+    /// Which token it is; `None`: none was asked for.
+    pub token: Option<usize>,
     /// The one username that may be used with it; `None`: any.
     pub username: Option<Rc<str>>,
 }
@@ -64,8 +66,9 @@ impl Access {
         let tokens = match &config.tokens {
             _ if config.open => None,
             None => {
-                let known = |token: &&str| KnownToken { token: (*token).into(), grant: Grant::default() };
-                Some(DEMO_TOKENS.iter().map(known).collect())
+                let grant = |number| Grant { token: Some(number), username: None };
+                let known = DEMO_TOKENS.iter().enumerate();
+                Some(known.map(|(number, token)| KnownToken { token: (*token).into(), grant: grant(number) }).collect())
             }
             Some(path) => {
                 let in_file = |error: String| format!("--tokens {}: {error}", path.display());
@@ -144,7 +147,8 @@ fn read_tokens(text: &str) -> Result<Vec<KnownToken>, String> {
             "" => None,
             name => Some(username(name).map_err(|error| format!("line {number}: {error}"))?.into()),
         };
-        known.push(KnownToken { token: token.into(), grant: Grant { username } });
+        let grant = Grant { token: Some(known.len()), username };
+        known.push(KnownToken { token: token.into(), grant });
     }
     if known.is_empty() { Err("no token in it".into()) } else { Ok(known) }
 }

@@ -7,26 +7,56 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-/// What a client asks for.
+use super::history::{Past, Posted};
+
+/// What a client asks for. Texts and names are as they were sent: neither trimmed nor judged.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// Say this to the room.
+    /// Say this to the room; or, if it begins with `/msg `, to somebody.
     Message {
-        /// As it was sent: neither trimmed nor judged.
+        /// The name to say it under, in a dialect whose messages carry one.
+        username: Option<Cow<'a, str>>,
+        /// What to say.
         text: Cow<'a, str>,
+        /// What the client calls it, so that it can be recognised.
+        nonce: Option<Cow<'a, str>>,
+    },
+    /// Say this to one name only.
+    Private {
+        /// The name.
+        to: Cow<'a, str>,
+        /// What to say.
+        text: Cow<'a, str>,
+        /// As above.
+        nonce: Option<Cow<'a, str>>,
     },
     /// Leave the room for another one.
     SwitchRoom {
-        /// The name as it was sent.
+        /// Its name.
         room: Cow<'a, str>,
+    },
+    /// Tell the others that I am writing.
+    Typing {
+        /// As above.
+        username: Option<Cow<'a, str>>,
     },
     /// Answer me. (Not a Ping frame, which `ws` answers by itself.)
     Ping,
 }
 
+impl Command<'_> {
+    /// What the client calls the message that this is.
+    pub fn nonce(&self) -> Option<&str> {
+        match self {
+            Command::Message { nonce, .. } | Command::Private { nonce, .. } => nonce.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// What a client is told.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Notice<'a> {
+pub enum Notice {
     /// To the one who joined, first of all.
     Welcome {
         /// The name it came with.
@@ -35,27 +65,24 @@ pub enum Notice<'a> {
         room: Rc<str>,
         /// Those who were there already, one for each connection.
         members: Vec<Rc<str>>,
+        /// What was said there.
+        past: Past,
     },
     /// To the others in the room.
     Joined {
         /// Who came.
         username: Rc<str>,
+        /// All who are there now, if anyone in the room is shown that.
+        members: Vec<Rc<str>>,
     },
     /// To everyone in the room, the sender too.
-    Message {
-        /// Who said it.
-        username: Rc<str>,
-        /// What was said, trimmed.
-        text: Cow<'a, str>,
-        /// From 1, one more with each message of the room.
-        id: u64,
-        /// When.
-        time: SystemTime,
-    },
+    Message(Rc<Posted>),
     /// To those who remain, whatever ended the connection.
     Left {
         /// Who went.
         username: Rc<str>,
+        /// All who are there now, if anyone in the room is shown that.
+        members: Vec<Rc<str>>,
     },
     /// To the one who switched.
     Switched {
@@ -63,11 +90,50 @@ pub enum Notice<'a> {
         room: Rc<str>,
         /// Those who were there already.
         members: Vec<Rc<str>>,
+        /// What was said there.
+        past: Past,
     },
+    /// To the others in the room.
+    Typing {
+        /// Who is writing.
+        username: Rc<str>,
+    },
+    /// To those who have the name, and to the one who said it.
+    Private(Rc<Whisper>),
     /// To the one who asked.
     Pong,
     /// To the one at fault. The connection stays open.
-    Error(Complaint),
+    Error(Fault),
+}
+
+/// A private message.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Whisper {
+    /// Who says it.
+    pub from: Rc<str>,
+    /// To whom.
+    pub to: Rc<str>,
+    /// What is said, trimmed.
+    pub text: String,
+    /// When.
+    pub time: SystemTime,
+    /// What the sender calls it.
+    pub nonce: Option<String>,
+}
+
+/// Something wrong that a client sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What was wrong.
+    pub complaint: Complaint,
+    /// What the client calls the message that it was.
+    pub nonce: Option<String>,
+}
+
+impl From<Complaint> for Fault {
+    fn from(complaint: Complaint) -> Fault {
+        Fault { complaint, nonce: None }
+    }
 }
 
 /// What was wrong with something a client sent. Its text is what the client reads, word for word.
@@ -81,8 +147,14 @@ pub enum Complaint {
     WrongShape(String),
     /// A text over the limit.
     MessageTooLong,
-    /// A name that no room may have: why.
+    /// Too many messages.
+    SlowDown,
+    /// A private message to a name that nobody has.
+    NoSuchUser(String),
+    /// A name that may not be used: why.
     BadName(String),
+    /// There are as many rooms as there may be.
+    TooManyRooms,
 }
 
 impl std::fmt::Display for Complaint {
@@ -91,6 +163,9 @@ impl std::fmt::Display for Complaint {
             Complaint::InvalidJson => f.write_str("Invalid JSON"),
             Complaint::UnknownEvent(name) => write!(f, "Unknown event: {name}"),
             Complaint::MessageTooLong => f.write_str("Message too long"),
+            Complaint::SlowDown => f.write_str("Slow down"),
+            Complaint::NoSuchUser(name) => write!(f, "No such user: {name}"),
+            Complaint::TooManyRooms => f.write_str("There are too many rooms"),
             Complaint::WrongShape(what) | Complaint::BadName(what) => f.write_str(what),
         }
     }

@@ -3,35 +3,55 @@
 //! [`Chat`] keeps the tables and turns a [`Command`] into [`Delivery`]s. It knows clients, rooms, text and names; it
 //! knows no frames, sockets or clocks: a client is a `mio::Token`, and the time is handed in.
 //!
-//! Reading order: [`command`] (the words), this file (the tables), [`dialect`] (the words as JSON), [`access`] (who may
-//! come in).
+//! Reading order: [`command`] (the words), this file (leaving, switching), [`admission`] (joining), [`speech`] (saying),
+//! [`rooms`], [`history`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
+//! may come in).
 //!
 //! The subtle thing: who is *in* a room when something is said there is decided here, at once; when it is sent is the
 //! server's affair. So every method returns what is to be told in the order in which it must be told.
 
 pub mod access;
+pub mod admission;
 pub mod command;
 pub mod dialect;
+pub mod history;
+pub mod ids;
+pub mod names;
+pub mod pace;
+pub mod rooms;
+pub mod speech;
 
-use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mio::Token;
 
-use command::{Command, Complaint, Notice};
+use crate::config::Config;
+use access::Grant;
+pub use admission::{Admission, Newcomer};
+use command::{Command, Complaint, Fault, Notice};
 use dialect::Dialect;
+use history::{History, Past, Resume, Ring};
+pub use ids::{RoomId, RoomMap, TokenMap};
+use names::Names;
+use pace::Pace;
+use rooms::Rooms;
 
 /// Where a client is that names no room.
 pub const DEFAULT_ROOM: &str = "general";
-/// Who a client is that gives no name.
-pub const DEFAULT_USERNAME: &str = "anonymous";
 
-/// A room's number. Rooms come and go with their members; a number is never used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct RoomId(u64);
+/// Why a client is closed that does not stop sending.
+pub const FLOODING: &str = "flooding";
+
+/// The time, by the clock that people read and by one that only goes forward (since the server's start).
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// To be shown.
+    pub time: SystemTime,
+    /// To be measured with.
+    pub steady: Duration,
+}
 
 /// To whom a notice goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,100 +64,127 @@ pub enum Audience {
     Others(RoomId, Token),
 }
 
-/// One notice and those who get it.
+/// What the server is to do.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Delivery<'a> {
-    /// To whom.
-    pub to: Audience,
-    /// What.
-    pub notice: Notice<'a>,
+pub enum Delivery {
+    /// Send a notice to those who get it.
+    Tell {
+        /// To whom.
+        to: Audience,
+        /// What.
+        notice: Notice,
+    },
+    /// Close a client that broke a rule of the chat.
+    Close {
+        /// Whom.
+        token: Token,
+        /// What it reads.
+        reason: &'static str,
+    },
 }
 
-/// Someone at the door, let in by [`access`].
-#[derive(Debug)]
-pub struct Newcomer {
-    /// The shape it speaks.
-    pub dialect: Dialect,
-    /// Its name.
-    pub username: Rc<str>,
-    /// The room that it wants to be in.
-    pub room: String,
+impl Delivery {
+    fn tell(to: Audience, notice: Notice) -> Delivery {
+        Delivery::Tell { to, notice }
+    }
+
+    fn complain(token: Token, complaint: Complaint, nonce: Option<&str>) -> Delivery {
+        let fault = Fault { complaint, nonce: nonce.map(str::to_owned) };
+        Delivery::tell(Audience::One(token), Notice::Error(fault))
+    }
 }
 
 /// The tables.
 #[derive(Debug)]
 pub struct Chat {
     clients: TokenMap<Client>,
-    rooms: RoomMap<Room>,
-    room_ids: HashMap<Rc<str>, RoomId>,
-    rooms_so_far: u64,
+    rooms: Rooms,
+    names: Names,
+    client_ids: HashMap<Rc<str>, Token>,
+    history: Box<dyn History>,
+    rules: Rules,
+}
+
+/// What the configuration has to say here.
+#[derive(Debug)]
+struct Rules {
     max_text: usize,
+    max_rooms: usize,
+    /// Messages a second; 0: as many as they like.
+    rate_limit: f64,
 }
 
 #[derive(Debug)]
 struct Client {
     dialect: Dialect,
+    /// The name it came with, which others see come and go.
     username: Rc<str>,
+    /// The name it was last heard under.
+    spoken_as: Rc<str>,
     room: RoomId,
-}
-
-#[derive(Debug)]
-struct Room {
-    name: Rc<str>,
-    members: TokenMap<Dialect>,
-    last_id: u64,
+    grant: Grant,
+    client_id: Option<Rc<str>>,
+    pace: Pace,
+    /// When the others were last told that it is typing.
+    typing_at: Option<Duration>,
 }
 
 impl Chat {
-    /// An empty chat. `max_text` is the limit of a text in characters.
-    pub fn new(max_text: usize) -> Chat {
+    /// An empty chat.
+    pub fn new(config: &Config) -> Chat {
         Chat {
             clients: TokenMap::default(),
-            rooms: RoomMap::default(),
-            room_ids: HashMap::new(),
-            rooms_so_far: 0,
-            max_text,
+            rooms: Rooms::default(),
+            names: Names::new(config.unique_names),
+            client_ids: HashMap::new(),
+            history: Box::new(Ring::new(config)),
+            rules: Rules { max_text: config.max_text, max_rooms: config.max_rooms, rate_limit: config.rate_limit },
         }
-    }
-
-    /// Lets a client in.
-    pub fn join(&mut self, token: Token, newcomer: Newcomer) -> Vec<Delivery<'static>> {
-        let Newcomer { dialect, username, room } = newcomer;
-        let (id, room, members) = self.enter(token, dialect, &room);
-        log::info!("JOIN room={} user={}", logged(&room), logged(&username));
-        self.clients.insert(token, Client { dialect, username: Rc::clone(&username), room: id });
-        let welcome = Notice::Welcome { username: Rc::clone(&username), room, members };
-        vec![
-            Delivery { to: Audience::One(token), notice: welcome },
-            Delivery { to: Audience::Others(id, token), notice: Notice::Joined { username } },
-        ]
     }
 
     /// Lets a client go, whatever the reason, which is for the log. Somebody who is not here goes without a word.
-    pub fn leave(&mut self, token: Token, reason: &str) -> Vec<Delivery<'static>> {
+    pub fn leave(&mut self, token: Token, reason: &str, now: Now) -> Vec<Delivery> {
         let Some(client) = self.clients.remove(&token) else { return Vec::new() };
-        let room = self.exit(token, client.room);
+        self.names.remove(&client.spoken_as, token);
+        if let Some(client_id) = &client.client_id {
+            self.client_ids.remove(client_id);
+        }
+        let room = self.exit(token, client.room, now);
         log::info!("LEAVE room={} user={} reason={reason:?}", logged(&room), logged(&client.username));
-        vec![Delivery { to: Audience::Room(client.room), notice: Notice::Left { username: client.username } }]
+        vec![Delivery::tell(Audience::Room(client.room), self.left(client.room, client.username))]
     }
 
-    /// Reads a client's text in its dialect, and does what it asks.
-    pub fn receive<'a>(&mut self, token: Token, text: &'a str, now: SystemTime) -> Vec<Delivery<'a>> {
+    /// Reads a client's text in its dialect, and does what it asks. All of it but typing draws from its pace.
+    pub fn receive(&mut self, token: Token, text: &str, now: Now) -> Vec<Delivery> {
         let Some(client) = self.clients.get(&token) else { return Vec::new() };
-        match client.dialect.read(text) {
-            Ok(command) => self.handle(token, command, now),
-            Err(complaint) => vec![complain(token, complaint)],
+        let read = client.dialect.read(text);
+        let (is_typing, nonce) = match &read {
+            Ok(command) => (matches!(command, Command::Typing { .. }), command.nonce()),
+            Err(fault) => (false, fault.nonce.as_deref()),
+        };
+        if !is_typing && let Err(instead) = self.count(token, nonce, now) {
+            return instead;
+        }
+        match read {
+            Ok(command) => self.handle(token, &command, now),
+            Err(fault) => vec![Delivery::tell(Audience::One(token), Notice::Error(fault))],
         }
     }
 
-    /// Does what a client asks at the time `now`.
-    pub fn handle<'a>(&mut self, token: Token, command: Command<'a>, now: SystemTime) -> Vec<Delivery<'a>> {
+    /// Does what a client asks.
+    pub fn handle(&mut self, token: Token, command: &Command, now: Now) -> Vec<Delivery> {
         let done = match command {
-            Command::Message { text } => self.say(token, text, now),
-            Command::SwitchRoom { room } => self.switch_room(token, &room),
-            Command::Ping => Ok(vec![Delivery { to: Audience::One(token), notice: Notice::Pong }]),
+            Command::Message { username, text, nonce } => {
+                self.say(token, username.as_deref(), text, nonce.as_deref(), now)
+            }
+            Command::Private { to, text, nonce } => {
+                self.speak_as(token, None).and_then(|from| self.whisper(token, from, to, text, nonce.as_deref(), now))
+            }
+            Command::SwitchRoom { room } => self.switch_room(token, room, now),
+            Command::Typing { username } => self.typing(token, username.as_deref(), now),
+            Command::Ping => Ok(vec![Delivery::tell(Audience::One(token), Notice::Pong)]),
         };
-        done.unwrap_or_else(|complaint| vec![complain(token, complaint)])
+        done.unwrap_or_else(|complaint| vec![Delivery::complain(token, complaint, command.nonce())])
     }
 
     /// The room that a client is in.
@@ -150,101 +197,91 @@ impl Chat {
         self.clients.get(&token).map(|client| client.dialect)
     }
 
-    /// Those who are in a room, in no order.
-    pub fn members(&self, room: RoomId) -> impl Iterator<Item = Token> {
-        self.rooms.get(&room).into_iter().flat_map(|room| room.members.keys().copied())
+    /// Those who are in a room, in no order, each with its dialect.
+    pub fn members(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
+        self.rooms.get(room).into_iter().flat_map(rooms::Room::members)
     }
 
-    fn say<'a>(&mut self, token: Token, text: Cow<'a, str>, now: SystemTime) -> Result<Vec<Delivery<'a>>, Complaint> {
-        let text = trim(text);
-        if text.is_empty() {
-            return Ok(Vec::new());
-        }
-        // A text has at least as many bytes as characters, so most need no counting.
-        if text.len() > self.max_text && text.chars().count() > self.max_text {
-            return Err(Complaint::MessageTooLong);
-        }
-        let Some(client) = self.clients.get(&token) else { return Ok(Vec::new()) };
-        let Some(room) = self.rooms.get_mut(&client.room) else { return Ok(Vec::new()) };
-        room.last_id += 1;
-        log::debug!("MSG room={} user={} {}", logged(&room.name), logged(&client.username), excerpt(&text));
-        let username = Rc::clone(&client.username);
-        let notice = Notice::Message { username, text, id: room.last_id, time: now };
-        Ok(vec![Delivery { to: Audience::Room(client.room), notice }])
+    /// The dialects in which a room is to be told something.
+    pub fn dialects(&self, room: RoomId) -> impl Iterator<Item = Dialect> + use<'_> {
+        self.rooms.get(room).into_iter().flat_map(rooms::Room::dialects)
     }
 
-    fn switch_room(&mut self, token: Token, name: &str) -> Result<Vec<Delivery<'static>>, Complaint> {
+    fn switch_room(&mut self, token: Token, name: &str, now: Now) -> Result<Vec<Delivery>, Complaint> {
         let name = access::room_name(name).map_err(Complaint::BadName)?;
         let Some(client) = self.clients.get(&token) else { return Ok(Vec::new()) };
         let (old_id, dialect, username) = (client.room, client.dialect, Rc::clone(&client.username));
-        if self.room_ids.get(name) == Some(&old_id) {
+        let found = self.rooms.find(name);
+        if found == Some(old_id) {
             return Ok(Vec::new());
         }
-        let old = self.exit(token, old_id);
-        let (new_id, room, members) = self.enter(token, dialect, name);
+        // A mover who leaves its old room empty makes place for the new one.
+        let is_alone = self.rooms.get(old_id).is_some_and(|room| room.len() == 1);
+        if !is_alone && !self.has_room_for(name) {
+            return Err(Complaint::TooManyRooms);
+        }
+        let members = self.members_named(found);
+        let old = self.exit(token, old_id, now);
+        let left = self.left(old_id, Rc::clone(&username));
+        let (new_id, past) = self.enter(token, dialect, name, None, now);
         if let Some(client) = self.clients.get_mut(&token) {
             client.room = new_id;
         }
-        log::info!("SWITCH from={} to={} user={}", logged(&old), logged(&room), logged(&username));
-        let left = Notice::Left { username: Rc::clone(&username) };
+        log::info!("SWITCH from={} to={} user={}", logged(&old), logged(name), logged(&username));
+        let joined = self.joined(new_id, &username);
         Ok(vec![
-            Delivery { to: Audience::Room(old_id), notice: left },
-            Delivery { to: Audience::One(token), notice: Notice::Switched { room, members } },
-            Delivery { to: Audience::Others(new_id, token), notice: Notice::Joined { username } },
+            Delivery::tell(Audience::Room(old_id), left),
+            Delivery::tell(Audience::One(token), Notice::Switched { room: name.into(), members, past }),
+            Delivery::tell(Audience::Others(new_id, token), joined),
         ])
     }
 
-    /// Puts a client into a room, which is made if there is none of that name. Returns the names of those who were
-    /// there before.
-    fn enter(&mut self, token: Token, dialect: Dialect, name: &str) -> (RoomId, Rc<str>, Vec<Rc<str>>) {
-        let id = match self.room_ids.get(name) {
-            Some(id) => *id,
-            None => self.open_room(name),
-        };
-        // invariant: both tables hold the same rooms
-        let room = self.rooms.get_mut(&id).expect("the room is open");
-        let mut tokens: Vec<_> = room.members.keys().copied().collect();
-        tokens.sort_unstable(); // tokens count up: those who came first, first
-        let present = tokens.iter().filter_map(|token| self.clients.get(token));
-        let members = present.map(|client| Rc::clone(&client.username)).collect();
-        let was_there = room.members.insert(token, dialect);
-        debug_assert_eq!(was_there, None, "a client is in one room");
-        (id, Rc::clone(&room.name), members)
+    /// Puts a client into a room, which is made if there is none of that name. Returns what was said there.
+    fn enter(
+        &mut self,
+        token: Token,
+        dialect: Dialect,
+        name: &str,
+        resume: Option<&Resume>,
+        now: Now,
+    ) -> (RoomId, Past) {
+        let id = self.rooms.find(name).unwrap_or_else(|| {
+            let id = self.rooms.open(name);
+            self.history.open(id, name, now.steady);
+            id
+        });
+        self.rooms.enter(id, token, dialect);
+        (id, self.history.recall(id, resume))
     }
 
-    fn open_room(&mut self, name: &str) -> RoomId {
-        self.rooms_so_far += 1;
-        let (id, name) = (RoomId(self.rooms_so_far), Rc::from(name));
-        self.room_ids.insert(Rc::clone(&name), id);
-        self.rooms.insert(id, Room { name, members: TokenMap::default(), last_id: 0 });
-        id
-    }
-
-    /// Takes a client out of a room; a room that is empty then is gone. Returns its name.
-    fn exit(&mut self, token: Token, id: RoomId) -> Rc<str> {
-        // invariant: the room of a client is in the table
-        let room = self.rooms.get_mut(&id).expect("the room is open");
-        let was_there = room.members.remove(&token);
-        debug_assert!(was_there.is_some(), "a client is a member of its room");
-        let name = Rc::clone(&room.name);
-        if room.members.is_empty() {
-            self.rooms.remove(&id);
-            self.room_ids.remove(&name);
+    /// Takes a client out of a room. Returns the room's name.
+    fn exit(&mut self, token: Token, id: RoomId, now: Now) -> Rc<str> {
+        let name = self.rooms.get(id).map_or_else(|| "".into(), |room| Rc::clone(&room.name));
+        if self.rooms.exit(id, token) {
+            self.history.close(id, now.steady);
         }
-        debug_assert_eq!(self.rooms.len(), self.room_ids.len());
         name
     }
-}
 
-fn complain(token: Token, complaint: Complaint) -> Delivery<'static> {
-    Delivery { to: Audience::One(token), notice: Notice::Error(complaint) }
-}
+    /// The names of those in a room, those who connected first, first.
+    fn members_named(&self, room: Option<RoomId>) -> Vec<Rc<str>> {
+        let room = room.and_then(|id| self.rooms.get(id));
+        let mut tokens: Vec<_> = room.into_iter().flat_map(rooms::Room::members).map(|(token, _)| token).collect();
+        tokens.sort_unstable(); // tokens count up
+        tokens.iter().filter_map(|token| self.clients.get(token)).map(|client| Rc::clone(&client.username)).collect()
+    }
 
-fn trim(text: Cow<'_, str>) -> Cow<'_, str> {
-    match text {
-        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
-        Cow::Owned(text) if text.trim().len() == text.len() => Cow::Owned(text),
-        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+    /// As [`Chat::members_named`], if anyone there is shown that: in a large room it is not made for nothing.
+    fn members_shown(&self, room: RoomId) -> Vec<Rc<str>> {
+        if self.dialects(room).any(Dialect::shows_members) { self.members_named(Some(room)) } else { Vec::new() }
+    }
+
+    fn joined(&self, room: RoomId, username: &Rc<str>) -> Notice {
+        Notice::Joined { username: Rc::clone(username), members: self.members_shown(room) }
+    }
+
+    fn left(&self, room: RoomId, username: Rc<str>) -> Notice {
+        Notice::Left { username, members: self.members_shown(room) }
     }
 }
 
@@ -259,132 +296,213 @@ fn excerpt(text: &str) -> String {
     format!("{:?}", text.chars().take(80).collect::<String>())
 }
 
-/// A map keyed by tokens.
-pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
-/// A map keyed by rooms.
-pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
-
-/// Tokens and room numbers are counted up by the server and no peer can choose one, so they need no hash that resists
-/// an attack: one multiplication spreads them over the table.
-#[derive(Debug, Default)]
-pub struct CounterHasher(u64);
-
-impl Hasher for CounterHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u64(u64::from(byte)));
-    }
-
-    fn write_usize(&mut self, number: usize) {
-        self.write_u64(number as u64);
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // 2^64 divided by the golden ratio (Knuth, volume 3, §6.4), folded so that the low bits mix as well.
-        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = spread ^ spread >> 32;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     const ALICE: Token = Token(1);
     const BOB: Token = Token(2);
-    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const CAROL: Token = Token(3);
+    const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, steady: Duration::ZERO };
 
-    fn newcomer(username: &str, room: &str) -> Newcomer {
-        Newcomer { dialect: Dialect::Events, username: username.into(), room: room.into() }
+    fn chat(args: &[&str]) -> Chat {
+        Chat::new(&Config::try_parse_from(["wirechat"].iter().chain(args)).unwrap())
     }
 
-    fn chat_of_two() -> Chat {
-        let mut chat = Chat::new(5);
-        chat.join(ALICE, newcomer("alice", "general"));
-        chat.join(BOB, newcomer("bob", "general"));
+    fn newcomer(dialect: Dialect, username: &str, room: &str) -> Newcomer {
+        let grant = Grant { token: Some(0), username: None };
+        Newcomer { dialect, username: username.into(), room: room.into(), grant, client_id: None, resume: None }
+    }
+
+    /// Alice and Bob, in the native dialect.
+    fn chat_of_two(args: &[&str]) -> Chat {
+        let mut chat = chat(args);
+        chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW);
+        chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW);
         chat
     }
 
-    fn say(text: &str) -> String {
-        format!(r#"{{"event":"message","data":{{"text":"{text}"}}}}"#)
+    fn event(name: &str, data: &str) -> String {
+        format!(r#"{{"event":"{name}","data":{data}}}"#)
     }
 
-    /// Deliveries as they read: to whom, and the JSON.
+    fn say(text: &str) -> String {
+        event("message", &format!(r#"{{"text":"{text}"}}"#))
+    }
+
+    /// Deliveries as they read: to whom, and the JSON of the native dialect.
     fn told(deliveries: &[Delivery]) -> Vec<(Audience, String)> {
         let told = deliveries.iter().map(|delivery| {
+            let Delivery::Tell { to, notice } = delivery else { panic!("not told: {delivery:?}") };
             let mut json = Vec::new();
-            Dialect::Events.write(&delivery.notice, &mut json);
-            (delivery.to, String::from_utf8(json).unwrap())
+            Dialect::Events.write(notice, &mut json);
+            (*to, String::from_utf8(json).unwrap())
         });
         told.collect()
     }
 
     #[test]
     fn a_newcomer_is_welcomed_and_announced() {
-        let mut chat = Chat::new(500);
-        let first = told(&chat.join(ALICE, newcomer("alice", "general")));
+        let mut chat = chat(&[]);
+        let first = told(&chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW));
         let room = chat.room_of(ALICE).unwrap();
-        let welcome = concat!(
-            r##"{"event":"welcome","data":{"message":"Welcome to #general, alice!","members":[],"##,
-            r#""room":"general","username":"alice"}}"#
-        );
-        assert_eq!(first[0], (Audience::One(ALICE), welcome.into()));
-        let second = told(&chat.join(BOB, newcomer("bob", "general")));
+        let welcome = r##"{"event":"welcome","data":{"message":"Welcome to #general, alice!","members":[],"##;
+        assert_eq!(first[0].0, Audience::One(ALICE));
+        assert!(first[0].1.starts_with(welcome), "{}", first[0].1);
+        assert!(first[0].1.ends_with(r#""last_id":0,"resumed":false,"history":[]}}"#), "{}", first[0].1);
+        let second = told(&chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW));
         assert!(second[0].1.contains(r#""members":["alice"]"#));
-        let joined = r#"{"event":"joined","data":{"username":"bob"}}"#;
-        assert_eq!(second[1], (Audience::Others(room, BOB), joined.into()));
+        assert_eq!(second[1], (Audience::Others(room, BOB), event("joined", r#"{"username":"bob"}"#)));
     }
 
     #[test]
     fn a_message_goes_to_everyone_and_is_numbered() {
-        let mut chat = chat_of_two();
+        let mut chat = chat_of_two(&[]);
         let room = chat.room_of(ALICE).unwrap();
-        let text = say(" hi ");
-        let expected = concat!(
-            r#"{"event":"message","data":{"username":"alice","text":"hi","id":1,"#,
-            r#""time":"1970-01-01T00:00:00.000Z"}}"#
-        );
-        assert_eq!(told(&chat.receive(ALICE, &text, NOW)), [(Audience::Room(room), expected.into())]);
-        assert!(told(&chat.receive(BOB, &text, NOW))[0].1.contains(r#""id":2"#));
+        let expected = event("message", r#"{"username":"alice","text":"hi","id":1,"time":"1970-01-01T00:00:00.000Z"}"#);
+        assert_eq!(told(&chat.receive(ALICE, &say(" hi "), NOW)), [(Audience::Room(room), expected)]);
+        assert!(told(&chat.receive(BOB, &say("/me waves"), NOW))[0].1.contains(r#""text":"/me waves","id":2"#));
     }
 
     #[test]
     fn a_text_has_its_limit_in_characters_after_trimming() {
-        let mut chat = chat_of_two();
+        let mut chat = chat_of_two(&["--max-text", "5"]);
         assert!(told(&chat.receive(BOB, &say("  ééééé "), NOW))[0].1.contains(r#""text":"ééééé""#));
-        assert!(told(&chat.receive(BOB, &say("éééééé"), NOW))[0].1.contains("Message too long"));
+        let too_long = event("message", r#"{"text":"éééééé","nonce":"n"}"#);
+        let error = event("error", r#"{"message":"Message too long","nonce":"n"}"#);
+        assert_eq!(told(&chat.receive(BOB, &too_long, NOW)), [(Audience::One(BOB), error)]);
         assert_eq!(chat.receive(BOB, &say("   "), NOW), []);
+        assert!(told(&chat.receive(BOB, &say("/msg alice 12345"), NOW))[0].1.contains(r#""text":"12345""#));
     }
 
     #[test]
     fn a_switch_is_told_in_order() {
-        let mut chat = chat_of_two();
+        let mut chat = chat_of_two(&[]);
         let old = chat.room_of(BOB).unwrap();
-        let switch = r#"{"event":"switch_room","data":{"room":" other "}}"#;
-        let deliveries = told(&chat.receive(BOB, switch, NOW));
+        let switch = event("switch_room", r#"{"room":" other "}"#);
+        let deliveries = told(&chat.receive(BOB, &switch, NOW));
         let new = chat.room_of(BOB).unwrap();
-        let expected = [
-            (Audience::Room(old), r#"{"event":"left","data":{"username":"bob"}}"#.into()),
-            (Audience::One(BOB), r#"{"event":"switched","data":{"room":"other","members":[]}}"#.into()),
-            (Audience::Others(new, BOB), r#"{"event":"joined","data":{"username":"bob"}}"#.into()),
-        ];
-        assert_eq!(deliveries, expected);
-        assert_eq!(chat.receive(BOB, switch, NOW), [], "the same room: nothing");
-        assert_eq!(chat.members(old).collect::<Vec<_>>(), [ALICE]);
+        assert_eq!(deliveries[0], (Audience::Room(old), event("left", r#"{"username":"bob"}"#)));
+        assert_eq!(deliveries[1].0, Audience::One(BOB));
+        assert!(deliveries[1].1.starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"epoch":"#));
+        assert_eq!(deliveries[2], (Audience::Others(new, BOB), event("joined", r#"{"username":"bob"}"#)));
+        assert_eq!(chat.receive(BOB, &switch, NOW), [], "the same room: nothing");
+        assert_eq!(chat.members(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
     }
 
     #[test]
     fn a_room_with_nobody_in_it_is_gone() {
-        let mut chat = chat_of_two();
+        let mut chat = chat_of_two(&[]);
         let room = chat.room_of(BOB).unwrap();
-        let left = r#"{"event":"left","data":{"username":"alice"}}"#;
-        assert_eq!(told(&chat.leave(ALICE, "closed")), [(Audience::Room(room), left.into())]);
-        assert_eq!(chat.leave(ALICE, "again"), []);
-        chat.leave(BOB, "closed");
-        assert!(chat.rooms.is_empty() && chat.room_ids.is_empty() && chat.clients.is_empty());
+        let left = (Audience::Room(room), event("left", r#"{"username":"alice"}"#));
+        assert_eq!(told(&chat.leave(ALICE, "closed", NOW)), [left]);
+        assert_eq!(chat.leave(ALICE, "again", NOW), []);
+        chat.leave(BOB, "closed", NOW);
+        assert!(chat.rooms.is_empty() && chat.clients.is_empty() && chat.names.bearers("bob").is_empty());
+    }
+
+    #[test]
+    fn rooms_are_bounded_and_a_mover_makes_place() {
+        let mut chat = chat_of_two(&["--max-rooms", "2"]);
+        let switch = |room: &str| event("switch_room", &format!(r#"{{"room":"{room}"}}"#));
+        assert!(chat.has_room_for("second"));
+        chat.receive(BOB, &switch("second"), NOW);
+        assert!(!chat.has_room_for("third") && chat.has_room_for("general"));
+        chat.join(CAROL, newcomer(Dialect::Events, "carol", "general"), NOW);
+        let error = event("error", r#"{"message":"There are too many rooms"}"#);
+        assert_eq!(told(&chat.receive(ALICE, &switch("third"), NOW)), [(Audience::One(ALICE), error)]);
+        assert_eq!(chat.receive(BOB, &switch("third"), NOW).len(), 3, "bob was alone in the second");
+        assert_eq!(chat.rooms.len(), 2);
+    }
+
+    #[test]
+    fn a_message_sent_twice_is_heard_once() {
+        let mut chat = chat_of_two(&[]);
+        let message = event("message", r#"{"text":"hi","nonce":"n1"}"#);
+        let first = told(&chat.receive(ALICE, &message, NOW));
+        let again = told(&chat.receive(ALICE, &message, NOW));
+        assert_eq!((again[0].0, &again[0].1), (Audience::One(ALICE), &first[0].1));
+        assert!(told(&chat.receive(BOB, &message, NOW))[0].1.contains(r#""id":2"#), "another name, another message");
+    }
+
+    #[test]
+    fn a_private_message_is_for_two_names_only() {
+        let mut chat = chat_of_two(&[]);
+        chat.join(CAROL, newcomer(Dialect::Rooms, "bob", "elsewhere"), NOW);
+        let private = event("private", r#"{"to":"bob","text":" psst ","nonce":"n"}"#);
+        let heard = told(&chat.receive(ALICE, &private, NOW));
+        let who: Vec<_> = heard.iter().map(|(to, _)| *to).collect();
+        assert_eq!(who, [BOB, CAROL, ALICE].map(Audience::One));
+        let expected = r#"{"from":"alice","to":"bob","text":"psst","time":"1970-01-01T00:00:00.000Z","nonce":"n"}"#;
+        assert_eq!(heard[0].1, event("private", expected));
+        let to_myself = chat.receive(ALICE, &say("/msg alice hello me"), NOW);
+        assert_eq!(told(&to_myself).len(), 1, "the sender hears it once");
+        let nobody = event("error", r#"{"message":"No such user: zoe"}"#);
+        assert_eq!(told(&chat.receive(ALICE, &say("/msg zoe hi"), NOW)), [(Audience::One(ALICE), nobody)]);
+    }
+
+    #[test]
+    fn typing_is_told_once_a_second_and_costs_nothing() {
+        let mut chat = chat_of_two(&["--rate-limit", "0.5"]);
+        let at = |milliseconds| Now { steady: Duration::from_millis(milliseconds), ..NOW };
+        let told: Vec<_> =
+            [0, 500, 999, 1000, 1500].map(|ms| chat.receive(ALICE, r#"{"event":"typing"}"#, at(ms)).len()).into();
+        assert_eq!(told, [1, 0, 0, 1, 0]);
+        assert!(matches!(chat.receive(ALICE, &say("hi"), at(1500))[0], Delivery::Tell { to: Audience::Room(_), .. }));
+    }
+
+    #[test]
+    fn the_name_last_spoken_under_is_the_one_in_use() {
+        let mut chat = chat_of_two(&["--unique-names"]);
+        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
+        let speak = |name: &str| format!(r#"{{"username":"{name}","text":"hi"}}"#);
+        let error = event("error", r#"{"message":"username already in use"}"#);
+        assert_eq!(told(&chat.receive(CAROL, &speak("ALICE"), NOW)), [(Audience::One(CAROL), error)]);
+        assert!(told(&chat.receive(CAROL, &speak("carol"), NOW))[0].1.contains(r#""username":"carol""#));
+        assert_eq!(chat.names.bearers("carol"), [CAROL]);
+        assert_eq!(chat.admit(&newcomer(Dialect::Events, "Carol", "general")), Admission::NameInUse);
+        chat.receive(CAROL, r#"{"text":"hi"}"#, NOW);
+        assert_eq!(chat.admit(&newcomer(Dialect::Events, "Carol", "general")), Admission::Free);
+    }
+
+    #[test]
+    fn who_comes_back_replaces_itself() {
+        let chat = chat_of_two(&["--unique-names"]);
+        let again = newcomer(Dialect::Events, "alice", "general");
+        assert_eq!(chat.admit(&again), Admission::NameInUse);
+        let resume = Some(Resume { epoch: "any".into(), since: 0 });
+        let back = Newcomer { resume: resume.clone(), ..again.clone() };
+        assert_eq!(chat.admit(&back), Admission::Replaces(vec![ALICE]));
+        let other_token = Newcomer { grant: Grant { token: Some(1), username: None }, resume, ..again };
+        assert_eq!(chat.admit(&other_token), Admission::NameInUse);
+    }
+
+    #[test]
+    fn a_client_id_is_one_connections() {
+        let mut chat = chat(&["--unique-names"]);
+        let with_id = Newcomer { client_id: Some("c1".into()), ..newcomer(Dialect::Presence, "pat", "general") };
+        chat.join(ALICE, with_id.clone(), NOW);
+        assert_eq!(chat.admit(&with_id), Admission::Replaces(vec![ALICE]), "judged before the name");
+        let other_id = Newcomer { client_id: Some("c2".into()), ..with_id.clone() };
+        assert_eq!(chat.admit(&other_id), Admission::NameInUse);
+        chat.leave(ALICE, "replaced", NOW);
+        assert_eq!(chat.admit(&with_id), Admission::Free);
+    }
+
+    #[test]
+    fn too_many_messages_and_then_a_flood() {
+        let mut chat = chat_of_two(&[]);
+        let message = event("message", r#"{"text":"hi","nonce":"n"}"#);
+        let mut last = Vec::new();
+        for count in 1..=61 {
+            last = chat.receive(ALICE, if count % 2 == 0 { "no JSON" } else { &message }, NOW);
+            let slowed = matches!(&last[..], [Delivery::Tell { notice: Notice::Error(fault), .. }]
+                if fault.complaint == Complaint::SlowDown && fault.nonce.is_some() == (count % 2 == 1));
+            assert_eq!(slowed, (11..=60).contains(&count), "message {count}");
+        }
+        assert_eq!(last, [Delivery::Close { token: ALICE, reason: FLOODING }]);
     }
 
     #[test]

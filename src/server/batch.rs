@@ -29,58 +29,51 @@ pub struct Batches {
     json: Vec<u8>,
 }
 
-/// What was said in one room.
+/// What was said in one room, in each dialect that is spoken there.
 #[derive(Debug, Default)]
 pub struct Batch {
-    frames: Vec<u8>,
+    frames: [Vec<u8>; Dialect::ALL.len()],
     marks: TokenMap<usize>,
 }
 
 impl Batch {
-    /// All frames.
-    pub fn frames(&self) -> &[u8] {
-        &self.frames
+    /// All frames of a dialect.
+    pub fn frames(&self, dialect: Dialect) -> &[u8] {
+        &self.frames[dialect as usize]
     }
 
-    /// The frames that a member has not read; `None`: all of them.
-    pub fn unread_by(&self, member: Token) -> Option<&[u8]> {
+    /// How much of its dialect's frames a member has read already.
+    pub fn mark(&self, member: Token) -> usize {
         // Nearly always nobody has a mark, and then nothing is looked up.
-        if self.marks.is_empty() {
-            return None;
-        }
-        self.marks.get(&member).map(|&mark| &self.frames[mark..])
+        if self.marks.is_empty() { 0 } else { self.marks.get(&member).copied().unwrap_or(0) }
     }
 }
 
 impl Batches {
-    /// Appends a notice to what a room is told. `true`: the batch is full and should be sent now.
-    pub fn append(&mut self, room: RoomId, dialect: Dialect, notice: &Notice) -> bool {
+    /// Appends a notice to what a room is told, in these dialects. `true`: the batch is full and should be sent now.
+    pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, notice: &Notice) -> bool {
         let Batches { rooms, spare, json } = self;
         let batch = rooms.entry(room).or_insert_with(|| spare.pop().unwrap_or_default());
-        json.clear();
-        dialect.write(notice, json);
-        frame::append(&mut batch.frames, Opcode::Text, json);
-        batch.frames.len() > FULL
+        let mut is_full = false;
+        for dialect in dialects {
+            let frames = &mut batch.frames[dialect as usize];
+            write_frame(dialect, notice, json, frames);
+            is_full |= frames.len() > FULL;
+        }
+        is_full
     }
 
     /// Writes one notice as a frame to the end of `out`.
     pub fn write_frame(&mut self, dialect: Dialect, notice: &Notice, out: &mut Vec<u8>) {
-        self.json.clear();
-        dialect.write(notice, &mut self.json);
-        frame::append(out, Opcode::Text, &self.json);
+        write_frame(dialect, notice, &mut self.json, out);
     }
 
     /// Brings a member up to date: returns what it has not read, and counts that as read.
-    pub fn catch_up(&mut self, room: RoomId, member: Token) -> &[u8] {
+    pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
-        let end = batch.frames.len();
-        let start = batch.marks.insert(member, end).unwrap_or(0);
-        &batch.frames[start..]
-    }
-
-    /// Lets a member read on only from here.
-    pub fn skip(&mut self, room: RoomId, member: Token) {
-        self.catch_up(room, member);
+        let frames = &batch.frames[dialect as usize];
+        let start = batch.marks.insert(member, frames.len()).unwrap_or(0);
+        &frames[start..]
     }
 
     /// Takes the batch of a room.
@@ -95,30 +88,39 @@ impl Batches {
 
     /// Gives a batch back when it is sent, so that its buffer can be used again.
     pub fn recycle(&mut self, mut batch: Batch) {
-        if self.spare.len() < SPARE && batch.frames.capacity() <= 2 * FULL {
-            batch.frames.clear();
+        let size: usize = batch.frames.iter().map(Vec::capacity).sum();
+        if self.spare.len() < SPARE && size <= 2 * FULL {
+            batch.frames.iter_mut().for_each(Vec::clear);
             batch.marks.clear();
             self.spare.push(batch);
         }
     }
 }
 
+/// `json` is a buffer to use: the length of a payload must be known before its frame can begin.
+fn write_frame(dialect: Dialect, notice: &Notice, json: &mut Vec<u8>, out: &mut Vec<u8>) {
+    json.clear();
+    dialect.write(notice, json);
+    if !json.is_empty() {
+        frame::append(out, Opcode::Text, json);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::{Chat, Newcomer};
+    use crate::chat::rooms::Rooms;
 
     const ALICE: Token = Token(1);
     const BOB: Token = Token(2);
+    const EVENTS: Dialect = Dialect::Events;
 
     fn room() -> RoomId {
-        let mut chat = Chat::new(500);
-        chat.join(ALICE, Newcomer { dialect: Dialect::Events, username: "a".into(), room: "r".into() });
-        chat.room_of(ALICE).unwrap()
+        Rooms::default().open("r")
     }
 
-    fn joined(username: &str) -> Notice<'static> {
-        Notice::Joined { username: username.into() }
+    fn joined(username: &str) -> Notice {
+        Notice::Joined { username: username.into(), members: Vec::new() }
     }
 
     fn frame(username: &str) -> Vec<u8> {
@@ -129,26 +131,37 @@ mod tests {
     #[test]
     fn everyone_reads_all_but_those_with_a_mark() {
         let (mut batches, room) = (Batches::default(), room());
-        batches.append(room, Dialect::Events, &joined("one"));
-        assert_eq!(batches.catch_up(room, ALICE), frame("one"));
-        assert_eq!(batches.catch_up(room, ALICE), b"");
-        batches.append(room, Dialect::Events, &joined("two"));
+        batches.append(room, [EVENTS].into_iter(), &joined("one"));
+        assert_eq!(batches.catch_up(room, ALICE, EVENTS), frame("one"));
+        assert_eq!(batches.catch_up(room, ALICE, EVENTS), b"");
+        batches.append(room, [EVENTS].into_iter(), &joined("two"));
         let batch = batches.take(room).unwrap();
-        assert_eq!(batch.frames(), [frame("one"), frame("two")].concat());
-        assert_eq!(batch.unread_by(ALICE), Some(&frame("two")[..]));
-        assert_eq!(batch.unread_by(BOB), None);
+        assert_eq!(batch.frames(EVENTS), [frame("one"), frame("two")].concat());
+        assert_eq!((batch.mark(ALICE), batch.mark(BOB)), (frame("one").len(), 0));
         assert_eq!(batches.next_room(), None);
+    }
+
+    #[test]
+    fn each_dialect_has_its_own_frames_or_none() {
+        let (mut batches, room) = (Batches::default(), room());
+        let typing = Notice::Typing { username: "a".into() };
+        batches.append(room, Dialect::ALL.into_iter(), &typing);
+        let batch = batches.take(room).unwrap();
+        let json = |dialect| std::str::from_utf8(batch.frames(dialect).get(2..).unwrap_or_default()).unwrap();
+        assert_eq!(json(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);
+        assert_eq!(json(Dialect::Rooms), r#"{"type":"typing","username":"a"}"#);
+        assert_eq!(batch.frames(Dialect::Presence), b"", "it has no word for it");
     }
 
     #[test]
     fn a_buffer_is_used_again_without_what_was_in_it() {
         let (mut batches, room) = (Batches::default(), room());
-        batches.append(room, Dialect::Events, &joined("one"));
-        batches.skip(room, BOB);
+        batches.append(room, [EVENTS].into_iter(), &joined("one"));
+        batches.catch_up(room, BOB, EVENTS);
         let batch = batches.take(room).unwrap();
         batches.recycle(batch);
-        batches.append(room, Dialect::Events, &joined("two"));
+        batches.append(room, [EVENTS].into_iter(), &joined("two"));
         let batch = batches.take(room).unwrap();
-        assert_eq!((batch.frames(), batch.unread_by(BOB)), (&frame("two")[..], None));
+        assert_eq!((batch.frames(EVENTS), batch.mark(BOB)), (&frame("two")[..], 0));
     }
 }

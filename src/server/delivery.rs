@@ -12,8 +12,8 @@ use std::rc::Rc;
 use mio::Token;
 
 use super::Server;
-use super::batch::Batch;
 use super::connection::Connection;
+use crate::chat::command::Notice;
 use crate::chat::dialect::Dialect;
 use crate::chat::{Audience, Delivery, RoomId};
 use crate::ws::close::CloseCode;
@@ -29,37 +29,42 @@ enum Written {
 }
 
 impl Server {
-    /// Queues what the chat tells.
+    /// Does what the chat wants done.
     pub(super) fn deliver(&mut self, deliveries: Vec<Delivery>) {
-        for Delivery { to, notice } in deliveries {
-            let room = match to {
-                Audience::One(token) => {
-                    self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
-                    let Some(dialect) = self.chat.dialect_of(token) else { continue };
-                    let Some(connection) = self.connections.get_mut(&token) else { continue };
-                    connection.outbox.push_own(|out| self.batches.write_frame(dialect, &notice, out));
-                    self.unsent.push(token);
-                    continue;
-                }
-                Audience::Others(room, but) => {
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Close { token, reason } => self.close(token, CloseCode::POLICY_VIOLATION, reason),
+                Delivery::Tell { to: Audience::One(token), notice } => self.tell(token, &notice),
+                Delivery::Tell { to: Audience::Room(room), notice } => self.tell_room(room, &notice),
+                Delivery::Tell { to: Audience::Others(room, but), notice } => {
                     self.catch_up(but, room);
-                    room
+                    self.tell_room(room, &notice);
+                    self.skip(but, room);
                 }
-                Audience::Room(room) => room,
-            };
-            let is_full = self.batches.append(room, Dialect::Events, &notice);
-            if let Audience::Others(room, but) = to {
-                self.batches.skip(room, but);
-            }
-            if is_full {
-                self.send_batch(room);
             }
         }
     }
 
-    /// Gives a member what its room was told so far in this turn, so that what is queued next comes behind it.
+    /// Queues a word for one client, behind what its room was told before.
+    fn tell(&mut self, token: Token, notice: &Notice) {
+        self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
+        let Some(dialect) = self.chat.dialect_of(token) else { return };
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        connection.outbox.push_own(|out| self.batches.write_frame(dialect, notice, out));
+        self.unsent.push(token);
+    }
+
+    fn tell_room(&mut self, room: RoomId, notice: &Notice) {
+        let is_full = self.batches.append(room, self.chat.dialects(room), notice);
+        if is_full {
+            self.send_batch(room);
+        }
+    }
+
+    /// Gives a client what this room was told so far in this turn, so that what is queued next comes behind it.
     pub(super) fn catch_up(&mut self, token: Token, room: RoomId) {
-        let unread = self.batches.catch_up(room, token);
+        let Some(dialect) = self.chat.dialect_of(token) else { return };
+        let unread = self.batches.catch_up(room, token, dialect);
         if unread.is_empty() {
             return;
         }
@@ -69,9 +74,16 @@ impl Server {
         }
     }
 
+    /// Lets a client hear of this room only what it is told from now on.
+    pub(super) fn skip(&mut self, token: Token, room: RoomId) {
+        if let Some(dialect) = self.chat.dialect_of(token) {
+            self.batches.catch_up(room, token, dialect);
+        }
+    }
+
     /// Takes a client out of the chat, and has the others told.
     pub(super) fn leave(&mut self, token: Token, reason: &str) {
-        let deliveries = self.chat.leave(token, reason);
+        let deliveries = self.chat.leave(token, reason, self.chat_now());
         self.deliver(deliveries);
     }
 
@@ -103,11 +115,14 @@ impl Server {
     /// Freezes the batch of a room, and writes it to every member with what waits before it.
     fn send_batch(&mut self, room: RoomId) {
         let Some(batch) = self.batches.take(room) else { return };
-        let frames: Rc<[u8]> = Rc::from(batch.frames());
+        let frozen =
+            Dialect::ALL.map(|dialect| Some(batch.frames(dialect)).filter(|b| !b.is_empty()).map(Rc::<[u8]>::from));
         let mut troubled = Vec::new();
-        for token in self.chat.members(room) {
+        for (token, dialect) in self.chat.members(room) {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
-            push_batch(connection, &batch, &frames, token);
+            if let Some(frames) = &frozen[dialect as usize] {
+                push_batch(connection, frames, batch.mark(token));
+            }
             match write(connection, self.config.max_outbox) {
                 Written::Fine => {}
                 trouble => troubled.push((token, trouble)),
@@ -151,6 +166,7 @@ impl Server {
         let Some(mut connection) = self.connections.remove(&token) else { return };
         self.deadlines.cancel(token, &mut connection.deadline);
         self.buffered -= connection.buffered;
+        self.addresses.disconnected(connection.peer.ip());
         log::debug!("END {} {reason}", connection.peer);
         if let Some(listener) = &mut self.listener {
             listener.connection_ended();
@@ -158,11 +174,11 @@ impl Server {
     }
 }
 
-fn push_batch(connection: &mut Connection, batch: &Batch, frames: &Rc<[u8]>, token: Token) {
-    match batch.unread_by(token) {
-        None => connection.outbox.push_shared(Rc::clone(frames)),
-        Some([]) => {}
-        Some(unread) => connection.outbox.push_own(|out| out.extend_from_slice(unread)),
+fn push_batch(connection: &mut Connection, frames: &Rc<[u8]>, mark: usize) {
+    match &frames[mark..] {
+        [] => {}
+        _ if mark == 0 => connection.outbox.push_shared(Rc::clone(frames)),
+        unread => connection.outbox.push_own(|out| out.extend_from_slice(unread)),
     }
 }
 

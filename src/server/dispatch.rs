@@ -11,6 +11,7 @@ use mio::Token;
 use super::Server;
 use super::connection::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
+use crate::chat::{Admission, Newcomer};
 use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
@@ -39,14 +40,21 @@ impl Server {
 
     /// Answers a request whose head is complete.
     fn answer(&mut self, token: Token) {
-        let is_full = self.connections.len() > self.max_connections;
         let Some(connection) = self.connections.get(&token) else { return };
         let Phase::Handshake(head) = &connection.phase else { return };
+        let peer = connection.peer.ip();
+        let is_full = self.connections.len() > self.max_connections || self.addresses.is_over_share(peer);
         let to_head = head.head().starts_with(b"HEAD ");
         let request = Request::parse(head.head(), self.config.max_headers);
         match request.and_then(|request| routes::answer(&request, &self.access, is_full, self.time)) {
             Ok(Answer::Plain(bytes)) => self.say_last(token, bytes),
+            Ok(Answer::Upgraded(_, Entrance::Chat(newcomer))) if !self.chat.has_room_for(&newcomer.room) => {
+                self.refuse(token, &routes::full("There are too many rooms"), to_head);
+            }
             Ok(Answer::Upgraded(head, entrance)) => self.upgrade(token, head, entrance),
+            Err(rejection) if rejection.status == 401 && self.addresses.is_guessing(peer, self.steady()) => {
+                self.refuse(token, &routes::too_many_wrong_tokens(), to_head);
+            }
             Err(rejection) => self.refuse(token, &rejection, to_head),
         }
     }
@@ -80,12 +88,28 @@ impl Server {
         self.unsent.push(token);
         self.set_deadline(token, self.now + self.config.ping_interval);
         if let Entrance::Chat(newcomer) = entrance {
-            let deliveries = self.chat.join(token, newcomer);
-            if let Some(room) = self.chat.room_of(token) {
-                self.batches.skip(room, token);
-            }
-            self.deliver(deliveries);
+            self.join(token, newcomer);
         }
+    }
+
+    /// Lets a newcomer into the chat, or closes it; whoever it replaces leaves first, as anybody leaves.
+    fn join(&mut self, token: Token, newcomer: Newcomer) {
+        match self.chat.admit(&newcomer) {
+            Admission::Free => {}
+            Admission::NameInUse => {
+                return self.close(token, CloseCode::POLICY_VIOLATION, "username already in use");
+            }
+            Admission::Replaces(older) => {
+                for token in older {
+                    self.close(token, CloseCode::POLICY_VIOLATION, "replaced by a newer connection");
+                }
+            }
+        }
+        let deliveries = self.chat.join(token, newcomer, self.chat_now());
+        if let Some(room) = self.chat.room_of(token) {
+            self.skip(token, room);
+        }
+        self.deliver(deliveries);
     }
 
     fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
@@ -118,12 +142,12 @@ impl Server {
 
     fn receive_text(&mut self, token: Token, text: &str) {
         let before = self.chat.room_of(token);
-        let deliveries = self.chat.receive(token, text, self.time);
+        let deliveries = self.chat.receive(token, text, self.chat_now());
         let after = self.chat.room_of(token);
         if before != after {
             // A mover has heard everything of the old room, and nothing yet of the new one.
             before.into_iter().for_each(|room| self.catch_up(token, room));
-            after.into_iter().for_each(|room| self.batches.skip(room, token));
+            after.into_iter().for_each(|room| self.skip(token, room));
         }
         self.deliver(deliveries);
     }

@@ -11,10 +11,17 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Token};
 use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Server;
+use super::connection::Connection;
+use crate::config::{Config, RESERVED_DESCRIPTORS};
 
 /// How many may wait to be accepted. The kernel caps it at `somaxconn`, which is 4096 today.
 const BACKLOG: i32 = 4096;
+/// How many are accepted in a turn: more wait for the next.
+const ACCEPTS: usize = 64;
 /// How long to wait after the system was out of descriptors or memory, if no connection ends before.
 const RETRY: Duration = Duration::from_millis(250);
 /// How often at most that is logged.
@@ -109,6 +116,53 @@ impl Listener {
             self.logged_at = Some(now);
             log::warn!("REFUSED nobody can be accepted for now: {error}");
         }
+    }
+}
+
+impl Server {
+    /// A few more sockets than clients, so that those who are too many can be told.
+    pub(super) fn has_room(&self) -> bool {
+        self.connections.len() < self.max_connections + RESERVED_DESCRIPTORS / 2
+    }
+
+    /// Accepts those who are waiting.
+    pub(super) fn accept(&mut self) {
+        for _ in 0..ACCEPTS {
+            if !self.has_room() {
+                return;
+            }
+            let Some((stream, peer)) = self.listener.as_mut().and_then(|listener| listener.accept(self.now)) else {
+                return;
+            };
+            let token = Token(self.next_token);
+            self.next_token += 1;
+            let mut connection = Box::new(Connection::new(stream, peer, self.now));
+            let both = Interest::READABLE | Interest::WRITABLE;
+            if let Err(error) = self.poll.registry().register(connection.source(), token, both) {
+                log::warn!("REFUSED {peer}: {error}");
+                continue;
+            }
+            self.deadlines.set(token, &mut connection.deadline, self.now + self.config.handshake_timeout);
+            self.connections.insert(token, connection);
+            self.addresses.connected(peer.ip());
+        }
+    }
+}
+
+/// How many connections there may be. Descriptors are raised to what the system allows first.
+///
+/// # Errors
+/// A line that says what is too low or too high.
+pub fn max_connections(config: &Config) -> Result<usize, String> {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("descriptor limit: {error}"))?;
+    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(RESERVED_DESCRIPTORS);
+    match config.max_connections {
+        _ if most == 0 => Err(format!("a descriptor limit of {descriptors} is too low: see ulimit -n")),
+        Some(wanted) if wanted > most => Err(format!(
+            "--max-connections {wanted}: the descriptor limit of {descriptors} allows {most} (see ulimit -n)"
+        )),
+        Some(wanted) => Ok(wanted),
+        None => Ok(most),
     }
 }
 

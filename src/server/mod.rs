@@ -11,6 +11,7 @@
 //! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
 //! waits for a peer, and an error of a socket ends that connection, never the loop.
 
+pub mod addresses;
 pub mod batch;
 pub mod connection;
 pub mod deadline;
@@ -19,6 +20,7 @@ pub mod dispatch;
 pub mod journal;
 pub mod listener;
 pub mod outbox;
+pub mod query;
 pub mod routes;
 
 use std::io;
@@ -31,23 +33,22 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::chat::access::Access;
-use crate::chat::{Chat, TokenMap};
+use crate::chat::{Chat, Now, TokenMap};
 pub use crate::config::Config;
-use crate::config::RESERVED_DESCRIPTORS;
 use crate::ws::close::CloseCode;
+use addresses::Addresses;
 use batch::Batches;
 use connection::{Connection, Phase, Received};
 use deadline::Deadlines;
 pub use journal::Journal;
-use listener::Listener;
+use listener::{Listener, max_connections};
 
 const LISTENER: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const FIRST_CLIENT: usize = 2;
 
-/// How many readiness events one poll returns, and how many clients are accepted in a turn: more wait for the next.
+/// How many readiness events one poll returns: more wait for the next.
 const EVENTS: usize = 1024;
-const ACCEPTS: usize = 64;
 
 /// How long a shutdown waits for its clients.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -72,6 +73,7 @@ pub struct Server {
     signals: Signals,
     journal: Journal,
     connections: TokenMap<Box<Connection>>,
+    addresses: Addresses,
     max_connections: usize,
     next_token: usize,
     deadlines: Deadlines,
@@ -86,6 +88,7 @@ pub struct Server {
     scratch: Vec<u8>,
     /// Bytes that all connections together hold against `--max-buffered`.
     buffered: usize,
+    started: Instant,
     /// When this turn began, by both clocks.
     now: Instant,
     time: SystemTime,
@@ -110,7 +113,8 @@ impl Server {
         };
         let (poll, signals) = prepared().map_err(|error| format!("cannot poll: {error}"))?;
         Ok(Server {
-            chat: Chat::new(config.max_text),
+            chat: Chat::new(&config),
+            addresses: Addresses::new(&config),
             // A pong is shorter than its ping. So a connection that is half full and is read once more stays within its
             // bound, however many pings that holds.
             scratch: vec![0; config.max_read.min(config.max_outbox / 2)],
@@ -129,6 +133,7 @@ impl Server {
             unsent: Vec::new(),
             ended: Vec::new(),
             buffered: 0,
+            started: Instant::now(),
             now: Instant::now(),
             time: SystemTime::now(),
             stop_at: None,
@@ -198,32 +203,6 @@ impl Server {
         }
     }
 
-    /// A few more sockets than clients, so that those who are too many can be told.
-    fn has_room(&self) -> bool {
-        self.connections.len() < self.max_connections + RESERVED_DESCRIPTORS / 2
-    }
-
-    fn accept(&mut self) {
-        for _ in 0..ACCEPTS {
-            if !self.has_room() {
-                return;
-            }
-            let Some((stream, peer)) = self.listener.as_mut().and_then(|listener| listener.accept(self.now)) else {
-                return;
-            };
-            let token = Token(self.next_token);
-            self.next_token += 1;
-            let mut connection = Box::new(Connection::new(stream, peer, self.now));
-            let both = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = self.poll.registry().register(connection.source(), token, both) {
-                log::warn!("REFUSED {peer}: {error}");
-                continue;
-            }
-            self.deadlines.set(token, &mut connection.deadline, self.now + self.config.handshake_timeout);
-            self.connections.insert(token, connection);
-        }
-    }
-
     /// Remembers that a connection has input, if that is wanted.
     fn queue_read(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
@@ -260,6 +239,16 @@ impl Server {
         }
     }
 
+    /// How long the server has been running.
+    fn steady(&self) -> Duration {
+        self.now - self.started
+    }
+
+    /// The time, for the chat.
+    fn chat_now(&self) -> Now {
+        Now { time: self.time, steady: self.steady() }
+    }
+
     /// Begins the shutdown: nobody is accepted any more and everybody is told. `false`: that had begun before.
     fn stop(&mut self) -> bool {
         if self.stop_at.is_some() {
@@ -269,7 +258,7 @@ impl Server {
         self.stop_at = Some(self.now + SHUTDOWN);
         self.listener = None;
         // Everybody is leaving: nobody is told of the others.
-        self.chat = Chat::new(self.config.max_text);
+        self.chat = Chat::new(&self.config);
         let tokens: Vec<Token> = self.connections.keys().copied().collect();
         for token in tokens {
             match self.connections.get(&token).map(|connection| &connection.phase) {
@@ -278,19 +267,5 @@ impl Server {
             }
         }
         true
-    }
-}
-
-/// How many connections there may be. Descriptors are raised to what the system allows first.
-fn max_connections(config: &Config) -> Result<usize, String> {
-    let descriptors = rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("descriptor limit: {error}"))?;
-    let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(RESERVED_DESCRIPTORS);
-    match config.max_connections {
-        _ if most == 0 => Err(format!("a descriptor limit of {descriptors} is too low: see ulimit -n")),
-        Some(wanted) if wanted > most => Err(format!(
-            "--max-connections {wanted}: the descriptor limit of {descriptors} allows {most} (see ulimit -n)"
-        )),
-        Some(wanted) => Ok(wanted),
-        None => Ok(most),
     }
 }

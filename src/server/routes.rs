@@ -11,9 +11,11 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use super::query::{Query, decode};
 use crate::chat::access::{self, Access, Grant};
 use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, DEFAULT_USERNAME, Newcomer};
+use crate::chat::history::Resume;
+use crate::chat::{DEFAULT_ROOM, Newcomer};
 use crate::ws::handshake::{Upgrade, upgrade_required};
 use crate::ws::request::{Rejection, Request, shown};
 
@@ -43,25 +45,30 @@ pub enum Entrance {
 
 /// The paths that exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Path {
+enum Path<'a> {
     /// `/`: the page, or the native dialect.
     Root,
     Health,
     Echo,
+    /// `/ws/{room}`, still encoded: the dialect `rooms`.
+    Rooms(&'a str),
+    /// `/ws`: the dialect `presence`.
+    Presence,
 }
 
-impl Path {
-    fn find(path: &str) -> Option<Path> {
+impl<'a> Path<'a> {
+    fn find(path: &'a str) -> Option<Path<'a>> {
         match path {
             "/" => Some(Path::Root),
             "/health" => Some(Path::Health),
             "/echo" => Some(Path::Echo),
-            _ => None,
+            "/ws" => Some(Path::Presence),
+            _ => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(Path::Rooms),
         }
     }
 
     /// The methods of a path: pages have a head that can be asked for alone. Unknown paths have none of their own.
-    fn allows_head(path: Option<Path>) -> bool {
+    fn allows_head(path: Option<Path<'a>>) -> bool {
         matches!(path, Some(Path::Root | Path::Health))
     }
 }
@@ -103,18 +110,31 @@ pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime
     check_origin(request, access, host)?;
     let query = Query::new(target.query);
     let grant = check_token(request, access, &query)?;
+    query.check()?;
     let (entrance, subprotocol) = match path {
-        Path::Echo => query.check().map(|()| (Entrance::Echo, "echo"))?,
-        _ => (Entrance::Chat(newcomer(&query, &grant)?), Dialect::Events.subprotocol()),
+        Path::Echo => (Entrance::Echo, "echo"),
+        _ => {
+            let newcomer = newcomer(path, &query, grant)?;
+            let subprotocol = newcomer.dialect.subprotocol();
+            (Entrance::Chat(newcomer), subprotocol)
+        }
     };
     if is_full {
-        return Err(Rejection {
-            status: 503,
-            headers: &[("Retry-After", "5")],
-            body: "The server is full; try again in a moment (RFC 9110 §15.6.4).".into(),
-        });
+        return Err(full("The server is full"));
     }
     Ok(Answer::Upgraded(upgrade.switching_protocols(subprotocol), entrance))
+}
+
+/// There is no room for another one; later there may be.
+pub fn full(what: &str) -> Rejection {
+    let body = format!("{what}; try again in a moment (RFC 9110 §15.6.4).");
+    Rejection { status: 503, headers: &[("Retry-After", "5")], body }
+}
+
+/// In place of a `401`, for an address that has tried too often.
+pub fn too_many_wrong_tokens() -> Rejection {
+    let body = "Too many wrong tokens came from this address; try again in a minute (RFC 6585 §4).".into();
+    Rejection { status: 429, headers: &[("Retry-After", "60")], body }
 }
 
 fn foreign_host(authority: &str) -> Rejection {
@@ -177,72 +197,60 @@ fn bearer(value: &[u8]) -> Option<&str> {
     scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' '))
 }
 
-fn newcomer(query: &Query, grant: &Grant) -> Result<Newcomer, Rejection> {
-    query.check()?;
-    let bad = |error| Rejection::new(400, format!("{error}."));
-    let room = query.get("room").transpose()?.unwrap_or(Cow::Borrowed(DEFAULT_ROOM));
-    let room = access::room_name(&room).map_err(bad)?.to_owned();
-    let asked = query.get("username").transpose()?;
-    let asked = asked.as_deref().map(access::username).transpose().map_err(bad)?;
-    let username: Rc<str> = match (asked, &grant.username) {
-        (Some(asked), Some(own)) if *asked != **own => {
-            return Err(Rejection::new(403, "This token may be used with another username only."));
-        }
-        (_, Some(own)) => Rc::clone(own),
-        (Some(asked), None) => asked.into(),
-        (None, None) => DEFAULT_USERNAME.into(),
+/// Who comes in at a chat endpoint, and where to.
+fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejection> {
+    let dialect = match path {
+        Path::Rooms(_) => Dialect::Rooms,
+        Path::Presence => Dialect::Presence,
+        _ => Dialect::Events,
     };
-    Ok(Newcomer { dialect: Dialect::Events, username, room })
+    let bad = |error| Rejection::new(400, format!("{error}."));
+    let room = match path {
+        Path::Rooms(room) => decode(room, false)?,
+        _ => query.get("room").transpose()?.unwrap_or(Cow::Borrowed(DEFAULT_ROOM)),
+    };
+    let room = access::room_name(&room).map_err(bad)?.to_owned();
+    // In the dialect `rooms` a name comes with each message.
+    let asked = if dialect == Dialect::Rooms { None } else { query.get("username").transpose()? };
+    let username = username(asked.as_deref(), &grant, dialect)?;
+    let client_id = match dialect {
+        Dialect::Presence => Some(client_id(query)?),
+        _ => None,
+    };
+    let resume = if dialect.welcomes_with_history() { resume(query)? } else { None };
+    Ok(Newcomer { dialect, username, room, grant, client_id, resume })
 }
 
-/// The query of a target: `name=value` pairs, still encoded.
-struct Query<'a>(&'a str);
-
-impl<'a> Query<'a> {
-    fn new(query: &'a str) -> Query<'a> {
-        Query(query)
-    }
-
-    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    }
-
-    /// The value of the first parameter of this name, decoded.
-    fn get(&self, name: &str) -> Option<Result<Cow<'a, str>, Rejection>> {
-        let is_it = |pair: &(&str, &str)| decode(pair.0, true).is_ok_and(|decoded| decoded == name);
-        self.pairs().find(is_it).map(|(_, value)| decode(value, true))
-    }
-
-    /// Whether every parameter, known or not, is well encoded.
-    fn check(&self) -> Result<(), Rejection> {
-        self.pairs().try_for_each(|(name, value)| decode(name, true).and_then(|_| decode(value, true)).map(|_| ()))
+fn username(asked: Option<&str>, grant: &Grant, dialect: Dialect) -> Result<Rc<str>, Rejection> {
+    let asked = asked.map(access::username).transpose();
+    let asked = asked.map_err(|error| Rejection::new(400, format!("{error}.")))?;
+    match (asked, &grant.username) {
+        (Some(asked), Some(own)) if *asked != **own => {
+            Err(Rejection::new(403, "This token may be used with another username only."))
+        }
+        (_, Some(own)) => Ok(Rc::clone(own)),
+        (Some(asked), None) => Ok(asked.into()),
+        (None, None) => match dialect.default_username() {
+            Some(name) => Ok(name.into()),
+            None => Err(Rejection::new(400, "The parameter username is missing.")),
+        },
     }
 }
 
-/// Percent-decodes (RFC 3986 §2.1); with `plus`, a `+` is a space. Crates for this let a malformed `%` pass, so that
-/// two readers of one address could see different names.
-fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
-    if !text.contains(['%', '+']) {
-        return Ok(Cow::Borrowed(text));
+fn client_id(query: &Query) -> Result<Rc<str>, Rejection> {
+    let id = query.get("client_id").transpose()?.unwrap_or_default();
+    let id = id.trim();
+    match id.chars().take(65).count() {
+        1..=64 => Ok(id.into()),
+        _ => Err(Rejection::new(400, "The parameter client_id must have 1 to 64 characters.")),
     }
-    // What it was is not shown: it may have been meant as a token.
-    let malformed = || Rejection::new(400, "A parameter or a path is not percent-encoded UTF-8 (RFC 3986 §2.1).");
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        decoded.push(match first {
-            b'+' if plus => b' ',
-            b'%' => {
-                let (digits, after) = rest.split_at_checked(2).ok_or_else(malformed)?;
-                rest = after;
-                let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8).ok_or_else(malformed);
-                digit(digits[0])? << 4 | digit(digits[1])?
-            }
-            byte => *byte,
-        });
-    }
-    String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
+}
+
+/// Where a client was when it was last here. A `since` that is no number counts as none.
+fn resume(query: &Query) -> Result<Option<Resume>, Rejection> {
+    let (epoch, since) = (query.get("epoch").transpose()?, query.get("since").transpose()?);
+    let since = since.and_then(|since| since.parse().ok());
+    Ok(epoch.zip(since).map(|(epoch, since)| Resume { epoch: epoch.into_owned(), since }))
 }
 
 /// The bytes of a refusal. `to_head`: of a `HEAD`, which no content answers (RFC 9110 §9.3.2).

@@ -6,12 +6,15 @@
 use std::hint::black_box;
 use std::io;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use clap::Parser;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mio::Token;
+use wirechat::chat::access::Grant;
 use wirechat::chat::dialect::Dialect;
-use wirechat::chat::{Audience, Chat, Newcomer};
+use wirechat::chat::{Audience, Chat, Delivery, Newcomer, Now};
+use wirechat::config::Config;
 use wirechat::server::batch::Batches;
 use wirechat::server::outbox::Outbox;
 use wirechat::ws::frame::{self, FrameHeader, Opcode};
@@ -93,12 +96,23 @@ fn encode(c: &mut Criterion) {
     });
 }
 
+fn now() -> Now {
+    Now { time: SystemTime::UNIX_EPOCH, steady: Duration::ZERO }
+}
+
 /// A chat of one room, with as many members.
 fn chat_of(members: usize) -> Chat {
-    let mut chat = Chat::new(500);
+    let mut chat = Chat::new(&Config::parse_from(["wirechat", "--rate-limit", "0"]));
     for number in 0..members {
-        let username = Rc::from(format!("user{number}"));
-        chat.join(Token(number), Newcomer { dialect: Dialect::Events, username, room: "general".into() });
+        let newcomer = Newcomer {
+            dialect: Dialect::Events,
+            username: Rc::from(format!("user{number}")),
+            room: "general".into(),
+            grant: Grant::default(),
+            client_id: None,
+            resume: None,
+        };
+        chat.join(Token(number), newcomer, now());
     }
     chat
 }
@@ -111,17 +125,16 @@ fn fan_out(c: &mut Criterion) {
         let mut chat = chat_of(members);
         let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::default()).collect();
         let mut batches = Batches::default();
-        let now = SystemTime::now();
         group.bench_function("one message a turn", |b| {
             b.iter(|| {
-                for delivery in chat.receive(Token(0), black_box(TEXT), now) {
-                    let Audience::Room(room) = delivery.to else { continue };
-                    batches.append(room, Dialect::Events, &delivery.notice);
+                for delivery in chat.receive(Token(0), black_box(TEXT), now()) {
+                    let Delivery::Tell { to: Audience::Room(room), notice } = delivery else { continue };
+                    batches.append(room, chat.dialects(room), &notice);
                 }
                 while let Some(room) = batches.next_room() {
                     let Some(batch) = batches.take(room) else { continue };
-                    let frames: Rc<[u8]> = Rc::from(batch.frames());
-                    for member in chat.members(room) {
+                    let frames: Rc<[u8]> = Rc::from(batch.frames(Dialect::Events));
+                    for (member, _) in chat.members(room) {
                         let outbox = &mut outboxes[member.0];
                         outbox.push_shared(Rc::clone(&frames));
                         outbox.flush(&mut io::sink()).expect("a sink takes everything");

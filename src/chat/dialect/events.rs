@@ -8,11 +8,13 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use serde::de::IgnoredAny;
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::chat::command::{Command, Complaint, Notice};
+use super::{Time, read_object, write_json};
+use crate::chat::command::{Command, Complaint, Fault, Notice, Whisper};
+use crate::chat::history::{Past, Posted};
 
 /// What every message of a client looks like. A key that comes twice is refused; one that is not known is ignored.
 #[derive(Deserialize)]
@@ -27,18 +29,34 @@ struct Envelope<'a> {
 struct MessageData<'a> {
     #[serde(borrow, default)]
     text: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "nonce")]
+    nonce: Option<Cow<'a, str>>,
+}
+
+#[derive(Deserialize)]
+struct PrivateData<'a> {
+    #[serde(borrow, default)]
+    to: Cow<'a, str>,
+    #[serde(borrow, default)]
+    text: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "nonce")]
+    nonce: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
 struct SwitchRoomData<'a> {
-    #[serde(borrow, default = "general")]
+    #[serde(borrow, default = "default_room")]
     room: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
 struct NoData {}
 
-fn general() -> Cow<'static, str> {
+/// Serde borrows a `Cow` only where it stands in a field of its own.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn default_room() -> Cow<'static, str> {
     Cow::Borrowed(crate::chat::DEFAULT_ROOM)
 }
 
@@ -47,53 +65,46 @@ fn not_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Ra
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
+fn nonce<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cow<'a, str>>, D::Error> {
+    let Text(nonce) = Text::deserialize(deserializer)?;
+    match nonce.chars().take(65).count() {
+        1..=64 => Ok(Some(nonce)),
+        _ => Err(D::Error::custom("a nonce has 1 to 64 characters")),
+    }
+}
+
 /// Reads a client's message.
 ///
 /// # Errors
 /// The first fault, in the order told above.
-pub fn read(text: &str) -> Result<Command<'_>, Complaint> {
+pub fn read(text: &str) -> Result<Command<'_>, Fault> {
     let Envelope { event, data } = read_object("", text)?;
     let data = data.map_or("{}", RawValue::get);
-    match event.as_ref() {
-        "message" => read_object("data", data).map(|MessageData { text }| Command::Message { text }),
+    let command = match event.as_ref() {
+        "message" => read_object("data", data).map(|MessageData { text, nonce }| Command::Message {
+            username: None,
+            text,
+            nonce,
+        }),
         "switch_room" => read_object("data", data).map(|SwitchRoomData { room }| Command::SwitchRoom { room }),
+        "private" => {
+            read_object("data", data).map(|PrivateData { to, text, nonce }| Command::Private { to, text, nonce })
+        }
+        "typing" => read_object("data", data).map(|NoData {}| Command::Typing { username: None }),
         "ping" => read_object("data", data).map(|NoData {}| Command::Ping),
         unknown => Err(Complaint::UnknownEvent(unknown.chars().take(64).collect())),
-    }
+    };
+    command.map_err(|complaint| Fault { complaint, nonce: find_nonce(data) })
 }
 
-/// Reads a JSON object. `place` is where it stands in the message, for the complaint.
-fn read_object<'a, T: Deserialize<'a>>(place: &str, json: &'a str) -> Result<T, Complaint> {
-    // serde would also take an array, as a struct without its names.
-    let is_object = json.trim_ascii_start().starts_with('{');
-    match serde_json::from_str(json) {
-        Ok(value) if is_object => Ok(value),
-        _ => Err(find_fault::<T>(place, json, is_object)),
+/// The nonce of a message that has something else wrong with it.
+fn find_nonce(data: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Nonce<'a> {
+        #[serde(borrow, default, deserialize_with = "nonce")]
+        nonce: Option<Cow<'a, str>>,
     }
-}
-
-/// Names the fault in a message that could not be read.
-fn find_fault<'a, T: Deserialize<'a>>(place: &str, json: &'a str, is_object: bool) -> Complaint {
-    if serde_json::from_str::<IgnoredAny>(json).is_err() {
-        return Complaint::InvalidJson;
-    }
-    if !is_object {
-        let what = if place.is_empty() { "A message" } else { place };
-        return Complaint::WrongShape(format!("{what} must be a JSON object"));
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
-        Err(error) if error.inner().is_data() => {
-            let path = error.path().to_string();
-            let field: Vec<&str> = [place, &path].into_iter().filter(|part| !["", "."].contains(part)).collect();
-            let field = field.join(".");
-            let reason = error.inner().to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default();
-            Complaint::WrongShape(format!("{field}: {reason}").trim_start_matches(": ").to_owned())
-        }
-        // A string that is none, such as half of a surrogate pair, which is passed over where a value is ignored.
-        _ => Complaint::InvalidJson,
-    }
+    serde_json::from_str::<Nonce>(data).ok()?.nonce.map(Cow::into_owned)
 }
 
 #[derive(Serialize)]
@@ -108,12 +119,19 @@ struct Welcome<'a> {
     members: &'a [Rc<str>],
     room: &'a str,
     username: &'a str,
+    epoch: &'a str,
+    last_id: u64,
+    resumed: bool,
+    history: Vec<Message<'a>>,
 }
 
 #[derive(Serialize)]
 struct Switched<'a> {
     room: &'a str,
     members: &'a [Rc<str>],
+    epoch: &'a str,
+    last_id: u64,
+    history: Vec<Message<'a>>,
 }
 
 #[derive(Serialize)]
@@ -122,15 +140,24 @@ struct Message<'a> {
     text: &'a str,
     id: u64,
     time: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<&'a str>,
 }
 
-/// RFC 3339, UTC, milliseconds.
-struct Time(std::time::SystemTime);
-
-impl Serialize for Time {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_millis(self.0))
+impl<'a> From<&'a Posted> for Message<'a> {
+    fn from(Posted { id, username, text, time, nonce }: &'a Posted) -> Message<'a> {
+        Message { username, text, id: *id, time: Time(*time), nonce: nonce.as_deref() }
     }
+}
+
+#[derive(Serialize)]
+struct Private<'a> {
+    from: &'a str,
+    to: &'a str,
+    text: &'a str,
+    time: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -139,8 +166,10 @@ struct Someone<'a> {
 }
 
 #[derive(Serialize)]
-struct Failure {
+struct Failure<'a> {
     message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nonce: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -149,24 +178,38 @@ struct Nothing {}
 /// Appends a notice to `out`.
 pub fn write(notice: &Notice, out: &mut Vec<u8>) {
     match notice {
-        Notice::Welcome { username, room, members } => {
+        Notice::Welcome { username, room, members, past } => {
             let message = format!("Welcome to #{room}, {username}!");
-            write_event("welcome", Welcome { message, members, room, username }, out);
+            let Past { epoch, last_id, resumed, .. } = past;
+            let (last_id, resumed, history) = (*last_id, *resumed, history(past));
+            write_event("welcome", Welcome { message, members, room, username, epoch, last_id, resumed, history }, out);
         }
-        Notice::Joined { username } => write_event("joined", Someone { username }, out),
-        Notice::Message { username, text, id, time } => {
-            write_event("message", Message { username, text, id: *id, time: Time(*time) }, out);
+        Notice::Joined { username, .. } => write_event("joined", Someone { username }, out),
+        Notice::Message(posted) => write_event("message", Message::from(&**posted), out),
+        Notice::Left { username, .. } => write_event("left", Someone { username }, out),
+        Notice::Switched { room, members, past } => {
+            let Past { epoch, last_id, .. } = past;
+            let switched = Switched { room, members, epoch, last_id: *last_id, history: history(past) };
+            write_event("switched", switched, out);
         }
-        Notice::Left { username } => write_event("left", Someone { username }, out),
-        Notice::Switched { room, members } => write_event("switched", Switched { room, members }, out),
+        Notice::Typing { username } => write_event("typing", Someone { username }, out),
+        Notice::Private(whisper) => {
+            let Whisper { from, to, text, time, nonce } = &**whisper;
+            write_event("private", Private { from, to, text, time: Time(*time), nonce: nonce.as_deref() }, out);
+        }
         Notice::Pong => write_event("pong", Nothing {}, out),
-        Notice::Error(complaint) => write_event("error", Failure { message: complaint.to_string() }, out),
+        Notice::Error(Fault { complaint, nonce }) => {
+            write_event("error", Failure { message: complaint.to_string(), nonce: nonce.as_deref() }, out);
+        }
     }
 }
 
+fn history(past: &Past) -> Vec<Message<'_>> {
+    past.messages.iter().map(|posted| Message::from(&**posted)).collect()
+}
+
 fn write_event(event: &'static str, data: impl Serialize, out: &mut Vec<u8>) {
-    let written = serde_json::to_writer(out, &Event { event, data });
-    written.expect("the event is written"); // invariant: strings and numbers, into memory, always can be
+    write_json(&Event { event, data }, out);
 }
 
 #[cfg(test)]
@@ -174,12 +217,15 @@ mod tests {
     use super::*;
 
     fn complaint(text: &str) -> String {
-        read(text).expect_err(text).to_string()
+        read(text).expect_err(text).complaint.to_string()
     }
 
     #[test]
     fn what_clients_ask() {
-        let message = |text| Ok(Command::Message { text: Cow::Borrowed(text) });
+        let message = |text| Ok(Command::Message { username: None, text: Cow::Borrowed(text), nonce: None });
+        let named =
+            |text, nonce| Ok(Command::Message { username: None, text: Cow::Borrowed(text), nonce: Some(nonce) });
+        let private = |to, text| Ok(Command::Private { to: Cow::Borrowed(to), text: Cow::Borrowed(text), nonce: None });
         let switch = |room| Ok(Command::SwitchRoom { room: Cow::Borrowed(room) });
         let cases = [
             (r#"{"event":"message","data":{"text":"hi"}}"#, message("hi")),
@@ -189,6 +235,10 @@ mod tests {
             (r#"{"event":"message","data":{}}"#, message("")),
             (r#"{"event":"switch_room","data":{"room":"x"}}"#, switch("x")),
             (r#"{"event":"switch_room"}"#, switch("general")),
+            (r#"{"event":"message","data":{"text":"hi","nonce":"n1"}}"#, named("hi", "n1".into())),
+            (r#"{"event":"private","data":{"to":"bob","text":"hi"}}"#, private("bob", "hi")),
+            (r#"{"event":"private"}"#, private("", "")),
+            (r#"{"event":"typing"}"#, Ok(Command::Typing { username: None })),
             (r#"{"event":"ping"}"#, Ok(Command::Ping)),
             (r#"{"\u0065vent":"ping","data":{"any":1}}"#, Ok(Command::Ping)),
         ];
@@ -235,6 +285,8 @@ mod tests {
             (r#"{"event":"message","data":{"text":5}}"#, "data.text: invalid type: integer `5`, expected a string"),
             (r#"{"event":"message","data":{"text":null}}"#, "data.text: invalid type: null, expected a string"),
             (r#"{"event":"message","data":{"text":"a","text":"b"}}"#, "data: duplicate field `text`"),
+            (r#"{"event":"message","data":{"nonce":""}}"#, "data.nonce: a nonce has 1 to 64 characters"),
+            (r#"{"event":"message","data":{"nonce":null}}"#, "data.nonce: invalid type: null, expected a string"),
             (r#"{"event":"switch_room","data":{"room":[]}}"#, "data.room: invalid type: sequence, expected a string"),
         ];
         for (text, expected) in cases {

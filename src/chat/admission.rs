@@ -1,0 +1,89 @@
+//! Coming in: whether a newcomer can join as it is, and what everybody is told when it does.
+//!
+//! The subtle thing: a name, or an id that a client gave itself, may be taken. Judging that changes nothing; whoever has
+//! to go leaves as anybody leaves, and only then does the newcomer come in.
+
+use std::rc::Rc;
+
+use mio::Token;
+
+use super::access::Grant;
+use super::command::Notice;
+use super::dialect::Dialect;
+use super::history::Resume;
+use super::pace::Pace;
+use super::{Audience, Chat, Client, Delivery, Now, logged};
+
+/// Someone at the door, let in by [`access`].
+#[derive(Debug, Clone)]
+pub struct Newcomer {
+    /// The shape it speaks.
+    pub dialect: Dialect,
+    /// Its name.
+    pub username: Rc<str>,
+    /// The room that it wants to be in.
+    pub room: String,
+    /// What its token allows.
+    pub grant: Grant,
+    /// What it calls itself; only one connection may.
+    pub client_id: Option<Rc<str>>,
+    /// Where it was when it was last here.
+    pub resume: Option<Resume>,
+}
+
+/// Whether a newcomer can join.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// It can.
+    Free,
+    /// It takes the place of these, who must leave first.
+    Replaces(Vec<Token>),
+    /// Somebody else has the name.
+    NameInUse,
+}
+
+impl Chat {
+    /// Whether a room of this name is there or can be made.
+    pub fn has_room_for(&self, name: &str) -> bool {
+        self.rooms.find(name).is_some() || self.rooms.len() < self.rules.max_rooms
+    }
+
+    /// Whether a newcomer can join as it is.
+    pub fn admit(&self, newcomer: &Newcomer) -> Admission {
+        let same_id = newcomer.client_id.as_ref().and_then(|id| self.client_ids.get(id)).copied();
+        let owner = self.names.owner(&newcomer.username).filter(|owner| Some(*owner) != same_id);
+        let Some(owner) = owner else {
+            return same_id.map_or(Admission::Free, |token| Admission::Replaces(vec![token]));
+        };
+        // Somebody who comes back over a new connection while the old one has not been missed yet. A name alone proves
+        // nothing: it must be the same token.
+        let theirs = self.clients.get(&owner).and_then(|client| client.grant.token);
+        if newcomer.resume.is_some() && theirs.is_some() && theirs == newcomer.grant.token {
+            Admission::Replaces(same_id.into_iter().chain([owner]).collect())
+        } else {
+            Admission::NameInUse
+        }
+    }
+
+    /// Lets a client in that was admitted.
+    pub fn join(&mut self, token: Token, newcomer: Newcomer, now: Now) -> Vec<Delivery> {
+        let Newcomer { dialect, username, room, grant, client_id, resume } = newcomer;
+        let members = self.members_named(self.rooms.find(&room));
+        let (id, past) = self.enter(token, dialect, &room, resume.as_ref(), now);
+        log::info!("JOIN room={} user={}", logged(&room), logged(&username));
+        self.names.add(&username, token);
+        if let Some(client_id) = &client_id {
+            self.client_ids.insert(Rc::clone(client_id), token);
+        }
+        let pace = Pace::new(self.rules.rate_limit, now.steady);
+        let (name, spoken_as) = (Rc::clone(&username), Rc::clone(&username));
+        let client = Client { dialect, username: name, spoken_as, room: id, grant, client_id, pace, typing_at: None };
+        self.clients.insert(token, client);
+        let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
+        let joined = self.joined(id, &username);
+        let welcome = Notice::Welcome { username, room: room.into(), members, past };
+        let told = std::iter::once(Delivery::tell(Audience::One(token), welcome));
+        let replayed = replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted)));
+        told.chain(replayed).chain([Delivery::tell(Audience::Others(id, token), joined)]).collect()
+    }
+}
