@@ -579,7 +579,7 @@ fn private_messages_in_each_other_s_shapes() {
     for from in 0..3 {
         for to in 0..3 {
             let text = format!("from {from} to {to}");
-            let mut all = three.all();
+            let all = three.all();
             all[from].says(&format!("/msg {} {text}", names[to]));
             for i in if from == to { vec![from] } else { vec![from, to] } {
                 let private = all[i].private(names[from], names[to], &text);
@@ -746,7 +746,7 @@ fn unique_names_of_messages() {
     rita.says("me too");
     rita.hears_an_error();
     for dialect in [Events, Presence] {
-        Person::joins(&server, dialect, "Ron", "elsewhere").is_closed(1008, "username already in use");
+        Person::joins(&server, dialect, "Ron", "elsewhere").sees_the_close(1008, "username already in use");
     }
     // The one who has it may go on, and who takes another gives it up.
     ron.says("still me");
@@ -808,14 +808,14 @@ fn a_client_that_comes_twice() {
     three.see("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
     second.hears(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
     first.hears(active("joined", "peter", &["eve", "Anonymous", "pat", "peter"]));
-    first.is_closed(1008, "replaced by a newer connection");
+    first.sees_the_close(1008, "replaced by a newer connection");
 
     // In another room.
     let mut third = Person::at(&server, Presence, &presence_path("petra", "the id", "abroad"), "petra");
     three.see("left", "petra", &["eve", "Anonymous", "pat"]);
     abroad.see("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
     third.hears(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
-    second.is_closed(1008, "replaced by a newer connection");
+    second.sees_the_close(1008, "replaced by a newer connection");
 
     // Another id is somebody else, the letter case included; and one that has gone is nobody's.
     let mut other = Person::at(&server, Presence, &presence_path("petra", "The id", "abroad"), "petra");
@@ -842,11 +842,11 @@ fn a_client_id_is_judged_before_unique_names() {
     eve.hears(event("joined", "pat"));
     let mut second = Person::at(&server, Presence, &presence_path("PAT", "1", "general"), "PAT");
     second.hears(active("joined", "PAT", &["eve", "PAT"]));
-    first.is_closed(1008, "replaced by a newer connection");
+    first.sees_the_close(1008, "replaced by a newer connection");
     eve.hears(event("left", "pat"));
     eve.hears(event("joined", "PAT"));
     let third = Person::at(&server, Presence, &presence_path("pat", "2", "general"), "pat");
-    third.is_closed(1008, "username already in use");
+    third.sees_the_close(1008, "username already in use");
     eve.hears_nothing();
     second.hears_nothing();
 }

@@ -219,7 +219,7 @@ impl Person {
     }
 
     /// The next thing is a close with this code and this reason, and then the end.
-    pub fn is_closed(mut self, code: u16, reason: &str) {
+    pub fn sees_the_close(mut self, code: u16, reason: &str) {
         assert_eq!(self.frame().close(), (code, reason.to_owned()));
         self.client.try_send(&masked(0x88, &code.to_be_bytes()));
         self.client.expect_end();
