@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 use support::http::{Response, handshake};
+use support::people::{chat, events_path};
 use support::table::each_row;
 use support::{DEADLINE, RawClient, Server, masked};
 use tungstenite::WebSocket;
@@ -21,23 +22,14 @@ enum Person {
     Independent(Box<WebSocket<MaybeTlsStream<TcpStream>>>),
 }
 
-/// Percent-encodes every byte, so that no character of a name means anything in a query.
-fn encode(name: &str) -> String {
-    name.bytes().map(|byte| format!("%{byte:02X}")).collect()
-}
-
-fn chat_path(name: &str, room: &str) -> String {
-    format!("/?token=dev-token&username={}&room={}", encode(name), encode(room))
-}
-
 /// A raw socket that has joined; its `welcome` comes first.
 fn join(server: &Server, name: &str, room: &str) -> Person {
-    Person::Raw(server.upgrade(&chat_path(name, room)))
+    Person::Raw(server.upgrade(&events_path(name, room)))
 }
 
 /// The same, by the independent client.
 fn join_independently(server: &Server, name: &str, room: &str) -> Person {
-    let url = format!("ws://{}{}", server.addr(), chat_path(name, room));
+    let url = format!("ws://{}{}", server.addr(), events_path(name, room));
     let (socket, _) = tungstenite::connect(url).expect("the handshake satisfies tungstenite");
     if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -106,7 +98,7 @@ fn names(data: &Value) -> Vec<&str> {
 
 #[test]
 fn joining() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
     alice.is_welcomed("alice", "general", &[]);
     let mut bob = join_independently(&server, "bob", "general");
@@ -131,7 +123,7 @@ fn joining() {
 
 #[test]
 fn defaults() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut client = Person::Raw(server.upgrade("/?token=dev-token"));
     client.is_welcomed("anonymous", "general", &[]);
     client.switch_room("elsewhere");
@@ -146,7 +138,7 @@ fn defaults() {
 
 #[test]
 fn messages() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
     alice.hears("welcome", json!({}));
     let mut bob = join_independently(&server, "bob", "general");
@@ -192,7 +184,7 @@ type Ending = (&'static str, fn(RawClient));
 /// Whatever ends a connection, those who remain hear `left`, once.
 #[test]
 fn leaving() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut alice = join(&server, "alice", "general");
     alice.hears("welcome", json!({}));
     let endings: [Ending; 4] = [
@@ -205,7 +197,7 @@ fn leaving() {
         ("a reset", |client| socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap()),
     ];
     for (how, end) in endings {
-        let mut client = server.upgrade(&chat_path(how, "general"));
+        let mut client = server.upgrade(&events_path(how, "general"));
         client.read_event("welcome");
         alice.hears("joined", json!({"username": how}));
         end(client);
@@ -223,7 +215,7 @@ fn leaving() {
 
 #[test]
 fn switching_rooms() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut old = join(&server, "olga", "old");
     old.hears("welcome", json!({}));
     let mut new = join(&server, "nina", "new");
@@ -271,12 +263,12 @@ fn switching_rooms() {
 /// the new one, and neither room hears what was said in the other.
 #[test]
 fn a_move_between_two_messages() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut old = join(&server, "olga", "old");
     old.hears("welcome", json!({}));
     let mut new = join(&server, "nina", "new");
     new.hears("welcome", json!({}));
-    let mut mover = server.upgrade(&chat_path("moritz", "old"));
+    let mut mover = server.upgrade(&events_path("moritz", "old"));
     let all = [
         json!({"event": "message", "data": {"text": "before"}}),
         json!({"event": "switch_room", "data": {"room": "new"}}),
@@ -319,7 +311,7 @@ use Reply::{ErrorAbout, Pong, Silence};
 
 /// Says what each row says, and hears its reply, the whole of it; and a second person hears what was for everyone.
 fn run(rows: &[(&str, String, Reply)]) {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut listener = join_independently(&server, "listener", "general");
     listener.hears("welcome", json!({}));
     let mut bot = join(&server, "bot", "general");
@@ -434,7 +426,7 @@ fn events_with_odd_data() {
         row("J16", r#"{"event":"ping","data":{}}"#, Pong),
         row("J17", r#"{"event":"message","data":{"text":"hello from wscat"}}"#, message("hello from wscat")),
     ];
-    for event in ["message", "switch_room", "ping"] {
+    for event in ["message", "switch_room", "private", "typing", "ping"] {
         for data in ["null", "\"x\"", "[]", "[\"x\"]", "1", "false"] {
             rows.push(("J04", format!(r#"{{"event":"{event}","data":{data}}}"#), ErrorAbout("data")));
         }
@@ -535,7 +527,7 @@ fn name_rows() -> Vec<Name> {
 
 #[test]
 fn usernames() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut rows = name_rows();
     rows.extend([
         good("N01 32 characters", &"x".repeat(32)),
@@ -549,7 +541,7 @@ fn usernames() {
         |(id, name, _)| format!("{id} {name:?}"),
         |(_, name, expected)| {
             let mut client = server.connect();
-            client.send(&handshake().target(chat_path(name, "general")).bytes());
+            client.send(&handshake().target(events_path(name, "general")).bytes());
             match expected {
                 None => assert_eq!(client.read_response().status, 400),
                 Some(expected) => {
@@ -565,7 +557,7 @@ fn usernames() {
 
 #[test]
 fn room_names() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut rows = name_rows();
     rows.extend([
         good("N01 64 characters", &"x".repeat(64)),
@@ -587,7 +579,7 @@ fn room_names() {
             }
             mover.hears_nothing();
             let mut client = server.connect();
-            client.send(&handshake().target(chat_path("bot", name)).bytes());
+            client.send(&handshake().target(events_path("bot", name)).bytes());
             match expected {
                 None => assert_eq!(client.read_response().status, 400),
                 Some(expected) => {
@@ -602,7 +594,7 @@ fn room_names() {
 /// `+` is a blank in a query, and a plus is `%2B`.
 #[test]
 fn names_in_a_query() {
-    let server = Server::start(&[]);
+    let server = chat(&[]);
     let mut client = Person::Raw(server.upgrade("/?token=dev-token&username=a+b&room=c%2Bd"));
     client.hears("welcome", json!({"username": "a b", "room": "c+d"}));
     let mut client = Person::Raw(server.upgrade("/?room=%C3%A9&room=second&username=%e6%bc%a2&token=dev-token"));
@@ -612,7 +604,7 @@ fn names_in_a_query() {
 /// What people are called and say stands in the log in one line, and cannot pass for another line or another field.
 #[test]
 fn the_log_is_not_a_stage() {
-    let server = Server::start(&["-v"]);
+    let server = chat(&["-v"]);
     let mut client = join(&server, "x user=root", "a room=b");
     client.hears("welcome", json!({}));
     client.say("a\u{1b}[2J\nMSG room=general user=root forged\r\u{9b}b\u{2028}c");

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::http::{Response, handshake};
+use support::people::chat;
 use support::table::{each_row, hex};
 use support::watched::Watched;
 use support::{DEADLINE, Frame, RawClient, Server, masked, upgrade_request, wait_until, whole_frames};
@@ -81,7 +82,8 @@ fn speak_until_cut(client: &mut RawClient, frame: &[u8]) {
 
 // ------------------------------------------------------------------------------------------------ slow readers, L, P
 
-const BIG_TEXTS: [&str; 4] = ["--max-outbox", "65536", "--max-text", "20000"];
+/// No history: one of such texts would be more than an outbox holds, and a newcomer be closed for it.
+const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// Two people who talk in texts of 16,000 letters while others in the room have stopped reading.
 struct Talk {
@@ -361,7 +363,8 @@ fn resets_in_the_middle_of_a_broadcast() {
 #[test]
 fn out_of_descriptors() {
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_wirechat"), "--listen", "127.0.0.1:0"]);
+    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_wirechat")]);
+    command.args(["--listen", "127.0.0.1:0", "--rate-limit", "0"]);
     let mut server = Watched::new(Server::launch(&mut command), "dev-token");
     let mut clients: Vec<TcpStream> = Vec::new();
     for _ in 0..200 {
@@ -608,7 +611,7 @@ fn a_peer_that_answers_pings_stays() {
 /// P09: only bytes received count. Somebody who is told a lot and says nothing is cut, and the room hears it once.
 #[test]
 fn a_silent_peer_in_a_busy_room() {
-    let server = Server::start(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
+    let server = chat(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
     let mut talker = member(&server, "talker");
     let mut sleeper = member(&server, "sleeper");
     talker.read_event("joined");

@@ -89,8 +89,16 @@ fn silly_values() {
     for flag in ["--max-head", "--max-headers", "--max-message", "--max-echo", "--max-text", "--max-fragments"] {
         rows.push(vec![flag, "0"]);
     }
-    for flag in ["--max-outbox", "--max-buffered", "--max-connections"] {
+    for flag in ["--max-outbox", "--max-buffered", "--max-connections", "--max-rooms"] {
         rows.push(vec![flag, "0"]);
+    }
+    for flag in ["--history", "--max-history", "--max-empty-rooms", "--rate-limit"] {
+        for value in ["-1", "many", ""] {
+            rows.push(vec![flag, value]);
+        }
+    }
+    for (flag, value) in [("--rate-limit", "nan"), ("--rate-limit", "inf"), ("--history-ttl", "-1")] {
+        rows.push(vec![flag, value]);
     }
     for flag in ["--handshake-timeout", "--ping-interval", "--idle-timeout", "--close-timeout"] {
         for value in ["0", "-1", "nan", "inf", "1e300", "soon", ""] {

@@ -6,6 +6,7 @@
 #![allow(dead_code)] // each test binary uses its own part
 
 pub mod http;
+pub mod people;
 pub mod table;
 pub mod watched;
 

@@ -18,13 +18,15 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Starts a server with the demo tokens, and with pings so rare that none comes between the lines of a test.
+    /// Starts a server with the demo tokens, with pings so rare that none comes between the lines of a test, and for
+    /// people who may talk as fast as they like.
     pub fn start(args: &[&str]) -> Watched {
-        let rare = ["--ping-interval", "600", "--idle-timeout", "1200"];
+        let rare = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
         Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
-    /// Watches a server that is running, with a token it takes.
+    /// Watches a server that is running, with a token it takes. It must have no limit to how fast people talk, if the
+    /// witnesses are to talk more than a few times.
     pub fn new(server: Server, token: &str) -> Watched {
         let room = format!("/?token={token}&username=witness&room=witnesses");
         let (mut speaker, listener) = (server.upgrade(&room), server.upgrade(&room));
