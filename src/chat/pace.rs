@@ -40,7 +40,7 @@ pub struct Pace {
 impl Pace {
     /// A client that has said nothing. `rate` is in messages a second; 0: no limit.
     pub fn new(rate: f64, now: Duration) -> Pace {
-        Pace { level: rate * BURST_SECONDS, at: now, refusals: VecDeque::new() }
+        Pace { level: burst(rate), at: now, refusals: VecDeque::new() }
     }
 
     /// Counts a message.
@@ -48,7 +48,7 @@ impl Pace {
         if rate == 0.0 {
             return Verdict::Pass;
         }
-        let burst = (rate * BURST_SECONDS).max(1.0);
+        let burst = burst(rate);
         let gained = now.saturating_sub(self.at).as_secs_f64() * rate;
         self.level = (self.level + gained).min(burst);
         self.at = now;
@@ -65,6 +65,11 @@ impl Pace {
         self.refusals.push_back(now);
         Verdict::SlowDown
     }
+}
+
+/// How many messages may come at once. However slow the rate, one may.
+fn burst(rate: f64) -> f64 {
+    (rate * BURST_SECONDS).max(1.0)
 }
 
 #[cfg(test)]
@@ -107,7 +112,8 @@ mod tests {
         let mut free = Pace::new(0.0, at(0));
         assert!((0..1000).all(|_| free.judge(0.0, at(0)) == Verdict::Pass));
         let mut slow = Pace::new(0.1, at(0));
+        assert_eq!(slow.judge(0.1, at(0)), Verdict::Pass);
+        assert_eq!(slow.judge(0.1, at(9_999)), Verdict::SlowDown);
         assert_eq!(slow.judge(0.1, at(10_000)), Verdict::Pass);
-        assert_eq!(slow.judge(0.1, at(10_001)), Verdict::SlowDown);
     }
 }
