@@ -38,7 +38,7 @@ struct KnownToken {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Grant {
     /// Which token it is; `None`: none was asked for.
-    pub token: Option<usize>,
+    pub token: Option<u32>,
     /// The one username that may be used with it; `None`: any.
     pub username: Option<Rc<str>>,
 }
@@ -66,7 +66,7 @@ impl Access {
         let tokens = match &config.tokens {
             _ if config.open => None,
             None => {
-                let grant = |number| Grant { token: Some(number), username: None };
+                let grant = |number: usize| Grant { token: Some(number as u32), username: None };
                 let known = DEMO_TOKENS.iter().enumerate();
                 Some(known.map(|(number, token)| KnownToken { token: (*token).into(), grant: grant(number) }).collect())
             }
@@ -147,7 +147,7 @@ fn read_tokens(text: &str) -> Result<Vec<KnownToken>, String> {
             "" => None,
             name => Some(username(name).map_err(|error| format!("line {number}: {error}"))?.into()),
         };
-        let grant = Grant { token: Some(known.len()), username };
+        let grant = Grant { token: Some(known.len() as u32), username };
         known.push(KnownToken { token: token.into(), grant });
     }
     if known.is_empty() { Err("no token in it".into()) } else { Ok(known) }

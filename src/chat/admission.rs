@@ -78,7 +78,7 @@ impl Chat {
         let pace = Pace::new(self.rules.rate_limit, now.steady);
         let (name, spoken_as) = (Rc::clone(&username), Rc::clone(&username));
         let client = Client { dialect, username: name, spoken_as, room: id, grant, client_id, pace, typing_at: None };
-        self.clients.insert(token, client);
+        self.clients.insert(token, Box::new(client));
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
         let joined = self.joined(id, &username);
         let welcome = Notice::Welcome { username, room: room.into(), members, past };

@@ -97,7 +97,8 @@ impl Delivery {
 /// The tables.
 #[derive(Debug)]
 pub struct Chat {
-    clients: TokenMap<Client>,
+    /// Boxed, since a table is larger than what is in it.
+    clients: TokenMap<Box<Client>>,
     rooms: Rooms,
     names: Names,
     client_ids: HashMap<Rc<str>, Token>,
