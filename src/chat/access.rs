@@ -89,7 +89,9 @@ impl Access {
             origins: if any(&config.allow_origin) { Allowed::Any } else { Allowed::These(origins) },
             hosts: match any(&config.allow_host) {
                 true => Allowed::Any,
-                false => Allowed::These(config.allow_host.iter().map(|name| name.to_ascii_lowercase()).collect()),
+                false => {
+                    Allowed::These(config.allow_host.iter().map(|name| host_name(name).to_ascii_lowercase()).collect())
+                }
             },
             is_loopback: config.is_loopback(),
         })

@@ -33,14 +33,14 @@ pub struct Pace {
     level: f64,
     /// When that was computed.
     at: Duration,
-    /// When it was told to slow down, of late. Hardly anybody ever is.
-    refusals: Option<Box<VecDeque<Duration>>>,
+    /// When it was told to slow down, of late.
+    refusals: VecDeque<Duration>,
 }
 
 impl Pace {
     /// A client that has said nothing. `rate` is in messages a second; 0: no limit.
     pub fn new(rate: f64, now: Duration) -> Pace {
-        Pace { level: burst(rate), at: now, refusals: None }
+        Pace { level: burst(rate), at: now, refusals: VecDeque::new() }
     }
 
     /// Counts a message.
@@ -56,14 +56,13 @@ impl Pace {
             self.level -= 1.0;
             return Verdict::Pass;
         }
-        let refusals = self.refusals.get_or_insert_default();
-        while refusals.front().is_some_and(|at| now.saturating_sub(*at) > FLOOD_TIME) {
-            refusals.pop_front();
+        while self.refusals.front().is_some_and(|at| now.saturating_sub(*at) > FLOOD_TIME) {
+            self.refusals.pop_front();
         }
-        if refusals.len() as f64 >= burst * FLOOD_BURSTS {
+        if self.refusals.len() as f64 >= burst * FLOOD_BURSTS {
             return Verdict::Flood;
         }
-        refusals.push_back(now);
+        self.refusals.push_back(now);
         Verdict::SlowDown
     }
 }

@@ -91,7 +91,7 @@ impl Batches {
         let size: usize = batch.frames.iter().map(Vec::capacity).sum();
         if self.spare.len() < SPARE && size <= 2 * FULL {
             batch.frames.iter_mut().for_each(Vec::clear);
-            batch.marks.clear();
+            batch.marks = TokenMap::default();
             self.spare.push(batch);
         }
     }

@@ -10,7 +10,7 @@
 //!
 //! The subtle thing: polling is edge-triggered, and the socket is registered once, for both directions. An edge that is
 //! not acted upon does not come again, so it is remembered in `readable`; [`Connection::interest`] says, from the
-//! state alone, whether the server wants to read now. Registering anew would cost a system call each time.
+//! state alone, what the server wants of it now. Registering anew would cost a system call each time.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
@@ -21,6 +21,9 @@ use mio::net::TcpStream;
 use super::outbox::Outbox;
 use crate::ws::protocol::{Framing, Protocol, State};
 use crate::ws::request::HeadReader;
+
+/// How much may be echoed of one read before it is written.
+const ECHO_AHEAD: usize = 64 * 1024;
 
 /// A socket and its state.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Connection {
     pub buffered: usize,
     /// Whether the server has it on its list of connections to read.
     pub is_queued: bool,
+    /// Input that was read and is not acted upon before there is room for the answers.
+    pub unprocessed: Vec<u8>,
     input: Input,
 }
 
@@ -99,7 +104,7 @@ enum Input {
 
 /// What the server wants of a connection now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Interest {
+pub struct Wanted {
     /// To read from it.
     pub read: bool,
     /// To write to it.
@@ -129,6 +134,7 @@ impl Connection {
             deadline: None,
             buffered: 0,
             is_queued: false,
+            unprocessed: Vec::new(),
             input: Input::Drained,
         }
     }
@@ -149,7 +155,7 @@ impl Connection {
     }
 
     /// What is wanted of this connection now, derived from its state. `max_outbox` is the bound in bytes.
-    pub fn interest(&self, max_outbox: usize) -> Interest {
+    pub fn interest(&self, max_outbox: usize) -> Wanted {
         let takes_input = match &self.phase {
             Phase::Handshake(_) | Phase::Draining(Ending::Linger | Ending::Shut) => true,
             Phase::Draining(Ending::Close) => false,
@@ -160,7 +166,16 @@ impl Connection {
                 Endpoint::Chat => self.outbox.len() <= max_outbox / 2,
             },
         };
-        Interest { read: takes_input && self.has_input(), write: !self.outbox.is_empty() }
+        let has_input = self.has_input() || !self.unprocessed.is_empty();
+        Wanted { read: takes_input && has_input, write: !self.outbox.is_empty() }
+    }
+
+    /// Whether so much waits to be written that no more frames should be acted upon, since each may be answered.
+    pub fn is_congested(&self, max_outbox: usize) -> bool {
+        match &self.phase {
+            Phase::Open(Open { endpoint: Endpoint::Echo, .. }) => self.outbox.len() > ECHO_AHEAD,
+            _ => self.outbox.len() > max_outbox / 2,
+        }
     }
 
     fn has_input(&self) -> bool {
@@ -245,14 +260,13 @@ impl Connection {
         }
     }
 
-    /// Bytes that count against the allowance shared by all: an unfinished message, and an echo that is not sent.
+    /// Bytes that count against the allowance shared by all: an unfinished message, input that waits, and output that
+    /// has no bound of its own, which is an echo, whatever has become of its connection.
     pub fn buffered_now(&self) -> usize {
-        match &self.phase {
-            Phase::Open(open) => {
-                let echo = if open.endpoint == Endpoint::Echo { self.outbox.len() } else { 0 };
-                open.protocol.buffered() + echo
-            }
+        let message = match &self.phase {
+            Phase::Open(open) => open.protocol.buffered(),
             _ => 0,
-        }
+        };
+        message + self.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
     }
 }

@@ -44,9 +44,10 @@ impl Deadlines {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    /// A connection whose deadline is not after `now`. It stays in the queue until it is set anew or cancelled.
-    pub fn due(&self, now: Instant) -> Option<Token> {
-        self.queue.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)
+    /// Takes out a connection whose deadline is not after `now`, with that deadline.
+    pub fn pop_due(&mut self, now: Instant) -> Option<(Instant, Token)> {
+        self.queue.first().filter(|(at, _)| *at <= now)?;
+        self.queue.pop_first()
     }
 }
 
@@ -64,9 +65,12 @@ impl Server {
 
     /// Looks at every connection whose deadline has come: each gets a later one, or is ended.
     pub(super) fn look_at_due(&mut self) {
-        while let Some(token) = self.deadlines.due(self.now) {
-            let Some(connection) = self.connections.get(&token) else { return };
-            let (seen, silent) = (connection.last_received, self.now - connection.last_received);
+        while let Some((at, token)) = self.deadlines.pop_due(self.now) {
+            let Some(connection) = self.connections.get_mut(&token) else { continue };
+            connection.deadline = None;
+            // Silence counts up to when it should have been looked at: what comes later is the fault of a machine or a
+            // process that stood still.
+            let silent = at.saturating_duration_since(connection.last_received);
             let Some(wait) = self.config.after_silence(silent).filter(|_| connection.is_open()) else {
                 self.time_is_up(token, silent);
                 continue;
@@ -74,7 +78,7 @@ impl Server {
             if silent >= self.config.ping_interval {
                 self.ping(token);
             }
-            self.set_deadline(token, seen + wait);
+            self.set_deadline(token, self.now + (wait - silent));
         }
     }
 
@@ -117,12 +121,12 @@ mod tests {
         let (mut first, mut second) = (None, None);
         deadlines.set(Token(1), &mut first, at(10));
         deadlines.set(Token(2), &mut second, at(20));
-        assert_eq!((deadlines.next(), deadlines.due(at(9))), (Some(at(10)), None));
-        assert_eq!(deadlines.due(at(10)), Some(Token(1)));
+        assert_eq!((deadlines.next(), deadlines.pop_due(at(9))), (Some(at(10)), None));
         deadlines.set(Token(1), &mut first, at(30));
-        assert_eq!((deadlines.next(), deadlines.due(at(20))), (Some(at(20)), Some(Token(2))));
-        deadlines.cancel(Token(2), &mut second);
-        deadlines.cancel(Token(2), &mut second);
-        assert_eq!((deadlines.next(), second), (Some(at(30)), None));
+        assert_eq!(deadlines.next(), Some(at(20)));
+        assert_eq!(deadlines.pop_due(at(20)), Some((at(20), Token(2))));
+        deadlines.cancel(Token(1), &mut first);
+        deadlines.cancel(Token(1), &mut first);
+        assert_eq!((deadlines.next(), deadlines.pop_due(at(99)), first), (None, None, None));
     }
 }

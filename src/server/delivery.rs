@@ -12,7 +12,7 @@ use std::rc::Rc;
 use mio::Token;
 
 use super::Server;
-use super::connection::Connection;
+use super::connection::{Connection, Ending, Phase};
 use crate::chat::command::Notice;
 use crate::chat::dialect::Dialect;
 use crate::chat::{Audience, Delivery, RoomId};
@@ -51,13 +51,14 @@ impl Server {
         let Some(dialect) = self.chat.dialect_of(token) else { return };
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.outbox.push_own(|out| self.batches.write_frame(dialect, notice, out));
-        self.unsent.push(token);
+        self.queue_write(token);
     }
 
     fn tell_room(&mut self, room: RoomId, notice: &Notice) {
         let is_full = self.batches.append(room, self.chat.dialects(room), notice);
         if is_full {
             self.send_batch(room);
+            self.is_busy = true;
         }
     }
 
@@ -70,7 +71,7 @@ impl Server {
         }
         if let Some(connection) = self.connections.get_mut(&token) {
             connection.outbox.push_own(|out| out.extend_from_slice(unread));
-            self.unsent.push(token);
+            self.queue_write(token);
         }
     }
 
@@ -81,16 +82,24 @@ impl Server {
         }
     }
 
+    /// Remembers that a connection has something to write. What is said to it at once is remembered once.
+    pub(super) fn queue_write(&mut self, token: Token) {
+        if self.unsent.last() != Some(&token) {
+            self.unsent.push(token);
+        }
+    }
+
     /// Takes a client out of the chat, and has the others told.
     pub(super) fn leave(&mut self, token: Token, reason: &str) {
         let deliveries = self.chat.leave(token, reason, self.chat_now());
         self.deliver(deliveries);
     }
 
-    /// Ends a connection at the end of this turn.
+    /// Ends a connection at the end of this turn. Nothing that it sends is acted upon any more.
     pub(super) fn end(&mut self, token: Token, reason: String) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         self.deadlines.cancel(token, &mut connection.deadline);
+        connection.phase = Phase::Draining(Ending::Close);
         self.ended.push((token, reason));
     }
 
@@ -103,10 +112,14 @@ impl Server {
             for token in std::mem::take(&mut self.unsent) {
                 self.write_to(token);
             }
+            for token in std::mem::take(&mut self.too_slow) {
+                self.drop_too_slow(token);
+            }
             for (token, reason) in std::mem::take(&mut self.ended) {
                 self.remove(token, &reason);
             }
-            if self.batches.next_room().is_none() && self.unsent.is_empty() && self.ended.is_empty() {
+            // Whoever was too slow has something to write again, and whoever left is told of.
+            if self.batches.next_room().is_none() && self.unsent.is_empty() && self.too_slow.is_empty() {
                 return;
             }
         }
@@ -117,45 +130,44 @@ impl Server {
         let Some(batch) = self.batches.take(room) else { return };
         let frozen =
             Dialect::ALL.map(|dialect| Some(batch.frames(dialect)).filter(|b| !b.is_empty()).map(Rc::<[u8]>::from));
-        let mut troubled = Vec::new();
         for (token, dialect) in self.chat.members(room) {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
             if let Some(frames) = &frozen[dialect as usize] {
                 push_batch(connection, frames, batch.mark(token));
             }
+            // Nobody leaves a room that is being walked through: what is wrong is seen to later.
             match write(connection, self.config.max_outbox) {
+                Written::Fine if !connection.is_queued && connection.interest(self.config.max_outbox).read => {
+                    connection.is_queued = true;
+                    self.unread.push(token);
+                }
                 Written::Fine => {}
-                trouble => troubled.push((token, trouble)),
+                Written::TooSlow => self.too_slow.push(token),
+                Written::Failed(error) => self.ended.push((token, error)),
             }
         }
         self.batches.recycle(batch);
-        // Only now: nobody leaves a room that is being walked through.
-        for (token, trouble) in troubled {
-            self.handle_trouble(token, trouble);
-        }
     }
 
     fn write_to(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let written = write(connection, self.config.max_outbox);
-        if connection.is_finished() {
-            self.end(token, "done".into());
+        match write(connection, self.config.max_outbox) {
+            Written::Fine if connection.is_finished() => self.end(token, "done".into()),
+            Written::Fine => {}
+            Written::TooSlow => self.too_slow.push(token),
+            Written::Failed(error) => self.end(token, error),
         }
-        self.handle_trouble(token, written);
         self.count_buffered(token);
         self.queue_read(token);
     }
 
-    fn handle_trouble(&mut self, token: Token, written: Written) {
-        match written {
-            Written::Fine => {}
-            Written::Failed(error) => self.end(token, error),
-            Written::TooSlow => {
-                if let Some(connection) = self.connections.get_mut(&token) {
-                    connection.outbox.drop_unsent();
-                }
-                self.close(token, CloseCode::POLICY_VIOLATION, "too slow to read");
-            }
+    /// Closes a client for whom too much waits. Of that, only a frame that is half sent still goes out.
+    fn drop_too_slow(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        // It may have been found too slow twice, and must not lose its Close.
+        if connection.is_bounded() {
+            connection.outbox.drop_unsent();
+            self.close(token, CloseCode::POLICY_VIOLATION, "too slow to read");
         }
     }
 

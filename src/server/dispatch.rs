@@ -16,7 +16,7 @@ use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
-use crate::ws::protocol::{Event, Protocol};
+use crate::ws::protocol::{Event, Framing, Protocol, State};
 use crate::ws::request::{Rejection, Request};
 
 impl Server {
@@ -72,7 +72,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.outbox.push_shared(bytes.into());
         connection.phase = Phase::Draining(Ending::Linger);
-        self.unsent.push(token);
+        self.queue_write(token);
         self.set_deadline(token, self.now + self.config.close_timeout);
     }
 
@@ -85,7 +85,7 @@ impl Server {
         };
         let limits = Limits { message, fragments: self.config.max_fragments, binary: endpoint == Endpoint::Echo };
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
-        self.unsent.push(token);
+        self.queue_write(token);
         self.set_deadline(token, self.now + self.config.ping_interval);
         if let Entrance::Chat(newcomer) = entrance {
             self.join(token, newcomer);
@@ -115,19 +115,24 @@ impl Server {
     fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
         loop {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { return };
+            if connection.is_congested(self.config.max_outbox) && !input.is_empty() {
+                connection.unprocessed = input.to_vec();
+                break;
+            }
+            let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { break };
             let Some(event) = protocol.receive(&mut input) else { break };
             match (event, *endpoint) {
                 (Event::Message(Message::Text(text)), Endpoint::Chat) => self.receive_text(token, &text),
                 (Event::Message(message), _) => {
-                    let (opcode, payload) = match message {
-                        Message::Text(text) => (Opcode::Text, text.into_owned().into_bytes()),
-                        Message::Binary(bytes) => (Opcode::Binary, bytes.into_owned()),
+                    let (opcode, payload) = match &message {
+                        Message::Text(text) => (Opcode::Text, text.as_bytes()),
+                        Message::Binary(bytes) => (Opcode::Binary, &bytes[..]),
                     };
-                    connection.outbox.push_own(|bytes| frame::append(bytes, opcode, &payload));
-                    self.unsent.push(token);
+                    connection.outbox.push_own(|out| frame::append(out, opcode, payload));
+                    self.queue_write(token);
                 }
-                (Event::Ping(_) | Event::Pong(_), _) => self.follow_protocol(token, ""),
+                (Event::Ping(_), _) => self.follow_protocol(token, ""),
+                (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
                     self.follow_protocol(token, &format!("closed by the client: {code} {reason}"));
@@ -136,6 +141,12 @@ impl Server {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
                 }
             }
+        }
+        // Framing may be lost behind our own Close, which is no event.
+        let has_ended = |open: &Open| matches!(open.protocol.state(), State::Closing(Framing::Lost) | State::Closed);
+        let phase = self.connections.get(&token).map(|connection| &connection.phase);
+        if matches!(phase, Some(Phase::Open(open)) if has_ended(open)) {
+            self.follow_protocol(token, "");
         }
         self.count_buffered(token);
     }
@@ -157,9 +168,12 @@ impl Server {
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.follow_protocol();
-        let is_open = connection.is_open();
-        self.unsent.push(token);
+        let (is_open, peer) = (connection.is_open(), connection.peer);
+        self.queue_write(token);
         if !is_open {
+            if self.chat.room_of(token).is_none() && !reason.is_empty() {
+                log::info!("CLOSED {peer} reason={reason:?}"); // who is in the chat has a line of its own
+            }
             self.leave(token, reason);
             self.set_deadline(token, self.now + self.config.close_timeout);
         }
@@ -190,27 +204,44 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         match connection.phase {
             Phase::Handshake(_) => self.end(token, "hung up before a request was complete".into()),
-            Phase::Draining(_) => self.unsent.push(token),
+            Phase::Draining(_) => self.queue_write(token),
             Phase::Open(_) => {
                 self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
                 self.leave(token, "hung up without a close");
                 let Some(connection) = self.connections.get_mut(&token) else { return };
                 connection.phase = Phase::Draining(Ending::Close);
-                self.unsent.push(token);
+                self.queue_write(token);
                 self.set_deadline(token, self.now + self.config.close_timeout);
             }
         }
     }
 
-    /// Counts what a connection makes the server hold, and closes it if all together are over the bound.
+    /// Counts what a connection makes the server hold. If all together are over the bound, the one that holds most is
+    /// closed: not the one that came last, which may have sent half a short message.
     pub(super) fn count_buffered(&mut self, token: Token) {
+        let before = self.buffered;
+        self.recount_buffered(token);
+        let grew = self.buffered > before;
+        if !grew || self.buffered <= self.config.max_buffered {
+            return;
+        }
+        let largest = self.connections.iter().max_by_key(|(_, connection)| connection.buffered);
+        let Some((&token, connection)) = largest else { return };
+        if !connection.is_open() {
+            return self.end(token, "the server's buffers are full".into());
+        }
+        if let Some(connection) = self.connections.get_mut(&token) {
+            connection.outbox.drop_unsent();
+            connection.unprocessed = Vec::new();
+        }
+        self.close(token, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
+        self.recount_buffered(token);
+    }
+
+    fn recount_buffered(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let held = connection.buffered_now();
-        let grew = held > connection.buffered;
         self.buffered = self.buffered - connection.buffered + held;
         connection.buffered = held;
-        if grew && self.buffered > self.config.max_buffered {
-            self.close(token, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
-        }
     }
 }

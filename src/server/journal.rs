@@ -8,10 +8,13 @@
 //! whole. Lines that find no room are lost, and counted. (Another process that writes to the same pipe could still
 //! fill it between the question and the write. A thread of its own for the log would not even know that.)
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 
 /// The part of a pipe that is free when the kernel calls it writable, at the least (`PIPE_BUF`).
 const PIECE: usize = 4096;
@@ -19,20 +22,32 @@ const PIECE: usize = 4096;
 const MAX_WAITING: usize = 64 * 1024;
 
 /// The lines that wait to be written. Copies share them.
-#[derive(Debug, Clone, Default)]
-pub struct Journal(Arc<Mutex<Lines>>);
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Mutex<Lines<Stderr>>>);
 
-#[derive(Debug, Default)]
-struct Lines {
+#[derive(Debug)]
+struct Lines<W> {
     waiting: Vec<u8>,
     lost: usize,
+    stderr: W,
+}
+
+/// Standard error as something that never blocks.
+#[derive(Debug)]
+enum Stderr {
+    /// A terminal calls itself writable when it takes a single byte, so asking does not help. It is opened once more: that
+    /// descriptor may be non-blocking without anybody else's becoming so.
+    Terminal(File),
+    /// A pipe, a file, or whatever else: it is asked each time.
+    Asked(io::Stderr),
 }
 
 impl Journal {
     /// Installs a journal as the logger of this process. `level` is what is logged unless `WIRECHAT_LOG` says
     /// otherwise, in the syntax of `env_logger`.
     pub fn install(level: log::LevelFilter) -> Journal {
-        let journal = Journal::default();
+        let lines = Lines { waiting: Vec::new(), lost: 0, stderr: Stderr::open() };
+        let journal = Journal(Arc::new(Mutex::new(lines)));
         let logger = env_logger::Builder::new()
             .filter_level(level)
             .parse_env("WIRECHAT_LOG")
@@ -48,15 +63,48 @@ impl Journal {
 
     /// Writes what waits, as far as stderr takes it without blocking.
     pub fn flush(&self) {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lines.waiting.is_empty() {
-            lines.flush(&mut io::stderr(), stderr_takes_more);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush();
+    }
+}
+
+impl Stderr {
+    fn open() -> Stderr {
+        let stderr = io::stderr();
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+        let again = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
+        match stderr.is_terminal().then(again).flatten() {
+            Some(terminal) => Stderr::Terminal(terminal),
+            None => Stderr::Asked(stderr),
         }
     }
 }
 
-impl Lines {
+impl Write for Stderr {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        match self {
+            Stderr::Terminal(terminal) => terminal.write(piece),
+            Stderr::Asked(stderr) => {
+                let mut asked = [PollFd::new(stderr, PollFlags::OUT)];
+                let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+                // An error counts as room: the write itself will tell.
+                if poll(&mut asked, Some(&now)).is_ok_and(|ready| ready == 0) {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                stderr.write(&piece[..piece.len().min(PIECE)])
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Lines<W> {
     fn add(&mut self, line: &[u8]) {
+        if self.waiting.len() + line.len() > MAX_WAITING {
+            self.flush();
+        }
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.lost += 1;
         } else {
@@ -64,13 +112,13 @@ impl Lines {
         }
     }
 
-    fn flush(&mut self, stderr: &mut impl Write, takes_more: impl Fn() -> bool) {
+    fn flush(&mut self) {
         let mut written = 0;
-        while written < self.waiting.len() && takes_more() {
-            let piece = &self.waiting[written..];
-            match stderr.write(&piece[..piece.len().min(PIECE)]) {
+        while written < self.waiting.len() {
+            match self.stderr.write(&self.waiting[written..]) {
                 Ok(len) => written += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // Nobody is there to be told.
                 Err(_) => written = self.waiting.len(),
             }
@@ -78,16 +126,9 @@ impl Lines {
         self.waiting.drain(..written);
         if self.waiting.is_empty() && self.lost > 0 {
             let lost = std::mem::take(&mut self.lost);
-            self.add(format!("{lost} lines of the log are lost: nobody read them\n").as_bytes());
+            self.add(format!("{lost} lines of the log are lost: stderr took no more\n").as_bytes());
         }
     }
-}
-
-fn stderr_takes_more() -> bool {
-    let stderr = io::stderr();
-    let mut asked = [PollFd::new(&stderr, PollFlags::OUT)];
-    // An error counts as room: the write itself will tell.
-    poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_or(true, |ready| ready > 0)
 }
 
 impl Write for Journal {
@@ -105,28 +146,58 @@ impl Write for Journal {
 mod tests {
     use super::*;
 
+    /// A stderr that takes so many bytes and then would block.
+    struct Pipe {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+            let len = piece.len().min(self.room).min(PIECE);
+            self.room -= len;
+            self.taken.extend_from_slice(&piece[..len]);
+            if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(room: usize) -> Lines<Pipe> {
+        Lines { waiting: Vec::new(), lost: 0, stderr: Pipe { taken: Vec::new(), room } }
+    }
+
     #[test]
     fn a_turns_lines_are_written_together_and_in_order() {
-        let mut lines = Lines::default();
+        let mut lines = lines(usize::MAX);
         lines.add(b"one\n");
         lines.add(b"two\n");
-        let mut stderr = Vec::new();
-        lines.flush(&mut stderr, || true);
-        assert_eq!(stderr, b"one\ntwo\n");
+        assert_eq!(lines.stderr.taken, b"");
+        lines.flush();
+        assert_eq!(lines.stderr.taken, b"one\ntwo\n");
     }
 
     #[test]
     fn a_stderr_that_takes_no_more_loses_lines_and_is_told_how_many() {
-        let mut lines = Lines::default();
-        let line = [b'x'; 1024];
+        let mut lines = lines(0);
         for _ in 0..100 {
-            lines.add(&line);
-            lines.flush(&mut io::sink(), || false);
+            lines.add(&[b'x'; 1024]);
+            lines.flush();
         }
         assert_eq!((lines.waiting.len(), lines.lost), (MAX_WAITING, 36));
-        let mut stderr = Vec::new();
-        lines.flush(&mut stderr, || true);
-        lines.flush(&mut stderr, || true);
-        assert_eq!(stderr.len(), MAX_WAITING + "36 lines of the log are lost: nobody read them\n".len());
+        lines.stderr.room = usize::MAX;
+        lines.flush();
+        lines.flush();
+        assert_eq!(lines.stderr.taken.len(), MAX_WAITING + "36 lines of the log are lost: stderr took no more\n".len());
+    }
+
+    #[test]
+    fn a_long_turn_loses_nothing_if_stderr_takes_it() {
+        let mut lines = lines(usize::MAX);
+        (0..1000).for_each(|_| lines.add(&[b'x'; 1024]));
+        lines.flush();
+        assert_eq!((lines.stderr.taken.len(), lines.lost), (1000 * 1024, 0));
     }
 }

@@ -134,6 +134,8 @@ impl Server {
             let Some((stream, peer)) = self.listener.as_mut().and_then(|listener| listener.accept(self.now)) else {
                 return;
             };
+            // An IPv4 client of an IPv6 listener is the same client.
+            let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
             let token = Token(self.next_token);
             self.next_token += 1;
             let mut connection = Box::new(Connection::new(stream, peer, self.now));

@@ -5,7 +5,7 @@
 //! [`deadline`], [`listener`], [`journal`].
 //!
 //! A turn has five parts: accept, read (each connection within its budget, the rest is remembered), look at what is
-//! due, write (once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
+//! due, write (as a rule once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
 //! others can meet one that is half gone.
 //!
 //! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
@@ -82,8 +82,12 @@ pub struct Server {
     unread: Vec<Token>,
     /// Connections that have something to write.
     unsent: Vec<Token>,
+    /// Connections for which too much waits.
+    too_slow: Vec<Token>,
     /// Connections that are to be removed at the end of the turn, and why.
     ended: Vec<(Token, String)>,
+    /// A room was told so much in this turn that nothing more should be read before others could take it.
+    is_busy: bool,
     /// What is read goes here first: one buffer for all.
     scratch: Vec<u8>,
     /// Bytes that all connections together hold against `--max-buffered`.
@@ -115,9 +119,7 @@ impl Server {
         Ok(Server {
             chat: Chat::new(&config),
             addresses: Addresses::new(&config),
-            // A pong is shorter than its ping. So a connection that is half full and is read once more stays within its
-            // bound, however many pings that holds.
-            scratch: vec![0; config.max_read.min(config.max_outbox / 2)],
+            scratch: vec![0; config.max_read],
             config,
             access,
             poll,
@@ -131,7 +133,9 @@ impl Server {
             batches: Batches::default(),
             unread: Vec::new(),
             unsent: Vec::new(),
+            too_slow: Vec::new(),
             ended: Vec::new(),
+            is_busy: false,
             buffered: 0,
             started: Instant::now(),
             now: Instant::now(),
@@ -165,10 +169,10 @@ impl Server {
             self.now = Instant::now();
             self.time = SystemTime::now();
             for event in &events {
+                if event.token() == SIGNALS && !self.handle_signals() {
+                    return Ok(Stopped::AtOnce);
+                }
                 self.note(event);
-            }
-            if self.signals.pending().count() > 0 && !self.stop() {
-                return Ok(Stopped::AtOnce);
             }
             self.accept();
             self.read();
@@ -191,14 +195,18 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             connection.set_readable(event.is_read_closed() || event.is_error());
+            // Also where nothing is read for now: who cannot be heard is not silent.
+            connection.last_received = self.now;
+        }
+        let wanted = connection.interest(self.config.max_outbox);
+        if wanted.read {
             self.queue_read(token);
         }
-        let Some(connection) = self.connections.get(&token) else { return };
-        if event.is_writable() && !connection.outbox.is_empty() {
-            self.unsent.push(token);
+        if wanted.write && event.is_writable() {
+            self.queue_write(token);
         }
         // A connection that is not read would not find out that its socket has failed.
-        if event.is_error() && !connection.interest(self.config.max_outbox).read {
+        if event.is_error() && !wanted.read {
             self.end(token, "the connection failed".into());
         }
     }
@@ -215,10 +223,14 @@ impl Server {
     /// Reads from every connection that has input, each within its budget.
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        for token in std::mem::take(&mut self.unread) {
+        let mut waiting = std::mem::take(&mut self.unread).into_iter();
+        self.is_busy = false;
+        // Not at line rate into a room: its readers get a look in between.
+        while let Some(token) = waiting.next().filter(|_| !self.is_busy) {
             self.read_from(token, &mut scratch);
             self.queue_read(token);
         }
+        self.unread.extend(waiting);
         self.scratch = scratch;
     }
 
@@ -227,6 +239,10 @@ impl Server {
         connection.is_queued = false;
         if !connection.interest(self.config.max_outbox).read {
             return;
+        }
+        if !connection.unprocessed.is_empty() {
+            let mut input = std::mem::take(&mut connection.unprocessed);
+            return self.receive(token, &mut input);
         }
         match connection.read_some(scratch) {
             Ok(Received::Bytes(len)) => {
@@ -247,6 +263,12 @@ impl Server {
     /// The time, for the chat.
     fn chat_now(&self) -> Now {
         Now { time: self.time, steady: self.steady() }
+    }
+
+    /// `false`: a second signal has come.
+    fn handle_signals(&mut self) -> bool {
+        let count = self.signals.pending().count();
+        (0..count).all(|_| self.stop())
     }
 
     /// Begins the shutdown: nobody is accepted any more and everybody is told. `false`: that had begun before.

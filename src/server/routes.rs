@@ -17,7 +17,7 @@ use crate::chat::dialect::Dialect;
 use crate::chat::history::Resume;
 use crate::chat::{DEFAULT_ROOM, Newcomer};
 use crate::ws::handshake::{Upgrade, upgrade_required};
-use crate::ws::request::{Rejection, Request, shown};
+use crate::ws::request::{Rejection, Request, is_authority, shown};
 
 /// The page, as it is in the repository.
 const PAGE: &str = include_str!("../../client.html");
@@ -83,10 +83,16 @@ pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime
     for authority in std::iter::once(host).chain(target.authority) {
         // HTTP/1.0 may come without a Host, and then there is no name to judge.
         let is_absent = authority.is_empty() && request.minor_version == 0;
+        if !is_absent && !authority.is_empty() && !is_authority(authority) {
+            let seen = shown(authority.as_bytes());
+            return Err(Rejection::new(400, format!("{seen} is no host and port (RFC 9112 §3.2).")));
+        }
         if !is_absent && !access.welcomes_host(authority) {
             return Err(foreign_host(authority));
         }
     }
+    // RFC 9112 §3.2.2: the authority of an absolute target takes the place of Host.
+    let host = target.authority.unwrap_or(host);
     let path = Path::find(target.path);
     let is_head = request.method == "HEAD" && Path::allows_head(path);
     if request.method != "GET" && !is_head {

@@ -31,8 +31,6 @@ impl CloseCode {
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     /// A message over the size limit.
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
-    /// A fault of the server's own.
-    pub const INTERNAL_ERROR: CloseCode = CloseCode(1011);
     /// The server is short of something and another try later may succeed (IANA registry).
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013);
 
@@ -253,7 +251,28 @@ mod tests {
 
     #[test]
     fn every_reason_fits_a_close_frame() {
-        let longest = ProtocolError::ReservedBits.to_string().len();
-        assert!(longest <= MAX_CONTROL_PAYLOAD - 2);
+        use ProtocolError::*;
+        let all = [
+            ReservedBits,
+            ReservedOpcode(0xf),
+            FragmentedControl,
+            ControlTooLong,
+            Unmasked,
+            LengthNotMinimal,
+            LengthTopBit,
+            UnexpectedContinuation,
+            ExpectedContinuation,
+            BinaryRefused,
+            MessageTooBig,
+            TooManyFragments,
+            TextNotUtf8,
+            ClosePayloadOfOneByte,
+            InvalidCloseCode(65535),
+            CloseReasonNotUtf8,
+        ];
+        for error in all {
+            assert!(error.to_string().len() <= MAX_CONTROL_PAYLOAD - 2, "{error}");
+            assert!(error.to_string().ends_with(&format!("(RFC 6455 §{})", error.section())), "{error}");
+        }
     }
 }

@@ -231,7 +231,7 @@ impl<'h> Request<'h> {
             }
         };
         match std::str::from_utf8(host) {
-            Ok(host) if host.bytes().all(is_authority_byte) => Ok(host),
+            Ok(host) if host.is_empty() || is_authority(host) => Ok(host),
             _ => Err(bad_request(format!("Host {} is no host and port (RFC 9112 §3.2).", shown(host)))),
         }
     }
@@ -275,9 +275,19 @@ pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
-/// RFC 3986 §3.2: what a host and a port are made of; no `@`, since RFC 9110 §4.2.4 deprecates user information.
-fn is_authority_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+/// Whether `text` is a host, and perhaps a port (RFC 3986 §3.2). There is no user information: RFC 9110 §4.2.4 has it
+/// treated as an error.
+pub fn is_authority(text: &str) -> bool {
+    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let is_literal = |byte: u8| is_host(byte) || byte == b':';
+    let (host_is_good, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((literal, port)) => (literal.bytes().all(is_literal), port),
+        None => {
+            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (!host.is_empty() && host.bytes().all(is_host), port)
+        }
+    };
+    host_is_good && (port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit())))
 }
 
 #[cfg(test)]
@@ -404,14 +414,17 @@ mod tests {
 
     #[test]
     fn there_is_one_host() {
-        fn host(head: &str) -> Result<&str, u16> {
-            Request::parse(head.as_bytes(), 64).unwrap().host().map_err(|rejection| rejection.status)
+        fn host(head: &str) -> Result<String, u16> {
+            let host = Request::parse(head.as_bytes(), 64).unwrap().host().map(str::to_owned);
+            host.map_err(|rejection| rejection.status)
         }
         assert_eq!(host("GET / HTTP/1.1\r\n\r\n"), Err(400));
-        assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), Ok(""));
+        assert_eq!(host("GET / HTTP/1.0\r\n\r\n"), Ok("".into()));
         assert_eq!(host("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n"), Err(400));
         assert_eq!(host("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"), Err(400));
-        assert_eq!(host("GET / HTTP/1.1\r\nHost: me@a\r\n\r\n"), Err(400));
-        assert_eq!(host("GET / HTTP/1.1\r\nHost: [::1]:3000\r\n\r\n"), Ok("[::1]:3000"));
+        for bad in ["me@a", "a:b", "a:1:2", "[::1]x", "[::1", "a b", ":80"] {
+            assert_eq!(host(&format!("GET / HTTP/1.1\r\nHost: {bad}\r\n\r\n")), Err(400), "{bad}");
+        }
+        assert_eq!(host("GET / HTTP/1.1\r\nHost: [::1]:3000\r\n\r\n"), Ok("[::1]:3000".into()));
     }
 }
