@@ -271,6 +271,28 @@ fn private_events_with_odd_data() {
     }
 }
 
+/// Nobody but the two sees it: not even who reads the log, in which other messages stand with their first words.
+#[test]
+fn the_log_does_not_tell_what_is_private() {
+    let server = chat(&["-v"]);
+    let mut bob = Person::events(&server, "bob", "general");
+    for dialect in DIALECTS {
+        let mut ann = Person::joins(&server, dialect, "ann", &format!("{dialect:?}"));
+        ann.hear();
+        ann.says("/msg bob the treasure is buried");
+        ann.hears(ann.private("ann", "bob", "the treasure is buried"));
+        bob.hears(bob.private("ann", "bob", "the treasure is buried"));
+        ann.says("/msg carol the treasure is buried");
+        ann.hears(ann.error("No such user: carol"));
+        ann.says("in the open");
+        ann.hears(ann.told("ann", "in the open", 1));
+        ann.leaves();
+        server.wait_for_log("in the open");
+        assert!(!server.log().contains("treasure"), "{dialect:?}: {}", server.log());
+        assert!(!server.log().contains("dev-token"), "{dialect:?}: {}", server.log());
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------- typing
 
 fn typing(dialect: Dialect, name: &str) -> Value {
