@@ -67,7 +67,7 @@ pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
     match dialect {
         Dialect::Events => events_path(name, room),
         Dialect::Rooms => rooms_path(room),
-        Dialect::Presence => presence_path(name, &format!("id of {name}"), room),
+        Dialect::Presence => presence_path(name, &format!("{name} in {room}"), room),
     }
 }
 
