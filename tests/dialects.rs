@@ -656,6 +656,9 @@ fn a_name_of_rooms_is_of_its_messages() {
     let mut eve = Person::events(&server, "eve", "general");
     let mut ron = Person::rooms(&server, "ron", "general");
     eve.hears(event("joined", "Anonymous"));
+    eve.says("/msg Anonymous psst");
+    eve.hears(eve.private("eve", "Anonymous", "psst"));
+    ron.hears(ron.private("eve", "Anonymous", "psst"));
     ron.says("hello");
     eve.hears(eve.told("ron", "hello", 1));
     ron.hears(ron.told("ron", "hello", 1));
@@ -664,7 +667,9 @@ fn a_name_of_rooms_is_of_its_messages() {
     pat.hears(pat.told("ron", "hello", 1));
     eve.hears(event("joined", "pat"));
     ron.hears(system("joined"));
-    // A private message finds it under the last name it used.
+    // A private message finds it under the last name it used, and under no other.
+    pat.says("/msg Anonymous psst");
+    pat.hears(pat.error("No such user: Anonymous"));
     pat.says("/msg ron psst");
     pat.hears(pat.private("pat", "ron", "psst"));
     ron.hears(ron.private("pat", "ron", "psst"));

@@ -146,8 +146,9 @@ fn limit_of_what_is_buffered() {
 
 // ------------------------------------------------------------------------------------------------- how fast, and floods
 
-/// A rate at which a second message is too many for ten seconds: its burst is one.
-const SLOW: [&str; 2] = ["--rate-limit", "0.1"];
+/// A rate at which a second message is too many for ten seconds: its burst is one. And nobody is told what was said
+/// before they came.
+const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
 /// Frames of these texts, in one write: no time passes between them.
 fn send_at_once(person: &mut Person, texts: &[&str]) {

@@ -271,6 +271,28 @@ fn private_events_with_odd_data() {
     }
 }
 
+/// Nobody but the two sees it: not even who reads the log, in which other messages stand with their first words.
+#[test]
+fn the_log_does_not_tell_what_is_private() {
+    let server = chat(&["-v"]);
+    let mut bob = Person::events(&server, "bob", "general");
+    for dialect in DIALECTS {
+        let mut ann = Person::joins(&server, dialect, "ann", &format!("{dialect:?}"));
+        ann.hear();
+        ann.says("/msg bob the treasure is buried");
+        ann.hears(ann.private("ann", "bob", "the treasure is buried"));
+        bob.hears(bob.private("ann", "bob", "the treasure is buried"));
+        ann.says("/msg carol the treasure is buried");
+        ann.hears(ann.error("No such user: carol"));
+        ann.says("in the open");
+        ann.hears(ann.told("ann", "in the open", 1));
+        ann.leaves();
+        server.wait_for_log("in the open");
+        assert!(!server.log().contains("treasure"), "{dialect:?}: {}", server.log());
+        assert!(!server.log().contains("dev-token"), "{dialect:?}: {}", server.log());
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------- typing
 
 fn typing(dialect: Dialect, name: &str) -> Value {
@@ -352,7 +374,7 @@ fn typing_without_end() {
 fn typing_costs_nothing() {
     let server = Server::start(&["--rate-limit", "0.1"]);
     for dialect in [Events, Rooms] {
-        let mut bot = Person::joins(&server, dialect, "bot", "general");
+        let mut bot = Person::joins(&server, dialect, "bot", &format!("{dialect:?}"));
         let first = bot.hear();
         bot.client.send(&masked(0x81, types(dialect, "bot").as_bytes()).repeat(100));
         bot.says("done");
@@ -456,10 +478,18 @@ fn the_default_names_belong_to_nobody() {
 fn names_may_be_shared() {
     let server = chat(&[]);
     let mut alice = Person::events(&server, "alice", "general");
-    for dialect in DIALECTS {
-        let mut other = Person::joins(&server, dialect, "alice", "general");
-        other.hear();
-        alice.hears_at_least("joined", json!({}));
+    let mut others = Vec::new();
+    for (count, dialect) in DIALECTS.into_iter().enumerate() {
+        let other = Person::joins(&server, dialect, "alice", "general");
+        let name = if dialect == Rooms { "Anonymous" } else { "alice" };
+        alice.hears_at_least("joined", json!({"username": name}));
+        others.push(other);
+        let mut late = Person::joins(&server, Events, "alice", "general");
+        let members = late.hears_at_least("welcome", json!({}))["members"].clone();
+        assert_eq!(members.as_array().unwrap().len(), count + 2, "{members}");
+        alice.hears_at_least("joined", json!({"username": "alice"}));
+        late.leaves();
+        alice.hears_at_least("left", json!({"username": "alice"}));
     }
 }
 

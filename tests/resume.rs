@@ -12,7 +12,7 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 use support::people::{DIALECTS, Dialect, Person, TIME, chat, encode, events_path};
 use support::table::each_row;
-use support::{RawClient, Server, masked, wait_until, whole_frames};
+use support::{RawClient, Server, masked, upgrade_request, wait_until, whole_frames};
 
 /// The name of a room's life, as it is written in a query.
 fn epoch(data: &Value) -> String {
@@ -560,28 +560,63 @@ struct Peer<'a> {
     /// What was sent and not seen again, in order.
     unseen: VecDeque<(String, String)>,
     said: usize,
+    /// Connections that the client has given up and the server has not been told of.
+    abandoned: Vec<Line>,
     /// How often it came back, and was told that nothing was lost.
     resumed: usize,
+    /// How often what it sent again had been heard the first time.
+    told_again: usize,
 }
 
 /// A connection, and the bytes read from it that are no whole frame yet.
 struct Line {
     client: RawClient,
     buffer: Vec<u8>,
+    is_hasty: bool,
     welcomed: bool,
+}
+
+impl Line {
+    /// A connection that was abandoned hears in the end that another took its place.
+    fn was_replaced(mut self, seed: u64) {
+        let mut chunk = [0; 4096];
+        loop {
+            let (mut frames, rest) = whole_frames(&self.buffer);
+            if frames.last().is_some_and(|frame| frame.opcode() == 8) {
+                let close = frames.pop().unwrap().close();
+                assert_eq!(
+                    (close, rest),
+                    ((1008, "replaced by a newer connection".to_owned()), &[][..]),
+                    "seed {seed}"
+                );
+                return;
+            }
+            let n = self.client.stream.read(&mut chunk).expect("more bytes");
+            assert!(n > 0, "the end, without a word (seed {seed})");
+            self.buffer.extend_from_slice(&chunk[..n]);
+        }
+    }
 }
 
 impl<'a> Peer<'a> {
     fn new(server: &'a Server, number: usize) -> Peer<'a> {
         let name = format!("peer {number}");
-        let (list, unseen) = (Vec::new(), VecDeque::new());
-        Peer { server, name, line: None, epoch: None, list, unseen, said: 0, resumed: 0 }
+        let (list, unseen, abandoned) = (Vec::new(), VecDeque::new(), Vec::new());
+        Peer { server, name, line: None, epoch: None, list, unseen, said: 0, abandoned, resumed: 0, told_again: 0 }
     }
 
-    fn connect(&mut self) {
+    /// Comes, or comes back. A hasty client sends what it saw no echo of behind its request, a patient one when it has read
+    /// what it missed, and knows of more echoes.
+    fn connect(&mut self, is_hasty: bool) {
         let resume = self.epoch.as_ref().map_or(String::new(), |epoch| since(epoch, self.list.len()));
-        let client = self.server.upgrade(&format!("{}{resume}", events_path(&self.name, ROOM)));
-        self.line = Some(Line { client, buffer: Vec::new(), welcomed: false });
+        let mut all = upgrade_request(&format!("{}{resume}", events_path(&self.name, ROOM))).into_bytes();
+        if is_hasty {
+            all.extend(self.unseen.iter().flat_map(frame));
+        }
+        let mut client = self.server.connect();
+        client.send(&all);
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        self.line = Some(Line { client, buffer: Vec::new(), is_hasty, welcomed: false });
     }
 
     /// Says something new, or does so only in part.
@@ -645,7 +680,7 @@ impl<'a> Peer<'a> {
         }
         let line = self.line.as_mut().expect("a connection");
         line.welcomed = true;
-        for said in &self.unseen {
+        for said in self.unseen.iter().filter(|_| !line.is_hasty) {
             line.client.try_send(&frame(said));
         }
     }
@@ -659,6 +694,7 @@ impl<'a> Peer<'a> {
         if let Some(known) = self.list.get(id - 1) {
             assert_eq!(*known, data, "{} hears of {id} again", self.name);
             assert_eq!(data["username"], self.name, "only what it sent itself is told again");
+            self.told_again += 1;
         } else {
             assert_eq!(id, self.list.len() + 1, "{} misses nothing", self.name);
             self.list.push(data);
@@ -670,12 +706,14 @@ impl<'a> Peer<'a> {
         if random.u8(0..3) == 0 && self.is_welcomed() {
             self.say(|len| random.usize(1..len));
         }
-        let Some(Line { client, .. }) = self.line.take() else { return };
-        let mut client = client;
-        match random.u8(0..4) {
+        let Some(mut line) = self.line.take() else { return };
+        let client = &mut line.client;
+        match random.u8(0..5) {
             0 => socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap(),
             1 => drop(client.stream.shutdown(Shutdown::Write)),
             2 => client.try_send(&masked(0x88, &1000u16.to_be_bytes())),
+            // Only with an epoch can it take the place of its older self.
+            3 if self.epoch.is_some() => self.abandoned.push(line),
             _ => {}
         }
     }
@@ -685,6 +723,7 @@ impl<'a> Peer<'a> {
     }
 }
 
+/// A message as it is sent, for the first time or again.
 fn frame((text, nonce): &(String, String)) -> Vec<u8> {
     masked(0x81, json!({"event": "message", "data": {"text": text, "nonce": nonce}}).to_string().as_bytes())
 }
@@ -705,7 +744,7 @@ fn talk(seed: u64, args: &[&str]) {
             0..=2 => peer.lose(&mut random),
             3..=8 => peer.read(false),
             9..=11 => peer.read(peer.line.as_ref().is_some_and(|line| !line.welcomed)),
-            _ if peer.line.is_none() => peer.connect(),
+            _ if peer.line.is_none() => peer.connect(random.bool()),
             _ if peer.is_welcomed() => (0..random.u8(1..4)).for_each(|_| peer.say(|len| len)),
             _ => {}
         }
@@ -714,7 +753,7 @@ fn talk(seed: u64, args: &[&str]) {
     for peer in &mut peers {
         wait_until(&format!("{} is done (seed {seed})", peer.name), || {
             if peer.line.is_none() {
-                peer.connect();
+                peer.connect(false);
             }
             peer.read(false);
             peer.is_welcomed() && peer.unseen.is_empty()
@@ -738,7 +777,13 @@ fn talk(seed: u64, args: &[&str]) {
     let texts: Vec<&Value> = peers[0].list.iter().map(|message| &message["text"]).collect();
     assert_eq!(told(&mut ron, "message"), json!(texts), "rooms (seed {seed})");
     assert_eq!(told(&mut pat, "chat_message"), json!(texts), "presence (seed {seed})");
-    assert!(peers.iter().map(|peer| peer.resumed).sum::<usize>() > 10, "connections were lost (seed {seed})");
+    let sum = |count: fn(&Peer) -> usize| peers.iter().map(count).sum::<usize>();
+    assert!(sum(|peer| peer.resumed) > 10, "connections were lost (seed {seed})");
+    assert!(sum(|peer| peer.told_again) > 10, "messages were sent again that had arrived (seed {seed})");
+    assert!(sum(|peer| peer.abandoned.len()) > 0, "connections were abandoned (seed {seed})");
+    if args.contains(&"--unique-names") {
+        peers.into_iter().flat_map(|peer| peer.abandoned).for_each(|line| line.was_replaced(seed));
+    }
 }
 
 /// All lists are one list, in which each said all that they said, once and in order.

@@ -67,14 +67,19 @@ pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
     match dialect {
         Dialect::Events => events_path(name, room),
         Dialect::Rooms => rooms_path(room),
-        Dialect::Presence => presence_path(name, &format!("id of {name}"), room),
+        Dialect::Presence => presence_path(name, &format!("{name} in {room}"), room),
     }
 }
 
 impl Person {
     /// Somebody at `path`, who speaks `dialect` there under `name`; nothing is read past the upgrade.
     pub fn at(server: &Server, dialect: Dialect, path: &str, name: &str) -> Person {
-        Person { client: server.upgrade(path), dialect, name: name.to_owned(), doubts: 0 }
+        Person::new(server.upgrade(path), dialect, name)
+    }
+
+    /// Somebody with a connection of their own.
+    pub fn new(client: RawClient, dialect: Dialect, name: &str) -> Person {
+        Person { client, dialect, name: name.to_owned(), doubts: 0 }
     }
 
     pub fn joins(server: &Server, dialect: Dialect, name: &str, room: &str) -> Person {
