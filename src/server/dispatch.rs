@@ -9,6 +9,7 @@
 use mio::Token;
 
 use super::Server;
+use super::answer;
 use super::connection::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
 use crate::chat::{Admission, Newcomer};
@@ -18,6 +19,8 @@ use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event, Framing, Protocol, State};
 use crate::ws::request::{Rejection, Request};
+
+const REPLACED: &str = "replaced by a newer connection";
 
 impl Server {
     /// Takes what was read from a connection.
@@ -64,7 +67,7 @@ impl Server {
         if let Some(connection) = self.connections.get(&token) {
             log::info!("REFUSED {} {} {}", connection.peer, rejection.status, rejection.body);
         }
-        self.say_last(token, routes::refusal(rejection, to_head, self.time));
+        self.say_last(token, answer::refusal(rejection, to_head, self.time));
     }
 
     /// Sends a plain answer, behind which the connection ends.
@@ -101,7 +104,8 @@ impl Server {
             }
             Admission::Replaces(older) => {
                 for token in older {
-                    self.close(token, CloseCode::POLICY_VIOLATION, "replaced by a newer connection");
+                    self.close(token, CloseCode::POLICY_VIOLATION, REPLACED);
+                    self.leave(token, REPLACED); // if it was ended in this turn, but has not been removed
                 }
             }
         }
@@ -217,7 +221,7 @@ impl Server {
     }
 
     /// Counts what a connection makes the server hold. If all together are over the bound, the one that holds most is
-    /// closed: not the one that came last, which may have sent half a short message.
+    /// closed: not just the last straw, which may be half of a short message.
     pub(super) fn count_buffered(&mut self, token: Token) {
         let before = self.buffered;
         self.recount_buffered(token);
@@ -225,7 +229,7 @@ impl Server {
         if !grew || self.buffered <= self.config.max_buffered {
             return;
         }
-        let largest = self.connections.iter().max_by_key(|(_, connection)| connection.buffered);
+        let largest = self.connections.iter().max_by_key(|(other, connection)| (connection.buffered, **other == token));
         let Some((&token, connection)) = largest else { return };
         if !connection.is_open() {
             return self.end(token, "the server's buffers are full".into());

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`connection`] (one socket), [`outbox`] (what it has to write), [`routes`] (a request), this file (a
 //! turn of the loop), [`dispatch`] (from a socket to the chat), [`delivery`] (from the chat to the sockets), [`batch`],
-//! [`deadline`], [`listener`], [`journal`].
+//! [`deadline`], [`listener`], [`journal`], [`addresses`], [`query`] and [`answer`].
 //!
 //! A turn has five parts: accept, read (each connection within its budget, the rest is remembered), look at what is
 //! due, write (as a rule once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
@@ -12,6 +12,7 @@
 //! waits for a peer, and an error of a socket ends that connection, never the loop.
 
 pub mod addresses;
+pub mod answer;
 pub mod batch;
 pub mod connection;
 pub mod deadline;
