@@ -6,87 +6,16 @@
 #[path = "support/browser.rs"]
 mod browser;
 mod support;
+#[path = "support/visitor.rs"]
+mod visitor;
 
-use browser::{Browser, Tab};
-use serde_json::{Value, json};
-use std::collections::BTreeSet;
-use std::net::{TcpListener, TcpStream};
+use serde_json::json;
+use std::net::TcpListener;
 use std::sync::mpsc;
-use support::{RawClient, Server, wait_until};
+use support::{Server, wait_until};
+use tungstenite::Message;
 use tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
-use tungstenite::{Message, WebSocket};
-
-const LOG: &str = "document.querySelector('[role=log]')";
-
-/// A browser, or a test that has nothing to do on this machine and says so.
-macro_rules! browser {
-    () => {
-        match Browser::start() {
-            Some(browser) => browser,
-            None => return,
-        }
-    };
-}
-
-// ---- What a person does, and sees ----
-
-/// The page as it lies on the disk, with this query string.
-fn page(query: &str) -> String {
-    format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
-}
-
-fn ws(port: u16) -> String {
-    format!("ws://127.0.0.1:{port}")
-}
-
-/// Opens the page from disk for this server and name, and presses Connect.
-fn join<'a>(browser: &'a Browser, port: u16, name: &str) -> Tab<'a> {
-    join_with(browser, port, name, "")
-}
-
-fn join_with<'a>(browser: &'a Browser, port: u16, name: &str, script: &str) -> Tab<'a> {
-    let tab = browser.open_with(&page(&format!("server={}&username={name}", ws(port))), script);
-    tab.press_button("Connect");
-    wait_for_state(&tab, "joined");
-    tab
-}
-
-fn wait_for_state(tab: &Tab, state: &str) {
-    tab.wait_for(&format!("document.body.dataset.state === '{state}'"));
-}
-
-fn say(tab: &Tab, text: &str) {
-    tab.click("__field('Message')");
-    tab.type_text(text);
-    tab.press_key("Enter", false);
-}
-
-fn wait_for_log(tab: &Tab, text: &str) {
-    tab.wait_for(&format!("{LOG}.innerText.includes({})", json!(text)));
-}
-
-/// The conversation: name and text of each message, in order.
-fn messages(tab: &Tab) -> Value {
-    tab.eval(
-        "[...document.querySelectorAll('.message')]
-            .map((m) => ['.name', '.text'].map((part) => m.querySelector(part).textContent))",
-    )
-}
-
-/// Waits until the list of who is here reads like this.
-fn wait_for_members(tab: &Tab, expected: &[&str]) {
-    let list = "[...document.querySelectorAll('#members li')].map((li) => li.textContent.trim())";
-    tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
-}
-
-/// State and advice, as words on the screen.
-fn words(tab: &Tab) -> String {
-    tab.text("[...document.querySelectorAll('[role=status]')].map((s) => s.innerText).join(' ')")
-}
-
-fn field(tab: &Tab, label: &str) -> String {
-    tab.text(&format!("__field({}).value", json!(label)))
-}
+use visitor::*;
 
 // ---- Chatting ----
 
@@ -240,7 +169,7 @@ fn an_error_of_the_server_is_shown_and_the_text_is_not_lost() {
 #[test]
 fn whoever_scrolls_up_to_read_is_left_alone() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = Server::start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = guest(&server, "general", "bob");
     for n in 0..60 {
@@ -588,16 +517,7 @@ fn everything_is_done_by_keyboard_alone() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page("username=alice"));
-    let focus_on = |what: &str| {
-        for _ in 0..20 {
-            if alice.eval(&format!("document.activeElement === {what}")) == true {
-                assert_ne!(alice.text("getComputedStyle(document.activeElement).outlineStyle"), "none", "{what}");
-                return;
-            }
-            alice.press_key("Tab", false);
-        }
-        panic!("Tab never comes to {what}");
-    };
+    let focus_on = |what: &str| tab_to(&alice, what);
     focus_on("__field('Server')");
     alice.eval("document.activeElement.select()");
     alice.type_text(&ws(server.port()));
@@ -625,151 +545,6 @@ fn everything_is_done_by_keyboard_alone() {
     wait_for_state(&alice, "idle");
 }
 
-#[test]
-fn a_screen_reader_is_told_the_name_of_everything() {
-    let browser = browser!();
-    let server = Server::start(&[]);
-    let alice = join(&browser, server.port(), "alice");
-    let tree = alice.call("Accessibility.getFullAXTree", json!({}));
-    let named = |role: &str| -> Vec<&str> {
-        let nodes =
-            tree["nodes"].as_array().unwrap().iter().filter(|n| n["ignored"] == false && n["role"]["value"] == role);
-        nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
-    };
-    assert_eq!(named("textbox"), ["Name", "Room", "Server", "Token", "Message"]);
-    assert_eq!(named("button"), ["Switch room", "Connect", "Leave", "Send"]);
-    assert_eq!(named("log"), ["Conversation"]);
-    assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Who is here 1"]));
-    assert_eq!(named("status").len(), 2, "the state, and what to do about it");
-    assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
-}
-
-#[test]
-fn every_width_and_scheme_is_whole_and_legible() {
-    let browser = browser!();
-    let server = Server::start(&[]);
-    for (width, height) in [(320, 568), (390, 844), (800, 600), (1440, 900)] {
-        for scheme in ["light", "dark"] {
-            let alice = browser.open(&page(&format!(
-                "server={}&token=dev-token&username=alice&room=r{width}{scheme}",
-                ws(server.port())
-            )));
-            alice.view(width, height, scheme);
-            let name = |what: &str| format!("{width}-{scheme}-{what}");
-            alice.screenshot(&name("start"));
-            assert_fits(&alice, &name("start"));
-            alice.press_button("Connect");
-            wait_for_state(&alice, "joined");
-            let room = format!("r{width}{scheme}");
-            let guests = chat(&server, &alice, &room);
-            alice.screenshot(&name("chat"));
-            drop(guests);
-            let guests = push_at_the_layout(&server, &alice, &room);
-            alice.screenshot(&name("pushed"));
-            assert_fits(&alice, &name("pushed"));
-            assert_names_are_legible(&alice);
-            drop(guests);
-            if width < 720 {
-                alice.press_button("Menu");
-            }
-            alice.fill("Token", "wrong");
-            alice.press_button("Connect");
-            wait_for_state(&alice, "stopped");
-            alice.screenshot(&name("refused"));
-            assert_fits(&alice, &name("refused"));
-        }
-    }
-}
-
-/// A few words as people say them.
-fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
-    let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
-    wait_for_log(tab, "carol joined");
-    tell(&mut bob, tab, "Good morning! The kettle is on.");
-    tell(&mut bob, tab, "Has anybody read §5.4 yet?");
-    tell(&mut carol, tab, "Twice. Control frames may stand between the fragments, and that is the whole trick.");
-    say(tab, "I draw it on paper every time 🙂");
-    wait_for_log(tab, "on paper");
-    tell(&mut carol, tab, "Show us?");
-    drop(bob);
-    wait_for_log(tab, "bob left");
-    vec![carol, guest(server, room, "Renée")]
-}
-
-/// What layouts break at: a word without an end, a name of wide letters, text from right to left, a long list.
-fn push_at_the_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
-    let names = ["דנה".to_owned(), "W".repeat(32)].into_iter().chain((0..20).map(|n| format!("guest {n}")));
-    let mut guests: Vec<RawClient> = names.map(|name| guest(server, room, &name)).collect();
-    tell(&mut guests[0], tab, "שלום לכולם, ומה שלומכם today?");
-    tell(&mut guests[1], tab, &format!("https://example.invalid/{}", "without/any/space/".repeat(12)));
-    say(tab, &"w".repeat(300));
-    wait_for_log(tab, "wwww");
-    wait_for_log(tab, "guest 19 joined");
-    tab.fill("Message", &"not sent ".repeat(40));
-    tab.type_text(&"w".repeat(200));
-    tab.wait_for(&format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight < 2"));
-    guests
-}
-
-fn guest(server: &Server, room: &str, name: &str) -> RawClient {
-    server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
-}
-
-fn tell(guest: &mut RawClient, tab: &Tab, text: &str) {
-    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
-    wait_for_log(tab, text);
-}
-
-/// Nothing sticks out sideways, and nothing that is there has to be scrolled to sideways.
-fn assert_fits(tab: &Tab, what: &str) {
-    let outside = tab.eval(
-        "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
-            .map((e) => [e.outerHTML.slice(0, 120), e.getBoundingClientRect()])
-            .filter(([, { width, left, right }]) => width > 0 && (left < -0.5 || right > innerWidth + 0.5))",
-    );
-    assert_eq!(outside, json!([]), "{what}");
-    if tab.eval("innerWidth > 720") == true {
-        assert_eq!(
-            tab.eval("document.documentElement.scrollHeight - innerHeight"),
-            0,
-            "{what}: the page itself scrolls"
-        );
-    }
-    for element in ["document.documentElement", LOG] {
-        assert_eq!(tab.eval(&format!("{element}.scrollWidth - {element}.clientWidth")), 0, "{what}: {element}");
-    }
-}
-
-/// Every hue that a name can have stands out from what is behind it: WCAG's 4.5 to 1.
-fn assert_names_are_legible(tab: &Tab) {
-    let worst = tab.eval(
-        "(() => {
-            const pen = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-            const light = (colour) => {
-                pen.fillStyle = colour;
-                pen.fillRect(0, 0, 1, 1);
-                const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-                const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => linear(v / 255));
-                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-            };
-            const name = document.querySelector('.message .name'), before = name.style.getPropertyValue('--hue');
-            const paper = light(getComputedStyle(document.body).backgroundColor);
-            const ratios = Array.from({ length: 360 }, (_, hue) => {
-                name.style.setProperty('--hue', hue);
-                const ink = light(getComputedStyle(name).color);
-                return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-            });
-            name.style.setProperty('--hue', before);
-            return Math.min(...ratios);
-        })()",
-    );
-    assert!(worst.as_f64().unwrap() >= 4.5, "the worst hue has {worst} to 1");
-}
-
-fn percent(text: &str) -> String {
-    text.bytes().map(|b| format!("%{b:02X}")).collect()
-}
-
 // ---- What stands in for time, and for a server with bad habits ----
 
 /// Counts the sockets that the page opens, and those whose close the page was told of.
@@ -794,25 +569,3 @@ const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
 
 /// No wait ever ends by itself.
 const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
-
-/// Takes the next connection that asks for an upgrade. Others get no answer, so `/health` is silent too.
-fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
-    loop {
-        let (stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
-        if let Ok(socket) = tungstenite::accept(stream) {
-            return socket;
-        }
-    }
-}
-
-fn welcome(peer: &mut WebSocket<TcpStream>, room: &str) {
-    let message = format!("Welcome to #{room}, alice!");
-    let data = json!({"message": message, "members": ["bob"], "room": room, "username": "alice"});
-    peer.send(Message::text(json!({"event": "welcome", "data": data}).to_string())).unwrap();
-}
-
-fn tell_message(peer: &mut WebSocket<TcpStream>, text: &str) {
-    let data = json!({"username": "bob", "text": text, "id": 1, "time": "2026-01-01T00:00:00.000Z"});
-    peer.send(Message::text(json!({"event": "message", "data": data}).to_string())).unwrap();
-}

@@ -7,6 +7,7 @@
 //!
 //! Tabs are used from outside, as by a person: a button is found by its text, a field by its label, a click goes to a
 //! point on the screen, keys go to whatever has the focus.
+#![allow(dead_code)] // each test binary uses its own part
 
 use crate::support::{DEADLINE, require_tool, wait_until};
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -31,7 +32,10 @@ const FINDERS: &str = r#"
     window.__named = (tag, text) => [...document.querySelectorAll(tag)].find((e) => e.textContent.trim() === text);
     window.__button = (text) => __named('button', text);
     window.__field = (text) => __named('label', text)?.control;
-    window.__centre = (element) => {
+    window.__frame = () => new Promise(requestAnimationFrame);
+    window.__centre = async (find) => {
+        await __frame().then(__frame); // what has just changed may still be moving other things
+        const element = find();
         if (!element) return null;
         element.scrollIntoView({ block: 'nearest', behavior: 'instant' });
         const box = element.getBoundingClientRect();
@@ -188,7 +192,7 @@ impl Tab<'_> {
         self.call("Page.bringToFront", json!({}));
         let mut at = Value::Null;
         wait_until(&format!("{element} can be clicked"), || {
-            at = self.eval(&format!("__centre({element})"));
+            at = self.eval(&format!("__centre(() => {element})"));
             !at.is_null()
         });
         for kind in ["mousePressed", "mouseReleased"] {
@@ -218,6 +222,7 @@ impl Tab<'_> {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
+            "PageUp" => (33, ""),
             _ => panic!("a key that this driver does not know: {key}"),
         };
         self.call("Page.bringToFront", json!({}));
@@ -233,8 +238,13 @@ impl Tab<'_> {
     pub fn view(&self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", screen);
-        let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.call("Emulation.setEmulatedMedia", json!({"features": scheme}));
+        self.prefer(&[("prefers-color-scheme", scheme)]);
+    }
+
+    /// The media features that the system would report, all others as they are by default.
+    pub fn prefer(&self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
     /// Writes a picture of the tab to the directory that `WIRECHAT_SCREENSHOTS` names, if it names one.

@@ -1,0 +1,156 @@
+//! What the tests of the page have in common: a person who opens it, talks and looks; a guest without a browser; and a
+//! server that does as it is told.
+//!
+//! Everything is asked of what can be seen: texts, fields, focus. Nothing waits for time to pass.
+#![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its own part
+
+use crate::browser::{Browser, Tab};
+use crate::support::{self, RawClient, Server, wait_until};
+use serde_json::{Value, json};
+use std::net::{TcpListener, TcpStream};
+use tungstenite::{Message, WebSocket};
+
+pub const LOG: &str = "document.querySelector('[role=log]')";
+
+/// A browser, or a test that has nothing to do on this machine and says so.
+macro_rules! browser {
+    () => {
+        match crate::browser::Browser::start() {
+            Some(browser) => browser,
+            None => return,
+        }
+    };
+}
+pub(crate) use browser;
+
+// ---- What a person does, and sees ----
+
+/// The page as it lies on the disk, with this query string.
+pub fn page(query: &str) -> String {
+    format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
+}
+
+pub fn ws(port: u16) -> String {
+    format!("ws://127.0.0.1:{port}")
+}
+
+/// Opens the page from disk for this server and name, and presses Connect.
+pub fn join<'a>(browser: &'a Browser, port: u16, name: &str) -> Tab<'a> {
+    join_with(browser, port, name, "")
+}
+
+pub fn join_with<'a>(browser: &'a Browser, port: u16, name: &str, script: &str) -> Tab<'a> {
+    let tab = browser.open_with(&page(&format!("server={}&username={name}", ws(port))), script);
+    tab.press_button("Connect");
+    wait_for_state(&tab, "joined");
+    tab
+}
+
+pub fn wait_for_state(tab: &Tab, state: &str) {
+    tab.wait_for(&format!("document.body.dataset.state === '{state}'"));
+}
+
+pub fn say(tab: &Tab, text: &str) {
+    tab.click("__field('Message')");
+    tab.type_text(text);
+    tab.press_key("Enter", false);
+}
+
+/// Waits until the conversation holds this. What is only waiting to be sent does not count.
+pub fn wait_for_log(tab: &Tab, text: &str) {
+    tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
+}
+
+/// The conversation: name and text of each message, in order.
+pub fn messages(tab: &Tab) -> Value {
+    tab.eval(
+        "[...document.querySelectorAll('.message')]
+            .map((m) => ['.name', '.text'].map((part) => m.querySelector(part).textContent))",
+    )
+}
+
+/// Waits until the list of who is here reads like this.
+pub fn wait_for_members(tab: &Tab, expected: &[&str]) {
+    let list = "[...document.querySelectorAll('#members li')].map((li) => li.textContent.trim())";
+    tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
+}
+
+/// State and advice, as words on the screen.
+pub fn words(tab: &Tab) -> String {
+    tab.text("[...document.querySelectorAll('[role=status]')].map((s) => s.innerText).join(' ')")
+}
+
+pub fn field(tab: &Tab, label: &str) -> String {
+    tab.text(&format!("__field({}).value", json!(label)))
+}
+
+/// Presses Tab until `what` has the focus, and sees that it shows it.
+pub fn tab_to(tab: &Tab, what: &str) {
+    for _ in 0..20 {
+        if tab.eval(&format!("document.activeElement === {what}")) == true {
+            assert_ne!(tab.text("getComputedStyle(document.activeElement).outlineStyle"), "none", "{what}");
+            return;
+        }
+        tab.press_key("Tab", false);
+    }
+    panic!("Tab never comes to {what}");
+}
+
+// ---- A guest without a browser ----
+
+pub fn guest(server: &Server, room: &str, name: &str) -> RawClient {
+    server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
+}
+
+pub fn tell(guest: &mut RawClient, tab: &Tab, text: &str) {
+    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+    wait_for_log(tab, text);
+}
+
+/// Nothing sticks out sideways, and nothing that is there has to be scrolled to sideways.
+pub fn assert_fits(tab: &Tab, what: &str) {
+    let outside = tab.eval(
+        "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
+            .map((e) => [e.outerHTML.slice(0, 120), e.getBoundingClientRect()])
+            .filter(([, { width, left, right }]) => width > 0 && (left < -0.5 || right > innerWidth + 0.5))",
+    );
+    assert_eq!(outside, json!([]), "{what}");
+    if tab.eval("innerWidth > 720") == true {
+        assert_eq!(
+            tab.eval("document.documentElement.scrollHeight - innerHeight"),
+            0,
+            "{what}: the page itself scrolls"
+        );
+    }
+    for element in ["document.documentElement", LOG] {
+        assert_eq!(tab.eval(&format!("{element}.scrollWidth - {element}.clientWidth")), 0, "{what}: {element}");
+    }
+}
+
+pub fn percent(text: &str) -> String {
+    text.bytes().map(|b| format!("%{b:02X}")).collect()
+}
+
+// ---- A server that does as it is told ----
+
+/// Takes the next connection that asks for an upgrade. Others get no answer, so `/health` is silent too.
+pub fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
+    loop {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+        if let Ok(socket) = tungstenite::accept(stream) {
+            return socket;
+        }
+    }
+}
+
+pub fn welcome(peer: &mut WebSocket<TcpStream>, room: &str) {
+    let message = format!("Welcome to #{room}, alice!");
+    let data = json!({"message": message, "members": ["bob"], "room": room, "username": "alice"});
+    peer.send(Message::text(json!({"event": "welcome", "data": data}).to_string())).unwrap();
+}
+
+pub fn tell_message(peer: &mut WebSocket<TcpStream>, text: &str) {
+    let data = json!({"username": "bob", "text": text, "id": 1, "time": "2026-01-01T00:00:00.000Z"});
+    peer.send(Message::text(json!({"event": "message", "data": data}).to_string())).unwrap();
+}
