@@ -279,6 +279,8 @@ mod tests {
             (r#"{"event":1}"#, "event: invalid type: integer `1`, expected a string"),
             (r#"{"event":null}"#, "event: invalid type: null, expected a string"),
             (r#"{"event":"ping","event":"message"}"#, "duplicate field `event`"),
+            (r#"{"event":"ping","x":1,"y":2,"x":3}"#, "duplicate field `x`"),
+            (r#"{"event":"ping","data":{"x":1,"x":2}}"#, "data: duplicate field `x`"),
             (r#"{"event":"ping","data":null}"#, "data must be a JSON object"),
             (r#"{"event":"message","data":"x"}"#, "data must be a JSON object"),
             (r#"{"event":"message","data":["x"]}"#, "data must be a JSON object"),

@@ -81,10 +81,30 @@ impl Dialect {
 fn read_object<'a, T: Deserialize<'a>>(place: &str, json: &'a str) -> Result<T, Complaint> {
     // serde would also take an array, as a struct without its names.
     let is_object = json.trim_ascii_start().starts_with('{');
-    match serde_json::from_str(json) {
-        Ok(value) if is_object => Ok(value),
+    let mut unknown = Vec::new();
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let value = serde_ignored::deserialize(&mut deserializer, |key| unknown.push(key.to_string()));
+    match value.and_then(|value| deserializer.end().map(|()| value)) {
+        Ok(value) if is_object => match find_twin(unknown) {
+            None => Ok(value),
+            Some(key) => Err(wrong_shape(&[place], &format!("duplicate field `{key}`"))),
+        },
         _ => Err(find_fault::<T>(place, json, is_object)),
     }
+}
+
+/// A key that stands there twice. Of the known ones serde itself tells.
+fn find_twin(mut keys: Vec<String>) -> Option<String> {
+    keys.sort_unstable();
+    let twin = keys.windows(2).find(|pair| pair[0] == pair[1])?;
+    Some(twin[0].chars().take(64).collect())
+}
+
+/// A complaint about the field that these parts name, if they name one.
+fn wrong_shape(path: &[&str], what: &str) -> Complaint {
+    let parts: Vec<&str> = path.iter().copied().filter(|part| !["", "."].contains(part)).collect();
+    let separator = if parts.is_empty() { "" } else { ": " };
+    Complaint::WrongShape(format!("{}{separator}{what}", parts.join(".")))
 }
 
 /// Names the fault in a message that could not be read.
@@ -99,11 +119,9 @@ fn find_fault<'a, T: Deserialize<'a>>(place: &str, json: &'a str, is_object: boo
     let mut deserializer = serde_json::Deserializer::from_str(json);
     match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
         Err(error) if error.inner().is_data() => {
-            let path = error.path().to_string();
-            let field: Vec<&str> = [place, &path].into_iter().filter(|part| !["", "."].contains(part)).collect();
             let reason = error.inner().to_string();
             let reason = reason.split(" at line ").next().unwrap_or_default();
-            Complaint::WrongShape(format!("{}: {reason}", field.join(".")).trim_start_matches(": ").to_owned())
+            wrong_shape(&[place, &error.path().to_string()], reason)
         }
         // A string that is none, such as half of a surrogate pair, which is passed over where a value is ignored.
         _ => Complaint::InvalidJson,
