@@ -238,8 +238,13 @@ impl Tab<'_> {
     pub fn view(&self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", screen);
-        let scheme = json!([{"name": "prefers-color-scheme", "value": scheme}]);
-        self.call("Emulation.setEmulatedMedia", json!({"features": scheme}));
+        self.prefer(&[("prefers-color-scheme", scheme)]);
+    }
+
+    /// The media features that the system would report, all others as they are by default.
+    pub fn prefer(&self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
     /// Writes a picture of the tab to the directory that `WIRECHAT_SCREENSHOTS` names, if it names one.
