@@ -3,14 +3,18 @@
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/proxy.rs"]
+mod proxy;
 mod support;
 #[path = "support/visitor.rs"]
 mod visitor;
 
-use browser::Tab;
+use browser::{Browser, Tab};
+use proxy::Proxy;
 use serde_json::json;
 use std::collections::BTreeSet;
-use support::{RawClient, Server};
+use std::path::Path;
+use support::{RawClient, Server, require_tool};
 use visitor::*;
 
 #[test]
@@ -30,6 +34,113 @@ fn a_screen_reader_is_told_the_name_of_everything() {
     assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Who is here 1"]));
     assert_eq!(named("status").len(), 2, "the state, and what to do about it");
     assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
+}
+
+#[test]
+fn axe_finds_nothing_in_any_state() {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/axe-core/axe.min.js");
+    let Some(axe) = require_tool("axe.min.js", &[installed]) else { return };
+    let axe = std::fs::read_to_string(axe).unwrap();
+    let browser = browser!();
+    let server = Server::start(&[]);
+    for (width, height) in [(390, 844), (1440, 900)] {
+        for scheme in ["light", "dark"] {
+            for contrast in ["no-preference", "more"] {
+                let features = [("prefers-color-scheme", scheme), ("prefers-contrast", contrast)];
+                let audit = |tab: &Tab, state: &str| {
+                    let name = format!("{width}-{scheme}-{contrast}-{state}");
+                    tab.screenshot(&name);
+                    assert_fits(tab, &name);
+                    assert_accessible(tab, &axe, &name);
+                };
+                visit_every_state(&browser, &server, (width, height), &features, &audit);
+            }
+        }
+    }
+}
+
+/// Start, chat, a private message begun, the menu, offline with words that wait and one that failed, refused.
+fn visit_every_state(
+    browser: &Browser,
+    server: &Server,
+    (width, height): (u32, u32),
+    features: &[(&str, &str)],
+    audit: &dyn Fn(&Tab, &str),
+) {
+    let proxy = Proxy::to(server.addr());
+    let room = format!("{width}-{}", features.iter().map(|(_, value)| *value).collect::<Vec<_>>().join("-"));
+    let alice = browser.open(&page(&format!("server={}&username=alice&room={room}", ws(proxy.port()))));
+    alice.view(width, height, "light");
+    alice.prefer(features);
+    audit(&alice, "start");
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    let mut guests = chat(server, &alice, &room);
+    tell(&mut guests[0], &alice, "https://example.invalid/frames has the picture.");
+    guests[0].send_text(r#"{"event":"private","data":{"to":"alice","text":"It is a surprise, so not a word!"}}"#);
+    wait_for_log(&alice, "not a word!");
+    say(&alice, "/msg carol My lips are sealed.");
+    wait_for_log(&alice, "privately to carol");
+    guests[1].send_text(r#"{"event":"typing"}"#);
+    audit(&alice, "chat");
+    if width < 720 {
+        alice.press_button("Menu");
+        audit(&alice, "menu");
+    }
+    alice.press_button("carol");
+    alice.type_text("And");
+    audit(&alice, "private");
+    alice.press_key("Enter", false);
+    say(&alice, &"too long ".repeat(60));
+    alice.type_text("a draft");
+    alice.wait_for("document.querySelector('[data-state=failed]') || __field('Message').value.includes('too long')");
+    proxy.cut();
+    wait_for_state(&alice, "waiting");
+    alice.fill("Message", "I write while the line is away");
+    alice.press_key("Enter", false);
+    audit(&alice, "offline");
+    proxy.mend();
+    if width < 720 {
+        alice.press_button("Menu");
+    }
+    alice.fill("Token", "wrong");
+    alice.press_button("Connect");
+    wait_for_state(&alice, "stopped");
+    audit(&alice, "refused");
+}
+
+/// Every rule of axe-core, its advice on good practice too.
+fn assert_accessible(tab: &Tab, axe: &str, what: &str) {
+    tab.eval(&format!("{axe}; 0"));
+    let violations = tab.eval(
+        "axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations
+            .flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`)))",
+    );
+    assert_eq!(violations, json!([]), "{what}");
+}
+
+#[test]
+fn forced_colours_and_still_pictures_are_respected() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = browser.open(&page(&format!("server={}&username=alice&room=forced", ws(server.port()))));
+    alice.view(1440, 900, "dark");
+    alice.prefer(&[
+        ("prefers-color-scheme", "dark"),
+        ("forced-colors", "active"),
+        ("prefers-reduced-motion", "reduce"),
+    ]);
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    let _guests = chat(&server, &alice, "forced");
+    alice.screenshot("forced");
+    assert_fits(&alice, "forced");
+    // A ground is taken away, so a line has to say what it said: whose words these are.
+    let line = |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderTopWidth"));
+    assert_ne!(line(".own .text"), line(".message:not(.own) .text"));
+    let moving = "document.getAnimations().length + [...document.querySelectorAll('*')]
+        .filter((e) => getComputedStyle(e).transitionDuration !== '0s').length";
+    assert_eq!(alice.eval(moving), 0);
 }
 
 #[test]

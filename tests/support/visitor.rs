@@ -15,7 +15,7 @@ pub const LOG: &str = "document.querySelector('[role=log]')";
 /// A browser, or a test that has nothing to do on this machine and says so.
 macro_rules! browser {
     () => {
-        match Browser::start() {
+        match crate::browser::Browser::start() {
             Some(browser) => browser,
             None => return,
         }
