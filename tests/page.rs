@@ -9,7 +9,6 @@ mod support;
 #[path = "support/visitor.rs"]
 mod visitor;
 
-use browser::Browser;
 use serde_json::json;
 use std::net::TcpListener;
 use std::sync::mpsc;

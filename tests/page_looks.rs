@@ -180,6 +180,29 @@ fn every_width_and_scheme_is_whole_and_legible() {
     }
 }
 
+#[test]
+fn the_picture_in_the_readme_can_be_taken_again() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = browser.open(&page(&format!("server={}&username=alice&room=general", ws(server.port()))));
+    alice.view(1000, 620, "light");
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    let mut bob = guest(&server, "general", "bob");
+    tell(&mut bob, &alice, "Good morning! Is this thing on?");
+    say(&alice, "Loud and clear. Every byte of it is on my screen.");
+    wait_for_log(&alice, "on my screen");
+    tell(&mut bob, &alice, "FIN, opcode 1, masked, 31 bytes. I counted.");
+    bob.send_text(r#"{"event":"private","data":{"to":"alice","text":"I did not count."}}"#);
+    wait_for_log(&alice, "I did not count.");
+    say(&alice, "Read https://www.rfc-editor.org/rfc/rfc6455#section-5.2 then 🙂");
+    alice.wait_for("document.querySelectorAll('.own').length === 2");
+    bob.send_text(r#"{"event":"typing"}"#);
+    alice.wait_for("document.querySelector('#typing').textContent === 'bob is typing…'");
+    alice.screenshot("page");
+    assert_fits(&alice, "page");
+}
+
 /// A few words as people say them.
 fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
