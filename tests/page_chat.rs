@@ -587,6 +587,25 @@ fn what_was_written_for_a_room_waits_for_that_room() {
     alice.press_button("#general");
     assert_eq!(bob.read_event("message")["text"], "for general");
     wait_for_texts(&alice, &["for general".into()]);
+    // More than may be sent at once, and then another room before it is all gone.
+    let written: Vec<String> = (0..10).map(|n| format!("general {n}")).collect();
+    for text in &written {
+        say(&alice, text);
+    }
+    alice.press_button("#tea");
+    wait_for_log(&alice, "Now in #tea");
+    let waiting = unsent(&alice);
+    assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "waits until you are in #general"), "{waiting}");
+    wait_for_texts(&alice, &["for tea".into()]);
+    alice.fill("Room", &"x".repeat(65));
+    alice.press_button("Switch room");
+    wait_for_log(&alice, "The server says: ");
+    say(&alice, "still in tea");
+    assert_eq!(carol.read_event("message")["text"], "still in tea", "nothing that was meant for general");
+    alice.press_button("#general");
+    for text in &written {
+        assert_eq!(bob.read_event("message")["text"], *text);
+    }
 }
 
 // ---- Without a mouse ----
