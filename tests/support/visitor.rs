@@ -56,8 +56,9 @@ pub fn say(tab: &Tab, text: &str) {
     tab.press_key("Enter", false);
 }
 
+/// Waits until the conversation holds this. What is only waiting to be sent does not count.
 pub fn wait_for_log(tab: &Tab, text: &str) {
-    tab.wait_for(&format!("{LOG}.innerText.includes({})", json!(text)));
+    tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
 }
 
 /// The conversation: name and text of each message, in order.
