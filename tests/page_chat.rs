@@ -379,7 +379,8 @@ fn a_crowd_that_comes_at_once_is_one_line() {
 fn typing_is_shown_and_ends_and_commands_are_typed_unseen() {
     let browser = browser!();
     let server = Server::start(&[]);
-    let alice = join(&browser, server.port(), "alice");
+    // How long ago she last said that she types is a question of the clock, which stands still here.
+    let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
     let mut bob = seated(&server, "general", "bob");
     let typing = "document.querySelector('#typing').textContent";
     bob.send_text(r#"{"event":"typing"}"#);
