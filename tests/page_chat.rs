@@ -67,6 +67,11 @@ fn wait_until_still(tab: &Tab) {
     });
 }
 
+/// A server that does not ask its guests whether they are there: they answer no pings, and a test may take a while.
+fn start(args: &[&str]) -> Server {
+    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
+}
+
 /// A guest that has read its welcome, so that what it reads next is what happens next.
 fn seated(server: &Server, room: &str, name: &str) -> RawClient {
     let mut guest = guest(server, room, name);
@@ -99,7 +104,7 @@ fn lose_line(tab: &Tab, proxy: &Proxy) {
 #[test]
 fn history_stands_above_the_welcome_and_the_new_below_a_line() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut bob = seated(&server, "general", "bob");
     post(&mut bob, "before you came");
     let alice = join(&browser, server.port(), "alice");
@@ -119,7 +124,7 @@ fn history_stands_above_the_welcome_and_the_new_below_a_line() {
 #[test]
 fn somebody_else_of_the_same_name_is_somebody_else() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut other = seated(&server, "general", "alice");
     tell(&mut other, &alice, "I am alice, too");
@@ -155,7 +160,7 @@ fn a_line_stands_where_the_day_changes() {
 #[test]
 fn what_is_written_offline_waits_and_is_sent_in_order_at_a_pace() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut bob = seated(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
@@ -181,7 +186,7 @@ fn what_is_written_offline_waits_and_is_sent_in_order_at_a_pace() {
 #[test]
 fn what_waits_is_bounded_and_the_box_keeps_the_rest() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
     lose_line(&alice, &proxy);
@@ -206,7 +211,7 @@ fn without_anybody_asking_for_a_line_the_text_stays_in_the_box() {
 #[test]
 fn a_line_that_breaks_again_and_again_loses_nothing_and_repeats_nothing() {
     let browser = browser!();
-    let server = Server::start(&["--rate-limit", "0"]);
+    let server = start(&["--rate-limit", "0"]);
     let mut bob = seated(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
@@ -257,7 +262,7 @@ fn a_line_that_breaks_again_and_again_loses_nothing_and_repeats_nothing() {
 #[test]
 fn more_than_the_history_holds_is_said_to_be_missing() {
     let browser = browser!();
-    let server = Server::start(&["--history", "3"]);
+    let server = start(&["--history", "3"]);
     let mut bob = seated(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
@@ -274,7 +279,7 @@ fn more_than_the_history_holds_is_said_to_be_missing() {
 #[test]
 fn a_server_that_was_started_again_is_said_to_have_forgotten() {
     let browser = browser!();
-    let mut server = Server::start(&[]);
+    let mut server = start(&[]);
     let port = server.port();
     let alice = join(&browser, port, "alice");
     say(&alice, "in the old life");
@@ -306,7 +311,7 @@ fn a_server_that_was_started_again_is_said_to_have_forgotten() {
 #[test]
 fn a_server_that_says_slow_down_gets_everything_in_the_end() {
     let browser = browser!();
-    let server = Server::start(&["--rate-limit", "1"]);
+    let server = start(&["--rate-limit", "1"]);
     let alice = join(&browser, server.port(), "alice");
     let written: Vec<String> = (0..5).map(|n| format!("word {n}")).collect();
     for text in &written {
@@ -319,7 +324,7 @@ fn a_server_that_says_slow_down_gets_everything_in_the_end() {
 #[test]
 fn a_message_that_failed_says_why_and_can_be_mended() {
     let browser = browser!();
-    let server = Server::start(&["--max-text", "10"]);
+    let server = start(&["--max-text", "10"]);
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
     lose_line(&alice, &proxy);
@@ -339,7 +344,7 @@ fn a_message_that_failed_says_why_and_can_be_mended() {
 #[test]
 fn nothing_goes_to_another_server_than_it_was_written_for() {
     let browser = browser!();
-    let (server, other) = (Server::start(&[]), Server::start(&[]));
+    let (server, other) = (start(&[]), start(&[]));
     let mut bob = seated(&other, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
@@ -359,7 +364,7 @@ fn nothing_goes_to_another_server_than_it_was_written_for() {
 #[test]
 fn a_crowd_that_comes_at_once_is_one_line() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     let crowd: Vec<RawClient> = (0..25).map(|n| seated(&server, "general", &format!("guest {n}"))).collect();
     wait_for_log(&alice, "guest 0, guest 1, 22 others and guest 24 joined");
@@ -378,7 +383,7 @@ fn a_crowd_that_comes_at_once_is_one_line() {
 #[test]
 fn typing_is_shown_and_ends_and_commands_are_typed_unseen() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     // How long ago she last said that she types is a question of the clock, which stands still here.
     let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
     let mut bob = seated(&server, "general", "bob");
@@ -405,7 +410,7 @@ fn typing_is_shown_and_ends_and_commands_are_typed_unseen() {
 #[test]
 fn a_private_word_looks_private_and_goes_to_one_person() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (alice, bob) = (join(&browser, server.port(), "alice"), join(&browser, server.port(), "bob smith"));
     let mut carol = seated(&server, "general", "carol");
     wait_for_members(&alice, &["alice you", "bob smith", "carol"]);
@@ -446,7 +451,7 @@ fn a_private_word_looks_private_and_goes_to_one_person() {
 #[test]
 fn help_is_answered_here() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     say(&alice, "/help");
     wait_for_log(&alice, "/msg NAME TEXT: a message that only NAME can see.");
@@ -460,7 +465,7 @@ fn help_is_answered_here() {
 #[test]
 fn links_are_links_if_they_lead_to_the_web() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = seated(&server, "general", "bob");
     let text = "see https://example.invalid/a?b=c#d, (HTTP://example.invalid/x). javascript:alert(1) data:text/html,x \
@@ -483,7 +488,7 @@ fn links_are_links_if_they_lead_to_the_web() {
 #[test]
 fn what_came_while_nobody_looked_is_counted_and_a_button_leads_there() {
     let browser = browser!();
-    let server = Server::start(&["--rate-limit", "0"]);
+    let server = start(&["--rate-limit", "0"]);
     let looks = "let looks = true; Object.defineProperty(document, 'visibilityState',
             { get: () => looks ? 'visible' : 'hidden' });
         window.look = (does) => { looks = does; document.dispatchEvent(new Event('visibilitychange')); };";
@@ -521,7 +526,7 @@ fn what_came_while_nobody_looked_is_counted_and_a_button_leads_there() {
 #[test]
 fn thousands_of_messages_leave_the_page_small() {
     let browser = browser!();
-    let server = Server::start(&["--rate-limit", "0"]);
+    let server = start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = seated(&server, "general", "bob");
     for n in 0..5000 {
@@ -542,7 +547,7 @@ fn thousands_of_messages_leave_the_page_small() {
 #[test]
 fn rooms_are_remembered_and_keep_their_words() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let mut bob = seated(&server, "general", "bob");
     let alice = join(&browser, server.port(), "alice");
     let rooms = "[...document.querySelectorAll('nav button')].map((b) => [b.textContent, b.ariaCurrent])";
@@ -572,7 +577,7 @@ fn rooms_are_remembered_and_keep_their_words() {
 #[test]
 fn what_was_written_for_a_room_waits_for_that_room() {
     let browser = browser!();
-    let server = Server::start(&[]);
+    let server = start(&[]);
     let (mut bob, mut carol) = (seated(&server, "general", "bob"), seated(&server, "tea", "carol"));
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
@@ -614,7 +619,7 @@ fn what_was_written_for_a_room_waits_for_that_room() {
 #[test]
 fn people_rooms_and_the_end_are_reached_by_keyboard() {
     let browser = browser!();
-    let server = Server::start(&["--rate-limit", "0"]);
+    let server = start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = seated(&server, "general", "bob");
     tell(&mut bob, &alice, "hello");
