@@ -24,11 +24,12 @@
 //! | [`ws::reader`], [`ws::message`] | 10 | a stream that is cut anywhere becomes frames, and frames become messages |
 //! | [`ws::close`], [`ws::protocol`] | 12 | how a connection is closed or failed, and the state machine |
 //! | [`ws::request`], [`ws::handshake`], [`ws::extension`] | 12 | how it all begins |
-//! | [`chat::command`], [`chat`], [`chat::dialect`] | 15 | who is where and who hears what; the JSON of it |
+//! | [`chat::command`], [`chat`], [`chat::admission`], [`chat::speech`], [`chat::dialect`] | 20 | who is where and who hears what; the JSON of it |
+//! | [`chat::rooms`], [`chat::history`], [`chat::names`], [`chat::pace`] | 12 | the tables |
 //! | [`chat::access`] | 6 | who may come in |
 //! | [`server::connection`], [`server::outbox`] | 10 | one socket, and what waits to be written to it |
 //! | [`server`], [`server::dispatch`], [`server::delivery`], [`server::batch`] | 15 | one turn of the loop |
-//! | [`server::routes`], [`server::deadline`], [`server::listener`], [`server::journal`] | 12 | the rest of the glue |
+//! | [`server::routes`], [`server::query`], [`server::deadline`], [`server::listener`], [`server::addresses`], [`server::journal`] | 15 | the rest of the glue |
 //! | [`config`] | 4 | the limits, and why each is what it is |
 //!
 //! # One message, from socket to socket

@@ -14,7 +14,7 @@ use super::history::Resume;
 use super::pace::Pace;
 use super::{Audience, Chat, Client, Delivery, Now, logged};
 
-/// Someone at the door, let in by [`access`].
+/// Someone at the door, let in by [`access`](super::access).
 #[derive(Debug, Clone)]
 pub struct Newcomer {
     /// The shape it speaks.
