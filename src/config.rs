@@ -10,7 +10,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, value_parser};
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, Parser, value_parser};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -20,127 +21,130 @@ const MIB: usize = 1024 * KIB;
 pub const RESERVED_DESCRIPTORS: usize = 16;
 
 /// A chat server over WebSockets in which every byte of RFC 6455 is handled by hand, to be read, run and watched.
-///
 /// Start it without any option, then open client.html in a browser.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP)]
+#[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
     /// Where to listen. Port 0 takes a free port, which is printed
-    #[arg(long, env = "WIRECHAT_LISTEN", default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = address, help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_LISTEN", hide_env = true, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = address, help_heading = WHO)]
     pub listen: SocketAddr,
 
     /// The tokens that let a client in: one a line, optionally followed by the one username it may use; # starts a
     /// comment. Without this a demo set is in force, on loopback only
-    #[arg(long, env = "WIRECHAT_TOKENS", value_name = "FILE", help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_TOKENS", hide_env = true, value_name = "FILE", help_heading = WHO)]
     pub tokens: Option<PathBuf>,
 
     /// Ask for no token at all
-    #[arg(long, env = "WIRECHAT_OPEN", help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_OPEN", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WHO)]
     pub open: bool,
 
     /// Welcome pages from this origin, as often as needed; "null" stands for pages opened from disk, "*" for all
-    #[arg(long, env = "WIRECHAT_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_ALLOW_ORIGIN", hide_env = true, value_name = "ORIGIN", value_delimiter = ',', help_heading = WHO)]
     pub allow_origin: Vec<String>,
 
     /// On a loopback address, welcome requests for this host name, as often as needed; "*" stands for all
-    #[arg(long, env = "WIRECHAT_ALLOW_HOST", value_name = "NAME", value_delimiter = ',', help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_ALLOW_HOST", hide_env = true, value_name = "NAME", value_delimiter = ',', help_heading = WHO)]
     pub allow_host: Vec<String>,
 
     /// Let no two clients have the same name, however it is spelled
-    #[arg(long, env = "WIRECHAT_UNIQUE_NAMES", help_heading = WHO)]
+    #[arg(long, env = "WIRECHAT_UNIQUE_NAMES", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WHO)]
     pub unique_names: bool,
 
     /// Bytes of a request head (8 KiB: more than any browser sends)
-    #[arg(long, env = "WIRECHAT_MAX_HEAD", default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(64, MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_HEAD", hide_env = true, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(64, MIB), help_heading = LIMITS)]
     pub max_head: usize,
 
     /// Headers in a request (64: a browser sends about fifteen)
-    #[arg(long, env = "WIRECHAT_MAX_HEADERS", default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_HEADERS", hide_env = true, default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
     pub max_headers: usize,
 
     /// Bytes of a message on a chat endpoint (64 KiB: room for the longest text in JSON escapes)
-    #[arg(long, env = "WIRECHAT_MAX_MESSAGE", default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_MESSAGE", hide_env = true, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
     pub max_message: usize,
 
     /// Bytes of a message on /echo (16 MiB: the largest that the Autobahn test suite sends)
-    #[arg(long, env = "WIRECHAT_MAX_ECHO", default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_ECHO", hide_env = true, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
     pub max_echo: usize,
 
     /// Characters of a chat text
-    #[arg(long, env = "WIRECHAT_MAX_TEXT", default_value_t = 500, value_name = "N", value_parser = number(1, MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_TEXT", hide_env = true, default_value_t = 500, value_name = "N", value_parser = number(1, MIB), help_heading = LIMITS)]
     pub max_text: usize,
 
     /// Frames of one message, empty ones counted (they cost time, if not memory)
-    #[arg(long, env = "WIRECHAT_MAX_FRAGMENTS", default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_FRAGMENTS", hide_env = true, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
     pub max_fragments: u32,
 
     /// Bytes that may wait for one reader; one who is slower than that is closed (256 KiB: seconds of a busy room)
-    #[arg(long, env = "WIRECHAT_MAX_OUTBOX", default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_OUTBOX", hide_env = true, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
     pub max_outbox: usize,
 
     /// Bytes of unfinished messages and unsent echoes of all connections together
-    #[arg(long, env = "WIRECHAT_MAX_BUFFERED", default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_BUFFERED", hide_env = true, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
     pub max_buffered: usize,
 
     /// Bytes read from one connection before the others get their turn (64 KiB: one read)
-    #[arg(long, env = "WIRECHAT_MAX_READ", default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(KIB, 16 * MIB), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_READ", hide_env = true, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(KIB, 16 * MIB), help_heading = LIMITS)]
     pub max_read: usize,
 
     /// Connections [default: the descriptor limit less 16]
-    #[arg(long, env = "WIRECHAT_MAX_CONNECTIONS", value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_CONNECTIONS", hide_env = true, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_connections: Option<usize>,
 
     /// Connections from one address, loopback excepted (an IPv6 address counts by its first 64 bits)
-    #[arg(long, env = "WIRECHAT_MAX_PER_ADDRESS", default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_PER_ADDRESS", hide_env = true, default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_per_address: usize,
 
     /// Wrong tokens in a minute from one address, loopback excepted
-    #[arg(long, env = "WIRECHAT_MAX_WRONG_TOKENS", default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_WRONG_TOKENS", hide_env = true, default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_wrong_tokens: usize,
 
     /// Rooms that have members
-    #[arg(long, env = "WIRECHAT_MAX_ROOMS", default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_ROOMS", hide_env = true, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_rooms: usize,
 
     /// Messages a second from one client, with bursts of twice that; 0: no limit
-    #[arg(long, env = "WIRECHAT_RATE_LIMIT", default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_RATE_LIMIT", hide_env = true, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
     pub rate_limit: f64,
 
     /// Messages of a room that are kept and told to newcomers; 0: none
-    #[arg(long, env = "WIRECHAT_HISTORY", default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_HISTORY", hide_env = true, default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
     pub history: usize,
 
     /// Bytes of the history of all rooms together (16 MiB: about 50,000 messages)
-    #[arg(long, env = "WIRECHAT_MAX_HISTORY", default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_HISTORY", hide_env = true, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
     pub max_history: usize,
 
     /// Rooms with nobody in them whose history is kept
-    #[arg(long, env = "WIRECHAT_MAX_EMPTY_ROOMS", default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, env = "WIRECHAT_MAX_EMPTY_ROOMS", hide_env = true, default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
     pub max_empty_rooms: usize,
 
     /// Seconds that the history of a room with nobody in it is kept
-    #[arg(long, env = "WIRECHAT_HISTORY_TTL", default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    #[arg(long, env = "WIRECHAT_HISTORY_TTL", hide_env = true, default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
     pub history_ttl: Duration,
 
     /// Seconds from accept to the end of the request head
-    #[arg(long, env = "WIRECHAT_HANDSHAKE_TIMEOUT", default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    #[arg(long, env = "WIRECHAT_HANDSHAKE_TIMEOUT", hide_env = true, default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
     pub handshake_timeout: Duration,
 
     /// Seconds without a byte from a client before it is sent a ping
-    #[arg(long, env = "WIRECHAT_PING_INTERVAL", default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    #[arg(long, env = "WIRECHAT_PING_INTERVAL", hide_env = true, default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
     pub ping_interval: Duration,
 
     /// Seconds without a byte from a client before it is cut off
-    #[arg(long, env = "WIRECHAT_IDLE_TIMEOUT", default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    #[arg(long, env = "WIRECHAT_IDLE_TIMEOUT", hide_env = true, default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
     pub idle_timeout: Duration,
 
     /// Seconds that a client has to answer a close
-    #[arg(long, env = "WIRECHAT_CLOSE_TIMEOUT", default_value = "5", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    #[arg(long, env = "WIRECHAT_CLOSE_TIMEOUT", hide_env = true, default_value = "5", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
     pub close_timeout: Duration,
 
     /// Log each message too, its first 80 characters
     #[arg(short, long, help_heading = LOGGING)]
     pub verbose: bool,
+
+    /// Print this help
+    #[arg(short, long, action = ArgAction::HelpShort, help_heading = LOGGING)]
+    help: Option<bool>,
 
     /// Log warnings and errors only
     #[arg(short, long, conflicts_with = "verbose", help_heading = LOGGING)]
@@ -150,7 +154,7 @@ pub struct Config {
 const WHO: &str = "Who may come in";
 const LIMITS: &str = "Limits";
 const WAITS: &str = "Waits";
-const LOGGING: &str = "Logging";
+const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Each option but the logging ones can be set by an environment variable as well: --max-text is WIRECHAT_MAX_TEXT.
 With the demo set, try:  wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
