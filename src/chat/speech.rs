@@ -101,13 +101,15 @@ impl Chat {
         username: Option<&str>,
         now: Now,
     ) -> Result<Vec<Delivery>, Complaint> {
-        let username = self.name_for(token, username)?;
         let Some(client) = self.clients.get_mut(&token) else { return Ok(Vec::new()) };
+        let room = client.room;
+        // Before the name is judged: typing draws nothing from the rate, so an error must not be had more often either.
         if client.typing_at.is_some_and(|at| now.steady.saturating_sub(at) < TYPING_INTERVAL) {
             return Ok(Vec::new());
         }
         client.typing_at = Some(now.steady);
-        Ok(vec![Delivery::tell(Audience::Others(client.room, token), Notice::Typing { username })])
+        let username = self.name_for(token, username)?;
+        Ok(vec![Delivery::tell(Audience::Others(room, token), Notice::Typing { username })])
     }
 
     fn check_length(&self, text: &str) -> Result<(), Complaint> {

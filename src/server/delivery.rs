@@ -35,12 +35,8 @@ impl Server {
             match delivery {
                 Delivery::Close { token, reason } => self.close(token, CloseCode::POLICY_VIOLATION, reason),
                 Delivery::Tell { to: Audience::One(token), notice } => self.tell(token, &notice),
-                Delivery::Tell { to: Audience::Room(room), notice } => self.tell_room(room, &notice),
-                Delivery::Tell { to: Audience::Others(room, but), notice } => {
-                    self.catch_up(but, room);
-                    self.tell_room(room, &notice);
-                    self.skip(but, room);
-                }
+                Delivery::Tell { to: Audience::Room(room), notice } => self.tell_room(room, None, &notice),
+                Delivery::Tell { to: Audience::Others(room, but), notice } => self.tell_room(room, Some(but), &notice),
             }
         }
     }
@@ -54,8 +50,12 @@ impl Server {
         self.queue_write(token);
     }
 
-    fn tell_room(&mut self, room: RoomId, notice: &Notice) {
+    /// Adds a word for everyone in a room, or for everyone but one, to its batch.
+    fn tell_room(&mut self, room: RoomId, but: Option<Token>, notice: &Notice) {
+        but.into_iter().for_each(|but| self.catch_up(but, room));
         let is_full = self.batches.append(room, self.chat.dialects(room), notice);
+        // Before the batch goes out, or it would go to that one too.
+        but.into_iter().for_each(|but| self.skip(but, room));
         if is_full {
             self.send_batch(room);
             self.is_busy = true;

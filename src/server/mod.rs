@@ -224,14 +224,18 @@ impl Server {
     /// Reads from every connection that has input, each within its budget.
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut waiting = std::mem::take(&mut self.unread).into_iter();
+        let mut waiting = std::mem::take(&mut self.unread);
+        let mut served = 0;
         self.is_busy = false;
-        // Not at line rate into a room: its readers get a look in between.
-        while let Some(token) = waiting.next().filter(|_| !self.is_busy) {
-            self.read_from(token, &mut scratch);
-            self.queue_read(token);
+        // Not at line rate into a room: its readers get a look in between. Whoever was not served is first next time.
+        while served < waiting.len() && !self.is_busy {
+            self.read_from(waiting[served], &mut scratch);
+            self.queue_read(waiting[served]);
+            served += 1;
         }
-        self.unread.extend(waiting);
+        waiting.drain(..served);
+        waiting.append(&mut self.unread);
+        self.unread = waiting;
         self.scratch = scratch;
     }
 
