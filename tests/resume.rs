@@ -196,6 +196,7 @@ fn the_fullest_history() {
             }
         }
         guest.hears_nothing();
+        guest.leaves();
     }
 }
 

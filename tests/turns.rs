@@ -196,3 +196,38 @@ fn everything_at_once() {
         assert!(same(&welcome["last_id"], &json!(texts.len())), "seed {seed}");
     }
 }
+
+/// A turn in which a room is told more than one batch holds ends early. Whoever had not been read by then is read next.
+#[test]
+fn a_turn_that_is_cut_short() {
+    let server = Server::start(&[]);
+    let mut people: Vec<RawClient> =
+        (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
+    let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
+    // All of it is there when the server looks, so that it is one turn's work.
+    server.signal("STOP");
+    for person in &mut people {
+        person.send(&masked(0x81, message.as_bytes()).repeat(10));
+        person.send(&masked(0x89, b"am I heard?"));
+    }
+    server.signal("CONT");
+    for person in &mut people {
+        let pong = std::iter::repeat_with(|| person.read_frame()).find(|frame| frame.opcode() != 1).unwrap();
+        assert_eq!((pong.first, &pong.payload[..]), (0x8a, &b"am I heard?"[..]));
+    }
+}
+
+/// A word for all but one that fills a batch, which is sent at once then, is for all but that one all the same.
+#[test]
+fn a_word_for_the_others_that_fills_a_batch() {
+    let server = Server::start(&[]);
+    // As many bytes as a name may have, and as many names as make a list of over 64 KiB.
+    let name = "%F0%9F%98%80".repeat(32);
+    let _crowd: Vec<RawClient> =
+        (0..600).map(|_| server.upgrade(&format!("/?token=dev-token&username={name}"))).collect();
+    let mut newcomer = server.upgrade("/ws?token=dev-token&username=pat&client_id=1");
+    newcomer.send(&masked(0x89, b""));
+    let welcome = newcomer.read_json();
+    assert_eq!((&welcome["type"], welcome["active_users"].as_array().unwrap().len()), (&json!("user_joined"), 601));
+    assert_eq!(newcomer.read_frame().first, 0x8a, "its own join is told once");
+}
