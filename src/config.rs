@@ -220,8 +220,8 @@ fn number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Cl
 /// A parser for a rate a second.
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(rate) if rate == 0.0 || (0.001..=1_000_000.0).contains(&rate) => Ok(rate),
-        _ => Err("must be 0, or a number from 0.001 to 1000000".into()),
+        Ok(rate) if rate == 0.0 || (0.001..=10_000.0).contains(&rate) => Ok(rate),
+        _ => Err("must be 0, or a number from 0.001 to 10000".into()),
     }
 }
 

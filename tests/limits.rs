@@ -144,6 +144,25 @@ fn limit_of_what_is_buffered() {
     server.finish(&[]);
 }
 
+/// Who holds many times as much as another pays for the lack of room, and not the other's half of a short message.
+#[test]
+fn a_hog_and_a_last_straw() {
+    let mut server = Watched::start(&["--max-buffered", "200000"]);
+    let mut hog = server.upgrade(ECHO);
+    // Half of a message; it is counted as it is received, so that is waited for.
+    hog.send(&masked(0x02, &[b'x'; 190_000]));
+    hog.send(&masked(0x89, b"here?"));
+    assert_eq!(hog.read_frame().first, 0x8a);
+    let mut other = server.upgrade(ECHO);
+    other.send(&masked(0x02, &[b'y'; 20_000]));
+    let (code, reason) = hog.read_frame().close();
+    assert_eq!(code, 1013);
+    assert!(reason.contains("buffer"), "{reason}");
+    other.send(&masked(0x80, b"end"));
+    assert_eq!(other.read_frame().payload.len(), 20_003);
+    server.still_chats();
+}
+
 // ------------------------------------------------------------------------------------------------- how fast, and floods
 
 /// A rate at which a second message is too many for ten seconds: its burst is one. And nobody is told what was said

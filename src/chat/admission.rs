@@ -36,8 +36,8 @@ pub struct Newcomer {
 pub enum Admission {
     /// It can.
     Free,
-    /// It takes the place of these, who must leave first.
-    Replaces(Vec<Token>),
+    /// It takes the place of this one, which must leave first.
+    Replaces(Token),
     /// Somebody else has the name.
     NameInUse,
 }
@@ -53,13 +53,13 @@ impl Chat {
         let same_id = newcomer.client_id.as_ref().and_then(|id| self.client_ids.get(id)).copied();
         let owner = self.names.owner(&newcomer.username).filter(|owner| Some(*owner) != same_id);
         let Some(owner) = owner else {
-            return same_id.map_or(Admission::Free, |token| Admission::Replaces(vec![token]));
+            return same_id.map_or(Admission::Free, Admission::Replaces);
         };
         // Somebody who comes back over a new connection while the old one has not been missed yet. A name alone proves
         // nothing: it must be the same token.
         let theirs = self.clients.get(&owner).and_then(|client| client.grant.token);
         if newcomer.resume.is_some() && theirs.is_some() && theirs == newcomer.grant.token {
-            Admission::Replaces(same_id.into_iter().chain([owner]).collect())
+            Admission::Replaces(owner)
         } else {
             Admission::NameInUse
         }

@@ -1,4 +1,5 @@
-//! The words between the chat and its dialects: what a client asks ([`Command`]), what a client is told ([`Notice`]).
+//! The words of the chat: what a client asks ([`Command`]), what a client is told ([`Notice`]), and to whom that goes
+//! ([`Delivery`]).
 //!
 //! Every dialect reads its own JSON into the one and writes the other in its own JSON, so that the chat itself knows
 //! no JSON and people of different dialects meet in the same rooms.
@@ -7,7 +8,10 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use mio::Token;
+
 use super::history::{Past, Posted};
+use super::ids::RoomId;
 
 /// What a client asks for. Texts and names are as they were sent: neither trimmed nor judged.
 #[derive(Debug, PartialEq, Eq)]
@@ -168,5 +172,46 @@ impl std::fmt::Display for Complaint {
             Complaint::TooManyRooms => f.write_str("There are too many rooms"),
             Complaint::WrongShape(what) | Complaint::BadName(what) => f.write_str(what),
         }
+    }
+}
+
+/// To whom a notice goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// One client.
+    One(Token),
+    /// Everyone in a room.
+    Room(RoomId),
+    /// Everyone in a room but one.
+    Others(RoomId, Token),
+}
+
+/// What the server is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Send a notice to those who get it.
+    Tell {
+        /// To whom.
+        to: Audience,
+        /// What.
+        notice: Notice,
+    },
+    /// Close a client that broke a rule of the chat.
+    Close {
+        /// Whom.
+        token: Token,
+        /// What it reads.
+        reason: &'static str,
+    },
+}
+
+impl Delivery {
+    pub(super) fn tell(to: Audience, notice: Notice) -> Delivery {
+        Delivery::Tell { to, notice }
+    }
+
+    pub(super) fn complain(token: Token, complaint: Complaint, nonce: Option<&str>) -> Delivery {
+        let fault = Fault { complaint, nonce: nonce.map(str::to_owned) };
+        Delivery::tell(Audience::One(token), Notice::Error(fault))
     }
 }

@@ -86,8 +86,10 @@ pub struct Draft {
 pub struct Ring {
     open: RoomMap<(Rc<str>, Log)>,
     kept: HashMap<Rc<str>, Kept>,
-    /// The kept ones in the order in which they were closed, with the time of that.
-    closed: BTreeMap<u64, (Rc<str>, Duration)>,
+    /// The kept ones in the order in which they are given up: those where nothing was said, then the others, each in the
+    /// order in which they were closed, with the time of that. So nobody can drive out what others said by walking
+    /// through rooms and saying nothing.
+    closed: BTreeMap<Closing, (Rc<str>, Duration)>,
     bytes: usize,
     limits: Limits,
     /// Names epochs: seeded by the system, so that a restart never gives a name again.
@@ -110,19 +112,35 @@ struct Log {
     epoch: Rc<str>,
     last_id: u64,
     messages: VecDeque<Rc<Posted>>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
 struct Kept {
     log: Log,
-    closing: u64,
+    closing: Closing,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Closing {
+    has_messages: bool,
+    number: u64,
+}
+
+impl Log {
+    /// Forgets the oldest message; returns how many bytes that was.
+    fn forget_oldest(&mut self) -> usize {
+        let forgotten = self.messages.pop_front().map_or(0, |oldest| oldest.size());
+        self.bytes -= forgotten;
+        forgotten
+    }
 }
 
 impl Posted {
-    /// What it takes in memory, in bytes: the text, and about what goes with every message.
+    /// What it takes in memory, in bytes: its words, and about what goes with every message.
     fn size(&self) -> usize {
         const OVERHEAD: usize = 160;
-        OVERHEAD + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
+        OVERHEAD + self.username.len() + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
     }
 }
 
@@ -149,22 +167,44 @@ impl Ring {
     fn new_log(&mut self) -> Log {
         self.opened += 1;
         let epoch = format!("{:016x}", self.random.hash_one(self.opened));
-        Log { epoch: epoch.into(), last_id: 0, messages: VecDeque::new() }
+        Log { epoch: epoch.into(), last_id: 0, messages: VecDeque::new(), bytes: 0 }
     }
 
-    /// Gives up the room that has been empty for longest; `false`: there is none.
-    fn give_up_oldest(&mut self) -> bool {
+    /// Gives up an empty room; `false`: there is none.
+    fn give_up_one(&mut self) -> bool {
         let Some((_, (name, _))) = self.closed.pop_first() else { return false };
-        if let Some(kept) = self.kept.remove(&name) {
-            self.bytes -= kept.log.messages.iter().map(|message| message.size()).sum::<usize>();
-        }
+        self.bytes -= self.kept.remove(&name).map_or(0, |kept| kept.log.bytes);
+        debug_assert_eq!(self.kept.len(), self.closed.len());
         true
     }
 
     fn give_up_expired(&mut self, now: Duration) {
-        while self.closed.first_key_value().is_some_and(|(_, (_, since))| now.saturating_sub(*since) > self.limits.ttl)
-        {
-            self.give_up_oldest();
+        for has_messages in [false, true] {
+            let first = Closing { has_messages, number: 0 };
+            while let Some((closing, (name, since))) = self.closed.range(first..).next() {
+                if closing.has_messages != has_messages || now.saturating_sub(*since) <= self.limits.ttl {
+                    break;
+                }
+                let (closing, name) = (*closing, Rc::clone(name));
+                self.closed.remove(&closing);
+                self.bytes -= self.kept.remove(&name).map_or(0, |kept| kept.log.bytes);
+            }
+        }
+    }
+
+    /// Forgets until all rooms together are within their bytes: empty rooms first, then the oldest messages of
+    /// whichever room has most, so that a busy room cannot make a quiet one forget.
+    fn keep_within_bytes(&mut self) {
+        while self.bytes > self.limits.bytes {
+            if self.give_up_one() {
+                continue;
+            }
+            let Some((_, log)) = self.open.values_mut().max_by_key(|(_, log)| log.bytes) else { return };
+            let forgotten = log.forget_oldest();
+            if forgotten == 0 {
+                return;
+            }
+            self.bytes -= forgotten;
         }
     }
 }
@@ -185,15 +225,13 @@ impl History for Ring {
     fn close(&mut self, room: RoomId, now: Duration) {
         self.give_up_expired(now);
         let Some((name, log)) = self.open.remove(&room) else { return };
-        // Nobody can drive out what others said by walking through rooms and saying nothing.
-        if self.kept.len() >= self.limits.rooms && (log.last_id == 0 || !self.give_up_oldest()) {
-            self.bytes -= log.messages.iter().map(|message| message.size()).sum::<usize>();
-            return;
-        }
         self.closings += 1;
-        self.closed.insert(self.closings, (Rc::clone(&name), now));
-        self.kept.insert(name, Kept { log, closing: self.closings });
-        debug_assert_eq!(self.kept.len(), self.closed.len());
+        let closing = Closing { has_messages: log.last_id > 0, number: self.closings };
+        self.closed.insert(closing, (Rc::clone(&name), now));
+        self.kept.insert(name, Kept { log, closing });
+        while self.kept.len() > self.limits.rooms {
+            self.give_up_one();
+        }
     }
 
     fn append(&mut self, room: RoomId, message: Draft) -> Rc<Posted> {
@@ -203,18 +241,13 @@ impl History for Ring {
         };
         log.last_id += 1;
         let posted = Rc::new(Posted { id: log.last_id, username, text, time, nonce });
+        log.bytes += posted.size();
         self.bytes += posted.size();
         log.messages.push_back(Rc::clone(&posted));
         if log.messages.len() > self.limits.messages {
-            self.bytes -= log.messages.pop_front().map_or(0, |oldest| oldest.size());
+            self.bytes -= log.forget_oldest();
         }
-        while self.bytes > self.limits.bytes && self.give_up_oldest() {}
-        // No empty room is left to give up: then this one forgets, so that it cannot make the others forget.
-        while self.bytes > self.limits.bytes {
-            let Some((_, log)) = self.open.get_mut(&room) else { break };
-            let Some(oldest) = log.messages.pop_front() else { break };
-            self.bytes -= oldest.size();
-        }
+        self.keep_within_bytes();
         posted
     }
 
@@ -225,7 +258,7 @@ impl History for Ring {
     }
 
     fn recall(&self, room: RoomId, resume: Option<&Resume>) -> Past {
-        let Some((_, Log { epoch, last_id, messages })) = self.open.get(&room) else {
+        let Some((_, Log { epoch, last_id, messages, .. })) = self.open.get(&room) else {
             return Past { epoch: "".into(), last_id: 0, messages: Vec::new(), resumed: false };
         };
         let forgotten = last_id - messages.len() as u64;
@@ -327,7 +360,7 @@ mod tests {
     #[test]
     fn empty_rooms_are_bounded_and_the_oldest_goes_first() {
         let mut ring = ring(&["--max-empty-rooms", "2"]);
-        for (number, said) in [(1, true), (2, true), (3, false), (4, true)] {
+        for (number, said) in [(0, false), (1, true), (2, true), (3, false), (4, true)] {
             let room = RoomId(number);
             ring.open(room, &number.to_string(), NOW);
             if said {
@@ -337,7 +370,7 @@ mod tests {
         }
         let mut kept: Vec<_> = ring.kept.keys().map(|name| name.to_string()).collect();
         kept.sort();
-        assert_eq!(kept, ["2", "4"], "3 said nothing, and 1 was the oldest");
+        assert_eq!(kept, ["2", "4"], "in 0 and 3 nothing was said, and 1 was the oldest");
     }
 
     #[test]
@@ -353,6 +386,14 @@ mod tests {
             assert!(ring.bytes <= 10_000);
         }
         assert!(ring.kept.is_empty() && ring.recall(busy, None).messages.len() > 20);
+        let quiet = RoomId(3);
+        ring.open(quiet, "quiet", NOW);
+        post(&mut ring, quiet, "one");
+        for _ in 0..100 {
+            post(&mut ring, busy, &"y".repeat(100));
+        }
+        assert_eq!(texts(&ring.recall(quiet, None)), ["one"], "the room that has most forgets");
+        ring.close(quiet, NOW);
         ring.close(busy, NOW);
         ring.give_up_expired(HOUR * 2);
         assert_eq!(ring.bytes, 0, "what is given up is counted back");

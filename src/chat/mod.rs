@@ -30,7 +30,8 @@ use mio::Token;
 use crate::config::Config;
 use access::Grant;
 pub use admission::{Admission, Newcomer};
-use command::{Command, Complaint, Fault, Notice};
+pub use command::{Audience, Delivery};
+use command::{Command, Complaint, Notice};
 use dialect::Dialect;
 use history::{History, Past, Resume, Ring};
 pub use ids::{RoomId, RoomMap, TokenMap};
@@ -43,6 +44,10 @@ pub const DEFAULT_ROOM: &str = "general";
 
 /// Why a client is closed that does not stop sending.
 pub const FLOODING: &str = "flooding";
+/// Why a client is closed, or may not speak, whose name is somebody else's.
+pub const NAME_IN_USE: &str = "username already in use";
+/// Why a client is closed in whose place another has come.
+pub const REPLACED: &str = "replaced by a newer connection";
 
 /// The time, by the clock that people read and by one that only goes forward (since the server's start).
 #[derive(Debug, Clone, Copy)]
@@ -51,47 +56,6 @@ pub struct Now {
     pub time: SystemTime,
     /// To be measured with.
     pub steady: Duration,
-}
-
-/// To whom a notice goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Audience {
-    /// One client.
-    One(Token),
-    /// Everyone in a room.
-    Room(RoomId),
-    /// Everyone in a room but one.
-    Others(RoomId, Token),
-}
-
-/// What the server is to do.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// Send a notice to those who get it.
-    Tell {
-        /// To whom.
-        to: Audience,
-        /// What.
-        notice: Notice,
-    },
-    /// Close a client that broke a rule of the chat.
-    Close {
-        /// Whom.
-        token: Token,
-        /// What it reads.
-        reason: &'static str,
-    },
-}
-
-impl Delivery {
-    fn tell(to: Audience, notice: Notice) -> Delivery {
-        Delivery::Tell { to, notice }
-    }
-
-    fn complain(token: Token, complaint: Complaint, nonce: Option<&str>) -> Delivery {
-        let fault = Fault { complaint, nonce: nonce.map(str::to_owned) };
-        Delivery::tell(Audience::One(token), Notice::Error(fault))
-    }
 }
 
 /// The tables.
@@ -179,7 +143,7 @@ impl Chat {
                 self.say(token, username.as_deref(), text, nonce.as_deref(), now)
             }
             Command::Private { to, text, nonce } => {
-                self.speak_as(token, None).and_then(|from| self.whisper(token, from, to, text, nonce.as_deref(), now))
+                self.name_for(token, None).and_then(|from| self.whisper(token, from, to, text, nonce.as_deref(), now))
             }
             Command::SwitchRoom { room } => self.switch_room(token, room, now),
             Command::Typing { username } => self.typing(token, username.as_deref(), now),
@@ -217,14 +181,15 @@ impl Chat {
             return Ok(Vec::new());
         }
         // A mover who leaves its old room empty makes place for the new one.
-        let is_alone = self.rooms.get(old_id).is_some_and(|room| room.len() == 1);
+        let is_alone = self.rooms.get(old_id).is_some_and(|room| room.member_count() == 1);
         if !is_alone && !self.has_room_for(name) {
             return Err(Complaint::TooManyRooms);
         }
         let members = self.members_named(found);
+        // First in, then out: a room that empties may cost another its place among those that are kept.
+        let (new_id, past) = self.enter(token, dialect, name, None, now);
         let old = self.exit(token, old_id, now);
         let left = self.left(old_id, Rc::clone(&username));
-        let (new_id, past) = self.enter(token, dialect, name, None, now);
         if let Some(client) = self.clients.get_mut(&token) {
             client.room = new_id;
         }
@@ -469,13 +434,44 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_not_taken_by_what_is_not_said() {
+        let mut chat = chat_of_two(&["--unique-names", "--max-text", "5"]);
+        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
+        for text in ["too long", "/msg nobody hi", " "] {
+            chat.receive(CAROL, &format!(r#"{{"username":"zoe","text":"{text}"}}"#), NOW);
+        }
+        assert_eq!(chat.admit(&newcomer(Dialect::Events, "zoe", "general")), Admission::Free);
+    }
+
+    #[test]
+    fn typing_under_a_bad_name_is_an_error_once_a_second() {
+        let mut chat = chat(&[]);
+        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
+        let typing = r#"{"type":"typing","username":""}"#;
+        let told: Vec<_> = (0..100).map(|_| chat.receive(CAROL, typing, NOW).len()).collect();
+        assert_eq!((told[0], told.iter().sum::<usize>()), (1, 1));
+    }
+
+    #[test]
+    fn a_move_does_not_drive_out_the_history_that_it_moves_to() {
+        let mut chat = chat(&["--max-empty-rooms", "1"]);
+        chat.join(ALICE, newcomer(Dialect::Events, "alice", "kept"), NOW);
+        chat.receive(ALICE, &say("said here"), NOW);
+        chat.leave(ALICE, "closed", NOW);
+        chat.join(BOB, newcomer(Dialect::Events, "bob", "other"), NOW);
+        chat.receive(BOB, &say("and there"), NOW);
+        let moved = told(&chat.receive(BOB, &event("switch_room", r#"{"room":"kept"}"#), NOW));
+        assert!(moved[1].1.contains("said here"), "{}", moved[1].1);
+    }
+
+    #[test]
     fn who_comes_back_replaces_itself() {
         let chat = chat_of_two(&["--unique-names"]);
         let again = newcomer(Dialect::Events, "alice", "general");
         assert_eq!(chat.admit(&again), Admission::NameInUse);
         let resume = Some(Resume { epoch: "any".into(), since: 0 });
         let back = Newcomer { resume: resume.clone(), ..again.clone() };
-        assert_eq!(chat.admit(&back), Admission::Replaces(vec![ALICE]));
+        assert_eq!(chat.admit(&back), Admission::Replaces(ALICE));
         let other_token = Newcomer { grant: Grant { token: Some(1), username: None }, resume, ..again };
         assert_eq!(chat.admit(&other_token), Admission::NameInUse);
     }
@@ -485,7 +481,7 @@ mod tests {
         let mut chat = chat(&["--unique-names"]);
         let with_id = Newcomer { client_id: Some("c1".into()), ..newcomer(Dialect::Presence, "pat", "general") };
         chat.join(ALICE, with_id.clone(), NOW);
-        assert_eq!(chat.admit(&with_id), Admission::Replaces(vec![ALICE]), "judged before the name");
+        assert_eq!(chat.admit(&with_id), Admission::Replaces(ALICE), "judged before the name");
         let other_id = Newcomer { client_id: Some("c2".into()), ..with_id.clone() };
         assert_eq!(chat.admit(&other_id), Admission::NameInUse);
         chat.leave(ALICE, "replaced", NOW);

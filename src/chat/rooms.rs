@@ -64,7 +64,7 @@ impl Rooms {
     pub fn enter(&mut self, id: RoomId, token: Token, dialect: Dialect) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let was_there = room.members.insert(token, dialect);
-        debug_assert_eq!(was_there, None, "a client is in one room");
+        debug_assert_eq!(was_there, None, "a client is in a room once");
         room.speakers[dialect as usize] += 1;
     }
 
@@ -94,13 +94,8 @@ impl Room {
     }
 
     /// How many are there.
-    pub fn len(&self) -> usize {
+    pub fn member_count(&self) -> usize {
         self.members.len()
-    }
-
-    /// Whether nobody is there, which is so only while it is being opened.
-    pub fn is_empty(&self) -> bool {
-        self.members.is_empty()
     }
 
     /// The dialects that are spoken there.

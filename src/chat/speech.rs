@@ -11,13 +11,11 @@ use super::access;
 use super::command::{Complaint, Notice, Whisper};
 use super::history::Draft;
 use super::pace::Verdict;
-use super::{Audience, Chat, Delivery, FLOODING, Now, excerpt, logged};
+use super::{Audience, Chat, Delivery, FLOODING, NAME_IN_USE, Now, excerpt, logged};
 
 /// How often others are told, at the most, that somebody is typing.
 const TYPING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// What is heard under a name that is taken.
-const NAME_IN_USE: &str = "username already in use";
 const NAME_NOT_GRANTED: &str = "This token may be used with another username only";
 
 impl Chat {
@@ -44,7 +42,7 @@ impl Chat {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let username = self.speak_as(token, username)?;
+        let username = self.name_for(token, username)?;
         if let Some(words) =
             text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))
         {
@@ -62,6 +60,7 @@ impl Chat {
             let room = self.rooms.get(room).map_or("", |room| &room.name);
             log::debug!("MSG room={} user={} {}", logged(room), logged(&username), excerpt(text));
         }
+        self.take_name(token, &username);
         let draft = Draft { username, text: text.to_owned(), time: now.time, nonce: nonce.map(str::to_owned) };
         let posted = self.history.append(room, draft);
         Ok(vec![Delivery::tell(Audience::Room(room), Notice::Message(posted))])
@@ -86,9 +85,11 @@ impl Chat {
         if bearers.is_empty() {
             return Err(Complaint::NoSuchUser(to.chars().take(64).collect()));
         }
+        let bearers = bearers.to_vec();
+        self.take_name(token, &from);
         let (text, nonce) = (text.to_owned(), nonce.map(str::to_owned));
         let whisper = Rc::new(Whisper { from, to: to.into(), text, time: now.time, nonce });
-        let others = bearers.iter().copied().filter(|bearer| *bearer != token);
+        let others = bearers.into_iter().filter(|bearer| *bearer != token);
         let everyone = others.chain([token]);
         log::debug!("PRIVATE user={} to={}", logged(&whisper.from), logged(to));
         Ok(everyone.map(|one| Delivery::tell(Audience::One(one), Notice::Private(Rc::clone(&whisper)))).collect())
@@ -118,21 +119,19 @@ impl Chat {
         if text.len() > most && text.chars().count() > most { Err(Complaint::MessageTooLong) } else { Ok(()) }
     }
 
-    /// The name that a client says something under. It has that name from then on.
-    pub(super) fn speak_as(&mut self, token: Token, asked: Option<&str>) -> Result<Rc<str>, Complaint> {
-        let name = self.name_for(token, asked)?;
-        let Some(client) = self.clients.get_mut(&token) else { return Ok(name) };
-        if client.spoken_as != name {
+    /// A client has said something under this name, and has it from then on.
+    fn take_name(&mut self, token: Token, name: &Rc<str>) {
+        let Some(client) = self.clients.get_mut(&token) else { return };
+        if client.spoken_as != *name {
             self.names.remove(&client.spoken_as, token);
-            self.names.add(&name, token);
-            client.spoken_as = Rc::clone(&name);
+            self.names.add(name, token);
+            client.spoken_as = Rc::clone(name);
         }
-        Ok(name)
     }
 
     /// The name that a client may say something under: the one that the message carries, if its dialect has that, else
     /// the one it came with.
-    fn name_for(&self, token: Token, asked: Option<&str>) -> Result<Rc<str>, Complaint> {
+    pub(super) fn name_for(&self, token: Token, asked: Option<&str>) -> Result<Rc<str>, Complaint> {
         let Some(client) = self.clients.get(&token) else { return Ok("".into()) };
         let Some(asked) = asked else { return Ok(Rc::clone(&client.username)) };
         let name = access::username(asked).map_err(Complaint::BadName)?;

@@ -35,7 +35,7 @@ pub struct Connection {
     pub phase: Phase,
     /// What waits to be written.
     pub outbox: Outbox,
-    /// When the last byte came, or the connection itself.
+    /// When the socket last told of input, or was accepted.
     pub last_received: Instant,
     /// When it must be looked at next; kept here for `Deadlines`.
     pub deadline: Option<Instant>,

@@ -119,7 +119,8 @@ impl Server {
                 self.remove(token, &reason);
             }
             // Whoever was too slow has something to write again, and whoever left is told of.
-            if self.batches.next_room().is_none() && self.unsent.is_empty() && self.too_slow.is_empty() {
+            let is_written = self.batches.next_room().is_none() && self.unsent.is_empty();
+            if is_written && self.too_slow.is_empty() && self.ended.is_empty() {
                 return;
             }
         }
@@ -130,6 +131,7 @@ impl Server {
         let Some(batch) = self.batches.take(room) else { return };
         let frozen =
             Dialect::ALL.map(|dialect| Some(batch.frames(dialect)).filter(|b| !b.is_empty()).map(Rc::<[u8]>::from));
+        let mut failed = Vec::new();
         for (token, dialect) in self.chat.members(room) {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
             if let Some(frames) = &frozen[dialect as usize] {
@@ -143,10 +145,13 @@ impl Server {
                 }
                 Written::Fine => {}
                 Written::TooSlow => self.too_slow.push(token),
-                Written::Failed(error) => self.ended.push((token, error)),
+                Written::Failed(error) => failed.push((token, error)),
             }
         }
         self.batches.recycle(batch);
+        for (token, error) in failed {
+            self.end(token, error);
+        }
     }
 
     fn write_to(&mut self, token: Token) {

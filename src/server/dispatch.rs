@@ -12,7 +12,7 @@ use super::Server;
 use super::answer;
 use super::connection::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
-use crate::chat::{Admission, Newcomer};
+use crate::chat::{Admission, NAME_IN_USE, Newcomer, REPLACED};
 use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
@@ -20,7 +20,8 @@ use crate::ws::message::Message;
 use crate::ws::protocol::{Event, Framing, Protocol, State};
 use crate::ws::request::{Rejection, Request};
 
-const REPLACED: &str = "replaced by a newer connection";
+/// Who holds this many times as much as another is to blame for the lack of room.
+const HOG: usize = 4;
 
 impl Server {
     /// Takes what was read from a connection.
@@ -100,13 +101,11 @@ impl Server {
         match self.chat.admit(&newcomer) {
             Admission::Free => {}
             Admission::NameInUse => {
-                return self.close(token, CloseCode::POLICY_VIOLATION, "username already in use");
+                return self.close(token, CloseCode::POLICY_VIOLATION, NAME_IN_USE);
             }
             Admission::Replaces(older) => {
-                for token in older {
-                    self.close(token, CloseCode::POLICY_VIOLATION, REPLACED);
-                    self.leave(token, REPLACED); // if it was ended in this turn, but has not been removed
-                }
+                self.close(older, CloseCode::POLICY_VIOLATION, REPLACED);
+                self.leave(older, REPLACED); // if it was ended in this turn, but has not been removed
             }
         }
         let deliveries = self.chat.join(token, newcomer, self.chat_now());
@@ -220,24 +219,24 @@ impl Server {
         }
     }
 
-    /// Counts what a connection makes the server hold. If all together are over the bound, the one that holds most is
-    /// closed: not just the last straw, which may be half of a short message.
+    /// Counts what a connection makes the server hold. If all together are over the bound, this one is closed; unless
+    /// another holds many times as much, for then this one is but the last straw.
     pub(super) fn count_buffered(&mut self, token: Token) {
         let before = self.buffered;
         self.recount_buffered(token);
-        let grew = self.buffered > before;
-        if !grew || self.buffered <= self.config.max_buffered {
+        if self.buffered <= before || self.buffered <= self.config.max_buffered {
             return;
         }
-        let largest = self.connections.iter().max_by_key(|(other, connection)| (connection.buffered, **other == token));
-        let Some((&token, connection)) = largest else { return };
+        let held = self.connections.get(&token).map_or(0, |connection| connection.buffered);
+        let largest = self.connections.iter().max_by_key(|(_, connection)| connection.buffered);
+        let hog = largest.filter(|(_, connection)| connection.buffered / HOG > held);
+        let token = hog.map_or(token, |(hog, _)| *hog);
+        let Some(connection) = self.connections.get_mut(&token) else { return };
         if !connection.is_open() {
             return self.end(token, "the server's buffers are full".into());
         }
-        if let Some(connection) = self.connections.get_mut(&token) {
-            connection.outbox.drop_unsent();
-            connection.unprocessed = Vec::new();
-        }
+        connection.outbox.drop_unsent();
+        connection.unprocessed = Vec::new();
         self.close(token, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
         self.recount_buffered(token);
     }

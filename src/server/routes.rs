@@ -219,11 +219,12 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
     let room = access::room_name(&room).map_err(bad)?.to_owned();
     // In the dialect `rooms` a name comes with each message.
     let asked = if dialect == Dialect::Rooms { None } else { query.get("username").transpose()? };
-    let username = username(asked.as_deref(), &grant, dialect)?;
     let client_id = match dialect {
         Dialect::Presence => Some(client_id(query)?),
         _ => None,
     };
+    // Last: what is missing or bad is a 400, and only then what is not allowed a 403.
+    let username = username(asked.as_deref(), &grant, dialect)?;
     let resume = if dialect.welcomes_with_history() { resume(query)? } else { None };
     Ok(Newcomer { dialect, username, room, grant, client_id, resume })
 }

@@ -36,10 +36,12 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// What is wrong with it.
 pub fn read(text: &str) -> Result<Command<'_>, Complaint> {
     let Message { kind, username, text } = read_object("", text)?;
-    Ok(match kind.as_ref() {
-        "typing" => Command::Typing { username },
-        _ => Command::Message { username, text, nonce: None },
-    })
+    match kind.as_ref() {
+        "" | "message" => Ok(Command::Message { username, text, nonce: None }),
+        "typing" => Ok(Command::Typing { username }),
+        // Not said aloud, whatever it was meant to be: it may have been meant for one only.
+        unknown => Err(Complaint::UnknownEvent(unknown.chars().take(64).collect())),
+    }
 }
 
 #[derive(Serialize)]
@@ -93,6 +95,7 @@ mod tests {
         let cases = [
             ("hello", "Invalid JSON"),
             ("[]", "A message must be a JSON object"),
+            (r#"{"type":"private","to":"bob","text":"psst"}"#, "Unknown event: private"),
             (r#"{"text":1}"#, "text: invalid type: integer `1`, expected a string"),
             (r#"{"username":null}"#, "username: invalid type: null, expected a string"),
             (r#"{"text":"a","text":"b"}"#, "duplicate field `text`"),
