@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use support::http::handshake;
 use support::people::{DIALECTS, Dialect, Person, TIME, chat, encode, events_path, path, presence_path};
 use support::table::each_row;
-use support::{Server, masked, wait_until};
+use support::{Server, masked, token_file, wait_until};
 
 use Dialect::{Events, Presence, Rooms};
 
@@ -367,6 +367,33 @@ fn typing_without_end() {
         let seconds = start.elapsed();
         assert!(seconds.as_millis() >= 1000, "a second is over: {seconds:?}");
     }
+}
+
+/// A name that may not be used is an error, and the surplus of that is dropped in silence as well.
+#[test]
+fn typing_under_a_name_that_is_another_s() {
+    let file = token_file("typing", "secret-any\nsecret-ann ann\n");
+    let server = chat(&["--tokens", file.to_str().unwrap()]);
+    let mut eve = Person::at(&server, Events, "/?token=secret-any&username=eve", "eve");
+    eve.hears_at_least("welcome", json!({}));
+    let mut ann = Person::at(&server, Rooms, "/ws/general?token=secret-ann", "");
+    ann.hear();
+    eve.hears_at_least("joined", json!({"username": "ann"}));
+    let start = Instant::now();
+    ann.client.send(&masked(0x81, types(Rooms, "bob").as_bytes()).repeat(200));
+    ann.says("done");
+    let mut errors = 0;
+    let last = loop {
+        let heard = ann.hear();
+        if heard["type"] != "error" {
+            break heard;
+        }
+        errors += 1;
+    };
+    assert_eq!(last, ann.told("ann", "done", 1));
+    let most = 1 + start.elapsed().as_secs();
+    assert!((1..=most).contains(&errors), "{errors} errors, of at most {most}");
+    eve.hears(eve.told("ann", "done", 1));
 }
 
 /// It draws nothing from the rate limit, on either dialect that has it.

@@ -1,11 +1,11 @@
 //! People in the chat, each on one of the three dialects: how they get in, what they say, and exactly what they hear.
 
 use std::net::Shutdown;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Frame, RawClient, Server, masked};
+use super::{DEADLINE, Frame, RawClient, Server, masked};
 
 /// In an expected object: any time in the format of `time` and `timestamp`.
 pub const TIME: &str = "<a time>";
@@ -165,13 +165,15 @@ impl Person {
         }
     }
 
-    /// The next frame that is not a ping of the server's.
+    /// The next frame that is not a ping of the server's. Pings are answered, and do not put off the deadline.
     pub fn frame(&mut self) -> Frame {
+        let end = Instant::now() + DEADLINE;
         loop {
             let frame = self.client.read_frame();
             if frame.first != 0x89 {
                 return frame;
             }
+            assert!(Instant::now() < end, "the server says nothing but pings");
             self.client.send(&masked(0x8a, &frame.payload));
         }
     }
