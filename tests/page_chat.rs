@@ -615,6 +615,19 @@ fn what_was_written_for_a_room_waits_for_that_room() {
     }
 }
 
+/// Whoever moves on faster than the server likes gets there all the same.
+#[test]
+fn a_move_that_is_told_to_slow_down_is_made_later() {
+    let browser = browser!();
+    let server = start(&["--rate-limit", "0.5"]);
+    let alice = join(&browser, server.port(), "alice");
+    for room in ["tea", "coffee"] {
+        alice.fill("Room", room);
+        alice.press_button("Switch room");
+    }
+    wait_for_log(&alice, "Now in #coffee");
+}
+
 // ---- Without a mouse ----
 
 #[test]
