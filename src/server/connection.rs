@@ -14,6 +14,7 @@
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
 use std::time::Instant;
 
 use mio::net::TcpStream;
@@ -221,6 +222,14 @@ impl Connection {
             self.phase = Phase::Draining(Ending::Shut);
         }
         Ok(())
+    }
+
+    /// Writes what waits, and behind it frames that others are sent too; see [`Outbox::send_shared`].
+    ///
+    /// # Errors
+    /// As [`Connection::flush`].
+    pub fn send_shared(&mut self, frames: &[u8], shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
+        self.outbox.send_shared(frames, shared, &mut self.stream)
     }
 
     /// Whether nothing is left to be done, so that the connection can be removed.

@@ -7,7 +7,7 @@
 //! again. So the end of a turn goes round until nothing is left to be told. Each round but the first has lost a member,
 //! so it ends.
 
-use std::rc::Rc;
+use std::io;
 
 use mio::Token;
 
@@ -126,19 +126,24 @@ impl Server {
         }
     }
 
-    /// Freezes the batch of a room, and writes it to every member with what waits before it.
+    /// Writes the batch of a room to every member, behind what waits for it. Where it must wait itself, it is frozen: one
+    /// copy for all, and a pointer each.
     fn send_batch(&mut self, room: RoomId) {
         let Some(batch) = self.batches.take(room) else { return };
-        let frozen =
-            Dialect::ALL.map(|dialect| Some(batch.frames(dialect)).filter(|b| !b.is_empty()).map(Rc::<[u8]>::from));
+        let mut shared = [const { None }; Dialect::ALL.len()];
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.members(room) {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
-            if let Some(frames) = &frozen[dialect as usize] {
-                push_batch(connection, frames, batch.mark(token));
-            }
+            let frames = batch.frames(dialect);
+            let sent = match batch.mark(token) {
+                0 => connection.send_shared(frames, &mut shared[dialect as usize]),
+                mark => {
+                    connection.outbox.push_own(|out| out.extend_from_slice(&frames[mark..]));
+                    connection.flush()
+                }
+            };
             // Nobody leaves a room that is being walked through: what is wrong is seen to later.
-            match write(connection, self.config.max_outbox) {
+            match judge(connection, sent, self.config.max_outbox) {
                 Written::Fine if !connection.is_queued && connection.interest(self.config.max_outbox).read => {
                     connection.is_queued = true;
                     self.unread.push(token);
@@ -156,7 +161,8 @@ impl Server {
 
     fn write_to(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        match write(connection, self.config.max_outbox) {
+        let sent = connection.flush();
+        match judge(connection, sent, self.config.max_outbox) {
             Written::Fine if connection.is_finished() => self.end(token, "done".into()),
             Written::Fine => {}
             Written::TooSlow => self.too_slow.push(token),
@@ -191,19 +197,10 @@ impl Server {
     }
 }
 
-fn push_batch(connection: &mut Connection, frames: &Rc<[u8]>, mark: usize) {
-    match &frames[mark..] {
-        [] => {}
-        _ if mark == 0 => connection.outbox.push_shared(Rc::clone(frames)),
-        unread => connection.outbox.push_own(|out| out.extend_from_slice(unread)),
-    }
-}
-
-/// Writes what waits for a connection, and judges what is left by the bound.
-fn write(connection: &mut Connection, max_outbox: usize) -> Written {
-    match connection.flush() {
+/// Judges what is left after a write by the bound. An echo has none: it is not read while it is unsent.
+fn judge(connection: &Connection, sent: io::Result<()>, max_outbox: usize) -> Written {
+    match sent {
         Err(error) => Written::Failed(error.to_string()),
-        // An echo has no bound: it is not read while it is unsent.
         Ok(()) if connection.is_bounded() && connection.outbox.is_over(max_outbox) => Written::TooSlow,
         Ok(()) => Written::Fine,
     }

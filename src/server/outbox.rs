@@ -17,10 +17,8 @@ use crate::ws::frame;
 const OWN_CHUNK: usize = 4096;
 /// How many chunks go into one system call. More would hardly ever be there, and the kernel stops at 1024.
 const MAX_SLICES: usize = 16;
-/// An empty queue keeps room for this many chunks, and gives back more than that.
-const KEPT: usize = 4;
 
-/// A queue of frames. Empty, it holds no frames' memory.
+/// A queue of frames. Empty, it holds no buffer.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
@@ -63,6 +61,31 @@ impl Outbox {
     pub fn push_shared(&mut self, frames: Rc<[u8]>) {
         self.len += frames.len();
         self.chunks.push_back(Chunk::Shared(frames));
+    }
+
+    /// Sends frames that others are sent too. Nearly always the writer takes all of them at once, and then nothing is
+    /// queued and nothing is shared; `shared` becomes their one copy when the first of all must wait.
+    ///
+    /// # Errors
+    /// As [`Outbox::flush`].
+    pub fn send_shared(
+        &mut self,
+        frames: &[u8],
+        shared: &mut Option<Rc<[u8]>>,
+        writer: &mut impl Write,
+    ) -> io::Result<()> {
+        let written = match self.is_empty().then(|| writer.write(frames)) {
+            None => 0,
+            Some(Ok(written)) => written,
+            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            Some(Err(error)) => return Err(error),
+        };
+        if written == frames.len() {
+            return Ok(());
+        }
+        self.push_shared(Rc::clone(shared.get_or_insert_with(|| frames.into())));
+        self.consume(written);
+        self.flush(writer)
     }
 
     /// Appends frames of this client's own, written by `write` to the end of a buffer.
@@ -121,9 +144,7 @@ impl Outbox {
             self.sent = 0;
             self.chunks.pop_front();
         }
-        if self.chunks.capacity() > KEPT {
-            self.chunks = VecDeque::new();
-        }
+        self.chunks = VecDeque::new();
     }
 
     /// Whether more than `bound` bytes wait behind the frame that goes out next. That one alone is never too much: a
@@ -206,6 +227,27 @@ mod tests {
             outbox.flush(&mut socket).unwrap();
             assert_eq!(socket.taken, all, "cut at {cut}");
             assert!(outbox.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_sent_to_many_is_kept_once_for_those_who_must_wait() {
+        let frames = [frame(3), frame(200)].concat();
+        for cut in 0..=frames.len() {
+            let mut shared = None;
+            let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
+            let mut socket = Socket { taken: Vec::new(), room: usize::MAX };
+            quick.send_shared(&frames, &mut shared, &mut socket).unwrap();
+            assert!(quick.is_empty() && shared.is_none() && socket.taken == frames);
+            let mut socket = Socket { taken: Vec::new(), room: cut };
+            slow.send_shared(&frames, &mut shared, &mut socket).unwrap();
+            slower.send_shared(&frames, &mut shared, &mut Socket { taken: Vec::new(), room: 0 }).unwrap();
+            assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
+            let waiting = if cut < frames.len() { 3 } else { 2 };
+            assert_eq!(shared.map(|frames| Rc::strong_count(&frames)), Some(waiting), "one copy, cut at {cut}");
+            socket.room = usize::MAX;
+            slow.send_shared(&frame(1), &mut None, &mut socket).unwrap();
+            assert_eq!(socket.taken, [&frames[..], &frame(1)].concat(), "behind what waits, cut at {cut}");
         }
     }
 
