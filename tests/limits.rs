@@ -9,7 +9,7 @@ use support::http::{Request, get, handshake};
 use support::people::{DIALECTS, Dialect, End, Person, chat, path};
 use support::table::{each_row, hex};
 use support::watched::Watched;
-use support::{Frame, RawClient, Server, masked, wait_until};
+use support::{Frame, RawClient, Server, masked, upgrade_request, wait_until};
 
 const ECHO: &str = "/echo?token=dev-token";
 const CHAT: &str = "/?token=dev-token";
@@ -142,6 +142,16 @@ fn limit_of_what_is_buffered() {
         server.still_chats();
     }
     server.finish(&[]);
+}
+
+/// Whoever brings too much behind its request is upgraded all the same, and then told.
+#[test]
+fn too_much_behind_the_request() {
+    let server = Server::start(&["--max-buffered", "2000"]);
+    let mut client = server.connect();
+    client.send(&[upgrade_request(ECHO).as_bytes(), &masked(0x02, &[b'x'; 3000])].concat());
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    assert_eq!(client.read_frame().close().0, 1013);
 }
 
 /// Who holds many times as much as another pays for the lack of room, and not the other's half of a short message.

@@ -235,6 +235,8 @@ impl Server {
         if !connection.is_open() {
             return self.end(token, "the server's buffers are full".into());
         }
+        // An answer to the handshake may be waiting still, and must not be dropped. That a socket has failed shows later.
+        let _ = connection.flush();
         connection.outbox.drop_unsent();
         connection.unprocessed = Vec::new();
         self.close(token, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
