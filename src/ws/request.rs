@@ -161,7 +161,9 @@ impl<'h> Request<'h> {
     /// 400, 431 for more than `max_headers`, 505 for a version other than 1.0 and 1.1. A body that is announced is
     /// an error too: nobody would read it, and what it holds must not be taken for frames.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        let mut headers = vec![httparse::EMPTY_HEADER; max_headers];
+        // A header takes a line, so there is no need of room for more.
+        let lines = head.iter().filter(|&&byte| byte == b'\n').count();
+        let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         match parsed.parse(head) {
             Ok(_) => {}
