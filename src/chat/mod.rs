@@ -4,7 +4,7 @@
 //! knows no frames, sockets or clocks: a client is a `mio::Token`, and the time is handed in.
 //!
 //! Reading order: [`command`] (the words), this file (leaving, switching), [`admission`] (joining), [`speech`] (saying),
-//! [`rooms`], [`history`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
+//! [`rooms`], [`history`], [`timestamp`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
 //! may come in).
 //!
 //! The subtle thing: who is *in* a room when something is said there is decided here, at once; when it is sent is the
@@ -20,6 +20,7 @@ pub mod names;
 pub mod pace;
 pub mod rooms;
 pub mod speech;
+pub mod timestamp;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -38,6 +39,7 @@ pub use ids::{RoomId, RoomMap, TokenMap};
 use names::Names;
 use pace::Pace;
 use rooms::Rooms;
+use timestamp::Clock;
 
 /// Where a client is that names no room.
 pub const DEFAULT_ROOM: &str = "general";
@@ -67,6 +69,7 @@ pub struct Chat {
     names: Names,
     client_ids: HashMap<Rc<str>, Token>,
     history: Box<dyn History>,
+    clock: Clock,
     rules: Rules,
 }
 
@@ -103,6 +106,7 @@ impl Chat {
             names: Names::new(config.unique_names),
             client_ids: HashMap::new(),
             history: Box::new(Ring::new(config)),
+            clock: Clock::default(),
             rules: Rules { max_text: config.max_text, max_rooms: config.max_rooms, rate_limit: config.rate_limit },
         }
     }

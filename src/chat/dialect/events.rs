@@ -12,9 +12,10 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Time, read_object, write_json};
+use super::{read_object, write_json};
 use crate::chat::command::{Command, Complaint, Fault, Notice, Whisper};
 use crate::chat::history::{Past, Posted};
+use crate::chat::timestamp::Timestamp;
 
 /// What every message of a client looks like. A key that comes twice is refused; one that is not known is ignored.
 #[derive(Deserialize)]
@@ -139,14 +140,14 @@ struct Message<'a> {
     username: &'a str,
     text: &'a str,
     id: u64,
-    time: Time,
+    time: &'a Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
 }
 
 impl<'a> From<&'a Posted> for Message<'a> {
     fn from(Posted { id, username, text, time, nonce }: &'a Posted) -> Message<'a> {
-        Message { username, text, id: *id, time: Time(*time), nonce: nonce.as_deref() }
+        Message { username, text, id: *id, time, nonce: nonce.as_deref() }
     }
 }
 
@@ -155,7 +156,7 @@ struct Private<'a> {
     from: &'a str,
     to: &'a str,
     text: &'a str,
-    time: Time,
+    time: &'a Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
 }
@@ -195,7 +196,7 @@ pub fn write(notice: &Notice, out: &mut Vec<u8>) {
         Notice::Typing { username } => write_event("typing", Someone { username }, out),
         Notice::Private(whisper) => {
             let Whisper { from, to, text, time, nonce } = &**whisper;
-            write_event("private", Private { from, to, text, time: Time(*time), nonce: nonce.as_deref() }, out);
+            write_event("private", Private { from, to, text, time, nonce: nonce.as_deref() }, out);
         }
         Notice::Pong => write_event("pong", Nothing {}, out),
         Notice::Error(Fault { complaint, nonce }) => {
