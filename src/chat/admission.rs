@@ -80,10 +80,11 @@ impl Chat {
         let client = Client { dialect, username: name, spoken_as, room: id, grant, client_id, pace, typing_at: None };
         self.clients.insert(token, Box::new(client));
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
-        let joined = self.joined(id, &username);
+        let has_others = self.rooms.get(id).is_some_and(|room| room.member_count() > 1);
+        let joined = has_others.then(|| Delivery::tell(Audience::Others(id, token), self.joined(id, &username)));
         let welcome = Notice::Welcome { username, room: room.into(), members, past };
         let told = std::iter::once(Delivery::tell(Audience::One(token), welcome));
         let replayed = replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted)));
-        told.chain(replayed).chain([Delivery::tell(Audience::Others(id, token), joined)]).collect()
+        told.chain(replayed).chain(joined).collect()
     }
 }

@@ -22,6 +22,7 @@ pub mod rooms;
 pub mod speech;
 pub mod timestamp;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -120,6 +121,9 @@ impl Chat {
         }
         let room = self.exit(token, client.room, now);
         log::info!("LEAVE room={} user={} reason={reason:?}", logged(&room), logged(&client.username));
+        if self.rooms.get(client.room).is_none() {
+            return Vec::new(); // nobody is left to be told
+        }
         vec![Delivery::tell(Audience::Room(client.room), self.left(client.room, client.username))]
     }
 
@@ -256,9 +260,9 @@ impl Chat {
 }
 
 /// A name as a log line shows it: bare where that cannot be misread, else quoted and escaped.
-pub fn logged(name: &str) -> String {
+pub fn logged(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || "-_.".contains(character));
-    if is_plain { name.to_owned() } else { format!("{name:?}") }
+    if is_plain { name.into() } else { format!("{name:?}").into() }
 }
 
 /// The beginning of a text as a log line shows it.
