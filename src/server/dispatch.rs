@@ -116,9 +116,9 @@ impl Server {
     }
 
     fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
-        loop {
+        while !input.is_empty() {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            if connection.is_congested(self.config.max_outbox) && !input.is_empty() {
+            if connection.is_congested(self.config.max_outbox) {
                 connection.unprocessed = input.to_vec();
                 break;
             }
