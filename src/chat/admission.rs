@@ -68,8 +68,9 @@ impl Chat {
     /// Lets a client in that was admitted.
     pub fn join(&mut self, token: Token, newcomer: Newcomer, now: Now) -> Vec<Delivery> {
         let Newcomer { dialect, username, room, grant, client_id, resume } = newcomer;
-        let members = self.members_named(self.rooms.find(&room));
-        let (id, past) = self.enter(token, dialect, &room, resume.as_ref(), now);
+        let found = self.rooms.find(&room);
+        let members = self.members_named(found);
+        let (id, past) = self.enter(token, dialect, found, &room, resume.as_ref(), now);
         log::info!("JOIN room={} user={}", logged(&room), logged(&username));
         self.names.add(&username, token);
         if let Some(client_id) = &client_id {

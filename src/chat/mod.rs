@@ -195,7 +195,7 @@ impl Chat {
         }
         let members = self.members_named(found);
         // First in, then out: a room that empties may cost another its place among those that are kept.
-        let (new_id, past) = self.enter(token, dialect, name, None, now);
+        let (new_id, past) = self.enter(token, dialect, found, name, None, now);
         let old = self.exit(token, old_id, now);
         let left = self.left(old_id, Rc::clone(&username));
         if let Some(client) = self.clients.get_mut(&token) {
@@ -210,16 +210,17 @@ impl Chat {
         ])
     }
 
-    /// Puts a client into a room, which is made if there is none of that name. Returns what was said there.
+    /// Puts a client into a room, which is made if none of that name was found. Returns what was said there.
     fn enter(
         &mut self,
         token: Token,
         dialect: Dialect,
+        found: Option<RoomId>,
         name: &str,
         resume: Option<&Resume>,
         now: Now,
     ) -> (RoomId, Past) {
-        let id = self.rooms.find(name).unwrap_or_else(|| {
+        let id = found.unwrap_or_else(|| {
             let id = self.rooms.open(name);
             self.history.open(id, name, now.steady);
             id
