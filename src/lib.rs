@@ -47,6 +47,8 @@
 
 pub mod chat;
 pub mod config;
+#[cfg(test)]
+mod pictures;
 pub mod server;
 pub mod trace;
 pub mod ws;
