@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_in_the_picture_is_true() {
+    fn the_picture_of_what_is_wanted_is_true() {
         const BOUND: usize = 100;
         type Make = fn() -> Phase;
         let phases: [(&str, Make); 6] = [

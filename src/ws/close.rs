@@ -117,7 +117,7 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// A rule that a peer broke: one variant a rule. Each knows the code that its connection is closed with, and the
+/// A rule that a peer broke (§10.7): one variant a rule. Each knows the code that its connection is closed with, and the
 /// section; its text is the reason that the peer reads.
 ///
 /// ```

@@ -77,7 +77,8 @@ impl<'h> Upgrade<'h> {
     }
 
     /// The bytes of the 101 (§4.2.2 item 5). `own` is the endpoint's subprotocol: it is named if it was offered, and
-    /// else none is, which §4.2.2 allows and a client may accept or not.
+    /// else none is, which §4.2.2 allows and a client may accept or not (§1.9). It stands there once, as does the accept key
+    /// (§11.3.4, §11.3.3).
     pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
         let mut head = String::with_capacity(256);
         head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
@@ -105,7 +106,7 @@ fn check_version(request: &Request) -> Result<(), Rejection> {
     Err(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
 }
 
-/// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length".
+/// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length", and only one (§11.3.1).
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let mut keys = request.header("Sec-WebSocket-Key");
     let (Some(key), None) = (keys.next(), keys.next()) else {
@@ -148,7 +149,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     Ok(offered)
 }
 
-/// All lines of a list header as one (RFC 9110 §5.3): `None` if it was not sent, `Err` if it is not ASCII.
+/// All lines of a list header as one (§11.3.2, RFC 9110 §5.3): `None` if it was not sent, `Err` if it is not ASCII.
 fn joined(request: &Request, name: &str) -> Option<Result<String, std::string::FromUtf8Error>> {
     let lines: Vec<&[u8]> = request.header(name).collect();
     (!lines.is_empty()).then(|| String::from_utf8(lines.join(&b", "[..])))

@@ -56,9 +56,9 @@ pub struct Limits {
 pub enum State {
     /// Both sides may send data.
     Open,
-    /// Our Close is out, the peer's has not come.
+    /// Our Close is out, the peer's has not come (§7.1.3).
     Closing(Framing),
-    /// Both Closes have passed. §7.1.1: the server ends the TCP connection.
+    /// Both Closes have passed. §7.1.1: the server ends the TCP connection, and with it all is closed (§7.1.4).
     Closed,
 }
 
@@ -80,7 +80,7 @@ pub enum Event<'a> {
     Ping(Cow<'a, [u8]>),
     /// §5.5.3. Nothing is to be done.
     Pong(Cow<'a, [u8]>),
-    /// The peer's Close: its code, and its reason. If it is the first, the answer is already among the replies.
+    /// The peer's Close: its code (§7.1.5) and reason (§7.1.6). If it is the first, the answer is already among the replies.
     Close(Option<CloseCode>, String),
     /// §7.1.7: a rule was broken. The Close that says so is already among the replies.
     Failed(ProtocolError),
@@ -126,7 +126,7 @@ impl Protocol {
         std::mem::take(&mut self.replies)
     }
 
-    /// Begins the closing handshake (§7.1.2), if it has not begun. A reason is cut at 123 bytes.
+    /// Begins the closing handshake (§7.1.2, §7.3), if it has not begun. A reason is cut at 123 bytes.
     ///
     /// ```
     /// use wirechat::ws::{close::CloseCode, protocol::{Limits, Protocol}};
@@ -148,7 +148,7 @@ impl Protocol {
         }
     }
 
-    /// Reads from the front of `input` up to the next event, and leaves what is behind it in `input`. `None`: all of
+    /// Reads from the front of `input` up to the next event (§6.2), and leaves what is behind it in `input`. `None`: all of
     /// it was read and nothing more happened. The bytes are unmasked in place.
     ///
     /// ```
@@ -496,7 +496,7 @@ mod tests {
 
     /// The table in the module doc is printed from here: each thing that can happen, in each state.
     #[test]
-    fn the_table_in_the_picture_is_true() {
+    fn rfc_7_1_the_picture_and_the_table_are_true() {
         let [intact, lost] = [Framing::Intact, Framing::Lost].map(State::Closing);
         let states = [State::Open, intact, lost, State::Closed];
         type Happening<'a> = (&'a str, &'a dyn Fn(&mut Protocol) -> Option<String>);

@@ -149,7 +149,7 @@ pub struct Request<'h> {
     headers: Vec<httparse::Header<'h>>,
 }
 
-/// The parts of a request target (RFC 9112 §3.2), still percent-encoded.
+/// The parts of a request target (§3, RFC 9112 §3.2), still percent-encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'h> {
     /// What stood between `http://` and the path, if the target was in absolute form.
