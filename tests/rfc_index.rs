@@ -86,14 +86,22 @@ fn rows(index: &str) -> (Vec<Row>, Vec<String>) {
             }
         }
         let is_binding = cells.len() == 3;
-        let names = |cell: usize| quoted(cells[cell]).into_iter().map(str::to_owned).collect::<Vec<_>>();
-        let (places, tests) = if is_binding { (names(1), names(2)) } else { Default::default() };
+        let tests = |cell| quoted(cell).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let (places, tests) = if is_binding { (links(cells[1]), tests(cells[2])) } else { Default::default() };
         if is_binding && (places.is_empty() || tests.is_empty()) {
             faults.push(format!("the row {:?} lacks a place or a test", cells[0]));
         }
         rows.push(Row { sections, places, tests });
     }
     (rows, faults)
+}
+
+/// Where the links of a cell lead: [`here`], or [`elsewhere`](there).
+fn links(cell: &str) -> Vec<String> {
+    let links = cell.split("[`").skip(1).filter_map(|link| link.split_once("`]"));
+    let targets =
+        links.map(|(name, rest)| rest.strip_prefix('(').and_then(|rest| rest.split(')').next()).unwrap_or(name));
+    targets.map(str::to_owned).collect()
 }
 
 /// The words at the start of a text that are section numbers, or ranges of them.
@@ -187,7 +195,7 @@ fn is_of_another_rfc(before: &str) -> bool {
 
 #[test]
 fn the_index_is_read() {
-    let index = "| section | where | test |\n|---|---|---|\n| 5.1, 7.1.6–7.2.1 some 3 words | [`a::B`], [`c`] | `d` |\n\n\
+    let index = "| section | where | test |\n|---|---|---|\n| 5.1, 7.1.6–7.2.1 some 3 words | [`a::B`], [`x`](c) | `d` |\n\n\
                  | section | why |\n|---|---|\n| 4.1 half; 12 | `not` a test |\n";
     let (rows, faults) = rows(index);
     let row = |sections: &[&'static str], places: &[&str], tests: &[&str]| Row {

@@ -339,7 +339,7 @@ mod tests {
 
     /// The arrow of the picture that leads from `Open` to `Draining`.
     #[test]
-    fn a_connection_drains_when_no_more_frames_can_come() {
+    fn rfc_7_1_1_when_the_server_hangs_up() {
         let after = |mut bytes: Vec<u8>, has_input: bool| {
             let mut connection = connection(open(Endpoint::Echo), 0);
             connection.input = if has_input { Input::Readable } else { Input::Drained };

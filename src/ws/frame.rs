@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_5_2_a_servers_frame_has_no_mask_and_the_shortest_length() {
+    fn rfc_6_1_frames_as_a_server_sends_them() {
         let cases: [(usize, &[u8]); 6] = [
             (0, &[0x82, 0]),
             (125, &[0x82, 125]),
