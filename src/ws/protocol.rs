@@ -153,7 +153,7 @@ impl Protocol {
         }
     }
 
-    /// Reads up to the next event; what is behind it stays in `input`. `None`: all was read. It is unmasked in place.
+    /// §6.2: reads up to the next event, and leaves the rest in `input`. `None`: all was read. Unmasks in place.
     ///
     /// ```
     /// use wirechat::ws::protocol::{Event, Limits, Protocol};
