@@ -48,5 +48,6 @@
 pub mod chat;
 pub mod config;
 pub mod server;
+pub mod tools;
 pub mod trace;
 pub mod ws;
