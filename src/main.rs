@@ -1,11 +1,12 @@
 //! The command line: arguments become a `Config`, the `Config` a running server; or they name a tool, and it runs.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
 use wirechat::server::{Config, Journal, Server, Stopped};
 use wirechat::tools::Tool;
 
@@ -16,7 +17,7 @@ const USAGE: u8 = 2;
 /// Ended by a second signal: 128 and the number of SIGINT, as shells have it.
 const INTERRUPTED: u8 = 130;
 
-// The server's options stand beside the name of the program; a tool has options of its own. (No doc comment: it would
+// The server's options stand beside the name of the program; a tool has options of its own. (No doc comments: they would
 // take the place of the one that `--help` shows.)
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
@@ -28,10 +29,23 @@ struct CommandLine {
     config: Config,
 }
 
+// The command line of a tool alone: the server's environment variables are none of its business, right or wrong.
+#[derive(Parser)]
+#[command(name = "wirechat", disable_help_flag = true, disable_help_subcommand = true)]
+struct ToolLine {
+    #[command(subcommand)]
+    tool: Tool,
+}
+
 fn main() -> ExitCode {
-    match CommandLine::try_parse() {
-        Ok(CommandLine { tool: Some(tool), .. }) => run_tool(tool),
-        Ok(CommandLine { config, tool: None }) => serve(config),
+    let first = std::env::args_os().nth(1);
+    let names_a_tool = first.as_deref().and_then(OsStr::to_str).is_some_and(Tool::has_subcommand);
+    let parsed = match names_a_tool {
+        true => ToolLine::try_parse().map(|line| run_tool(line.tool)),
+        false => CommandLine::try_parse().map(|line| line.tool.map_or_else(|| serve(line.config), run_tool)),
+    };
+    match parsed {
+        Ok(code) => code,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
         Err(error) => fail(USAGE, &first_line(&error.to_string())),
     }

@@ -221,6 +221,27 @@ fn questions_that_make_no_sense() {
     assert_eq!(says_of(&[], &endless, 2), "standard input is over 1 MiB\n");
 }
 
+/// The options of the server, and what the environment says of them, are none of a tool's business.
+#[test]
+fn beside_the_server() {
+    let program = || Command::new(env!("CARGO_BIN_EXE_wirechat"));
+    let run = |command: &mut Command| command.stdin(Stdio::null()).output().expect("it is run");
+    let explained = run(program().args(["explain", "close", "1006"]).env("WIRECHAT_LISTEN", "nonsense"));
+    assert_eq!(explained.status.code(), Some(0));
+    let both = run(program().args(["--open", "explain", "close", "1006"]));
+    assert_eq!(both.status.code(), Some(2));
+    let help = String::from_utf8(run(program().arg("--help")).stdout).expect("UTF-8");
+    for words in ["\nTools:\n  explain  Draws frames", "\n  poke     Does one thing", "\n      --listen <HOST:PORT>"] {
+        assert!(help.contains(words), "{words:?} in\n{help}");
+    }
+    assert!(help.starts_with("A chat server over WebSockets"), "{help}");
+    for tool in ["explain", "poke"] {
+        let help = run(program().args([tool, "--help"]));
+        let text = String::from_utf8(help.stdout).expect("UTF-8");
+        assert!(help.status.success() && text.contains("Try:  wirechat ") && text.contains("exit code"), "{text}");
+    }
+}
+
 /// Whatever the bytes are, something is said of them, and nothing of them reaches the terminal as it is.
 #[test]
 fn any_bytes() {

@@ -158,7 +158,7 @@ impl<'s> Player<'s> {
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Await(count) => self.read_until(|inbox| inbox.back.len() >= count),
-            Step::Pause => std::thread::sleep(self.patience.delay),
+            Step::Pause => self.pause(),
             Step::HalfClose => drop(self.stream.shutdown(Shutdown::Write)),
             Step::Flood(..) => self.flood(&step.bytes(&mut random).unwrap_or_default()),
             Step::Slowly(_) => self.send_slowly(&step.bytes(&mut random).unwrap_or_default()),
@@ -220,11 +220,21 @@ impl<'s> Player<'s> {
         let _ = self.stream.write_all(bytes);
     }
 
+    /// Sends one byte after the other, as long as the server has not had enough.
     fn send_slowly(&mut self, bytes: &[u8]) {
         for byte in bytes.chunks(1) {
-            self.send(byte);
-            std::thread::sleep(self.patience.delay);
+            if self.ended == Ended::No && !self.inbox.is_final() {
+                self.send(byte);
+                self.pause();
+            }
         }
+    }
+
+    /// Waits for the delay, and reads what comes meanwhile.
+    fn pause(&mut self) {
+        let deadline = Instant::now() + self.patience.delay;
+        while self.read(deadline) {}
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
 
     /// Sends `frame` until the server takes no more.
