@@ -42,6 +42,8 @@ pub enum Entrance {
     Echo,
     /// The chat.
     Chat(Newcomer),
+    /// A look at another connection, by the ticket for it.
+    Inspect(String),
 }
 
 /// The paths that exist.
@@ -51,6 +53,7 @@ enum Path<'a> {
     Root,
     Health,
     Echo,
+    Inspect,
     /// `/ws/{room}`, still encoded: the dialect `rooms`.
     Rooms(&'a str),
     /// `/ws`: the dialect `presence`.
@@ -63,6 +66,7 @@ impl<'a> Path<'a> {
             "/" => Some(Path::Root),
             "/health" => Some(Path::Health),
             "/echo" => Some(Path::Echo),
+            "/inspect" => Some(Path::Inspect),
             "/ws" => Some(Path::Presence),
             _ => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(Path::Rooms),
         }
@@ -116,6 +120,13 @@ pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime
     let upgrade = Upgrade::check(request)?;
     check_origin(request, access, host)?;
     let query = Query::new(target.query);
+    if path == Path::Inspect {
+        // Its ticket is all that is asked for, and is judged by those who know the connections.
+        query.check()?;
+        let ticket = query.get("ticket").transpose()?;
+        let ticket = ticket.ok_or_else(|| Rejection::new(400, "The parameter ticket is missing."))?;
+        return Ok(Answer::Upgraded(upgrade.switching_protocols("inspect"), Entrance::Inspect(ticket.to_owned())));
+    }
     let grant = check_token(request, access, &query)?;
     query.check()?;
     let (entrance, subprotocol) = match path {
@@ -187,7 +198,7 @@ fn check_token(request: &Request, access: &Access, query: &Query) -> Result<Gran
     let in_query = query.get("token");
     let in_header = request.header("Authorization").find_map(bearer);
     let token = match &in_query {
-        Some(Ok(token)) => Some(token.as_ref()),
+        Some(Ok(token)) => Some(*token),
         Some(Err(_)) => Some(""), // what cannot be decoded is no token of ours
         None => in_header,
     };
@@ -214,7 +225,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
     let bad = |error| Rejection::new(400, format!("{error}."));
     let room = match path {
         Path::Rooms(room) => decode(room, false)?,
-        _ => query.get("room").transpose()?.unwrap_or(Cow::Borrowed(DEFAULT_ROOM)),
+        _ => Cow::Borrowed(query.get("room").transpose()?.unwrap_or(DEFAULT_ROOM)),
     };
     let room = access::room_name(&room).map_err(bad)?.to_owned();
     // In the dialect `rooms` a name comes with each message.
@@ -224,9 +235,9 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
         _ => None,
     };
     // Last: what is missing or bad is a 400, and only then what is not allowed a 403.
-    let username = username(asked.as_deref(), &grant, dialect)?;
+    let username = username(asked, &grant, dialect)?;
     let resume = if dialect.welcomes_with_history() { resume(query)? } else { None };
-    Ok(Newcomer { dialect, username, room, grant, client_id, resume })
+    Ok(Newcomer { dialect, username, room, grant, client_id, resume, ticket: None })
 }
 
 fn username(asked: Option<&str>, grant: &Grant, dialect: Dialect) -> Result<Rc<str>, Rejection> {
@@ -258,5 +269,5 @@ fn client_id(query: &Query) -> Result<Rc<str>, Rejection> {
 fn resume(query: &Query) -> Result<Option<Resume>, Rejection> {
     let (epoch, since) = (query.get("epoch").transpose()?, query.get("since").transpose()?);
     let since = since.and_then(|since| since.parse().ok());
-    Ok(epoch.zip(since).map(|(epoch, since)| Resume { epoch: epoch.into_owned(), since }))
+    Ok(epoch.zip(since).map(|(epoch, since)| Resume { epoch: epoch.to_owned(), since }))
 }

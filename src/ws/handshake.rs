@@ -63,8 +63,8 @@ impl<'h> Upgrade<'h> {
     /// The bytes of the 101 (§4.2.2 item 5). `own` is the endpoint's subprotocol: it is named if it was offered, and
     /// else none is, which §4.2.2 allows and a client may accept or not.
     pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
-        let mut head =
-            String::from("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
+        let mut head = String::with_capacity(256);
+        head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
         head.push_str("Sec-WebSocket-Accept: ");
         head.push_str(&accept_key(self.key));
         if self.subprotocols.contains(&own) {
