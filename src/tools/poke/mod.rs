@@ -5,7 +5,7 @@
 //! | [`case`] | what a case is, as data |
 //! | [`catalogue`] | all of them |
 //! | [`url`], [`request`] | where the server is, and how it is asked |
-//! | [`play`] | does what a case says |
+//! | [`play`], [`wire`] | does what a case says, on a socket |
 //! | [`answer`], [`inbox`] | takes apart what the server sends |
 //! | [`verdict`] | was it right? |
 //! | [`report`] | tells a person |
@@ -22,6 +22,7 @@ pub mod report;
 pub mod request;
 pub mod url;
 pub mod verdict;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -5,7 +5,8 @@
 
 use super::case::{Back, Case, End, Needs, letters};
 use super::inbox::Came;
-use super::play::{Ended, Outcome, PROBE, is_answered};
+use super::play::{Outcome, PROBE, is_answered};
+use super::wire::Ended;
 use crate::tools::notation;
 use crate::tools::screen::{hex, quoted};
 
