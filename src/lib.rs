@@ -163,5 +163,6 @@ pub mod config;
 #[cfg(test)]
 mod pictures;
 pub mod server;
+pub mod tools;
 pub mod trace;
 pub mod ws;

@@ -156,7 +156,7 @@ fn frame(frame: &Frame) -> String {
     if !excerpt.is_empty() {
         let _ = write!(text, "  {excerpt}");
     }
-    if !frame.is_complete() {
+    if !frame.is_complete() && header.payload_len().is_some() {
         let _ = write!(text, "  {} of {} bytes came", frame.received, frame.payload_len);
     }
     let parts = if frame.sender == Sender::Client { "reads" } else { "writes" };

@@ -114,17 +114,19 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
         let body = format!("Sec-WebSocket-Key must be sent once, not {count} times (RFC 6455 §4.2.1).");
         return Err(bad_request(body));
     };
+    match key_len(key) {
+        Some(16) => Ok(key),
+        Some(len) => Err(bad_request(format!("Sec-WebSocket-Key must be 16 bytes, not {len} (RFC 6455 §4.2.1)."))),
+        None => Err(bad_request(format!("Sec-WebSocket-Key {} is not base64 (RFC 6455 §4.2.1).", shown(key)))),
+    }
+}
+
+/// How many bytes a key decodes to; `None`: it is not base64.
+pub fn key_len(key: &[u8]) -> Option<usize> {
     // 16 bytes leave four spare bits in the last character. Keys written by hand set them; RFC 4648 §3.5 lets a
     // decoder pass over them, and the answer is made of the string as sent.
     let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
-    match GeneralPurpose::new(&base64::alphabet::STANDARD, config).decode(key) {
-        Ok(decoded) if decoded.len() == 16 => Ok(key),
-        Ok(decoded) => {
-            let body = format!("Sec-WebSocket-Key must be 16 bytes, not {} (RFC 6455 §4.2.1).", decoded.len());
-            Err(bad_request(body))
-        }
-        Err(_) => Err(bad_request(format!("Sec-WebSocket-Key {} is not base64 (RFC 6455 §4.2.1).", shown(key)))),
-    }
+    GeneralPurpose::new(&base64::alphabet::STANDARD, config).decode(key).ok().map(|decoded| decoded.len())
 }
 
 /// §4.1 item 10 with §4.3: a list of tokens, each "MUST be unique".
