@@ -29,7 +29,7 @@ fn a_screen_reader_is_told_the_name_of_everything() {
         nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
     };
     assert_eq!(named("textbox"), ["Name", "Room", "Server", "Token", "Message"]);
-    assert_eq!(named("button"), ["Switch room", "Connect", "Leave", "Send"]);
+    assert_eq!(named("button"), ["Switch room", "Connect", "Leave", "Inspect", "Send"]);
     assert_eq!(named("log"), ["Conversation"]);
     assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Who is here 1"]));
     assert_eq!(named("status").len(), 2, "the state, and what to do about it");
