@@ -48,4 +48,5 @@
 pub mod chat;
 pub mod config;
 pub mod server;
+pub mod trace;
 pub mod ws;

@@ -68,8 +68,9 @@ impl Chat {
     /// Lets a client in that was admitted.
     pub fn join(&mut self, token: Token, newcomer: Newcomer, now: Now) -> Vec<Delivery> {
         let Newcomer { dialect, username, room, grant, client_id, resume } = newcomer;
-        let members = self.members_named(self.rooms.find(&room));
-        let (id, past) = self.enter(token, dialect, &room, resume.as_ref(), now);
+        let found = self.rooms.find(&room);
+        let members = self.members_named(found);
+        let (id, past) = self.enter(token, dialect, found, &room, resume.as_ref(), now);
         log::info!("JOIN room={} user={}", logged(&room), logged(&username));
         self.names.add(&username, token);
         if let Some(client_id) = &client_id {
@@ -80,10 +81,11 @@ impl Chat {
         let client = Client { dialect, username: name, spoken_as, room: id, grant, client_id, pace, typing_at: None };
         self.clients.insert(token, Box::new(client));
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
-        let joined = self.joined(id, &username);
+        let has_others = self.rooms.get(id).is_some_and(|room| room.member_count() > 1);
+        let joined = has_others.then(|| Delivery::tell(Audience::Others(id, token), self.joined(id, &username)));
         let welcome = Notice::Welcome { username, room: room.into(), members, past };
         let told = std::iter::once(Delivery::tell(Audience::One(token), welcome));
         let replayed = replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted)));
-        told.chain(replayed).chain([Delivery::tell(Audience::Others(id, token), joined)]).collect()
+        told.chain(replayed).chain(joined).collect()
     }
 }

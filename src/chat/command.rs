@@ -6,12 +6,12 @@
 
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::time::SystemTime;
 
 use mio::Token;
 
 use super::history::{Past, Posted};
 use super::ids::RoomId;
+use super::timestamp::Timestamp;
 
 /// What a client asks for. Texts and names are as they were sent: neither trimmed nor judged.
 #[derive(Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ pub struct Whisper {
     /// What is said, trimmed.
     pub text: String,
     /// When.
-    pub time: SystemTime,
+    pub time: Timestamp,
     /// What the sender calls it.
     pub nonce: Option<String>,
 }

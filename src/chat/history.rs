@@ -11,8 +11,9 @@ use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use super::timestamp::Timestamp;
 use super::{RoomId, RoomMap};
 use crate::config::Config;
 
@@ -26,7 +27,7 @@ pub struct Posted {
     /// What was said, trimmed.
     pub text: String,
     /// When.
-    pub time: SystemTime,
+    pub time: Timestamp,
     /// What the sender called it.
     pub nonce: Option<String>,
 }
@@ -75,7 +76,7 @@ pub struct Draft {
     /// What is said, trimmed.
     pub text: String,
     /// When.
-    pub time: SystemTime,
+    pub time: Timestamp,
     /// What the sender calls it.
     pub nonce: Option<String>,
 }
@@ -288,8 +289,8 @@ mod tests {
     }
 
     fn post(ring: &mut Ring, room: RoomId, text: &str) -> u64 {
-        let draft =
-            Draft { username: "a".into(), text: text.into(), time: SystemTime::UNIX_EPOCH, nonce: Some(text.into()) };
+        let time = std::time::SystemTime::UNIX_EPOCH.into();
+        let draft = Draft { username: "a".into(), text: text.into(), time, nonce: Some(text.into()) };
         ring.append(room, draft).id
     }
 

@@ -4,7 +4,7 @@
 //! knows no frames, sockets or clocks: a client is a `mio::Token`, and the time is handed in.
 //!
 //! Reading order: [`command`] (the words), this file (leaving, switching), [`admission`] (joining), [`speech`] (saying),
-//! [`rooms`], [`history`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
+//! [`rooms`], [`history`], [`timestamp`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
 //! may come in).
 //!
 //! The subtle thing: who is *in* a room when something is said there is decided here, at once; when it is sent is the
@@ -20,7 +20,9 @@ pub mod names;
 pub mod pace;
 pub mod rooms;
 pub mod speech;
+pub mod timestamp;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -38,6 +40,7 @@ pub use ids::{RoomId, RoomMap, TokenMap};
 use names::Names;
 use pace::Pace;
 use rooms::Rooms;
+use timestamp::Clock;
 
 /// Where a client is that names no room.
 pub const DEFAULT_ROOM: &str = "general";
@@ -67,6 +70,7 @@ pub struct Chat {
     names: Names,
     client_ids: HashMap<Rc<str>, Token>,
     history: Box<dyn History>,
+    clock: Clock,
     rules: Rules,
 }
 
@@ -103,6 +107,7 @@ impl Chat {
             names: Names::new(config.unique_names),
             client_ids: HashMap::new(),
             history: Box::new(Ring::new(config)),
+            clock: Clock::default(),
             rules: Rules { max_text: config.max_text, max_rooms: config.max_rooms, rate_limit: config.rate_limit },
         }
     }
@@ -116,6 +121,9 @@ impl Chat {
         }
         let room = self.exit(token, client.room, now);
         log::info!("LEAVE room={} user={} reason={reason:?}", logged(&room), logged(&client.username));
+        if self.rooms.get(client.room).is_none() {
+            return Vec::new(); // nobody is left to be told
+        }
         vec![Delivery::tell(Audience::Room(client.room), self.left(client.room, client.username))]
     }
 
@@ -187,7 +195,7 @@ impl Chat {
         }
         let members = self.members_named(found);
         // First in, then out: a room that empties may cost another its place among those that are kept.
-        let (new_id, past) = self.enter(token, dialect, name, None, now);
+        let (new_id, past) = self.enter(token, dialect, found, name, None, now);
         let old = self.exit(token, old_id, now);
         let left = self.left(old_id, Rc::clone(&username));
         if let Some(client) = self.clients.get_mut(&token) {
@@ -202,16 +210,17 @@ impl Chat {
         ])
     }
 
-    /// Puts a client into a room, which is made if there is none of that name. Returns what was said there.
+    /// Puts a client into a room, which is made if none of that name was found. Returns what was said there.
     fn enter(
         &mut self,
         token: Token,
         dialect: Dialect,
+        found: Option<RoomId>,
         name: &str,
         resume: Option<&Resume>,
         now: Now,
     ) -> (RoomId, Past) {
-        let id = self.rooms.find(name).unwrap_or_else(|| {
+        let id = found.unwrap_or_else(|| {
             let id = self.rooms.open(name);
             self.history.open(id, name, now.steady);
             id
@@ -252,9 +261,9 @@ impl Chat {
 }
 
 /// A name as a log line shows it: bare where that cannot be misread, else quoted and escaped.
-pub fn logged(name: &str) -> String {
+pub fn logged(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || "-_.".contains(character));
-    if is_plain { name.to_owned() } else { format!("{name:?}") }
+    if is_plain { name.into() } else { format!("{name:?}").into() }
 }
 
 /// The beginning of a text as a log line shows it.

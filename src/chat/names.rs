@@ -27,10 +27,7 @@ impl Names {
 
     /// A client is present under this name.
     pub fn add(&mut self, name: &Rc<str>, token: Token) {
-        match self.present.get_mut(name) {
-            Some(bearers) => bearers.push(token),
-            None => drop(self.present.insert(Rc::clone(name), vec![token])),
-        }
+        self.present.entry(Rc::clone(name)).or_default().push(token);
         if let Some(owners) = self.owners.as_mut().filter(|_| counts(name)) {
             let before = owners.insert(fold(name), token);
             debug_assert_eq!(before, None, "judged before");

@@ -61,7 +61,8 @@ impl Chat {
             log::debug!("MSG room={} user={} {}", logged(room), logged(&username), excerpt(text));
         }
         self.take_name(token, &username);
-        let draft = Draft { username, text: text.to_owned(), time: now.time, nonce: nonce.map(str::to_owned) };
+        let (time, nonce) = (self.clock.timestamp(now.time), nonce.map(str::to_owned));
+        let draft = Draft { username, text: text.to_owned(), time, nonce };
         let posted = self.history.append(room, draft);
         Ok(vec![Delivery::tell(Audience::Room(room), Notice::Message(posted))])
     }
@@ -88,7 +89,7 @@ impl Chat {
         let bearers = bearers.to_vec();
         self.take_name(token, &from);
         let (text, nonce) = (text.to_owned(), nonce.map(str::to_owned));
-        let whisper = Rc::new(Whisper { from, to: to.into(), text, time: now.time, nonce });
+        let whisper = Rc::new(Whisper { from, to: to.into(), text, time: self.clock.timestamp(now.time), nonce });
         let others = bearers.into_iter().filter(|bearer| *bearer != token);
         let everyone = others.chain([token]);
         log::debug!("PRIVATE user={} to={}", logged(&whisper.from), logged(to));

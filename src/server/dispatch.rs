@@ -74,7 +74,7 @@ impl Server {
     /// Sends a plain answer, behind which the connection ends.
     fn say_last(&mut self, token: Token, bytes: Vec<u8>) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.outbox.push_shared(bytes.into());
+        connection.outbox.push_answer(bytes);
         connection.phase = Phase::Draining(Ending::Linger);
         self.queue_write(token);
         self.set_deadline(token, self.now + self.config.close_timeout);
@@ -82,7 +82,7 @@ impl Server {
 
     fn upgrade(&mut self, token: Token, head: Vec<u8>, entrance: Entrance) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.outbox.push_shared(head.into());
+        connection.outbox.push_answer(head);
         let (endpoint, message) = match entrance {
             Entrance::Echo => (Endpoint::Echo, self.config.max_echo),
             Entrance::Chat(_) => (Endpoint::Chat, self.config.max_message),
@@ -116,9 +116,9 @@ impl Server {
     }
 
     fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
-        loop {
+        while !input.is_empty() {
             let Some(connection) = self.connections.get_mut(&token) else { return };
-            if connection.is_congested(self.config.max_outbox) && !input.is_empty() {
+            if connection.is_congested(self.config.max_outbox) {
                 connection.unprocessed = input.to_vec();
                 break;
             }

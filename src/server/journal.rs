@@ -1,7 +1,7 @@
 //! The log: lines are collected during a turn of the loop and written to stderr together at its end.
 //!
-//! `log` and `env_logger` decide which lines there are and how they look; this file only decides when they are written.
-//! It knows nothing of what they say.
+//! `log` and `env_logger` decide which lines there are; this file, how they look and when they are written. It knows
+//! nothing of what they say.
 //!
 //! The subtle thing: a pipe that nobody reads, or a terminal that is stopped, would block the write and with it every
 //! client. So the kernel is asked first whether it would take more, and no more is written at once than a pipe takes
@@ -11,8 +11,10 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
+use log::{Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
@@ -29,7 +31,18 @@ pub struct Journal(Arc<Mutex<Lines<Stderr>>>);
 struct Lines<W> {
     waiting: Vec<u8>,
     lost: usize,
+    /// The line that was added last: its buffer is used again.
+    line: Vec<u8>,
+    /// The time that stands before it, and that in milliseconds: most lines have the time of the one before.
+    time: String,
+    millis: u128,
     stderr: W,
+}
+
+/// What `log` calls: `env_logger` judges a record, and what passes becomes a line of the journal.
+struct Logger {
+    filter: env_logger::Logger,
+    journal: Journal,
 }
 
 /// Standard error as something that never blocks.
@@ -46,25 +59,36 @@ impl Journal {
     /// Installs a journal as the logger of this process. `level` is what is logged unless `WIRECHAT_LOG` says
     /// otherwise, in the syntax of `env_logger`.
     pub fn install(level: log::LevelFilter) -> Journal {
-        let lines = Lines { waiting: Vec::new(), lost: 0, stderr: Stderr::open() };
-        let journal = Journal(Arc::new(Mutex::new(lines)));
-        let logger = env_logger::Builder::new()
-            .filter_level(level)
-            .parse_env("WIRECHAT_LOG")
-            .format(|out, record| {
-                let now = humantime::format_rfc3339_millis(std::time::SystemTime::now());
-                writeln!(out, "{now} {:5} {}", record.level(), record.args())
-            })
-            .target(env_logger::Target::Pipe(Box::new(journal.clone())))
-            .try_init();
-        debug_assert!(logger.is_ok(), "the logger is installed once");
+        let journal = Journal(Arc::new(Mutex::new(Lines::new(Stderr::open()))));
+        let filter = env_logger::Builder::new().filter_level(level).parse_env("WIRECHAT_LOG").build();
+        log::set_max_level(filter.filter());
+        let installed = log::set_boxed_logger(Box::new(Logger { filter, journal: journal.clone() }));
+        debug_assert!(installed.is_ok(), "the logger is installed once");
         journal
     }
 
     /// Writes what waits, as far as stderr takes it without blocking.
     pub fn flush(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush();
+        self.lines().flush();
     }
+
+    fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        if self.filter.matches(record) {
+            self.journal.lines().log(record, SystemTime::now());
+        }
+    }
+
+    fn flush(&self) {} // at the end of the turn
 }
 
 impl Stderr {
@@ -101,6 +125,24 @@ impl Write for Stderr {
 }
 
 impl<W: Write> Lines<W> {
+    fn new(stderr: W) -> Lines<W> {
+        Lines { waiting: Vec::new(), lost: 0, line: Vec::new(), time: String::new(), millis: 0, stderr }
+    }
+
+    fn log(&mut self, record: &Record, now: SystemTime) {
+        let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+        if millis != self.millis {
+            self.millis = millis;
+            self.time = humantime::format_rfc3339_millis(now).to_string();
+        }
+        let mut line = std::mem::take(&mut self.line);
+        line.clear();
+        // Memory takes whatever is written.
+        let _ = writeln!(line, "{} {:5} {}", self.time, record.level(), record.args());
+        self.add(&line);
+        self.line = line;
+    }
+
     fn add(&mut self, line: &[u8]) {
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.flush();
@@ -131,19 +173,10 @@ impl<W: Write> Lines<W> {
     }
 }
 
-impl Write for Journal {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(()) // at the end of the turn
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// A stderr that takes so many bytes and then would block.
@@ -166,7 +199,7 @@ mod tests {
     }
 
     fn lines(room: usize) -> Lines<Pipe> {
-        Lines { waiting: Vec::new(), lost: 0, stderr: Pipe { taken: Vec::new(), room } }
+        Lines::new(Pipe { taken: Vec::new(), room })
     }
 
     #[test]
@@ -177,6 +210,22 @@ mod tests {
         assert_eq!(lines.stderr.taken, b"");
         lines.flush();
         assert_eq!(lines.stderr.taken, b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_line_says_when_and_how_bad() {
+        let mut lines = lines(usize::MAX);
+        let mut log = |level, millis| {
+            let record = Record::builder().level(level).args(format_args!("what")).build();
+            lines.log(&record, SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+        };
+        log(log::Level::Info, 1_700_000_000_001);
+        log(log::Level::Info, 1_700_000_000_001);
+        log(log::Level::Error, 1_700_000_000_002);
+        lines.flush();
+        let written = "2023-11-14T22:13:20.001Z INFO  what\n2023-11-14T22:13:20.001Z INFO  what\n\
+                       2023-11-14T22:13:20.002Z ERROR what\n";
+        assert_eq!(String::from_utf8(lines.stderr.taken).unwrap(), written);
     }
 
     #[test]

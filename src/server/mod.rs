@@ -200,8 +200,9 @@ impl Server {
             connection.last_received = self.now;
         }
         let wanted = connection.interest(self.config.max_outbox);
-        if wanted.read {
-            self.queue_read(token);
+        if wanted.read && !connection.is_queued {
+            connection.is_queued = true;
+            self.unread.push(token);
         }
         if wanted.write && event.is_writable() {
             self.queue_write(token);

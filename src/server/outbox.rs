@@ -26,9 +26,11 @@ pub struct Outbox {
     sent: usize,
     /// Bytes that are not sent yet.
     len: usize,
+    /// How much of the first chunk is the HTTP answer that frames may stand behind.
+    answer: usize,
 }
 
-/// Whole frames.
+/// Whole frames, behind the HTTP answer in the first of all.
 #[derive(Debug)]
 enum Chunk {
     /// The same bytes for everyone: a pointer, not a copy.
@@ -57,7 +59,14 @@ impl Outbox {
         self.len == 0
     }
 
-    /// Appends frames that others are sent too, or an answer to the handshake, which must not share a chunk with frames.
+    /// Begins with an HTTP answer.
+    pub fn push_answer(&mut self, answer: Vec<u8>) {
+        debug_assert!(self.chunks.is_empty(), "it is the first that a client is sent");
+        (self.len, self.answer) = (answer.len(), answer.len());
+        self.chunks.push_back(Chunk::Own(answer));
+    }
+
+    /// Appends frames that others are sent too.
     pub fn push_shared(&mut self, frames: Rc<[u8]>) {
         self.len += frames.len();
         self.chunks.push_back(Chunk::Shared(frames));
@@ -141,7 +150,7 @@ impl Outbox {
                 return;
             }
             written -= rest;
-            self.sent = 0;
+            (self.sent, self.answer) = (0, 0);
             self.chunks.pop_front();
         }
         self.chunks = VecDeque::new();
@@ -164,12 +173,12 @@ impl Outbox {
     }
 
     /// Where in the first chunk the frame ends that holds the byte before `position`; 0 for 0. It is found by walking
-    /// from header to header, since every chunk begins with a frame: but for an answer to the handshake, which the
-    /// kernel takes whole on a fresh socket, and for what `drop_unsent` has left, behind which comes only a Close.
+    /// from header to header, since every chunk begins with a frame: but for an HTTP answer, which counts as one, and for
+    /// what `drop_unsent` has left, behind which comes only a Close.
     fn end_of_frame(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
-        let mut end = 0;
+        let mut end = if position > 0 { self.answer } else { 0 };
         while end < position.min(bytes.len()) {
             end += frame::size_of_own(&bytes[end..]);
         }
@@ -257,6 +266,27 @@ mod tests {
         let ends = [0, 5, 5 + 204, all.len()];
         for cut in 0..=all.len() {
             let (mut outbox, _) = outbox();
+            let mut socket = Socket { taken: Vec::new(), room: cut };
+            outbox.flush(&mut socket).unwrap();
+            outbox.drop_unsent();
+            socket.room = usize::MAX;
+            outbox.flush(&mut socket).unwrap();
+            let end = *ends.iter().find(|&&end| end >= cut).unwrap();
+            assert_eq!(socket.taken, all[..end], "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn an_answer_and_the_frames_behind_it_are_one_chunk() {
+        let answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+        let all = [answer, &frame(3)[..], &frame(1)].concat();
+        let ends = [0, answer.len(), answer.len() + 5, all.len()];
+        for cut in 0..=all.len() {
+            let mut outbox = Outbox::default();
+            outbox.push_answer(answer.to_vec());
+            outbox.push_own(|bytes| bytes.extend(frame(3)));
+            outbox.push_own(|bytes| bytes.extend(frame(1)));
+            assert_eq!((outbox.chunks.len(), outbox.len()), (1, all.len()));
             let mut socket = Socket { taken: Vec::new(), room: cut };
             outbox.flush(&mut socket).unwrap();
             outbox.drop_unsent();

@@ -7,26 +7,32 @@ use std::borrow::Cow;
 
 use crate::ws::request::Rejection;
 
-/// The query of a target: `name=value` pairs, still encoded.
-pub struct Query<'a>(&'a str);
+/// The query of a target: its parameters, decoded once.
+pub struct Query<'a>(Vec<Parameter<'a>>);
+
+/// `name=value`. `None`: badly encoded.
+struct Parameter<'a> {
+    name: Option<Cow<'a, str>>,
+    value: Option<Cow<'a, str>>,
+}
 
 impl<'a> Query<'a> {
     /// What follows the `?` of a target.
     pub fn new(query: &'a str) -> Query<'a> {
-        Query(query)
+        let parameters = query.split('&').map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Parameter { name: decode(name, true).ok(), value: decode(value, true).ok() }
+        });
+        Query(parameters.collect())
     }
 
-    fn pairs(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        self.0.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-    }
-
-    /// The value of the first parameter of this name, decoded.
+    /// The value of the first parameter of this name.
     ///
     /// # Errors
     /// 400: the value is badly encoded.
-    pub fn get(&self, name: &str) -> Option<Result<Cow<'a, str>, Rejection>> {
-        let is_it = |pair: &(&str, &str)| decode(pair.0, true).is_ok_and(|decoded| decoded == name);
-        self.pairs().find(is_it).map(|(_, value)| decode(value, true))
+    pub fn get(&self, name: &str) -> Option<Result<&str, Rejection>> {
+        let parameter = self.0.iter().find(|parameter| parameter.name.as_deref() == Some(name))?;
+        Some(parameter.value.as_deref().ok_or_else(malformed))
     }
 
     /// Whether every parameter, known or not, is well encoded.
@@ -34,7 +40,8 @@ impl<'a> Query<'a> {
     /// # Errors
     /// 400: one of them is not.
     pub fn check(&self) -> Result<(), Rejection> {
-        self.pairs().try_for_each(|(name, value)| decode(name, true).and_then(|_| decode(value, true)).map(|_| ()))
+        let is_good = self.0.iter().all(|Parameter { name, value }| name.is_some() && value.is_some());
+        if is_good { Ok(()) } else { Err(malformed()) }
     }
 }
 
@@ -44,11 +51,9 @@ impl<'a> Query<'a> {
 /// # Errors
 /// 400: a `%` without its two digits, or bytes that are not UTF-8.
 pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
-    if !text.contains(['%', '+']) {
+    if !text.bytes().any(|byte| byte == b'%' || byte == b'+') {
         return Ok(Cow::Borrowed(text));
     }
-    // What it was is not shown: it may have been meant as a token.
-    let malformed = || Rejection::new(400, "A parameter or a path is not percent-encoded UTF-8 (RFC 3986 §2.1).");
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
@@ -67,12 +72,17 @@ pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
 }
 
+/// What it was is not shown: it may have been meant as a token.
+fn malformed() -> Rejection {
+    Rejection::new(400, "A parameter or a path is not percent-encoded UTF-8 (RFC 3986 §2.1).")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn get(query: &str, name: &str) -> Option<Result<String, u16>> {
-        Query::new(query).get(name).map(|value| value.map(Cow::into_owned).map_err(|rejection| rejection.status))
+        Query::new(query).get(name).map(|value| value.map(str::to_owned).map_err(|rejection| rejection.status))
     }
 
     #[test]

@@ -187,7 +187,7 @@ fn check_token(request: &Request, access: &Access, query: &Query) -> Result<Gran
     let in_query = query.get("token");
     let in_header = request.header("Authorization").find_map(bearer);
     let token = match &in_query {
-        Some(Ok(token)) => Some(token.as_ref()),
+        Some(Ok(token)) => Some(*token),
         Some(Err(_)) => Some(""), // what cannot be decoded is no token of ours
         None => in_header,
     };
@@ -214,7 +214,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
     let bad = |error| Rejection::new(400, format!("{error}."));
     let room = match path {
         Path::Rooms(room) => decode(room, false)?,
-        _ => query.get("room").transpose()?.unwrap_or(Cow::Borrowed(DEFAULT_ROOM)),
+        _ => Cow::Borrowed(query.get("room").transpose()?.unwrap_or(DEFAULT_ROOM)),
     };
     let room = access::room_name(&room).map_err(bad)?.to_owned();
     // In the dialect `rooms` a name comes with each message.
@@ -224,7 +224,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
         _ => None,
     };
     // Last: what is missing or bad is a 400, and only then what is not allowed a 403.
-    let username = username(asked.as_deref(), &grant, dialect)?;
+    let username = username(asked, &grant, dialect)?;
     let resume = if dialect.welcomes_with_history() { resume(query)? } else { None };
     Ok(Newcomer { dialect, username, room, grant, client_id, resume })
 }
@@ -258,5 +258,5 @@ fn client_id(query: &Query) -> Result<Rc<str>, Rejection> {
 fn resume(query: &Query) -> Result<Option<Resume>, Rejection> {
     let (epoch, since) = (query.get("epoch").transpose()?, query.get("since").transpose()?);
     let since = since.and_then(|since| since.parse().ok());
-    Ok(epoch.zip(since).map(|(epoch, since)| Resume { epoch: epoch.into_owned(), since }))
+    Ok(epoch.zip(since).map(|(epoch, since)| Resume { epoch: epoch.to_owned(), since }))
 }

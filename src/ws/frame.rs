@@ -16,6 +16,9 @@
 //! Here are all the rules that a header can break on its own. Those that depend on what came before (fragment order,
 //! limits) are in `protocol.rs`. This file never sees a payload.
 //!
+//! [`FrameHeader::parse`] is the server's view, to whom only a client sends. [`FrameHeader::parse_from`] reads either
+//! side's frames, for whoever watches both.
+//!
 //! The subtle thing: a header may arrive byte by byte. The rules are tried in one fixed order, each as soon as the
 //! bytes it needs are there, and one that cannot be judged yet holds up those behind it. So the verdict is the same
 //! wherever the stream was cut, and it falls before a single byte of payload is accepted.
@@ -33,6 +36,15 @@ const LENGTH_64: u8 = 127;
 
 /// The longest header: two bytes, a 64-bit length, a masking key.
 pub const MAX_HEADER: usize = 2 + 8 + 4;
+
+/// Which side sends: §5.1 has other rules for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// It masks every frame.
+    Client,
+    /// It masks none.
+    Server,
+}
 
 /// What a frame is for (§5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,13 +80,25 @@ impl Opcode {
         })
     }
 
+    /// Its name in capitals, as in the prose of the RFC, but short for a continuation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Opcode::Continuation => "CONT",
+            Opcode::Text => "TEXT",
+            Opcode::Binary => "BINARY",
+            Opcode::Close => "CLOSE",
+            Opcode::Ping => "PING",
+            Opcode::Pong => "PONG",
+        }
+    }
+
     /// §5.5: "Control frames are identified by opcodes where the most significant bit of the opcode is 1."
     pub fn is_control(self) -> bool {
         self as u8 & 0x8 != 0
     }
 }
 
-/// The header of a client's frame.
+/// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     /// This is the last fragment of its message.
@@ -83,15 +107,16 @@ pub struct FrameHeader {
     pub opcode: Opcode,
     /// How many bytes of payload follow the header.
     pub payload_len: u64,
-    /// What the payload is masked with. `None` only as long as not all of its four bytes have come: every rule can be
-    /// judged without it, so none waits for it.
+    /// What the payload is masked with. Of a client's frame `None` only as long as not all of its four bytes have come:
+    /// every rule can be judged without it, so none waits for it. Of a server's frame `None`, unless it is wrong.
     pub masking_key: Option<[u8; 4]>,
     /// How many bytes the header takes in all, the masking key included.
     pub size: usize,
 }
 
 impl FrameHeader {
-    /// Parses the header at the start of `bytes`. `Ok(None)`: not enough bytes yet, and nothing wrong so far.
+    /// Parses the header of a client's frame at the start of `bytes`. `Ok(None)`: not enough bytes yet, and nothing wrong
+    /// so far.
     ///
     /// # Errors
     /// The first broken rule, in this order: RSV, opcode, FIN and length of a control frame, mask bit, minimal
@@ -108,6 +133,15 @@ impl FrameHeader {
     /// assert_eq!(FrameHeader::parse(&[0x81, 0x05]), Err(ProtocolError::Unmasked));
     /// ```
     pub fn parse(bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
+        FrameHeader::parse_from(Sender::Client, bytes)
+    }
+
+    /// Parses the header of a frame of either side. A mask on a server's frame, which breaks §5.1, is read as a mask:
+    /// it is for a client to refuse it, and this is no client.
+    ///
+    /// # Errors
+    /// As [`FrameHeader::parse`]; of a server, not for the mask bit.
+    pub fn parse_from(sender: Sender, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else {
             return Ok(None);
         };
@@ -128,20 +162,16 @@ impl FrameHeader {
             return Err(ProtocolError::ControlTooLong);
         }
         // §5.1: "a server MUST close a connection upon receiving a frame that is not masked"
-        if second & MASK == 0 {
+        let is_masked = second & MASK != 0;
+        if sender == Sender::Client && !is_masked {
             return Err(ProtocolError::Unmasked);
         }
         let Some((payload_len, length_size)) = parse_length(second & LENGTH, &bytes[2..])? else {
             return Ok(None);
         };
         let key_at = 2 + length_size;
-        Ok(Some(FrameHeader {
-            fin,
-            opcode,
-            payload_len,
-            masking_key: bytes[key_at..].first_chunk().copied(),
-            size: key_at + 4,
-        }))
+        let (masking_key, key_size) = if is_masked { (bytes[key_at..].first_chunk().copied(), 4) } else { (None, 0) };
+        Ok(Some(FrameHeader { fin, opcode, payload_len, masking_key, size: key_at + key_size }))
     }
 }
 

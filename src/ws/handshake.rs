@@ -63,8 +63,8 @@ impl<'h> Upgrade<'h> {
     /// The bytes of the 101 (§4.2.2 item 5). `own` is the endpoint's subprotocol: it is named if it was offered, and
     /// else none is, which §4.2.2 allows and a client may accept or not.
     pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
-        let mut head =
-            String::from("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
+        let mut head = String::with_capacity(256);
+        head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
         head.push_str("Sec-WebSocket-Accept: ");
         head.push_str(&accept_key(self.key));
         if self.subprotocols.contains(&own) {
@@ -138,6 +138,9 @@ fn joined(request: &Request, name: &str) -> Option<Result<String, std::string::F
     (!lines.is_empty()).then(|| String::from_utf8(lines.join(&b", "[..])))
 }
 
+/// §1.3: what a server that speaks another protocol would not think of.
+pub const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
 /// §1.3 and §4.2.2 item 5.4: the value of `Sec-WebSocket-Accept` that proves to the client that its key was read.
 /// `key` is the string as sent, not decoded.
 ///
@@ -146,7 +149,6 @@ fn joined(request: &Request, name: &str) -> Option<Result<String, std::string::F
 /// assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
 /// ```
 pub fn accept_key(key: &[u8]) -> String {
-    const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
     let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
     STANDARD.encode(hash)
 }

@@ -58,7 +58,7 @@ impl HeadReader {
         let before = self.bytes.len();
         let taken = input.len().min(max.saturating_sub(before));
         self.bytes.extend_from_slice(&input[..taken]);
-        while let Some(found) = self.bytes[self.searched..].iter().position(|&byte| byte == b'\n') {
+        while let Some(found) = memchr::memchr(b'\n', &self.bytes[self.searched..]) {
             let newline = self.searched + found;
             self.searched = newline + 1;
             if self.end_line(newline)? {
@@ -161,7 +161,9 @@ impl<'h> Request<'h> {
     /// 400, 431 for more than `max_headers`, 505 for a version other than 1.0 and 1.1. A body that is announced is
     /// an error too: nobody would read it, and what it holds must not be taken for frames.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        let mut headers = vec![httparse::EMPTY_HEADER; max_headers];
+        // A header takes a line, so there is no need of room for more.
+        let lines = memchr::memchr_iter(b'\n', head).count();
+        let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         match parsed.parse(head) {
             Ok(_) => {}

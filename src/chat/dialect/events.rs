@@ -2,8 +2,8 @@
 //!
 //! The subtle thing: a client is told *what* is wrong with its JSON, in an order that can be relied on: whether it is
 //! JSON at all, whether it is an object of the right shape, which event it is, and only then its data. So `data` is
-//! kept as raw JSON until the event is known. What is right is read in one go; only what is wrong is read again, to
-//! name the fault.
+//! kept as raw JSON until the event is known. What is wrong is read once more, to name the fault; and what is sent most,
+//! a plain message, is read in a single pass before all that.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -12,9 +12,10 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Time, read_object, write_json};
+use super::{read_object, write_json};
 use crate::chat::command::{Command, Complaint, Fault, Notice, Whisper};
 use crate::chat::history::{Past, Posted};
+use crate::chat::timestamp::Timestamp;
 
 /// What every message of a client looks like. A key that comes twice is refused; one that is not known is ignored.
 #[derive(Deserialize)]
@@ -28,6 +29,31 @@ struct Envelope<'a> {
 #[derive(Deserialize)]
 struct MessageData<'a> {
     #[serde(borrow, default)]
+    text: Cow<'a, str>,
+    #[serde(borrow, default, deserialize_with = "nonce")]
+    nonce: Option<Cow<'a, str>>,
+}
+
+/// A message with nothing about it that is missing, unknown or wrong.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainMessage<'a> {
+    #[serde(rename = "event")]
+    _event: PlainEvent,
+    #[serde(borrow)]
+    data: PlainData<'a>,
+}
+
+#[derive(Deserialize)]
+enum PlainEvent {
+    #[serde(rename = "message")]
+    Message,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainData<'a> {
+    #[serde(borrow)]
     text: Cow<'a, str>,
     #[serde(borrow, default, deserialize_with = "nonce")]
     nonce: Option<Cow<'a, str>>,
@@ -78,6 +104,9 @@ fn nonce<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Co
 /// # Errors
 /// The first fault, in the order told above.
 pub fn read(text: &str) -> Result<Command<'_>, Fault> {
+    if let Some(PlainData { text, nonce }) = read_plain(text) {
+        return Ok(Command::Message { username: None, text, nonce });
+    }
     let Envelope { event, data } = read_object("", text)?;
     let data = data.map_or("{}", RawValue::get);
     let command = match event.as_ref() {
@@ -95,6 +124,13 @@ pub fn read(text: &str) -> Result<Command<'_>, Fault> {
         unknown => Err(Complaint::UnknownEvent(unknown.chars().take(64).collect())),
     };
     command.map_err(|complaint| Fault { complaint, nonce: find_nonce(data) })
+}
+
+/// Reads a plain message; what is none is read the long way.
+fn read_plain(text: &str) -> Option<PlainData<'_>> {
+    // serde would also take an array, as a struct without its names.
+    let may_hold_array = text.contains('[');
+    if may_hold_array { None } else { serde_json::from_str(text).ok().map(|PlainMessage { data, .. }| data) }
 }
 
 /// The nonce of a message that has something else wrong with it.
@@ -139,14 +175,14 @@ struct Message<'a> {
     username: &'a str,
     text: &'a str,
     id: u64,
-    time: Time,
+    time: &'a Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
 }
 
 impl<'a> From<&'a Posted> for Message<'a> {
     fn from(Posted { id, username, text, time, nonce }: &'a Posted) -> Message<'a> {
-        Message { username, text, id: *id, time: Time(*time), nonce: nonce.as_deref() }
+        Message { username, text, id: *id, time, nonce: nonce.as_deref() }
     }
 }
 
@@ -155,7 +191,7 @@ struct Private<'a> {
     from: &'a str,
     to: &'a str,
     text: &'a str,
-    time: Time,
+    time: &'a Timestamp,
     #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<&'a str>,
 }
@@ -185,7 +221,7 @@ pub fn write(notice: &Notice, out: &mut Vec<u8>) {
             write_event("welcome", Welcome { message, members, room, username, epoch, last_id, resumed, history }, out);
         }
         Notice::Joined { username, .. } => write_event("joined", Someone { username }, out),
-        Notice::Message(posted) => write_event("message", Message::from(&**posted), out),
+        Notice::Message(posted) => write_message(posted, out),
         Notice::Left { username, .. } => write_event("left", Someone { username }, out),
         Notice::Switched { room, members, past } => {
             let Past { epoch, last_id, .. } = past;
@@ -195,13 +231,31 @@ pub fn write(notice: &Notice, out: &mut Vec<u8>) {
         Notice::Typing { username } => write_event("typing", Someone { username }, out),
         Notice::Private(whisper) => {
             let Whisper { from, to, text, time, nonce } = &**whisper;
-            write_event("private", Private { from, to, text, time: Time(*time), nonce: nonce.as_deref() }, out);
+            write_event("private", Private { from, to, text, time, nonce: nonce.as_deref() }, out);
         }
         Notice::Pong => write_event("pong", Nothing {}, out),
         Notice::Error(Fault { complaint, nonce }) => {
             write_event("error", Failure { message: complaint.to_string(), nonce: nonce.as_deref() }, out);
         }
     }
+}
+
+/// As `write_event("message", …)` would. What is told most often is put together from pieces, since half the work of
+/// writing it would go into names of fields that are always the same.
+fn write_message(Posted { id, username, text, time, nonce }: &Posted, out: &mut Vec<u8>) {
+    out.extend_from_slice(br#"{"event":"message","data":{"username":"#);
+    write_json(username, out);
+    out.extend_from_slice(br#","text":"#);
+    write_json(text, out);
+    out.extend_from_slice(br#","id":"#);
+    write_json(id, out);
+    out.extend_from_slice(br#","time":"#);
+    write_json(time, out);
+    if let Some(nonce) = nonce {
+        out.extend_from_slice(br#","nonce":"#);
+        write_json(nonce, out);
+    }
+    out.extend_from_slice(b"}}");
 }
 
 fn history(past: &Past) -> Vec<Message<'_>> {
@@ -231,6 +285,8 @@ mod tests {
             (r#"{"event":"message","data":{"text":"hi"}}"#, message("hi")),
             (r#" {"data" : {"text":"hi", "more":[1]}, "event":"message", "x":null} "#, message("hi")),
             (r#"{"event":"message","data":{"text":"\u00e9\n\u0000"}}"#, message("é\n\0")),
+            (r#"{"event":"message","data":{"text":"[hi]"}}"#, message("[hi]")),
+            (r#"{"data":{"nonce":"n1","text":"hi"},"event":"message"}"#, named("hi", "n1".into())),
             (r#"{"event":"message"}"#, message("")),
             (r#"{"event":"message","data":{}}"#, message("")),
             (r#"{"event":"switch_room","data":{"room":"x"}}"#, switch("x")),
@@ -302,5 +358,17 @@ mod tests {
         assert_eq!(complaint(r#"{"event":"foo","data":null}"#), "Unknown event: foo");
         let long = format!(r#"{{"event":"{}"}}"#, "é".repeat(100));
         assert_eq!(complaint(&long), format!("Unknown event: {}", "é".repeat(64)));
+    }
+
+    #[test]
+    fn a_message_is_written_in_pieces_as_it_would_be_in_one() {
+        for nonce in [None, Some("\u{1}n\"".to_owned())] {
+            let time = std::time::SystemTime::UNIX_EPOCH.into();
+            let posted = Posted { id: 7, username: "al\"".into(), text: "é\n\\ [hi]".into(), time, nonce };
+            let (mut pieces, mut whole) = (Vec::new(), Vec::new());
+            write_message(&posted, &mut pieces);
+            write_event("message", Message::from(&posted), &mut whole);
+            assert_eq!(String::from_utf8(pieces), String::from_utf8(whole));
+        }
     }
 }

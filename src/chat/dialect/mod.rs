@@ -133,15 +133,6 @@ fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
     serde_json::to_writer(out, value).expect("JSON is written");
 }
 
-/// RFC 3339, UTC, milliseconds.
-struct Time(std::time::SystemTime);
-
-impl Serialize for Time {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_millis(self.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::Dialect;

@@ -5,8 +5,9 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
-use super::{Time, write_json};
+use super::write_json;
 use crate::chat::command::{Command, Notice};
+use crate::chat::timestamp::Timestamp;
 
 /// Reads a client's message: all of it is the text.
 pub fn read(text: &str) -> Command<'_> {
@@ -18,8 +19,8 @@ pub fn read(text: &str) -> Command<'_> {
 enum Told<'a> {
     UserJoined { username: &'a str, active_users: Vec<&'a Rc<str>> },
     UserLeft { username: &'a str, active_users: Vec<&'a Rc<str>> },
-    ChatMessage { username: &'a str, text: &'a str, timestamp: Time },
-    PrivateMessage { from: &'a str, to: &'a str, text: &'a str, timestamp: Time },
+    ChatMessage { username: &'a str, text: &'a str, timestamp: &'a Timestamp },
+    PrivateMessage { from: &'a str, to: &'a str, text: &'a str, timestamp: &'a Timestamp },
 }
 
 #[derive(Serialize)]
@@ -37,14 +38,11 @@ pub fn write(notice: &Notice, out: &mut Vec<u8>) {
         Notice::Joined { username, members } => Told::UserJoined { username, active_users: members.iter().collect() },
         Notice::Left { username, members } => Told::UserLeft { username, active_users: members.iter().collect() },
         Notice::Message(posted) => {
-            Told::ChatMessage { username: &posted.username, text: &posted.text, timestamp: Time(posted.time) }
+            Told::ChatMessage { username: &posted.username, text: &posted.text, timestamp: &posted.time }
         }
-        Notice::Private(whisper) => Told::PrivateMessage {
-            from: &whisper.from,
-            to: &whisper.to,
-            text: &whisper.text,
-            timestamp: Time(whisper.time),
-        },
+        Notice::Private(whisper) => {
+            Told::PrivateMessage { from: &whisper.from, to: &whisper.to, text: &whisper.text, timestamp: &whisper.time }
+        }
         Notice::Error(fault) => return write_json(&Failure { error: fault.complaint.to_string() }, out),
         Notice::Switched { .. } | Notice::Typing { .. } | Notice::Pong => return,
     };

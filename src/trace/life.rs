@@ -1,0 +1,77 @@
+//! Where a watched connection stands, by the states that RFC 6455 names, and who began to close it.
+//!
+//! ```text
+//!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other side's Close──▶ CLOSED
+//! ```
+//!
+//! The end of the TCP connection leads to CLOSED from everywhere. This is what passed on the wire: a server may know
+//! earlier that it is about to close.
+
+use super::{End, State, StateChange};
+use crate::ws::close::{CloseCode, CloseFrame};
+use crate::ws::frame::Sender;
+
+/// The state of a connection.
+#[derive(Debug)]
+pub struct Life {
+    state: State,
+    first_close: Option<FirstClose>,
+}
+
+#[derive(Debug)]
+struct FirstClose {
+    by: Sender,
+    code: Option<u16>,
+    reason: String,
+}
+
+impl Life {
+    /// A connection in this state.
+    pub fn new(state: State) -> Life {
+        Life { state, first_close: None }
+    }
+
+    /// The server has answered 101 (§4.1).
+    pub fn open(&mut self) -> Option<StateChange> {
+        self.change(State::Open, "the server answered 101".into())
+    }
+
+    /// A Close with this unmasked payload has passed (§7.1.3).
+    pub fn see_close(&mut self, from: Sender, payload: &[u8]) -> Option<StateChange> {
+        let close = CloseFrame::parse(payload).unwrap_or(CloseFrame { code: None, reason: "" });
+        let code = close.code.map(CloseCode::get);
+        let who = match from {
+            Sender::Client => "client",
+            Sender::Server => "server",
+        };
+        let because = format!("the {who} sent Close{}", code.map(|code| format!(" {code}")).unwrap_or_default());
+        match &self.first_close {
+            None => {
+                self.first_close = Some(FirstClose { by: from, code, reason: close.reason.to_owned() });
+                self.change(State::Closing, because)
+            }
+            Some(first) if first.by != from => self.change(State::Closed, because),
+            Some(_) => None,
+        }
+    }
+
+    /// The TCP connection is over (§7.1.4): "cleanly" after both Closes. `how` is what the server has to say of it.
+    pub fn end(&mut self, how: &str) -> (Option<StateChange>, End) {
+        let is_clean = self.state == State::Closed;
+        let change = self.change(State::Closed, "the TCP connection is over".into());
+        let first = self.first_close.take();
+        let end = End {
+            began: first.as_ref().map(|first| first.by),
+            code: first.as_ref().and_then(|first| first.code),
+            reason: first.map(|first| first.reason).unwrap_or_default(),
+            is_clean,
+            how: how.into(),
+        };
+        (change, end)
+    }
+
+    fn change(&mut self, to: State, because: String) -> Option<StateChange> {
+        let from = std::mem::replace(&mut self.state, to);
+        (from != to).then_some(StateChange { from, to, because })
+    }
+}

@@ -1,0 +1,290 @@
+//! The tap beside a connection: raw bytes of both directions in, [`Record`](super::Record)s out.
+//!
+//! ```text
+//!   Handshake ──101──▶ Frames
+//!       └──any other answer──▶ Plain
+//! ```
+//!
+//! It keeps its own place in both streams. To know which rule a client broke it runs a [`Protocol`] of its own over a
+//! copy of the client's bytes, one frame after the other, so that the verdict stands beside the frame that caused it.
+//!
+//! The subtle thing: a client may send frames behind its request before it is answered. Whether these bytes are frames
+//! at all is known only when the answer has passed, so they wait for it.
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use super::life::Life;
+use super::records::Reporter;
+use super::scan::{Side, Step};
+use super::{AcceptSteps, Answer, Frame, Head, MAX_SHOWN, Records, Refusal, State, What};
+use super::{refusal, secret};
+use crate::ws::Limits;
+use crate::ws::close::CloseCode;
+use crate::ws::frame::{Opcode, Sender};
+use crate::ws::protocol::{self, Event, Framing, Protocol};
+
+/// How much of what comes before the answer waits for it, in bytes.
+const MAX_AHEAD: usize = 64 * 1024;
+/// What is judged by before it is known what the server takes.
+const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, binary: true };
+
+/// A tap. Dropping it ends the watch without a word.
+#[derive(Debug)]
+pub struct Tap {
+    reporter: Reporter,
+    stage: Stage,
+    client: Side,
+    server: Side,
+    /// What the client sent behind its request, each with the number of its read.
+    ahead: Vec<(u64, Vec<u8>)>,
+    limits: Limits,
+    /// Judges the client's frames.
+    judge: Protocol,
+    life: Life,
+}
+
+/// What the bytes are.
+#[derive(Debug, PartialEq, Eq)]
+enum Stage {
+    Handshake,
+    Frames,
+    /// Nothing that follows a plain answer is read.
+    Plain,
+}
+
+impl Tap {
+    /// A tap that has seen nothing yet of the connection with this number. Its records go to the end of `records`.
+    pub fn new(connection: usize, records: Records) -> Tap {
+        Tap {
+            reporter: Reporter::new(connection, records),
+            stage: Stage::Handshake,
+            client: Side::new(Sender::Client),
+            server: Side::new(Sender::Server),
+            ahead: Vec::new(),
+            limits: DEFAULT_LIMITS,
+            judge: Protocol::new(DEFAULT_LIMITS),
+            life: Life::new(State::Connecting),
+        }
+    }
+
+    /// A tap on a connection that is open, and between two messages in both directions.
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    /// use wirechat::trace::{Records, Tap, What};
+    /// use wirechat::ws::frame::Sender;
+    /// let records = Records::default();
+    /// let mut tap = Tap::open(1, records.clone());
+    /// tap.see(Sender::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
+    /// let [record] = &records.take()[..] else { panic!() };
+    /// let What::Frame(frame) = &record.what else { panic!() };
+    /// assert_eq!((frame.header.name(), frame.unmasked()), ("TEXT", b"Hello".to_vec()));
+    /// ```
+    pub fn open(connection: usize, records: Records) -> Tap {
+        Tap { stage: Stage::Frames, life: Life::new(State::Open), ..Tap::new(connection, records) }
+    }
+
+    /// What the server takes from this client. Before its first frame.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.judge = Protocol::new(limits);
+    }
+
+    /// Who is at the other end.
+    pub fn set_user(&mut self, user: Rc<str>) {
+        self.reporter.user = Some(user);
+    }
+
+    /// How much memory it holds for what is not complete, in bytes.
+    pub fn buffered(&self) -> usize {
+        self.judge.buffered() + self.ahead.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    }
+
+    /// Sees the bytes of one read of what the client sent, or of one write of what the server sent.
+    pub fn see(&mut self, from: Sender, bytes: &[u8], time: SystemTime) {
+        self.reporter.time = time;
+        let side = self.side(from);
+        side.parts += 1;
+        let part = side.parts;
+        match (&self.stage, from) {
+            (Stage::Plain, _) => {}
+            (Stage::Frames, _) => self.see_frames(from, bytes, part),
+            (Stage::Handshake, Sender::Client) => self.see_request(bytes, part),
+            (Stage::Handshake, Sender::Server) => self.see_answer(bytes, part),
+        }
+    }
+
+    /// The server has begun to close the connection, though its Close has not passed yet: what the client sends from
+    /// here on is skipped, whatever it is.
+    pub fn close_begins(&mut self) {
+        self.judge.close(CloseCode::NORMAL, "");
+    }
+
+    /// The TCP connection is over. `how` is what the server has to say of it.
+    pub fn end(&mut self, how: &str, time: SystemTime) {
+        self.reporter.time = time;
+        if self.stage == Stage::Handshake {
+            self.tell_request();
+        }
+        for from in [Sender::Client, Sender::Server] {
+            let side = self.side(from);
+            if let Some(frame) = side.frames.current().filter(|_| !side.is_told).cloned() {
+                self.tell_frame(frame);
+            }
+        }
+        let (change, end) = self.life.end(how);
+        self.reporter.tell_change(change);
+        self.reporter.tell(What::End(end));
+    }
+
+    fn side(&mut self, sender: Sender) -> &mut Side {
+        match sender {
+            Sender::Client => &mut self.client,
+            Sender::Server => &mut self.server,
+        }
+    }
+
+    fn see_request(&mut self, bytes: &[u8], part: u64) {
+        let was_complete = self.client.head.is_complete;
+        let behind = self.client.head.read(bytes, part);
+        if self.client.head.is_complete && !was_complete {
+            self.tell_head();
+        }
+        let waiting: usize = self.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
+        if waiting + behind.len() > MAX_AHEAD {
+            self.client.is_lost = true;
+        } else if !behind.is_empty() {
+            self.ahead.push((part, behind.to_vec()));
+        }
+    }
+
+    /// Tells of a request that is answered, or given up, before its head is complete.
+    fn tell_request(&mut self) {
+        if !self.client.head.is_complete && !self.client.head.bytes.is_empty() {
+            self.tell_head();
+        }
+    }
+
+    fn tell_head(&mut self) {
+        let Head { bytes, is_complete, parts } = &self.client.head;
+        let head = Head { bytes: secret::masked(bytes), is_complete: *is_complete, parts: parts.clone() };
+        self.reporter.tell(What::Request(head));
+    }
+
+    fn see_answer(&mut self, bytes: &[u8], part: u64) {
+        if self.server.head.bytes.is_empty() {
+            self.tell_request();
+        }
+        let behind = self.server.head.read(bytes, part);
+        if !self.server.head.is_complete {
+            return;
+        }
+        let head = self.server.head.clone();
+        let status = head.status();
+        if status != 101 {
+            let body = behind[..behind.len().min(MAX_SHOWN)].to_vec();
+            self.stage = Stage::Plain;
+            self.ahead = Vec::new();
+            return self.reporter.tell(What::Answer(Answer { head, status, body, accept: None }));
+        }
+        let accept = AcceptSteps::between(&self.client.head, &head);
+        self.reporter.tell(What::Answer(Answer { head, status, body: Vec::new(), accept }));
+        self.stage = Stage::Frames;
+        self.reporter.tell_change(self.life.open());
+        self.see_frames(Sender::Server, behind, part);
+        for (part, bytes) in std::mem::take(&mut self.ahead) {
+            self.see_frames(Sender::Client, &bytes, part);
+        }
+    }
+
+    fn see_frames(&mut self, from: Sender, mut bytes: &[u8], part: u64) {
+        while !bytes.is_empty() && !self.side(from).is_lost {
+            let before = bytes;
+            let step = self.side(from).frames.next(&mut bytes, part);
+            let passed = &before[..before.len() - bytes.len()];
+            match from {
+                Sender::Client => self.judge_client(passed, &step),
+                Sender::Server => self.judge_server(&step),
+            }
+            match step {
+                Step::More => {}
+                Step::Lost(..) => self.side(from).is_lost = true,
+                Step::Complete(frame) => {
+                    let is_told = std::mem::take(&mut self.side(from).is_told);
+                    let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
+                    if !is_told {
+                        self.tell_frame(frame);
+                    }
+                    if let Some(payload) = close {
+                        self.see_close(from, &payload);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs what passed of a client's frame through the protocol.
+    fn judge_client(&mut self, passed: &[u8], step: &Step) {
+        let mut bytes = passed.to_vec();
+        let mut input = &mut bytes[..];
+        let mut broken = None;
+        while let Some(event) = self.judge.receive(&mut input) {
+            if let Event::Failed(error) = event {
+                broken = Some(error);
+            }
+        }
+        self.judge.take_replies();
+        if let Some(error) = broken {
+            self.tell_refusal(Sender::Client, step, |frame, limits| refusal::refusal(error, frame, limits));
+        }
+        // What follows is skipped, or is no frame any more.
+        self.client.is_lost |=
+            matches!(self.judge.state(), protocol::State::Closed | protocol::State::Closing(Framing::Lost));
+    }
+
+    /// Judges what can be judged of a server's frame: its header.
+    fn judge_server(&mut self, step: &Step) {
+        match step {
+            Step::Lost(_, error) => {
+                self.tell_refusal(Sender::Server, step, |frame, limits| refusal::refusal(*error, frame, limits));
+            }
+            Step::Complete(frame) if frame.header.is_masked() => {
+                self.tell_refusal(Sender::Server, step, |frame, _| refusal::masked_by_server(frame));
+            }
+            _ => {}
+        }
+    }
+
+    /// Tells of a frame that is refused, as far as it came, and why.
+    fn tell_refusal(&mut self, from: Sender, step: &Step, explain: impl FnOnce(&Frame, &Limits) -> Refusal) {
+        let frame = match step {
+            Step::Complete(frame) | Step::Lost(frame, _) => Some(frame),
+            Step::More => self.side(from).frames.current(),
+        };
+        let Some(frame) = frame.cloned() else { return };
+        let refusal = explain(&frame, &self.limits);
+        self.side(from).is_told = true;
+        self.tell_frame(frame);
+        self.reporter.tell(What::Refusal(refusal));
+    }
+
+    /// A Close has passed whole.
+    fn see_close(&mut self, from: Sender, payload: &[u8]) {
+        if from == Sender::Server {
+            self.close_begins();
+        }
+        self.reporter.tell_change(self.life.see_close(from, payload));
+    }
+
+    fn tell_frame(&mut self, mut frame: Frame) {
+        if frame.sender == Sender::Server {
+            secret::mask_ticket(&mut frame.wire);
+        } else if refusal::stranger(&frame).is_some() {
+            // A request in place of a frame has its token where a frame has its payload.
+            let header = frame.header.bytes();
+            frame.wire = secret::masked(&[header, &frame.wire].concat()).split_off(header.len());
+        }
+        self.reporter.tell(What::Frame(frame));
+    }
+}

@@ -1,0 +1,279 @@
+//! A record as text: one line, or all of it.
+//!
+//! ```text
+//! 12:00:01.204  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
+//! ```
+//!
+//! The time is UTC; `#7` is the connection; `→` is what the client sent, `←` what the server sent, `!` a broken rule, `=`
+//! the state; at the end stands where RFC 6455 says so. Whatever a peer sent is quoted and escaped, so that no line of it
+//! can pass for one of ours, or do something to a terminal.
+
+use std::fmt::Write;
+use std::time::SystemTime;
+
+use anstyle::{AnsiColor, Style as Ansi};
+
+use super::figure::{self, Paint};
+use super::refusal::hex;
+use super::{Answer, End, Frame, Head, MAX_SHOWN, Place, Record, Refusal, State, StateChange, What};
+use crate::ws::close::CloseFrame;
+use crate::ws::frame::{Opcode, Sender};
+
+/// Where the sections stand, if what is before them leaves room.
+const SECTIONS_AT: usize = 88;
+/// How much of a payload stands in a line: characters of text, or bytes.
+const EXCERPT: usize = 60;
+const EXCERPT_BYTES: usize = 16;
+/// What is drawn below a line begins here, under its `#`.
+pub(super) const INDENT: &str = "              ";
+
+/// How a record is to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// How much of it.
+    pub detail: Detail,
+    /// With the colours of a terminal.
+    pub colour: bool,
+}
+
+/// How much of a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// One line.
+    Line,
+    /// The line, and below it everything that is known.
+    Full,
+}
+
+impl Style {
+    /// Colours only for a terminal, and there only if `NO_COLOR` is not set (<https://no-color.org>).
+    pub fn new(detail: Detail, is_terminal: bool) -> Style {
+        let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Style { detail, colour: is_terminal && !declined }
+    }
+}
+
+/// Writes a record to the end of `out`: a line, or several, each with its end.
+pub fn write(record: &Record, style: Style, out: &mut String) {
+    let paint = Paint(style.colour);
+    let (sign, text, sections) = match &record.what {
+        What::Request(head) => ('→', self::head(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
+        What::Answer(Answer { head, .. }) => {
+            ('←', self::head(head) + &in_parts(head.parts.count, "writes"), vec!["4.2.2"])
+        }
+        What::Frame(frame) => (arrow(frame.sender), self::frame(frame), frame.sections()),
+        What::State(change) => ('=', state(change), vec![section(change.to)]),
+        What::Refusal(refusal) => ('!', self::refusal(refusal), Vec::new()),
+        What::End(end) => ('=', self::end(end), Vec::new()),
+        What::Missed(count) => ('·', format!("{count} records are not shown"), Vec::new()),
+    };
+    let start = format!("{}  #{} {sign} {text}", clock(record.time), record.connection);
+    let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
+    let gap = if sections.is_empty() { 0 } else { SECTIONS_AT.saturating_sub(start.chars().count()).max(2) };
+    let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
+    // invariant: writing to a String cannot fail, here and below.
+    let _ = writeln!(out, "{start}{:gap$}{sections}", "");
+    if style.detail == Detail::Full {
+        match &record.what {
+            What::Request(head) => write_head(head, out),
+            What::Answer(answer) => write_answer(answer, paint, out),
+            What::Frame(frame) => figure::write(frame, paint, out),
+            _ => {}
+        }
+    }
+}
+
+fn arrow(sender: Sender) -> char {
+    match sender {
+        Sender::Client => '→',
+        Sender::Server => '←',
+    }
+}
+
+fn colour(sign: char) -> Ansi {
+    match sign {
+        '→' => AnsiColor::Green.on_default(),
+        '←' => AnsiColor::Cyan.on_default(),
+        '!' => AnsiColor::Red.on_default().bold(),
+        _ => Ansi::new().dimmed(),
+    }
+}
+
+/// The section that names a state.
+fn section(state: State) -> &'static str {
+    match state {
+        State::Connecting | State::Open => "4.1",
+        State::Closing => "7.1.3",
+        State::Closed => "7.1.4",
+    }
+}
+
+/// The time of day in UTC, in milliseconds.
+fn clock(time: SystemTime) -> String {
+    let stamp = humantime::format_rfc3339_millis(time).to_string();
+    stamp.get(11..23).unwrap_or_default().to_owned()
+}
+
+/// The first line of a head, and its size.
+fn head(head: &Head) -> String {
+    let line = head.first_line();
+    let quoted = format!("{:?}", excerpt_of(&line, EXCERPT * 2));
+    let plain = quoted.trim_matches('"').to_owned();
+    let end = if head.is_complete { "" } else { ", without its blank line" };
+    let line = if line.is_ascii() && plain == line { line } else { quoted };
+    format!("{line}  {} bytes{end}", head.bytes.len())
+}
+
+fn frame(frame: &Frame) -> String {
+    let header = &frame.header;
+    let mut text = format!("{} ", header.name());
+    if header.name() == "RESERVED" {
+        let _ = write!(text, " opcode={:x}", header.opcode());
+    }
+    if header.fin() {
+        text.push_str(" fin");
+    }
+    for (bit, name) in [(4, " rsv1"), (2, " rsv2"), (1, " rsv3")] {
+        text.push_str(if header.rsv() & bit != 0 { name } else { "" });
+    }
+    match header.masking_key() {
+        Some(key) => {
+            let _ = write!(text, " mask={}", super::json::hex(&key));
+        }
+        None if header.is_masked() => text.push_str(" mask=…"),
+        None => {}
+    }
+    match header.payload_len() {
+        Some(len) => {
+            let _ = write!(text, " len={len} ({}-bit)", header.length_form().bits());
+        }
+        None => text.push_str(" len=…"),
+    }
+    if let Some(Place { message, fragment, is_last }) = frame.place
+        && (fragment > 1 || !is_last)
+    {
+        let last = if is_last { ", the last" } else { "" };
+        let _ = write!(text, "  message {message}, fragment {fragment}{last}");
+    }
+    let excerpt = self::excerpt(frame);
+    if !excerpt.is_empty() {
+        let _ = write!(text, "  {excerpt}");
+    }
+    if !frame.is_complete() {
+        let _ = write!(text, "  {} of {} bytes came", frame.received, frame.payload_len);
+    }
+    let parts = if frame.sender == Sender::Client { "reads" } else { "writes" };
+    text + &in_parts(frame.parts.count, parts)
+}
+
+fn in_parts(count: u64, name: &str) -> String {
+    if count > 1 { format!("  in {count} {name}") } else { String::new() }
+}
+
+/// The beginning of a payload, as what it is: a code and a reason, text, or bytes.
+pub(super) fn excerpt(frame: &Frame) -> String {
+    let payload = frame.unmasked();
+    if payload.is_empty() {
+        return String::new();
+    }
+    if frame.header.opcode() == Opcode::Close as u8
+        && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
+    {
+        let reason = if reason.is_empty() { String::new() } else { format!(" {reason:?}") };
+        return format!("{}{reason}", code.get());
+    }
+    let is_cut = frame.payload_len > payload.len() as u64;
+    match readable(frame, &payload) {
+        Some(text) => {
+            let shown = excerpt_of(text, EXCERPT);
+            let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
+            format!("{shown:?}{dots}")
+        }
+        None => {
+            let shown = &payload[..payload.len().min(EXCERPT_BYTES)];
+            let dots = if is_cut || shown.len() < payload.len() { " …" } else { "" };
+            format!("{}{dots}", hex(shown))
+        }
+    }
+}
+
+/// The payload as text, if it may be text and is. A character that the end of what is shown cuts is left out.
+pub(super) fn readable<'p>(frame: &Frame, payload: &'p [u8]) -> Option<&'p str> {
+    let is_shown_whole = frame.received as usize <= MAX_SHOWN && frame.is_complete() && frame.header.fin();
+    if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&frame.header.opcode()) {
+        return None;
+    }
+    match std::str::from_utf8(payload) {
+        Ok(text) => Some(text),
+        Err(error) if error.error_len().is_none() && !is_shown_whole => {
+            std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
+        }
+        Err(_) => None,
+    }
+}
+
+fn excerpt_of(text: &str, max: usize) -> &str {
+    text.char_indices().nth(max).map_or(text, |(end, _)| &text[..end])
+}
+
+fn state(change: &StateChange) -> String {
+    format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.because)
+}
+
+fn refusal(refusal: &Refusal) -> String {
+    format!("{} §{} {}", refusal.code, refusal.section, refusal.because)
+}
+
+fn end(end: &End) -> String {
+    let began = match (end.began, end.code) {
+        (None, _) => "no Close was sent".into(),
+        (Some(by), code) => {
+            let who = if by == Sender::Client { "the client" } else { "the server" };
+            let code = code.map_or("with no code".into(), |code| format!("with {code}"));
+            let reason = if end.reason.is_empty() { String::new() } else { format!(" {:?}", end.reason) };
+            let clean = if end.is_clean { "cleanly" } else { "not cleanly" };
+            format!("{who} began to close it {code}{reason}, {clean}")
+        }
+    };
+    format!("over: {began}; {:?}", end.how)
+}
+
+/// The lines of a head, their ends visible.
+fn write_head(head: &Head, out: &mut String) {
+    for line in head.bytes.split_inclusive(|byte| *byte == b'\n') {
+        let shown = String::from_utf8_lossy(line).replace('\r', "␍").replace('\n', "␊");
+        let escaped: String = shown.chars().flat_map(visible).collect();
+        let _ = writeln!(out, "{INDENT}{escaped}");
+    }
+}
+
+/// A character as it may go to a terminal.
+fn visible(character: char) -> impl Iterator<Item = char> {
+    let is_quote = matches!(character, '\'' | '"' | '\\');
+    let (plain, escaped) = if is_quote { (Some(character), None) } else { (None, Some(character.escape_debug())) };
+    plain.into_iter().chain(escaped.into_iter().flatten())
+}
+
+fn write_answer(answer: &Answer, paint: Paint, out: &mut String) {
+    write_head(&answer.head, out);
+    if !answer.body.is_empty() {
+        let body = String::from_utf8_lossy(&answer.body);
+        let _ = writeln!(out, "{INDENT}{:?}", excerpt_of(&body, EXCERPT * 5));
+    }
+    let Some(steps) = &answer.accept else { return };
+    let accept = AsRef::<str>::as_ref(&steps.accept);
+    let verdict = match steps.answered.as_deref() {
+        None => String::new(),
+        Some(answered) if answered == accept => "  as the answer has it".into(),
+        Some(answered) => format!("  but the answer has {answered:?}"),
+    };
+    for (name, value) in [
+        ("key", format!("{:?}", steps.key)),
+        ("key + GUID", format!("{:?}", steps.joined)),
+        ("its SHA-1", hex(&steps.sha1)),
+        ("in base64", format!("{accept:?}{verdict}")),
+    ] {
+        let name = paint.with(Ansi::new().dimmed(), &format!("{name:<12}"));
+        let _ = writeln!(out, "{INDENT}{name}{value}");
+    }
+}

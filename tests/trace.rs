@@ -1,0 +1,351 @@
+//! The tracer: what it says of known frames, word for word; that it says the same wherever the stream is cut; and that it
+//! agrees with the protocol, which does not know of it.
+//!
+//! The golden texts are read as a person would read them: when one changes, look whether the new one is better.
+
+mod support;
+
+use std::time::{Duration, SystemTime};
+
+use support::table::hex;
+use wirechat::trace::text::{self, Detail, Style};
+use wirechat::trace::{Frame, Records, State, Tap, What};
+use wirechat::ws::Limits;
+use wirechat::ws::close::ProtocolError;
+use wirechat::ws::frame::Sender;
+use wirechat::ws::message::Message;
+use wirechat::ws::protocol::{Event, Protocol};
+
+const LIMITS: Limits = Limits { message: 70_000, fragments: 4, binary: true };
+
+/// Noon and 1,204 ms: what is seen in a test is seen at this time.
+fn noon() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(12 * 3_600_000 + 1_204)
+}
+
+/// What the tap says of bytes on an open connection, as `--trace` or `--trace=full` would write it.
+fn traced(limits: Limits, detail: Detail, passed: &[(Sender, &[u8])]) -> String {
+    let records = Records::default();
+    let mut tap = Tap::open(7, records.clone());
+    tap.set_limits(limits);
+    for (from, bytes) in passed {
+        tap.see(*from, bytes, noon());
+    }
+    let mut out = String::new();
+    records.take().iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut out));
+    out
+}
+
+/// Compares with a golden text. With `WIRECHAT_BLESS` in the environment the golden text is written anew instead, to be
+/// looked at.
+fn expect(golden: &str, name: &str, text: &str) {
+    if std::env::var_os("WIRECHAT_BLESS").is_some() {
+        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::write(path, text).expect("the golden text can be written");
+    } else {
+        assert!(
+            golden == text,
+            "tests/golden/{name} differs; this is new:
+{text}"
+        );
+    }
+}
+
+#[test]
+fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
+    let hello = hex("81 85 37 fa 21 3d 7f 9f 4d 51 58");
+    assert_eq!(
+        traced(LIMITS, Detail::Full, &[(Sender::Client, &hello)]),
+        "\
+12:00:01.204  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  \"Hello\"                       §5.2 §5.3
+              81          85             37 fa 21 3d   7f 9f 4d 51 58
+              FIN opcode  MASK length=5  masking key   payload, masked
+                                                       48 65 6c 6c 6f   unmasked  \"Hello\"
+"
+    );
+}
+
+/// The seven frames of §5.7; where the RFC leaves the payload open, it is zeros.
+#[test]
+fn golden_the_frames_of_rfc_5_7() {
+    let (short, long) = ([0; 256], [0; 65536]);
+    let frames: [(Sender, Vec<u8>); 8] = [
+        (Sender::Server, hex("81 05 'Hello'")),
+        (Sender::Client, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        (Sender::Server, hex("01 03 'Hel'")),
+        (Sender::Server, hex("80 02 'lo'")),
+        (Sender::Server, hex("89 05 'Hello'")),
+        (Sender::Client, hex("8a 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        (Sender::Server, [&hex("82 7e 01 00")[..], &short].concat()),
+        (Sender::Server, [&hex("82 7f 00 00 00 00 00 01 00 00")[..], &long].concat()),
+    ];
+    let passed: Vec<_> = frames.iter().map(|(from, bytes)| (*from, &bytes[..])).collect();
+    expect(include_str!("golden/examples.txt"), "examples.txt", &traced(LIMITS, Detail::Line, &passed));
+    let full = traced(LIMITS, Detail::Full, &passed[..7]);
+    expect(include_str!("golden/examples-full.txt"), "examples-full.txt", &full);
+}
+
+/// One bad frame for each rule, and bytes that are no frame at all.
+#[test]
+fn golden_one_refusal_for_each_rule() {
+    let text_only = Limits { binary: false, ..LIMITS };
+    let five = "01 80 M0 00 80 M0 00 80 M0 00 80 M0 00 80 M0";
+    let rules: [(&str, Limits, ProtocolError); 18] = [
+        ("c1 85 M0 'Hello'", LIMITS, ProtocolError::ReservedBits),
+        ("b1 85 M0 'Hello'", LIMITS, ProtocolError::ReservedBits),
+        ("83 85 M0 'Hello'", LIMITS, ProtocolError::ReservedOpcode(3)),
+        ("09 80 M0", LIMITS, ProtocolError::FragmentedControl),
+        ("89 fe 00 7e M0", LIMITS, ProtocolError::ControlTooLong),
+        ("81 05 'Hello'", LIMITS, ProtocolError::Unmasked),
+        ("81 fe 00 05 M0 'Hello'", LIMITS, ProtocolError::LengthNotMinimal),
+        ("81 ff 00 00 00 00 00 00 ff ff M0", LIMITS, ProtocolError::LengthNotMinimal),
+        ("82 ff 80 00 00 00 00 00 00 00 M0", LIMITS, ProtocolError::LengthTopBit),
+        ("80 82 M0 'lo'", LIMITS, ProtocolError::UnexpectedContinuation),
+        ("01 83 M0 'Hel' 81 82 M0 'lo'", LIMITS, ProtocolError::ExpectedContinuation),
+        ("82 82 M0 'hi'", text_only, ProtocolError::BinaryRefused),
+        ("81 ff 00 00 00 00 00 01 11 71 M0", LIMITS, ProtocolError::MessageTooBig),
+        (five, LIMITS, ProtocolError::TooManyFragments),
+        ("81 84 M0 'ab' ff 'c'", LIMITS, ProtocolError::TextNotUtf8),
+        ("88 81 M0 03", LIMITS, ProtocolError::ClosePayloadOfOneByte),
+        ("88 82 M0 03 ed", LIMITS, ProtocolError::InvalidCloseCode(1005)),
+        ("88 84 M0 03 e8 c3 28", LIMITS, ProtocolError::CloseReasonNotUtf8),
+    ];
+    let mut text = String::new();
+    for (bytes, limits, rule) in rules {
+        let bytes = hex(bytes);
+        assert_eq!(refused_by_protocol(limits, &bytes), Some(rule), "{bytes:02x?}");
+        text += &format!("-- {rule:?}\n{}", traced(limits, Detail::Full, &[(Sender::Client, &bytes)]));
+    }
+    for (name, from, bytes) in [
+        ("a masked frame of a server", Sender::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        ("HTTP in place of a frame", Sender::Client, b"GET /?token=secret HTTP/1.1\r\n".to_vec()),
+        ("TLS in place of a frame", Sender::Client, hex("16 03 01 02 00 01 00 01 fc 03 03")),
+        ("text that ends in a character", Sender::Client, hex("81 83 M0 'a' e2 82")),
+    ] {
+        text += &format!("-- {name}\n{}", traced(LIMITS, Detail::Full, &[(from, &bytes)]));
+    }
+    assert!(!text.contains("secret"), "no token is shown");
+    expect(include_str!("golden/refusals.txt"), "refusals.txt", &text);
+}
+
+fn refused_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
+    let (mut protocol, mut bytes) = (Protocol::new(limits), bytes.to_vec());
+    let mut input = &mut bytes[..];
+    while let Some(event) = protocol.receive(&mut input) {
+        if let Event::Failed(error) = event {
+            return Some(error);
+        }
+    }
+    None
+}
+
+/// What both the protocol and the tap can say of a client's stream, up to the end of the conversation.
+#[derive(Debug, PartialEq)]
+enum Said {
+    Text(Vec<u8>),
+    Binary(Vec<u8>),
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+    Close(Option<u16>),
+    Refused(u16, &'static str),
+}
+
+fn said_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Said> {
+    let (mut protocol, mut said) = (Protocol::new(LIMITS), Vec::new());
+    for piece in pieces(stream, cuts) {
+        let mut piece = piece.to_vec();
+        let mut input = &mut piece[..];
+        while let Some(event) = protocol.receive(&mut input) {
+            said.push(match event {
+                Event::Message(Message::Text(text)) => Said::Text(text.as_bytes().to_vec()),
+                Event::Message(Message::Binary(bytes)) => Said::Binary(bytes.to_vec()),
+                Event::Ping(payload) => Said::Ping(payload.to_vec()),
+                Event::Pong(payload) => Said::Pong(payload.to_vec()),
+                Event::Close(code, _) => Said::Close(code.map(|code| code.get())),
+                Event::Failed(error) => Said::Refused(error.code().get(), error.section()),
+            });
+        }
+    }
+    up_to_the_end(said)
+}
+
+/// The records that a tap makes of a stream in these pieces.
+fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
+    let records = Records::default();
+    let mut tap = Tap::open(1, records.clone());
+    tap.set_limits(LIMITS);
+    pieces(stream, cuts).for_each(|piece| tap.see(Sender::Client, piece, noon()));
+    records.take().into_iter().map(|record| record.what).collect()
+}
+
+/// The same from the frames that the tap shows, put together here by hand. A frame that is refused says nothing else.
+fn said_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Said> {
+    let records = records(stream, cuts);
+    let refused =
+        records.iter().find_map(|what| if let What::Refusal(refusal) = what { Some(refusal.frame) } else { None });
+    let (mut said, mut message, mut first) = (Vec::new(), Vec::new(), 0);
+    for what in records {
+        match what {
+            What::Refusal(refusal) => said.push(Said::Refused(refusal.code, refusal.section)),
+            What::Frame(frame) if Some(frame.number) != refused && frame.is_complete() => {
+                said.extend(said_by_frame(&frame, &mut message, &mut first));
+            }
+            _ => {}
+        }
+    }
+    up_to_the_end(said)
+}
+
+fn said_by_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<Said> {
+    let payload = frame.unmasked();
+    match frame.header.opcode() {
+        0x8 => return Some(Said::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
+        0x9 => return Some(Said::Ping(payload)),
+        0xa => return Some(Said::Pong(payload)),
+        0x0 => {}
+        opcode => (*message, *first) = (Vec::new(), opcode),
+    }
+    message.extend(payload);
+    let whole = frame.header.fin().then(|| std::mem::take(message))?;
+    Some(if *first == 1 { Said::Text(whole) } else { Said::Binary(whole) })
+}
+
+/// What follows a refusal or a Close is nothing that the two must agree on.
+fn up_to_the_end(mut said: Vec<Said>) -> Vec<Said> {
+    if let Some(last) = said.iter().position(|said| matches!(said, Said::Refused(..) | Said::Close(_))) {
+        said.truncate(last + 1);
+    }
+    said
+}
+
+fn pieces<'s>(stream: &'s [u8], cuts: &[usize]) -> impl Iterator<Item = &'s [u8]> {
+    let ends: Vec<usize> = cuts.iter().copied().chain([stream.len()]).collect();
+    let starts: Vec<usize> = std::iter::once(0).chain(cuts.iter().copied()).collect();
+    starts.into_iter().zip(ends).map(|(start, end)| &stream[start..end])
+}
+
+fn random_cuts(random: &mut fastrand::Rng, len: usize) -> Vec<usize> {
+    let mut cuts: Vec<usize> = (0..random.usize(0..6)).map(|_| random.usize(0..=len)).collect();
+    cuts.sort_unstable();
+    cuts
+}
+
+/// A frame of a client that is nearly always as it should be.
+fn random_frame(random: &mut fastrand::Rng, in_message: &mut bool) -> Vec<u8> {
+    let strange = random.u32(0..200) == 0;
+    let opcode = match random.u8(0..10) {
+        0 => 0x9,
+        1 => 0xa,
+        2 if random.u8(0..20) == 0 => 0x8,
+        _ if strange => random.u8(0..16),
+        _ if *in_message => 0x0,
+        3 => 0x2,
+        _ => 0x1,
+    };
+    let fin = opcode >= 8 || random.u8(0..3) > 0;
+    if opcode < 8 {
+        *in_message = !fin;
+    }
+    let mut payload: Vec<u8> = match (opcode, random.u8(0..20)) {
+        (0x8, _) => [&random.u16(995..1016).to_be_bytes()[..], b"bye"].concat(),
+        (0x0..=0x2, 0) => vec![b'a'; random.usize(0..1000)],
+        (_, 1) if strange => vec![0xff; 3],
+        _ => "zß水🍌".bytes().take(random.choice([0, 1, 3, 6, 10]).unwrap_or(0)).collect(),
+    };
+    let (key, first) = (random.u32(..).to_be_bytes(), u8::from(fin) << 7 | opcode);
+    let mut frame = vec![if strange && random.bool() { first | 0x40 } else { first }];
+    match payload.len() {
+        len if strange && random.bool() => frame.extend([0xfe, 0, len as u8]),
+        len @ 0..126 => frame.push(0x80 | len as u8),
+        len => frame.extend([0xfe, (len >> 8) as u8, len as u8]),
+    }
+    wirechat::ws::mask::apply(&mut payload, key, 0);
+    [&frame[..], &key, &payload].concat()
+}
+
+#[test]
+fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
+    let (mut random, mut frames) = (fastrand::Rng::with_seed(6455), 0);
+    while frames < 1_000_000 {
+        let (mut stream, mut in_message, count) = (Vec::new(), false, random.usize(1..60));
+        (0..count).for_each(|_| stream.extend(random_frame(&mut random, &mut in_message)));
+        frames += count;
+        let (ours, theirs) = (random_cuts(&mut random, stream.len()), random_cuts(&mut random, stream.len()));
+        let (tap, protocol) = (said_by_tap(&stream, &ours), said_by_protocol(&stream, &theirs));
+        assert_eq!(tap, protocol, "{stream:02x?} cut at {ours:?} and at {theirs:?}");
+    }
+}
+
+/// But for the reads they came in, frames are the same wherever the stream is cut. A frame that is refused is shown as
+/// far as it had come, and its header as far as it was needed.
+#[test]
+fn the_tap_sees_the_same_frames_whatever_the_cuts() {
+    let mut random = fastrand::Rng::with_seed(57);
+    let seen = |stream: &[u8], cuts: &[usize]| -> Vec<What> {
+        let records = records(stream, cuts);
+        let refused = records.iter().position(|what| matches!(what, What::Refusal(_)));
+        let sound = records.into_iter().take(refused.map_or(usize::MAX, |at| at - 1));
+        sound.map(without_parts).collect()
+    };
+    for _ in 0..2_000 {
+        let (mut stream, mut in_message) = (Vec::new(), false);
+        (0..8).for_each(|_| stream.extend(random_frame(&mut random, &mut in_message)));
+        let (whole, each) = (seen(&stream, &[]), (1..stream.len()).collect::<Vec<_>>());
+        assert_eq!(seen(&stream, &each), whole, "byte by byte: {stream:02x?}");
+        let cuts = random_cuts(&mut random, stream.len());
+        assert_eq!(seen(&stream, &cuts), whole, "cut at {cuts:?}: {stream:02x?}");
+    }
+}
+
+fn without_parts(what: What) -> What {
+    match what {
+        What::Frame(frame) => What::Frame(Frame { parts: Default::default(), ..frame }),
+        other => other,
+    }
+}
+
+#[test]
+fn it_says_in_which_reads_a_frame_came() {
+    let stream = hex("89 80 M0 81 85 M0 'Hello' 8a 80 M0");
+    let parts = |what: &What| if let What::Frame(frame) = what { frame.parts.listed.clone() } else { Vec::new() };
+    let listed: Vec<_> = records(&stream, &[8, 15]).iter().map(parts).collect();
+    assert_eq!(listed, [vec![(1, 6)], vec![(1, 2), (2, 7), (3, 2)], vec![(3, 6)]]);
+}
+
+const REQUEST: &[u8] =
+    b"GET /?token=dev-token&username=a%0ab HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// A whole life: the handshake in two reads with a frame behind it, a ping, a rule broken, and the end.
+#[test]
+fn golden_a_connection_from_its_request_to_its_end() {
+    let records = Records::default();
+    let mut tap = Tap::new(7, records.clone());
+    let ahead = [&REQUEST[40..], &hex("81 82 M0 'hi'")].concat();
+    let close = [&hex("88 2f 03 ea")[..], "client frames must be masked (RFC 6455 §5.1)".as_bytes()].concat();
+    let life: [(Sender, &[u8]); 6] = [
+        (Sender::Client, &REQUEST[..40]),
+        (Sender::Client, &ahead),
+        (Sender::Server, ANSWER),
+        (Sender::Server, &hex("81 02 'hi' 89 00")),
+        (Sender::Client, &hex("8a 80 M0 81 02 'no'")),
+        (Sender::Server, &close),
+    ];
+    life.iter().for_each(|(from, bytes)| tap.see(*from, bytes, noon()));
+    tap.end("done", noon());
+    let taken = records.take();
+    for (name, golden, detail) in [
+        ("life.txt", include_str!("golden/life.txt"), Detail::Line),
+        ("life-full.txt", include_str!("golden/life-full.txt"), Detail::Full),
+    ] {
+        let mut text = String::new();
+        taken.iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut text));
+        assert!(!text.contains("dev-token"), "no token is shown");
+        expect(golden, name, &text);
+    }
+    let states =
+        taken.iter().filter_map(|record| if let What::State(change) = &record.what { Some(change.to) } else { None });
+    assert_eq!(states.collect::<Vec<_>>(), [State::Open, State::Closing, State::Closed]);
+}
