@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::FalseyValueParser;
-use clap::{ArgAction, Parser, value_parser};
+use clap::{ArgAction, Parser, ValueEnum, value_parser};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -49,6 +49,26 @@ pub struct Config {
     /// Let no two clients have the same name, however it is spelled
     #[arg(long, env = "WIRECHAT_UNIQUE_NAMES", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WHO)]
     pub unique_names: bool,
+
+    /// Show every frame on stderr as it passes: a line each, or with =full drawn field by field over its bytes
+    #[arg(long, env = "WIRECHAT_TRACE", hide_env = true, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
+    pub trace: Option<TraceDetail>,
+
+    /// Of that only this, with commas between: #7 (a connection), user=NAME, control (frames), errors
+    #[arg(long, env = "WIRECHAT_TRACE_FILTER", hide_env = true, value_name = "WHAT", help_heading = WIRE)]
+    pub trace_filter: Option<String>,
+
+    /// Let pages look at their own connection also where others than this machine can reach the server
+    #[arg(long, env = "WIRECHAT_INSPECT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WIRE)]
+    pub inspect: bool,
+
+    /// Record the bytes of each connection in a file of this folder, to be read with wirechat replay
+    #[arg(long, env = "WIRECHAT_RECORD", hide_env = true, value_name = "DIR", help_heading = WIRE)]
+    pub record: Option<PathBuf>,
+
+    /// Bytes of all recordings together (64 MiB: half as many on the wire, since they are written as text)
+    #[arg(long, env = "WIRECHAT_RECORD_LIMIT", hide_env = true, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
+    pub record_limit: u64,
 
     /// Bytes of a request head (8 KiB: more than any browser sends)
     #[arg(long, env = "WIRECHAT_MAX_HEAD", hide_env = true, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(64, MIB), help_heading = LIMITS)]
@@ -152,6 +172,7 @@ pub struct Config {
 }
 
 const WHO: &str = "Who may come in";
+const WIRE: &str = "Watching the wire";
 const LIMITS: &str = "Limits";
 const WAITS: &str = "Waits";
 const LOGGING: &str = "Logging and help";
@@ -159,6 +180,15 @@ const AFTER_HELP: &str = "\
 Each option but the logging ones can be set by an environment variable as well: --max-text is WIRECHAT_MAX_TEXT.
 With the demo set, try:  wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
 and type:                {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
+
+/// How much `--trace` shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TraceDetail {
+    /// One line a frame.
+    Line,
+    /// All of it.
+    Full,
+}
 
 impl Config {
     /// Checks what one value alone cannot tell.

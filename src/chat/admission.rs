@@ -29,6 +29,8 @@ pub struct Newcomer {
     pub client_id: Option<Rc<str>>,
     /// Where it was when it was last here.
     pub resume: Option<Resume>,
+    /// With it the client may look at its own connection; it is told of in the welcome.
+    pub ticket: Option<String>,
 }
 
 /// Whether a newcomer can join.
@@ -67,7 +69,7 @@ impl Chat {
 
     /// Lets a client in that was admitted.
     pub fn join(&mut self, token: Token, newcomer: Newcomer, now: Now) -> Vec<Delivery> {
-        let Newcomer { dialect, username, room, grant, client_id, resume } = newcomer;
+        let Newcomer { dialect, username, room, grant, client_id, resume, ticket } = newcomer;
         let found = self.rooms.find(&room);
         let members = self.members_named(found);
         let (id, past) = self.enter(token, dialect, found, &room, resume.as_ref(), now);
@@ -83,7 +85,7 @@ impl Chat {
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
         let has_others = self.rooms.get(id).is_some_and(|room| room.member_count() > 1);
         let joined = has_others.then(|| Delivery::tell(Audience::Others(id, token), self.joined(id, &username)));
-        let welcome = Notice::Welcome { username, room: room.into(), members, past };
+        let welcome = Notice::Welcome { username, room: room.into(), members, past, ticket };
         let told = std::iter::once(Delivery::tell(Audience::One(token), welcome));
         let replayed = replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted)));
         told.chain(replayed).chain(joined).collect()

@@ -71,6 +71,8 @@ pub enum Notice {
         members: Vec<Rc<str>>,
         /// What was said there.
         past: Past,
+        /// With it the client may look at its own connection.
+        ticket: Option<String>,
     },
     /// To the others in the room.
     Joined {

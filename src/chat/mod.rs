@@ -288,7 +288,15 @@ mod tests {
 
     fn newcomer(dialect: Dialect, username: &str, room: &str) -> Newcomer {
         let grant = Grant { token: Some(0), username: None };
-        Newcomer { dialect, username: username.into(), room: room.into(), grant, client_id: None, resume: None }
+        Newcomer {
+            dialect,
+            username: username.into(),
+            room: room.into(),
+            grant,
+            client_id: None,
+            resume: None,
+            ticket: None,
+        }
     }
 
     /// Alice and Bob, in the native dialect.

@@ -3,11 +3,6 @@
 //! A [`Connection`] moves bytes and knows its phase. It does not know rooms, names or other connections, and it takes
 //! no decision that needs the clock: the server asks it, and tells it.
 //!
-//! ```text
-//!   Handshake ──101──▶ Open ──a Close out, or both passed──▶ Draining ──▶ removed
-//!       └──────────── a plain answer, or a refusal ─────────────▲
-//! ```
-//!
 //! The subtle thing: polling is edge-triggered, and the socket is registered once, for both directions. An edge that is
 //! not acted upon does not come again, so it is remembered in `readable`; [`Connection::interest`] says, from the
 //! state alone, what the server wants of it now. Registering anew would cost a system call each time.
@@ -19,8 +14,13 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
+use super::inspection::Secret;
 use super::outbox::Outbox;
-use crate::ws::protocol::{Framing, Protocol, State};
+use super::phase::{Ending, Endpoint, Open, Phase};
+use super::watch::{Watch, Watched};
+use crate::ws::close::CloseCode;
+use crate::ws::frame::{self, Sender};
+use crate::ws::protocol::{Framing, State};
 use crate::ws::request::HeadReader;
 
 /// How much may be echoed of one read before it is written.
@@ -46,48 +46,13 @@ pub struct Connection {
     pub is_queued: bool,
     /// Input that was read and is not acted upon before there is room for the answers.
     pub unprocessed: Vec<u8>,
+    /// Who looks at its bytes: nearly always nobody.
+    pub watch: Option<Box<Watch>>,
+    /// What the ticket for looking at it must hold; `None` once it is used, and where there is none.
+    pub secret: Option<Secret>,
+    /// Its next message is to go out in fragments.
+    pub fragments_next: bool,
     input: Input,
-}
-
-/// Where a connection stands in its life.
-#[derive(Debug)]
-pub enum Phase {
-    /// The request head is being received.
-    Handshake(HeadReader),
-    /// Upgraded: frames.
-    Open(Open),
-    /// Nothing more is said or understood. What is queued goes out, then the connection ends as it says.
-    Draining(Ending),
-}
-
-/// An upgraded connection.
-#[derive(Debug)]
-pub struct Open {
-    /// Its state machine.
-    pub protocol: Protocol,
-    /// What its messages are for.
-    pub endpoint: Endpoint,
-}
-
-/// What the messages of a connection are for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
-    /// They go to the chat.
-    Chat,
-    /// They come back as they were.
-    Echo,
-}
-
-/// How a connection ends once everything queued is out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    /// At once: both sides have said all they had to.
-    Close,
-    /// The write side is shut down, and input is thrown away until the peer ends it too. Closing with input unread
-    /// would make the kernel send a reset, which can destroy our last words before the peer has read them.
-    Linger,
-    /// As `Linger`, with the write side shut down already.
-    Shut,
 }
 
 /// What is known of the socket's readable side.
@@ -136,6 +101,9 @@ impl Connection {
             buffered: 0,
             is_queued: false,
             unprocessed: Vec::new(),
+            watch: None,
+            secret: None,
+            fragments_next: false,
             input: Input::Drained,
         }
     }
@@ -164,7 +132,7 @@ impl Connection {
                 // An echo is as long as its message: what is not sent is not added to.
                 Endpoint::Echo => self.outbox.is_empty(),
                 // Answers (pongs above all) must not pile up for a peer who sends and does not read.
-                Endpoint::Chat => self.outbox.len() <= max_outbox / 2,
+                Endpoint::Chat | Endpoint::Inspect(_) => self.outbox.len() <= max_outbox / 2,
             },
         };
         let has_input = self.has_input() || !self.unprocessed.is_empty();
@@ -195,6 +163,9 @@ impl Connection {
                     return Ok(Received::End);
                 }
                 Ok(len) => {
+                    if let Some(watch) = &mut self.watch {
+                        watch.see(Sender::Client, &buffer[..len]);
+                    }
                     // epoll(7): on a stream, a short read means that it is drained. Only an end is told but once.
                     if len < buffer.len() && self.input == Input::Readable {
                         self.input = Input::Drained;
@@ -216,7 +187,10 @@ impl Connection {
     /// # Errors
     /// What the socket says, except that it would block or was interrupted.
     pub fn flush(&mut self) -> io::Result<()> {
-        self.outbox.flush(&mut self.stream)?;
+        match &mut self.watch {
+            None => self.outbox.flush(&mut self.stream)?,
+            Some(watch) => self.outbox.flush(&mut Watched { stream: &mut self.stream, watch })?,
+        }
         if self.outbox.is_empty() && matches!(self.phase, Phase::Draining(Ending::Linger)) {
             self.stream.shutdown(Shutdown::Write)?;
             self.phase = Phase::Draining(Ending::Shut);
@@ -229,7 +203,10 @@ impl Connection {
     /// # Errors
     /// As [`Connection::flush`].
     pub fn send_shared(&mut self, frames: &[u8], shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
-        self.outbox.send_shared(frames, shared, &mut self.stream)
+        match &mut self.watch {
+            None => self.outbox.send_shared(frames, shared, &mut self.stream),
+            Some(watch) => self.outbox.send_shared(frames, shared, &mut Watched { stream: &mut self.stream, watch }),
+        }
     }
 
     /// Whether nothing is left to be done, so that the connection can be removed.
@@ -246,10 +223,36 @@ impl Connection {
         matches!(&self.phase, Phase::Open(open) if open.protocol.state() == State::Open)
     }
 
-    /// Whether there is a bound on what may wait here: for a member of the chat as long as it is one. (What a closing
-    /// connection still has to say is short, and an echo is not read while it is unsent.)
+    /// Whether there is a bound on what may wait here: for all but an echo, which is not read while it is unsent, as
+    /// long as the connection is open. (What a closing one still has to say is short.)
     pub fn is_bounded(&self) -> bool {
-        self.is_open() && matches!(&self.phase, Phase::Open(open) if open.endpoint == Endpoint::Chat)
+        self.is_open() && matches!(&self.phase, Phase::Open(open) if open.endpoint != Endpoint::Echo)
+    }
+
+    /// Whether nothing has begun, in either direction, that has not passed to its end.
+    pub fn is_between_messages(&self) -> bool {
+        let is_received = self.unprocessed.is_empty() && self.outbox.is_empty();
+        is_received && matches!(&self.phase, Phase::Open(open) if open.protocol.is_between_messages())
+    }
+
+    /// Queues whole data frames for this client alone; the first in fragments, if that was asked for.
+    pub fn push_frames(&mut self, frames: &[u8]) {
+        if frames.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut self.fragments_next) {
+            self.outbox.push_own(|out| frame::append_in_fragments(out, frames));
+        } else {
+            self.outbox.push_own(|out| out.extend_from_slice(frames));
+        }
+    }
+
+    /// Begins the closing handshake (§7.1.2), if it has not begun.
+    pub fn close(&mut self, code: CloseCode, reason: &str) {
+        if let Phase::Open(open) = &mut self.phase {
+            open.protocol.close(code, reason);
+            self.watch.iter_mut().for_each(|watch| watch.close_begins());
+        }
     }
 
     /// Queues the replies of the protocol, and follows it where it stands: when nothing is left to be read as frames,
@@ -276,6 +279,7 @@ impl Connection {
             Phase::Open(open) => open.protocol.buffered(),
             _ => 0,
         };
-        message + self.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
+        let watch = self.watch.as_ref().map_or(0, |watch| watch.buffered());
+        message + watch + self.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
     }
 }

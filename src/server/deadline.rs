@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use mio::Token;
 
 use super::Server;
-use super::connection::Phase;
 use super::listener::Listener;
+use super::phase::Phase;
 use crate::ws::request::Rejection;
 
 /// All deadlines, the next one first.

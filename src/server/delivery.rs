@@ -12,7 +12,8 @@ use std::io;
 use mio::Token;
 
 use super::Server;
-use super::connection::{Connection, Ending, Phase};
+use super::connection::Connection;
+use super::phase::{Ending, Phase};
 use crate::chat::command::Notice;
 use crate::chat::dialect::Dialect;
 use crate::chat::{Audience, Delivery, RoomId};
@@ -46,7 +47,13 @@ impl Server {
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(dialect) = self.chat.dialect_of(token) else { return };
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.outbox.push_own(|out| self.batches.write_frame(dialect, notice, out));
+        if connection.fragments_next {
+            let mut frames = Vec::new();
+            self.batches.write_frame(dialect, notice, &mut frames);
+            connection.push_frames(&frames);
+        } else {
+            connection.outbox.push_own(|out| self.batches.write_frame(dialect, notice, out));
+        }
         self.queue_write(token);
     }
 
@@ -70,7 +77,7 @@ impl Server {
             return;
         }
         if let Some(connection) = self.connections.get_mut(&token) {
-            connection.outbox.push_own(|out| out.extend_from_slice(unread));
+            connection.push_frames(unread);
             self.queue_write(token);
         }
     }
@@ -118,6 +125,7 @@ impl Server {
             for (token, reason) in std::mem::take(&mut self.ended) {
                 self.remove(token, &reason);
             }
+            self.report();
             // Whoever was too slow has something to write again, and whoever left is told of.
             let is_written = self.batches.next_room().is_none() && self.unsent.is_empty();
             if is_written && self.too_slow.is_empty() && self.ended.is_empty() {
@@ -136,9 +144,9 @@ impl Server {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
             let frames = batch.frames(dialect);
             let sent = match batch.mark(token) {
-                0 => connection.send_shared(frames, &mut shared[dialect as usize]),
+                0 if !connection.fragments_next => connection.send_shared(frames, &mut shared[dialect as usize]),
                 mark => {
-                    connection.outbox.push_own(|out| out.extend_from_slice(&frames[mark..]));
+                    connection.push_frames(&frames[mark..]);
                     connection.flush()
                 }
             };
@@ -187,6 +195,11 @@ impl Server {
     fn remove(&mut self, token: Token, reason: &str) {
         self.leave(token, reason);
         let Some(mut connection) = self.connections.remove(&token) else { return };
+        if let Some(watch) = &mut connection.watch {
+            watch.end(reason);
+            self.report();
+            self.end_inspection(token);
+        }
         self.deadlines.cancel(token, &mut connection.deadline);
         self.buffered -= connection.buffered;
         self.addresses.disconnected(connection.peer.ip());

@@ -10,8 +10,10 @@ use mio::Token;
 
 use super::Server;
 use super::answer;
-use super::connection::{Ending, Endpoint, Open, Phase};
+use super::inspection;
+use super::phase::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
+use crate::chat::dialect::Dialect;
 use crate::chat::{Admission, NAME_IN_USE, Newcomer, REPLACED};
 use crate::ws::Limits;
 use crate::ws::close::CloseCode;
@@ -52,10 +54,21 @@ impl Server {
         let request = Request::parse(head.head(), self.config.max_headers);
         match request.and_then(|request| routes::answer(&request, &self.access, is_full, self.time)) {
             Ok(Answer::Plain(bytes)) => self.say_last(token, bytes),
+            Ok(Answer::Upgraded(head, Entrance::Inspect(ticket))) => match self.find_by_ticket(&ticket) {
+                Ok(_) if is_full => self.refuse(token, &routes::full("The server is full"), to_head),
+                Ok(inspected) => {
+                    self.upgrade(token, head, Endpoint::Inspect(inspected), None);
+                    self.begin_inspection(token, inspected);
+                }
+                Err(rejection) => self.refuse(token, &rejection, to_head),
+            },
             Ok(Answer::Upgraded(_, Entrance::Chat(newcomer))) if !self.chat.has_room_for(&newcomer.room) => {
                 self.refuse(token, &routes::full("There are too many rooms"), to_head);
             }
-            Ok(Answer::Upgraded(head, entrance)) => self.upgrade(token, head, entrance),
+            Ok(Answer::Upgraded(head, Entrance::Chat(newcomer))) => {
+                self.upgrade(token, head, Endpoint::Chat, Some(newcomer));
+            }
+            Ok(Answer::Upgraded(head, Entrance::Echo)) => self.upgrade(token, head, Endpoint::Echo, None),
             Err(rejection) if rejection.status == 401 && self.addresses.is_guessing(peer, self.steady()) => {
                 self.refuse(token, &routes::too_many_wrong_tokens(), to_head);
             }
@@ -80,18 +93,30 @@ impl Server {
         self.set_deadline(token, self.now + self.config.close_timeout);
     }
 
-    fn upgrade(&mut self, token: Token, head: Vec<u8>, entrance: Entrance) {
+    fn upgrade(&mut self, token: Token, answer: Vec<u8>, endpoint: Endpoint, mut newcomer: Option<Newcomer>) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.outbox.push_answer(head);
-        let (endpoint, message) = match entrance {
-            Entrance::Echo => (Endpoint::Echo, self.config.max_echo),
-            Entrance::Chat(_) => (Endpoint::Chat, self.config.max_message),
+        if let Some(newcomer) = newcomer.as_mut().filter(|newcomer| newcomer.dialect == Dialect::Events)
+            && let Phase::Handshake(head) = &connection.phase
+            && let Some(secret) = self.watchers.inspection.secret()
+        {
+            self.watchers.inspection.keep(token, head.head(), &answer, self.time);
+            newcomer.ticket = Some(inspection::ticket(token, &secret));
+            connection.secret = Some(secret);
+        }
+        connection.outbox.push_answer(answer);
+        let message = match endpoint {
+            Endpoint::Echo => self.config.max_echo,
+            Endpoint::Chat => self.config.max_message,
+            Endpoint::Inspect(_) => inspection::MAX_COMMAND,
         };
         let limits = Limits { message, fragments: self.config.max_fragments, binary: endpoint == Endpoint::Echo };
+        if let Some(watch) = &mut connection.watch {
+            watch.upgraded(limits, newcomer.as_ref().map(|newcomer| &newcomer.username));
+        }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
         self.queue_write(token);
         self.set_deadline(token, self.now + self.config.ping_interval);
-        if let Entrance::Chat(newcomer) = entrance {
+        if let Some(newcomer) = newcomer {
             self.join(token, newcomer);
         }
     }
@@ -126,6 +151,9 @@ impl Server {
             let Some(event) = protocol.receive(&mut input) else { break };
             match (event, *endpoint) {
                 (Event::Message(Message::Text(text)), Endpoint::Chat) => self.receive_text(token, &text),
+                (Event::Message(Message::Text(text)), Endpoint::Inspect(inspected)) => {
+                    self.receive_command(token, inspected, &text);
+                }
                 (Event::Message(message), _) => {
                     let (opcode, payload) = match &message {
                         Message::Text(text) => (Opcode::Text, text.as_bytes()),
@@ -187,9 +215,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token).filter(|connection| connection.is_open()) else {
             return;
         };
-        if let Phase::Open(open) = &mut connection.phase {
-            open.protocol.close(code, reason);
-        }
+        connection.close(code, reason);
         self.follow_protocol(token, reason);
     }
 

@@ -72,6 +72,11 @@ impl Journal {
         self.lines().flush();
     }
 
+    /// Adds text that is not of the log: lines, whole. Who asks for them wants them at any level.
+    pub fn write(&self, text: &str) {
+        self.lines().add(text.as_bytes());
+    }
+
     fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -139,6 +139,7 @@ impl Server {
             let token = Token(self.next_token);
             self.next_token += 1;
             let mut connection = Box::new(Connection::new(stream, peer, self.now));
+            connection.watch = self.watchers.watch(token);
             let both = Interest::READABLE | Interest::WRITABLE;
             if let Err(error) = self.poll.registry().register(connection.source(), token, both) {
                 log::warn!("REFUSED {peer}: {error}");

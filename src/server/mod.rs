@@ -1,8 +1,9 @@
 //! The glue: one poll loop that moves bytes between sockets, the protocol and the chat.
 //!
-//! Reading order: [`connection`] (one socket), [`outbox`] (what it has to write), [`routes`] (a request), this file (a
+//! Reading order: [`phase`] and [`connection`] (one socket), [`outbox`] (what it has to write), [`routes`] (a request), this file (a
 //! turn of the loop), [`dispatch`] (from a socket to the chat), [`delivery`] (from the chat to the sockets), [`batch`],
-//! [`deadline`], [`listener`], [`journal`], [`addresses`], [`query`] and [`answer`].
+//! [`deadline`], [`listener`], [`journal`], [`addresses`], [`query`], [`answer`] and [`shutdown`]; [`watch`] and [`inspection`] (what is
+//! shown of the wire).
 //!
 //! A turn has five parts: accept, read (each connection within its budget, the rest is remembered), look at what is
 //! due, write (as a rule once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
@@ -18,11 +19,15 @@ pub mod connection;
 pub mod deadline;
 pub mod delivery;
 pub mod dispatch;
+pub mod inspection;
 pub mod journal;
 pub mod listener;
 pub mod outbox;
+pub mod phase;
 pub mod query;
 pub mod routes;
+pub mod shutdown;
+pub mod watch;
 
 use std::io;
 use std::net::SocketAddr;
@@ -36,13 +41,13 @@ use signal_hook_mio::v1_0::Signals;
 use crate::chat::access::Access;
 use crate::chat::{Chat, Now, TokenMap};
 pub use crate::config::Config;
-use crate::ws::close::CloseCode;
 use addresses::Addresses;
 use batch::Batches;
-use connection::{Connection, Phase, Received};
+use connection::{Connection, Received};
 use deadline::Deadlines;
 pub use journal::Journal;
 use listener::{Listener, max_connections};
+use watch::Watchers;
 
 const LISTENER: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -50,9 +55,6 @@ const FIRST_CLIENT: usize = 2;
 
 /// How many readiness events one poll returns: more wait for the next.
 const EVENTS: usize = 1024;
-
-/// How long a shutdown waits for its clients.
-const SHUTDOWN: Duration = Duration::from_secs(2);
 
 /// How the server ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,7 @@ pub struct Server {
     next_token: usize,
     deadlines: Deadlines,
     batches: Batches,
+    watchers: Watchers,
     /// Connections that have input which is wanted.
     unread: Vec<Token>,
     /// Connections that have something to write.
@@ -107,6 +110,7 @@ impl Server {
     /// One line that says what is in the way.
     pub fn bind(config: Config, journal: Journal) -> Result<Server, String> {
         let access = Access::new(&config)?;
+        let watchers = Watchers::new(&config)?;
         let max_connections = max_connections(&config)?;
         let mut listener = Listener::bind(config.listen)?;
         let mut prepared = || -> io::Result<(Poll, Signals)> {
@@ -132,6 +136,7 @@ impl Server {
             next_token: FIRST_CLIENT,
             deadlines: Deadlines::default(),
             batches: Batches::default(),
+            watchers,
             unread: Vec::new(),
             unsent: Vec::new(),
             too_slow: Vec::new(),
@@ -169,6 +174,7 @@ impl Server {
             }
             self.now = Instant::now();
             self.time = SystemTime::now();
+            self.watchers.begin_turn(self.time);
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
                     return Ok(Stopped::AtOnce);
@@ -178,6 +184,7 @@ impl Server {
             self.accept();
             self.read();
             self.look_at_due();
+            self.attach_pending();
             self.write_and_remove();
             self.journal.flush();
             if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
@@ -253,6 +260,7 @@ impl Server {
         match connection.read_some(scratch) {
             Ok(Received::Bytes(len)) => {
                 connection.last_received = self.now;
+                self.report(); // what came, before what comes of it
                 self.receive(token, &mut scratch[..len]);
             }
             Ok(Received::Nothing) => {}
@@ -269,31 +277,5 @@ impl Server {
     /// The time, for the chat.
     fn chat_now(&self) -> Now {
         Now { time: self.time, steady: self.steady() }
-    }
-
-    /// `false`: a second signal has come.
-    fn handle_signals(&mut self) -> bool {
-        let count = self.signals.pending().count();
-        (0..count).all(|_| self.stop())
-    }
-
-    /// Begins the shutdown: nobody is accepted any more and everybody is told. `false`: that had begun before.
-    fn stop(&mut self) -> bool {
-        if self.stop_at.is_some() {
-            return false;
-        }
-        log::info!("STOP {} connections are closed", self.connections.len());
-        self.stop_at = Some(self.now + SHUTDOWN);
-        self.listener = None;
-        // Everybody is leaving: nobody is told of the others.
-        self.chat = Chat::new(&self.config);
-        let tokens: Vec<Token> = self.connections.keys().copied().collect();
-        for token in tokens {
-            match self.connections.get(&token).map(|connection| &connection.phase) {
-                Some(Phase::Handshake(_)) => self.end(token, "the server is shutting down".into()),
-                _ => self.close(token, CloseCode::GOING_AWAY, "the server is shutting down"),
-            }
-        }
-        true
     }
 }

@@ -42,6 +42,8 @@ pub enum Entrance {
     Echo,
     /// The chat.
     Chat(Newcomer),
+    /// A look at another connection, by the ticket for it.
+    Inspect(String),
 }
 
 /// The paths that exist.
@@ -51,6 +53,7 @@ enum Path<'a> {
     Root,
     Health,
     Echo,
+    Inspect,
     /// `/ws/{room}`, still encoded: the dialect `rooms`.
     Rooms(&'a str),
     /// `/ws`: the dialect `presence`.
@@ -63,6 +66,7 @@ impl<'a> Path<'a> {
             "/" => Some(Path::Root),
             "/health" => Some(Path::Health),
             "/echo" => Some(Path::Echo),
+            "/inspect" => Some(Path::Inspect),
             "/ws" => Some(Path::Presence),
             _ => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(Path::Rooms),
         }
@@ -116,6 +120,13 @@ pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime
     let upgrade = Upgrade::check(request)?;
     check_origin(request, access, host)?;
     let query = Query::new(target.query);
+    if path == Path::Inspect {
+        // Its ticket is all that is asked for, and is judged by those who know the connections.
+        query.check()?;
+        let ticket = query.get("ticket").transpose()?;
+        let ticket = ticket.ok_or_else(|| Rejection::new(400, "The parameter ticket is missing."))?;
+        return Ok(Answer::Upgraded(upgrade.switching_protocols("inspect"), Entrance::Inspect(ticket.to_owned())));
+    }
     let grant = check_token(request, access, &query)?;
     query.check()?;
     let (entrance, subprotocol) = match path {
@@ -226,7 +237,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
     // Last: what is missing or bad is a 400, and only then what is not allowed a 403.
     let username = username(asked, &grant, dialect)?;
     let resume = if dialect.welcomes_with_history() { resume(query)? } else { None };
-    Ok(Newcomer { dialect, username, room, grant, client_id, resume })
+    Ok(Newcomer { dialect, username, room, grant, client_id, resume, ticket: None })
 }
 
 fn username(asked: Option<&str>, grant: &Grant, dialect: Dialect) -> Result<Rc<str>, Rejection> {

@@ -13,7 +13,7 @@ use std::fmt::Write;
 use anstyle::{AnsiColor, Style as Ansi};
 
 use super::refusal::hex;
-use super::text::{INDENT, excerpt, readable};
+use super::text::{INDENT, excerpt, quoted, readable};
 use super::{Frame, LengthForm};
 use crate::ws::frame::Sender;
 
@@ -132,7 +132,7 @@ fn row_text(frame: &Frame, row: &[u8]) -> String {
         return String::new();
     }
     let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };
-    format!("{:?}", String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
+    quoted(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
 /// The reads or writes it came in, if there were several.

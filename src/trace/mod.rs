@@ -13,7 +13,8 @@
 //!
 //! Reading order: this file and [`frame`] (what there is to say), [`tap`] (who says it), [`head`] and [`scan`] (what one
 //! direction holds), [`life`] (the states), [`refusal`] (why something was wrong, told by its bytes), [`records`] (where
-//! all that goes), [`text`] and [`figure`], [`json`], [`secret`] (what is never shown), [`filter`] (what is asked for).
+//! all that goes), [`text`] and [`figure`], [`json`], [`secret`] (what is never shown), [`filter`] (what is asked for),
+//! [`recording`] (bytes kept for later).
 //!
 //! The subtle thing: a tap must cost nothing where there is none, and must never cost more than a bound where there is
 //! one. What does not fit is counted, and the count is a record too.
@@ -24,6 +25,7 @@ pub mod frame;
 pub mod head;
 pub mod json;
 pub mod life;
+pub mod recording;
 pub mod records;
 
 pub mod refusal;

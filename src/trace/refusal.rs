@@ -127,7 +127,7 @@ pub fn stranger(frame: &Frame) -> Option<String> {
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let line = super::secret::masked(&line[..line.len().min(40)]);
-        Some(format!("these bytes are an HTTP request, {:?},", String::from_utf8_lossy(&line)))
+        Some(format!("these bytes are an HTTP request, {},", super::text::quoted(&String::from_utf8_lossy(&line))))
     } else if matches!(bytes[..], [0x14..=0x17, 3, 0..=4, ..]) {
         Some("these bytes are TLS, as wss:// speaks it,".into())
     } else {

@@ -117,11 +117,8 @@ fn clock(time: SystemTime) -> String {
 /// The first line of a head, and its size.
 fn head(head: &Head) -> String {
     let line = head.first_line();
-    let quoted = format!("{:?}", excerpt_of(&line, EXCERPT * 2));
-    let plain = quoted.trim_matches('"').to_owned();
     let end = if head.is_complete { "" } else { ", without its blank line" };
-    let line = if line.is_ascii() && plain == line { line } else { quoted };
-    format!("{line}  {} bytes{end}", head.bytes.len())
+    format!("{}  {} bytes{end}", escaped(excerpt_of(&line, EXCERPT * 2)), head.bytes.len())
 }
 
 fn frame(frame: &Frame) -> String {
@@ -179,7 +176,7 @@ pub(super) fn excerpt(frame: &Frame) -> String {
     if frame.header.opcode() == Opcode::Close as u8
         && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
     {
-        let reason = if reason.is_empty() { String::new() } else { format!(" {reason:?}") };
+        let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
         return format!("{}{reason}", code.get());
     }
     let is_cut = frame.payload_len > payload.len() as u64;
@@ -187,7 +184,7 @@ pub(super) fn excerpt(frame: &Frame) -> String {
         Some(text) => {
             let shown = excerpt_of(text, EXCERPT);
             let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
-            format!("{shown:?}{dots}")
+            format!("{}{dots}", quoted(shown))
         }
         None => {
             let shown = &payload[..payload.len().min(EXCERPT_BYTES)];
@@ -230,48 +227,51 @@ fn end(end: &End) -> String {
         (Some(by), code) => {
             let who = if by == Sender::Client { "the client" } else { "the server" };
             let code = code.map_or("with no code".into(), |code| format!("with {code}"));
-            let reason = if end.reason.is_empty() { String::new() } else { format!(" {:?}", end.reason) };
+            let reason = if end.reason.is_empty() { String::new() } else { format!(" {}", quoted(&end.reason)) };
             let clean = if end.is_clean { "cleanly" } else { "not cleanly" };
             format!("{who} began to close it {code}{reason}, {clean}")
         }
     };
-    format!("over: {began}; {:?}", end.how)
+    format!("over: {began}; {}", quoted(&end.how))
 }
 
 /// The lines of a head, their ends visible.
 fn write_head(head: &Head, out: &mut String) {
     for line in head.bytes.split_inclusive(|byte| *byte == b'\n') {
         let shown = String::from_utf8_lossy(line).replace('\r', "␍").replace('\n', "␊");
-        let escaped: String = shown.chars().flat_map(visible).collect();
-        let _ = writeln!(out, "{INDENT}{escaped}");
+        let _ = writeln!(out, "{INDENT}{}", escaped(&shown));
     }
 }
 
-/// A character as it may go to a terminal.
-fn visible(character: char) -> impl Iterator<Item = char> {
-    let is_quote = matches!(character, '\'' | '"' | '\\');
-    let (plain, escaped) = if is_quote { (Some(character), None) } else { (None, Some(character.escape_debug())) };
-    plain.into_iter().chain(escaped.into_iter().flatten())
+/// Text as it may go to a terminal, in quotes. Those in it stay as they are, since JSON is full of them.
+pub(super) fn quoted(text: &str) -> String {
+    format!("\"{}\"", escaped(text))
+}
+
+/// Text as it may go to a terminal: what is no visible character is escaped.
+fn escaped(text: &str) -> String {
+    let visible = |c: char| if matches!(c, '\'' | '"') { c.to_string() } else { c.escape_debug().to_string() };
+    text.chars().map(visible).collect()
 }
 
 fn write_answer(answer: &Answer, paint: Paint, out: &mut String) {
     write_head(&answer.head, out);
     if !answer.body.is_empty() {
         let body = String::from_utf8_lossy(&answer.body);
-        let _ = writeln!(out, "{INDENT}{:?}", excerpt_of(&body, EXCERPT * 5));
+        let _ = writeln!(out, "{INDENT}{}", quoted(excerpt_of(&body, EXCERPT * 5)));
     }
     let Some(steps) = &answer.accept else { return };
-    let accept = AsRef::<str>::as_ref(&steps.accept);
+    let accept = &steps.accept[..];
     let verdict = match steps.answered.as_deref() {
         None => String::new(),
         Some(answered) if answered == accept => "  as the answer has it".into(),
-        Some(answered) => format!("  but the answer has {answered:?}"),
+        Some(answered) => format!("  but the answer has {}", quoted(answered)),
     };
     for (name, value) in [
-        ("key", format!("{:?}", steps.key)),
-        ("key + GUID", format!("{:?}", steps.joined)),
+        ("key", escaped(&steps.key)),
+        ("key + GUID", escaped(&steps.joined)),
         ("its SHA-1", hex(&steps.sha1)),
-        ("in base64", format!("{accept:?}{verdict}")),
+        ("in base64", format!("{accept}{verdict}")),
     ] {
         let name = paint.with(Ansi::new().dimmed(), &format!("{name:<12}"));
         let _ = writeln!(out, "{INDENT}{name}{value}");

@@ -230,6 +230,35 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Appends whole frames of our own, as [`append`] wrote them, to `out`, the first of them in three fragments (§5.4). That
+/// first one must be a data frame.
+///
+/// ```
+/// use wirechat::ws::frame;
+/// let mut out = Vec::new();
+/// frame::append_in_fragments(&mut out, b"\x81\x05Hello\x81\x02hi");
+/// assert_eq!(out, b"\x01\x01H\x00\x01e\x80\x03llo\x81\x02hi");
+/// ```
+pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
+    let (frame, rest) = frames.split_at(size_of_own(frames).min(frames.len()));
+    let header = FrameHeader::parse_from(Sender::Server, frame);
+    let Ok(Some(FrameHeader { opcode, size, .. })) = header else {
+        return out.extend_from_slice(frames);
+    };
+    debug_assert!(!opcode.is_control(), "§5.5: they must not be fragmented");
+    let payload = &frame[size..];
+    let (first, others) = payload.split_at(payload.len() / 3);
+    let (second, third) = others.split_at(first.len());
+    for (opcode, fin, payload) in
+        [(opcode, 0, first), (Opcode::Continuation, 0, second), (Opcode::Continuation, FIN, third)]
+    {
+        let start = out.len();
+        append(out, opcode, payload);
+        out[start] = fin | opcode as u8;
+    }
+    out.extend_from_slice(rest);
+}
+
 /// The size in bytes, header and payload, of the frame at the start of `frames`: frames of our own, as [`append`]
 /// wrote them. This is how a queue of frames finds where the one that is half sent ends.
 pub fn size_of_own(frames: &[u8]) -> usize {

@@ -102,6 +102,16 @@ impl Protocol {
         self.state
     }
 
+    /// What this side takes.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether nothing has begun that is not received to its end, be it a frame or a message.
+    pub fn is_between_messages(&self) -> bool {
+        self.frames.is_between_frames() && !self.message.is_open()
+    }
+
     /// How much memory an unfinished message holds, in bytes.
     pub fn buffered(&self) -> usize {
         self.message.capacity()

@@ -47,6 +47,11 @@ pub struct Piece<'a> {
 }
 
 impl FrameReader {
+    /// Whether no frame has begun that is not read to its end.
+    pub fn is_between_frames(&self) -> bool {
+        self.frame.is_none() && self.header_len == 0
+    }
+
     /// Reads the next piece of payload off the front of `input`. `None`: all of it was read, and nothing more came of
     /// it. `judge` is asked about every header before a byte of its payload is accepted; a frame that it refuses is
     /// read on all the same if it is asked for, so that it can be skipped.

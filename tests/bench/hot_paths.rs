@@ -111,6 +111,7 @@ fn chat_of(members: usize) -> Chat {
             grant: Grant::default(),
             client_id: None,
             resume: None,
+            ticket: None,
         };
         chat.join(Token(number), newcomer, now());
     }

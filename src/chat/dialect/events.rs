@@ -159,6 +159,8 @@ struct Welcome<'a> {
     last_id: u64,
     resumed: bool,
     history: Vec<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -214,11 +216,12 @@ struct Nothing {}
 /// Appends a notice to `out`.
 pub fn write(notice: &Notice, out: &mut Vec<u8>) {
     match notice {
-        Notice::Welcome { username, room, members, past } => {
+        Notice::Welcome { username, room, members, past, ticket } => {
             let message = format!("Welcome to #{room}, {username}!");
             let Past { epoch, last_id, resumed, .. } = past;
-            let (last_id, resumed, history) = (*last_id, *resumed, history(past));
-            write_event("welcome", Welcome { message, members, room, username, epoch, last_id, resumed, history }, out);
+            let (last_id, resumed, history, ticket) = (*last_id, *resumed, history(past), ticket.as_deref());
+            let welcome = Welcome { message, members, room, username, epoch, last_id, resumed, history, ticket };
+            write_event("welcome", welcome, out);
         }
         Notice::Joined { username, .. } => write_event("joined", Someone { username }, out),
         Notice::Message(posted) => write_message(posted, out),
