@@ -450,3 +450,17 @@ fn every_width_scheme_and_contrast_is_whole_legible_and_named() {
     }
     assert_eq!(browser.complaints(), [""; 0]);
 }
+
+#[test]
+fn the_picture_in_the_readme_can_be_taken_again() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.view(1280, 860, "light");
+    let mut bob = guest(&server, "general", "bob");
+    tell(&mut bob, &alice, "What does a word look like on the wire?");
+    say(&alice, "Hello");
+    wait_for_row(&alice, &["server", "Hello"]);
+    choose(&alice, &["client", "Hello"]);
+    alice.screenshot("inspector");
+}
