@@ -1,26 +1,65 @@
-//! The command line: arguments become a `Config`, the `Config` a running server.
+//! The command line: arguments become a `Config`, the `Config` a running server; or they name a tool, and it runs.
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
 use wirechat::server::{Config, Journal, Server, Stopped};
+use wirechat::tools::Tool;
 
-/// Something is in the way: a port in use, a bad file.
+/// Something is in the way: a port in use, a bad file. Of a tool: the answer is no.
 const FAILURE: u8 = 1;
 /// The command line makes no sense.
 const USAGE: u8 = 2;
 /// Ended by a second signal: 128 and the number of SIGINT, as shells have it.
 const INTERRUPTED: u8 = 130;
 
+// The server's options stand beside the name of the program; a tool has options of its own. (No doc comments: they would
+// take the place of the one that `--help` shows.)
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(subcommand_help_heading = "Tools", subcommand_value_name = "TOOL")]
+struct CommandLine {
+    #[command(subcommand)]
+    tool: Option<Tool>,
+    #[command(flatten)]
+    config: Config,
+}
+
+// The command line of a tool alone: the server's environment variables are none of its business, right or wrong.
+#[derive(Parser)]
+#[command(name = "wirechat", disable_help_flag = true, disable_help_subcommand = true)]
+struct ToolLine {
+    #[command(subcommand)]
+    tool: Tool,
+}
+
 fn main() -> ExitCode {
-    let config = match Config::try_parse() {
-        Ok(config) => config,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
-        Err(error) => return fail(USAGE, &first_line(&error.to_string())),
+    let first = std::env::args_os().nth(1);
+    let names_a_tool = first.as_deref().and_then(OsStr::to_str).is_some_and(Tool::has_subcommand);
+    let parsed = match names_a_tool {
+        true => ToolLine::try_parse().map(|line| run_tool(line.tool)),
+        false => CommandLine::try_parse().map(|line| line.tool.map_or_else(|| serve(line.config), run_tool)),
     };
+    match parsed {
+        Ok(code) => code,
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
+        Err(error) => fail(USAGE, &first_line(&error.to_string())),
+    }
+}
+
+fn run_tool(tool: Tool) -> ExitCode {
+    match tool.run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILURE),
+        Err(error) => fail(USAGE, &error),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
     if let Err(error) = config.validate() {
         return fail(USAGE, &error);
     }

@@ -1,14 +1,18 @@
 //! Rude peers at the door: requests with one thing wrong, and the answer each must get (RFC 6455 §4.2, RFC 9112).
 //!
-//! The tables are read from the written protocol, not from the code: a row is an id of the catalogue, the request, and
-//! the answer. Each request is sent whole and one byte a write, and after each the server must still serve others.
+//! What everybody should try stands in the catalogue of `wirechat poke`, and its cases are rows here; the tables below
+//! have the rest. They are read from the written protocol, not from the code: a row is its name, the request, and the
+//! answer. Each request is sent whole and one byte a write, and after each the server must still serve others.
 
 mod support;
 
-use support::ACCEPT;
 use support::http::{Response, get, handshake};
 use support::table::{Cut, each_row};
 use support::watched::Watched;
+use support::{ACCEPT, KEY};
+use wirechat::tools::poke::case::{Case, End, Opening};
+use wirechat::tools::poke::url::Url;
+use wirechat::tools::poke::{catalogue, request};
 
 struct Row {
     id: &'static str,
@@ -23,7 +27,7 @@ fn row(id: &'static str, request: impl Into<Vec<u8>>, answer: Answer) -> Row {
 /// What must come back.
 struct Answer {
     /// One of these.
-    statuses: &'static [u16],
+    statuses: Vec<u16>,
     /// Header lines that must be there, value and all.
     with: Vec<(&'static str, &'static str)>,
     /// Headers that must not be there.
@@ -45,7 +49,12 @@ enum Body {
 fn switches() -> Answer {
     let without = vec!["Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Content-Length", "Transfer-Encoding"];
     let with = vec![("Sec-WebSocket-Accept", ACCEPT)];
-    Answer { statuses: &[101], with, without, body: Body::Nothing }
+    Answer { statuses: vec![101], with, without, body: Body::Nothing }
+}
+
+/// The key whose last letter has bits that belong to no byte is hashed as it was sent.
+fn switches_with_stray_bits() -> Answer {
+    Answer { with: vec![("Sec-WebSocket-Accept", "Zgw8jYXtqX5qJr7MJ1Q/MqzeSRI=")], ..switches() }
 }
 
 fn switches_with(protocol: &'static str) -> Answer {
@@ -56,17 +65,17 @@ fn switches_with(protocol: &'static str) -> Answer {
 }
 
 /// A refusal whose body has `words` in it: the section, or what was received.
-fn refuses(status: &'static [u16], words: &[&'static str]) -> Answer {
-    Answer { statuses: status, with: vec![], without: vec![], body: Body::Says(words.to_vec()) }
+fn refuses(statuses: &[u16], words: &[&'static str]) -> Answer {
+    Answer { statuses: statuses.to_vec(), with: vec![], without: vec![], body: Body::Says(words.to_vec()) }
 }
 
 fn ok(body: Body) -> Answer {
-    Answer { statuses: &[200], with: vec![], without: vec!["Upgrade"], body }
+    Answer { statuses: vec![200], with: vec![], without: vec!["Upgrade"], body }
 }
 
 fn unauthorized() -> Answer {
     Answer {
-        statuses: &[401],
+        statuses: vec![401],
         with: vec![("WWW-Authenticate", "Bearer")],
         without: vec![],
         body: Body::Is("Unauthorized"),
@@ -155,6 +164,35 @@ fn run(mut server: Watched, rows: &[Row]) {
     server.finish(&["wrong-7f3a", "a-secret"]);
 }
 
+/// The catalogue of `wirechat poke`: those of its cases that are about the request.
+#[test]
+fn the_catalogue() {
+    let url = Url::parse("ws://127.0.0.1/echo?token=dev-token").unwrap();
+    let rows: Vec<Row> = catalogue::all().filter_map(|case| row_of(case, &url)).collect();
+    assert!(rows.len() >= 30, "{} cases", rows.len());
+    run(Watched::start(&[]), &rows);
+}
+
+fn row_of(case: &Case, url: &Url) -> Option<Row> {
+    let Opening::Odd(edits) = case.opening else { return None };
+    let answer = match case.end {
+        End::Open if case.name == "key-with-stray-bits" => switches_with_stray_bits(),
+        End::Open => switches(),
+        End::Status(401) => unauthorized(),
+        End::Status(405) => not_allowed("GET"),
+        // Who is not welcome is told what was seen; everybody else, of the rule too.
+        End::Status(status @ (403 | 404)) => refuses(&[status], &[]),
+        End::Status(status) => refuses(&[status], &[chapter(case.rule.0)]),
+        _ => return None,
+    };
+    Some(row(case.name, request::bytes(url, KEY, edits), answer))
+}
+
+/// `§4` of `§4.2.1`: the answer may name a neighbour.
+fn chapter(section: &'static str) -> &'static str {
+    section.split('.').next().unwrap_or(section)
+}
+
 #[test]
 fn upgrade_headers() {
     run(Watched::start(&[]), &upgrade_rows());
@@ -164,28 +202,20 @@ fn upgrade_headers() {
 #[rustfmt::skip]
 fn upgrade_rows() -> Vec<Row> {
     let hs = handshake;
-    let both = |upgrade, connection| hs().set(upgrade).set(connection);
-    let no_connection = hs().without("Connection");
     vec![
         row("H01 the valid request", hs(), switches()),
         row("H01 on /echo", hs().target("/echo?token=dev-token"), switches()),
-        row("H05 a list", hs().set("Connection: keep-alive, Upgrade"), switches()),
         row("H05 no blanks in the list", hs().set("Connection: keep-alive,Upgrade"), switches()),
-        row("H06 other letter case", both("UPGRADE: WebSocket", "connection: upgrade"), switches()),
         row("H06 Upgrade is a list", hs().set("Upgrade: h2c, websocket"), switches()),
-        row("H07 two Connection lines", no_connection.clone().add("Connection: close").add("Connection: Upgrade"), switches()),
+        row("H07 two Connection lines", hs().set("Connection: close").add("Connection: Upgrade"), switches()),
         row("H07 two Upgrade lines", hs().set("Upgrade: h2c").add("Upgrade: websocket"), switches()),
-        row("H09 notUpgrade", hs().set("Connection: notUpgrade"), refuses(&[400], &["§4.2.1"])),
         row("H09 Upgradex", hs().set("Connection: Upgradex"), refuses(&[400], &["§4.2.1"])),
         row("H09 websocketx", hs().target("/echo").set("Upgrade: websocketx"), refuses(&[426], &["§"])),
-        row("H12 no Connection", no_connection, refuses(&[400], &["§4.2.1"])),
-        row("H21 POST", hs().method("POST"), not_allowed("GET, HEAD")),
         row("H21 PUT", hs().method("PUT"), not_allowed("GET, HEAD")),
         row("H21 OPTIONS", hs().method("OPTIONS"), not_allowed("GET, HEAD")),
         row("H21 get", hs().method("get"), not_allowed("GET, HEAD")),
         row("H21 HEAD /echo", hs().method("HEAD").target("/echo?token=dev-token"), head_not_allowed()),
         row("H21 HEAD /", hs().method("HEAD"), ok(Body::Nothing)),
-        row("H22 HTTP/1.0", hs().version("HTTP/1.0"), refuses(&[400], &["§4.2.1"])),
         row("H22 HTTP/1.2", hs().version("HTTP/1.2"), refuses(&[505], &["§15.6.6"])),
         row("H22 HTTP/2.0", hs().version("HTTP/2.0"), refuses(&[505], &["§15.6.6"])),
         row("H22 HTTP/0.9", hs().version("HTTP/0.9"), refuses(&[505], &["§15.6.6"])),
@@ -216,30 +246,19 @@ fn key_and_version_rows() -> Vec<Row> {
     let key = |value: &str| hs().set(&format!("Sec-WebSocket-Key: {value}"));
     let needs_13 = || refuses(&[426], &["§4"]);
     let bad_key = || refuses(&[400], &["§4.2.1", "Sec-WebSocket-Key"]);
-    let lenient = Answer { with: vec![("Sec-WebSocket-Accept", "Zgw8jYXtqX5qJr7MJ1Q/MqzeSRI=")], ..switches() };
     vec![
-        row("H13 8", version("8"), needs_13()),
         row("H13 12", version("12"), needs_13()),
-        row("H13 14", version("14"), needs_13()),
         row("H13 13, 8", version("13, 8"), needs_13()),
         row("H13 +13", version("+13"), needs_13()),
         row("H13 013", version("013"), needs_13()),
         row("H13 empty", version(""), needs_13()),
         row("H13 blanks around it", version("  13 "), switches()),
-        row("H14 no version", hs().without("Sec-WebSocket-Version"), needs_13()),
-        row("H15 13 and 8", hs().add("Sec-WebSocket-Version: 8"), refuses(&[400], &["§11.3.5"])),
         row("H15 13 twice", hs().add("Sec-WebSocket-Version: 13"), refuses(&[400], &["§11.3.5"])),
-        row("H16 no key", hs().without("Sec-WebSocket-Key"), bad_key()),
-        row("H16 two keys", hs().add("Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="), bad_key()),
-        row("H18 15 bytes", key("YWFhYWFhYWFhYWFhYWFh"), bad_key()),
-        row("H18 17 bytes", key("YWFhYWFhYWFhYWFhYWFhYWE="), bad_key()),
         row("H18 0 bytes", key(""), bad_key()),
-        row("H18 not base64", key("!!!!!!!!!!!!!!!!!!!!!!=="), bad_key()),
         row("H18 the URL alphabet", key("dGhlIHNhbXBsZSBub25_ZQ=="), bad_key()),
         row("H18 no padding", key("dGhlIHNhbXBsZSBub25jZQ"), bad_key()),
         row("H18 half its padding", key("dGhlIHNhbXBsZSBub25jZQ="), bad_key()),
         row("H18 a blank inside", key("dGhlIHNhbXBs ZSBub25jZQ=="), bad_key()),
-        row("H19 stray low bits", key("dGhlIHNhbXBsZSBub25jZR=="), lenient),
         row("H20 blanks around it", key("  dGhlIHNhbXBsZSBub25jZQ== \t"), switches()),
     ]
 }
@@ -257,7 +276,6 @@ fn syntax_rows() -> Vec<Row> {
     let text = || String::from_utf8(hs().bytes()).unwrap();
     let value = |bytes: &[u8]| hs().add([b"X-Odd: a", bytes, b"b"].concat());
     vec![
-        row("H25 obs-fold", hs().add("X-Odd: a\r\n b"), bad()),
         row("H25 obs-fold with a tab", hs().add("X-Odd: a\r\n\tb"), bad()),
         row("H25 obs-fold in Connection", hs().set("Connection: keep-alive,\r\n Upgrade"), bad()),
         row("H26 blank before the colon", hs().without("Host").add("Host : 127.0.0.1"), bad()),
@@ -265,13 +283,11 @@ fn syntax_rows() -> Vec<Row> {
         row("H26 no name", hs().add(": a"), bad()),
         row("H26 no colon", hs().add("nonsense"), bad()),
         row("H26 a blank in a name", hs().add("X Odd: a"), bad()),
-        row("H27 bare LF everywhere", text().replace("\r\n", "\n"), bad()),
         row("H27 bare LF once", text().replacen("\r\n", "\n", 1), bad()),
         row("H27 bare LF between two headers", text().replace("websocket\r\n", "websocket\n"), bad()),
         row("H27 bare LF at the very end", text().replace("\r\n\r\n", "\r\n\n"), bad()),
         row("H27 bare LF in front", format!("\n{}", text()), bad()),
         row("H28 bare CR", value(b"\r"), bad()),
-        row("H28 NUL", value(b"\0"), bad()),
         row("H28 ESC", value(b"\x1b[2J"), bad()),
         row("H28 DEL", value(b"\x7f"), bad()),
         row("H28 BEL in the target", hs().target("/\x07?token=dev-token"), bad()),
@@ -298,13 +314,11 @@ fn body_rows() -> Vec<Row> {
     let bad = || refuses(&[400], &["§"]);
     let wrong = || hs().without("Sec-WebSocket-Key");
     vec![
-        row("H38 Content-Length: 5", hs().add("Content-Length: 5").followed_by("hello"), bad()),
         row("H38 Content-Length: 0 is none", hs().add("Content-Length: 0"), switches()),
         row("H38 Content-Length: -1", hs().add("Content-Length: -1"), bad()),
         row("H38 Content-Length: many", hs().add("Content-Length: many"), bad()),
         row("H38 0 and 5", hs().add("Content-Length: 0").add("Content-Length: 5").followed_by("hello"), bad()),
         row("H38 on a plain GET", get("/").add("Content-Length: 5").followed_by("hello"), bad()),
-        row("H39 chunked", hs().add("Transfer-Encoding: chunked").followed_by("0\r\n\r\n"), bad()),
         row("H39 identity", hs().add("Transfer-Encoding: identity"), bad()),
         row("H40 both", hs().add("Content-Length: 0").add("Transfer-Encoding: chunked"), bad()),
         // All that comes until the end is taken for one answer, and its length is checked: a second one would show.
@@ -328,15 +342,12 @@ fn length_rows() -> Vec<Row> {
     let with = |count| (0..count).fold(hs(), |request, i| request.add(format!("X-{i}: y")));
     vec![
         row("H30 9 KiB of blank lines", ["\r\n".repeat(4608).into_bytes(), hs().bytes()].concat(), too_large()),
-        row("H31 a line of 9 KiB", hs().add(format!("X-Long: {nine_kib}")), too_large()),
         row("H31 a name of 9 KiB", hs().add(format!("{nine_kib}: x")), too_large()),
         row("H31 a head of 8 KiB", hs().padded_to(8192), switches()),
         row("H31 one byte more", hs().padded_to(8193), too_large()),
         row("H31 no end in sight", format!("GET / HTTP/1.1\r\nX: {nine_kib}"), too_large()),
-        row("H32 a target of 9 KiB", hs().target(format!("/?{nine_kib}")), refuses(&[414], &["§15.5.15"])),
         row("H32 nothing but letters", nine_kib.clone(), refuses(&[414], &["§15.5.15"])),
         row("H33 64 headers", with(59), switches()),
-        row("H33 65 headers", with(60), too_large()),
         row("H33 2,000 headers", with(2000), too_large()),
     ]
 }
@@ -422,8 +433,6 @@ fn subprotocol_rows() -> Vec<Row> {
         row("H43 on /echo", echo("chat.events, echo"), switches_with("echo")),
         row("H43 another endpoint's", echo("chat.events"), switches()),
         row("H43 /echo's on the chat", offer("echo"), switches()),
-        row("H44 none known", offer("chat.v1, x"), switches()),
-        row("H44 twice the same", offer("x, x"), bad()),
         row("H44 twice its own", offer("chat.events, chat.events"), bad()),
         row("H44 twice on two lines", two_lines("x", "x"), bad()),
         row("H44 a blank in a name", offer("chat events"), bad()),
@@ -452,7 +461,6 @@ fn extension_rows() -> Vec<Row> {
         row("H46 a name that is a property elsewhere", ask("constructor"), switches()),
         row("H46 a parameter without a name", ask("permessage-deflate; ;"), bad()),
         row("H46 an extension without a name", ask("; a=b"), bad()),
-        row("H46 a value without a name", ask("permessage-deflate; =10"), bad()),
         row("H46 a name without its value", ask("permessage-deflate; a="), bad()),
         row("H46 an open quote", ask("permessage-deflate; a=\"b"), bad()),
         row("H46 quoted, but no token", ask("permessage-deflate; a=\"b c\""), bad()),
@@ -489,7 +497,6 @@ fn target_rows() -> Vec<Row> {
         row("H49 not UTF-8 in a name", query("username=%ff"), bad()),
         row("H49 a surrogate in a room", query("room=%ed%a0%80"), bad()),
         row("H49 % in the token", to("/?token=%zz"), refuses(&[400, 401], &[])),
-        row("H49 absolute-form", to("http://127.0.0.1/echo?token=dev-token"), switches()),
         row("H49 absolute-form with a port", to("http://localhost:81/?token=dev-token"), switches()),
         row("H49 absolute-form, foreign", to("http://evil.example/?token=dev-token"), refuses(&[403], &["evil.example"])),
         row(
@@ -635,12 +642,9 @@ fn hosts() {
 #[rustfmt::skip]
 fn host_rows() -> Vec<Row> {
     let host = |name: &str| handshake().set(&format!("Host: {name}"));
-    let one_host = || refuses(&[400], &["§3.2"]);
     let foreign = |name| refuses(&[403], &[name]);
     vec![
-        row("H24 no Host", handshake().without("Host"), one_host()),
-        row("H24 two Hosts", handshake().add("Host: 127.0.0.1"), one_host()),
-        row("H24 no Host, the page", get("/").without("Host"), one_host()),
+        row("H24 no Host, the page", get("/").without("Host"), refuses(&[400], &["§3.2"])),
         row("A07 localhost", host("localhost"), switches()),
         row("A07 localhost and a port", host("localhost:3000"), switches()),
         row("A07 LocalHost", host("LocalHost"), switches()),

@@ -156,7 +156,7 @@ fn frame(frame: &Frame) -> String {
     if !excerpt.is_empty() {
         let _ = write!(text, "  {excerpt}");
     }
-    if !frame.is_complete() {
+    if !frame.is_complete() && header.payload_len().is_some() {
         let _ = write!(text, "  {} of {} bytes came", frame.received, frame.payload_len);
     }
     let parts = if frame.sender == Sender::Client { "reads" } else { "writes" };
@@ -250,7 +250,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// Text as it may go to a terminal: what is no visible character is escaped.
 fn escaped(text: &str) -> String {
-    let visible = |c: char| if matches!(c, '\'' | '"') { c.to_string() } else { c.escape_debug().to_string() };
+    let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
     text.chars().map(visible).collect()
 }
 

@@ -1,0 +1,38 @@
+//! The other commands of the program: small tools that show the protocol at work, one frame or one rule at a time.
+//!
+//! | | |
+//! |---|---|
+//! | [`explain`] | draws frames that are given as bytes, and answers questions about RFC 6455 |
+//! | [`poke`] | does one thing to a server, and says whether the answer was the right one |
+//!
+//! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::trace)r to draw it, and plain blocking sockets:
+//! a tool has one connection and may wait for it, so it needs no poll loop.
+
+pub mod explain;
+pub mod notation;
+pub mod poke;
+pub mod screen;
+
+use clap::Subcommand;
+
+/// A tool, and what it is asked.
+#[derive(Debug, Subcommand)]
+pub enum Tool {
+    /// Draws frames given as bytes; tells of a key, a close code, an opcode, a section of the RFC
+    Explain(explain::Arguments),
+    /// Does one thing to a WebSocket server, and says whether it answered as RFC 6455 asks
+    Poke(poke::Arguments),
+}
+
+impl Tool {
+    /// Runs it, and writes what it finds to standard output. `true`: all was as it should be.
+    ///
+    /// # Errors
+    /// A line for a person who asked something that makes no sense.
+    pub fn run(self) -> Result<bool, String> {
+        match self {
+            Tool::Explain(arguments) => explain::run(&arguments),
+            Tool::Poke(arguments) => poke::run(&arguments),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The opening handshake as a client sends it (§4.1), and what is odd about it in some cases.
+
+use super::case::Edit;
+use super::url::Url;
+use crate::tools::notation;
+
+/// The bytes of a request for `url` with this key, edited.
+///
+/// ```
+/// use wirechat::tools::poke::{case::Edit, request, url::Url};
+/// let url = Url::parse("ws://127.0.0.1:3000/echo").unwrap();
+/// let request = request::bytes(&url, "dGhlIHNhbXBsZSBub25jZQ==", &[Edit::Without("Sec-WebSocket-Version")]);
+/// assert_eq!(request, b"GET /echo HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUpgrade: websocket\r\n\
+///     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
+/// ```
+pub fn bytes(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
+    let mut lines = vec![
+        "GET {target} HTTP/1.1".to_owned(),
+        "Host: {host}".to_owned(),
+        "Upgrade: websocket".to_owned(),
+        "Connection: Upgrade".to_owned(),
+        "Sec-WebSocket-Key: {key}".to_owned(),
+        "Sec-WebSocket-Version: 13".to_owned(),
+    ];
+    let (mut before, mut behind, mut line_end) = (Vec::new(), Vec::new(), b"\r\n".to_vec());
+    for edit in edits {
+        match *edit {
+            Edit::RequestLine(line) => lines[0] = line.to_owned(),
+            Edit::Set(line) => match lines.iter_mut().find(|old| is_named(old, name_of(line))) {
+                Some(old) => *old = line.to_owned(),
+                None => lines.push(line.to_owned()),
+            },
+            Edit::Add(line) => lines.push(line.to_owned()),
+            Edit::Without(name) => lines.retain(|line| !is_named(line, name)),
+            Edit::LongLine(len) => lines.push(format!("X-Long: {}", "x".repeat(len))),
+            Edit::ManyLines(count) => lines.extend((1..=count).map(|i| format!("X-{i}: y"))),
+            Edit::LongTarget(len) => {
+                lines[0] = lines[0].replace("{target}", &format!("{{target}}&{}", "x".repeat(len)))
+            }
+            Edit::LineEnd(end) => line_end = notation::bytes(end),
+            Edit::Before(bytes) => before = notation::bytes(bytes),
+            Edit::Behind(bytes) => behind = notation::bytes(bytes),
+            Edit::Slowly => {}
+        }
+    }
+    let mut request = before;
+    for line in lines {
+        let line = line.replace("{target}", &url.target).replace("{host}", &url.authority()).replace("{key}", key);
+        request.extend_from_slice(line.as_bytes());
+        request.extend_from_slice(&line_end);
+    }
+    request.extend_from_slice(&line_end);
+    request.append(&mut behind);
+    request
+}
+
+fn name_of(line: &str) -> &str {
+    line.split(':').next().unwrap_or_default()
+}
+
+fn is_named(line: &str, name: &str) -> bool {
+    name_of(line).eq_ignore_ascii_case(name)
+}
+
+/// The value of the first line of this name in a request, without blanks around it.
+pub fn value<'r>(request: &'r str, name: &str) -> Option<&'r str> {
+    let line = request.lines().find(|line| is_named(line, name))?;
+    line.split_once(':').map(|(_, value)| value.trim())
+}

@@ -1,0 +1,186 @@
+//! Judges what came of a case, and says in words what was expected and what came.
+//!
+//! The subtle thing: a server may send more than a case asks for. Its own Pings, Pongs that nobody asked for (§5.5.3)
+//! and, where no echo is needed, messages of its own are no fault.
+
+use super::case::{Back, Case, End, Needs, letters};
+use super::inbox::Came;
+use super::play::{Outcome, PROBE, is_answered};
+use super::wire::Ended;
+use crate::tools::notation;
+use crate::tools::screen::{hex, quoted};
+
+/// How many bytes of a binary message are shown.
+const SHOWN: usize = 16;
+/// How many messages and Pongs are named one by one.
+const NAMED: usize = 4;
+
+/// What is to be said of an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is what was expected.
+    Expected,
+    /// It is something else that the RFC allows: the sentence that does.
+    Allowed(&'static str),
+    /// It is wrong; where that is known, how.
+    Wrong(Option<String>),
+}
+
+/// Judges an outcome.
+pub fn judge(case: &Case, outcome: &Outcome) -> Verdict {
+    if let Some(fault) = &outcome.inbox.fault {
+        return Verdict::Wrong(Some(fault.clone()));
+    }
+    let is_whole = messages_match(case, outcome, true);
+    if matches(case.end, outcome) && is_whole {
+        return Verdict::Expected;
+    }
+    let fits = |end: End| matches(end, outcome) && messages_match(case, outcome, end == End::Open);
+    match case.allowed.iter().find(|(end, _)| fits(*end)) {
+        Some((_, why)) => Verdict::Allowed(why),
+        None => Verdict::Wrong(None),
+    }
+}
+
+fn matches(end: End, outcome: &Outcome) -> bool {
+    let inbox = &outcome.inbox;
+    let status = inbox.answer.as_ref().map_or(0, |answer| answer.status);
+    let is_over = outcome.ended != Ended::No;
+    let code = inbox.close.as_ref().map(|close| close.code).filter(|_| is_over);
+    match end {
+        End::Open => inbox.close.is_none() && !is_over && is_answered(inbox),
+        End::Waits => status == 101 && inbox.close.is_none() && !is_over && inbox.back.is_empty(),
+        End::Closes(codes) => code.is_some_and(|code| codes.contains(&code)),
+        End::ClosesAnyhow => code.is_some(),
+        End::Cut => inbox.close.is_none() && is_over && (status == 101 || inbox.is_empty()),
+        End::Status(expected) => status == expected,
+        End::Refused => status >= 400,
+        End::NoUpgrade => status >= 200,
+        End::Stalls => outcome.flood.is_some_and(|flood| flood.has_stalled),
+    }
+}
+
+/// Whether the messages that came are those of the case; all of them, or the first of them.
+fn messages_match(case: &Case, outcome: &Outcome, is_whole: bool) -> bool {
+    let came = &outcome.inbox.back;
+    if matches!(case.end, End::Stalls) {
+        return true;
+    }
+    let pongs = |back: &Back| matches!(back, Back::Pong(_) | Back::MaybePong(_));
+    let mut expected = case.back.iter().filter(|back| !pongs(back)).map(|back| Some(meant(back)));
+    let needs_echo = case.needs == Needs::Echo || expected.clone().next().is_some();
+    let mut messages = came.iter().filter(|came| !matches!(came, Came::Pong(_)));
+    let are_right = messages.all(|came| expected.next().flatten().as_ref() == Some(came));
+    let all_came = expected.next().is_none() || !is_whole;
+    (!needs_echo || (are_right && all_came)) && (!is_whole || pongs_match(case, came))
+}
+
+/// Whether the Pongs that must come came, in order. Others may be among them.
+fn pongs_match(case: &Case, came: &[Came]) -> bool {
+    let mut came = came.iter();
+    let needed = case.back.iter().filter(|back| matches!(back, Back::Pong(_)));
+    needed.map(meant).all(|pong| came.any(|came| *came == pong))
+}
+
+fn meant(back: &Back) -> Came {
+    match *back {
+        Back::Text(bytes) => Came::Text(notation::bytes(bytes)),
+        Back::Binary(bytes) => Came::Binary(notation::bytes(bytes)),
+        Back::Letters(1, len) => Came::Text(letters(len)),
+        Back::Letters(_, len) => Came::Binary(letters(len)),
+        Back::Pong(bytes) | Back::MaybePong(bytes) => Came::Pong(notation::bytes(bytes)),
+    }
+}
+
+/// What a case expects, for a person.
+pub fn expected(case: &Case) -> String {
+    let messages: Vec<Came> = case.back.iter().map(meant).collect();
+    with_messages(&messages, said(case.end))
+}
+
+fn said(end: End) -> String {
+    match end {
+        End::Open => "the connection stays open".into(),
+        End::Waits => "nothing, the server waits".into(),
+        End::Closes(codes) => {
+            let codes: Vec<String> = codes.iter().map(|code| close(*code)).collect();
+            format!("{}, then the end of the connection", codes.join(" or "))
+        }
+        End::ClosesAnyhow => "a Close, then the end of the connection".into(),
+        End::Cut => "the end of the connection".into(),
+        End::Status(status) => format!("HTTP {status}"),
+        End::Refused => "an HTTP error".into(),
+        End::NoUpgrade => "an HTTP answer without an upgrade".into(),
+        End::Stalls => "the server stops reading, or closes".into(),
+    }
+}
+
+fn close(code: u16) -> String {
+    if code == 1005 { "an empty Close".into() } else { format!("Close {code}") }
+}
+
+/// What came, for a person.
+pub fn came(outcome: &Outcome) -> String {
+    let inbox = &outcome.inbox;
+    let is_probe = |came: &&Came| !matches!(came, Came::Pong(payload) if payload == PROBE);
+    let messages: Vec<Came> = inbox.back.iter().filter(is_probe).cloned().collect();
+    let end = match outcome.ended {
+        Ended::No if outcome.is_probed && !is_answered(inbox) => {
+            "the connection stays open, and a Ping is not answered"
+        }
+        Ended::No => "the connection stays open",
+        Ended::Orderly => "the end of the connection",
+        Ended::Reset => "a reset of the connection",
+    };
+    if let Some(flood) = outcome.flood {
+        let mib = flood.taken >> 20;
+        let end = if flood.has_stalled { "it took no more" } else { end };
+        let end = if flood.has_stalled || outcome.ended != Ended::No { end } else { "it would have taken more" };
+        return format!("the server took {mib} MiB and was not read; {end}");
+    }
+    if let Some(answer) = inbox.answer.as_ref().filter(|answer| answer.status != 101) {
+        let body = String::from_utf8_lossy(&answer.body);
+        let line = body.lines().next().unwrap_or_default();
+        let body = if line.is_empty() { String::new() } else { format!(" {}", quoted(line)) };
+        return format!("HTTP {}{body}", answer.status);
+    }
+    let end = match &inbox.close {
+        None => end.to_owned(),
+        Some(came) => {
+            let reason = if came.reason.is_empty() { String::new() } else { format!(" {}", quoted(&came.reason)) };
+            let end = if outcome.ended == Ended::No { "and the connection is not ended" } else { "then the end" };
+            let end = if outcome.ended == Ended::No { end.into() } else { format!("{end} of the connection") };
+            format!("{}{reason}, {end}", close(came.code))
+        }
+    };
+    with_messages(&messages, end)
+}
+
+fn with_messages(messages: &[Came], end: String) -> String {
+    let mut said: Vec<String> = messages.iter().take(NAMED).map(message).collect();
+    if messages.len() > NAMED {
+        said.push(format!("{} more", messages.len() - NAMED));
+    }
+    said.push(end);
+    said.join(", ")
+}
+
+fn message(came: &Came) -> String {
+    match came {
+        Came::Text(text) if text.is_empty() => "an empty text".into(),
+        Came::Binary(bytes) if bytes.is_empty() => "an empty binary message".into(),
+        Came::Pong(payload) if payload.is_empty() => "an empty Pong".into(),
+        Came::Text(text) => format!("text {}", sized(text)),
+        Came::Binary(bytes) => format!("binary {}", sized(bytes)),
+        Came::Pong(payload) => format!("Pong {}", sized(payload)),
+    }
+}
+
+/// The bytes as text, as pairs of digits, or by their number.
+fn sized(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        _ if bytes.len() > 60 => format!("of {} bytes", bytes.len()),
+        Ok(text) => quoted(text),
+        Err(_) => hex(bytes, SHOWN),
+    }
+}

@@ -1,0 +1,76 @@
+//! What a tool writes: plain lines, with colour on a terminal that wants it.
+//!
+//! The subtle thing: much of what is shown was sent by somebody else, and a terminal obeys what it is sent. So nothing
+//! from the wire is written but through [`quoted`], or by the tracer, which escapes as well.
+
+use std::io::{IsTerminal, Write};
+
+use anstyle::{AnsiColor, Style as Ansi};
+
+use crate::trace::text::{Detail, Style};
+use crate::trace::{Record, text};
+
+/// As much of a text from the wire as is shown.
+const MAX_QUOTED: usize = 100;
+
+/// Standard output.
+#[derive(Debug)]
+pub struct Screen {
+    style: Style,
+}
+
+/// How a line is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tone {
+    /// All is well.
+    Good,
+    /// Something is wrong.
+    Bad,
+    /// A heading.
+    Heading,
+}
+
+impl Screen {
+    /// Standard output, with so much of each frame. There is colour on a terminal, unless `NO_COLOR` is set.
+    pub fn new(detail: Detail) -> Screen {
+        Screen { style: Style::new(detail, std::io::stdout().is_terminal()) }
+    }
+
+    /// Writes a line, or several.
+    pub fn line(&self, text: &str) {
+        // If nobody reads on (`| head`), the exit code still tells.
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
+
+    /// A text in the colour of its tone, where there is colour.
+    pub fn toned(&self, tone: Tone, text: &str) -> String {
+        let style = match tone {
+            Tone::Good => AnsiColor::Green.on_default(),
+            Tone::Bad => AnsiColor::Red.on_default().bold(),
+            Tone::Heading => Ansi::new().bold(),
+        };
+        if self.style.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    /// What the tracer saw, as it draws it, without the last line's end.
+    pub fn drawn(&self, record: &Record) -> String {
+        let mut drawn = String::new();
+        text::write(record, self.style, &mut drawn);
+        drawn.truncate(drawn.trim_end().len());
+        drawn
+    }
+}
+
+/// A text from the wire between quotes: escaped, and not too long.
+pub fn quoted(text: &str) -> String {
+    let start: String = text.chars().take(MAX_QUOTED).collect();
+    let dots = if start.len() < text.len() { "…" } else { "" };
+    format!("\"{}{dots}\"", start.escape_debug())
+}
+
+/// Bytes from the wire as pairs of digits, the first of them.
+pub fn hex(bytes: &[u8], max: usize) -> String {
+    let pairs: Vec<String> = bytes.iter().take(max).map(|byte| format!("{byte:02x}")).collect();
+    let dots = if bytes.len() > max { " …" } else { "" };
+    pairs.join(" ") + dots
+}
