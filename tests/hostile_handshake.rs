@@ -497,6 +497,7 @@ fn target_rows() -> Vec<Row> {
         row("H49 not UTF-8 in a name", query("username=%ff"), bad()),
         row("H49 a surrogate in a room", query("room=%ed%a0%80"), bad()),
         row("H49 % in the token", to("/?token=%zz"), refuses(&[400, 401], &[])),
+        row("H49 a fragment", to("/?token=dev-token#x"), refuses(&[400], &["#"])),
         row("H49 absolute-form with a port", to("http://localhost:81/?token=dev-token"), switches()),
         row("H49 absolute-form, foreign", to("http://evil.example/?token=dev-token"), refuses(&[403], &["evil.example"])),
         row(

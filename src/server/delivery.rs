@@ -145,6 +145,8 @@ impl Server {
             let Some(connection) = self.connections.get_mut(&token) else { continue };
             let frames = batch.frames(dialect);
             let sent = match batch.mark(token) {
+                // Not every dialect has a word for every notice.
+                mark if mark == frames.len() => continue,
                 0 if !connection.fragments_next => connection.send_shared(frames, &mut shared[dialect as usize]),
                 mark => {
                     connection.push_frames(&frames[mark..]);

@@ -182,8 +182,8 @@ impl<'h> Request<'h> {
             Err(error) => return Err(malformed(head, error)),
         }
         let (method, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
-        if !raw_target.is_ascii() {
-            return Err(bad_request("The request target holds a byte that is not ASCII (RFC 3986 §2)."));
+        if !raw_target.is_ascii() || raw_target.contains('#') {
+            return Err(bad_request("The request target holds a # (RFC 6455 §3) or a byte that is not ASCII."));
         }
         let minor_version = parsed.version.unwrap_or_default();
         let count = parsed.headers.len();
