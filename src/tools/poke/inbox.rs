@@ -127,7 +127,7 @@ impl Inbox {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }
         if self.held + header.payload_len > MAX_HELD {
-            return Err(format!("over {} MiB came back, far more than was sent", MAX_HELD >> 20));
+            return Err(format!("over {} MiB came back or were announced, far more than was sent", MAX_HELD >> 20));
         }
         let len = header.size + header.payload_len as usize;
         let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };

@@ -72,7 +72,7 @@ pub struct Arguments {
     pub delay: Duration,
 
     /// How long to wait for each answer
-    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = timeout)]
+    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = timeout)]
     pub timeout: Duration,
 
     /// The server gives no message back: leave out the cases that need an echo

@@ -1,11 +1,12 @@
 //! Judges what came of a case, and says in words what was expected and what came.
 //!
 //! The subtle thing: a server may send more than a case asks for. Its own Pings, Pongs that nobody asked for (§5.5.3)
-//! and, where no echo is needed, messages of its own are no fault.
+//! and, where no echo is needed, messages of its own are no fault. And a server that is not finished, and does not know
+//! Ping yet, is not blamed for it in every case: a connection that stays open is open, answered or not.
 
 use super::case::{Back, Case, End, Needs, letters};
-use super::inbox::Came;
-use super::play::{Outcome, PROBE, is_answered};
+use super::inbox::{Came, Close};
+use super::play::{Flood, Outcome, is_answered, is_probe};
 use super::wire::Ended;
 use crate::tools::notation;
 use crate::tools::screen::{hex, quoted};
@@ -31,8 +32,7 @@ pub fn judge(case: &Case, outcome: &Outcome) -> Verdict {
     if let Some(fault) = &outcome.inbox.fault {
         return Verdict::Wrong(Some(fault.clone()));
     }
-    let is_whole = messages_match(case, outcome, true);
-    if matches(case.end, outcome) && is_whole {
+    if matches(case.end, outcome) && messages_match(case, outcome, true) {
         return Verdict::Expected;
     }
     let fits = |end: End| matches(end, outcome) && messages_match(case, outcome, end == End::Open);
@@ -48,7 +48,7 @@ fn matches(end: End, outcome: &Outcome) -> bool {
     let is_over = outcome.ended != Ended::No;
     let code = inbox.close.as_ref().map(|close| close.code).filter(|_| is_over);
     match end {
-        End::Open => inbox.close.is_none() && !is_over && is_answered(inbox),
+        End::Open => status == 101 && inbox.close.is_none() && !is_over && outcome.is_probed,
         End::Waits => status == 101 && inbox.close.is_none() && !is_over && inbox.back.is_empty(),
         End::Closes(codes) => code.is_some_and(|code| codes.contains(&code)),
         End::ClosesAnyhow => code.is_some(),
@@ -69,7 +69,7 @@ fn messages_match(case: &Case, outcome: &Outcome, is_whole: bool) -> bool {
     let pongs = |back: &Back| matches!(back, Back::Pong(_) | Back::MaybePong(_));
     let mut expected = case.back.iter().filter(|back| !pongs(back)).map(|back| Some(meant(back)));
     let needs_echo = case.needs == Needs::Echo || expected.clone().next().is_some();
-    let mut messages = came.iter().filter(|came| !matches!(came, Came::Pong(_)));
+    let mut messages = came.iter().filter(|came| !matches!(came, Came::Pong(_)) && !is_probe(came));
     let are_right = messages.all(|came| expected.next().flatten().as_ref() == Some(came));
     let all_came = expected.next().is_none() || !is_whole;
     (!needs_echo || (are_right && all_came)) && (!is_whole || pongs_match(case, came))
@@ -122,38 +122,41 @@ fn close(code: u16) -> String {
 /// What came, for a person.
 pub fn came(outcome: &Outcome) -> String {
     let inbox = &outcome.inbox;
-    let is_probe = |came: &&Came| !matches!(came, Came::Pong(payload) if payload == PROBE);
-    let messages: Vec<Came> = inbox.back.iter().filter(is_probe).cloned().collect();
-    let end = match outcome.ended {
-        Ended::No if outcome.is_probed && !is_answered(inbox) => {
-            "the connection stays open, and a Ping is not answered"
-        }
-        Ended::No => "the connection stays open",
-        Ended::Orderly => "the end of the connection",
-        Ended::Reset => "a reset of the connection",
-    };
-    if let Some(flood) = outcome.flood {
-        let mib = flood.taken >> 20;
-        let end = if flood.has_stalled { "it took no more" } else { end };
-        let end = if flood.has_stalled || outcome.ended != Ended::No { end } else { "it would have taken more" };
-        return format!("the server took {mib} MiB and was not read; {end}");
+    let end = ending(outcome);
+    if let Some(Flood { taken, has_stalled }) = outcome.flood {
+        let then = match (has_stalled, outcome.ended) {
+            (true, _) => ", and then no more".to_owned(),
+            (false, Ended::No) => ", and would have taken more".to_owned(),
+            (false, _) => format!("; {end}"),
+        };
+        return format!("the server took {} MiB, its echo unread{then}", taken >> 20);
     }
     if let Some(answer) = inbox.answer.as_ref().filter(|answer| answer.status != 101) {
         let body = String::from_utf8_lossy(&answer.body);
-        let line = body.lines().next().unwrap_or_default();
-        let body = if line.is_empty() { String::new() } else { format!(" {}", quoted(line)) };
-        return format!("HTTP {}{body}", answer.status);
+        return format!("HTTP {}{}", answer.status, blank_and_quoted(body.lines().next().unwrap_or_default()));
     }
-    let end = match &inbox.close {
-        None => end.to_owned(),
-        Some(came) => {
-            let reason = if came.reason.is_empty() { String::new() } else { format!(" {}", quoted(&came.reason)) };
-            let end = if outcome.ended == Ended::No { "and the connection is not ended" } else { "then the end" };
-            let end = if outcome.ended == Ended::No { end.into() } else { format!("{end} of the connection") };
-            format!("{}{reason}, {end}", close(came.code))
-        }
-    };
+    let messages: Vec<Came> = inbox.back.iter().filter(|came| !is_probe(came)).cloned().collect();
     with_messages(&messages, end)
+}
+
+/// What became of the connection.
+fn ending(outcome: &Outcome) -> String {
+    const NOT_ENDED: &str = "and the connection is not ended";
+    let is_silent = outcome.is_probed && !is_answered(&outcome.inbox);
+    let (end, after_close) = match outcome.ended {
+        Ended::No if is_silent => ("the connection stays open, though a Ping is not answered", NOT_ENDED),
+        Ended::No => ("the connection stays open", NOT_ENDED),
+        Ended::Orderly => ("the end of the connection", "then the end of the connection"),
+        Ended::Reset => ("a reset of the connection", "then a reset of the connection"),
+    };
+    match &outcome.inbox.close {
+        None => end.into(),
+        Some(Close { code, reason }) => format!("{}{}, {after_close}", close(*code), blank_and_quoted(reason)),
+    }
+}
+
+fn blank_and_quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" {}", quoted(text)) }
 }
 
 fn with_messages(messages: &[Came], end: String) -> String {
