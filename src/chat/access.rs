@@ -5,7 +5,8 @@
 //!
 //! The subtle thing: being on loopback is no defence. Any web page can open `ws://localhost` (hence origins), and a
 //! foreign name can be made to resolve to 127.0.0.1 (DNS rebinding, hence hosts). So both are checked, and a secret
-//! that the page cannot know is asked for besides.
+//! that the page cannot know is asked for besides (RFC 6455 §10.2, §10.5); not only browsers come, and what is no browser
+//! can send any `Origin` (§10.1).
 
 use std::net::IpAddr;
 use std::rc::Rc;

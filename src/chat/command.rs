@@ -3,6 +3,9 @@
 //!
 //! Every dialect reads its own JSON into the one and writes the other in its own JSON, so that the chat itself knows
 //! no JSON and people of different dialects meet in the same rooms.
+//!
+//! The subtle thing: a command is what was *asked*, and borrows it from the message as it lies; nothing in it is judged. A
+//! notice is what *is*, and owns or shares what it says, since many may be told of it.
 
 use std::borrow::Cow;
 use std::rc::Rc;

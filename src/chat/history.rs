@@ -3,6 +3,16 @@
 //! A room's history has a life of its own, longer than the room's: it is named by an *epoch*, and its messages are
 //! numbered from 1. A client that knows both can ask for what it missed. This file knows no clients.
 //!
+//! What is told after five messages, of which three are kept:
+//!
+//! ```text
+//!   said, --history 3   1 2 3 4 5
+//!   a newcomer              3 4 5   not resumed
+//!   since 4                     5   resumed: nothing is missing
+//!   since 2                 3 4 5   resumed: nothing is missing
+//!   since 1                 3 4 5   not resumed
+//! ```
+//!
 //! The subtle thing: the loop must never wait for a disk, so every method answers from memory and at once. A durable
 //! history fits in here by loading what it may keep when it is made, and by handing what is appended to a thread that
 //! writes it.
@@ -300,6 +310,22 @@ mod tests {
 
     fn resume(past: &Past, since: u64) -> Option<Resume> {
         Some(Resume { epoch: past.epoch.to_string(), since })
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let (mut ring, room) = (ring(&["--history", "3"]), RoomId(1));
+        ring.open(room, "r", NOW);
+        let epoch = ring.recall(room, None);
+        let said: Vec<_> = (1..=5).map(|id| post(&mut ring, room, &id.to_string()).to_string()).collect();
+        let mut picture = format!("  said, --history 3   {}", said.join(" "));
+        let ways = [("a newcomer", None), ("since 4", resume(&epoch, 4)), ("since 2", resume(&epoch, 2))];
+        for (who, resume) in ways.into_iter().chain([("since 1", resume(&epoch, 1))]) {
+            let past = ring.recall(room, resume.as_ref());
+            let resumed = if past.resumed { "resumed: nothing is missing" } else { "not resumed" };
+            picture += &format!("\n  {who:20}{:>9}   {resumed}", texts(&past).join(" "));
+        }
+        crate::pictures::assert_drawn(include_str!("history.rs"), &picture);
     }
 
     #[test]

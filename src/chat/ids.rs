@@ -1,4 +1,7 @@
 //! What the tables are keyed by: tokens and room numbers, and maps that are fast for both.
+//!
+//! The subtle thing: both count up and are never used again. So a word that comes late, for a client or a room that is
+//! gone, finds nobody, rather than somebody else.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};

@@ -7,6 +7,17 @@
 //! [`rooms`], [`history`], [`timestamp`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
 //! may come in).
 //!
+//! ```text
+//!   bob                 and who is told what, in this order
+//!   comes to general    bob: welcome; general but bob: joined
+//!   says something      general: message
+//!   whispers to alice   alice: private; bob: private
+//!   moves to rust       general: left; bob: switched; rust but bob: joined
+//!   types               rust but bob: typing
+//!   sends no JSON       bob: error
+//!   leaves              rust: left
+//! ```
+//!
 //! The subtle thing: who is *in* a room when something is said there is decided here, at once; when it is sent is the
 //! server's affair. So every method returns what is to be told in the order in which it must be told.
 
@@ -324,6 +335,36 @@ mod tests {
             (*to, String::from_utf8(json).unwrap())
         });
         told.collect()
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut chat = chat(&[]);
+        chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW);
+        chat.join(CAROL, newcomer(Dialect::Events, "carol", "rust"), NOW);
+        let general = chat.room_of(ALICE);
+        let row = |deed: &str, deliveries: &[Delivery]| {
+            let room = |id| if Some(id) == general { "general" } else { "rust" };
+            let told = told(deliveries).into_iter().map(|(to, json)| {
+                let event = json.split('"').nth(3).unwrap_or_default().to_owned();
+                match to {
+                    Audience::One(ALICE) => format!("alice: {event}"),
+                    Audience::One(_) => format!("bob: {event}"),
+                    Audience::Room(id) => format!("{}: {event}", room(id)),
+                    Audience::Others(id, _) => format!("{} but bob: {event}", room(id)),
+                }
+            });
+            format!("\n  {deed:20}{}", told.collect::<Vec<_>>().join("; "))
+        };
+        let mut picture = "  bob                 and who is told what, in this order".to_owned();
+        picture += &row("comes to general", &chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW));
+        picture += &row("says something", &chat.receive(BOB, &say("hi"), NOW));
+        picture += &row("whispers to alice", &chat.receive(BOB, &say("/msg alice hi"), NOW));
+        picture += &row("moves to rust", &chat.receive(BOB, &event("switch_room", r#"{"room":"rust"}"#), NOW));
+        picture += &row("types", &chat.receive(BOB, r#"{"event":"typing"}"#, NOW));
+        picture += &row("sends no JSON", &chat.receive(BOB, "hi", NOW));
+        picture += &row("leaves", &chat.leave(BOB, "", NOW));
+        crate::pictures::assert_drawn(include_str!("mod.rs"), &picture);
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! A client has one name at a time here, the one that it was last heard under. Several may share a name; with unique
 //! names they may not, however it is spelled (case-folded), except the names of those who gave none.
+//!
+//! The subtle thing: a private message goes to a name as it is spelled, while a name is *owned* however it is spelled; so
+//! there are two tables, and the folded one exists only where names must be unique.
 
 use std::collections::HashMap;
 use std::rc::Rc;

@@ -1,6 +1,13 @@
 //! How much one client may say: a token bucket, and what becomes of those who do not mind it.
 //!
-//! The clock is handed in, as everywhere in the chat.
+//! ```text
+//!   at second   0         0         0         0.5       1         5
+//!   meets       Pass      Pass      SlowDown  SlowDown  Pass      Pass
+//!   left        1         0         0         0.5       0         1
+//! ```
+//!
+//! With one message a second a bucket holds two. Every message that passes takes one out, and time fills it again. The
+//! clock is handed in, as everywhere in the chat.
 //!
 //! The subtle thing: being told to slow down is cheap for a client that does not listen, so that is counted as well;
 //! but over a short while only, since everybody is too fast now and then.
@@ -78,6 +85,18 @@ mod tests {
 
     const fn at(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut pace = Pace::new(1.0, at(0));
+        let mut rows = ["  at second", "  meets", "  left"].map(|name| format!("{name:14}"));
+        for now in [0, 0, 0, 500, 1000, 5000] {
+            let verdict = pace.judge(1.0, at(now));
+            let cells = [(now as f64 / 1000.0).to_string(), format!("{verdict:?}"), pace.level.to_string()];
+            rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:10}"));
+        }
+        crate::pictures::assert_drawn(include_str!("pace.rs"), &rows.join("\n"));
     }
 
     #[test]

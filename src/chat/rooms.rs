@@ -1,7 +1,16 @@
 //! The tables of who is in which room, and in how many dialects a room is to be told.
 //!
+//! ```text
+//!   by name      by number    members by token    who speak
+//!   general   ─▶ 1         ─▶ 2, 3                Events
+//!   rust      ─▶ 2         ─▶ 4                   Rooms
+//! ```
+//!
 //! A room is made by its first member and gone with its last. This file knows members as tokens; names and history are
 //! kept elsewhere.
+//!
+//! The subtle thing: how many speak a dialect is counted as members come and go, because a message is written once for
+//! each dialect that is spoken, and to find that out by asking every member would cost as much as telling them.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -101,5 +110,30 @@ impl Room {
     /// The dialects that are spoken there.
     pub fn dialects(&self) -> impl Iterator<Item = Dialect> {
         Dialect::ALL.into_iter().filter(|dialect| self.speakers[*dialect as usize] > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut rooms = Rooms::default();
+        let (general, rust) = (rooms.open("general"), rooms.open("rust"));
+        let members = [(general, 2, Dialect::Events), (general, 3, Dialect::Events), (rust, 4, Dialect::Rooms)];
+        members.into_iter().for_each(|(room, token, dialect)| rooms.enter(room, Token(token), dialect));
+        let mut picture = "  by name      by number    members by token    who speak".to_owned();
+        for name in ["general", "rust"] {
+            let id = rooms.find(name).unwrap();
+            let room = rooms.get(id).unwrap();
+            let mut tokens: Vec<_> = room.members().map(|(token, _)| token.0.to_string()).collect();
+            tokens.sort();
+            let dialects: Vec<_> = room.dialects().map(|dialect| format!("{dialect:?}")).collect();
+            picture += &format!("\n  {name:9} ─▶ {:<9} ─▶ {:20}{}", id.0, tokens.join(", "), dialects.join(", "));
+        }
+        crate::pictures::assert_drawn(include_str!("rooms.rs"), &picture);
+        assert!(rooms.exit(rust, Token(4)) && rooms.find("rust").is_none() && rooms.get(rust).is_none());
+        assert!(!rooms.exit(general, Token(2)) && rooms.open("rust") != rust, "a number is never used again");
     }
 }

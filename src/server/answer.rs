@@ -1,4 +1,6 @@
-//! Plain HTTP answers as bytes (RFC 9110, RFC 9112 §6). Every one of them ends its connection.
+//! Plain HTTP answers as bytes (RFC 9110, RFC 9112 §6). Every one of them ends its connection (RFC 6455 §7.2.2).
+//!
+//! The subtle thing: a `HEAD` is answered with the length that a body would have, and with no body.
 
 use std::time::SystemTime;
 

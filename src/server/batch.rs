@@ -1,7 +1,15 @@
 //! What was said in each room during this turn of the loop, as frames, ready to be shared.
 //!
-//! A room has one growing batch. At the end of the turn it is frozen, and every member gets a pointer to the same
-//! bytes: many messages cost a member one write. This file knows rooms and tokens as numbers, no sockets.
+//! A room has one growing batch, which is sent to every member at the end of the turn: many messages cost a member one
+//! write. This file knows rooms and tokens as numbers, no sockets.
+//!
+//! When "one" was said, then a word to alice alone, then "two":
+//!
+//! ```text
+//!   mark        before         at the end of the turn
+//!   alice  46   one            two
+//!   bob    0                   one, two
+//! ```
 //!
 //! The subtle thing: not everyone is to read a batch from its start. A newcomer must not see what was said before it
 //! came; a member that is sent a word of its own in the middle of a turn is first given the batch so far, and must not
@@ -126,6 +134,26 @@ mod tests {
     fn frame(username: &str) -> Vec<u8> {
         let json = format!(r#"{{"event":"joined","data":{{"username":"{username}"}}}}"#);
         [&[0x81, json.len() as u8], json.as_bytes()].concat()
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let (mut batches, room) = (Batches::default(), room());
+        batches.append(room, [EVENTS].into_iter(), &joined("one"));
+        let said_before = batches.catch_up(room, ALICE, EVENTS).to_vec();
+        batches.append(room, [EVENTS].into_iter(), &joined("two"));
+        let batch = batches.take(room).unwrap();
+        let all = batch.frames(EVENTS);
+        let words = |frames: &[u8]| {
+            let text = String::from_utf8_lossy(frames);
+            ["one", "two"].into_iter().filter(|name| text.contains(name)).collect::<Vec<_>>().join(", ")
+        };
+        let mut picture = format!("  {:12}{:15}at the end of the turn", "mark", "before");
+        for (name, token, before) in [("alice", ALICE, &said_before[..]), ("bob", BOB, b"")] {
+            let mark = batch.mark(token);
+            picture += &format!("\n  {name:7}{mark:<5}{:15}{}", words(before), words(&all[mark..]));
+        }
+        crate::pictures::assert_drawn(include_str!("batch.rs"), &picture);
     }
 
     #[test]

@@ -3,8 +3,19 @@
 //! A [`Connection`] moves bytes and knows its phase. It does not know rooms, names or other connections, and it takes
 //! no decision that needs the clock: the server asks it, and tells it.
 //!
+//! What is wanted of it, if it has input; the columns say how much waits to be written:
+//!
+//! | | nothing | something | over half of its bound |
+//! |---|---|---|---|
+//! | `Handshake` | read | read, write | read, write |
+//! | `Open`, to the chat | read | read, write | write |
+//! | `Open`, to `/echo` | read | write | write |
+//! | `Draining(Close)` |  | write | write |
+//! | `Draining(Linger)` | read | read, write | read, write |
+//! | `Draining(Shut)` | read | read, write | read, write |
+//!
 //! The subtle thing: polling is edge-triggered, and the socket is registered once, for both directions. An edge that is
-//! not acted upon does not come again, so it is remembered in `readable`; [`Connection::interest`] says, from the
+//! not acted upon does not come again, so it is remembered in `input`; [`Connection::interest`] says, from the
 //! state alone, what the server wants of it now. Registering anew would cost a system call each time.
 
 use std::io::{self, Read};
@@ -281,5 +292,74 @@ impl Connection {
         };
         let watch = self.watch.as_ref().map_or(0, |watch| watch.buffered());
         message + watch + self.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ws::protocol::{Limits, Protocol};
+
+    /// A connection to nobody: it is moved by hand, and never read or written.
+    fn connection(phase: Phase, waiting: usize) -> Connection {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let peer = stream.peer_addr().unwrap();
+        let mut connection = Connection::new(TcpStream::from_std(stream), peer, Instant::now());
+        assert!(matches!(connection.phase, Phase::Handshake(_)));
+        connection.phase = phase;
+        connection.outbox.push_own(|bytes| bytes.resize(waiting, 0));
+        connection.set_readable(false);
+        connection
+    }
+
+    fn open(endpoint: Endpoint) -> Phase {
+        Phase::Open(Open { protocol: Protocol::new(Limits { message: 9, fragments: 9, binary: true }), endpoint })
+    }
+
+    #[test]
+    fn the_picture_of_what_is_wanted_is_true() {
+        const BOUND: usize = 100;
+        type Make = fn() -> Phase;
+        let phases: [(&str, Make); 6] = [
+            ("`Handshake`", || Phase::Handshake(HeadReader::default())),
+            ("`Open`, to the chat", || open(Endpoint::Chat)),
+            ("`Open`, to `/echo`", || open(Endpoint::Echo)),
+            ("`Draining(Close)`", || Phase::Draining(Ending::Close)),
+            ("`Draining(Linger)`", || Phase::Draining(Ending::Linger)),
+            ("`Draining(Shut)`", || Phase::Draining(Ending::Shut)),
+        ];
+        let mut table = "| | nothing | something | over half of its bound |\n|---|---|---|---|".to_owned();
+        for (name, phase) in phases {
+            let wanted = [0, 1, BOUND / 2 + 1].map(|waiting| {
+                let Wanted { read, write } = connection(phase(), waiting).interest(BOUND);
+                let words = [(read, "read"), (write, "write")].into_iter().filter(|(is_wanted, _)| *is_wanted);
+                words.map(|(_, word)| word).collect::<Vec<_>>().join(", ")
+            });
+            table += &format!("\n| {name} | {} |", wanted.join(" | "));
+        }
+        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
+    }
+
+    /// The arrow of the picture that leads from `Open` to `Draining`.
+    #[test]
+    fn rfc_7_1_1_when_the_server_hangs_up() {
+        let after = |mut bytes: Vec<u8>, has_input: bool| {
+            let mut connection = connection(open(Endpoint::Echo), 0);
+            connection.input = if has_input { Input::Readable } else { Input::Drained };
+            let Phase::Open(open) = &mut connection.phase else { panic!("it is open") };
+            while open.protocol.receive(&mut &mut bytes[..]).is_some_and(|_| false) {}
+            connection.follow_protocol();
+            match connection.phase {
+                Phase::Draining(ending) => Some(ending),
+                _ => None,
+            }
+        };
+        assert_eq!(after(b"\x89\x80\0\0\0\0".to_vec(), true), None, "a Ping");
+        assert_eq!(after(b"\x81\x81\0\0\0\0\xff".to_vec(), true), None, "our Close is out, its Close can still come");
+        assert_eq!(after(b"\x81\x05".to_vec(), false), Some(Ending::Linger), "framing lost");
+        let close = b"\x88\x80\0\0\0\0";
+        assert_eq!(after(close.to_vec(), true), Some(Ending::Linger), "both Closes have passed, with input unread");
+        assert_eq!(after(close.to_vec(), false), Some(Ending::Close), "both Closes have passed");
     }
 }

@@ -4,6 +4,14 @@
 //! not move it; the look finds that there was traffic and sets the next. So a message costs nothing here, an idle
 //! connection one look an interval, and the poll knows how long it may sleep.
 //!
+//! ```text
+//!   a look at   30                    40                    70
+//!   silent for  20                    30                    60
+//!   therefore   next look at 40       ping, next look at 70 cut off
+//! ```
+//!
+//! So it goes, with the default waits, for a client that was upgraded at second 0 and sent its last byte at second 10.
+//!
 //! The subtle thing: the old deadline of a connection is taken out before a new one goes in, so the queue never holds
 //! more entries than there are connections, however fast they come and go.
 
@@ -112,6 +120,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        use clap::Parser;
+        let config = crate::config::Config::try_parse_from(["wirechat"]).unwrap();
+        let (mut rows, last_byte) =
+            (["  a look at", "  silent for", "  therefore"].map(|name| format!("{name:14}")), 10);
+        let mut look = Some(config.ping_interval.as_secs());
+        while let Some(now) = look {
+            let silent = Duration::from_secs(now - last_byte);
+            look = config.after_silence(silent).map(|wait| now + (wait - silent).as_secs());
+            let ping = if silent >= config.ping_interval { "ping, " } else { "" };
+            let therefore = look.map_or("cut off".to_owned(), |next| format!("{ping}next look at {next}"));
+            let cells = [now.to_string(), silent.as_secs().to_string(), therefore];
+            rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:22}"));
+        }
+        crate::pictures::assert_drawn(include_str!("deadline.rs"), &rows.join("\n"));
+    }
 
     #[test]
     fn one_deadline_a_connection_the_next_one_first() {

@@ -129,7 +129,8 @@ impl Server {
             // Whoever was too slow has something to write again, and whoever left is told of.
             let is_written = self.batches.next_room().is_none() && self.unsent.is_empty();
             if is_written && self.too_slow.is_empty() && self.ended.is_empty() {
-                return;
+                // Now nearly everybody is between two messages.
+                return self.attach_pending();
             }
         }
     }

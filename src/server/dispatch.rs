@@ -15,6 +15,7 @@ use super::phase::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
 use crate::chat::dialect::Dialect;
 use crate::chat::{Admission, NAME_IN_USE, Newcomer, REPLACED};
+use crate::config::Config;
 use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
@@ -104,12 +105,7 @@ impl Server {
             connection.secret = Some(secret);
         }
         connection.outbox.push_answer(answer);
-        let message = match endpoint {
-            Endpoint::Echo => self.config.max_echo,
-            Endpoint::Chat => self.config.max_message,
-            Endpoint::Inspect(_) => inspection::MAX_COMMAND,
-        };
-        let limits = Limits { message, fragments: self.config.max_fragments, binary: endpoint == Endpoint::Echo };
+        let limits = limits(&self.config, endpoint);
         if let Some(watch) = &mut connection.watch {
             watch.upgraded(limits, newcomer.as_ref().map(|newcomer| &newcomer.username));
         }
@@ -275,4 +271,14 @@ impl Server {
         self.buffered = self.buffered - connection.buffered + held;
         connection.buffered = held;
     }
+}
+
+/// What an endpoint takes.
+pub(super) fn limits(config: &Config, endpoint: Endpoint) -> Limits {
+    let message = match endpoint {
+        Endpoint::Echo => config.max_echo,
+        Endpoint::Chat => config.max_message,
+        Endpoint::Inspect(_) => inspection::MAX_COMMAND,
+    };
+    Limits { message, fragments: config.max_fragments, binary: endpoint == Endpoint::Echo }
 }

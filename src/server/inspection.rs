@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
 use super::Server;
+use super::dispatch::limits;
 use super::phase::Phase;
 use super::watch::{number, token};
 use crate::chat::TokenMap;
@@ -171,7 +172,7 @@ impl Server {
             match self.connections.get_mut(&token) {
                 Some(connection) if connection.is_between_messages() => {
                     if let Phase::Open(open) = &connection.phase {
-                        watchers.tap(token, &mut connection.watch, open.protocol.limits());
+                        watchers.tap(token, &mut connection.watch, limits(&self.config, open.endpoint));
                     }
                 }
                 Some(_) => watchers.inspection.pending.push(token),

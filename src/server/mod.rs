@@ -1,13 +1,12 @@
 //! The glue: one poll loop that moves bytes between sockets, the protocol and the chat.
 //!
-//! Reading order: [`phase`] and [`connection`] (one socket), [`outbox`] (what it has to write), [`routes`] (a request), this file (a
-//! turn of the loop), [`dispatch`] (from a socket to the chat), [`delivery`] (from the chat to the sockets), [`batch`],
-//! [`deadline`], [`listener`], [`journal`], [`addresses`], [`query`], [`answer`] and [`shutdown`]; [`watch`] and [`inspection`] (what is
-//! shown of the wire).
+//! ```text
+//!   poll ─▶ note ─▶ accept ─▶ read ─▶ look_at_due ─▶ write_and_remove ─▶ journal.flush ─▶ poll ─▶ …
+//! ```
 //!
-//! A turn has five parts: accept, read (each connection within its budget, the rest is remembered), look at what is
-//! due, write (as a rule once a socket), remove. Only the last part takes a connection out of the tables, so nothing in the
-//! others can meet one that is half gone.
+//! That is a turn. Each connection is read within its budget, and the rest is remembered; what is to be said to it is
+//! written once, as a rule, at the end. Only then is a connection taken out of the tables, so nothing earlier in the turn can
+//! meet one that is half gone.
 //!
 //! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
 //! waits for a peer, and an error of a socket ends that connection, never the loop.
@@ -173,8 +172,7 @@ impl Server {
                 _ => {}
             }
             self.now = Instant::now();
-            self.time = SystemTime::now();
-            self.watchers.begin_turn(self.time);
+            self.time = self.watchers.tell_time();
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
                     return Ok(Stopped::AtOnce);
@@ -184,7 +182,6 @@ impl Server {
             self.accept();
             self.read();
             self.look_at_due();
-            self.attach_pending();
             self.write_and_remove();
             self.journal.flush();
             if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
@@ -277,5 +274,21 @@ impl Server {
     /// The time, for the chat.
     fn chat_now(&self) -> Now {
         Now { time: self.time, steady: self.steady() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The calls in the body of `run` come in the order of the picture.
+    #[test]
+    fn the_picture_is_true() {
+        let source = include_str!("mod.rs");
+        let doc = crate::pictures::module_doc(source);
+        let steps = doc.lines().find(|line| line.starts_with("  poll ─▶")).unwrap().trim().split(" ─▶ ");
+        let steps: Vec<&str> = steps.filter(|step| !["…", "poll"].contains(step)).collect();
+        let run = source.split_once("pub fn run(mut self)").unwrap().1.split_once("\n    }\n").unwrap().0;
+        let calls = run.lines().filter_map(|line| line.trim().strip_prefix("self.")?.split_once('('));
+        let calls: Vec<&str> = calls.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect();
+        assert_eq!(calls, steps);
     }
 }

@@ -1,5 +1,14 @@
 //! What waits to be written to one socket: a queue of whole frames, most of them shared with other members.
 //!
+//! Three frames, two of them shared, when seven bytes have been sent:
+//!
+//! ```text
+//!   chunk    frames              sent   to be finished first
+//!   Shared   5 bytes, 204 bytes  7      bytes 7 to 209
+//!   Own      3 bytes
+//!   waiting  205 bytes
+//! ```
+//!
 //! It knows frames only as bytes. The bound on it is kept by whoever pushes (see [`Outbox::is_over`]), because the
 //! bound is judged after a flush, not before it.
 //!
@@ -222,6 +231,27 @@ mod tests {
         outbox.push_shared(Rc::from(&shared[..]));
         outbox.push_own(|bytes| bytes.extend(frame(1)));
         (outbox, [shared, frame(1)].concat())
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let (mut outbox, _) = outbox();
+        outbox.flush(&mut Socket { taken: Vec::new(), room: 7 }).unwrap();
+        let mut picture = String::from("  chunk    frames              sent   to be finished first");
+        for (at, chunk) in outbox.chunks.iter().enumerate() {
+            let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Own" };
+            let (mut frames, mut rest) = (Vec::new(), chunk.bytes());
+            while !rest.is_empty() {
+                let (frame, behind) = rest.split_at(frame::size_of_own(rest));
+                frames.push(format!("{} bytes", frame.len()));
+                rest = behind;
+            }
+            let (sent, end) = (outbox.sent, outbox.end_of_frame(outbox.sent));
+            let offsets = if at == 0 { format!("{sent:<7}bytes {sent} to {end}") } else { String::new() };
+            picture += &format!("\n  {name:9}{:20}{offsets}", frames.join(", "));
+        }
+        picture += &format!("\n  waiting  {} bytes", outbox.len());
+        crate::pictures::assert_drawn(include_str!("outbox.rs"), &picture);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Where a connection stands in its life, and what it is for.
 //!
 //! ```text
-//!   Handshake ──101──▶ Open ──a Close out, or both passed──▶ Draining ──▶ removed
-//!       └──────────── a plain answer, or a refusal ─────────────▲
+//!   Handshake ──101──▶ Open ──framing lost, both Closes passed, or hung up──▶ Draining ──▶ removed
+//!       └──────────── a plain answer, or a refusal ──────────────────────────────▲
 //! ```
 //!
 //! An enum with data: what belongs to one phase cannot be asked for in another.

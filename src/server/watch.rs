@@ -146,9 +146,11 @@ impl Watchers {
         })
     }
 
-    /// A turn begins.
-    pub fn begin_turn(&self, now: SystemTime) {
+    /// Looks at the clock, once a turn: what is seen in the turn is seen at this time.
+    pub fn tell_time(&self) -> SystemTime {
+        let now = SystemTime::now();
         self.now.set(now);
+        now
     }
 
     /// What watches a connection from its first byte, if anything does.

@@ -250,7 +250,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 /// Text as it may go to a terminal: what is no visible character is escaped.
 fn escaped(text: &str) -> String {
-    let visible = |c: char| if matches!(c, '\'' | '"') { c.to_string() } else { c.escape_debug().to_string() };
+    let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
     text.chars().map(visible).collect()
 }
 

@@ -4,6 +4,19 @@
 //! has one variant for each rule that a peer can break. This file does not know in which state a close is allowed:
 //! that is `protocol.rs`.
 //!
+//! ```text
+//!       0 – 999     refused
+//!    1000 – 1003    taken
+//!    1004 – 1006    refused
+//!    1007 – 1014    taken
+//!    1015 – 2999    refused
+//!    3000 – 4999    taken
+//!    5000 – 65535   refused
+//! ```
+//!
+//! What is taken is what §7.4.1 defines and the registry has added since (§11.7), and what §7.4.2 leaves to libraries
+//! (3000–3999) and applications (4000–4999).
+//!
 //! The subtle thing: 1005, 1006 and 1015 are codes that an application is *told* and that no frame may carry, so a
 //! `CloseCode` cannot hold them.
 
@@ -36,7 +49,7 @@ impl CloseCode {
 
     /// A code as it was received.
     ///
-    /// §7.4.1, §7.4.2 and the IANA registry allow 1000–1003, 1007–1014 and 3000–4999. Everything else is reserved,
+    /// §7.4.1, §7.4.2 and the registry of §11.7 allow 1000–1003, 1007–1014 and 3000–4999. Everything else is reserved,
     /// or must not be sent: [`ProtocolError::InvalidCloseCode`].
     ///
     /// ```
@@ -71,6 +84,14 @@ impl<'a> CloseFrame<'a> {
     ///
     /// # Errors
     /// A single byte, a code that may not be sent, or a reason that is not UTF-8.
+    ///
+    /// ```
+    /// use wirechat::ws::close::{CloseCode, CloseFrame, ProtocolError};
+    /// let bye = CloseFrame { code: Some(CloseCode::NORMAL), reason: "bye" };
+    /// assert_eq!(CloseFrame::parse(b"\x03\xe8bye"), Ok(bye.clone())); // 0x03e8 is 1000
+    /// assert_eq!(bye.encode(), b"\x03\xe8bye");
+    /// assert_eq!(CloseFrame::parse(b"\x03"), Err(ProtocolError::ClosePayloadOfOneByte));
+    /// ```
     pub fn parse(payload: &'a [u8]) -> Result<CloseFrame<'a>, ProtocolError> {
         match payload {
             [] => Ok(CloseFrame { code: None, reason: "" }),
@@ -96,7 +117,7 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// A rule that a peer broke: one variant a rule. Each knows the code that its connection is closed with, and the
+/// A rule that a peer broke (§10.7): one variant a rule. Each knows the code that its connection is closed with, and the
 /// section; its text is the reason that the peer reads.
 ///
 /// ```
@@ -228,6 +249,19 @@ mod tests {
         for code in refused {
             assert_eq!(CloseCode::from_wire(code), Err(ProtocolError::InvalidCloseCode(code)));
         }
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let verdict = |code| if CloseCode::from_wire(code).is_ok() { "taken" } else { "refused" };
+        let (mut picture, mut start) = (Vec::new(), 0);
+        for code in 0..=u16::MAX {
+            if code == u16::MAX || verdict(code + 1) != verdict(code) {
+                picture.push(format!("  {start:5} – {code:<5}   {}", verdict(code)));
+                start = code.saturating_add(1);
+            }
+        }
+        crate::pictures::assert_drawn(include_str!("close.rs"), &picture.join("\n"));
     }
 
     #[test]

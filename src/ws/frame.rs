@@ -67,7 +67,14 @@ impl Opcode {
     /// Reads the four opcode bits.
     ///
     /// # Errors
-    /// §5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
+    /// §5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_." None is
+    /// given a meaning by an extension (§5.8), so all the others are unknown.
+    ///
+    /// ```
+    /// use wirechat::ws::{close::ProtocolError, frame::Opcode};
+    /// assert_eq!(Opcode::from_bits(0x9), Ok(Opcode::Ping));
+    /// assert_eq!(Opcode::from_bits(0x3), Err(ProtocolError::ReservedOpcode(3)));
+    /// ```
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
         Ok(match bits {
             0x0 => Opcode::Continuation,
@@ -93,6 +100,11 @@ impl Opcode {
     }
 
     /// §5.5: "Control frames are identified by opcodes where the most significant bit of the opcode is 1."
+    ///
+    /// ```
+    /// use wirechat::ws::frame::Opcode;
+    /// assert!(Opcode::Close.is_control() && !Opcode::Continuation.is_control());
+    /// ```
     pub fn is_control(self) -> bool {
         self as u8 & 0x8 != 0
     }
@@ -203,7 +215,7 @@ fn parse_length(short: u8, bytes: &[u8]) -> Result<Option<(u64, usize)>, Protoco
     }
 }
 
-/// Appends one whole frame to `out`, as a server sends it: FIN set, no mask (§5.1: "A server MUST NOT mask any frames
+/// Appends one whole frame to `out`, as a server sends it (§6.1): FIN set, no mask (§5.1: "A server MUST NOT mask any frames
 /// that it sends to the client"), the length in its shortest form.
 ///
 /// ```
@@ -261,6 +273,11 @@ pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
 
 /// The size in bytes, header and payload, of the frame at the start of `frames`: frames of our own, as [`append`]
 /// wrote them. This is how a queue of frames finds where the one that is half sent ends.
+///
+/// ```
+/// use wirechat::ws::frame;
+/// assert_eq!(frame::size_of_own(b"\x81\x05Hello\x89\x00"), 7); // the Ping behind it is another frame
+/// ```
 pub fn size_of_own(frames: &[u8]) -> usize {
     let long = |len: usize| frames.iter().skip(2).take(len).fold(0, |size, byte| size << 8 | usize::from(*byte));
     match frames.get(1).copied().unwrap_or_default() {
@@ -274,6 +291,28 @@ pub fn size_of_own(frames: &[u8]) -> usize {
 mod tests {
     use super::*;
     use ProtocolError::*;
+
+    /// The picture in the module doc, against the constants: its boxes are as wide as the fields are in bits.
+    #[test]
+    fn the_picture_is_true() {
+        let doc = crate::pictures::module_doc(include_str!("frame.rs"));
+        let boxes: Vec<&str> = doc.lines().find(|line| line.starts_with("|F|R|R|R|")).unwrap().split('|').collect();
+        let (mut bit, mut fields) = (0, Vec::new());
+        for name in &boxes[1..boxes.len() - 1] {
+            let width = name.len().div_ceil(2);
+            fields.push(bit..bit + width);
+            bit += width;
+        }
+        let mask = |bits: std::ops::Range<usize>| bits.fold(0u8, |mask, bit| mask | 0x80 >> (bit % 8));
+        let drawn: Vec<u8> = fields[..6].iter().cloned().map(mask).collect();
+        assert_eq!(drawn, [FIN, 0x40, 0x20, 0x10, OPCODE, MASK], "the first byte, and the mask bit of the second");
+        assert_eq!((drawn[1] | drawn[2] | drawn[3], mask(fields[6].clone())), (RSV, LENGTH));
+        assert_eq!((fields[4].end, fields[6].end, fields[7].end), (8, 16, 32), "bytes end where boxes end");
+        for form in [format!("{LENGTH_16}: 16 bits"), format!("{LENGTH_64}: 64 bits"), "masking_key, 32 bits".into()] {
+            assert!(doc.contains(&form), "{form}");
+        }
+        assert_eq!(MAX_HEADER * 8, 16 + 64 + 32);
+    }
 
     type Verdict = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
 
@@ -360,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn rfc_5_2_a_servers_frame_has_no_mask_and_the_shortest_length() {
+    fn rfc_6_1_frames_as_a_server_sends_them() {
         let cases: [(usize, &[u8]); 6] = [
             (0, &[0x82, 0]),
             (125, &[0x82, 125]),

@@ -3,6 +3,13 @@
 //! This file does not know which paths exist, who is welcome, or how a plain answer is written: the server asks those
 //! questions between the steps, in the order that the protocol page fixes.
 //!
+//! ```text
+//!   key       dGhlIHNhbXBsZSBub25jZQ==
+//!   and GUID  258EAFA5-E914-47DA-95CA-C5AB0DC85B11
+//!   SHA-1     b3 7a 4f 2c c0 62 4f 16 90 f6 46 06 cf 38 59 45 b2 be c4 ea
+//!   base64    s3pPLMBiTxaQ9kYGzzhZRbK+xOo=
+//! ```
+//!
 //! The subtle thing: the accept value is made of the key as it was sent, not of what it decodes to. It proves that the
 //! server has read the request as a WebSocket handshake, and nothing else; it is no secret and no authentication.
 
@@ -21,7 +28,7 @@ pub struct Upgrade<'h> {
     pub subprotocols: Vec<&'h str>,
 }
 
-/// What goes with a 426: RFC 9110 §15.5.22 and §7.8 demand the first two, §4.4 the version that would do.
+/// What goes with a 426: RFC 9110 §15.5.22 and RFC 9110 §7.8 demand the first two, §4.4 the version that would do.
 const UPGRADE_REQUIRED: &[(&str, &str)] =
     &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
 
@@ -42,6 +49,15 @@ impl<'h> Upgrade<'h> {
     ///
     /// # Errors
     /// 400, or 426 with the version that would do.
+    ///
+    /// ```
+    /// use wirechat::ws::{handshake::Upgrade, request::Request};
+    /// let head = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    ///     Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    /// let rejection = Upgrade::check(&Request::parse(head, 64).unwrap()).unwrap_err();
+    /// assert_eq!(rejection.status, 426);
+    /// assert!(rejection.body.ends_with("(RFC 6455 §4.4)."));
+    /// ```
     pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Rejection> {
         if request.minor_version == 0 {
             return Err(bad_request("An upgrade needs HTTP/1.1; this was HTTP/1.0 (RFC 6455 §4.2.1)."));
@@ -61,7 +77,8 @@ impl<'h> Upgrade<'h> {
     }
 
     /// The bytes of the 101 (§4.2.2 item 5). `own` is the endpoint's subprotocol: it is named if it was offered, and
-    /// else none is, which §4.2.2 allows and a client may accept or not.
+    /// else none is, which §4.2.2 allows and a client may accept or not (§1.9). It stands there once, as does the accept key
+    /// (§11.3.4, §11.3.3).
     pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
         let mut head = String::with_capacity(256);
         head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
@@ -89,7 +106,7 @@ fn check_version(request: &Request) -> Result<(), Rejection> {
     Err(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
 }
 
-/// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length".
+/// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length", and only one (§11.3.1).
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let mut keys = request.header("Sec-WebSocket-Key");
     let (Some(key), None) = (keys.next(), keys.next()) else {
@@ -134,7 +151,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     Ok(offered)
 }
 
-/// All lines of a list header as one (RFC 9110 §5.3): `None` if it was not sent, `Err` if it is not ASCII.
+/// All lines of a list header as one (§11.3.2, RFC 9110 §5.3): `None` if it was not sent, `Err` if it is not ASCII.
 fn joined(request: &Request, name: &str) -> Option<Result<String, std::string::FromUtf8Error>> {
     let lines: Vec<&[u8]> = request.header(name).collect();
     (!lines.is_empty()).then(|| String::from_utf8(lines.join(&b", "[..])))
@@ -185,6 +202,16 @@ mod tests {
     fn rfc_1_3_the_accept_key() {
         assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
         assert_ne!(accept_key(b"dGhlIHNhbXBsZSBub25jZR=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the string is hashed");
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
+        let hash = crate::pictures::hex(&hash);
+        let rows = [("key", key), ("and GUID", GUID), ("SHA-1", &hash), ("base64", &accept_key(key.as_bytes()))];
+        let picture = rows.map(|(name, value)| format!("  {name:10}{value}"));
+        crate::pictures::assert_drawn(include_str!("handshake.rs"), &picture.join("\n"));
     }
 
     #[test]

@@ -1,5 +1,14 @@
 //! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key[i MOD 4]`.
 //!
+//! ```text
+//!   payload  48 65 6c 6c 6f
+//!   key      37 fa 21 3d 37
+//!   masked   7f 9f 4d 51 58
+//! ```
+//!
+//! A mask hides nothing, since its key stands in front of what it masks. It keeps a page from choosing the bytes that go
+//! over the wire, where a proxy might take them for a request (§10.3); so a client takes a new key for every frame.
+//!
 //! The same function masks and unmasks. It does not know frames: the caller says where in the payload its bytes
 //! begin, because a payload may come in several reads.
 //!
@@ -35,6 +44,7 @@ pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
 #[cfg(test)]
 mod tests {
     use super::apply;
+    use crate::pictures::{assert_drawn, hex};
 
     const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -55,6 +65,16 @@ mod tests {
                 assert_eq!(masked, by_definition(&payload[..len]), "{len} bytes cut at {cut}");
             }
         }
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut masked = *b"Hello";
+        apply(&mut masked, KEY, 0);
+        let key: Vec<u8> = KEY.into_iter().cycle().take(masked.len()).collect();
+        let rows = [("payload", &b"Hello"[..]), ("key", &key), ("masked", &masked)];
+        let picture = rows.map(|(name, bytes)| format!("  {name:9}{}", hex(bytes)));
+        assert_drawn(include_str!("mask.rs"), &picture.join("\n"));
     }
 
     #[test]

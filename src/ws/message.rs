@@ -3,6 +3,13 @@
 //! The [`Assembler`] takes unmasked payload as it comes, in pieces of any size, and gives the message when its last
 //! byte is in. It does not know headers: `protocol.rs` has judged order and limits before a byte gets here.
 //!
+//! ```text
+//!   a frame               its payload  checked    cut
+//!   Text                  48 c3        "H"        c3
+//!   Continuation          a9 e2 82     "Hé"       e2 82
+//!   Continuation, FIN     ac 21        "Hé€!"
+//! ```
+//!
 //! The subtle thing: text is checked as it streams in, so that a bad byte is found at once and no byte is checked
 //! twice. What is valid goes into a `String`, which needs no second look at the end; at most three bytes of a
 //! character that a cut went through wait beside it. A message that lies whole in one read is never copied at all.
@@ -30,6 +37,17 @@ pub enum Message<'a> {
 }
 
 /// What has come of an unfinished message. Holds no memory between messages.
+///
+/// ```
+/// use wirechat::ws::message::{Assembler, Message, MessageKind};
+/// let mut assembler = Assembler::default();
+/// assembler.begin_frame(Some(MessageKind::Text));
+/// assembler.push(b"h\xc3", 2).unwrap(); // half of an é
+/// assembler.begin_frame(None); // a continuation
+/// assembler.push(b"\xa9", 1).unwrap();
+/// assert_eq!((assembler.fragments(), assembler.received()), (2, 3));
+/// assert_eq!(assembler.finish(), Ok(Message::Text("hé".into())));
+/// ```
 #[derive(Debug, Default)]
 pub struct Assembler {
     open: Option<Open>,
@@ -131,6 +149,12 @@ impl Assembler {
 ///
 /// # Errors
 /// [`ProtocolError::TextNotUtf8`]
+///
+/// ```
+/// use wirechat::ws::{close::ProtocolError, message::{self, MessageKind}};
+/// assert!(message::whole(MessageKind::Binary, b"\xff").is_ok());
+/// assert_eq!(message::whole(MessageKind::Text, b"\xff"), Err(ProtocolError::TextNotUtf8));
+/// ```
 pub fn whole(kind: MessageKind, payload: &[u8]) -> Result<Message<'_>, ProtocolError> {
     match kind {
         MessageKind::Text => match std::str::from_utf8(payload) {
@@ -205,6 +229,7 @@ impl CutCharacter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pictures::{assert_drawn, hex};
 
     fn assemble(pieces: &[&[u8]]) -> Result<String, ProtocolError> {
         let mut assembler = Assembler::default();
@@ -216,6 +241,25 @@ mod tests {
             Message::Text(text) => Ok(text.into_owned()),
             Message::Binary(_) => panic!("text was begun"),
         }
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut picture = format!("  {:22}{:13}{:11}cut", "a frame", "its payload", "checked");
+        let mut assembler = Assembler::default();
+        for (header, kind, payload) in [
+            ("Text", Some(MessageKind::Text), &b"H\xc3"[..]),
+            ("Continuation", None, b"\xa9\xe2\x82"),
+            ("Continuation, FIN", None, b"\xac!"),
+        ] {
+            assembler.begin_frame(kind);
+            assembler.push(payload, payload.len()).unwrap();
+            let Some(Open::Text { checked, cut }) = &assembler.open else { panic!("text is open") };
+            let (checked, cut) = (format!("{checked:?}"), hex(&cut.bytes[..cut.len]));
+            picture += &format!("\n  {header:22}{:13}{checked:11}{cut}", hex(payload));
+        }
+        assert_drawn(include_str!("message.rs"), &picture);
+        assert_eq!(assembler.finish(), Ok(Message::Text("Hé€!".into())));
     }
 
     /// One character of each length, and the edges of what UTF-8 can say, noncharacters included.

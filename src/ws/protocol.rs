@@ -9,9 +9,23 @@
 //!    └──────────── peer's Close, answered (§5.5.1) ────────────────────────────┘
 //! ```
 //!
-//! In `Open` everything is read. In `Closing(Intact)` our Close is out and frames are skipped until the peer's comes;
-//! in `Closing(Lost)` there is nothing to find any more; in `Closed` both Closes have passed, and whatever follows is
-//! no frame (§5.5.1). In none of the last three is anything but our one Close ever sent.
+//! The same with everything that can happen: what the owner is told, what is sent, and where that leads. In an empty
+//! cell it is passed over, and in all columns but the first nothing is sent any more: our one Close is out.
+//!
+//! | | `Open` | `Closing(Intact)` | `Closing(Lost)` | `Closed` |
+//! |---|---|---|---|---|
+//! | a message | `Message` |  |  |  |
+//! | a Ping | `Ping`, sends Pong |  |  |  |
+//! | a Pong | `Pong` |  |  |  |
+//! | a Close | `Close`, sends Close 1000, → `Closed` | `Close`, → `Closed` |  |  |
+//! | a Close with a reserved code | `Failed`, sends Close 1002, → `Closing(Lost)` | `Close`, → `Closed` |  |  |
+//! | a Close, its reason not UTF-8 | `Failed`, sends Close 1007, → `Closed` | `Close`, → `Closed` |  |  |
+//! | text that is not UTF-8 | `Failed`, sends Close 1007, → `Closing(Intact)` |  |  |  |
+//! | a fragment too many | `Failed`, sends Close 1008, → `Closing(Intact)` |  |  |  |
+//! | a message over the limit | `Failed`, sends Close 1009, → `Closing(Lost)` |  |  |  |
+//! | a header that breaks a rule | `Failed`, sends Close 1002, → `Closing(Lost)` | → `Closing(Lost)` |  |  |
+//! | we call `close` | sends Close 1001, → `Closing(Intact)` |  |  |  |
+//! | we call `ping` | sends Ping |  |  |  |
 //!
 //! This file does not know sockets, time or what a message means. Whoever owns it feeds [`Protocol::receive`], sends
 //! what [`Protocol::take_replies`] gives, and ends the connection when [`Protocol::state`] says so.
@@ -42,9 +56,9 @@ pub struct Limits {
 pub enum State {
     /// Both sides may send data.
     Open,
-    /// Our Close is out, the peer's has not come.
+    /// Our Close is out, the peer's has not come (§7.1.3).
     Closing(Framing),
-    /// Both Closes have passed. §7.1.1: the server ends the TCP connection.
+    /// Both Closes have passed. §7.1.1: the server ends the TCP connection, and with it all is closed (§7.1.4).
     Closed,
 }
 
@@ -66,7 +80,7 @@ pub enum Event<'a> {
     Ping(Cow<'a, [u8]>),
     /// §5.5.3. Nothing is to be done.
     Pong(Cow<'a, [u8]>),
-    /// The peer's Close: its code, and its reason. If it is the first, the answer is already among the replies.
+    /// The peer's Close: its code (§7.1.5) and reason (§7.1.6). If it is the first, the answer is already among the replies.
     Close(Option<CloseCode>, String),
     /// §7.1.7: a rule was broken. The Close that says so is already among the replies.
     Failed(ProtocolError),
@@ -102,12 +116,7 @@ impl Protocol {
         self.state
     }
 
-    /// What this side takes.
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    /// Whether nothing has begun that is not received to its end, be it a frame or a message.
+    /// Whether no frame and no message has begun that is not received to its end.
     pub fn is_between_messages(&self) -> bool {
         self.frames.is_between_frames() && !self.message.is_open()
     }
@@ -122,7 +131,14 @@ impl Protocol {
         std::mem::take(&mut self.replies)
     }
 
-    /// Begins the closing handshake (§7.1.2), if it has not begun. A reason is cut at 123 bytes.
+    /// Begins the closing handshake (§7.1.2, §7.3), if it has not begun. A reason is cut at 123 bytes.
+    ///
+    /// ```
+    /// use wirechat::ws::{close::CloseCode, protocol::{Limits, Protocol}};
+    /// let mut protocol = Protocol::new(Limits { message: 100, fragments: 10, binary: false });
+    /// protocol.close(CloseCode::GOING_AWAY, "bye");
+    /// assert_eq!(protocol.take_replies(), b"\x88\x05\x03\xe9bye");
+    /// ```
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.state == State::Open {
             self.send_close(CloseFrame { code: Some(code), reason });
@@ -137,8 +153,7 @@ impl Protocol {
         }
     }
 
-    /// Reads from the front of `input` up to the next event, and leaves what is behind it in `input`. `None`: all of
-    /// it was read and nothing more happened. The bytes are unmasked in place.
+    /// §6.2: reads up to the next event, and leaves the rest in `input`. `None`: all was read. Unmasks in place.
     ///
     /// ```
     /// use wirechat::ws::protocol::{Event, Limits, Protocol};
@@ -481,6 +496,66 @@ mod tests {
                 assert_eq!(!protocol.take_replies().is_empty(), speaks, "only an open connection says more");
             }
         }
+    }
+
+    /// The table in the module doc is printed from here: each thing that can happen, in each state.
+    #[test]
+    fn rfc_7_1_the_picture_and_the_table_are_true() {
+        let [intact, lost] = [Framing::Intact, Framing::Lost].map(State::Closing);
+        let states = [State::Open, intact, lost, State::Closed];
+        type Happening<'a> = (&'a str, &'a dyn Fn(&mut Protocol) -> Option<String>);
+        let comes = |bytes: &[u8]| {
+            let bytes = bytes.to_vec();
+            move |protocol: &mut Protocol| {
+                let event = format!("{:?}", protocol.receive(&mut &mut bytes.clone()[..])?);
+                event.split('(').next().map(str::to_owned)
+            }
+        };
+        let happenings: [Happening; 12] = [
+            ("a message", &comes(&frame(0x81, b"x"))),
+            ("a Ping", &comes(&frame(0x89, b"x"))),
+            ("a Pong", &comes(&frame(0x8a, b"x"))),
+            ("a Close", &comes(&frame(0x88, b"\x03\xe8bye"))),
+            ("a Close with a reserved code", &comes(&frame(0x88, b"\x03\xed"))),
+            ("a Close, its reason not UTF-8", &comes(&frame(0x88, b"\x03\xe8\xff"))),
+            ("text that is not UTF-8", &comes(&frame(0x81, b"\xff"))),
+            ("a fragment too many", &comes(&[frame(0x01, b""), frame(0x00, b"").repeat(4)].concat())),
+            ("a message over the limit", &comes(&frame(0x82, &[0; 201]))),
+            ("a header that breaks a rule", &comes(&[0x81, 0x05])),
+            ("we call `close`", &|protocol| {
+                protocol.close(CloseCode::GOING_AWAY, "");
+                None
+            }),
+            ("we call `ping`", &|protocol| {
+                protocol.ping();
+                None
+            }),
+        ];
+        let mut moves = std::collections::BTreeSet::new();
+        let heads = states.map(|state| format!(" `{state:?}` |"));
+        let mut table = format!("| |{}\n|---|---|---|---|---|", heads.concat());
+        for (name, happens) in happenings {
+            table += &format!("\n| {name} |");
+            for before in states {
+                let mut protocol = in_state(before);
+                let told = happens(&mut protocol).map(|event| format!("`{event}`"));
+                let (replies, after) = (protocol.take_replies(), protocol.state());
+                let sent = replies.first().map(|first| match Opcode::from_bits(first & 0x0f).unwrap() {
+                    Opcode::Close => format!("sends Close {}", u16::from_be_bytes([replies[2], replies[3]])),
+                    opcode => format!("sends {opcode:?}"),
+                });
+                let leads = (after != before).then(|| format!("→ `{after:?}`"));
+                moves.extend(leads.is_some().then(|| format!("{before:?} → {after:?}")));
+                let cell = [told, sent, leads].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                table += &format!(" {cell} |");
+            }
+        }
+        crate::pictures::assert_drawn(include_str!("protocol.rs"), &table);
+        // And the arrows of the picture above it: one head a move, and none between two others.
+        let doc = crate::pictures::module_doc(include_str!("protocol.rs"));
+        let picture = doc.split("```").nth(1).unwrap();
+        assert_eq!(picture.matches(['▶', '◀', '▲']).count(), moves.len(), "{moves:#?}");
+        assert!(moves.iter().all(|a_move| !a_move.starts_with("Closed") && !a_move.ends_with("Open")), "{moves:#?}");
     }
 
     fn in_state(state: State) -> Protocol {

@@ -3,6 +3,16 @@
 //! [`FrameReader`] keeps its place in the stream. It does not know what a frame is good for; the rules that depend on
 //! that are asked of the caller as soon as a header can be judged.
 //!
+//! A masked "Hello" and an empty Ping, in four reads:
+//!
+//! ```text
+//!   a read           kept of a header   handed on
+//!   81 85 37         81 85 37
+//!   fa 21 3d 7f 9f                      Text "He", first
+//!   4d 51 58 89 80   89 80              Text "llo", last
+//!   01 02 03 04                         Ping "", whole
+//! ```
+//!
 //! The subtle thing: only an unfinished header is ever copied and kept. Payload is handed on as it lies in the caller's
 //! buffer, however little of it there is, so nothing here grows with what a peer announces.
 
@@ -58,6 +68,14 @@ impl FrameReader {
     ///
     /// # Errors
     /// A rule that the header broke by itself, after which no frame can be found any more; or what `judge` said.
+    ///
+    /// ```
+    /// use wirechat::ws::reader::FrameReader;
+    /// let mut bytes = *b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58"; // §5.7, a masked "Hello"
+    /// let (mut reader, mut input) = (FrameReader::default(), &mut bytes[..8]); // not all of it has come
+    /// let piece = reader.next(&mut input, |_| Ok(())).unwrap().unwrap();
+    /// assert_eq!((piece.payload, piece.is_first, piece.is_last), (&b"He"[..], true, false));
+    /// ```
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],
@@ -116,6 +134,7 @@ fn advance<'a>(input: &mut &'a mut [u8], len: usize) -> &'a mut [u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pictures::{assert_drawn, hex};
 
     /// §5.7: a masked "Hello", then an empty ping.
     const STREAM: [u8; 17] = *b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58\x89\x80\x01\x02\x03\x04";
@@ -136,6 +155,27 @@ mod tests {
             }
             assert_eq!((&text[..], &frames[..]), (&b"Hello"[..], &[Opcode::Text, Opcode::Ping][..]), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut picture = format!("  {:17}{:19}handed on", "a read", "kept of a header");
+        let (mut bytes, mut reader) = (STREAM, FrameReader::default());
+        for mut input in bytes.split_inclusive_mut(|byte| [0x37, 0x9f, 0x80].contains(byte)) {
+            let (read, mut pieces) = (hex(input), Vec::new());
+            while let Some(piece) = reader.next(&mut input, |_| Ok(())).unwrap() {
+                let place = match (piece.is_first, piece.is_last) {
+                    (true, true) => "whole",
+                    (true, false) => "first",
+                    (false, true) => "last",
+                    (false, false) => "between",
+                };
+                pieces.push(format!("{:?} {:?}, {place}", piece.opcode, String::from_utf8_lossy(piece.payload)));
+            }
+            let kept = hex(&reader.header[..usize::from(reader.header_len)]);
+            picture += &format!("\n  {read:17}{kept:19}{}", pieces.join("; "));
+        }
+        assert_drawn(include_str!("reader.rs"), &picture);
     }
 
     #[test]

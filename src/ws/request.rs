@@ -54,6 +54,12 @@ impl HeadReader {
     ///
     /// # Errors
     /// 400 for what no HTTP head can begin with, 414 or 431 for one over `max`.
+    ///
+    /// ```
+    /// let mut reader = wirechat::ws::request::HeadReader::default();
+    /// assert_eq!(reader.receive(b"GET / HTTP/1.1\r\nHost: a\r\n", 8192), Ok(None));
+    /// assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // what is behind is a frame
+    /// ```
     pub fn receive(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, Rejection> {
         let before = self.bytes.len();
         let taken = input.len().min(max.saturating_sub(before));
@@ -143,7 +149,7 @@ pub struct Request<'h> {
     headers: Vec<httparse::Header<'h>>,
 }
 
-/// The parts of a request target (RFC 9112 §3.2), still percent-encoded.
+/// The parts of a request target (§3, RFC 9112 §3.2), still percent-encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'h> {
     /// What stood between `http://` and the path, if the target was in absolute form.

@@ -2,8 +2,8 @@
 //!
 //! The subtle thing: a client is told *what* is wrong with its JSON, in an order that can be relied on: whether it is
 //! JSON at all, whether it is an object of the right shape, which event it is, and only then its data. So `data` is
-//! kept as raw JSON until the event is known. What is wrong is read once more, to name the fault; and what is sent most,
-//! a plain message, is read in a single pass before all that.
+//! kept as raw JSON until the event is known. What is right is read in one go, and a message as browsers
+//! write it needs no envelope to be taken off; only what is wrong is read again, to name the fault.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -29,31 +29,6 @@ struct Envelope<'a> {
 #[derive(Deserialize)]
 struct MessageData<'a> {
     #[serde(borrow, default)]
-    text: Cow<'a, str>,
-    #[serde(borrow, default, deserialize_with = "nonce")]
-    nonce: Option<Cow<'a, str>>,
-}
-
-/// A message with nothing about it that is missing, unknown or wrong.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainMessage<'a> {
-    #[serde(rename = "event")]
-    _event: PlainEvent,
-    #[serde(borrow)]
-    data: PlainData<'a>,
-}
-
-#[derive(Deserialize)]
-enum PlainEvent {
-    #[serde(rename = "message")]
-    Message,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainData<'a> {
-    #[serde(borrow)]
     text: Cow<'a, str>,
     #[serde(borrow, default, deserialize_with = "nonce")]
     nonce: Option<Cow<'a, str>>,
@@ -104,7 +79,7 @@ fn nonce<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Co
 /// # Errors
 /// The first fault, in the order told above.
 pub fn read(text: &str) -> Result<Command<'_>, Fault> {
-    if let Some(PlainData { text, nonce }) = read_plain(text) {
+    if let Some(MessageData { text, nonce }) = read_compact(text) {
         return Ok(Command::Message { username: None, text, nonce });
     }
     let Envelope { event, data } = read_object("", text)?;
@@ -126,11 +101,10 @@ pub fn read(text: &str) -> Result<Command<'_>, Fault> {
     command.map_err(|complaint| Fault { complaint, nonce: find_nonce(data) })
 }
 
-/// Reads a plain message; what is none is read the long way.
-fn read_plain(text: &str) -> Option<PlainData<'_>> {
-    // serde would also take an array, as a struct without its names.
-    let may_hold_array = text.contains('[');
-    if may_hold_array { None } else { serde_json::from_str(text).ok().map(|PlainMessage { data, .. }| data) }
+/// Reads a message as browsers write it, without a blank and with the event first: then it is known where the data is.
+fn read_compact(text: &str) -> Option<MessageData<'_>> {
+    let data = text.strip_prefix(r#"{"event":"message","data":"#)?.strip_suffix('}')?;
+    read_object("data", data).ok()
 }
 
 /// The nonce of a message that has something else wrong with it.
@@ -288,7 +262,8 @@ mod tests {
             (r#"{"event":"message","data":{"text":"hi"}}"#, message("hi")),
             (r#" {"data" : {"text":"hi", "more":[1]}, "event":"message", "x":null} "#, message("hi")),
             (r#"{"event":"message","data":{"text":"\u00e9\n\u0000"}}"#, message("é\n\0")),
-            (r#"{"event":"message","data":{"text":"[hi]"}}"#, message("[hi]")),
+            (r#"{"event":"message","data":{"text":"}}","more":[1]}}"#, message("}}")),
+            (r#"{"event":"message","data":{"text":"hi"},"x":{}}"#, message("hi")),
             (r#"{"data":{"nonce":"n1","text":"hi"},"event":"message"}"#, named("hi", "n1".into())),
             (r#"{"event":"message"}"#, message("")),
             (r#"{"event":"message","data":{}}"#, message("")),
@@ -346,6 +321,8 @@ mod tests {
             (r#"{"event":"message","data":{"text":5}}"#, "data.text: invalid type: integer `5`, expected a string"),
             (r#"{"event":"message","data":{"text":null}}"#, "data.text: invalid type: null, expected a string"),
             (r#"{"event":"message","data":{"text":"a","text":"b"}}"#, "data: duplicate field `text`"),
+            (r#"{"event":"message","data":{"text":"a"},"data":{"text":"b"}}"#, "duplicate field `data`"),
+            (r#"{"event":"message","data":{"text":"a"},"event":{}}"#, "duplicate field `event`"),
             (r#"{"event":"message","data":{"nonce":""}}"#, "data.nonce: a nonce has 1 to 64 characters"),
             (r#"{"event":"message","data":{"nonce":null}}"#, "data.nonce: invalid type: null, expected a string"),
             (r#"{"event":"switch_room","data":{"room":[]}}"#, "data.room: invalid type: sequence, expected a string"),

@@ -1,4 +1,7 @@
 //! The dialect of `/ws`: a client sends the text itself, no JSON, and is told who is present at every join and leave.
+//!
+//! The subtle thing: nothing that a client sends can be malformed here, so there is no error of reading; and a newcomer is
+//! told of its own coming, since that is how it learns who is there.
 
 use std::borrow::Cow;
 use std::rc::Rc;

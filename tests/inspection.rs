@@ -1,0 +1,308 @@
+//! `/inspect`: who may look at which connection, what is seen there, and that nobody is harmed by being looked at.
+
+mod support;
+
+use serde_json::Value;
+use support::http::handshake;
+use support::{RawClient, Server, masked, wait_until};
+
+const PING: &[u8] = b"{\"do\":\"ping\"}";
+const FRAGMENT: &[u8] = b"{\"do\":\"fragment\"}";
+
+fn path(name: &str) -> String {
+    format!("/?token=dev-token&username={name}&room=general")
+}
+
+/// Somebody in the chat, and the ticket that its welcome holds.
+fn join(server: &Server, name: &str) -> (RawClient, String) {
+    let mut client = server.upgrade(&path(name));
+    let welcome = client.read_event("welcome");
+    (client, welcome["ticket"].as_str().expect("a ticket").to_owned())
+}
+
+fn inspect(server: &Server, ticket: &str) -> RawClient {
+    server.upgrade(&format!("/inspect?ticket={ticket}"))
+}
+
+/// Reads records until one is of this kind.
+fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
+    loop {
+        let record = inspector.read_json();
+        if record["record"] == kind {
+            return record;
+        }
+    }
+}
+
+/// Reads frame records until one is of this opcode and side, and returns it.
+fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
+    loop {
+        let frame = read_record(inspector, "frame");
+        if frame["from"] == from && frame["name"] == name {
+            return frame;
+        }
+    }
+}
+
+fn status(server: &Server, target: &str) -> u16 {
+    let mut client = server.connect();
+    let request = handshake().target(target);
+    client.send(&request.bytes());
+    client.read_response().status
+}
+
+fn message(text: &str) -> String {
+    format!(r#"{{"event":"message","data":{{"text":"{text}"}}}}"#)
+}
+
+#[test]
+fn the_handshake_first_then_every_frame() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    let request = inspector.read_json();
+    assert_eq!(request["record"], "request");
+    let head = request["head"].as_str().unwrap();
+    assert!(head.starts_with("GET /?token=*********&username=alice&room=general HTTP/1.1\r\n"), "{head}");
+    assert!(head.ends_with("\r\n\r\n"));
+    let answer = inspector.read_json();
+    assert_eq!((&answer["record"], &answer["status"]), (&"answer".into(), &101.into()));
+    assert_eq!(answer["accept"]["sha1"], "b37a4f2cc0624f1690f64606cf385945b2bec4ea");
+    assert_eq!(answer["accept"]["accept"], support::ACCEPT);
+    assert_eq!(answer["accept"]["answered"], support::ACCEPT);
+    assert_eq!(inspector.read_json()["to"], "OPEN");
+
+    let text = message("hi");
+    alice.send_text(&text);
+    let sent = read_frame(&mut inspector, "client", "TEXT");
+    assert_eq!((&sent["fin"], &sent["masked"], &sent["key"]), (&true.into(), &true.into(), &"00000000".into()));
+    assert_eq!(sent["header"], format!("81{:02x}00000000", 0x80 + text.len()));
+    assert_eq!(sent["payload"], hex(text.as_bytes()));
+    let echoed = read_frame(&mut inspector, "server", "TEXT");
+    assert_eq!(echoed["payload"], hex(&alice.read_frame().payload));
+
+    alice.send(&masked(0x89, b"hey"));
+    assert_eq!(read_frame(&mut inspector, "client", "PING")["payload"], "686579");
+    assert_eq!(read_frame(&mut inspector, "server", "PONG")["payload"], "686579");
+
+    alice.send(&[0x81, 0x05]);
+    let refusal = read_record(&mut inspector, "refusal");
+    assert_eq!((&refusal["code"], &refusal["section"]), (&1002.into(), &"5.1".into()));
+    assert_eq!(
+        refusal["because"],
+        "this frame is not masked; a client must mask every frame; the second byte was 05, its top bit is 0"
+    );
+    assert_eq!(read_frame(&mut inspector, "server", "CLOSE")["payload"].as_str().unwrap()[..4], *"03ea");
+    drop(alice);
+    assert_eq!(read_record(&mut inspector, "end")["code"], 1002);
+    assert_eq!(inspector.read_frame().close(), (1000, "the inspected connection is over".into()));
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn a_ping_and_a_message_in_fragments_on_demand() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    inspector.send(&masked(0x81, PING));
+    assert_eq!(alice.read_frame().first, 0x89);
+    read_frame(&mut inspector, "server", "PING");
+
+    inspector.send(&masked(0x81, FRAGMENT));
+    inspector.send(&masked(0x81, PING));
+    assert_eq!(alice.read_frame().first, 0x89, "a ping is no message, and is sent whole");
+    alice.send_text(&message("hello"));
+    let fragments: Vec<_> = (0..3).map(|_| alice.read_frame()).collect();
+    assert_eq!(fragments.iter().map(|frame| frame.first).collect::<Vec<_>>(), [0x01, 0x00, 0x80]);
+    let whole: Vec<u8> = fragments.into_iter().flat_map(|frame| frame.payload).collect();
+    let event: Value = serde_json::from_slice(&whole).expect("the message, put together");
+    assert_eq!(event["data"]["text"], "hello");
+    let places: Vec<_> =
+        ["TEXT", "CONT", "CONT"].map(|name| read_frame(&mut inspector, "server", name)["place"].take()).into();
+    assert_eq!(places.iter().map(|place| place["fragment"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
+    assert_eq!(places[2]["last"], true);
+    alice.send_text(&message("again"));
+    assert_eq!(alice.read_event("message")["text"], "again");
+
+    inspector.send(&masked(0x81, b"{\"do\":\"harm\"}"));
+    assert!(read_record(&mut inspector, "error")["message"].as_str().unwrap().contains("no command"));
+    inspector.send(&masked(0x82, PING));
+    assert_eq!(read_close(&mut inspector).0, 1003);
+}
+
+fn read_close(client: &mut RawClient) -> (u16, String) {
+    loop {
+        let frame = client.read_frame();
+        if frame.opcode() == 8 {
+            return frame.close();
+        }
+    }
+}
+
+/// In a busy room too, what is told in fragments is told in its place.
+#[test]
+fn fragments_of_what_others_say() {
+    let server = Server::start(&["--rate-limit", "0"]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let (mut bob, _) = join(&server, "bob");
+    let mut inspector = inspect(&server, &ticket);
+    alice.read_event("joined");
+    inspector.send(&masked(0x81, FRAGMENT));
+    inspector.send(&masked(0x81, PING));
+    assert_eq!(alice.read_frame().first, 0x89, "the commands are done");
+    let said: Vec<u8> = (0..50).flat_map(|number| masked(0x81, message(&number.to_string()).as_bytes())).collect();
+    bob.send(&said);
+    let first: Vec<u8> = (0..3).flat_map(|_| alice.read_frame().payload).collect();
+    assert_eq!(serde_json::from_slice::<Value>(&first).unwrap()["data"]["text"], "0");
+    for number in 1..50 {
+        assert_eq!(alice.read_event("message")["text"], number.to_string());
+    }
+}
+
+#[test]
+fn a_ticket_is_good_once_and_for_one_connection() {
+    let server = Server::start(&[]);
+    let (_alice, ticket) = join(&server, "alice");
+    let (bob, of_bob) = join(&server, "bob");
+    assert_ne!(ticket, of_bob);
+    let (number, secret) = ticket.split_once('-').unwrap();
+    assert_eq!(secret.len(), 32, "128 bits");
+    let (number_of_bob, secret_of_bob) = of_bob.split_once('-').unwrap();
+    let guesses = [
+        String::new(),
+        "-".into(),
+        number.into(),
+        format!("{number}-"),
+        format!("{number}-{}", "0".repeat(32)),
+        format!("{number}-{secret_of_bob}"),
+        format!("{number_of_bob}-{secret}"),
+        format!("{number}-{}", secret.to_uppercase() + "0"),
+        format!("18446744073709551615-{secret}"),
+        format!("-1-{secret}"),
+    ];
+    for guess in guesses {
+        assert_eq!(status(&server, &format!("/inspect?ticket={guess}")), 403, "{guess}");
+    }
+    assert_eq!(status(&server, "/inspect"), 400, "no ticket at all");
+    assert_eq!(status(&server, &format!("/inspect?token=dev-token&ticket={number}-x")), 403, "a token is no ticket");
+
+    let mut inspector = inspect(&server, &ticket);
+    read_record(&mut inspector, "request");
+    assert_eq!(status(&server, &format!("/inspect?ticket={ticket}")), 403, "used");
+    drop(bob);
+    server.wait_for_log("user=bob reason");
+    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "its connection is over");
+}
+
+#[test]
+fn the_same_origin_rules_as_everywhere() {
+    let server = Server::start(&[]);
+    let (_alice, ticket) = join(&server, "alice");
+    let request = handshake().target(format!("/inspect?ticket={ticket}")).add("Origin: https://evil.example");
+    let mut client = server.connect();
+    client.send(&request.bytes());
+    assert_eq!(client.read_response().status, 403);
+    inspect(&server, &ticket); // it was not used up by that
+}
+
+#[test]
+fn tickets_only_where_inspection_is_on_and_only_for_the_native_dialect() {
+    let off = Server::start_at("0.0.0.0:0", &["--open"]);
+    let welcome = local(&off).upgrade("/?username=alice").read_event("welcome");
+    assert_eq!(welcome["ticket"], Value::Null);
+    let on = Server::start_at("0.0.0.0:0", &["--open", "--inspect"]);
+    let welcome = local(&on).upgrade("/?username=alice").read_event("welcome");
+    assert!(welcome["ticket"].is_string());
+    let server = Server::start(&[]);
+    for path in ["/ws/general?token=dev-token", "/ws?token=dev-token&username=pat&client_id=1"] {
+        assert_eq!(server.upgrade(path).read_json()["ticket"], Value::Null, "{path}");
+    }
+}
+
+/// A server that listens everywhere is reached on this machine.
+fn local(server: &Server) -> &Server {
+    assert!(server.addr().ip().is_unspecified());
+    server
+}
+
+#[test]
+fn an_inspector_is_not_inspected() {
+    let server = Server::start(&["--trace"]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    alice.send_text(&message("hi"));
+    read_frame(&mut inspector, "server", "TEXT");
+    drop(inspector);
+    alice.send_text(&message("and on"));
+    alice.read_event("message");
+    server.wait_for_log("and on");
+    let of_inspector: Vec<String> = server.log().lines().filter(|line| line.contains(" #2 ")).map(Into::into).collect();
+    assert!(of_inspector.iter().all(|line| !line.contains("TEXT")), "{of_inspector:#?}");
+}
+
+/// Whoever looks and never reads misses something, is told how much, and harms nobody.
+#[test]
+fn an_inspector_that_never_reads() {
+    let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    // Far more than the kernel's buffers hold: records are several times as long as what they tell of.
+    const ROUNDS: usize = 400;
+    for round in 0..ROUNDS {
+        let said: Vec<u8> = (0..20).flat_map(|_| masked(0x81, message(&"x".repeat(400)).as_bytes())).collect();
+        alice.send(&said);
+        for _ in 0..20 {
+            assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
+        }
+    }
+    // What it missed it is told of before the next record, so there must be a next one.
+    let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
+    while shown + missed < sent {
+        alice.send(&masked(0x89, b""));
+        assert_eq!(alice.read_frame().first, 0x8a);
+        let record = inspector.read_json();
+        shown += u64::from(record["record"] == "frame");
+        missed += record["count"].as_u64().unwrap_or_default();
+    }
+    assert!(missed > 0, "{shown} shown, and none missed");
+}
+
+#[test]
+fn inspectors_come_and_go() {
+    let mut server = Server::start(&["--rate-limit", "0"]);
+    let pairs: Vec<_> = (0..50).map(|number| join(&server, &format!("user{number}"))).collect();
+    for (_, ticket) in &pairs {
+        let mut inspector = inspect(&server, ticket);
+        read_record(&mut inspector, "answer");
+    }
+    let (mut last, _) = join(&server, "last");
+    last.send_text(&message("still here"));
+    assert_eq!(last.read_event("message")["text"], "still here");
+    drop(pairs);
+    wait_until("everybody else has left", || server.log().matches("LEAVE").count() == 50);
+    assert!(server.is_running());
+}
+
+/// An inspector that comes in the middle of a message sees frames from the next one on.
+#[test]
+fn the_middle_of_a_message_is_waited_out() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut bob = server.upgrade("/echo?token=dev-token");
+    let whole = masked(0x81, message("in two halves").as_bytes());
+    alice.send(&whole[..10]);
+    // By the end of a second exchange with somebody else, what was sent before the first is read.
+    for _ in 0..2 {
+        bob.send(&masked(0x89, b"pace"));
+        assert_eq!(bob.read_frame().payload, b"pace");
+    }
+    let mut inspector = inspect(&server, &ticket);
+    read_record(&mut inspector, "state");
+    alice.send(&whole[10..]);
+    alice.read_event("message");
+    alice.send(&masked(0x89, b"now"));
+    assert_eq!(read_record(&mut inspector, "frame")["name"], "PING");
+}

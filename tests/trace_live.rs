@@ -1,0 +1,172 @@
+//! `--trace` and `--record` of the running server, and that what was recorded is seen again the same.
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use support::http::get;
+use support::{Server, masked, wait_until};
+
+const CHAT: &str = "/?token=dev-token&username=alice&room=general";
+
+/// An empty folder of this test's own.
+fn folder(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&path);
+    path
+}
+
+/// The lines of the trace, without those of the log.
+fn traced(log: &str) -> String {
+    log.lines()
+        .filter(|line| !line.contains("Z INFO ") && !line.contains("Z WARN "))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+/// Something of everything: a request in two reads, a message, a ping, fragments, a broken rule; and a plain request.
+fn visit(server: &Server) {
+    let mut alice = server.connect();
+    let request = support::upgrade_request(CHAT);
+    let (first, second) = request.as_bytes().split_at(12); // in the middle of the token's name
+    alice.send(first);
+    server.upgrade("/echo?token=dev-token").send(&masked(0x88, b""));
+    alice.send(second);
+    alice.read_head();
+    alice.read_event("welcome");
+    alice.send_text(r#"{"event":"message","data":{"text":"hé\u0007\u001b[31m"}}"#);
+    alice.read_event("message");
+    alice.send(&[masked(0x01, b"{\"event\""), masked(0x89, b"p"), masked(0x80, b":\"ping\"}")].concat());
+    assert_eq!(alice.read_frame().first, 0x8a);
+    alice.read_event("pong");
+    alice.send(&masked(0xc1, b"no"));
+    assert_eq!(alice.read_frame().close().0, 1002);
+    drop(alice);
+    let mut plain = server.connect();
+    plain.send(&get("/nope?token=dev-token").bytes());
+    plain.read_to_end();
+}
+
+#[test]
+fn a_line_a_frame_without_secrets_colours_or_control_characters() {
+    let server = Server::start(&["--trace"]);
+    visit(&server);
+    server.wait_for_log("404");
+    wait_until("the end of the rude one", || server.log().matches("= over").count() >= 2);
+    let log = server.log();
+    for line in [
+        "→ GET /?token=*********&username=alice&room=general HTTP/1.1",
+        "← HTTP/1.1 101 Switching Protocols",
+        "= CONNECTING ⇒ OPEN  the server answered 101",
+        "→ TEXT  fin mask=00000000 len=57 (7-bit)",
+        "→ PING  fin mask=00000000 len=1 (7-bit)  \"p\"",
+        "← PONG  fin len=1 (7-bit)  \"p\"",
+        "message 2, fragment 2, the last",
+        "! 1002 §5.2 RSV1 is set;",
+        "← CLOSE  fin",
+        "← HTTP/1.1 404 Not Found",
+    ] {
+        assert!(log.contains(line), "{line}\n{log}");
+    }
+    assert!(!log.contains("dev-token"), "{log}");
+    assert!(log.chars().all(|character| character == '\n' || !character.is_control()), "{log}");
+    assert!(!log.contains("masking key"), "that is for --trace=full");
+}
+
+#[test]
+fn all_of_it_where_that_is_asked_for() {
+    let server = Server::start(&["--trace=full"]);
+    visit(&server);
+    server.wait_for_log("404");
+    for part in ["FIN opcode  MASK length=57  masking key   payload, masked", "key + GUID", "␍␊", "unmasked  \"p\""]
+    {
+        assert!(server.log().contains(part), "{part}\n{}", server.log());
+    }
+}
+
+#[test]
+fn filters() {
+    let table = [
+        ("control", "PING", "TEXT"),
+        ("errors", "! 1002 §5.2", "PING"),
+        ("user=alice", "TEXT", "404"),
+        ("#1", "alice", "404"),
+        ("#1,control", "PING", "TEXT"),
+    ];
+    for (filter, shown, hidden) in table {
+        let server = Server::start(&["--trace", "--trace-filter", filter]);
+        visit(&server);
+        server.wait_for_log("REFUSED");
+        wait_until(&format!("{filter} shows {shown}"), || traced(&server.log()).contains(shown));
+        assert!(!traced(&server.log()).contains(hidden), "{filter} hides {hidden}:\n{}", server.log());
+    }
+}
+
+#[test]
+fn a_filter_that_makes_no_sense() {
+    let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--trace", "--trace-filter", "x=1"]).output();
+    let output = output.expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("--trace-filter") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn a_recording_is_replayed_as_it_was_traced() {
+    let dir = folder("recordings");
+    let dir_arg = dir.to_str().expect("UTF-8");
+    let mut server = Server::start(&["--trace=full", "--record", dir_arg]);
+    visit(&server);
+    wait_until("everybody has gone", || server.log().matches("= over").count() == 3);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let mut files: Vec<_> = fs::read_dir(&dir).expect("the folder").map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 3, "a file a connection");
+    for path in files {
+        let file = fs::read_to_string(&path).unwrap();
+        assert!(!file.contains("dev-token") && !file.contains(&hex(b"dev-token")), "{file}");
+        let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(&path).output().expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        let replayed = String::from_utf8(output.stdout).unwrap();
+        let number = path.file_stem().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
+        assert_eq!(replayed, of_connection(&traced(&server.log()), number), "{}", path.display());
+    }
+}
+
+/// What a trace holds of one connection: its lines, and what is drawn below them.
+fn of_connection(trace: &str, number: &str) -> String {
+    let mut is_its = false;
+    let lines = trace.lines().filter(|line| {
+        if !line.starts_with(' ') {
+            is_its = line.contains(&format!("  #{number} "));
+        }
+        is_its
+    });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn recordings_stay_within_their_limit() {
+    let dir = folder("limited");
+    let server = Server::start(&["--record", dir.to_str().expect("UTF-8"), "--record-limit", "20000"]);
+    let mut echo = server.upgrade("/echo?token=dev-token");
+    for _ in 0..100 {
+        echo.send_text(&"x".repeat(1000));
+        echo.read_frame();
+    }
+    for _ in 0..10 {
+        server.upgrade("/echo?token=dev-token").send_text("hi");
+    }
+    let files: Vec<_> = fs::read_dir(&dir).expect("the folder").map(|entry| entry.unwrap().path()).collect();
+    let size: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!(size <= 20_000 && size > 15_000, "{size} bytes");
+    let cut = fs::read_to_string(&files[0]).unwrap();
+    assert!(cut.trim_end().ends_with("\"cut\":null}") || cut.trim_end().ends_with("\"cut\"}"), "{cut}");
+}
