@@ -60,7 +60,7 @@ fn run_tool(tool: Tool) -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    if let Err(error) = config.validate() {
+    if let Err(error) = config.validate().and_then(|()| Server::check(&config)) {
         return fail(USAGE, &error);
     }
     let journal = Journal::install(config.log_level());

@@ -103,6 +103,14 @@ pub struct Server {
 }
 
 impl Server {
+    /// Checks what the configuration alone cannot tell to make no sense.
+    ///
+    /// # Errors
+    /// A line that names the option.
+    pub fn check(config: &Config) -> Result<(), String> {
+        watch::check(config)
+    }
+
     /// Listens, and prepares everything else. The configuration must be valid.
     ///
     /// # Errors

@@ -184,10 +184,22 @@ impl Watchers {
     }
 }
 
+/// Checks the options that belong here.
+///
+/// # Errors
+/// A line that names the option.
+pub fn check(config: &Config) -> Result<(), String> {
+    filter(config).map(|_| ())
+}
+
+fn filter(config: &Config) -> Result<Filter, String> {
+    let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
+    Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
+}
+
 impl Trace {
     fn new(config: &Config) -> Result<Option<Trace>, String> {
-        let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
-        let filter = filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default();
+        let filter = filter(config)?;
         let Some(detail) = config.trace else { return Ok(None) };
         let detail = match detail {
             TraceDetail::Line => Detail::Line,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`explain`] | draws frames that are given as bytes, and answers questions about RFC 6455 |
 //! | [`poke`] | does one thing to a server, and says whether the answer was the right one |
+//! | [`replay`] | shows again what `--record` kept of a connection |
 //!
 //! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::trace)r to draw it, and plain blocking sockets:
 //! a tool has one connection and may wait for it, so it needs no poll loop.
@@ -11,6 +12,7 @@
 pub mod explain;
 pub mod notation;
 pub mod poke;
+pub mod replay;
 pub mod screen;
 
 use clap::Subcommand;
@@ -22,6 +24,8 @@ pub enum Tool {
     Explain(explain::Arguments),
     /// Does one thing to a WebSocket server, and says whether it answered as RFC 6455 asks
     Poke(poke::Arguments),
+    /// Shows again, offline, what --record has kept of a connection, and whether it would end the same
+    Replay(replay::Arguments),
 }
 
 impl Tool {
@@ -33,6 +37,7 @@ impl Tool {
         match self {
             Tool::Explain(arguments) => explain::run(&arguments),
             Tool::Poke(arguments) => poke::run(&arguments),
+            Tool::Replay(arguments) => replay::run(&arguments),
         }
     }
 }
