@@ -230,7 +230,7 @@ fn a_dozen_cases_by_name() {
         "huge-length",
         "close",
         "half-close",
-        "frame-behind-the-request",
+        "version-8",
         "tls",
         "bare-lf",
         "three-pings",

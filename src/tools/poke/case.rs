@@ -146,6 +146,8 @@ pub enum End {
     Status(u16),
     /// An HTTP answer with a status from 400 on.
     Refused,
+    /// The same, and Sec-WebSocket-Version in it names 13.
+    NamesVersion,
     /// Any HTTP answer but a 101.
     NoUpgrade,
     /// The server stops reading a peer that does not read.

@@ -158,7 +158,7 @@ impl Player<'_> {
     /// Waits for what is expected. `true`: the server was asked whether the connection is still alive.
     fn wait(&mut self, case: &Case) -> bool {
         let timeout = self.patience.timeout;
-        let expects_http = matches!(case.end, End::Status(_) | End::Refused | End::NoUpgrade);
+        let expects_http = matches!(case.end, End::Status(_) | End::Refused | End::NamesVersion | End::NoUpgrade);
         match self.flood {
             // Who does not read has nothing to wait for, unless the server has hung up.
             Some(Flood { taken, has_stalled }) if has_stalled || taken >= FLOOD => false,
