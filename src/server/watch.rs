@@ -68,6 +68,11 @@ pub fn token(number: usize) -> Token {
 }
 
 impl Watch {
+    /// A tap alone, by a clock of its own that stands still.
+    pub fn of(tap: Tap) -> Watch {
+        Watch { tap: Some(tap), recorder: None, now: Rc::new(Cell::new(SystemTime::now())) }
+    }
+
     /// Is shown the bytes of one read or write.
     pub fn see(&mut self, from: Sender, bytes: &[u8]) {
         let now = self.now.get();

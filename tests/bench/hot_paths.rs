@@ -4,9 +4,9 @@
 //! a ratio of one run and not a time of one machine.
 
 use std::hint::black_box;
-use std::io;
-use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -16,10 +16,14 @@ use wirechat::chat::dialect::Dialect;
 use wirechat::chat::{Audience, Chat, Delivery, Newcomer, Now};
 use wirechat::config::Config;
 use wirechat::server::batch::Batches;
+use wirechat::server::connection::{Connection, Received};
 use wirechat::server::outbox::Outbox;
-use wirechat::ws::frame::{self, FrameHeader, Opcode};
+use wirechat::server::watch::Watch;
+use wirechat::trace::{Records, Tap};
+use wirechat::ws::frame::{self, FrameHeader, Opcode, Sender};
 use wirechat::ws::mask;
-use wirechat::ws::protocol::{Limits, Protocol};
+use wirechat::ws::message::Message;
+use wirechat::ws::protocol::{Event, Limits, Protocol};
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, binary: true };
@@ -106,7 +110,7 @@ fn chat_of(members: usize) -> Chat {
     for number in 0..members {
         let newcomer = Newcomer {
             dialect: Dialect::Events,
-            username: Rc::from(format!("user{number}")),
+            username: format!("user{number}").into(),
             room: "general".into(),
             grant: Grant::default(),
             client_id: None,
@@ -134,11 +138,10 @@ fn fan_out(c: &mut Criterion) {
                 }
                 while let Some(room) = batches.next_room() {
                     let Some(batch) = batches.take(room) else { continue };
-                    let frames: Rc<[u8]> = Rc::from(batch.frames(Dialect::Events));
+                    let (frames, mut shared) = (batch.frames(Dialect::Events), None);
                     for (member, _) in chat.members(room) {
-                        let outbox = &mut outboxes[member.0];
-                        outbox.push_shared(Rc::clone(&frames));
-                        outbox.flush(&mut io::sink()).expect("a sink takes everything");
+                        let sent = outboxes[member.0].send_shared(frames, &mut shared, &mut io::sink());
+                        sent.expect("a sink takes everything");
                     }
                     batches.recycle(batch);
                 }
@@ -147,5 +150,87 @@ fn fan_out(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, parse, unmask, receive, encode, fan_out);
+/// A connection of the server, and the client's end of it.
+fn connection(watch: Option<Tap>) -> (Connection, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let (stream, peer) = listener.accept().expect("the other end");
+    client.set_nodelay(true).expect("a socket");
+    stream.set_nonblocking(true).expect("a socket");
+    let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), peer, Instant::now());
+    connection.watch = watch.map(|tap| Box::new(Watch::of(tap)));
+    (connection, client)
+}
+
+/// A small message from the socket through the protocol and back, many times: what it takes in all.
+fn echo(client: &mut TcpStream, frame: &[u8], mut serve: impl FnMut()) -> Duration {
+    const MESSAGES: usize = 2_000;
+    let mut back = vec![0; TEXT.len() + 2];
+    let began = Instant::now();
+    for _ in 0..MESSAGES {
+        client.write_all(frame).expect("the server's end takes it");
+        serve();
+        client.read_exact(&mut back).expect("the echo");
+    }
+    began.elapsed()
+}
+
+/// What it costs that a connection can be watched, where nobody does, and where somebody does: ratios of rounds that take
+/// turns, to a socket that is read and written by hand.
+fn watch(_: &mut Criterion) {
+    const ROUNDS: usize = 31;
+    let (frame, mut scratch, mut protocol) = (masked(TEXT.as_bytes()), vec![0; 64 * 1024], Protocol::new(LIMITS));
+    let records = Records::default();
+    let (mut by_hand, mut client_by_hand) = connection(None);
+    let (mut untapped, mut client_untapped) = connection(None);
+    let (mut tapped, mut client_tapped) = connection(Some(Tap::open(1, records.clone())));
+    let mut answer = |input: &mut [u8], outbox: &mut Outbox| {
+        let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut &mut *input) else { return };
+        outbox.push_own(|out| frame::append(out, Opcode::Text, text.as_bytes()));
+    };
+    let mut through = |connection: &mut Connection, client: &mut TcpStream| {
+        echo(client, &frame, || {
+            let Ok(Received::Bytes(len)) = connection.read_some(&mut scratch) else { panic!("the message is there") };
+            answer(&mut scratch[..len], &mut connection.outbox);
+            connection.flush().expect("the socket takes it");
+            records.take();
+        })
+    };
+    let mut ratios = [const { Vec::new() }; 2];
+    for _ in 0..ROUNDS {
+        let untapped = through(&mut untapped, &mut client_untapped);
+        let tapped = through(&mut tapped, &mut client_tapped);
+        let mut outbox = Outbox::default();
+        let stream = by_hand.source();
+        let (mut scratch, mut protocol) = (vec![0; 64 * 1024], Protocol::new(LIMITS));
+        let by_hand = echo(&mut client_by_hand, &frame, || {
+            let len = stream.read(&mut scratch).expect("the message is there");
+            let mut input = &mut scratch[..len];
+            let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut input) else { return };
+            outbox.push_own(|out| frame::append(out, Opcode::Text, text.as_bytes()));
+            outbox.flush(stream).expect("the socket takes it");
+        });
+        for (ratios, time) in ratios.iter_mut().zip([untapped, tapped]) {
+            ratios.push(time.as_secs_f64() / by_hand.as_secs_f64());
+        }
+    }
+    for (name, mut ratios) in ["untapped", "tapped"].into_iter().zip(ratios) {
+        ratios.sort_by(f64::total_cmp);
+        println!("echo of a small message, {name} : by hand = {:.3} (median of {ROUNDS} rounds)", ratios[ROUNDS / 2]);
+    }
+}
+
+/// What the tap itself takes of it.
+fn tap(c: &mut Criterion) {
+    let (frame, records, now) = (masked(TEXT.as_bytes()), Records::default(), SystemTime::now());
+    let mut tap = Tap::open(1, records.clone());
+    c.bench_function("tap a small message", |b| {
+        b.iter(|| {
+            tap.see(Sender::Client, black_box(&frame), now);
+            records.take()
+        });
+    });
+}
+
+criterion_group!(benches, parse, unmask, receive, encode, fan_out, tap, watch);
 criterion_main!(benches);

@@ -201,6 +201,12 @@ impl Tab<'_> {
         }
     }
 
+    /// Moves the mouse to the middle of an element.
+    pub fn hover(&self, element: &str) {
+        let at = self.eval(&format!("__centre(() => {element})"));
+        self.call("Input.dispatchMouseEvent", json!({"type": "mouseMoved", "x": at["x"], "y": at["y"]}));
+    }
+
     pub fn press_button(&self, text: &str) {
         self.click(&format!("__button({})", json!(text)));
     }
@@ -222,7 +228,13 @@ impl Tab<'_> {
         let (code, text) = match key {
             "Tab" => (9, ""),
             "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
             "PageUp" => (33, ""),
+            "End" => (35, ""),
+            "Home" => (36, ""),
+            "ArrowUp" => (38, ""),
+            "ArrowRight" => (39, ""),
+            "ArrowDown" => (40, ""),
             _ => panic!("a key that this driver does not know: {key}"),
         };
         self.call("Page.bringToFront", json!({}));

@@ -8,6 +8,7 @@ use crate::browser::{Browser, Tab};
 use crate::support::{self, RawClient, Server, wait_until};
 use serde_json::{Value, json};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use tungstenite::{Message, WebSocket};
 
 pub const LOG: &str = "document.querySelector('[role=log]')";
@@ -125,6 +126,23 @@ pub fn assert_fits(tab: &Tab, what: &str) {
     for element in ["document.documentElement", LOG] {
         assert_eq!(tab.eval(&format!("{element}.scrollWidth - {element}.clientWidth")), 0, "{what}: {element}");
     }
+}
+
+/// The script of axe-core, or `None` on a machine without it (see [`require_tool`](support::require_tool)).
+pub fn axe() -> Option<String> {
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/axe-core/axe.min.js");
+    let path = support::require_tool("axe.min.js", &[installed])?;
+    Some(std::fs::read_to_string(path).unwrap())
+}
+
+/// Every rule of axe-core, its advice on good practice too.
+pub fn assert_accessible(tab: &Tab, axe: &str, what: &str) {
+    tab.eval(&format!("{axe}; 0"));
+    let violations = tab.eval(
+        "axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations
+            .flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`)))",
+    );
+    assert_eq!(violations, json!([]), "{what}");
 }
 
 pub fn percent(text: &str) -> String {
