@@ -21,6 +21,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// A 101 that is as it should be.
+    pub fn upgraded() -> Answer {
+        Answer { status: 101, versions: None, length: None, body: Vec::new(), fault: None }
+    }
+
     /// Reads the head at the start of `bytes`, and says how long it is. `Ok(None)`: not all of it is there.
     ///
     /// # Errors

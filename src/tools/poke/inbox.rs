@@ -60,6 +60,11 @@ impl Inbox {
         Inbox { request: String::from_utf8_lossy(request).into_owned(), ..Inbox::default() }
     }
 
+    /// For what comes on a connection that is open, from the start of a frame on.
+    pub fn open() -> Inbox {
+        Inbox { answer: Some(Answer::upgraded()), ..Inbox::default() }
+    }
+
     /// Takes what was read.
     pub fn receive(&mut self, bytes: &[u8]) {
         if self.fault.is_some() {
