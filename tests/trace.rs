@@ -349,3 +349,23 @@ fn golden_a_connection_from_its_request_to_its_end() {
         taken.iter().filter_map(|record| if let What::State(change) = &record.what { Some(change.to) } else { None });
     assert_eq!(states.collect::<Vec<_>>(), [State::Open, State::Closing, State::Closed]);
 }
+
+#[test]
+fn colours_are_all_that_a_terminal_adds() {
+    let hello = hex("c1 85 37 fa 21 3d 7f 9f 4d 51 58");
+    let records = Records::default();
+    Tap::open(7, records.clone()).see(Sender::Client, &hello, noon());
+    let taken = records.take();
+    let written = |colour| {
+        let mut text = String::new();
+        taken.iter().for_each(|record| text::write(record, Style { detail: Detail::Full, colour }, &mut text));
+        text
+    };
+    let (plain, coloured) = (written(false), written(true));
+    assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
+    // An escape sequence of colours ends with the first `m`.
+    let mut parts = coloured.split('\x1b');
+    let first = parts.next().unwrap_or_default().to_owned();
+    let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a colour").1);
+    assert_eq!(stripped, plain);
+}

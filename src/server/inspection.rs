@@ -107,10 +107,15 @@ impl Inspection {
 
     /// Keeps a handshake for an inspector to come.
     pub fn keep(&mut self, token: Token, request: &[u8], answer: &[u8], time: SystemTime) {
-        if self.kept.len() == KEPT {
-            self.kept.pop_front();
-        }
-        self.kept.push_back(Handshake { token, time, request: request.to_vec(), answer: answer.to_vec() });
+        // The oldest makes room, and gives its buffers to the newest.
+        let oldest = if self.kept.len() < KEPT { None } else { self.kept.pop_front() };
+        let (mut kept_request, mut kept_answer) =
+            oldest.map(|oldest| (oldest.request, oldest.answer)).unwrap_or_default();
+        kept_request.clear();
+        kept_request.extend_from_slice(request);
+        kept_answer.clear();
+        kept_answer.extend_from_slice(answer);
+        self.kept.push_back(Handshake { token, time, request: kept_request, answer: kept_answer });
     }
 
     /// The records of a handshake, if it is still kept.

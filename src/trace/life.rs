@@ -75,3 +75,37 @@ impl Life {
         (from != to).then_some(StateChange { from, to, because })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut life = Life::new(State::Connecting);
+        let mut states = vec![life.state.name()];
+        let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());
+        pass(life.open());
+        pass(life.see_close(Sender::Client, b""));
+        assert_eq!(life.see_close(Sender::Client, b""), None, "a second one of the same side");
+        pass(life.see_close(Sender::Server, b""));
+        let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
+        let picture =
+            format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
+        crate::pictures::assert_drawn(include_str!("life.rs"), &picture);
+    }
+
+    #[test]
+    fn rfc_7_1_4_it_ends_cleanly_after_both_closes_and_says_who_began() {
+        let mut life = Life::new(State::Open);
+        life.see_close(Sender::Server, b"\x03\xe9going");
+        life.see_close(Sender::Client, b"\x03\xe9");
+        let (change, end) = life.end("done");
+        assert_eq!((change, end.is_clean, end.began), (None, true, Some(Sender::Server)));
+        assert_eq!((end.code, &end.reason[..]), (Some(1001), "going"));
+
+        let (change, end) = Life::new(State::Open).end("reset");
+        assert_eq!(change.map(|change| change.to), Some(State::Closed));
+        assert_eq!((end.is_clean, end.began), (false, None));
+    }
+}

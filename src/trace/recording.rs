@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! {"connection":7,"wirechat":"0.1.0"}
-//! {"at":"2026-11-22T12:00:01.204000Z","client":"474554202f3f746f6b656e3d2a2a2a…"}
+//! {"at":"2026-11-22T12:00:01.204000Z","client":"47455420"}
 //! {"at":"2026-11-22T12:00:01.204113Z","upgraded":{"message":65536,"fragments":100000,"binary":false,"user":"alice"}}
-//! {"at":"2026-11-22T12:00:01.204113Z","server":"485454502f312e31203130312053…"}
+//! {"at":"2026-11-22T12:00:01.204113Z","server":"48545450"}
 //! {"at":"2026-11-22T12:00:07.900200Z","closing":null}
 //! {"at":"2026-11-22T12:00:08.310040Z","end":"closed by the client: 1000 "}
 //! ```
 //!
-//! One line for each read, each write, and each thing that the bytes do not tell. The file is what a bug report needs.
+//! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The file is what a bug report needs.
 //!
 //! The subtle thing: tokens are masked, and a token may be cut between two reads. So what comes before the request is
 //! answered is held until it is, masked as one, and only then written, read by read. Masking keeps every length, so the
@@ -273,5 +273,43 @@ mod bytes {
         let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
         let bytes = if odd.is_empty() { pairs.iter().map(byte).collect() } else { None };
         bytes.ok_or_else(|| D::Error::custom("bytes are pairs of hexadecimal digits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands in the module doc is read, and written again as it stands there.
+    #[test]
+    fn the_picture_is_true() {
+        let doc = crate::pictures::module_doc(include_str!("recording.rs"));
+        let file = doc.split("```").nth(1).and_then(|block| block.split_once('\n')).expect("the picture").1;
+        let recording = Recording::parse(file).unwrap();
+        let steps: Vec<&Step> = recording.entries.iter().map(|entry| &entry.step).collect();
+        assert!(matches!(
+            steps[..],
+            [Step::Client(_), Step::Upgraded { .. }, Step::Server(_), Step::Closing, Step::End(_)]
+        ));
+        for (entry, line) in recording.entries.iter().zip(file.lines().skip(1)) {
+            assert_eq!(serde_json::to_string(entry).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_refused_with_the_line_at_fault() {
+        let title = r#"{"connection":7,"wirechat":"0.1.0"}"#;
+        let damaged = [
+            ("", "line 1: "),
+            ("{}", "line 1: "),
+            (&format!("{title}\n\n"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}"), "line 2: "),
+        ];
+        for (file, line) in damaged {
+            assert!(Recording::parse(file).is_err_and(|error| error.starts_with(line)), "{file}");
+        }
     }
 }

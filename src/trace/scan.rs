@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Header ──all of it──▶ Payload ──last byte──▶ Header …
-//!      └───a rule of §5.2 broken───▶ lost
+//!       └───a rule of §5.2 broken───▶ lost
 //! ```
 //!
 //! The headers are judged by [`FrameHeader::parse_from`] alone. What depends on the frames before is not asked here.
@@ -164,4 +164,26 @@ fn read_payload(frame: &mut Frame, input: &mut &[u8], part: u64) {
         frame.parts.add(part, payload.len());
     }
     *input = rest;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut scanner = FrameScanner::new(Sender::Client);
+        let mut place = |mut bytes: &[u8]| match scanner.next(&mut bytes, 1) {
+            Step::Lost(..) => "lost",
+            Step::More | Step::Complete(_) if scanner.in_payload => "Payload",
+            Step::More | Step::Complete(_) => "Header",
+        };
+        let [start, header_read, payload_read, broken] =
+            [b"\x81".as_slice(), b"\x82\0\0\0\0h", b"i", b"\x81\x05"].map(&mut place);
+        let picture = format!(
+            "  {start} ──all of it──▶ {header_read} ──last byte──▶ {payload_read} …\n\
+             \x20     └───a rule of §5.2 broken───▶ {broken}"
+        );
+        crate::pictures::assert_drawn(include_str!("scan.rs"), &picture);
+    }
 }

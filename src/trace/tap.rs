@@ -288,3 +288,37 @@ impl Tap {
         self.reporter.tell(What::Frame(frame));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        let stage_after = |answer: &[u8]| {
+            let mut tap = Tap::new(1, Records::default());
+            tap.see(Sender::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
+            tap.see(Sender::Server, answer, SystemTime::UNIX_EPOCH);
+            tap.stage
+        };
+        let [before, upgraded, plain] =
+            [&b""[..], b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"].map(stage_after);
+        let picture = format!("  {before:?} ──101──▶ {upgraded:?}\n      └──any other answer──▶ {plain:?}");
+        crate::pictures::assert_drawn(include_str!("tap.rs"), &picture);
+    }
+
+    /// The one thing that the bytes alone do not tell: the server has begun to close, and its Close is still to be sent.
+    #[test]
+    fn what_comes_behind_a_close_that_waits_is_not_judged() {
+        let broken = |closes: bool| {
+            let records = Records::default();
+            let mut tap = Tap::open(1, records.clone());
+            if closes {
+                tap.close_begins();
+            }
+            tap.see(Sender::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
+            records.take().iter().any(|record| matches!(record.what, What::Refusal(_)))
+        };
+        assert!(broken(false) && !broken(true));
+    }
+}

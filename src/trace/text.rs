@@ -58,9 +58,7 @@ pub fn write(record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.what {
         What::Request(head) => ('→', self::head(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
-        What::Answer(Answer { head, .. }) => {
-            ('←', self::head(head) + &in_parts(head.parts.count, "writes"), vec!["4.2.2"])
-        }
+        What::Answer(answer) => ('←', self::answer(answer), vec!["4.2.2"]),
         What::Frame(frame) => (arrow(frame.sender), self::frame(frame), frame.sections()),
         What::State(change) => ('=', state(change), vec![section(change.to)]),
         What::Refusal(refusal) => ('!', self::refusal(refusal), Vec::new()),
@@ -119,6 +117,14 @@ fn head(head: &Head) -> String {
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", without its blank line" };
     format!("{}  {} bytes{end}", escaped(excerpt_of(&line, EXCERPT * 2)), head.bytes.len())
+}
+
+/// The same of an answer, and of a refusal why.
+fn answer(Answer { head, status, body, .. }: &Answer) -> String {
+    let line = self::head(head) + &in_parts(head.parts.count, "writes");
+    let is_refusal = *status >= 400;
+    let why = String::from_utf8_lossy(body);
+    if is_refusal { format!("{line}  {}", quoted(excerpt_of(why.trim_end(), EXCERPT * 4))) } else { line }
 }
 
 fn frame(frame: &Frame) -> String {
