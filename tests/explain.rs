@@ -121,6 +121,10 @@ Only a client masks: a server sends its frames like this one. If one did, ask ag
         ("88 82 M0 03 e8 81 80 M0", "\n6 more bytes are not read: behind a Close there are no frames (§5.5.1).\n"),
         ("--from-server 81 85 37 fa 21 3d 7f 9f 4d 51 58", "§5.1 this frame is masked; a server must not mask any"),
         ("--from-server 81 85 37 fa 21 3d 7f 9f 4d 51 58", "if a client sent this frame, ask again without"),
+        ("--from-server 81 01 ff", "\nWrong: the server broke a rule: text must be UTF-8 (RFC 6455 §8.1).\n"),
+        ("--from-server 80 00", "\nWrong: the server broke a rule: "),
+        ("--from-server 88 02 03 ee", "close code 1006 must not be sent (RFC 6455 §7.4).\n"),
+        ("--from-server 88 00 81 00", "\nWrong: the server sent a frame after its Close (RFC 6455 §5.5.1).\n"),
         ("82 ff 40 00 00 00 00 00 00 00 M0", "\n4611686018427387904 more bytes are missing of the payload.\n"),
     ];
     for (args, words) in cases {

@@ -178,6 +178,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
     let answer = match case.end {
         End::Open if case.name == "key-with-stray-bits" => switches_with_stray_bits(),
         End::Open => switches(),
+        End::NamesVersion => refuses(&[426], &["§4.4"]),
         End::Status(401) => unauthorized(),
         End::Status(405) => not_allowed("GET"),
         // Who is not welcome is told what was seen; everybody else, of the rule too.

@@ -2,9 +2,13 @@
 //!
 //! The tracer does the drawing and names broken rules; here stands what only somebody who explains has to say: what is
 //! still missing, that the other side would have sent it so, that this is no frame at all.
+//!
+//! The subtle thing: the tracer stands beside a server, and judges of a server's own frames no more than their headers.
+//! So these are read by the [`Inbox`] of a client as well.
 
 use std::time::SystemTime;
 
+use crate::tools::poke::inbox::Inbox;
 use crate::trace::{Frame, Record, Records, Refusal, Tap, What};
 use crate::ws::Limits;
 use crate::ws::frame::Sender;
@@ -51,7 +55,14 @@ pub fn explain(bytes: &[u8], sender: Sender) -> Explained {
     let mut records = records.take();
     // Of states there is nothing to say: nobody knows what the other side sent.
     records.retain(|record| matches!(record.what, What::Frame(_) | What::Refusal(_) | What::Missed(_)));
-    let (notes, is_right) = notes(&records, frames.len(), sender);
+    let (mut notes, mut is_right) = notes(&records, frames.len(), sender);
+    if sender == Sender::Server && is_right {
+        let mut client = Inbox::open();
+        client.receive(frames);
+        if let Some(fault) = client.fault {
+            (notes, is_right) = (vec![format!("Wrong: {fault}.")], false);
+        }
+    }
     Explained { before, records, notes, is_right }
 }
 
@@ -79,10 +90,7 @@ fn notes(records: &[Record], len: usize, sender: Sender) -> (Vec<String>, bool) 
     let refusals: Vec<&Refusal> = records.iter().filter_map(refusal).collect();
     let mut notes = Vec::new();
     if refusals.iter().any(|refusal| refusal.section == "5.1") {
-        notes.push(match sender {
-            Sender::Client => "Only a client masks: a server sends its frames like this one. If one did, ask again with --from-server.",
-            Sender::Server => "Only a client masks: if a client sent this frame, ask again without --from-server.",
-        }.to_owned());
+        notes.push(other_side(sender).to_owned());
     }
     let last_is_refused = matches!(records.last(), Some(Record { what: What::Refusal(_), .. }));
     let missing = frames.last().filter(|_| !last_is_refused).and_then(|frame| missing(frame));
@@ -104,6 +112,16 @@ fn notes(records: &[Record], len: usize, sender: Sender) -> (Vec<String>, bool) 
         }
     }
     (notes, is_right)
+}
+
+/// Of a mask that is missing, or too much: who would have sent the frame so.
+fn other_side(sender: Sender) -> &'static str {
+    match sender {
+        Sender::Client => {
+            "Only a client masks: a server sends its frames like this one. If one did, ask again with --from-server."
+        }
+        Sender::Server => "Only a client masks: if a client sent this frame, ask again without --from-server.",
+    }
 }
 
 /// How many bytes are behind the last frame that was read, in words.

@@ -99,11 +99,14 @@ pub const SECTIONS: &[Section] = &[
         "What to do when a rule was broken: send a Close that says why, unless that is pointless, read no more, and end \
          the TCP connection."),
     section("7.2.1", "when a client ends it", "",
-        "When a rule was broken, or the handshake went wrong, it fails the connection."),
+        "When the handshake went wrong, a rule was broken, or the TCP connection is lost, it fails the connection. \
+         Otherwise it sends a Close, and leaves the end of the TCP connection to the server."),
     section("7.2.2", "when a server ends it", "src/server/connection.rs",
-        "When it is told to, it begins to close; when a rule was broken, it fails the connection."),
+        "To give up during the opening handshake it just ends the TCP connection; later it sends a Close first."),
     section("7.2.3", "coming back", "client.html",
         "A client that was cut off waits a random while before it tries again, and longer each time."),
+    section("7.3", "closing for no special reason", "src/server/shutdown.rs",
+        "A server may close whenever it likes; a client should have a reason. Either does it with a Close."),
     section("7.4.1", "codes with a meaning", "src/ws/close.rs",
         "1000 normal, 1001 going away, 1002 protocol error, 1003 a kind of data not taken, 1007 bad data such as text \
          that is no UTF-8, 1008 policy, 1009 too big, 1010 a missing extension, 1011 a fault of the server's. 1005, 1006 \
@@ -130,9 +133,21 @@ pub const SECTIONS: &[Section] = &[
          them."),
     section("10.5", "who the client is", "src/chat/access.rs",
         "The protocol does not say. A server uses what HTTP has: cookies, Authorization, TLS."),
+    section("10.6", "secrecy", "",
+        "Who wants it uses wss://, and gets what TLS gives. Masking is no encryption."),
     section("10.7", "bad data", "src/ws/protocol.rs",
         "Both sides check what they get, at any time, and may close the connection. What is in a message is the \
          application's to distrust."),
+    section("10.8", "SHA-1", "src/ws/handshake.rs",
+        "The accept value does not need SHA-1 to be secure: it only shows that the request was understood."),
+    section("11.3.1", "Sec-WebSocket-Key", "src/ws/handshake.rs",
+        "Once in a request, never in an answer."),
+    section("11.3.2", "Sec-WebSocket-Extensions", "src/ws/extension.rs",
+        "As often as one likes in a request, which is one list; in an answer once, with what was taken."),
+    section("11.3.3", "Sec-WebSocket-Accept", "src/ws/handshake.rs",
+        "Once in an answer, never in a request."),
+    section("11.3.4", "Sec-WebSocket-Protocol", "src/ws/handshake.rs",
+        "As often as one likes in a request, which is one list; in an answer once, with the one that was picked."),
     section("11.3.5", "Sec-WebSocket-Version", "src/ws/handshake.rs",
         "Once in a request, with one number. In an answer that refuses, it may name several."),
 ];

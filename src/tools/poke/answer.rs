@@ -10,6 +10,8 @@ const MAX_HEADERS: usize = 128;
 pub struct Answer {
     /// The status.
     pub status: u16,
+    /// The versions that it names (§4.4).
+    pub versions: Option<String>,
     /// What the server announces as the length of the body.
     length: Option<usize>,
     /// The body of a plain answer.
@@ -19,6 +21,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// A 101 that is as it should be.
+    pub fn upgraded() -> Answer {
+        Answer { status: 101, versions: None, length: None, body: Vec::new(), fault: None }
+    }
+
     /// Reads the head at the start of `bytes`, and says how long it is. `Ok(None)`: not all of it is there.
     ///
     /// # Errors
@@ -37,8 +44,15 @@ impl Answer {
             Some(String::from_utf8_lossy(header.value).trim().to_owned())
         };
         let length = value("Content-Length").and_then(|length| length.parse().ok());
-        let fault = (status == 101).then(|| fault_of_101(value, request)).flatten();
-        Ok(Some((Answer { status, length, body: Vec::new(), fault }, len)))
+        let fault = (status == 101).then(|| fault_of_101(&value, request)).flatten();
+        let versions = value("Sec-WebSocket-Version");
+        Ok(Some((Answer { status, versions, length, body: Vec::new(), fault }, len)))
+    }
+
+    /// Whether version 13 is among those that it names.
+    pub fn names_version(&self) -> bool {
+        let versions = self.versions.as_deref().unwrap_or_default();
+        versions.split(',').any(|version| version.trim() == "13")
     }
 
     /// Whether all of a plain answer is there, as far as that can be told without the end of the connection.
@@ -48,7 +62,7 @@ impl Answer {
 }
 
 /// §4.1: what makes a client fail the connection although the status is 101.
-fn fault_of_101(value: impl Fn(&str) -> Option<String>, request: &str) -> Option<String> {
+fn fault_of_101(value: &impl Fn(&str) -> Option<String>, request: &str) -> Option<String> {
     let has = |name: &str, token: &str| {
         let list = value(name).unwrap_or_default();
         list.split(',').any(|element| element.trim().eq_ignore_ascii_case(token))

@@ -1,6 +1,6 @@
 //! What a case of the catalogue is: data. What is done to a server, what it must answer, and the rule.
 //!
-//! Bytes are written in the notation of [`notation`](crate::tools::notation), so that a case reads like the frames that
+//! Bytes are written in the notation of [`notation`], so that a case reads like the frames that
 //! it sends. This file does not know how a case is played ([`play`](super::play)) or judged
 //! ([`verdict`](super::verdict)).
 //!
@@ -146,6 +146,8 @@ pub enum End {
     Status(u16),
     /// An HTTP answer with a status from 400 on.
     Refused,
+    /// The same, and Sec-WebSocket-Version in it names 13.
+    NamesVersion,
     /// Any HTTP answer but a 101.
     NoUpgrade,
     /// The server stops reading a peer that does not read.

@@ -60,6 +60,11 @@ impl Inbox {
         Inbox { request: String::from_utf8_lossy(request).into_owned(), ..Inbox::default() }
     }
 
+    /// For what comes on a connection that is open, from the start of a frame on.
+    pub fn open() -> Inbox {
+        Inbox { answer: Some(Answer::upgraded()), ..Inbox::default() }
+    }
+
     /// Takes what was read.
     pub fn receive(&mut self, bytes: &[u8]) {
         if self.fault.is_some() {
@@ -127,7 +132,7 @@ impl Inbox {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }
         if self.held + header.payload_len > MAX_HELD {
-            return Err(format!("over {} MiB came back, far more than was sent", MAX_HELD >> 20));
+            return Err(format!("over {} MiB came back or were announced, far more than was sent", MAX_HELD >> 20));
         }
         let len = header.size + header.payload_len as usize;
         let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };

@@ -72,7 +72,7 @@ pub struct Arguments {
     pub delay: Duration,
 
     /// How long to wait for each answer
-    #[arg(long, default_value = "5s", value_name = "DURATION", value_parser = timeout)]
+    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = timeout)]
     pub timeout: Duration,
 
     /// The server gives no message back: leave out the cases that need an echo
@@ -133,7 +133,9 @@ impl Target {
     fn place(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
             (Needs::Echo, _) if !self.is_echo => Err("it needs an echo"),
-            (Needs::OwnEcho | Needs::OwnChat, false) => Err("it tries a rule of wirechat's own; RFC 6455 has none"),
+            (Needs::OwnEcho | Needs::OwnChat, false) => {
+                Err("it tries a rule of wirechat's own (is it one? --wirechat)")
+            }
             (_, false) => Ok(self.url.clone()),
             (Needs::OwnChat, true) => Ok(self.url.with_target(OWN_CHAT)),
             (_, true) => Ok(self.url.with_target(OWN_ECHO)),

@@ -23,6 +23,8 @@ use crate::trace::Record;
 pub const PROBE: &[u8] = b"still there?";
 /// The first byte of a Close.
 const CLOSE: u8 = 0x88;
+/// How long a server that does not know Ping yet must keep the connection open to have kept it open.
+const SILENCE: Duration = Duration::from_secs(1);
 /// How long a server that takes no more is given to think better of it.
 const STALL: Duration = Duration::from_secs(2);
 
@@ -83,9 +85,15 @@ pub fn play(
     Ok(Outcome { inbox: player.wire.inbox, ended: player.wire.ended, is_probed, flood: player.flood })
 }
 
-/// Whether the Ping of [`PROBE`] was answered.
+/// Whether the Ping of [`PROBE`] was answered with a Pong.
 pub fn is_answered(inbox: &Inbox) -> bool {
     inbox.back.iter().any(|came| matches!(came, Came::Pong(payload) if payload == PROBE))
+}
+
+/// Whether this answers the Ping of [`PROBE`]: with a Pong, or as a server does that takes every frame for a message.
+pub fn is_probe(came: &Came) -> bool {
+    let (Came::Pong(payload) | Came::Text(payload) | Came::Binary(payload)) = came;
+    payload == PROBE
 }
 
 /// A key that nobody can guess (§5.3: "derived from a strong source of entropy").
@@ -150,16 +158,17 @@ impl Player<'_> {
     /// Waits for what is expected. `true`: the server was asked whether the connection is still alive.
     fn wait(&mut self, case: &Case) -> bool {
         let timeout = self.patience.timeout;
-        let expects_http = matches!(case.end, End::Status(_) | End::Refused | End::NoUpgrade);
+        let expects_http = matches!(case.end, End::Status(_) | End::Refused | End::NamesVersion | End::NoUpgrade);
         match self.flood {
             // Who does not read has nothing to wait for, unless the server has hung up.
             Some(Flood { taken, has_stalled }) if has_stalled || taken >= FLOOD => false,
             // A server that was to refuse and did not may still do what is allowed: go on.
             None if self.is_upgraded() && (case.end == End::Open || expects_http) => {
-                self.wire.send(&masked(0x89, PROBE.to_vec(), random()));
                 let is_needed = |back: &&Back| !matches!(back, Back::MaybePong(_));
-                let expected = case.back.iter().filter(is_needed).count() + 1;
-                self.wire.read_until(timeout, |inbox| is_answered(inbox) && inbox.back.len() >= expected);
+                let needed = case.back.iter().filter(is_needed).count();
+                self.wire.read_until(timeout, |inbox| inbox.back.len() >= needed);
+                self.wire.send(&masked(0x89, PROBE.to_vec(), random()));
+                self.wire.read_until(timeout.min(SILENCE), |inbox| inbox.back.iter().any(is_probe));
                 true
             }
             _ => {

@@ -11,8 +11,8 @@ use super::catalogue::{self, PARTS};
 use super::play::{Outcome, Patience};
 use super::verdict::{self, Verdict, judge};
 use crate::tools::screen::{Screen, Tone};
-use crate::trace::Record;
 use crate::trace::text::Detail;
+use crate::trace::{Record, What};
 
 /// So many records are shown as they come, and so many of the last.
 const FIRST: usize = 30;
@@ -133,15 +133,18 @@ struct Exchange {
 
 impl Exchange {
     fn take(&mut self, screen: &Screen, record: &Record) {
-        if self.shown < FIRST {
+        if let What::Missed(count) = record.what {
+            self.left_out += count;
+        } else if self.shown < FIRST {
             self.shown += 1;
-            return screen.line(&screen.drawn(record));
+            screen.line(&screen.drawn(record));
+        } else {
+            if self.last.len() == LAST {
+                self.last.pop_front();
+                self.left_out += 1;
+            }
+            self.last.push_back(screen.drawn(record));
         }
-        if self.last.len() == LAST {
-            self.last.pop_front();
-            self.left_out += 1;
-        }
-        self.last.push_back(screen.drawn(record));
     }
 
     fn finish(self, screen: &Screen) {
