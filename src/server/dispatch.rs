@@ -15,8 +15,6 @@ use super::phase::{Ending, Endpoint, Open, Phase};
 use super::routes::{self, Answer, Entrance};
 use crate::chat::dialect::Dialect;
 use crate::chat::{Admission, NAME_IN_USE, Newcomer, REPLACED};
-use crate::config::Config;
-use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
@@ -105,7 +103,7 @@ impl Server {
             connection.secret = Some(secret);
         }
         connection.outbox.push_answer(answer);
-        let limits = limits(&self.config, endpoint);
+        let limits = endpoint.limits(&self.config);
         if let Some(watch) = &mut connection.watch {
             watch.upgraded(limits, newcomer.as_ref().map(|newcomer| &newcomer.username));
         }
@@ -271,14 +269,4 @@ impl Server {
         self.buffered = self.buffered - connection.buffered + held;
         connection.buffered = held;
     }
-}
-
-/// What an endpoint takes.
-pub(super) fn limits(config: &Config, endpoint: Endpoint) -> Limits {
-    let message = match endpoint {
-        Endpoint::Echo => config.max_echo,
-        Endpoint::Chat => config.max_message,
-        Endpoint::Inspect(_) => inspection::MAX_COMMAND,
-    };
-    Limits { message, fragments: config.max_fragments, binary: endpoint == Endpoint::Echo }
 }

@@ -14,11 +14,10 @@ use mio::Token;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 
-use super::Server;
-use super::dispatch::limits;
 use super::phase::Phase;
-use super::watch::{number, token};
+use super::{FIRST_CLIENT, Server};
 use crate::chat::TokenMap;
+use crate::trace::visible::digits;
 use crate::trace::{Record, Records, Tap, What, json};
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode, Sender};
@@ -32,9 +31,6 @@ const TICKET: usize = 16;
 const POOL: usize = 4096;
 /// Nothing more is asked of a connection for which this much waits, in bytes.
 const BUSY: usize = 4096;
-
-/// The longest command of an inspector, in bytes.
-pub const MAX_COMMAND: usize = 1024;
 
 /// The secret of a connection's ticket.
 pub type Secret = [u8; TICKET];
@@ -131,9 +127,19 @@ impl Inspection {
     }
 }
 
+/// The number of a connection, as in `#7`: clients count from 1.
+pub fn number(token: Token) -> usize {
+    token.0 + 1 - FIRST_CLIENT
+}
+
+/// The connection with a number.
+pub fn token(number: usize) -> Token {
+    Token(number.saturating_add(FIRST_CLIENT - 1))
+}
+
 /// A ticket as it is sent.
 pub fn ticket(connection: Token, secret: &Secret) -> String {
-    format!("{}-{}", number(connection), json::hex(secret))
+    format!("{}-{}", number(connection), digits(secret))
 }
 
 impl Server {
@@ -145,7 +151,7 @@ impl Server {
         let found = ticket.split_once('-').and_then(|(connection, secret)| {
             let token = token(connection.parse().ok()?);
             let own = self.connections.get(&token)?.secret.as_ref()?;
-            bool::from(json::hex(own).as_bytes().ct_eq(secret.as_bytes())).then_some(token)
+            bool::from(digits(own).as_bytes().ct_eq(secret.as_bytes())).then_some(token)
         });
         let body =
             "The ticket is wrong, or was used before. A new one comes with each welcome, where inspection is on.";
@@ -177,7 +183,7 @@ impl Server {
             match self.connections.get_mut(&token) {
                 Some(connection) if connection.is_between_messages() => {
                     if let Phase::Open(open) = &connection.phase {
-                        watchers.tap(token, &mut connection.watch, limits(&self.config, open.endpoint));
+                        watchers.tap(token, &mut connection.watch, open.endpoint.limits(&self.config));
                     }
                 }
                 Some(_) => watchers.inspection.pending.push(token),

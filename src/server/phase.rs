@@ -9,8 +9,13 @@
 
 use mio::Token;
 
+use crate::config::Config;
+use crate::ws::Limits;
 use crate::ws::protocol::Protocol;
 use crate::ws::request::HeadReader;
+
+/// The longest command of an inspector, in bytes.
+const MAX_COMMAND: usize = 1024;
 
 /// Where a connection stands in its life.
 #[derive(Debug)]
@@ -53,4 +58,16 @@ pub enum Ending {
     Linger,
     /// As `Linger`, with the write side shut down already.
     Shut,
+}
+
+impl Endpoint {
+    /// What it takes of one client.
+    pub fn limits(self, config: &Config) -> Limits {
+        let message = match self {
+            Endpoint::Echo => config.max_echo,
+            Endpoint::Chat => config.max_message,
+            Endpoint::Inspect(_) => MAX_COMMAND,
+        };
+        Limits { message, fragments: config.max_fragments, binary: self == Endpoint::Echo }
+    }
 }

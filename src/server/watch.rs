@@ -19,9 +19,9 @@ use std::time::SystemTime;
 use mio::Token;
 use mio::net::TcpStream;
 
-use super::inspection::Inspection;
+use super::Server;
+use super::inspection::{Inspection, number, token};
 use super::journal::Journal;
-use super::{FIRST_CLIENT, Server};
 use crate::config::{Config, TraceDetail};
 use crate::trace::filter::Filter;
 use crate::trace::recording::{Recorder, Recordings};
@@ -55,16 +55,6 @@ pub struct Watchers {
 struct Trace {
     style: Style,
     filter: Filter,
-}
-
-/// The number of a connection, as in `#7`: clients count from 1.
-pub fn number(token: Token) -> usize {
-    token.0 + 1 - FIRST_CLIENT
-}
-
-/// The connection with a number.
-pub fn token(number: usize) -> Token {
-    Token(number.saturating_add(FIRST_CLIENT - 1))
 }
 
 impl Watch {

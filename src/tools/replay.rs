@@ -133,7 +133,7 @@ fn reply(opcode: u8, payload: &[u8]) -> Option<Reply> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::json::hex;
+    use crate::trace::visible::digits;
 
     /// A recording of these steps behind an upgrade.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
@@ -145,7 +145,7 @@ mod tests {
         for (name, bytes) in handshake.iter().chain(steps) {
             file += &match bytes {
                 [] => format!("\n{{\"at\":\"{at}\",\"{name}\":null}}"),
-                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", hex(bytes)),
+                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", digits(bytes)),
             };
         }
         Recording::parse(&file).unwrap()

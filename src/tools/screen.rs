@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use anstyle::{AnsiColor, Style as Ansi};
 
 use crate::trace::text::{Detail, Style};
-use crate::trace::{Record, text};
+use crate::trace::{Record, text, visible};
 
 /// As much of a text from the wire as is shown.
 const MAX_QUOTED: usize = 100;
@@ -63,14 +63,13 @@ impl Screen {
 
 /// A text from the wire between quotes: escaped, and not too long.
 pub fn quoted(text: &str) -> String {
-    let start: String = text.chars().take(MAX_QUOTED).collect();
+    let start = visible::start_of(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
-    format!("\"{}{dots}\"", start.escape_debug())
+    format!("\"{}{dots}\"", visible::escaped(start))
 }
 
 /// Bytes from the wire as pairs of digits, the first of them.
 pub fn hex(bytes: &[u8], max: usize) -> String {
-    let pairs: Vec<String> = bytes.iter().take(max).map(|byte| format!("{byte:02x}")).collect();
     let dots = if bytes.len() > max { " …" } else { "" };
-    pairs.join(" ") + dots
+    visible::hex(&bytes[..bytes.len().min(max)]) + dots
 }

@@ -10,25 +10,16 @@
 
 use std::fmt::Write;
 
-use anstyle::{AnsiColor, Style as Ansi};
+use anstyle::AnsiColor;
 
-use super::refusal::hex;
-use super::text::{INDENT, excerpt, quoted, readable};
+use super::visible::{Paint, hex, quoted};
 use super::{Frame, LengthForm};
 use crate::ws::frame::Sender;
 
 /// How many bytes of a payload stand in a row.
 const ROW: usize = 16;
-
-/// Whether there are colours.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Paint(pub bool);
-
-impl Paint {
-    pub fn with(self, style: Ansi, text: &str) -> String {
-        if self.0 && !text.is_empty() { format!("{style}{text}{style:#}") } else { text.to_owned() }
-    }
-}
+/// What is drawn below a line begins here, under its `#`.
+pub(super) const INDENT: &str = "              ";
 
 /// A field of the header: its bytes, its name, and how it looks.
 struct Field {
@@ -122,13 +113,13 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
 
 /// What a payload says, if it says anything beside its bytes.
 fn meaning(frame: &Frame) -> String {
-    let excerpt = excerpt(frame);
+    let excerpt = frame.excerpt();
     if excerpt == hex(&frame.unmasked()) { String::new() } else { excerpt }
 }
 
 /// A row of a payload as text, as far as it is: a character that is cut is a dot, and so is what cannot be seen.
 fn row_text(frame: &Frame, row: &[u8]) -> String {
-    if readable(frame, &frame.unmasked()).is_none() {
+    if frame.text(&frame.unmasked()).is_none() {
         return String::new();
     }
     let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };

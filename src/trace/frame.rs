@@ -3,11 +3,17 @@
 //! [`FrameHeader`](crate::ws::frame::FrameHeader) is what a server needs to know of a sound frame. A [`Header`] is for
 //! the eye: it also reads what is broken, and what has not come whole.
 
+use super::MAX_SHOWN;
+use super::visible::{hex, quoted, start_of};
+use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Sender};
 use crate::ws::mask;
 
 /// How many reads or writes a record lists; their number is exact all the same.
 pub const MAX_PARTS: usize = 16;
+/// How much of a payload is its excerpt: characters of text, or bytes.
+const EXCERPT: usize = 60;
+const EXCERPT_BYTES: usize = 16;
 
 /// The reads (of what the client sent) or writes (of what the server sent) that something came in.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -191,6 +197,48 @@ impl Frame {
             mask::apply(&mut payload, key, 0);
         }
         payload
+    }
+
+    /// The beginning of a payload, as what it is: a code and a reason, text, or bytes.
+    pub fn excerpt(&self) -> String {
+        let payload = self.unmasked();
+        if payload.is_empty() {
+            return String::new();
+        }
+        if self.header.opcode() == Opcode::Close as u8
+            && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
+        {
+            let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
+            return format!("{}{reason}", code.get());
+        }
+        let is_cut = self.payload_len > payload.len() as u64;
+        match self.text(&payload) {
+            Some(text) => {
+                let shown = start_of(text, EXCERPT);
+                let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
+                format!("{}{dots}", quoted(shown))
+            }
+            None => {
+                let shown = &payload[..payload.len().min(EXCERPT_BYTES)];
+                let dots = if is_cut || shown.len() < payload.len() { " …" } else { "" };
+                format!("{}{dots}", hex(shown))
+            }
+        }
+    }
+
+    /// The payload as text, if it may be text and is. A character that the end of what is shown cuts is left out.
+    pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
+        let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
+        if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
+            return None;
+        }
+        match std::str::from_utf8(payload) {
+            Ok(text) => Some(text),
+            Err(error) if error.error_len().is_none() && !is_shown_whole => {
+                std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
+            }
+            Err(_) => None,
+        }
     }
 
     /// Whether all of it came.

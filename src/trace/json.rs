@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 
+use super::visible::digits;
 use super::{Answer, End, Frame, Head, Parts, Record, Refusal, StateChange, What};
 use crate::ws::frame::Sender;
 
@@ -23,12 +24,6 @@ pub fn value(record: &Record) -> Value {
     value
 }
 
-/// Bytes as pairs of hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
-}
-
 fn request(head: &Head) -> Value {
     json!({
         "record": "request",
@@ -43,7 +38,7 @@ fn answer(answer: &Answer) -> Value {
         json!({
             "key": steps.key,
             "joined": steps.joined,
-            "sha1": hex(&steps.sha1),
+            "sha1": digits(&steps.sha1),
             "accept": steps.accept,
             "answered": steps.answered,
         })
@@ -67,17 +62,17 @@ fn frame(frame: &Frame) -> Value {
         "record": "frame",
         "from": side(frame.sender),
         "number": frame.number,
-        "header": hex(header.bytes()),
+        "header": digits(header.bytes()),
         "fin": header.fin(),
         "rsv": header.rsv(),
         "opcode": header.opcode(),
         "name": header.name(),
         "masked": header.is_masked(),
-        "key": header.masking_key().map(|key| hex(&key)),
+        "key": header.masking_key().map(|key| digits(&key)),
         "length_bits": header.length_form().bits(),
         "length": frame.payload_len,
-        "wire": hex(&frame.wire),
-        "payload": hex(&frame.unmasked()),
+        "wire": digits(&frame.wire),
+        "payload": digits(&frame.unmasked()),
         "received": frame.received,
         "complete": frame.is_complete(),
         "place": place,

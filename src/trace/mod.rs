@@ -13,7 +13,7 @@
 //!
 //! Reading order: this file and [`frame`] (what there is to say), [`tap`] (who says it), [`head`] and [`scan`] (what one
 //! direction holds), [`life`] (the states), [`refusal`] (why something was wrong, told by its bytes), [`records`] (where
-//! all that goes), [`text`] and [`figure`], [`json`], [`secret`] (what is never shown), [`filter`] (what is asked for),
+//! all that goes), [`text`], [`figure`] and [`json`], [`visible`] (what may go to a terminal), [`secret`] (what is never shown), [`filter`] (what is asked for),
 //! [`recording`] (bytes kept for later).
 //!
 //! The subtle thing: a tap must cost nothing where there is none, and must never cost more than a bound where there is
@@ -33,6 +33,7 @@ pub mod scan;
 pub mod secret;
 pub mod tap;
 pub mod text;
+pub mod visible;
 
 use std::rc::Rc;
 use std::time::SystemTime;

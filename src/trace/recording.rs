@@ -24,7 +24,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Head, Records, Tap, json::hex, secret};
+use super::visible::digits;
+use super::{Head, Records, Tap, secret};
 use crate::ws::Limits;
 use crate::ws::frame::Sender;
 
@@ -264,7 +265,7 @@ mod bytes {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&super::hex(bytes))
+        serializer.serialize_str(&super::digits(bytes))
     }
 
     pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<Vec<u8>, D::Error> {

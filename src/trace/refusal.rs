@@ -3,6 +3,7 @@
 //! A [`ProtocolError`] names the rule in the words that the peer reads in its Close. Here the same rule is explained to
 //! somebody who looks at the frame. This file decides nothing.
 
+use super::visible::{hex, quoted};
 use super::{Frame, Refusal};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
@@ -127,7 +128,7 @@ pub fn stranger(frame: &Frame) -> Option<String> {
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         let line = super::secret::masked(&line[..line.len().min(40)]);
-        Some(format!("these bytes are an HTTP request, {},", super::text::quoted(&String::from_utf8_lossy(&line))))
+        Some(format!("these bytes are an HTTP request, {},", quoted(&String::from_utf8_lossy(&line))))
     } else if matches!(bytes[..], [0x14..=0x17, 3, 0..=4, ..]) {
         Some("these bytes are TLS, as wss:// speaks it,".into())
     } else {
@@ -146,9 +147,4 @@ fn reserved_bits(rsv: u8) -> String {
 /// A byte as two groups of four bits.
 fn bits(byte: u8) -> String {
     format!("{:04b} {:04b}", byte >> 4, byte & 0xf)
-}
-
-/// Bytes as pairs of hexadecimal digits, with blanks between them.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }

@@ -13,19 +13,15 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::figure::{self, Paint};
-use super::refusal::hex;
-use super::{Answer, End, Frame, Head, MAX_SHOWN, Place, Record, Refusal, State, StateChange, What};
-use crate::ws::close::CloseFrame;
-use crate::ws::frame::{Opcode, Sender};
+use super::figure::{self, INDENT};
+use super::visible::{Paint, digits, escaped, hex, quoted, start_of};
+use super::{Answer, End, Frame, Head, Place, Record, Refusal, State, StateChange, What};
+use crate::ws::frame::Sender;
 
 /// Where the sections stand, if what is before them leaves room.
 const SECTIONS_AT: usize = 88;
-/// How much of a payload stands in a line: characters of text, or bytes.
-const EXCERPT: usize = 60;
-const EXCERPT_BYTES: usize = 16;
-/// What is drawn below a line begins here, under its `#`.
-pub(super) const INDENT: &str = "              ";
+/// How much stands in a line of what a request or a refusal says, in characters.
+const EXCERPT: usize = 120;
 
 /// How a record is to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +112,7 @@ fn clock(time: SystemTime) -> String {
 fn head(head: &Head) -> String {
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", without its blank line" };
-    format!("{}  {} bytes{end}", escaped(excerpt_of(&line, EXCERPT * 2)), head.bytes.len())
+    format!("{}  {} bytes{end}", escaped(start_of(&line, EXCERPT)), head.bytes.len())
 }
 
 /// The same of an answer, and of a refusal why.
@@ -124,7 +120,7 @@ fn answer(Answer { head, status, body, .. }: &Answer) -> String {
     let line = self::head(head) + &in_parts(head.parts.count, "writes");
     let is_refusal = *status >= 400;
     let why = String::from_utf8_lossy(body);
-    if is_refusal { format!("{line}  {}", quoted(excerpt_of(why.trim_end(), EXCERPT * 4))) } else { line }
+    if is_refusal { format!("{line}  {}", quoted(start_of(why.trim_end(), EXCERPT * 2))) } else { line }
 }
 
 fn frame(frame: &Frame) -> String {
@@ -141,7 +137,7 @@ fn frame(frame: &Frame) -> String {
     }
     match header.masking_key() {
         Some(key) => {
-            let _ = write!(text, " mask={}", super::json::hex(&key));
+            let _ = write!(text, " mask={}", digits(&key));
         }
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
@@ -158,7 +154,7 @@ fn frame(frame: &Frame) -> String {
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
-    let excerpt = self::excerpt(frame);
+    let excerpt = frame.excerpt();
     if !excerpt.is_empty() {
         let _ = write!(text, "  {excerpt}");
     }
@@ -171,52 +167,6 @@ fn frame(frame: &Frame) -> String {
 
 fn in_parts(count: u64, name: &str) -> String {
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
-}
-
-/// The beginning of a payload, as what it is: a code and a reason, text, or bytes.
-pub(super) fn excerpt(frame: &Frame) -> String {
-    let payload = frame.unmasked();
-    if payload.is_empty() {
-        return String::new();
-    }
-    if frame.header.opcode() == Opcode::Close as u8
-        && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
-    {
-        let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
-        return format!("{}{reason}", code.get());
-    }
-    let is_cut = frame.payload_len > payload.len() as u64;
-    match readable(frame, &payload) {
-        Some(text) => {
-            let shown = excerpt_of(text, EXCERPT);
-            let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
-            format!("{}{dots}", quoted(shown))
-        }
-        None => {
-            let shown = &payload[..payload.len().min(EXCERPT_BYTES)];
-            let dots = if is_cut || shown.len() < payload.len() { " …" } else { "" };
-            format!("{}{dots}", hex(shown))
-        }
-    }
-}
-
-/// The payload as text, if it may be text and is. A character that the end of what is shown cuts is left out.
-pub(super) fn readable<'p>(frame: &Frame, payload: &'p [u8]) -> Option<&'p str> {
-    let is_shown_whole = frame.received as usize <= MAX_SHOWN && frame.is_complete() && frame.header.fin();
-    if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&frame.header.opcode()) {
-        return None;
-    }
-    match std::str::from_utf8(payload) {
-        Ok(text) => Some(text),
-        Err(error) if error.error_len().is_none() && !is_shown_whole => {
-            std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
-        }
-        Err(_) => None,
-    }
-}
-
-fn excerpt_of(text: &str, max: usize) -> &str {
-    text.char_indices().nth(max).map_or(text, |(end, _)| &text[..end])
 }
 
 fn state(change: &StateChange) -> String {
@@ -249,22 +199,11 @@ fn write_head(head: &Head, out: &mut String) {
     }
 }
 
-/// Text as it may go to a terminal, in quotes. Those in it stay as they are, since JSON is full of them.
-pub(super) fn quoted(text: &str) -> String {
-    format!("\"{}\"", escaped(text))
-}
-
-/// Text as it may go to a terminal: what is no visible character is escaped.
-fn escaped(text: &str) -> String {
-    let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
-    text.chars().map(visible).collect()
-}
-
 fn write_answer(answer: &Answer, paint: Paint, out: &mut String) {
     write_head(&answer.head, out);
     if !answer.body.is_empty() {
         let body = String::from_utf8_lossy(&answer.body);
-        let _ = writeln!(out, "{INDENT}{}", quoted(excerpt_of(&body, EXCERPT * 5)));
+        let _ = writeln!(out, "{INDENT}{}", quoted(start_of(&body, EXCERPT * 3)));
     }
     let Some(steps) = &answer.accept else { return };
     let accept = &steps.accept[..];
