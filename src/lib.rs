@@ -42,10 +42,10 @@
 //! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::life`] | the wire, watched: what passed, as records |
 //! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recording`] | how a record looks, and what is never shown |
 //! | 11 | [`server::watch`], [`server::inspection`] | who is shown the wire |
-//! | 9 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::replay`] | what the tools have in common; a recording, seen again |
+//! | 14 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::answer`], [`tools::inbox`], [`tools::replay`] | what the tools have in common; a recording, seen again |
 //! | 13 | [`tools::explain`], [`tools::explain::frames`], [`tools::explain::numbers`], [`tools::explain::sections`] | frames drawn from bytes, questions answered |
 //! | 30 | [`tools::poke`], [`tools::poke::case`], [`tools::poke::catalogue`] | everything that a peer can do to a server, as data |
-//! | 24 | [`tools::poke::url`], [`tools::poke::request`], [`tools::poke::answer`], [`tools::poke::inbox`], [`tools::poke::wire`], [`tools::poke::play`], [`tools::poke::verdict`], [`tools::poke::report`] | a client that does it, and judges what comes back |
+//! | 19 | [`tools::poke::url`], [`tools::poke::request`], [`tools::poke::wire`], [`tools::poke::play`], [`tools::poke::verdict`], [`tools::poke::report`] | a client that does it, and judges what comes back |
 //!
 //! # One message, from socket to socket
 //!

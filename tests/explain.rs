@@ -3,6 +3,9 @@
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
+use wirechat::tools::{explain::sections, poke::catalogue};
+use wirechat::ws::close::ProtocolError;
+
 /// Runs `wirechat explain` with these arguments, and `input` on its standard input.
 fn explain(args: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_wirechat"))
@@ -258,6 +261,17 @@ fn any_bytes() {
             assert!(matches!(output.status.code(), Some(0 | 1)), "seed {seed}");
             let text = String::from_utf8(output.stdout).expect("UTF-8");
             assert!(!text.is_empty() && !text.chars().any(|c| c.is_control() && c != '\n'), "seed {seed}: {text:?}");
+        }
+    }
+}
+
+/// Whatever section a broken rule or a case of `poke` names, a learner can ask for it.
+#[test]
+fn what_is_cited_can_be_looked_up() {
+    for case in catalogue::all() {
+        let section = case.rule.0.strip_prefix('§');
+        for section in section.into_iter().chain(case.error.map(ProtocolError::section)) {
+            assert!(!sections::find(section).is_empty(), "§{section} of {}", case.name);
         }
     }
 }

@@ -99,7 +99,7 @@ fn wall_faults(name: &str, paths: &[Named]) -> Vec<String> {
         if room_named(&path).is_some_and(|other| other != room && !allowed.contains(&other)) {
             faults.insert((line, format!(":{line}: {room} may not name {said}")));
         }
-        if is_forbidden_in(room, &path) {
+        if is_forbidden_in(room, &path) || is_other_tool(name, &path) {
             faults.insert((line, format!(":{line}: {said} has no place in {room}")));
         }
     }
@@ -124,6 +124,17 @@ fn is_forbidden_in(room: &str, path: &[&str]) -> bool {
         "chat" => clock || matches!(path, ["ws", _, ..]) || (path[0] == "mio" && path.get(1) != Some(&"Token")),
         _ => false,
     }
+}
+
+/// Whether a tool names another one. Only their parent, and the program, know all of them.
+fn is_other_tool(name: &str, path: &[&str]) -> bool {
+    const TOOLS: [&str; 3] = ["explain", "poke", "replay"];
+    let tool = name.strip_prefix("tools/").and_then(|rest| rest.split(['/', '.']).next());
+    let named = match path {
+        ["crate", "tools", named, ..] => named,
+        _ => return false,
+    };
+    tool.is_some_and(|tool| TOOLS.contains(&tool) && TOOLS.contains(named) && tool != *named)
 }
 
 /// The module that a file is: `ws/mod.rs` is `ws`, `ws/frame.rs` is `ws::frame`.
@@ -496,6 +507,9 @@ fn some_names_have_no_place_in_some_rooms() {
     expect_faults("chat/mod.rs", "use mio::{Token, net::TcpStream};", &["mio::net::TcpStream"]);
     expect_faults("chat/mod.rs", "fn f() { ws::mask(Instant::now()) }", &["Instant::now", "ws::mask"]);
     expect_faults("server/mod.rs", "use std::{io, net, time::Instant}; use mio::net::TcpListener;", &[]);
+    expect_faults("tools/explain/mod.rs", "use super::poke::case;", &["crate::tools::poke::case has no place"]);
+    expect_faults("tools/poke.rs", "use super::{explain, inbox};", &["crate::tools::explain has no place"]);
+    expect_faults("tools/mod.rs", "use crate::tools::{explain, poke};", &[]);
     expect_faults("tools/poke.rs", "use std::{io, net::TcpStream, time::Instant};", &[]);
     expect_faults("tools/poke.rs", "use mio::net::TcpStream;", &["mio::net::TcpStream"]);
 }

@@ -6,16 +6,26 @@
 //! | [`poke`] | does one thing to a server, and says whether the answer was the right one |
 //! | [`replay`] | shows again what `--record` kept of a connection |
 //!
+//! They do not know each other. What a server sends is taken apart by [`inbox`] and [`answer`], bytes are read in
+//! [`notation`], and what is found goes to the [`screen`].
+//!
 //! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::trace)r to draw it, and plain blocking sockets:
 //! a tool has one connection and may wait for it, so it needs no poll loop.
 
+pub mod answer;
 pub mod explain;
+pub mod inbox;
 pub mod notation;
 pub mod poke;
 pub mod replay;
 pub mod screen;
 
 use clap::Subcommand;
+
+use crate::ws::Limits;
+
+/// The limits of a server are its own: a tool's tracer is to name broken rules, not limits.
+const NO_LIMITS: Limits = Limits { message: usize::MAX, fragments: u32::MAX, binary: true };
 
 /// A tool, and what it is asked.
 #[derive(Debug, Subcommand)]

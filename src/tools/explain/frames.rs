@@ -8,13 +8,11 @@
 
 use std::time::SystemTime;
 
-use crate::tools::poke::inbox::Inbox;
+use crate::tools::NO_LIMITS;
+use crate::tools::inbox::Inbox;
 use crate::trace::{Frame, Record, Records, Refusal, Tap, What};
-use crate::ws::Limits;
 use crate::ws::frame::Sender;
 
-/// Limits are a server's own, and this is about rules.
-const NO_LIMITS: Limits = Limits { message: usize::MAX, fragments: u32::MAX, binary: true };
 /// How HTTP begins, from either side.
 const HTTP: [&[u8]; 9] =
     [b"HTTP/1.", b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT ", b"DELETE ", b"PATCH "];

@@ -6,17 +6,14 @@
 //! | [`catalogue`] | all of them |
 //! | [`url`], [`request`] | where the server is, and how it is asked |
 //! | [`play`], [`wire`] | does what a case says, on a socket |
-//! | [`answer`], [`inbox`] | takes apart what the server sends |
-//! | [`verdict`] | was it right? |
+//! | [`verdict`] | was it right? (what the server sends is taken apart by [`inbox`](super::inbox)) |
 //! | [`report`] | tells a person |
 //!
 //! It runs against any server, so that a learner can point it at the one that they are writing. Without a URL it looks
 //! for a wirechat on this machine, and then also tries rules that are wirechat's own.
 
-pub mod answer;
 pub mod case;
 pub mod catalogue;
-pub mod inbox;
 pub mod play;
 pub mod report;
 pub mod request;

@@ -13,10 +13,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::case::{Back, Case, Edit, End, FLOOD, Opening, Step, masked};
-use super::inbox::{Came, Inbox};
 use super::request;
 use super::url::Url;
 use super::wire::{Ended, Wire};
+use crate::tools::inbox::{Came, Inbox};
 use crate::trace::Record;
 
 /// The payload of the Ping that asks whether a connection is still alive.

@@ -61,9 +61,3 @@ fn name_of(line: &str) -> &str {
 fn is_named(line: &str, name: &str) -> bool {
     name_of(line).eq_ignore_ascii_case(name)
 }
-
-/// The value of the first line of this name in a request, without blanks around it.
-pub fn value<'r>(request: &'r str, name: &str) -> Option<&'r str> {
-    let line = request.lines().find(|line| is_named(line, name))?;
-    line.split_once(':').map(|(_, value)| value.trim())
-}

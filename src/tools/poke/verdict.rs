@@ -4,11 +4,11 @@
 //! and, where no echo is needed, messages of its own are no fault. And a server that is not finished, and does not know
 //! Ping yet, is not blamed for it in every case: a connection that stays open is open, answered or not.
 
-use super::answer::Answer;
 use super::case::{Back, Case, End, Needs, letters};
-use super::inbox::{Came, Close};
 use super::play::{Flood, Outcome, is_answered, is_probe};
 use super::wire::Ended;
+use crate::tools::answer::Answer;
+use crate::tools::inbox::{Came, Close};
 use crate::tools::notation;
 use crate::tools::screen::{hex, quoted};
 

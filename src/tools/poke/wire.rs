@@ -7,13 +7,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::inbox::Inbox;
+use crate::tools::NO_LIMITS;
+use crate::tools::inbox::Inbox;
 use crate::trace::{Record, Records, Tap};
-use crate::ws::Limits;
 use crate::ws::frame::Sender;
-
-/// The limits of a server are its own: the tracer is to name broken rules, not limits.
-const NO_LIMITS: Limits = Limits { message: usize::MAX, fragments: u32::MAX, binary: true };
 
 /// How the TCP connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,5 @@
 //! The answer to an opening handshake, and what a client must check of it (§4.1).
 
-use super::request;
 use crate::ws::handshake::accept_key;
 
 const MAX_HEADERS: usize = 128;
@@ -70,10 +69,10 @@ fn fault_of_101(value: &impl Fn(&str) -> Option<String>, request: &str) -> Optio
     let offered = |name: &str| {
         let Some(answered) = value(name) else { return true };
         let chosen = answered.split([',', ';']).next().unwrap_or_default().trim();
-        let offer = request::value(request, name).unwrap_or_default();
+        let offer = value_in(request, name).unwrap_or_default();
         offer.split([',', ';']).any(|element| element.trim() == chosen)
     };
-    let key = request::value(request, "Sec-WebSocket-Key").unwrap_or_default();
+    let key = value_in(request, "Sec-WebSocket-Key").unwrap_or_default();
     let (accept, expected) = (value("Sec-WebSocket-Accept"), accept_key(key.as_bytes()));
     if !has("Upgrade", "websocket") {
         return Some("the 101 has no Upgrade: websocket (RFC 6455 §4.2.2)".into());
@@ -95,6 +94,12 @@ fn fault_of_101(value: &impl Fn(&str) -> Option<String>, request: &str) -> Optio
         return Some("the 101 names a subprotocol that was not offered (RFC 6455 §4.1)".into());
     }
     None
+}
+
+/// The value of the first line of this name in a request, without blanks around it.
+fn value_in<'r>(request: &'r str, name: &str) -> Option<&'r str> {
+    let mut lines = request.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
 #[cfg(test)]
