@@ -242,7 +242,7 @@ fn beside_the_server() {
         assert!(help.contains(words), "{words:?} in\n{help}");
     }
     assert!(help.starts_with("A chat server over WebSockets"), "{help}");
-    for tool in ["explain", "poke"] {
+    for tool in ["explain", "poke", "replay"] {
         let help = run(program().args([tool, "--help"]));
         let text = String::from_utf8(help.stdout).expect("UTF-8");
         assert!(help.status.success() && text.contains("Try:  wirechat ") && text.contains("exit code"), "{text}");

@@ -10,7 +10,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 
 use super::screen::{Screen, Tone};
 use crate::trace::recording::{Recording, Step};
@@ -22,8 +22,15 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode, Sender};
 use crate::ws::protocol::{Protocol, State};
 
+const AFTER_HELP: &str = "\
+Try:  wirechat --record recordings           keep what passes, a file a connection
+      wirechat replay recordings/….wire      and see one of them again, every byte of it
+
+The exit code is 0 if it ends as it ended then, 1 if not, 2 if the file is no recording.";
+
 /// What the tool is asked.
 #[derive(Debug, Args)]
+#[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
     /// A file that `wirechat --record DIR` has written
     file: PathBuf,
@@ -31,6 +38,10 @@ pub struct Arguments {
     /// One line a frame, instead of all of it
     #[arg(long)]
     line: bool,
+
+    /// Print this help
+    #[arg(short, long, action = ArgAction::HelpShort)]
+    help: Option<bool>,
 }
 
 /// An answer of a server.
