@@ -8,10 +8,13 @@ use std::io::{IsTerminal, Write};
 use anstyle::{AnsiColor, Style as Ansi};
 
 use crate::trace::text::{Detail, Style};
+pub use crate::trace::visible::escaped;
 use crate::trace::{Record, text, visible};
 
 /// As much of a text from the wire as is shown.
 const MAX_QUOTED: usize = 100;
+/// As many of bytes that are no text.
+const MAX_HEX: usize = 16;
 
 /// Standard output.
 #[derive(Debug)]
@@ -61,15 +64,36 @@ impl Screen {
     }
 }
 
-/// A text from the wire between quotes: escaped, and not too long.
+/// A text from the wire between quotes, as the tracer has it: escaped, and not too long.
 pub fn quoted(text: &str) -> String {
     let start = visible::start_of(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
-    format!("\"{}{dots}\"", visible::escaped(start))
+    visible::quoted(start) + dots
+}
+
+/// Bytes from the wire as text between quotes or, if they are none, as pairs of digits; the first of them.
+pub fn start(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => quoted(text),
+        Err(_) => hex(bytes, MAX_HEX),
+    }
 }
 
 /// Bytes from the wire as pairs of digits, the first of them.
 pub fn hex(bytes: &[u8], max: usize) -> String {
     let dots = if bytes.len() > max { " …" } else { "" };
     visible::hex(&bytes[..bytes.len().min(max)]) + dots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_from_the_wire() {
+        assert_eq!(quoted("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
+        assert_eq!(quoted(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
+        assert_eq!(start(b"hi\r\n"), "\"hi\\r\\n\"");
+        assert_eq!(start(&[0xff; 17]), format!("{} …", ["ff"; 16].join(" ")));
+    }
 }

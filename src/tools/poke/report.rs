@@ -10,7 +10,7 @@ use super::case::Case;
 use super::catalogue::{self, PARTS};
 use super::play::{Outcome, Patience};
 use super::verdict::{self, Verdict, judge};
-use crate::tools::screen::{Screen, Tone};
+use crate::tools::screen::{Screen, Tone, escaped};
 use crate::trace::text::Detail;
 use crate::trace::{Record, What};
 
@@ -117,7 +117,7 @@ impl Report {
             Verdict::Allowed(why) => format!("{}: {why}", self.screen.toned(Tone::Good, "allowed by the RFC")),
             Verdict::Wrong(None) => self.screen.toned(Tone::Bad, "NOT as expected"),
             Verdict::Wrong(Some(fault)) => {
-                format!("{}: {}", self.screen.toned(Tone::Bad, "NOT as expected"), fault.escape_debug())
+                format!("{}: {}", self.screen.toned(Tone::Bad, "NOT as expected"), escaped(fault))
             }
         }
     }

@@ -10,10 +10,8 @@ use super::wire::Ended;
 use crate::tools::answer::Answer;
 use crate::tools::inbox::{Came, Close};
 use crate::tools::notation;
-use crate::tools::screen::{hex, quoted};
+use crate::tools::screen::{escaped, quoted, start};
 
-/// How many bytes of a binary message are shown.
-const SHOWN: usize = 16;
 /// How many messages and Pongs are named one by one.
 const NAMED: usize = 4;
 
@@ -135,7 +133,7 @@ pub fn came(outcome: &Outcome) -> String {
         let body = String::from_utf8_lossy(&answer.body);
         let versions = answer.versions.as_ref().map(|versions| format!(" with Sec-WebSocket-Version: {versions}"));
         let line = blank_and_quoted(body.lines().next().unwrap_or_default());
-        return format!("HTTP {}{}{line}", answer.status, versions.unwrap_or_default().escape_debug());
+        return format!("HTTP {}{}{line}", answer.status, escaped(&versions.unwrap_or_default()));
     }
     let messages: Vec<Came> = inbox.back.iter().filter(|came| !is_probe(came)).cloned().collect();
     with_messages(&messages, end)
@@ -183,9 +181,5 @@ fn message(came: &Came) -> String {
 
 /// The bytes as text, as pairs of digits, or by their number.
 fn sized(bytes: &[u8]) -> String {
-    match std::str::from_utf8(bytes) {
-        _ if bytes.len() > 60 => format!("of {} bytes", bytes.len()),
-        Ok(text) => quoted(text),
-        Err(_) => hex(bytes, SHOWN),
-    }
+    if bytes.len() > 60 { format!("of {} bytes", bytes.len()) } else { start(bytes) }
 }
