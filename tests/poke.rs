@@ -421,6 +421,12 @@ fn whatever_the_server_does_it_ends() {
     holds(&text, &["over 4 MiB came back", " more …"]);
     assert!(text.lines().count() < 60, "{text}");
 
+    // The same with messages of nothing.
+    let (url, served) = fake(|mut stream| while stream.write_all(&b"\x81\x00".repeat(10_000)).is_ok() {});
+    let output = poke(&["hello", &url]);
+    served.join().unwrap();
+    holds(&printed(&output, 1), &["over 50000 frames came back"]);
+
     // Announces more than anybody would hold, and hangs up.
     let (url, served) = fake(|mut stream| {
         stream.write_all(b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff").expect("the client reads");

@@ -3,7 +3,7 @@
 //! A server can be wrong as well. What it does against the RFC is kept as its fault, and what follows is not read.
 //!
 //! The subtle thing: whatever a server sends, what is held is bounded. A payload longer than any case asks for is a
-//! fault as soon as its header says so.
+//! fault as soon as its header says so, and so are frames without end, be they empty.
 
 use super::answer::Answer;
 use crate::ws::close::{CloseFrame, ProtocolError};
@@ -11,8 +11,10 @@ use crate::ws::frame::{FrameHeader, Opcode, Sender};
 
 /// The longest head and the longest plain answer that are read.
 const MAX_ANSWER: usize = 64 * 1024;
-/// The most that is held of messages: more than any case asks for.
+/// The most that is read of frames: more than any case asks for.
 const MAX_HELD: u64 = 4 << 20;
+/// And the most frames: an empty one has no payload to be counted, and takes a place all the same.
+const MAX_FRAMES: u32 = 50_000;
 
 /// Something that came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub struct Inbox {
     /// The message of which not all fragments have come.
     open: Option<(Opcode, Vec<u8>)>,
     held: u64,
+    frames: u32,
     /// Messages and Pongs, in order.
     pub back: Vec<Came>,
     /// The Close.
@@ -87,6 +90,11 @@ impl Inbox {
     /// Whether the server has sent nothing at all.
     pub fn is_empty(&self) -> bool {
         self.answer.is_none() && self.unread.is_empty()
+    }
+
+    /// What has come of the answer or the frame that is not all there.
+    pub fn unread(&self) -> &[u8] {
+        &self.unread
     }
 
     /// Whether nothing more needs to be read: a Close, a fault, or a plain answer that is complete.
@@ -131,12 +139,16 @@ impl Inbox {
         if self.close.is_some() {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }
-        if self.held + header.payload_len > MAX_HELD {
+        let held = self.held + header.size as u64 + header.payload_len;
+        if held > MAX_HELD {
             return Err(format!("over {} MiB came back or were announced, far more than was sent", MAX_HELD >> 20));
+        }
+        if self.frames == MAX_FRAMES {
+            return Err(format!("over {MAX_FRAMES} frames came back, far more than were sent"));
         }
         let len = header.size + header.payload_len as usize;
         let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };
-        self.held += header.payload_len;
+        (self.held, self.frames) = (held, self.frames + 1);
         self.take(&header, payload).map_err(broken)?;
         Ok(Some(len))
     }
