@@ -265,7 +265,8 @@ fn the_delay_is_kept() {
     let start = Instant::now();
     let slow = printed(&poke(&["one-byte-at-a-time", "--delay", "60ms", &url(&server)]), 0);
     assert!(start.elapsed() >= Duration::from_millis(660), "eleven bytes");
-    holds(&slow, &["\"Hello\"  in 11 reads"]);
+    // On a busy machine several of them may have come before the server reads.
+    holds(&slow, &["\"Hello\"  in ", " reads"]);
 }
 
 #[test]
@@ -390,6 +391,51 @@ fn a_server_that_is_not_finished() {
     let output = poke(&["hello", &url]);
     served.join().unwrap();
     holds(&printed(&output, 0), &[came, "\nas expected\n"]);
+}
+
+/// A server that takes connections, and does this with them.
+fn listen(serve: impl Fn(TcpStream) + Clone + Send + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, serve) = (stream.expect("a client"), serve.clone());
+            stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    url
+}
+
+#[test]
+fn a_server_that_does_not_answer() {
+    let silent = listen(drain);
+    let start = Instant::now();
+    let text = printed(&poke(&["hello", "--timeout", "2s", &silent]), 1);
+    assert!(start.elapsed() < Duration::from_secs(4), "it is waited for once");
+    holds(&text, &["\ncame:     nothing; the server waits\n"]);
+    let all = printed(&poke(&["all", "--timeout", "500ms", &silent]), 1);
+    holds(&all, &["NOT as expected\nNothing came back at all, so the other cases are left out."]);
+    assert_eq!(all.lines().count(), 3, "{all}");
+
+    let gone = listen(|mut stream| {
+        stream.write_all(b"HTTP/1.1 200 OK\r\nX").expect("the client reads");
+        stream.shutdown(std::net::Shutdown::Write).expect("it is open");
+        drain(stream);
+    });
+    let text = printed(&poke(&["hello", &gone]), 1);
+    holds(&text, &["came:     the start of an answer, \"HTTP/1.1 200 OK\\r\\nX\", and the end of the connection\n"]);
+
+    let other = listen(|mut stream| {
+        stream.write_all(b"SSH-2.0-x\x1b[31m\r\n").expect("the client reads");
+        drain(stream);
+    });
+    let text = printed(&poke(&["hello", &other]), 1);
+    holds(
+        &text,
+        &["came:     something that breaks a rule, and nothing behind it was read\n", "the answer is no HTTP"],
+    );
+    holds(&text, &["it begins with \"SSH-2.0-x\\u{1b}[31m\\r\\n\"\n"]);
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub struct Arguments {
     #[arg(value_name = "URL")]
     pub url: Option<String>,
 
-    /// Draw every frame, bit by bit
+    /// Draw every frame, field by field
     #[arg(long)]
     pub full: bool,
 

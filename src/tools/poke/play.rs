@@ -79,7 +79,9 @@ pub fn play(
             player.step(step);
         }
     }
-    let is_probed = player.wait(case);
+    // Who did not answer the request within the timeout has had the time to.
+    let is_unanswered = !are_frames_due && player.wire.inbox.answer.is_none();
+    let is_probed = !is_unanswered && player.wait(case);
     player.close(case);
     player.wire.end();
     Ok(Outcome { inbox: player.wire.inbox, ended: player.wire.ended, is_probed, flood: player.flood })

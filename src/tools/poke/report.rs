@@ -17,6 +17,9 @@ use crate::trace::{Record, What};
 /// So many records are shown as they come, and so many of the last.
 const FIRST: usize = 30;
 const LAST: usize = 10;
+/// Of a server that does not even answer the first case.
+const NOTHING: &str =
+    "Nothing came back at all, so the other cases are left out. Is it a WebSocket server that listens there?";
 
 /// Tells of cases on standard output.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// `is_full`: frames are drawn bit by bit.
+    /// `is_full`: every frame is drawn, field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
@@ -84,6 +87,10 @@ impl Report {
                 };
                 let verdict = judge(case, &outcome);
                 line(&self.verdict(&verdict));
+                if expected + allowed + wrong == 0 && outcome.inbox.is_empty() {
+                    self.screen.line(NOTHING);
+                    return Ok(false);
+                }
                 match verdict {
                     Verdict::Expected => expected += 1,
                     Verdict::Allowed(_) => allowed += 1,

@@ -48,7 +48,7 @@ fn matches(end: End, outcome: &Outcome) -> bool {
     let code = inbox.close.as_ref().map(|close| close.code).filter(|_| is_over);
     match end {
         End::Open => status == 101 && inbox.close.is_none() && !is_over && outcome.is_probed,
-        End::Waits => status == 101 && inbox.close.is_none() && !is_over && inbox.back.is_empty(),
+        End::Waits => (status == 101 || inbox.is_empty()) && inbox.close.is_none() && !is_over && inbox.back.is_empty(),
         End::Closes(codes) => code.is_some_and(|code| codes.contains(&code)),
         End::ClosesAnyhow => code.is_some(),
         End::Cut => inbox.close.is_none() && is_over && (status == 101 || inbox.is_empty()),
@@ -98,7 +98,7 @@ pub fn expected(case: &Case) -> String {
 fn said(end: End) -> String {
     match end {
         End::Open => "the connection stays open".into(),
-        End::Waits => "nothing, the server waits".into(),
+        End::Waits => "nothing; the server waits".into(),
         End::Closes(codes) => {
             let codes: Vec<String> = codes.iter().map(|code| close(*code)).collect();
             format!("{}, then the end of the connection", codes.join(" or "))
@@ -120,6 +120,11 @@ fn close(code: u16) -> String {
 /// What came, for a person.
 pub fn came(outcome: &Outcome) -> String {
     let inbox = &outcome.inbox;
+    let messages: Vec<Came> = inbox.back.iter().filter(|came| !is_probe(came)).cloned().collect();
+    if inbox.fault.is_some() {
+        // What it is, the verdict says.
+        return with_messages(&messages, "something that breaks a rule, and nothing behind it was read".into());
+    }
     let end = ending(outcome);
     if let Some(Flood { taken, has_stalled }) = outcome.flood {
         let then = match (has_stalled, outcome.ended) {
@@ -135,21 +140,33 @@ pub fn came(outcome: &Outcome) -> String {
         let line = blank_and_quoted(body.lines().next().unwrap_or_default());
         return format!("HTTP {}{}{line}", answer.status, escaped(&versions.unwrap_or_default()));
     }
-    let messages: Vec<Came> = inbox.back.iter().filter(|came| !is_probe(came)).cloned().collect();
     with_messages(&messages, end)
 }
 
 /// What became of the connection.
 fn ending(outcome: &Outcome) -> String {
     const NOT_ENDED: &str = "and the connection is not ended";
-    let is_silent = outcome.is_probed && !is_answered(&outcome.inbox);
+    let inbox = &outcome.inbox;
+    if inbox.answer.is_none() {
+        let begun = if inbox.is_empty() {
+            "nothing".into()
+        } else {
+            format!("the start of an answer, {}", start(inbox.unread()))
+        };
+        return match outcome.ended {
+            Ended::No => format!("{begun}; the server waits"),
+            Ended::Orderly => format!("{begun}, and the end of the connection"),
+            Ended::Reset => format!("{begun}, and a reset of the connection"),
+        };
+    }
+    let is_silent = outcome.is_probed && !is_answered(inbox);
     let (end, after_close) = match outcome.ended {
         Ended::No if is_silent => ("the connection stays open, though a Ping is not answered", NOT_ENDED),
         Ended::No => ("the connection stays open", NOT_ENDED),
         Ended::Orderly => ("the end of the connection", "then the end of the connection"),
         Ended::Reset => ("a reset of the connection", "then a reset of the connection"),
     };
-    match &outcome.inbox.close {
+    match &inbox.close {
         None => end.into(),
         Some(Close { code, reason }) => format!("{}{}, {after_close}", close(*code), blank_and_quoted(reason)),
     }
