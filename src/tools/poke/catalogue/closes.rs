@@ -129,7 +129,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "close-too-long",
         what: "A Close with a payload of 126 bytes",
-        steps: &[Bytes("88 fe 00 7e M0 03 e8")],
+        steps: &[Frame(0x88, TOO_LONG)],
         rule: ("§5.5", "a control frame has at most 125 bytes of payload"),
         error: Some(ProtocolError::ControlTooLong),
         ..FAILS
@@ -172,3 +172,5 @@ pub(super) const CASES: &[Case] = &[
 
 /// Code 1000 and 123 letters.
 const LONGEST: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
+/// And one more.
+const TOO_LONG: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";

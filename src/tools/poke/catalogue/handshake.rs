@@ -18,6 +18,8 @@ const HTTP_ERROR: (&str, &str) =
 const LIST: (&str, &str) =
     ("§4.2.1", "Connection is a list; one of its tokens is \"upgrade\", in whatever letter case");
 const KEY: (&str, &str) = ("§4.2.1", "the key is sent once, and is base64 of 16 bytes");
+const UNDECODED: (End, &str) =
+    (End::Open, "§4.2.2: \"It is not necessary for the server to base64-decode the |Sec-WebSocket-Key| value.\"");
 const VERSION: (&str, &str) = (
     "§4.2.2",
     "a version that the server does not speak is answered with an error, such as 426, that names those it does",
@@ -115,6 +117,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-of-15-bytes",
         what: "A key that decodes to 15 bytes",
         opening: Opening::Odd(&[Set("Sec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFh")]),
+        allowed: &[REFUSAL, UNDECODED],
         rule: KEY,
         ..REFUSED
     },
@@ -122,6 +125,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-of-17-bytes",
         what: "A key that decodes to 17 bytes",
         opening: Opening::Odd(&[Set("Sec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFhYWE=")]),
+        allowed: &[REFUSAL, UNDECODED],
         rule: KEY,
         ..REFUSED
     },
@@ -129,6 +133,7 @@ pub(super) const CASES: &[Case] = &[
         name: "key-not-base64",
         what: "A key of the right length with letters that base64 does not have",
         opening: Opening::Odd(&[Set("Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==")]),
+        allowed: &[REFUSAL, UNDECODED],
         rule: KEY,
         ..REFUSED
     },

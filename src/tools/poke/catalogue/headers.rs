@@ -13,9 +13,11 @@ const BAD: Case = Case { end: End::Status(400), allowed: &[REFUSAL], ..CASE };
 const REFUSAL: (End, &str) = (End::Refused, "§4.2.1 asks for an HTTP error code and gives 400 as an example");
 const HOST: (&str, &str) = ("RFC 9112 §3.2", "an HTTP/1.1 request has exactly one Host, or is answered with 400");
 const BODY: (&str, &str) = ("RFC 9112 §6.3", "what a request announces as its body must not be taken for frames");
+const WAITS: (End, &str) = (End::Waits, "RFC 9112 §2.2: lines end with CR LF, for which a server may wait");
+const NO_HTTP: (End, &str) = (End::Cut, "RFC 9112 §3: who does not speak HTTP need not be answered in HTTP");
 const NOT_HTTP: Case = Case {
     opening: Opening::Silent,
-    allowed: &[REFUSAL, (End::Cut, "RFC 9112 §3: who does not speak HTTP need not be answered in HTTP")],
+    allowed: &[REFUSAL, NO_HTTP],
     rule: ("RFC 9112 §3", "a request begins with a request line"),
     ..BAD
 };
@@ -61,7 +63,7 @@ pub(super) const CASES: &[Case] = &[
         name: "bare-lf",
         what: "Lines that end with LF alone",
         opening: Opening::Odd(&[LineEnd("0a")]),
-        allowed: &[REFUSAL, (End::Open, "RFC 9112 §2.2: a server may take a lone LF for the end of a line")],
+        allowed: &[REFUSAL, (End::Open, "RFC 9112 §2.2: a server may take a lone LF for the end of a line"), WAITS],
         rule: ("RFC 9112 §2.2", "lines end with CR LF"),
         ..BAD
     },
@@ -148,6 +150,7 @@ pub(super) const CASES: &[Case] = &[
         name: "frame-without-a-handshake",
         what: "A good frame, and no handshake before it",
         steps: &[Bytes("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
+        allowed: &[REFUSAL, NO_HTTP, WAITS],
         rule: ("§4.1", "frames come after the opening handshake"),
         ..NOT_HTTP
     },

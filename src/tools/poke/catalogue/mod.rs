@@ -57,6 +57,9 @@ const PROTOCOL_ERROR: End = End::Closes(&[1002]);
 const CUT: (End, &str) =
     (End::Cut, "§7.1.7: an endpoint that fails the connection should send a Close first, and may leave it out");
 
+/// Of a frame that never ends.
+const UNFINISHED: (End, &str) = (End::Waits, "§5.2 does not say when; a server may wait for the whole frame");
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
