@@ -181,7 +181,7 @@ The last line is Sec-WebSocket-Accept (§1.3, §4.2.2; src/ws/handshake.rs).
     let close = "\
 1006: no Close
 An application is told this when the TCP connection ended without a Close. It is never sent.
-A Close with it is answered with 1002: close code 1006 must not be sent (RFC 6455 §7.4).
+wirechat answers a Close with it with 1002: close code 1006 must not be sent (RFC 6455 §7.4).
 §7.4; src/ws/close.rs
 ";
     assert_eq!(says("close 1006", 0), close);
@@ -204,6 +204,12 @@ in wirechat: src/ws/protocol.rs, src/ws/message.rs
     assert_eq!(says("section 5.4", 0), section);
     assert_eq!(says("section §5.4", 0), section);
     assert!(says("section 5.5", 0).ends_with("\nBelow it:\n§5.5.1   Close\n§5.5.2   Ping\n§5.5.3   Pong\n"));
+    let thanks = "§13 thanks\nIt asks nothing of an endpoint, and has no place in wirechat.\n";
+    assert_eq!(says("section 13", 0), thanks);
+    assert!(says("section 10.3", 0).contains("page that has seen the key could choose the rest."));
+    assert!(
+        says("close 1010", 0).contains("\nSaid by a client that wanted an extension which the server did not take.\n")
+    );
     assert!(says("section", 0).lines().count() > 30 && says("close", 0).contains("1009  too big"));
     assert!(says("key abc", 0).ends_with("A key must be base64, and this is not (§4.2.1).\n"));
 }
@@ -216,7 +222,7 @@ fn questions_that_make_no_sense() {
         ("close 70000", "\"70000\" is no close code: it is a number up to 65535\n"),
         ("close 1000 1001", "\"1001\" is one word too many\n"),
         ("opcode 16", "\"16\" is no opcode: it is a number from 0 to 15, or a name such as ping\n"),
-        ("section 99", "RFC 6455 has no section \"99\" that binds an endpoint (wirechat explain section)\n"),
+        ("section 99", "RFC 6455 has no section \"99\" (wirechat explain section)\n"),
         ("key", "explain key wants one Sec-WebSocket-Key, as sent\n"),
         ("-", "there are no bytes to explain\n"),
         ("hello", "\"hello\" is no byte: a byte is two hexadecimal digits\n"),

@@ -6,6 +6,7 @@
 mod sources;
 
 use sources::{module_doc, quoted, read_all, table_rows};
+use wirechat::tools::explain::sections::{self, SECTIONS};
 
 /// The table of contents of RFC 6455.
 const CONTENTS: &str = "
@@ -39,6 +40,29 @@ fn the_index_and_the_sources_agree() {
     let (_, index) = sources.iter().find(|(path, _)| path == "src/ws/mod.rs").expect("the index");
     let faults = faults(&module_doc(index), &sources);
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
+}
+
+/// What `wirechat explain section` knows: all that the index says to bind a server, and of the rest of the RFC at least
+/// the title.
+#[test]
+fn what_explain_tells_agrees_with_the_index() {
+    let (rows, _) = rows(&module_doc(include_str!("../src/ws/mod.rs")));
+    let binding = rows.iter().filter(|row| !row.places.is_empty()).flat_map(|row| row.sections.iter().copied());
+    let binding: Vec<&str> = binding.collect();
+    let untold: Vec<_> = binding.iter().filter(|section| sections::find(section).is_empty()).collect();
+    assert!(untold.is_empty(), "explain has no word about {untold:?}");
+    for section in contents() {
+        let is_told = !sections::find(section).is_empty();
+        assert_ne!(is_told, sections::unbinding(section).is_some(), "§{section}");
+    }
+    for told in SECTIONS {
+        assert!(contents().any(|section| section == told.number), "RFC 6455 has no §{}", told.number);
+        let places: Vec<&str> = told.place.split(", ").filter(|place| place.starts_with("src/")).collect();
+        let texts = places.iter().map(|place| std::fs::read_to_string(place).expect(place));
+        let is_cited = texts.flat_map(|text| citations(&text)).any(|cited| cited == told.number);
+        let must_be = binding.contains(&told.number) && !places.is_empty();
+        assert!(is_cited || !must_be, "§{} is cited nowhere in {}", told.number, told.place);
+    }
 }
 
 fn faults(index: &str, sources: &[Source]) -> Vec<String> {

@@ -113,7 +113,12 @@ fn section(asked: &str) -> Result<String, String> {
     let number = asked.trim_start_matches('§');
     let found = sections::find(number);
     match found[..] {
-        [] => Err(format!("RFC 6455 has no section {asked:?} that binds an endpoint (wirechat explain section)")),
+        [] => match sections::unbinding(number) {
+            Some(title) => {
+                Ok(format!("§{number} {title}\nIt asks nothing of an endpoint, and has no place in wirechat."))
+            }
+            None => Err(format!("RFC 6455 has no section {asked:?} (wirechat explain section)")),
+        },
         [only] => Ok(told(only)),
         [first, ref below @ ..] if first.number == number => {
             Ok(format!("{}\n\nBelow it:\n{}", told(first), titles(below.iter().copied())))

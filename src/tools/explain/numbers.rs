@@ -17,7 +17,7 @@ const CODES: &[(u16, &str, &str)] = &[
     (1008, "policy", "A rule of the server's own was broken: in wirechat a name in use, a flood, a reader too slow, too \
                       many fragments."),
     (1009, "too big", "A message over the limit. wirechat says it as soon as a header announces too much."),
-    (1010, "extension missing", "A client says it that wanted an extension which the server did not take."),
+    (1010, "extension missing", "Said by a client that wanted an extension which the server did not take."),
     (1011, "internal error", "Something went wrong in the server that is not the client's fault."),
     (1012, "service restart", "The server restarts; come back after a random while. (IANA registry)"),
     (1013, "try again later", "The server is short of something; in wirechat its buffers are full. (IANA registry)"),
@@ -52,7 +52,7 @@ pub fn close(asked: Option<&str>) -> Result<String, String> {
     let [hi, lo] = code.to_be_bytes();
     let wire = match CloseCode::from_wire(code) {
         Ok(_) => format!("In a Close it stands as {hi:02x} {lo:02x}: a server's is 88 02 {hi:02x} {lo:02x}."),
-        Err(error) => format!("A Close with it is answered with {}: {error}.", error.code().get()),
+        Err(error) => format!("wirechat answers a Close with it with {}: {error}.", error.code().get()),
     };
     Ok(format!("{code}: {name}\n{words}\n{wire}\n§7.4; src/ws/close.rs"))
 }

@@ -1,6 +1,7 @@
 //! What the sections of RFC 6455 ask of an endpoint, in our own words, and where wirechat obeys them.
 //!
-//! The RFC is the authority and this is a signpost. Sections that bind nobody (history, registries, thanks) are left out.
+//! The RFC is the authority and this is a signpost. Of sections that bind nobody (history, registries, thanks) there is
+//! only the title.
 
 /// A section.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +23,9 @@ const fn section(number: &'static str, title: &'static str, place: &'static str,
 /// All of them, in order.
 #[rustfmt::skip]
 pub const SECTIONS: &[Section] = &[
+    section("1.2", "the protocol, an overview", "src/ws/handshake.rs",
+        "A handshake that is an HTTP request and its answer, and then messages both ways, each of one frame or several. A \
+         frame says whether it is text, binary data, or a control frame such as a Close."),
     section("1.3", "the opening handshake, an overview", "src/ws/handshake.rs",
         "The server proves that it has read the handshake: it puts the GUID 258EAFA5-E914-47DA-95CA-C5AB0DC85B11 behind \
          the client's key, takes the SHA-1 of that, and answers with its base64. It is a proof, not a secret."),
@@ -78,6 +82,9 @@ pub const SECTIONS: &[Section] = &[
         "Text is UTF-8 as a whole; a fragment may end inside a character. Binary is any bytes."),
     section("5.7", "examples", "tests/rfc6455_examples.rs",
         "Seven frames to try: \"Hello\" unmasked is 81 05 48 65 6c 6c 6f, masked it is 81 85 37 fa 21 3d 7f 9f 4d 51 58."),
+    section("5.8", "room for extensions", "src/ws/frame.rs",
+        "Opcodes 3 to 7 and 11 to 15, the reserved bits and the start of a payload are for extensions. An extension that \
+         was not negotiated changes nothing."),
     section("6.1", "sending", "src/ws/frame.rs",
         "Only in state OPEN. A message becomes one frame or several, which are masked if a client sends them."),
     section("6.2", "receiving", "src/ws/reader.rs, src/ws/protocol.rs",
@@ -93,7 +100,7 @@ pub const SECTIONS: &[Section] = &[
         "The state once the TCP connection is over: cleanly, if both sides had sent a Close before."),
     section("7.1.5", "the code that an application is told", "src/ws/close.rs",
         "That of the first Close received; 1005 if it had none; 1006 if none came."),
-    section("7.1.6", "the reason that an application is told", "src/ws/close.rs",
+    section("7.1.6", "the reason that an application is told", "src/ws/protocol.rs, src/ws/close.rs",
         "That of the first Close received; empty if it had none."),
     section("7.1.7", "failing the connection", "src/ws/protocol.rs",
         "What to do when a rule was broken: send a Close that says why, unless that is pointless, read no more, and end \
@@ -101,11 +108,11 @@ pub const SECTIONS: &[Section] = &[
     section("7.2.1", "when a client ends it", "",
         "When the handshake went wrong, a rule was broken, or the TCP connection is lost, it fails the connection. \
          Otherwise it sends a Close, and leaves the end of the TCP connection to the server."),
-    section("7.2.2", "when a server ends it", "src/server/connection.rs",
+    section("7.2.2", "when a server ends it", "src/server/answer.rs",
         "To give up during the opening handshake it just ends the TCP connection; later it sends a Close first."),
     section("7.2.3", "coming back", "client.html",
         "A client that was cut off waits a random while before it tries again, and longer each time."),
-    section("7.3", "closing for no special reason", "src/server/shutdown.rs",
+    section("7.3", "closing for no special reason", "src/ws/protocol.rs, src/server/shutdown.rs",
         "A server may close whenever it likes; a client should have a reason. Either does it with a Close."),
     section("7.4.1", "codes with a meaning", "src/ws/close.rs",
         "1000 normal, 1001 going away, 1002 protocol error, 1003 a kind of data not taken, 1007 bad data such as text \
@@ -119,6 +126,8 @@ pub const SECTIONS: &[Section] = &[
     section("9.1", "negotiating extensions", "src/ws/extension.rs",
         "A client offers extensions with parameters; the server takes some, or none. A list that breaks the grammar fails \
          the handshake. What was not negotiated is not used."),
+    section("9.2", "known extensions", "",
+        "The RFC defines none. The one in use, permessage-deflate, is RFC 7692, and wirechat declines it."),
     section("10.1", "clients that are no browsers", "src/chat/access.rs",
         "They can send any Origin, or none. An Origin protects a browser's user from other pages, not a server from its \
          clients."),
@@ -127,22 +136,23 @@ pub const SECTIONS: &[Section] = &[
          can open a connection to any server."),
     section("10.3", "why masking", "src/ws/mask.rs",
         "A page could make its browser send bytes that a careless proxy takes for HTTP, and caches. With a key that the \
-         page cannot know it does not choose what is on the wire. The key must be there before the payload is."),
-    section("10.4", "limits", "src/config.rs",
+         page cannot know it does not choose what is on the wire. Once a frame is on its way its payload must not change: a \
+         page that has seen the key could choose the rest."),
+    section("10.4", "limits", "src/ws/protocol.rs, src/config.rs",
         "An endpoint that has limits, to a frame, a message or anything else, protects itself against those who exceed \
          them."),
     section("10.5", "who the client is", "src/chat/access.rs",
         "The protocol does not say. A server uses what HTTP has: cookies, Authorization, TLS."),
     section("10.6", "secrecy", "",
         "Who wants it uses wss://, and gets what TLS gives. Masking is no encryption."),
-    section("10.7", "bad data", "src/ws/protocol.rs",
+    section("10.7", "bad data", "src/ws/close.rs, src/ws/protocol.rs",
         "Both sides check what they get, at any time, and may close the connection. What is in a message is the \
          application's to distrust."),
     section("10.8", "SHA-1", "src/ws/handshake.rs",
         "The accept value does not need SHA-1 to be secure: it only shows that the request was understood."),
     section("11.3.1", "Sec-WebSocket-Key", "src/ws/handshake.rs",
         "Once in a request, never in an answer."),
-    section("11.3.2", "Sec-WebSocket-Extensions", "src/ws/extension.rs",
+    section("11.3.2", "Sec-WebSocket-Extensions", "src/ws/handshake.rs, src/ws/extension.rs",
         "As often as one likes in a request, which is one list; in an answer once, with what was taken."),
     section("11.3.3", "Sec-WebSocket-Accept", "src/ws/handshake.rs",
         "Once in an answer, never in a request."),
@@ -150,7 +160,38 @@ pub const SECTIONS: &[Section] = &[
         "As often as one likes in a request, which is one list; in an answer once, with the one that was picked."),
     section("11.3.5", "Sec-WebSocket-Version", "src/ws/handshake.rs",
         "Once in a request, with one number. In an answer that refuses, it may name several."),
+    section("11.7", "the registry of close codes", "src/ws/close.rs",
+        "IANA keeps a list of the codes from 1000 to 3999. See explain close."),
 ];
+
+/// The others, which ask nothing of anybody.
+#[rustfmt::skip]
+const UNBINDING: &[(&str, &str)] = &[
+    ("1.1", "background"),
+    ("1.5", "the philosophy of the design"),
+    ("1.6", "the model of security"),
+    ("1.7", "TCP and HTTP"),
+    ("1.8", "establishing a connection"),
+    ("2", "how the RFC is to be read"),
+    ("2.1", "terms and conventions"),
+    ("11.1", "the registration of URI schemes"),
+    ("11.1.1", "the registration of ws"),
+    ("11.1.2", "the registration of wss"),
+    ("11.2", "the registration of websocket in Upgrade"),
+    ("11.4", "the registry of extensions"),
+    ("11.5", "the registry of subprotocols"),
+    ("11.6", "the registry of versions"),
+    ("11.8", "the registry of opcodes"),
+    ("11.9", "the registry of the reserved bits"),
+    ("12", "other specifications that use the protocol"),
+    ("13", "thanks"),
+    ("14", "references"),
+];
+
+/// The title of a section that binds nobody.
+pub fn unbinding(number: &str) -> Option<&'static str> {
+    UNBINDING.iter().find(|(found, _)| *found == number).map(|(_, title)| *title)
+}
 
 /// The sections that `asked` names: itself, and those below it.
 pub fn find(asked: &str) -> Vec<&'static Section> {
@@ -178,6 +219,6 @@ mod tests {
         let number = |section: &Section| section.number.split('.').map(|n| n.parse().unwrap()).collect::<Vec<u32>>();
         assert!(SECTIONS.is_sorted_by(|a, b| number(a) < number(b)));
         assert_eq!(find("5.5").iter().map(|s| s.number).collect::<Vec<_>>(), ["5.5", "5.5.1", "5.5.2", "5.5.3"]);
-        assert!(find("5.5.").is_empty() && find("5.8").is_empty());
+        assert!(find("5.5.").is_empty() && find("5.9").is_empty());
     }
 }
