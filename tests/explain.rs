@@ -64,6 +64,8 @@ fn the_rfcs_frame_in_every_notation() {
         r"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58",
         "81:85:37:fa:21:3d:7f:9f:4d:51:58",
         "81 85 '7' fa '!=' 7f 9f 'MQX'",
+        r"b'\x81\x857\xfa!=\x7f\x9fMQX'",
+        "10000001 10000101 00110111 11111010 00100001 00111101 01111111 10011111 01001101 01010001 01011000",
     ];
     for notation in notations {
         assert_eq!(says(notation, 0), HELLO, "{notation}");

@@ -1,4 +1,5 @@
-//! Bytes as people write them: `81 85 37`, `818537`, `0x81,0x85`, `\x81\x85`, a dump of `xxd` or `hexdump -C`.
+//! Bytes as people write them: `81 85 37`, `818537`, `0x81,0x85`, `\x81\x85`, `b'\x81\x85'` as Python prints them, bits as
+//! `10000001 10000101`, a dump of `xxd` or `hexdump -C`.
 //!
 //! The project's own tables add two words to that: `M0` for the masking key 00 00 00 00, under which a payload reads as
 //! it is (§5.3), and `'Hello'` for the bytes of a text. So a frame can be read in the source: `81 85 M0 'Hello'`.
@@ -27,6 +28,9 @@ pub fn parse(text: &str) -> Result<Vec<u8>, String> {
     let text = text.trim();
     if let Some(literal) = string_literal(text) {
         return unescape(literal);
+    }
+    if let Some(bytes) = read_bits(text) {
+        return Ok(bytes);
     }
     let mut bytes = Vec::new();
     let mut in_dump = false;
@@ -85,6 +89,11 @@ fn read_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
         bytes.extend(hex_byte(digits));
         return Ok(());
     }
+    if digits.len() == 3
+        && let Ok(byte) = digits.parse::<u8>()
+    {
+        return Err(format!("{} is no byte: decimal is not read; write {byte:02x}", shown(word)));
+    }
     if !digits.len().is_multiple_of(2) {
         return Err(format!("{} is half a byte too much or too little: a byte is two hexadecimal digits", shown(word)));
     }
@@ -109,9 +118,24 @@ fn dump_columns(line: &str) -> Option<&str> {
     xxd.trim_start().split("  ").next()
 }
 
-/// What stands between the quotes of `"…"` or `b"…"`.
+/// Bits, if that is what every word is: eight digits of 0 and 1.
+fn read_bits(text: &str) -> Option<Vec<u8>> {
+    let is_byte = |word: &&str| word.len() == 8 && word.bytes().all(|digit| matches!(digit, b'0' | b'1'));
+    let words = || text.split(is_separator).filter(|word| !word.is_empty());
+    let are_bits = words().next().is_some() && words().all(|word| is_byte(&word));
+    are_bits.then(|| words().filter_map(|word| u8::from_str_radix(word, 2).ok()).collect())
+}
+
+/// What stands between the quotes of `"…"`, `b"…"`, `b'…'` or, if there is an escape in it, `'…'`.
 fn string_literal(text: &str) -> Option<&str> {
-    text.strip_prefix('b').unwrap_or(text).strip_prefix('"')?.strip_suffix('"')
+    let (literal, has_prefix) = text.strip_prefix('b').map_or((text, false), |literal| (literal, true));
+    if let Some(inside) = literal.strip_prefix('"') {
+        return inside.strip_suffix('"');
+    }
+    let inside = literal.strip_prefix('\'')?.strip_suffix('\'')?;
+    // 'a' 81 'b' begins and ends so as well, and is something else.
+    let is_one = !inside.replace("\\\\", "").replace("\\'", "").contains('\'');
+    (is_one && (has_prefix || inside.contains('\\'))).then_some(inside)
 }
 
 fn unescape(literal: &str) -> Result<Vec<u8>, String> {
@@ -164,6 +188,10 @@ mod tests {
             r"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58",
             r#""\x81\x857\xfa!=\x7f\x9fMQX""#,
             r#"b"\x81\x857\xfa!=\x7f\x9fMQX""#,
+            r"b'\x81\x857\xfa!=\x7f\x9fMQX'",
+            r"'\x81\x857\xfa!=\x7f\x9fMQX'",
+            "10000001 10000101 00110111 11111010 00100001 00111101 01111111 10011111 01001101 01010001 01011000",
+            "'' 81 85 '7' fa '!=' 7f 9f 'MQX'",
             "81 85 '7' fa '!=' 7f 9f 'MQX'",
             "81 85 37 fa\n21 3d\t7f 9f\r\n4d 51 58\n",
             "00000000: 8185 37fa 213d 7f9f 4d51 58              ..7.!=..MQX\n",
@@ -176,6 +204,15 @@ mod tests {
         assert_eq!(parse("M0 'M0'"), Ok(b"\0\0\0\0M0".to_vec()));
         assert_eq!(parse("0x5, 0xA"), Ok(vec![5, 10]));
         assert_eq!(parse(""), Ok(vec![]));
+        assert_eq!(parse(r"b'it\'s \\'"), Ok(b"it's \\".to_vec()));
+        assert_eq!(parse("b'M0' "), Ok(b"M0".to_vec()));
+        assert_eq!(parse("'a' 00 'b'"), Ok(b"a\0b".to_vec()));
+        assert_eq!(parse(r"'\' 00 '\'"), Ok(b"\\\0\\".to_vec()));
+        assert_eq!(
+            parse("10000001 1000000 0"),
+            Err("\"1000000\" is half a byte too much or too little: a byte is two hexadecimal digits".into())
+        );
+        assert_eq!(parse("10000001 00 00"), Ok(vec![0x10, 0, 0, 1, 0, 0]));
         assert_eq!(parse(r#""\0\n\r\t\\\"é""#), Ok("\0\n\r\t\\\"é".into()));
     }
 
@@ -188,6 +225,8 @@ mod tests {
             ("é", "\"é\" is no byte: a byte is two hexadecimal digits"),
             (r"\x81\xg", "\"\\\\x81\\\\xg\" is no byte: a byte is two hexadecimal digits"),
             ("818", "\"818\" is half a byte too much or too little: a byte is two hexadecimal digits"),
+            ("[129, 133]", "\"129\" is no byte: decimal is not read; write 81"),
+            ("300", "\"300\" is half a byte too much or too little: a byte is two hexadecimal digits"),
             ("81 'Hello", "a ' is opened and not closed"),
             (r#""\q""#, "\\q is no escape: write \\x and two hexadecimal digits"),
             (r#""\x8""#, "\"8\" is no byte: write \\x and two hexadecimal digits"),
