@@ -1,7 +1,7 @@
 //! The command line: arguments become a `Config`, the `Config` a running server; or they name a tool, and it runs.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -47,8 +47,15 @@ fn main() -> ExitCode {
     match parsed {
         Ok(code) => code,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
+        Err(_) if has_trace_in_two_words() => fail(USAGE, "write --trace=full as one word (see --help)"),
         Err(error) => fail(USAGE, &first_line(&error.to_string())),
     }
+}
+
+/// `--trace full`: the value may be left out, so the parser takes `full` for the name of a tool, and says so.
+fn has_trace_in_two_words() -> bool {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    arguments.windows(2).any(|two| two[0] == "--trace" && two[1] == "full")
 }
 
 fn run_tool(tool: Tool) -> ExitCode {

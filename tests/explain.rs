@@ -245,6 +245,12 @@ fn beside_the_server() {
     assert_eq!(explained.status.code(), Some(0));
     let both = run(program().args(["--open", "explain", "close", "1006"]));
     assert_eq!(both.status.code(), Some(2));
+    let no_tool = run(program().args(["--open", "--trace", "full"]));
+    let said = String::from_utf8(no_tool.stderr).expect("UTF-8");
+    assert_eq!(
+        (no_tool.status.code(), said.as_str()),
+        (Some(2), "wirechat: write --trace=full as one word (see --help)\n")
+    );
     let help = String::from_utf8(run(program().arg("--help")).stdout).expect("UTF-8");
     for words in ["\nTools:\n  explain  Draws frames", "\n  poke     Does one thing", "\n      --listen <HOST:PORT>"] {
         assert!(help.contains(words), "{words:?} in\n{help}");
