@@ -6,8 +6,10 @@
 //! | [`catalogue`] | all of them |
 //! | [`url`], [`request`] | where the server is, and how it is asked |
 //! | [`play`], [`wire`] | does what a case says, on a socket |
-//! | [`verdict`] | was it right? (what the server sends is taken apart by [`inbox`](super::inbox)) |
+//! | [`verdict`] | was it right? |
 //! | [`report`] | tells a person |
+//!
+//! What the server sends is taken apart by [`inbox`](super::inbox).
 //!
 //! It runs against any server, so that a learner can point it at the one that they are writing. Without a URL it looks
 //! for a wirechat on this machine, and then also tries rules that are wirechat's own.
