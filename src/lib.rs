@@ -39,8 +39,8 @@
 //! | 20 | [`server`], [`server::dispatch`], [`server::delivery`], [`server::batch`] | one turn of the loop |
 //! | 22 | [`server::routes`], [`server::query`], [`server::answer`], [`server::deadline`], [`server::listener`], [`server::addresses`], [`server::journal`], [`server::shutdown`] | the rest of the glue |
 //! | 5 | [`config`] | the limits |
-//! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::life`] | the wire, watched: what passed, as records |
-//! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recording`] | how a record looks, and what is never shown |
+//! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::judge`], [`trace::life`] | the wire, watched: what passed, as records |
+//! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recorder`], [`trace::recording`] | how a record looks, and what is never shown |
 //! | 11 | [`server::watch`], [`server::inspection`] | who is shown the wire |
 //! | 9 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::replay`] | what the tools have in common; a recording, seen again |
 //! | 13 | [`tools::explain`], [`tools::explain::frames`], [`tools::explain::numbers`], [`tools::explain::sections`] | frames drawn from bytes, questions answered |

@@ -174,7 +174,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let sent = connection.flush();
         match judge(connection, sent, self.config.max_outbox) {
-            Written::Fine if connection.is_finished() => self.end(token, "done".into()),
+            Written::Fine if connection.is_finished() => self.end(token, String::new()),
             Written::Fine => {}
             Written::TooSlow => self.too_slow.push(token),
             Written::Failed(error) => self.end(token, error),
@@ -201,8 +201,8 @@ impl Server {
         if let Some(watch) = &mut connection.watch {
             watch.end(reason);
             self.report();
-            self.end_inspection(token);
         }
+        self.end_inspection(token);
         self.deadlines.cancel(token, &mut connection.deadline);
         self.buffered -= connection.buffered;
         self.addresses.disconnected(connection.peer.ip());

@@ -105,7 +105,8 @@ impl Server {
         connection.outbox.push_answer(answer);
         let limits = endpoint.limits(&self.config);
         if let Some(watch) = &mut connection.watch {
-            watch.upgraded(limits, newcomer.as_ref().map(|newcomer| &newcomer.username));
+            let user = newcomer.as_ref().map(|newcomer| &newcomer.username);
+            watch.upgraded(limits, user, connection.secret.is_some());
         }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
         self.queue_write(token);
@@ -160,7 +161,8 @@ impl Server {
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    self.follow_protocol(token, &format!("closed by the client: {code} {reason}"));
+                    let reason = format!("closed by the client: {code} {reason}");
+                    self.follow_protocol(token, reason.trim_end());
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
@@ -215,7 +217,9 @@ impl Server {
 
     /// Sends a ping.
     pub(super) fn ping(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token).filter(|connection| connection.is_open()) else {
+            return; // and its deadline stays where it is
+        };
         if let Phase::Open(open) = &mut connection.phase {
             open.protocol.ping();
         }

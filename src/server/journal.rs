@@ -74,7 +74,8 @@ impl Journal {
 
     /// Adds text that is not of the log: lines, whole. Who asks for them wants them at any level.
     pub fn write(&self, text: &str) {
-        self.lines().add(text.as_bytes());
+        let mut lines = self.lines();
+        text.split_inclusive('\n').for_each(|line| lines.add(line.as_bytes()));
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {

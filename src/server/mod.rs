@@ -183,7 +183,7 @@ impl Server {
             self.time = self.watchers.tell_time();
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
-                    return Ok(Stopped::AtOnce);
+                    return Ok(self.stopped(Stopped::AtOnce));
                 }
                 self.note(event);
             }
@@ -193,7 +193,7 @@ impl Server {
             self.write_and_remove();
             self.journal.flush();
             if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
-                return Ok(Stopped::Cleanly);
+                return Ok(self.stopped(Stopped::Cleanly));
             }
         }
     }

@@ -123,9 +123,9 @@ impl HeadReader {
     }
 }
 
-/// Names what came in place of HTTP, as far as it can be told. What follows a `?` is not shown: there may be a token.
+/// Names what came in place of HTTP, as far as it can be told. What follows a `?` or `:` is not shown: it may be a token.
 fn not_http(bytes: &[u8]) -> Rejection {
-    let bytes = bytes.split(|&byte| byte == b'?').next().unwrap_or_default();
+    let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
         [b'S', b'S', b'H', b'-', ..] => "an SSH banner",
