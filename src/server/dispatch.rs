@@ -142,6 +142,7 @@ impl Server {
                 connection.unprocessed = input.to_vec();
                 break;
             }
+            let was_open = connection.is_open();
             let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { break };
             let Some(event) = protocol.receive(&mut input) else { break };
             match (event, *endpoint) {
@@ -162,7 +163,8 @@ impl Server {
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
                     let reason = format!("closed by the client: {code} {reason}");
-                    self.follow_protocol(token, reason.trim_end());
+                    // An answer to our Close is not why it is closed.
+                    self.follow_protocol(token, if was_open { reason.trim_end() } else { "" });
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
