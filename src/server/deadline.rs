@@ -101,7 +101,7 @@ impl Server {
                 self.refuse(token, &Rejection::new(408, body), false);
             }
             Phase::Open(_) if connection.is_open() => {
-                self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()));
+                self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()).into());
             }
             _ => self.end(token, "the close was not answered".into()),
         }
