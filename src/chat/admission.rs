@@ -22,7 +22,7 @@ pub struct Newcomer {
     /// Its name.
     pub username: Rc<str>,
     /// The room that it wants to be in.
-    pub room: String,
+    pub room: Rc<str>,
     /// What its token allows.
     pub grant: Grant,
     /// What it calls itself; only one connection may.
@@ -85,7 +85,7 @@ impl Chat {
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
         let has_others = self.rooms.get(id).is_some_and(|room| room.member_count() > 1);
         let joined = has_others.then(|| Delivery::tell(Audience::Others(id, token), self.joined(id, &username)));
-        let welcome = Notice::Welcome { username, room: room.into(), members, past, ticket };
+        let welcome = Notice::Welcome { username, room, members, past, ticket };
         let mut told = vec![Delivery::tell(Audience::One(token), welcome)];
         told.extend(replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted))));
         told.extend(joined);

@@ -227,7 +227,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
         Path::Rooms(room) => decode(room, false)?,
         _ => Cow::Borrowed(query.get("room").transpose()?.unwrap_or(DEFAULT_ROOM)),
     };
-    let room = access::room_name(&room).map_err(bad)?.to_owned();
+    let room = access::room_name(&room).map_err(bad)?.into();
     // In the dialect `rooms` a name comes with each message.
     let asked = if dialect == Dialect::Rooms { None } else { query.get("username").transpose()? };
     let client_id = match dialect {
