@@ -153,7 +153,7 @@ pub fn write(notice: &Notice, out: &mut Vec<u8>) {
     match notice {
         Notice::Welcome { username, room, members, past, ticket } => {
             let Past { epoch, last_id, resumed, messages } = past;
-            let message = format_args!("Welcome to #{room}, {username}!");
+            let message = ["Welcome to #", room, ", ", username, "!"].concat();
             put(br#"{"event":"welcome","data":{"message":"#, &message, out);
             put(br#","members":"#, members, out);
             put(br#","room":"#, room, out);
