@@ -111,7 +111,10 @@ impl Server {
         }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
         self.queue_write(token);
-        self.set_deadline(token, self.now + self.config.ping_interval);
+        // As a rule the look at the deadline of its handshake comes first, and sets the next one.
+        if self.config.ping_interval < self.config.handshake_timeout {
+            self.set_deadline(token, self.now + self.config.ping_interval);
+        }
         if let Some(newcomer) = newcomer {
             self.join(token, newcomer);
         }
