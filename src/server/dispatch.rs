@@ -165,7 +165,7 @@ impl Server {
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    self.follow_protocol(token, &format!("closed by the client: {code} {reason}"));
+                    self.follow_protocol(token, &["closed by the client:", &code, &reason].join(" "));
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
