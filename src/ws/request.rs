@@ -185,8 +185,7 @@ impl<'h> Request<'h> {
         if !raw_target.is_ascii() {
             return Err(bad_request("The request target holds a byte that is not ASCII (RFC 3986 §2)."));
         }
-        let minor_version = parsed.version.unwrap_or_default();
-        let count = parsed.headers.len();
+        let (minor_version, count) = (parsed.version.unwrap_or_default(), parsed.headers.len());
         headers.truncate(count);
         let request = Request { method, raw_target, minor_version, headers };
         request.refuse_body()?;
@@ -195,7 +194,8 @@ impl<'h> Request<'h> {
 
     /// The values of a header, in the order of its lines, without the blanks around them.
     pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
-        self.headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
+        let is_it = move |found: &str| found == name || found.eq_ignore_ascii_case(name);
+        self.headers.iter().filter(move |h| is_it(h.name)).map(|h| h.value.trim_ascii())
     }
 
     /// Whether `token` is in a header that is a list of tokens. Several lines are one list (RFC 9110 §5.3), and
