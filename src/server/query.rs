@@ -19,13 +19,15 @@ struct Parameter<'a> {
 impl<'a> Query<'a> {
     /// What follows the `?` of a target.
     pub fn new(query: &'a str) -> Query<'a> {
+        // Nearly always nothing is encoded, and that is seen at one glance.
+        let is_plain = is_plain(query);
+        let read = |text| if is_plain { Some(Cow::Borrowed(text)) } else { decode(text, true).ok() };
         let mut parameters = Vec::new();
         let mut rest = Some(query);
         while let Some(pairs) = rest {
             let (pair, behind) = cut(pairs, b'&');
             let (name, value) = cut(pair, b'=');
-            parameters
-                .push(Parameter { name: decode(name, true).ok(), value: decode(value.unwrap_or_default(), true).ok() });
+            parameters.push(Parameter { name: read(name), value: read(value.unwrap_or_default()) });
             rest = behind;
         }
         Query(parameters)
@@ -65,7 +67,7 @@ fn cut(text: &str, separator: u8) -> (&str, Option<&str>) {
 /// # Errors
 /// 400: a `%` without its two digits, or bytes that are not UTF-8.
 pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
-    if memchr::memchr2(b'%', b'+', text.as_bytes()).is_none() {
+    if is_plain(text) {
         return Ok(Cow::Borrowed(text));
     }
     let mut decoded = Vec::with_capacity(text.len());
@@ -84,6 +86,10 @@ pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
         });
     }
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
+}
+
+fn is_plain(text: &str) -> bool {
+    memchr::memchr2(b'%', b'+', text.as_bytes()).is_none()
 }
 
 /// What it was is not shown: it may have been meant as a token.
