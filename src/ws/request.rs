@@ -98,11 +98,11 @@ impl HeadReader {
         let is_first = self.line == self.request_line;
         let is_blank = content.is_empty();
         self.line = newline + 1;
-        match (is_first, is_blank) {
-            (true, true) => self.request_line = self.line,
-            // What does not begin like HTTP may never send a blank line.
-            (true, false) => drop(Request::parse(&self.bytes[self.request_line..self.line], 0)?),
-            _ => {}
+        if is_first && is_blank {
+            self.request_line = self.line;
+        } else if is_first && !self.bytes.ends_with(b"\r\n\r\n") {
+            // What does not begin like HTTP may never send a blank line. If one has come, all is parsed at once.
+            Request::parse(&self.bytes[self.request_line..self.line], 0)?;
         }
         Ok(is_blank && !is_first)
     }
