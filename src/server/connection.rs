@@ -272,7 +272,7 @@ impl Connection {
         let Phase::Open(open) = &mut self.phase else { return };
         let replies = open.protocol.take_replies();
         if !replies.is_empty() {
-            self.outbox.push_own(|bytes| bytes.extend(replies));
+            self.outbox.push_frames(replies);
         }
         match open.protocol.state() {
             State::Open | State::Closing(Framing::Intact) => {}

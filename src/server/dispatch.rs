@@ -110,7 +110,10 @@ impl Server {
         }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
         self.queue_write(token);
-        self.set_deadline(token, self.now + self.config.ping_interval);
+        // As a rule the look at the deadline of its handshake comes first, and sets the next one.
+        if self.config.ping_interval < self.config.handshake_timeout {
+            self.set_deadline(token, self.now + self.config.ping_interval);
+        }
         if let Some(newcomer) = newcomer {
             self.join(token, newcomer);
         }
@@ -162,7 +165,7 @@ impl Server {
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    let reason = format!("closed by the client: {code} {reason}");
+                    let reason = ["closed by the client:", &code, &reason].join(" ");
                     // An answer to our Close is not why it is closed.
                     self.follow_protocol(token, if was_open { reason.trim_end() } else { "" });
                 }

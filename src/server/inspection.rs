@@ -8,6 +8,7 @@
 //! always that is at once; else the inspector waits.
 
 use std::collections::VecDeque;
+use std::fmt::Write;
 use std::time::SystemTime;
 
 use mio::Token;
@@ -17,7 +18,6 @@ use subtle::ConstantTimeEq;
 use super::phase::Phase;
 use super::{FIRST_CLIENT, Server};
 use crate::chat::TokenMap;
-use crate::trace::visible::digits;
 use crate::trace::{Record, Records, Tap, What, json};
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode, Sender};
@@ -144,7 +144,10 @@ pub fn token(number: usize) -> Token {
 
 /// A ticket as it is sent.
 pub fn ticket(connection: Token, secret: &Secret) -> String {
-    format!("{}-{}", number(connection), digits(secret))
+    let mut ticket = String::with_capacity(64); // it need not grow: there are always 32 digits
+    // invariant: a string takes what is written
+    let _ = write!(ticket, "{}-{:032x}", number(connection), u128::from_be_bytes(*secret));
+    ticket
 }
 
 impl Server {
@@ -153,11 +156,11 @@ impl Server {
     /// # Errors
     /// 403
     pub(super) fn find_by_ticket(&self, ticket: &str) -> Result<Token, Rejection> {
-        let found = ticket.split_once('-').and_then(|(connection, secret)| {
+        let found = ticket.split_once('-').and_then(|(connection, _)| {
             let token = token(connection.parse().ok()?);
             let connection = self.connections.get(&token).filter(|connection| connection.is_open())?;
-            let own = connection.secret.as_ref()?;
-            bool::from(digits(own).as_bytes().ct_eq(secret.as_bytes())).then_some(token)
+            let own = self::ticket(token, connection.secret.as_ref()?);
+            bool::from(own.as_bytes().ct_eq(ticket.as_bytes())).then_some(token)
         });
         let body =
             "The ticket is wrong, or was used before. A new one comes with each welcome, where inspection is on.";
