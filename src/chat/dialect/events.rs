@@ -207,10 +207,10 @@ fn put_history(messages: &[Rc<Posted>], out: &mut Vec<u8>) {
 }
 
 fn put_posted(Posted { id, username, text, time, nonce }: &Posted, out: &mut Vec<u8>) {
-    put(br#"{"username":"#, username, out);
-    put(br#","text":"#, text, out);
+    put_text(br#"{"username":"#, username, out);
+    put_text(br#","text":"#, text, out);
     put(br#","id":"#, id, out);
-    put(br#","time":"#, time, out);
+    put_plain(br#","time":"#, time.as_str(), out);
     if let Some(nonce) = nonce {
         put(br#","nonce":"#, nonce, out);
     }
@@ -225,7 +225,14 @@ fn put(name: &[u8], value: &impl Serialize, out: &mut Vec<u8>) {
     write_json(value, out);
 }
 
-/// As `put`, for a text that holds nothing to be escaped, since it was made here.
+/// As `put`, for a text: nearly always nothing in it is to be escaped (RFC 8259 §7), and that is seen at one glance.
+fn put_text(name: &[u8], text: &str, out: &mut Vec<u8>) {
+    // Without an early end: so it is done sixteen bytes at a time.
+    let is_plain = text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\'));
+    if is_plain { put_plain(name, text, out) } else { put(name, &text, out) }
+}
+
+/// As `put`, for a text that holds nothing to be escaped.
 fn put_plain(name: &[u8], text: &str, out: &mut Vec<u8>) {
     for piece in [name, b"\"", text.as_bytes(), b"\""] {
         out.extend_from_slice(piece);
