@@ -54,8 +54,9 @@ pub struct Config {
     #[arg(long, env = "WIRECHAT_TRACE", hide_env = true, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
     pub trace: Option<TraceDetail>,
 
-    /// Of that only this, with commas between: #7 (a connection), user=NAME, control (frames), errors
-    #[arg(long, env = "WIRECHAT_TRACE_FILTER", hide_env = true, value_name = "WHAT", help_heading = WIRE)]
+    /// Of that only this, with commas between: connection=7 (or '#7', quoted for the shell), user=NAME, control (frames),
+    /// errors
+    #[arg(long, env = "WIRECHAT_TRACE_FILTER", hide_env = true, value_name = "WHAT", requires = "trace", help_heading = WIRE)]
     pub trace_filter: Option<String>,
 
     /// Let pages look at their own connection also where others than this machine can reach the server
@@ -66,7 +67,7 @@ pub struct Config {
     #[arg(long, env = "WIRECHAT_RECORD", hide_env = true, value_name = "DIR", help_heading = WIRE)]
     pub record: Option<PathBuf>,
 
-    /// Bytes of all recordings together (64 MiB: half as many on the wire, since they are written as text)
+    /// Bytes of all recordings of one run together (64 MiB: half as many on the wire, since they are written as text)
     #[arg(long, env = "WIRECHAT_RECORD_LIMIT", hide_env = true, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
     pub record_limit: u64,
 

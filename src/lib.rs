@@ -17,9 +17,9 @@
 //!   config                              every bound and every wait
 //! ```
 //!
-//! [`server`] is the only one that knows sockets and the clock. [`ws`] and [`chat`] know neither, and never name each other,
-//! so either can be read, tested and replaced without the other. A test reads the sources and keeps it so (`tests/layering.rs`), and another
-//! keeps this page true (`tests/book.rs`).
+//! [`server`] knows sockets and the clock, and so does the one tool that is a client. [`ws`] and [`chat`] know neither, and
+//! never name each other, so either can be read, tested and replaced without the other. A test reads the sources and keeps
+//! it so (`tests/layering.rs`), and another keeps this page true (`tests/book.rs`).
 //!
 //! # The way to read it
 //!
@@ -39,8 +39,8 @@
 //! | 20 | [`server`], [`server::dispatch`], [`server::delivery`], [`server::batch`] | one turn of the loop |
 //! | 22 | [`server::routes`], [`server::query`], [`server::answer`], [`server::deadline`], [`server::listener`], [`server::addresses`], [`server::journal`], [`server::shutdown`] | the rest of the glue |
 //! | 5 | [`config`] | the limits |
-//! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::life`] | the wire, watched: what passed, as records |
-//! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recording`] | how a record looks, and what is never shown |
+//! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::judge`], [`trace::life`] | the wire, watched: what passed, as records |
+//! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recorder`], [`trace::recording`] | how a record looks, and what is never shown |
 //! | 11 | [`server::watch`], [`server::inspection`] | who is shown the wire |
 //! | 14 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::answer`], [`tools::inbox`], [`tools::replay`] | what the tools have in common; a recording, seen again |
 //! | 13 | [`tools::explain`], [`tools::explain::frames`], [`tools::explain::numbers`], [`tools::explain::sections`] | frames drawn from bytes, questions answered |
@@ -123,7 +123,7 @@
 //! | `--history-ttl` | 3600 | the last one to be cut off may take this long to come back, and misses nothing |
 //! | `--handshake-timeout` | 10 | a peer that says nothing takes a place; the slowest line sends a head in less |
 //! | `--ping-interval` | 30 | a line that is cut is silent: only a ping can tell; many proxies cut what is silent for a minute |
-//! | `--idle-timeout` | 60 | who has not answered a ping by then, with as long again for it, is gone |
+//! | `--idle-timeout` | 60 | who is still silent as long after a ping as before it is gone |
 //! | `--close-timeout` | 5 | a Close that is never answered would keep the place; an answer takes one round trip |
 //!
 //! # What a production system would add
@@ -159,7 +159,7 @@
 //! | 7 | give each Ping of the server a number as its payload, and count the Pongs that answer one | `ping` and `receive_control` in `src/ws/protocol.rs` | beside `rfc_5_5_2_a_ping_is_answered_with_its_payload` in `src/ws/protocol.rs` |
 //! | 8 | send what is longer than 1,000 bytes in fragments; what must [`server::outbox`] know now? | `append` and `size_of_own` in `src/ws/frame.rs` | beside `rfc_6_1_frames_as_a_server_sends_them` in `src/ws/frame.rs` |
 //! | 9 | add a dialect of plain lines, `alice: hi` | `Dialect` in `src/chat/dialect/mod.rs`, `Path` and `newcomer` in `src/server/routes.rs` | beside `rooms_word_for_word` in `tests/dialects.rs` |
-//! | 10 | negotiate an extension of your own: with RSV1 set, the payload is written backwards | `is_offer` in `src/ws/extension.rs`, `switching_protocols` in `src/ws/handshake.rs`, `parse` in `src/ws/frame.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
+//! | 10 | negotiate an extension of your own: with RSV1 set, the payload is written backwards | `is_offer` in `src/ws/extension.rs`, `switching_protocols` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

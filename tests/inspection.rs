@@ -270,6 +270,92 @@ fn an_inspector_that_never_reads() {
     assert!(missed > 0, "{shown} shown, and none missed");
 }
 
+/// The end, and how much was missed, are told even to those who read too late.
+#[test]
+fn what_was_missed_is_said_at_the_end() {
+    let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    const FRAMES: u64 = 3000;
+    alice.send(&masked(0x8a, &[b'x'; 125]).repeat(FRAMES as usize));
+    alice.send(&masked(0x88, b""));
+    alice.read_to_end();
+    let (mut shown, mut missed) = (0, 0);
+    loop {
+        let record = inspector.read_json();
+        shown += u64::from(record["record"] == "frame");
+        missed += record["count"].as_u64().unwrap_or_default();
+        if record["record"] == "end" {
+            assert_eq!((&record["began"], &record["clean"]), (&"client".into(), &true.into()));
+            break;
+        }
+    }
+    assert!(missed > 0 && shown + missed >= FRAMES, "{shown} shown, {missed} missed");
+    assert_eq!(inspector.read_frame().close().0, 1000);
+}
+
+/// Browsers open sockets before they need them, so requests do not come in the order in which they were accepted.
+#[test]
+fn the_handshake_is_there_whoever_was_accepted_first() {
+    let server = Server::start(&[]);
+    let mut sockets: Vec<RawClient> = (0..6).map(|_| server.connect()).collect();
+    for (number, socket) in sockets.iter_mut().enumerate().rev() {
+        socket.send(support::upgrade_request(&path(&format!("user{number}"))).as_bytes());
+        socket.read_head();
+        let ticket = socket.read_event("welcome")["ticket"].as_str().expect("a ticket").to_owned();
+        let head = read_record(&mut inspect(&server, &ticket), "request")["head"].take();
+        assert!(head.as_str().unwrap().contains(&format!("username=user{number}&")), "{head}");
+    }
+}
+
+/// A connection that is being closed is no longer looked at, and is not kept alive by whoever looks.
+#[test]
+fn a_closing_connection_goes_when_its_time_is_over() {
+    let server = Server::start(&["--close-timeout", "0.5"]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let (mut bob, of_bob) = join(&server, "bob");
+    let mut inspector = inspect(&server, &ticket);
+    for (client, bytes) in [(&mut alice, masked(0x81, b"\xff")), (&mut bob, masked(0x81, b"\xff"))] {
+        client.send(&bytes);
+        assert_eq!(read_close(client).0, 1007);
+    }
+    assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "it is closing");
+    loop {
+        inspector.try_send(&masked(0x81, PING));
+        let frame = inspector.read_frame();
+        if frame.opcode() == 8 {
+            break;
+        }
+    }
+    assert_eq!(alice.read_to_end(), b"", "and no ping behind the Close");
+}
+
+/// Whoever waits for the end of a message learns of the end of the connection.
+#[test]
+fn an_inspector_that_waits_is_not_forgotten() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    alice.send(&masked(0x01, b"never finished"));
+    let mut inspector = inspect(&server, &ticket);
+    read_record(&mut inspector, "state");
+    drop(alice);
+    assert_eq!(inspector.read_frame().close(), (1000, "the inspected connection is over".into()));
+}
+
+/// The last that is seen of a server that stops is its Close.
+#[test]
+fn the_close_of_a_server_that_stops_is_seen() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    read_record(&mut inspector, "state");
+    server.signal("TERM");
+    assert_eq!(read_close(&mut alice).0, 1001);
+    assert!(read_frame(&mut inspector, "server", "CLOSE")["payload"].as_str().unwrap().starts_with("03e9"));
+    alice.send(&masked(0x88, b"\x03\xe9"));
+    assert_eq!(read_record(&mut inspector, "end")["clean"], true);
+}
+
 #[test]
 fn inspectors_come_and_go() {
     let mut server = Server::start(&["--rate-limit", "0"]);

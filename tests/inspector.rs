@@ -415,6 +415,23 @@ fn it_is_used_by_keyboard_alone() {
     assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), false);
 }
 
+/// On a phone the chosen frame covers the list, so Escape goes back there first.
+#[test]
+fn on_a_phone_escape_goes_back_step_by_step() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.view(360, 740, "light");
+    alice.wait_for("matchMedia('(max-width: 44.99rem)').matches");
+    alice.eval("document.querySelector('#records [role=option]:last-child').click()");
+    alice.wait_for("document.querySelector('aside.wire').dataset.view === 'detail'");
+    alice.press_key("Escape", false);
+    alice.wait_for("document.querySelector('aside.wire').dataset.view === 'list'");
+    assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), true);
+    alice.press_key("Escape", false);
+    alice.wait_for("!document.querySelector('aside.wire').checkVisibility()");
+}
+
 #[test]
 fn every_width_scheme_and_contrast_is_whole_legible_and_named() {
     let browser = browser!();

@@ -90,9 +90,7 @@ impl Access {
             origins: if any(&config.allow_origin) { Allowed::Any } else { Allowed::These(origins) },
             hosts: match any(&config.allow_host) {
                 true => Allowed::Any,
-                false => {
-                    Allowed::These(config.allow_host.iter().map(|name| host_name(name).to_ascii_lowercase()).collect())
-                }
+                false => Allowed::These(config.allow_host.iter().map(|name| host_name(name).to_owned()).collect()),
             },
             is_loopback: config.is_loopback(),
         })
@@ -101,11 +99,13 @@ impl Access {
     /// Whether a request may name this authority (host, and perhaps a port) as its `Host`. Only a loopback listener
     /// asks: elsewhere a server cannot know all its names.
     pub fn welcomes_host(&self, authority: &str) -> bool {
-        let name = host_name(authority).to_ascii_lowercase();
+        let name = host_name(authority);
         match &self.hosts {
             _ if !self.is_loopback => true,
             Allowed::Any => true,
-            Allowed::These(names) => is_loopback_name(&name) || names.contains(&name),
+            Allowed::These(names) => {
+                is_loopback_name(name) || names.iter().any(|known| known.eq_ignore_ascii_case(name))
+            }
         }
     }
 
@@ -181,9 +181,10 @@ impl Origin {
 
 /// An authority without its port; an IPv6 address keeps its brackets.
 fn host_name(authority: &str) -> &str {
-    let end = match authority.find(']') {
-        Some(bracket) if authority.starts_with('[') => bracket + 1,
-        _ => authority.find(':').unwrap_or(authority.len()),
+    let position = |wanted: u8| authority.bytes().position(|byte| byte == wanted);
+    let end = match authority.starts_with('[').then(|| position(b']')).flatten() {
+        Some(bracket) => bracket + 1,
+        None => position(b':').unwrap_or(authority.len()),
     };
     &authority[..end]
 }
@@ -192,7 +193,8 @@ fn host_name(authority: &str) -> &str {
 fn is_loopback_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name == "localhost" || name.ends_with(".localhost") || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
+    let last_label = name.as_bytes().rsplit(|byte| *byte == b'.').next().unwrap_or_default();
+    last_label.eq_ignore_ascii_case(b"localhost") || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Characters that no name may have: controls, line separators, and what is invisible or turns the direction of

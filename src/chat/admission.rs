@@ -22,7 +22,7 @@ pub struct Newcomer {
     /// Its name.
     pub username: Rc<str>,
     /// The room that it wants to be in.
-    pub room: String,
+    pub room: Rc<str>,
     /// What its token allows.
     pub grant: Grant,
     /// What it calls itself; only one connection may.
@@ -47,7 +47,7 @@ pub enum Admission {
 impl Chat {
     /// Whether a room of this name is there or can be made.
     pub fn has_room_for(&self, name: &str) -> bool {
-        self.rooms.find(name).is_some() || self.rooms.len() < self.rules.max_rooms
+        self.rooms.len() < self.rules.max_rooms || self.rooms.find(name).is_some()
     }
 
     /// Whether a newcomer can join as it is.
@@ -85,9 +85,10 @@ impl Chat {
         let replayed = if dialect.welcomes_with_history() { Vec::new() } else { past.messages.clone() };
         let has_others = self.rooms.get(id).is_some_and(|room| room.member_count() > 1);
         let joined = has_others.then(|| Delivery::tell(Audience::Others(id, token), self.joined(id, &username)));
-        let welcome = Notice::Welcome { username, room: room.into(), members, past, ticket };
-        let told = std::iter::once(Delivery::tell(Audience::One(token), welcome));
-        let replayed = replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted)));
-        told.chain(replayed).chain(joined).collect()
+        let welcome = Notice::Welcome { username, room, members, past, ticket };
+        let mut told = vec![Delivery::tell(Audience::One(token), welcome)];
+        told.extend(replayed.into_iter().map(|posted| Delivery::tell(Audience::One(token), Notice::Message(posted))));
+        told.extend(joined);
+        told
     }
 }

@@ -100,7 +100,7 @@ pub struct Ring {
     /// The kept ones in the order in which they are given up: those where nothing was said, then the others, each in the
     /// order in which they were closed, with the time of that. So nobody can drive out what others said by walking
     /// through rooms and saying nothing.
-    closed: BTreeMap<Closing, (Rc<str>, Duration)>,
+    closed: [BTreeMap<u64, (Rc<str>, Duration)>; 2],
     bytes: usize,
     limits: Limits,
     /// Names epochs: seeded by the system, so that a restart never gives a name again.
@@ -129,16 +129,16 @@ struct Log {
 #[derive(Debug)]
 struct Kept {
     log: Log,
-    closing: Closing,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Closing {
-    has_messages: bool,
-    number: u64,
+    /// Its number in `closed`.
+    closing: u64,
 }
 
 impl Log {
+    /// In which part of `Ring::closed` its room is when it is closed.
+    fn rank(&self) -> usize {
+        usize::from(self.last_id > 0)
+    }
+
     /// Forgets the oldest message; returns how many bytes that was.
     fn forget_oldest(&mut self) -> usize {
         let forgotten = self.messages.pop_front().map_or(0, |oldest| oldest.size());
@@ -161,7 +161,7 @@ impl Ring {
         Ring {
             open: RoomMap::default(),
             kept: HashMap::new(),
-            closed: BTreeMap::new(),
+            closed: [BTreeMap::new(), BTreeMap::new()],
             bytes: 0,
             limits: Limits {
                 messages: config.history,
@@ -183,21 +183,17 @@ impl Ring {
 
     /// Gives up an empty room; `false`: there is none.
     fn give_up_one(&mut self) -> bool {
-        let Some((_, (name, _))) = self.closed.pop_first() else { return false };
+        let Some((_, (name, _))) = self.closed.iter_mut().find_map(BTreeMap::pop_first) else { return false };
         self.bytes -= self.kept.remove(&name).map_or(0, |kept| kept.log.bytes);
-        debug_assert_eq!(self.kept.len(), self.closed.len());
+        debug_assert_eq!(self.kept.len(), self.closed.iter().map(BTreeMap::len).sum::<usize>());
         true
     }
 
     fn give_up_expired(&mut self, now: Duration) {
-        for has_messages in [false, true] {
-            let first = Closing { has_messages, number: 0 };
-            while let Some((closing, (name, since))) = self.closed.range(first..).next() {
-                if closing.has_messages != has_messages || now.saturating_sub(*since) <= self.limits.ttl {
-                    break;
-                }
-                let (closing, name) = (*closing, Rc::clone(name));
-                self.closed.remove(&closing);
+        for closed in &mut self.closed {
+            let is_expired = |since: Duration| now.saturating_sub(since) > self.limits.ttl;
+            while let Some(first) = closed.first_entry().filter(|first| is_expired(first.get().1)) {
+                let (name, _) = first.remove();
                 self.bytes -= self.kept.remove(&name).map_or(0, |kept| kept.log.bytes);
             }
         }
@@ -225,7 +221,7 @@ impl History for Ring {
         self.give_up_expired(now);
         let entry = match self.kept.remove_entry(name) {
             Some((name, kept)) => {
-                self.closed.remove(&kept.closing);
+                self.closed[kept.log.rank()].remove(&kept.closing);
                 (name, kept.log)
             }
             None => (name.into(), self.new_log()),
@@ -237,9 +233,8 @@ impl History for Ring {
         self.give_up_expired(now);
         let Some((name, log)) = self.open.remove(&room) else { return };
         self.closings += 1;
-        let closing = Closing { has_messages: log.last_id > 0, number: self.closings };
-        self.closed.insert(closing, (Rc::clone(&name), now));
-        self.kept.insert(name, Kept { log, closing });
+        self.closed[log.rank()].insert(self.closings, (Rc::clone(&name), now));
+        self.kept.insert(name, Kept { log, closing: self.closings });
         while self.kept.len() > self.limits.rooms {
             self.give_up_one();
         }

@@ -206,7 +206,8 @@ impl Chat {
         }
         let members = self.members_named(found);
         // First in, then out: a room that empties may cost another its place among those that are kept.
-        let (new_id, past) = self.enter(token, dialect, found, name, None, now);
+        let room = Rc::from(name);
+        let (new_id, past) = self.enter(token, dialect, found, &room, None, now);
         let old = self.exit(token, old_id, now);
         let left = self.left(old_id, Rc::clone(&username));
         if let Some(client) = self.clients.get_mut(&token) {
@@ -216,7 +217,7 @@ impl Chat {
         let joined = self.joined(new_id, &username);
         Ok(vec![
             Delivery::tell(Audience::Room(old_id), left),
-            Delivery::tell(Audience::One(token), Notice::Switched { room: name.into(), members, past }),
+            Delivery::tell(Audience::One(token), Notice::Switched { room, members, past }),
             Delivery::tell(Audience::Others(new_id, token), joined),
         ])
     }
@@ -227,12 +228,12 @@ impl Chat {
         token: Token,
         dialect: Dialect,
         found: Option<RoomId>,
-        name: &str,
+        name: &Rc<str>,
         resume: Option<&Resume>,
         now: Now,
     ) -> (RoomId, Past) {
         let id = found.unwrap_or_else(|| {
-            let id = self.rooms.open(name);
+            let id = self.rooms.open(Rc::clone(name));
             self.history.open(id, name, now.steady);
             id
         });

@@ -7,6 +7,7 @@
 //! there are two tables, and the folded one exists only where names must be unique.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
 use mio::Token;
@@ -38,11 +39,11 @@ impl Names {
     }
 
     /// A client is not present under this name any more.
-    pub fn remove(&mut self, name: &str, token: Token) {
-        if let Some(tokens) = self.present.get_mut(name) {
-            tokens.retain(|other| *other != token);
-            if tokens.is_empty() {
-                self.present.remove(name);
+    pub fn remove(&mut self, name: &Rc<str>, token: Token) {
+        if let Entry::Occupied(mut bearers) = self.present.entry(Rc::clone(name)) {
+            bearers.get_mut().retain(|other| *other != token);
+            if bearers.get().is_empty() {
+                bearers.remove();
             }
         }
         if let Some(owners) = self.owners.as_mut().filter(|_| counts(name)) {
@@ -99,7 +100,7 @@ mod tests {
         assert_eq!(names.owner("STRASSE"), Some(Token(0)));
         assert_eq!((names.owner("anonymous"), names.owner("Anonymous")), (None, None));
         assert_eq!(names.bearers("anonymous"), [Token(1), Token(2)]);
-        names.remove("Straße", Token(0));
+        names.remove(&"Straße".into(), Token(0));
         assert_eq!((names.owner("strasse"), names.bearers("Straße")), (None, &[][..]));
         assert_eq!(self::names(false, &["alice"]).owner("alice"), None);
     }

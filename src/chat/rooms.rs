@@ -60,10 +60,10 @@ impl Rooms {
     }
 
     /// Makes a room of a name that no room has.
-    pub fn open(&mut self, name: &str) -> RoomId {
-        debug_assert!(self.find(name).is_none());
+    pub fn open(&mut self, name: Rc<str>) -> RoomId {
+        debug_assert!(self.find(&name).is_none());
         self.so_far += 1;
-        let (id, name) = (RoomId(self.so_far), Rc::from(name));
+        let id = RoomId(self.so_far);
         self.ids.insert(Rc::clone(&name), id);
         self.rooms.insert(id, Room { name, members: TokenMap::default(), speakers: [0; Dialect::ALL.len()] });
         id
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_picture_is_true() {
         let mut rooms = Rooms::default();
-        let (general, rust) = (rooms.open("general"), rooms.open("rust"));
+        let (general, rust) = (rooms.open("general".into()), rooms.open("rust".into()));
         let members = [(general, 2, Dialect::Events), (general, 3, Dialect::Events), (rust, 4, Dialect::Rooms)];
         members.into_iter().for_each(|(room, token, dialect)| rooms.enter(room, Token(token), dialect));
         let mut picture = "  by name      by number    members by token    who speak".to_owned();
@@ -134,6 +134,6 @@ mod tests {
         }
         crate::pictures::assert_drawn(include_str!("rooms.rs"), &picture);
         assert!(rooms.exit(rust, Token(4)) && rooms.find("rust").is_none() && rooms.get(rust).is_none());
-        assert!(!rooms.exit(general, Token(2)) && rooms.open("rust") != rust, "a number is never used again");
+        assert!(!rooms.exit(general, Token(2)) && rooms.open("rust".into()) != rust, "a number is never used again");
     }
 }

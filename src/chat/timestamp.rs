@@ -18,6 +18,13 @@ impl From<SystemTime> for Timestamp {
     }
 }
 
+impl Timestamp {
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Remembers how the time was written last.
 #[derive(Debug, Default)]
 pub struct Clock {

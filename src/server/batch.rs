@@ -124,7 +124,7 @@ mod tests {
     const EVENTS: Dialect = Dialect::Events;
 
     fn room() -> RoomId {
-        Rooms::default().open("r")
+        Rooms::default().open("r".into())
     }
 
     fn joined(username: &str) -> Notice {

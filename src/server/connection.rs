@@ -243,7 +243,7 @@ impl Connection {
     /// Whether nothing has begun, in either direction, that has not passed to its end.
     pub fn is_between_messages(&self) -> bool {
         let is_received = self.unprocessed.is_empty() && self.outbox.is_empty();
-        is_received && matches!(&self.phase, Phase::Open(open) if open.protocol.is_between_messages())
+        is_received && self.is_open() && matches!(&self.phase, Phase::Open(open) if open.protocol.is_between_messages())
     }
 
     /// Queues whole data frames for this client alone; the first in fragments, if that was asked for.
@@ -272,7 +272,7 @@ impl Connection {
         let Phase::Open(open) = &mut self.phase else { return };
         let replies = open.protocol.take_replies();
         if !replies.is_empty() {
-            self.outbox.push_own(|bytes| bytes.extend(replies));
+            self.outbox.push_frames(replies);
         }
         match open.protocol.state() {
             State::Open | State::Closing(Framing::Intact) => {}

@@ -1,16 +1,16 @@
 //! When something must happen though nothing is received: handshake, ping, idle and close deadlines.
 //!
-//! Every connection has at most one deadline at a time: the next moment at which it must be looked at. Receiving does
-//! not move it; the look finds that there was traffic and sets the next. So a message costs nothing here, an idle
-//! connection one look an interval, and the poll knows how long it may sleep.
+//! Every connection has at most one deadline at a time: the next moment at which it must be looked at. Neither the
+//! upgrade nor what is received moves it; the look finds what has come and sets the next. So a message costs nothing
+//! here, an idle connection one look an interval, and the poll knows how long it may sleep.
 //!
 //! ```text
-//!   a look at   30                    40                    70
-//!   silent for  20                    30                    60
-//!   therefore   next look at 40       ping, next look at 70 cut off
+//!   a look at   10                    38                    68
+//!   silent for  2                     30                    60
+//!   therefore   next look at 38       ping, next look at 68 cut off
 //! ```
 //!
-//! So it goes, with the default waits, for a client that was upgraded at second 0 and sent its last byte at second 10.
+//! So it goes, with the default waits, for a client that was accepted at second 0 and sent its last byte at second 8.
 //!
 //! The subtle thing: the old deadline of a connection is taken out before a new one goes in, so the queue never holds
 //! more entries than there are connections, however fast they come and go.
@@ -101,7 +101,7 @@ impl Server {
                 self.refuse(token, &Rejection::new(408, body), false);
             }
             Phase::Open(_) if connection.is_open() => {
-                self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()));
+                self.end(token, format!("silent for {:.0} seconds", silent.as_secs_f64()).into());
             }
             _ => self.end(token, "the close was not answered".into()),
         }
@@ -126,8 +126,8 @@ mod tests {
         use clap::Parser;
         let config = crate::config::Config::try_parse_from(["wirechat"]).unwrap();
         let (mut rows, last_byte) =
-            (["  a look at", "  silent for", "  therefore"].map(|name| format!("{name:14}")), 10);
-        let mut look = Some(config.ping_interval.as_secs());
+            (["  a look at", "  silent for", "  therefore"].map(|name| format!("{name:14}")), 8);
+        let mut look = Some(config.handshake_timeout.as_secs());
         while let Some(now) = look {
             let silent = Duration::from_secs(now - last_byte);
             look = config.after_silence(silent).map(|wait| now + (wait - silent).as_secs());

@@ -7,6 +7,7 @@
 //! again. So the end of a turn goes round until nothing is left to be told. Each round but the first has lost a member,
 //! so it ends.
 
+use std::borrow::Cow;
 use std::io;
 
 use mio::Token;
@@ -91,8 +92,8 @@ impl Server {
 
     /// Remembers that a connection has something to write. What is said to it at once is remembered once.
     pub(super) fn queue_write(&mut self, token: Token) {
-        if self.unsent.last() != Some(&token) {
-            self.unsent.push(token);
+        if self.unsent.back() != Some(&token) {
+            self.unsent.push_back(token);
         }
     }
 
@@ -103,11 +104,11 @@ impl Server {
     }
 
     /// Ends a connection at the end of this turn. Nothing that it sends is acted upon any more.
-    pub(super) fn end(&mut self, token: Token, reason: String) {
+    pub(super) fn end(&mut self, token: Token, reason: Cow<'static, str>) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         self.deadlines.cancel(token, &mut connection.deadline);
         connection.phase = Phase::Draining(Ending::Close);
-        self.ended.push((token, reason));
+        self.ended.push_back((token, reason));
     }
 
     /// Writes everything there is to write, once a socket, and removes whoever has ended.
@@ -116,13 +117,13 @@ impl Server {
             while let Some(room) = self.batches.next_room() {
                 self.send_batch(room);
             }
-            for token in std::mem::take(&mut self.unsent) {
+            while let Some(token) = self.unsent.pop_front() {
                 self.write_to(token);
             }
-            for token in std::mem::take(&mut self.too_slow) {
+            while let Some(token) = self.too_slow.pop_front() {
                 self.drop_too_slow(token);
             }
-            for (token, reason) in std::mem::take(&mut self.ended) {
+            while let Some((token, reason)) = self.ended.pop_front() {
                 self.remove(token, &reason);
             }
             self.report();
@@ -160,13 +161,13 @@ impl Server {
                     self.unread.push(token);
                 }
                 Written::Fine => {}
-                Written::TooSlow => self.too_slow.push(token),
+                Written::TooSlow => self.too_slow.push_back(token),
                 Written::Failed(error) => failed.push((token, error)),
             }
         }
         self.batches.recycle(batch);
         for (token, error) in failed {
-            self.end(token, error);
+            self.end(token, error.into());
         }
     }
 
@@ -174,10 +175,10 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let sent = connection.flush();
         match judge(connection, sent, self.config.max_outbox) {
-            Written::Fine if connection.is_finished() => self.end(token, "done".into()),
+            Written::Fine if connection.is_finished() => self.end(token, "".into()),
             Written::Fine => {}
-            Written::TooSlow => self.too_slow.push(token),
-            Written::Failed(error) => self.end(token, error),
+            Written::TooSlow => self.too_slow.push_back(token),
+            Written::Failed(error) => self.end(token, error.into()),
         }
         self.count_buffered(token);
         self.queue_read(token);
@@ -201,8 +202,8 @@ impl Server {
         if let Some(watch) = &mut connection.watch {
             watch.end(reason);
             self.report();
-            self.end_inspection(token);
         }
+        self.end_inspection(token);
         self.deadlines.cancel(token, &mut connection.deadline);
         self.buffered -= connection.buffered;
         self.addresses.disconnected(connection.peer.ip());

@@ -105,11 +105,15 @@ impl Server {
         connection.outbox.push_answer(answer);
         let limits = endpoint.limits(&self.config);
         if let Some(watch) = &mut connection.watch {
-            watch.upgraded(limits, newcomer.as_ref().map(|newcomer| &newcomer.username));
+            let user = newcomer.as_ref().map(|newcomer| &newcomer.username);
+            watch.upgraded(limits, user, connection.secret.is_some());
         }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });
         self.queue_write(token);
-        self.set_deadline(token, self.now + self.config.ping_interval);
+        // As a rule the look at the deadline of its handshake comes first, and sets the next one.
+        if self.config.ping_interval < self.config.handshake_timeout {
+            self.set_deadline(token, self.now + self.config.ping_interval);
+        }
         if let Some(newcomer) = newcomer {
             self.join(token, newcomer);
         }
@@ -141,6 +145,7 @@ impl Server {
                 connection.unprocessed = input.to_vec();
                 break;
             }
+            let was_open = connection.is_open();
             let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { break };
             let Some(event) = protocol.receive(&mut input) else { break };
             match (event, *endpoint) {
@@ -160,7 +165,9 @@ impl Server {
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    self.follow_protocol(token, &format!("closed by the client: {code} {reason}"));
+                    let reason = ["closed by the client:", &code, &reason].join(" ");
+                    // An answer to our Close is not why it is closed.
+                    self.follow_protocol(token, if was_open { reason.trim_end() } else { "" });
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
@@ -215,7 +222,9 @@ impl Server {
 
     /// Sends a ping.
     pub(super) fn ping(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let Some(connection) = self.connections.get_mut(&token).filter(|connection| connection.is_open()) else {
+            return; // and its deadline stays where it is
+        };
         if let Phase::Open(open) = &mut connection.phase {
             open.protocol.ping();
         }

@@ -8,6 +8,7 @@
 //! always that is at once; else the inspector waits.
 
 use std::collections::VecDeque;
+use std::fmt::Write;
 use std::time::SystemTime;
 
 use mio::Token;
@@ -17,7 +18,6 @@ use subtle::ConstantTimeEq;
 use super::phase::Phase;
 use super::{FIRST_CLIENT, Server};
 use crate::chat::TokenMap;
-use crate::trace::visible::digits;
 use crate::trace::{Record, Records, Tap, What, json};
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode, Sender};
@@ -25,6 +25,8 @@ use crate::ws::request::Rejection;
 
 /// How many handshakes are kept for inspectors to come: those of the newest connections.
 const KEPT: usize = 256;
+/// The longest request that is kept, in bytes: a browser's has less than one thousand.
+const MAX_KEPT: usize = 8 * 1024;
 /// The random bits of a ticket, in bytes.
 const TICKET: usize = 16;
 /// How much randomness is fetched from the system at once, in bytes: a system call for each connection would be many.
@@ -103,6 +105,9 @@ impl Inspection {
 
     /// Keeps a handshake for an inspector to come.
     pub fn keep(&mut self, token: Token, request: &[u8], answer: &[u8], time: SystemTime) {
+        if request.len() > MAX_KEPT {
+            return;
+        }
         // The oldest makes room, and gives its buffers to the newest.
         let oldest = if self.kept.len() < KEPT { None } else { self.kept.pop_front() };
         let (mut kept_request, mut kept_answer) =
@@ -117,8 +122,8 @@ impl Inspection {
     /// The records of a handshake, if it is still kept.
     fn recall(&self, token: Token) -> Vec<Record> {
         let records = Records::default();
-        if let Ok(at) = self.kept.binary_search_by_key(&token, |handshake| handshake.token) {
-            let Handshake { time, request, answer, .. } = &self.kept[at];
+        if let Some(kept) = self.kept.iter().rev().find(|handshake| handshake.token == token) {
+            let Handshake { time, request, answer, .. } = kept;
             let mut tap = Tap::new(number(token), records.clone());
             tap.see(Sender::Client, request, *time);
             tap.see(Sender::Server, answer, *time);
@@ -139,7 +144,10 @@ pub fn token(number: usize) -> Token {
 
 /// A ticket as it is sent.
 pub fn ticket(connection: Token, secret: &Secret) -> String {
-    format!("{}-{}", number(connection), digits(secret))
+    let mut ticket = String::with_capacity(64); // it need not grow: there are always 32 digits
+    // invariant: a string takes what is written
+    let _ = write!(ticket, "{}-{:032x}", number(connection), u128::from_be_bytes(*secret));
+    ticket
 }
 
 impl Server {
@@ -148,10 +156,11 @@ impl Server {
     /// # Errors
     /// 403
     pub(super) fn find_by_ticket(&self, ticket: &str) -> Result<Token, Rejection> {
-        let found = ticket.split_once('-').and_then(|(connection, secret)| {
+        let found = ticket.split_once('-').and_then(|(connection, _)| {
             let token = token(connection.parse().ok()?);
-            let own = self.connections.get(&token)?.secret.as_ref()?;
-            bool::from(digits(own).as_bytes().ct_eq(secret.as_bytes())).then_some(token)
+            let connection = self.connections.get(&token).filter(|connection| connection.is_open())?;
+            let own = self::ticket(token, connection.secret.as_ref()?);
+            bool::from(own.as_bytes().ct_eq(ticket.as_bytes())).then_some(token)
         });
         let body =
             "The ticket is wrong, or was used before. A new one comes with each welcome, where inspection is on.";
@@ -164,8 +173,8 @@ impl Server {
             connection.secret = None; // good once
         }
         // It is never looked at itself.
-        if let Some(connection) = self.connections.get_mut(&inspector) {
-            connection.watch = None;
+        if let Some(watch) = self.connections.get_mut(&inspector).and_then(|connection| connection.watch.as_mut()) {
+            watch.set_private();
         }
         let inspection = &mut self.watchers.inspection;
         inspection.inspectors.insert(inspected, Inspector { token: inspector, missed: 0 });
@@ -199,8 +208,9 @@ impl Server {
         let Some(connection) = connection.filter(|connection| connection.is_open()) else {
             return self.give_up_inspection(inspected);
         };
-        let room = self.config.max_outbox / 2;
-        if connection.outbox.len() > room {
+        // How it ended is always told.
+        let is_last = matches!(record.what, What::End(_));
+        if connection.outbox.len() > self.config.max_outbox / 2 && !is_last {
             inspector.missed += 1;
             return;
         }
@@ -217,15 +227,15 @@ impl Server {
     /// Does what an inspector asks of the connection that it looks at.
     pub(super) fn receive_command(&mut self, inspector: Token, inspected: Token, text: &str) {
         let command: Value = serde_json::from_str(text).unwrap_or_default();
-        let connection = self.connections.get_mut(&inspected);
+        let connection = self.connections.get_mut(&inspected).filter(|connection| connection.is_open());
         let complaint = match (command["do"].as_str(), connection) {
-            (Some("ping" | "fragment"), None) => "that connection is over",
             (Some("ping"), Some(connection)) if connection.outbox.len() > BUSY => "too much waits there to be read",
             (Some("ping"), Some(_)) => return self.ping(inspected),
             (Some("fragment"), Some(connection)) => {
                 connection.fragments_next = true;
                 return;
             }
+            (Some("ping" | "fragment"), None) => "that connection is over",
             _ => "this is no command: there is {\"do\":\"ping\"} and {\"do\":\"fragment\"}",
         };
         if let Some(connection) = self.connections.get_mut(&inspector) {

@@ -31,9 +31,7 @@ pub struct Journal(Arc<Mutex<Lines<Stderr>>>);
 struct Lines<W> {
     waiting: Vec<u8>,
     lost: usize,
-    /// The line that was added last: its buffer is used again.
-    line: Vec<u8>,
-    /// The time that stands before it, and that in milliseconds: most lines have the time of the one before.
+    /// The time that stands before the last line, and that in milliseconds: most lines have the time of the one before.
     time: String,
     millis: u128,
     stderr: W,
@@ -74,7 +72,8 @@ impl Journal {
 
     /// Adds text that is not of the log: lines, whole. Who asks for them wants them at any level.
     pub fn write(&self, text: &str) {
-        self.lines().add(text.as_bytes());
+        let mut lines = self.lines();
+        text.split_inclusive('\n').for_each(|line| lines.add(line.as_bytes()));
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
@@ -131,7 +130,7 @@ impl Write for Stderr {
 
 impl<W: Write> Lines<W> {
     fn new(stderr: W) -> Lines<W> {
-        Lines { waiting: Vec::new(), lost: 0, line: Vec::new(), time: String::new(), millis: 0, stderr }
+        Lines { waiting: Vec::new(), lost: 0, time: String::new(), millis: 0, stderr }
     }
 
     fn log(&mut self, record: &Record, now: SystemTime) {
@@ -140,12 +139,17 @@ impl<W: Write> Lines<W> {
             self.millis = millis;
             self.time = humantime::format_rfc3339_millis(now).to_string();
         }
-        let mut line = std::mem::take(&mut self.line);
-        line.clear();
+        let (before, level) = (self.waiting.len(), record.level().as_str());
+        for piece in [&self.time, " ", level, &"      "[level.len()..]] {
+            self.waiting.extend_from_slice(piece.as_bytes());
+        }
         // Memory takes whatever is written.
-        let _ = writeln!(line, "{} {:5} {}", self.time, record.level(), record.args());
-        self.add(&line);
-        self.line = line;
+        let _ = self.waiting.write_fmt(*record.args());
+        self.waiting.push(b'\n');
+        if self.waiting.len() > MAX_WAITING {
+            let line = self.waiting.split_off(before);
+            self.add(&line);
+        }
     }
 
     fn add(&mut self, line: &[u8]) {

@@ -28,6 +28,8 @@ pub mod routes;
 pub mod shutdown;
 pub mod watch;
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -84,11 +86,11 @@ pub struct Server {
     /// Connections that have input which is wanted.
     unread: Vec<Token>,
     /// Connections that have something to write.
-    unsent: Vec<Token>,
+    unsent: VecDeque<Token>,
     /// Connections for which too much waits.
-    too_slow: Vec<Token>,
+    too_slow: VecDeque<Token>,
     /// Connections that are to be removed at the end of the turn, and why.
-    ended: Vec<(Token, String)>,
+    ended: VecDeque<(Token, Cow<'static, str>)>,
     /// A room was told so much in this turn that nothing more should be read before others could take it.
     is_busy: bool,
     /// What is read goes here first: one buffer for all.
@@ -145,9 +147,9 @@ impl Server {
             batches: Batches::default(),
             watchers,
             unread: Vec::new(),
-            unsent: Vec::new(),
-            too_slow: Vec::new(),
-            ended: Vec::new(),
+            unsent: VecDeque::new(),
+            too_slow: VecDeque::new(),
+            ended: VecDeque::new(),
             is_busy: false,
             buffered: 0,
             started: Instant::now(),
@@ -183,7 +185,7 @@ impl Server {
             self.time = self.watchers.tell_time();
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
-                    return Ok(Stopped::AtOnce);
+                    return Ok(self.stopped(Stopped::AtOnce));
                 }
                 self.note(event);
             }
@@ -193,7 +195,7 @@ impl Server {
             self.write_and_remove();
             self.journal.flush();
             if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
-                return Ok(Stopped::Cleanly);
+                return Ok(self.stopped(Stopped::Cleanly));
             }
         }
     }
@@ -270,7 +272,7 @@ impl Server {
             }
             Ok(Received::Nothing) => {}
             Ok(Received::End) => self.end_of_input(token),
-            Err(error) => self.end(token, error.to_string()),
+            Err(error) => self.end(token, error.to_string().into()),
         }
     }
 

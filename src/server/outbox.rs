@@ -119,6 +119,16 @@ impl Outbox {
         }
     }
 
+    /// Appends frames of this client's own that are written already: an empty outbox takes their buffer.
+    pub fn push_frames(&mut self, frames: Vec<u8>) {
+        if self.is_empty() {
+            self.len = frames.len();
+            self.chunks.push_back(Chunk::Own(frames));
+        } else {
+            self.push_own(|bytes| bytes.extend(frames));
+        }
+    }
+
     /// Writes as much as `writer` takes. `Ok`: it took everything, or it would block.
     ///
     /// # Errors
@@ -252,6 +262,16 @@ mod tests {
         }
         picture += &format!("\n  waiting  {} bytes", outbox.len());
         crate::pictures::assert_drawn(include_str!("outbox.rs"), &picture);
+    }
+
+    #[test]
+    fn frames_that_are_written_already_come_in_their_order() {
+        let (mut outbox, mut sent) = (Outbox::default(), Vec::new());
+        [frame(3), frame(5), frame(4)].into_iter().for_each(|frames| outbox.push_frames(frames));
+        assert_eq!((outbox.len(), outbox.chunks.len()), ([frame(3), frame(5), frame(4)].concat().len(), 1));
+        outbox.flush(&mut sent).unwrap();
+        assert_eq!(sent, [frame(3), frame(5), frame(4)].concat());
+        assert!(outbox.is_empty());
     }
 
     #[test]

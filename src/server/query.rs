@@ -19,11 +19,18 @@ struct Parameter<'a> {
 impl<'a> Query<'a> {
     /// What follows the `?` of a target.
     pub fn new(query: &'a str) -> Query<'a> {
-        let parameters = query.split('&').map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Parameter { name: decode(name, true).ok(), value: decode(value, true).ok() }
-        });
-        Query(parameters.collect())
+        // Nearly always nothing is encoded, and that is seen at one glance.
+        let is_plain = is_plain(query);
+        let read = |text| if is_plain { Some(Cow::Borrowed(text)) } else { decode(text, true).ok() };
+        let mut parameters = Vec::new();
+        let mut rest = Some(query);
+        while let Some(pairs) = rest {
+            let (pair, behind) = cut(pairs, b'&');
+            let (name, value) = cut(pair, b'=');
+            parameters.push(Parameter { name: read(name), value: read(value.unwrap_or_default()) });
+            rest = behind;
+        }
+        Query(parameters)
     }
 
     /// The value of the first parameter of this name.
@@ -45,13 +52,22 @@ impl<'a> Query<'a> {
     }
 }
 
+/// What is in front of the first `separator`, which is ASCII, and what is behind it. (As `split_once`, which takes
+/// several times as long on texts as short as these.)
+fn cut(text: &str, separator: u8) -> (&str, Option<&str>) {
+    match memchr::memchr(separator, text.as_bytes()) {
+        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        None => (text, None),
+    }
+}
+
 /// Percent-decodes (RFC 3986 §2.1); with `plus`, a `+` is a space. Crates for this let a malformed `%` pass, so that
 /// two readers of one address could see different names.
 ///
 /// # Errors
 /// 400: a `%` without its two digits, or bytes that are not UTF-8.
 pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
-    if !text.bytes().any(|byte| byte == b'%' || byte == b'+') {
+    if is_plain(text) {
         return Ok(Cow::Borrowed(text));
     }
     let mut decoded = Vec::with_capacity(text.len());
@@ -70,6 +86,10 @@ pub fn decode(text: &str, plus: bool) -> Result<Cow<'_, str>, Rejection> {
         });
     }
     String::from_utf8(decoded).map(Cow::Owned).map_err(|_| malformed())
+}
+
+fn is_plain(text: &str) -> bool {
+    memchr::memchr2(b'%', b'+', text.as_bytes()).is_none()
 }
 
 /// What it was is not shown: it may have been meant as a token.

@@ -85,16 +85,18 @@ impl<'a> Path<'a> {
 pub fn answer(request: &Request, access: &Access, is_full: bool, now: SystemTime) -> Result<Answer, Rejection> {
     let target = request.target();
     let host = request.host()?;
-    for authority in std::iter::once(host).chain(target.authority) {
-        // HTTP/1.0 may come without a Host, and then there is no name to judge.
-        let is_absent = authority.is_empty() && request.minor_version == 0;
-        if !is_absent && !authority.is_empty() && !is_authority(authority) {
+    // HTTP/1.0 may come without a Host, and then there is no name to judge.
+    let is_ours = |name: &str| name.is_empty() && request.minor_version == 0 || access.welcomes_host(name);
+    if !is_ours(host) {
+        return Err(foreign_host(host));
+    }
+    match target.authority {
+        Some(authority) if !authority.is_empty() && !is_authority(authority) => {
             let seen = shown(authority.as_bytes());
             return Err(Rejection::new(400, format!("{seen} is no host and port (RFC 9112 §3.2).")));
         }
-        if !is_absent && !access.welcomes_host(authority) {
-            return Err(foreign_host(authority));
-        }
+        Some(authority) if !is_ours(authority) => return Err(foreign_host(authority)),
+        _ => {}
     }
     // RFC 9112 §3.2.2: the authority of an absolute target takes the place of Host.
     let host = target.authority.unwrap_or(host);
@@ -227,7 +229,7 @@ fn newcomer(path: Path, query: &Query, grant: Grant) -> Result<Newcomer, Rejecti
         Path::Rooms(room) => decode(room, false)?,
         _ => Cow::Borrowed(query.get("room").transpose()?.unwrap_or(DEFAULT_ROOM)),
     };
-    let room = access::room_name(&room).map_err(bad)?.to_owned();
+    let room = access::room_name(&room).map_err(bad)?.into();
     // In the dialect `rooms` a name comes with each message.
     let asked = if dialect == Dialect::Rooms { None } else { query.get("username").transpose()? };
     let client_id = match dialect {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use mio::Token;
 
-use super::Server;
-use super::phase::Phase;
+use super::phase::{Endpoint, Open, Phase};
+use super::{Server, Stopped};
 use crate::chat::Chat;
 use crate::ws::close::CloseCode;
 
@@ -28,7 +28,7 @@ impl Server {
         if self.stop_at.is_some() {
             return false;
         }
-        log::info!("STOP {} connections are closed", self.connections.len());
+        log::info!("STOP connections to close: {}", self.connections.len());
         self.stop_at = Some(self.now + SHUTDOWN);
         self.listener = None;
         // Everybody is leaving: nobody is told of the others.
@@ -37,9 +37,20 @@ impl Server {
         for token in tokens {
             match self.connections.get(&token).map(|connection| &connection.phase) {
                 Some(Phase::Handshake(_)) => self.end(token, "the server is shutting down".into()),
+                // It goes with the connection that it looks at, whose Close it still wants to see.
+                Some(Phase::Open(Open { endpoint: Endpoint::Inspect(_), .. })) => {}
                 _ => self.close(token, CloseCode::GOING_AWAY, "the server is shutting down"),
             }
         }
         true
+    }
+
+    /// The loop is over: those who watch are told so of every connection that is left.
+    pub(super) fn stopped(&mut self, how: Stopped) -> Stopped {
+        let watched = self.connections.values_mut().filter_map(|connection| connection.watch.as_mut());
+        watched.for_each(|watch| watch.end("the server stopped"));
+        self.report();
+        self.journal.flush();
+        how
     }
 }

@@ -24,7 +24,7 @@ use super::inspection::{Inspection, number, token};
 use super::journal::Journal;
 use crate::config::{Config, TraceDetail};
 use crate::trace::filter::Filter;
-use crate::trace::recording::{Recorder, Recordings};
+use crate::trace::recorder::{Recorder, Recordings};
 use crate::trace::text::{self, Detail, Style};
 use crate::trace::{Record, Records, Tap};
 use crate::ws::Limits;
@@ -70,14 +70,19 @@ impl Watch {
         self.recorder.iter_mut().for_each(|recorder| recorder.see(from, bytes, now));
     }
 
-    /// Is told what the server takes of this client, and who it is.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<&Rc<str>>) {
+    /// Is told what the server takes of this client, who it is, and whether it is going to be sent a ticket.
+    pub fn upgraded(&mut self, limits: Limits, user: Option<&Rc<str>>, has_ticket: bool) {
         let now = self.now.get();
-        if let Some(tap) = &mut self.tap {
-            tap.set_limits(limits);
-            user.into_iter().for_each(|user| tap.set_user(Rc::clone(user)));
-        }
-        self.recorder.iter_mut().for_each(|recorder| recorder.upgraded(limits, user.map(AsRef::as_ref), now));
+        self.tap.iter_mut().for_each(|tap| tap.upgraded(limits, user.cloned(), has_ticket));
+        self.recorder
+            .iter_mut()
+            .for_each(|recorder| recorder.upgraded(limits, user.map(AsRef::as_ref), has_ticket, now));
+    }
+
+    /// Is told that nothing but the handshake and the end is to be seen.
+    pub fn set_private(&mut self) {
+        self.tap.iter_mut().for_each(Tap::set_private);
+        self.recorder.iter_mut().for_each(Recorder::set_private);
     }
 
     /// Is told that the server begins to close.
@@ -94,7 +99,7 @@ impl Watch {
 
     /// How much memory it holds, in bytes.
     pub fn buffered(&self) -> usize {
-        self.tap.as_ref().map_or(0, Tap::buffered)
+        self.tap.as_ref().map_or(0, Tap::buffered) + self.recorder.as_ref().map_or(0, Recorder::buffered)
     }
 }
 
@@ -115,8 +120,7 @@ impl Write for Watched<'_> {
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let written = self.stream.write_vectored(slices)?;
-        let mut bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
-        bytes.truncate(written);
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(written).collect();
         self.watch.see(Sender::Server, &bytes);
         Ok(written)
     }
@@ -150,7 +154,7 @@ impl Watchers {
 
     /// What watches a connection from its first byte, if anything does.
     pub fn watch(&mut self, token: Token) -> Option<Box<Watch>> {
-        let tap = self.trace.as_ref().map(|_| Tap::new(number(token), self.records.clone()));
+        let tap = self.trace.as_ref().map(|_| Tap::new(number(token), self.records.clone()).beside_server());
         let recorder = self.recordings.as_mut().and_then(|files| files.begin(number(token), self.now.get()));
         let is_watched = tap.is_some() || recorder.is_some();
         is_watched.then(|| Box::new(Watch { tap, recorder, now: Rc::clone(&self.now) }))
@@ -160,7 +164,7 @@ impl Watchers {
     pub fn tap(&self, token: Token, watch: &mut Option<Box<Watch>>, limits: Limits) {
         let fresh = || Box::new(Watch { tap: None, recorder: None, now: Rc::clone(&self.now) });
         watch.get_or_insert_with(fresh).tap.get_or_insert_with(|| {
-            let mut tap = Tap::open(number(token), self.records.clone());
+            let mut tap = Tap::open(number(token), self.records.clone()).beside_server();
             tap.set_limits(limits);
             tap
         });

@@ -3,24 +3,23 @@
 //! The bytes go through the tracer, which draws them as `--trace` would have, and through a [`Protocol`] of its own: what
 //! that answers must be what the server answered then. So a recording of a fault shows whether the fault is still there.
 //!
-//! The subtle thing: the server also said things that were not answers (messages, pings, a Close of its own), of which
-//! the protocol of today knows nothing. Only pongs and closes are compared. Who may come in is not asked again: the tokens
-//! are masked.
+//! The subtle thing: the server also said things that were not answers (messages, pings, a Close for a reason of its own),
+//! of which the protocol knows nothing. Only pongs, and a Close that answers, are compared. Who may come in is not asked
+//! again: the tokens are masked.
 
 use std::fs;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use super::screen::{Screen, Tone};
+use super::screen::{Screen, Tone, quoted};
 use crate::trace::recording::{Recording, Step};
 use crate::trace::scan::{self, FrameScanner};
 use crate::trace::text::Detail;
 use crate::trace::{Head, Records};
 use crate::ws::Limits;
-use crate::ws::close::CloseCode;
-use crate::ws::frame::{self, Opcode, Sender};
-use crate::ws::protocol::{Protocol, State};
+use crate::ws::frame::{Opcode, Sender};
+use crate::ws::protocol::Protocol;
 
 const AFTER_HELP: &str = "\
 Try:  wirechat --record recordings           keep what passes, a file a connection
@@ -44,12 +43,15 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// An answer of a server.
-#[derive(Debug, PartialEq, Eq)]
-enum Reply {
-    Pong(Vec<u8>),
-    /// With its code. `None`: without one; or the server began it, and for its own reasons.
-    Close(Option<u16>),
+/// What a server answered by itself.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The payloads of its pongs.
+    pongs: Vec<Vec<u8>>,
+    /// The code of its Close, if it sent one with a code.
+    close: Option<Option<u16>>,
+    /// The Close was no answer: the server began it, for a reason of its own.
+    is_own: bool,
 }
 
 /// Draws a recording, and compares. `true`: it ends as it ended then.
@@ -58,86 +60,98 @@ enum Reply {
 /// The file cannot be read, or is no recording.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let path = arguments.file.display();
-    let text = fs::read_to_string(&arguments.file).map_err(|error| format!("{path}: {error}"))?;
+    let bytes = fs::read(&arguments.file).map_err(|error| format!("{path}: {error}"))?;
+    let text = String::from_utf8(bytes).map_err(|_| format!("{path} is no recording: it is not text"))?;
     let recording = Recording::parse(&text).map_err(|error| format!("{path}: {error}"))?;
     let records = Records::default();
     recording.replay(records.clone());
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
     records.take().iter().for_each(|record| screen.line(&screen.drawn(record)));
     let difference = difference(&answers_of_server(&recording), &answers_of_protocol(&recording));
-    if let Some(difference) = &difference {
-        screen.line(&screen.toned(Tone::Bad, &format!("NOT as it was recorded: {difference}")));
-    }
+    let verdict = match &difference {
+        None => screen.toned(Tone::Good, "as it was recorded: the protocol answers the same"),
+        Some(difference) => screen.toned(Tone::Bad, &format!("NOT as it was recorded: {difference}")),
+    };
+    screen.line(&verdict);
     Ok(difference.is_none())
 }
 
 /// Where the answers of the protocol are others than those of the server. What the server had still to say when the
-/// connection broke, or when there was no more room for the recording, is not there.
-fn difference(then: &[Reply], now: &[Reply]) -> Option<String> {
-    let is_same = |at: &usize| match (&then[*at], now.get(*at)) {
-        (Reply::Close(_), Some(Reply::Close(None))) => true,
-        (then, now) => Some(then) == now,
-    };
-    let at = (0..then.len()).find(|at| !is_same(at))?;
-    let expected = now.get(at).map_or("none".into(), |reply| format!("{reply:?}"));
-    Some(format!("answer {} of the server was {:?}; that of the protocol is {expected}", at + 1, then[at]))
-}
-
-/// The pongs and closes that the server sent.
-fn answers_of_server(recording: &Recording) -> Vec<Reply> {
-    let (mut head, mut frames, mut found) = (Head::default(), FrameScanner::new(Sender::Server), Vec::new());
-    for entry in &recording.entries {
-        if let Step::Server(bytes) = &entry.step {
-            let behind = head.read(bytes, 0);
-            if head.status() == 101 {
-                found.extend(answers(&mut frames, behind));
-            }
-        }
+/// connection broke, when it closed for a reason of its own, or when there was no more room for the recording, is not
+/// there.
+fn difference(then: &Answers, now: &Answers) -> Option<String> {
+    let pong = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at));
+    if let Some(at) = pong {
+        let text = |answers: &Answers| match answers.pongs.get(at) {
+            Some(payload) => quoted(&String::from_utf8_lossy(payload)),
+            None => "none".into(),
+        };
+        return Some(format!(
+            "Pong {} of the server was {}; that of the protocol is {}",
+            at + 1,
+            text(then),
+            text(now)
+        ));
     }
-    found
+    let text = |close: &Option<Option<u16>>| match close {
+        None => "none".into(),
+        Some(None) => "without a code".into(),
+        Some(Some(code)) => code.to_string(),
+    };
+    let is_other = !then.is_own && then.close.is_some() && then.close != now.close;
+    is_other.then(|| {
+        format!("the Close of the server was {}; that of the protocol is {}", text(&then.close), text(&now.close))
+    })
 }
 
-/// The pongs and closes that the protocol answers to what the client sent.
-fn answers_of_protocol(recording: &Recording) -> Vec<Reply> {
-    let (mut head, mut protocol, mut replies) = (Head::default(), None, Vec::new());
+/// What the server answered then.
+fn answers_of_server(recording: &Recording) -> Answers {
+    let (mut head, mut frames, mut answers) = (Head::default(), FrameScanner::new(Sender::Server), Answers::default());
     for entry in &recording.entries {
-        match (&entry.step, &mut protocol) {
-            (Step::Upgraded { message, fragments, binary, .. }, _) => {
-                let limits = Limits { message: *message, fragments: *fragments, binary: *binary };
-                protocol = Some(Protocol::new(limits));
+        match &entry.step {
+            Step::Server(bytes) => {
+                let behind = head.read(bytes, 0);
+                answers.take(&mut frames, behind);
             }
-            (Step::Client(bytes), protocol) => {
-                let mut bytes = head.read(bytes, 0).to_vec();
-                let mut input = &mut bytes[..];
-                while protocol.as_mut().is_some_and(|protocol| protocol.receive(&mut input).is_some()) {}
-            }
-            (Step::Closing, Some(protocol)) if protocol.state() == State::Open => {
-                replies.extend(protocol.take_replies());
-                protocol.close(CloseCode::NORMAL, "");
-                protocol.take_replies();
-                frame::append(&mut replies, Opcode::Close, b"");
-            }
+            Step::Closing => answers.is_own = answers.close.is_none(),
             _ => {}
         }
-        replies.extend(protocol.iter_mut().flat_map(Protocol::take_replies));
-    }
-    answers(&mut FrameScanner::new(Sender::Server), &replies)
-}
-
-/// The pongs and closes among frames of a server.
-fn answers(frames: &mut FrameScanner, mut bytes: &[u8]) -> Vec<Reply> {
-    let mut answers = Vec::new();
-    while let scan::Step::Complete(frame) = frames.next(&mut bytes, 0) {
-        answers.extend(reply(frame.header.opcode(), &frame.wire));
     }
     answers
 }
 
-fn reply(opcode: u8, payload: &[u8]) -> Option<Reply> {
-    match Opcode::from_bits(opcode) {
-        Ok(Opcode::Pong) => Some(Reply::Pong(payload.to_vec())),
-        Ok(Opcode::Close) => Some(Reply::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
-        _ => None,
+/// What the protocol answers now. Frames that came with the request wait for it to be granted.
+fn answers_of_protocol(recording: &Recording) -> Answers {
+    let (mut head, mut ahead, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
+    let (mut frames, mut answers) = (FrameScanner::new(Sender::Server), Answers::default());
+    for entry in &recording.entries {
+        match &entry.step {
+            Step::Upgraded { message, fragments, binary, .. } => {
+                let limits = Limits { message: *message, fragments: *fragments, binary: *binary };
+                protocol = Some(Protocol::new(limits));
+            }
+            Step::Client(bytes) => ahead.extend_from_slice(head.read(bytes, 0)),
+            _ => {}
+        }
+        let Some(protocol) = &mut protocol else { continue };
+        let mut bytes = std::mem::take(&mut ahead);
+        let mut input = &mut bytes[..];
+        while protocol.receive(&mut input).is_some() {}
+        answers.take(&mut frames, &protocol.take_replies());
+    }
+    answers
+}
+
+impl Answers {
+    /// Takes what is an answer among frames of a server.
+    fn take(&mut self, frames: &mut FrameScanner, mut bytes: &[u8]) {
+        while let scan::Step::Complete(frame) = frames.next(&mut bytes, 0) {
+            match Opcode::from_bits(frame.header.opcode()) {
+                Ok(Opcode::Pong) => self.pongs.push(frame.wire),
+                Ok(Opcode::Close) => self.close = Some(frame.wire.first_chunk().map(|code| u16::from_be_bytes(*code))),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -155,7 +169,7 @@ mod tests {
             [("client", b"GET / HTTP/1.1\r\n\r\n"), ("server", b"HTTP/1.1 101 \r\n\r\n")];
         for (name, bytes) in handshake.iter().chain(steps) {
             file += &match bytes {
-                [] => format!("\n{{\"at\":\"{at}\",\"{name}\":null}}"),
+                [] if *name == "closing" => format!("\n{{\"at\":\"{at}\",\"{name}\":null}}"),
                 bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", digits(bytes)),
             };
         }
@@ -170,15 +184,28 @@ mod tests {
     #[test]
     fn answers_are_compared() {
         let ping: &[u8] = b"\x89\x81\0\0\0\0p";
+        let pings = [ping, ping].concat();
         assert_eq!(compare(&[("client", ping), ("server", b"\x81\x02hi\x8a\x01p")]), None);
-        assert_eq!(compare(&[("client", ping)]), None, "it had still to be sent");
-        assert_eq!(compare(&[("closing", b""), ("server", b"\x88\x02\x03\xf0")]), None, "for its own reasons");
+        assert_eq!(compare(&[("client", &pings), ("server", b"\x8a\x01p")]), None, "one had still to be sent");
+        assert_eq!(compare(&[("client", &pings), ("closing", b""), ("server", b"\x88\x02\x03\xf0")]), None, "its own");
         assert_eq!(compare(&[("client", &[0x81, 0x05]), ("server", b"\x88\x02\x03\xea")]), None, "1002");
-        for wrong in [
-            [("client", ping), ("server", b"\x8a\x01q")],
-            [("client", b"\x89\x80\0\0\0\0"), ("server", b"\x88\x02\x03\xea")],
+        for (sent, answered, fault) in [
+            (ping, &b"\x8a\x01q"[..], "Pong 1 of the server was \"q\"; that of the protocol is \"p\""),
+            (b"", b"\x8a\x01q", "Pong 1 of the server was \"q\"; that of the protocol is none"),
+            (ping, b"\x88\x02\x03\xea", "the Close of the server was 1002; that of the protocol is none"),
+            (b"\x81\x05", b"\x88\x02\x03\xef", "the Close of the server was 1007; that of the protocol is 1002"),
         ] {
-            assert!(compare(&wrong).is_some(), "{wrong:?}");
+            assert_eq!(compare(&[("client", sent), ("server", answered)]).as_deref(), Some(fault));
         }
+    }
+
+    #[test]
+    fn frames_that_came_with_the_request_are_answered_when_it_is_granted() {
+        let mut recording = recording(&[("server", b"\x8a\x01p")]);
+        let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
+        request.extend_from_slice(b"\x89\x81\0\0\0\0p");
+        recording.entries.swap(0, 1); // the upgrade behind it, as it is recorded
+        assert_eq!(difference(&answers_of_server(&recording), &answers_of_protocol(&recording)), None);
+        assert_eq!(answers_of_protocol(&recording).pongs, [b"p"]);
     }
 }

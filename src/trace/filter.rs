@@ -53,7 +53,7 @@ impl Condition {
             (_, Some(user), _) if !user.is_empty() => Ok(Condition::User(user.to_owned())),
             (_, _, "control") => Ok(Condition::Control),
             (_, _, "errors") => Ok(Condition::Errors),
-            _ => Err("must be #N, user=NAME, control or errors, or several with commas between".into()),
+            _ => Err("must be connection=N, user=NAME, control or errors, or several with commas between".into()),
         }
     }
 

@@ -8,15 +8,18 @@
 //! ```
 //!
 //! Nothing is judged here: a request is shown as it came, however wrong it is, and the server's answer says what is the
-//! matter. A head may come in pieces, and no byte is looked at twice.
+//! matter.
+//!
+//! The subtle thing: a head may come in pieces, byte by byte even. So it is remembered how far the blank lines before a
+//! request go, and only the last three bytes of a piece are looked at again.
 
 use sha1::{Digest, Sha1};
 
 use super::{AcceptSteps, Head};
 use crate::ws::handshake::{GUID, accept_key};
 
-/// How much of a head is looked at, in bytes.
-const MAX_HEAD: usize = 64 * 1024;
+/// How much of a head is kept, in bytes: the most that a server can be told to take.
+const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
     /// Takes the bytes of the read or write `part`, up to the blank line, and returns those behind it.
@@ -26,16 +29,20 @@ impl Head {
             return bytes;
         }
         let before = self.bytes.len();
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(MAX_HEAD - before)]);
+        let kept = bytes.len().min(MAX_HEAD - before);
+        self.bytes.extend_from_slice(&bytes[..kept]);
         // Blank lines may stand before a request line (RFC 9112 §2.2).
-        let first = self.bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(self.bytes.len());
-        let from = before.saturating_sub(END.len() - 1).max(first);
+        if self.blank == before {
+            self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        }
+        let from = before.saturating_sub(END.len() - 1).max(self.blank);
         let found = self.bytes[from..].windows(END.len()).position(|end| end == END);
         let end = found.map_or(self.bytes.len(), |at| from + at + END.len());
         self.bytes.truncate(end);
         self.is_complete = found.is_some();
         self.parts.add(part, end - before);
-        &bytes[end - before..]
+        // What is over the bound is of the head too.
+        if self.is_complete { &bytes[end - before..] } else { &[] }
     }
 
     /// The first line, without its end.

@@ -8,7 +8,7 @@
 //! earlier that it is about to close.
 
 use super::{End, State, StateChange};
-use crate::ws::close::{CloseCode, CloseFrame};
+use crate::ws::close::CloseFrame;
 use crate::ws::frame::Sender;
 
 /// The state of a connection.
@@ -38,8 +38,9 @@ impl Life {
 
     /// A Close with this unmasked payload has passed (§7.1.3).
     pub fn see_close(&mut self, from: Sender, payload: &[u8]) -> Option<StateChange> {
-        let close = CloseFrame::parse(payload).unwrap_or(CloseFrame { code: None, reason: "" });
-        let code = close.code.map(CloseCode::get);
+        // Also a code that may not be sent was sent.
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let who = match from {
             Sender::Client => "client",
             Sender::Server => "server",
@@ -47,7 +48,7 @@ impl Life {
         let because = format!("the {who} sent Close{}", code.map(|code| format!(" {code}")).unwrap_or_default());
         match &self.first_close {
             None => {
-                self.first_close = Some(FirstClose { by: from, code, reason: close.reason.to_owned() });
+                self.first_close = Some(FirstClose { by: from, code, reason });
                 self.change(State::Closing, because)
             }
             Some(first) if first.by != from => self.change(State::Closed, because),

@@ -12,9 +12,10 @@
 //! look is a question of their own ([`text`], [`json`]).
 //!
 //! Reading order: this file and [`frame`] (what there is to say), [`tap`] (who says it), [`head`] and [`scan`] (what one
-//! direction holds), [`life`] (the states), [`refusal`] (why something was wrong, told by its bytes), [`records`] (where
-//! all that goes), [`text`], [`figure`] and [`json`], [`visible`] (what may go to a terminal), [`secret`] (what is never shown), [`filter`] (what is asked for),
-//! [`recording`] (bytes kept for later).
+//! direction holds), [`judge`] and [`refusal`] (what was wrong, and which bytes show it), [`life`] (the states),
+//! [`records`] (where all that goes), [`text`], [`figure`] and [`json`] (how it looks), [`visible`] (what may go to a
+//! terminal), [`secret`] (what is never shown), [`filter`] (what is asked for), [`recorder`] and [`recording`] (bytes kept
+//! for later).
 //!
 //! The subtle thing: a tap must cost nothing where there is none, and must never cost more than a bound where there is
 //! one. What does not fit is counted, and the count is a record too.
@@ -24,7 +25,9 @@ pub mod filter;
 pub mod frame;
 pub mod head;
 pub mod json;
+pub mod judge;
 pub mod life;
+pub mod recorder;
 pub mod recording;
 pub mod records;
 
@@ -83,6 +86,8 @@ pub enum What {
 pub struct Head {
     /// Its bytes: up to and with the blank line, if that came.
     pub bytes: Vec<u8>,
+    /// How many of them are blank lines in front.
+    pub blank: usize,
     /// Whether the blank line came.
     pub is_complete: bool,
     /// What it came in.

@@ -9,52 +9,28 @@
 //! {"at":"2026-11-22T12:00:08.310040Z","end":"closed by the client: 1000 "}
 //! ```
 //!
-//! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The file is what a bug report needs.
+//! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The
+//! file is what a bug report needs. How it comes about is told in [`recorder`](super::recorder).
 //!
-//! The subtle thing: tokens are masked, and a token may be cut between two reads. So what comes before the request is
-//! answered is held until it is, masked as one, and only then written, read by read. Masking keeps every length, so the
-//! boundaries stay where they were.
+//! The subtle thing: a file may end in the middle of a line, when the disk is full or the server was killed. What is
+//! before that line is as good as ever.
 
-use std::cell::Cell;
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::visible::digits;
-use super::{Head, Records, Tap, secret};
+use super::{Records, Tap};
 use crate::ws::Limits;
 use crate::ws::frame::Sender;
 
-/// How much room a file keeps for the line that says that it ends early, in bytes.
-const LAST_LINE: u64 = 80;
-
-/// The folder where recordings go, and how much may still go there.
-#[derive(Debug)]
-pub struct Recordings {
-    dir: PathBuf,
-    left: Rc<Cell<u64>>,
-}
-
-/// Records one connection.
-#[derive(Debug)]
-pub struct Recorder {
-    /// `None` when there is no more room, or the disk takes no more.
-    file: Option<File>,
-    left: Rc<Cell<u64>>,
-    /// What the client sent before it was answered.
-    held: Vec<(SystemTime, Vec<u8>)>,
-    is_answered: bool,
-}
-
 /// The first line of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Title {
-    connection: usize,
-    wirechat: String,
+pub struct Title {
+    /// The number of the connection.
+    pub connection: usize,
+    /// The version of the server.
+    pub wirechat: String,
 }
 
 /// Another line.
@@ -95,104 +71,6 @@ pub enum Step {
     Cut,
 }
 
-impl Recordings {
-    /// Recordings go to `dir`, which is made if it is not there; `limit` is for all of them together, in bytes.
-    ///
-    /// # Errors
-    /// A line that says why there can be no such folder.
-    pub fn new(dir: &Path, limit: u64) -> Result<Recordings, String> {
-        fs::create_dir_all(dir).map_err(|error| format!("--record {}: {error}", dir.display()))?;
-        Ok(Recordings { dir: dir.to_owned(), left: Rc::new(Cell::new(limit)) })
-    }
-
-    /// Begins to record a connection; `None` if there is no more room. A file is never written over.
-    pub fn begin(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
-        let title = Title { connection, wirechat: env!("CARGO_PKG_VERSION").into() };
-        let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
-        let left = self.left.get().checked_sub(title.len() as u64 + LAST_LINE)?;
-        let stamp = humantime::format_rfc3339_millis(now).to_string().replace(':', "-");
-        let path = self.dir.join(format!("{stamp}-{connection}.wire"));
-        let written = File::create_new(&path).and_then(|mut file| file.write_all(title.as_bytes()).map(|()| file));
-        match written {
-            Ok(file) => {
-                self.left.set(left);
-                let left = Rc::clone(&self.left);
-                Some(Recorder { file: Some(file), left, held: Vec::new(), is_answered: false })
-            }
-            Err(error) => {
-                log::warn!("RECORD {}: {error}", path.display());
-                None
-            }
-        }
-    }
-}
-
-impl Recorder {
-    /// Records the bytes of one read or write.
-    pub fn see(&mut self, from: Sender, bytes: &[u8], now: SystemTime) {
-        match from {
-            Sender::Client if !self.is_answered => self.held.push((now, bytes.to_vec())),
-            Sender::Client => self.write(Step::Client(bytes.to_vec()), now),
-            Sender::Server => {
-                self.write_held();
-                self.is_answered = true;
-                let mut bytes = bytes.to_vec();
-                secret::mask_ticket(&mut bytes);
-                self.write(Step::Server(bytes), now);
-            }
-        }
-    }
-
-    /// Records what the server takes of this client.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, now: SystemTime) {
-        let Limits { message, fragments, binary } = limits;
-        self.write_held();
-        self.is_answered = true;
-        self.write(Step::Upgraded { message, fragments, binary, user: user.map(Into::into) }, now);
-    }
-
-    /// Records that the server begins to close.
-    pub fn close_begins(&mut self, now: SystemTime) {
-        self.write(Step::Closing, now);
-    }
-
-    /// Records that the TCP connection is over.
-    pub fn end(&mut self, how: &str, now: SystemTime) {
-        self.write_held();
-        self.write(Step::End(how.into()), now);
-    }
-
-    fn write_held(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        let joined: Vec<u8> = held.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
-        let mut head = Head::default();
-        let behind = head.read(&joined, 1);
-        let masked = [&secret::masked(&head.bytes), behind].concat();
-        let mut rest = &masked[..];
-        for (at, bytes) in held {
-            let (read, tail) = rest.split_at(bytes.len().min(rest.len()));
-            self.write(Step::Client(read.to_vec()), at);
-            rest = tail;
-        }
-    }
-
-    fn write(&mut self, step: Step, at: SystemTime) {
-        let Some(file) = &mut self.file else { return };
-        let line = |step| serde_json::to_string(&Entry { at, step }).unwrap_or_default() + "\n";
-        let full = line(step);
-        let (line, goes_on) = match self.left.get().checked_sub(full.len() as u64) {
-            Some(left) => {
-                self.left.set(left);
-                (full, true)
-            }
-            None => (line(Step::Cut), false),
-        };
-        if file.write_all(line.as_bytes()).is_err() || !goes_on {
-            self.file = None;
-        }
-    }
-}
-
 /// A recording as it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
@@ -217,23 +95,34 @@ impl Recording {
     /// ```
     pub fn parse(text: &str) -> Result<Recording, String> {
         let mut lines = text.lines().enumerate();
-        let wrong = |number: usize, error| format!("line {}: {error}", number + 1);
+        let wrong = |number: usize, error: serde_json::Error| {
+            let error = error.to_string();
+            format!("line {}: {}", number + 1, error.split(" at line ").next().unwrap_or_default())
+        };
         let (_, title) = lines.next().ok_or("line 1: the file is empty")?;
         let title: Title = serde_json::from_str(title).map_err(|error| wrong(0, error))?;
-        let entries = lines.map(|(number, line)| serde_json::from_str(line).map_err(|error| wrong(number, error)));
-        Ok(Recording { connection: title.connection, entries: entries.collect::<Result<_, _>>()? })
+        let mut entries = Vec::new();
+        for (number, line) in lines {
+            match serde_json::from_str(line) {
+                Ok(entry) => entries.push(entry),
+                // A line without its end was not written to its end.
+                Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
+                Err(error) => return Err(wrong(number, error)),
+            }
+        }
+        Ok(Recording { connection: title.connection, entries })
     }
 
     /// Lets a tap see it again.
     pub fn replay(&self, records: Records) {
-        let mut tap = Tap::new(self.connection, records);
+        let mut tap = Tap::new(self.connection, records).beside_server();
         for Entry { at, step } in &self.entries {
             match step {
                 Step::Client(bytes) => tap.see(Sender::Client, bytes, *at),
                 Step::Server(bytes) => tap.see(Sender::Server, bytes, *at),
                 Step::Upgraded { message, fragments, binary, user } => {
-                    tap.set_limits(Limits { message: *message, fragments: *fragments, binary: *binary });
-                    user.iter().for_each(|user| tap.set_user(user.as_str().into()));
+                    let limits = Limits { message: *message, fragments: *fragments, binary: *binary };
+                    tap.upgraded(limits, user.as_deref().map(Into::into), false);
                 }
                 Step::Closing => tap.close_begins(),
                 Step::End(how) => tap.end(how, *at),
@@ -304,13 +193,20 @@ mod tests {
             ("", "line 1: "),
             ("{}", "line 1: "),
             (&format!("{title}\n\n"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}\n"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}\n"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}\n"), "line 2: "),
+            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}\n"), "line 2: "),
         ];
         for (file, line) in damaged {
             assert!(Recording::parse(file).is_err_and(|error| error.starts_with(line)), "{file}");
         }
+    }
+
+    #[test]
+    fn what_is_before_a_line_without_its_end_is_read() {
+        let file =
+            "{\"connection\":7,\"wirechat\":\"0.1.0\"}\n{\"at\":\"2026-11-22T12:00:01Z\",\"client\":\"00\"}\n{\"at\":";
+        assert_eq!(Recording::parse(file).unwrap().entries.len(), 1);
     }
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use super::{Record, StateChange, What};
+use super::{Record, Refusal, StateChange, What};
 
 /// How many records wait to be taken; what comes on top is counted instead.
 const MAX_RECORDS: usize = 16 * 1024;
@@ -60,6 +60,13 @@ impl Reporter {
         }
         if self.missed > 0 || !self.records.push(record(what)) {
             self.missed += 1;
+        }
+    }
+
+    /// Reports that a rule was broken, if one was.
+    pub fn tell_refusal(&mut self, refusal: Option<Refusal>) {
+        if let Some(refusal) = refusal {
+            self.tell(What::Refusal(refusal));
         }
     }
 

@@ -108,8 +108,10 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
+    let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        Err(error) if is_start => {
+        // What is cut off where no more is shown is not what is wrong.
+        Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
             let what = if error.error_len().is_some() { "no character" } else { "a character without its end" };

@@ -1,9 +1,11 @@
-//! What is never shown: tokens and tickets, however they are spelled.
+//! What is never shown: tokens and tickets.
 //!
 //! They are written over with stars, byte for byte, so that every other byte stays where it was and every length is as
 //! it was on the wire.
 //!
-//! The subtle thing: a query is percent-decoded before it is read, so `%74oken=` names a token as well.
+//! The subtle thing: whatever the server would read as a token is one, so a name is percent-decoded (`%74oken=`), and a
+//! value goes on to the next `&` or blank, whatever is in it. Each byte is looked at once: a query may be all question
+//! marks.
 
 /// The parameters of a query, and the headers, whose values are secret.
 const PARAMETERS: [&[u8]; 2] = [b"token", b"ticket"];
@@ -14,7 +16,7 @@ pub fn masked(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     mask_parameters(&mut head);
     let mut is_secret = false;
-    for line in head.split_mut(|byte| *byte == b'\n').skip(1) {
+    for line in head.split_mut(|byte| *byte == b'\n') {
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         if !is_folded {
@@ -29,24 +31,50 @@ pub fn masked(head: &[u8]) -> Vec<u8> {
     head
 }
 
-/// Masks the ticket in a `welcome` that a server sends: unmasked bytes of a frame's payload.
-pub fn mask_ticket(payload: &mut [u8]) {
+/// Masks the ticket in a `welcome`, whose bytes may come in pieces.
+#[derive(Debug, Default)]
+pub struct TicketMask {
+    /// How many bytes of the field's name have passed.
+    matched: usize,
+    /// Its value is passing.
+    in_value: bool,
+    /// It has passed.
+    is_done: bool,
+}
+
+impl TicketMask {
     const FIELD: &[u8] = b"\"ticket\":\"";
-    let Some(at) = payload.windows(FIELD.len()).position(|bytes| bytes == FIELD) else { return };
-    payload[at + FIELD.len()..].iter_mut().take_while(|byte| **byte != b'"').for_each(|byte| *byte = b'*');
+
+    /// Masks it in the next bytes that the server sends.
+    pub fn mask(&mut self, bytes: &mut [u8]) {
+        for byte in bytes {
+            match (self.is_done, self.in_value) {
+                (true, _) => return,
+                (_, true) if *byte == b'"' => self.is_done = true,
+                (_, true) => *byte = b'*',
+                // A quotation mark is the only byte that the name can begin with anew.
+                _ if *byte == Self::FIELD[self.matched] => self.matched += 1,
+                _ => self.matched = usize::from(*byte == b'"'),
+            }
+            self.in_value = self.matched == Self::FIELD.len();
+        }
+    }
 }
 
 /// A parameter may stand in the request target, and in a `Referer`: wherever there is `?name=` or `&name=`.
 fn mask_parameters(head: &mut [u8]) {
-    let mut start = 0;
-    while let Some(found) = head[start..].iter().position(|byte| matches!(byte, b'?' | b'&')) {
-        start += found + 1;
-        let is_end = |byte: &u8| matches!(byte, b'&' | b'#') || byte.is_ascii_whitespace();
-        let end = head[start..].iter().position(is_end).map_or(head.len(), |len| start + len);
-        let parameter = &mut head[start..end];
-        let Some(equals) = parameter.iter().position(|byte| *byte == b'=') else { continue };
-        if PARAMETERS.contains(&&percent_decoded(&parameter[..equals])[..]) {
-            parameter[equals + 1..].fill(b'*');
+    let (mut name, mut is_secret) = (None, false);
+    for at in 0..head.len() {
+        match head[at] {
+            b'&' => (name, is_secret) = (Some(at + 1), false),
+            byte if byte.is_ascii_whitespace() => (name, is_secret) = (None, false),
+            _ if is_secret => head[at] = b'*',
+            b'?' => name = Some(at + 1),
+            b'=' => {
+                let name = name.take().map(|start| percent_decoded(&head[start..at]));
+                is_secret = name.is_some_and(|name| PARAMETERS.contains(&&name[..]));
+            }
+            _ => {}
         }
     }
 }
@@ -78,6 +106,9 @@ mod tests {
             ("GET /?username=a&%74oken=x HTTP/1.1\r\n", "GET /?username=a&%74oken=* HTTP/1.1\r\n"),
             ("GET /?token=a?b&token=c HTTP/1.1", "GET /?token=***&token=* HTTP/1.1"),
             ("GET /inspect?ticket=7-abc HTTP/1.1\r\n", "GET /inspect?ticket=***** HTTP/1.1\r\n"),
+            ("GET /?token=a#b=c?d&x=1 HTTP/1.1", "GET /?token=*******&x=1 HTTP/1.1"),
+            ("DELETE /x?token=a HTTP/1.1", "DELETE /x?token=* HTTP/1.1"),
+            ("Authorization: Bearer a\r\n\r\n", "Authorization: ****** *\r\n\r\n"),
             ("GET /?tok", "GET /?tok"),
             ("GET /?token=half", "GET /?token=****"),
             ("GET /?my_token=x HTTP/1.1\r\n", "GET /?my_token=x HTTP/1.1\r\n"),
@@ -104,9 +135,22 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_in_a_welcome_is_masked() {
-        let mut payload = *br#"{"event":"welcome","data":{"ticket":"7-00ff","room":"a"}}"#;
-        mask_ticket(&mut payload);
-        assert_eq!(&payload, br#"{"event":"welcome","data":{"ticket":"******","room":"a"}}"#);
+    fn a_ticket_in_a_welcome_is_masked_wherever_it_is_cut() {
+        let welcome = br#"{"event":"welcome","data":{"a":"","ticket":"7-00ff","room":"a"}},{"ticket":"later"}"#;
+        let masked = br#"{"event":"welcome","data":{"a":"","ticket":"******","room":"a"}},{"ticket":"later"}"#;
+        for cut in 0..welcome.len() {
+            let (mut payload, mut mask) = (welcome.to_vec(), TicketMask::default());
+            let (left, right) = payload.split_at_mut(cut);
+            mask.mask(left);
+            mask.mask(right);
+            assert_eq!(payload, masked, "cut at {cut}");
+        }
+    }
+
+    /// Sixty thousand question marks take no longer than anything else of that length.
+    #[test]
+    fn a_query_of_question_marks_is_read_once() {
+        let head = format!("GET /{}token=x HTTP/1.1\r\n", "?".repeat(1 << 20));
+        assert!(shown(&head).ends_with("?token=* HTTP/1.1\r\n"));
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   Handshake ──101──▶ Frames
-//!       └──any other answer──▶ Plain
+//!       └──any other answer──▶ Over
 //! ```
 //!
-//! It keeps its own place in both streams. To know which rule a client broke it runs a [`Protocol`] of its own over a
-//! copy of the client's bytes, one frame after the other, so that the verdict stands beside the frame that caused it.
+//! It keeps its own place in both streams, and has a [`Judge`] look at each frame of the client, so that a verdict
+//! stands beside the frame that caused it.
 //!
 //! The subtle thing: a client may send frames behind its request before it is answered. Whether these bytes are frames
 //! at all is known only when the answer has passed, so they wait for it.
@@ -14,21 +14,18 @@
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use super::judge::Judge;
 use super::life::Life;
 use super::records::Reporter;
 use super::scan::{Side, Step};
-use super::{AcceptSteps, Answer, Frame, Head, MAX_SHOWN, Records, Refusal, State, What};
+use super::secret::TicketMask;
+use super::{AcceptSteps, Answer, Frame, Head, MAX_SHOWN, Records, State, What};
 use super::{refusal, secret};
 use crate::ws::Limits;
-use crate::ws::close::CloseCode;
 use crate::ws::frame::{Opcode, Sender};
-use crate::ws::protocol::{self, Event, Framing, Protocol};
 
-/// How much of what comes before the answer waits for it, in bytes.
+/// How much of what comes before the answer waits for it, in bytes; but always one read.
 const MAX_AHEAD: usize = 64 * 1024;
-/// What is judged by before it is known what the server takes.
-const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, binary: true };
-
 /// A tap. Dropping it ends the watch without a word.
 #[derive(Debug)]
 pub struct Tap {
@@ -38,10 +35,12 @@ pub struct Tap {
     server: Side,
     /// What the client sent behind its request, each with the number of its read.
     ahead: Vec<(u64, Vec<u8>)>,
-    limits: Limits,
-    /// Judges the client's frames.
-    judge: Protocol,
+    judge: Judge,
     life: Life,
+    /// The server is going to send a ticket.
+    ticket: Option<TicketMask>,
+    /// Nothing behind the handshake is shown.
+    is_private: bool,
 }
 
 /// What the bytes are.
@@ -49,8 +48,8 @@ pub struct Tap {
 enum Stage {
     Handshake,
     Frames,
-    /// Nothing that follows a plain answer is read.
-    Plain,
+    /// Nothing that follows is shown: a plain answer was the last.
+    Over,
 }
 
 impl Tap {
@@ -62,9 +61,10 @@ impl Tap {
             client: Side::new(Sender::Client),
             server: Side::new(Sender::Server),
             ahead: Vec::new(),
-            limits: DEFAULT_LIMITS,
-            judge: Protocol::new(DEFAULT_LIMITS),
+            judge: Judge::default(),
             life: Life::new(State::Connecting),
+            ticket: None,
+            is_private: false,
         }
     }
 
@@ -87,13 +87,26 @@ impl Tap {
 
     /// What the server takes from this client. Before its first frame.
     pub fn set_limits(&mut self, limits: Limits) {
-        self.limits = limits;
-        self.judge = Protocol::new(limits);
+        self.judge.set_limits(limits);
     }
 
-    /// Who is at the other end.
-    pub fn set_user(&mut self, user: Rc<str>) {
-        self.reporter.user = Some(user);
+    /// It stands beside a server, whose Close has the last word on what was wrong.
+    pub fn beside_server(mut self) -> Tap {
+        self.judge.waits = true;
+        self
+    }
+
+    /// The request is granted: what the server takes, who it is, and whether it is going to be sent a ticket, which is not
+    /// to be shown.
+    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
+        self.set_limits(limits);
+        self.reporter.user = user;
+        self.ticket = has_ticket.then(TicketMask::default);
+    }
+
+    /// Of this connection only the handshake and the end are shown.
+    pub fn set_private(&mut self) {
+        self.is_private = true;
     }
 
     /// How much memory it holds for what is not complete, in bytes.
@@ -108,7 +121,7 @@ impl Tap {
         side.parts += 1;
         let part = side.parts;
         match (&self.stage, from) {
-            (Stage::Plain, _) => {}
+            (Stage::Over, _) => {}
             (Stage::Frames, _) => self.see_frames(from, bytes, part),
             (Stage::Handshake, Sender::Client) => self.see_request(bytes, part),
             (Stage::Handshake, Sender::Server) => self.see_answer(bytes, part),
@@ -118,7 +131,7 @@ impl Tap {
     /// The server has begun to close the connection, though its Close has not passed yet: what the client sends from
     /// here on is skipped, whatever it is.
     pub fn close_begins(&mut self) {
-        self.judge.close(CloseCode::NORMAL, "");
+        self.judge.close_begins();
     }
 
     /// The TCP connection is over. `how` is what the server has to say of it.
@@ -133,6 +146,7 @@ impl Tap {
                 self.tell_frame(frame);
             }
         }
+        self.reporter.tell_refusal(self.judge.settle(None));
         let (change, end) = self.life.end(how);
         self.reporter.tell_change(change);
         self.reporter.tell(What::End(end));
@@ -152,8 +166,9 @@ impl Tap {
             self.tell_head();
         }
         let waiting: usize = self.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
-        if waiting + behind.len() > MAX_AHEAD {
+        if waiting > 0 && waiting + behind.len() > MAX_AHEAD {
             self.client.is_lost = true;
+            self.reporter.tell(What::Missed(1));
         } else if !behind.is_empty() {
             self.ahead.push((part, behind.to_vec()));
         }
@@ -167,8 +182,7 @@ impl Tap {
     }
 
     fn tell_head(&mut self) {
-        let Head { bytes, is_complete, parts } = &self.client.head;
-        let head = Head { bytes: secret::masked(bytes), is_complete: *is_complete, parts: parts.clone() };
+        let head = Head { bytes: secret::masked(&self.client.head.bytes), ..self.client.head.clone() };
         self.reporter.tell(What::Request(head));
     }
 
@@ -184,22 +198,23 @@ impl Tap {
         let status = head.status();
         if status != 101 {
             let body = behind[..behind.len().min(MAX_SHOWN)].to_vec();
-            self.stage = Stage::Plain;
+            self.stage = Stage::Over;
             self.ahead = Vec::new();
             return self.reporter.tell(What::Answer(Answer { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::between(&self.client.head, &head);
         self.reporter.tell(What::Answer(Answer { head, status, body: Vec::new(), accept }));
-        self.stage = Stage::Frames;
+        self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
         self.reporter.tell_change(self.life.open());
-        self.see_frames(Sender::Server, behind, part);
-        for (part, bytes) in std::mem::take(&mut self.ahead) {
-            self.see_frames(Sender::Client, &bytes, part);
+        (self.client.head, self.server.head) = (Head::default(), Head::default());
+        for (ahead, bytes) in std::mem::take(&mut self.ahead) {
+            self.see_frames(Sender::Client, &bytes, ahead); // it came before the answer was written
         }
+        self.see_frames(Sender::Server, behind, part);
     }
 
     fn see_frames(&mut self, from: Sender, mut bytes: &[u8], part: u64) {
-        while !bytes.is_empty() && !self.side(from).is_lost {
+        while !bytes.is_empty() && !self.side(from).is_lost && self.stage == Stage::Frames {
             let before = bytes;
             let step = self.side(from).frames.next(&mut bytes, part);
             let passed = &before[..before.len() - bytes.len()];
@@ -211,79 +226,68 @@ impl Tap {
                 Step::More => {}
                 Step::Lost(..) => self.side(from).is_lost = true,
                 Step::Complete(frame) => {
-                    let is_told = std::mem::take(&mut self.side(from).is_told);
                     let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
-                    if !is_told {
+                    if let (Sender::Server, Some(payload)) = (from, &close) {
+                        self.reporter.tell_refusal(self.judge.settle(Some(payload)));
+                        self.judge.close_begins();
+                    }
+                    if !std::mem::take(&mut self.side(from).is_told) {
                         self.tell_frame(frame);
                     }
                     if let Some(payload) = close {
-                        self.see_close(from, &payload);
+                        self.reporter.tell_change(self.life.see_close(from, &payload));
                     }
                 }
             }
         }
     }
 
-    /// Runs what passed of a client's frame through the protocol.
     fn judge_client(&mut self, passed: &[u8], step: &Step) {
-        let mut bytes = passed.to_vec();
-        let mut input = &mut bytes[..];
-        let mut broken = None;
-        while let Some(event) = self.judge.receive(&mut input) {
-            if let Event::Failed(error) = event {
-                broken = Some(error);
-            }
+        if let Some(error) = self.judge.pass(passed)
+            && let Some(frame) = self.tell_refused(Sender::Client, step)
+        {
+            let refusal = refusal::refusal(error, &frame, &self.judge.limits);
+            self.reporter.tell_refusal(self.judge.find(error, refusal));
         }
-        self.judge.take_replies();
-        if let Some(error) = broken {
-            self.tell_refusal(Sender::Client, step, |frame, limits| refusal::refusal(error, frame, limits));
-        }
-        // What follows is skipped, or is no frame any more.
-        self.client.is_lost |=
-            matches!(self.judge.state(), protocol::State::Closed | protocol::State::Closing(Framing::Lost));
+        self.client.is_lost |= self.judge.is_over();
     }
 
     /// Judges what can be judged of a server's frame: its header.
     fn judge_server(&mut self, step: &Step) {
-        match step {
-            Step::Lost(_, error) => {
-                self.tell_refusal(Sender::Server, step, |frame, limits| refusal::refusal(*error, frame, limits));
-            }
-            Step::Complete(frame) if frame.header.is_masked() => {
-                self.tell_refusal(Sender::Server, step, |frame, _| refusal::masked_by_server(frame));
-            }
-            _ => {}
-        }
-    }
-
-    /// Tells of a frame that is refused, as far as it came, and why.
-    fn tell_refusal(&mut self, from: Sender, step: &Step, explain: impl FnOnce(&Frame, &Limits) -> Refusal) {
-        let frame = match step {
-            Step::Complete(frame) | Step::Lost(frame, _) => Some(frame),
-            Step::More => self.side(from).frames.current(),
+        let broken = match step {
+            Step::Lost(_, error) => Some(*error),
+            Step::Complete(frame) if frame.header.is_masked() => None,
+            _ => return,
         };
-        let Some(frame) = frame.cloned() else { return };
-        let refusal = explain(&frame, &self.limits);
-        self.side(from).is_told = true;
-        self.tell_frame(frame);
-        self.reporter.tell(What::Refusal(refusal));
+        if let Some(frame) = self.tell_refused(Sender::Server, step) {
+            let explained = broken.map(|error| refusal::refusal(error, &frame, &self.judge.limits));
+            self.reporter.tell(What::Refusal(explained.unwrap_or_else(|| refusal::masked_by_server(&frame))));
+        }
     }
 
-    /// A Close has passed whole.
-    fn see_close(&mut self, from: Sender, payload: &[u8]) {
-        if from == Sender::Server {
-            self.close_begins();
-        }
-        self.reporter.tell_change(self.life.see_close(from, payload));
+    /// Tells of a frame that is refused, as far as it came, and gives it back.
+    fn tell_refused(&mut self, from: Sender, step: &Step) -> Option<Frame> {
+        let frame = match step {
+            Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
+            Step::More => self.side(from).frames.current()?.clone(),
+        };
+        self.side(from).is_told = true;
+        self.tell_frame(frame.clone());
+        Some(frame)
     }
 
     fn tell_frame(&mut self, mut frame: Frame) {
-        if frame.sender == Sender::Server {
-            secret::mask_ticket(&mut frame.wire);
-        } else if refusal::stranger(&frame).is_some() {
+        let is_text = frame.header.opcode() == Opcode::Text as u8;
+        match frame.sender {
+            // It is in the first message that a server sends.
+            Sender::Server if is_text => self.ticket.take().iter_mut().for_each(|mask| mask.mask(&mut frame.wire)),
+            Sender::Server => {}
             // A request in place of a frame has its token where a frame has its payload.
-            let header = frame.header.bytes();
-            frame.wire = secret::masked(&[header, &frame.wire].concat()).split_off(header.len());
+            Sender::Client if frame.header.is_masked() => {}
+            Sender::Client => {
+                let header = frame.header.bytes();
+                frame.wire = secret::masked(&[header, &frame.wire].concat()).split_off(header.len());
+            }
         }
         self.reporter.tell(What::Frame(frame));
     }

@@ -188,7 +188,8 @@ fn end(end: &End) -> String {
             format!("{who} began to close it {code}{reason}, {clean}")
         }
     };
-    format!("over: {began}; {}", quoted(&end.how))
+    let how = if end.how.is_empty() { String::new() } else { format!("; {}", quoted(&end.how)) };
+    format!("over: {began}{how}")
 }
 
 /// The lines of a head, their ends visible.

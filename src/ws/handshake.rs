@@ -13,8 +13,8 @@
 //! The subtle thing: the accept value is made of the key as it was sent, not of what it decodes to. It proves that the
 //! server has read the request as a WebSocket handshake, and nothing else; it is no secret and no authentication.
 
-use base64::Engine;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use base64::{DecodeSliceError, Engine};
 use sha1::{Digest, Sha1};
 
 use super::extension;
@@ -80,7 +80,8 @@ impl<'h> Upgrade<'h> {
     /// else none is, which §4.2.2 allows and a client may accept or not (§1.9). It stands there once, as does the accept key
     /// (§11.3.4, §11.3.3).
     pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
-        let mut head = String::with_capacity(256);
+        // With room for the first frames, which go out with it.
+        let mut head = String::with_capacity(1024);
         head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
         head.push_str("Sec-WebSocket-Accept: ");
         head.push_str(&accept_key(self.key));
@@ -125,8 +126,12 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
 pub fn key_len(key: &[u8]) -> Option<usize> {
     // 16 bytes leave four spare bits in the last character. Keys written by hand set them; RFC 4648 §3.5 lets a
     // decoder pass over them, and the answer is made of the string as sent.
-    let config = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
-    GeneralPurpose::new(&base64::alphabet::STANDARD, config).decode(key).ok().map(|decoded| decoded.len())
+    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+    match BASE64.decode_slice(key, &mut [0; 18]) {
+        Err(DecodeSliceError::OutputSliceTooSmall) => BASE64.decode(key).ok().map(|decoded| decoded.len()),
+        decoded => decoded.ok(),
+    }
 }
 
 /// §4.1 item 10 with §4.3: a list of tokens, each "MUST be unique".

@@ -61,7 +61,7 @@
 //! |---|---|
 //! | 1.1, 1.4–1.8 | the introduction: what it tells is said again later, where it binds |
 //! | 2.1 | how the RFC itself is to be read |
-//! | 4.1 what a client does with the answer; 5.3 how it chooses a key | a browser does both; `client.html` only says `new WebSocket` |
+//! | 4.1 what a client does with the answer; 5.3 how it chooses a key | a browser does both for `client.html`; `wirechat poke`, a client, does them itself |
 //! | 7.2.1 | how a client gives up a connection |
 //! | 7.2.3 | how a client comes back, later each time and at random: `client.html` does it |
 //! | 9.2 | it defines no extension |

@@ -98,11 +98,11 @@ impl HeadReader {
         let is_first = self.line == self.request_line;
         let is_blank = content.is_empty();
         self.line = newline + 1;
-        match (is_first, is_blank) {
-            (true, true) => self.request_line = self.line,
-            // What does not begin like HTTP may never send a blank line.
-            (true, false) => drop(Request::parse(&self.bytes[self.request_line..self.line], 0)?),
-            _ => {}
+        if is_first && is_blank {
+            self.request_line = self.line;
+        } else if is_first && !self.bytes.ends_with(b"\r\n\r\n") {
+            // What does not begin like HTTP may never send a blank line. If one has come, all is parsed at once.
+            Request::parse(&self.bytes[self.request_line..self.line], 0)?;
         }
         Ok(is_blank && !is_first)
     }
@@ -123,9 +123,9 @@ impl HeadReader {
     }
 }
 
-/// Names what came in place of HTTP, as far as it can be told. What follows a `?` is not shown: there may be a token.
+/// Names what came in place of HTTP, as far as it can be told. What follows a `?` or `:` is not shown: it may be a token.
 fn not_http(bytes: &[u8]) -> Rejection {
-    let bytes = bytes.split(|&byte| byte == b'?').next().unwrap_or_default();
+    let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
         [b'S', b'S', b'H', b'-', ..] => "an SSH banner",
@@ -185,8 +185,7 @@ impl<'h> Request<'h> {
         if !raw_target.is_ascii() || raw_target.contains('#') {
             return Err(bad_request("The request target holds a # (RFC 6455 §3) or a byte that is not ASCII."));
         }
-        let minor_version = parsed.version.unwrap_or_default();
-        let count = parsed.headers.len();
+        let (minor_version, count) = (parsed.version.unwrap_or_default(), parsed.headers.len());
         headers.truncate(count);
         let request = Request { method, raw_target, minor_version, headers };
         request.refuse_body()?;
@@ -195,14 +194,15 @@ impl<'h> Request<'h> {
 
     /// The values of a header, in the order of its lines, without the blanks around them.
     pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
-        self.headers.iter().filter(move |h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
+        let is_it = move |found: &str| found == name || found.eq_ignore_ascii_case(name);
+        self.headers.iter().filter(move |h| is_it(h.name)).map(|h| h.value.trim_ascii())
     }
 
     /// Whether `token` is in a header that is a list of tokens. Several lines are one list (RFC 9110 §5.3), and
     /// §4.2.1 has these tokens compared without regard to case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        let mut elements = self.header(name).flat_map(|line| line.split(|&byte| byte == b','));
-        elements.any(|element| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        let is_it = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
+        self.header(name).any(|line| line.split(|&byte| byte == b',').any(is_it))
     }
 
     /// The target, taken apart.
@@ -218,10 +218,10 @@ impl<'h> Request<'h> {
                 (Some(authority), rest)
             }
         };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let end = memchr::memchr(b'?', rest.as_bytes()).unwrap_or(rest.len());
         // RFC 9112 §3.2.2 with RFC 3986 §6.2.3: an absolute form without a path means "/".
-        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
-        Target { authority, path, query }
+        let path = if end == 0 && authority.is_some() { "/" } else { &rest[..end] };
+        Target { authority, path, query: rest.get(end + 1..).unwrap_or_default() }
     }
 
     /// The one `Host` (§4.2.1 item 2). HTTP/1.0 may leave it out: then it is empty.
@@ -286,12 +286,12 @@ pub fn is_token(text: &str) -> bool {
 /// Whether `text` is a host, and perhaps a port (RFC 3986 §3.2). There is no user information: RFC 9110 §4.2.4 has it
 /// treated as an error.
 pub fn is_authority(text: &str) -> bool {
-    let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(&byte);
+    let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'$'..=b'.' | b'!' | b';' | b'=' | b'_' | b'~');
     let is_literal = |byte: u8| is_host(byte) || byte == b':';
     let (host_is_good, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((literal, port)) => (literal.bytes().all(is_literal), port),
         None => {
-            let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let (host, port) = text.split_at(text.bytes().position(|byte| byte == b':').unwrap_or(text.len()));
             (!host.is_empty() && host.bytes().all(is_host), port)
         }
     };
