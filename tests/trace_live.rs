@@ -211,6 +211,26 @@ fn spaced_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
+/// Of an inspector nothing is recorded that it was told, even in one write with its handshake.
+#[test]
+fn what_an_inspector_sees_is_not_recorded_again() {
+    let dir = folder("inspector");
+    let server = Server::start(&["--record", dir.to_str().expect("UTF-8")]);
+    let mut alice = server.upgrade(CHAT);
+    let ticket = alice.read_event("welcome")["ticket"].as_str().expect("a ticket").to_owned();
+    let mut inspector = server.connect();
+    let request = support::upgrade_request(&format!("/inspect?ticket={ticket}"));
+    inspector.send(&[request.as_bytes(), &masked(0x81, b"{\"do\":\"ping\"}")].concat());
+    inspector.read_head();
+    inspector.read_json();
+    drop(inspector);
+    drop(alice);
+    let end = |text: &str| text.matches("\"end\"").count() == 2;
+    wait_until("both have ended", || end(&recorded(&dir, "\"end\"")));
+    let text = recorded(&dir, "\"end\"");
+    assert!(!text.contains(&hex(b"\"record\"")) && !text.contains(&hex(b"\"do\"")), "{text}");
+}
+
 /// What the server never looked at broke no rule, and what it closed for is what it says.
 #[test]
 fn only_what_the_server_refused_is_told_to_be_refused() {

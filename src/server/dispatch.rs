@@ -106,6 +106,9 @@ impl Server {
         let limits = endpoint.limits(&self.config);
         if let Some(watch) = &mut connection.watch {
             let user = newcomer.as_ref().map(|newcomer| &newcomer.username);
+            if let Endpoint::Inspect(_) = endpoint {
+                watch.set_private(); // who looks is not looked at
+            }
             watch.upgraded(limits, user, connection.secret.is_some());
         }
         connection.phase = Phase::Open(Open { protocol: Protocol::new(limits), endpoint });

@@ -172,10 +172,6 @@ impl Server {
         if let Some(connection) = self.connections.get_mut(&inspected) {
             connection.secret = None; // good once
         }
-        // It is never looked at itself.
-        if let Some(watch) = self.connections.get_mut(&inspector).and_then(|connection| connection.watch.as_mut()) {
-            watch.set_private();
-        }
         let inspection = &mut self.watchers.inspection;
         inspection.inspectors.insert(inspected, Inspector { token: inspector, missed: 0 });
         inspection.pending.push(inspected);

@@ -159,8 +159,8 @@ impl Server {
 pub fn max_connections(config: &Config) -> Result<usize, String> {
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).map_err(|error| format!("descriptor limit: {error}"))?;
     let most = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(RESERVED_DESCRIPTORS);
-    // A recording takes a descriptor as well.
-    let most = if config.record.is_some() { most / 2 } else { most };
+    // A recording takes a descriptor as well, also of those few who are too many.
+    let most = if config.record.is_some() { most.saturating_sub(RESERVED_DESCRIPTORS / 2) / 2 } else { most };
     match config.max_connections {
         _ if most == 0 => Err(format!("a descriptor limit of {descriptors} is too low: see ulimit -n")),
         Some(wanted) if wanted > most => Err(format!(

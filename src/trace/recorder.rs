@@ -9,7 +9,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -80,9 +80,9 @@ impl Recordings {
     /// # Errors
     /// A line that says why there can be no such folder, or no file in it.
     pub fn new(dir: &Path, limit: u64) -> Result<Recordings, String> {
-        let probe = dir.join(".wirechat");
+        let probe = dir.join(format!(".wirechat-{}", std::process::id()));
         let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        let tried = made.and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe));
+        let tried = made.and_then(|()| new_file(&probe)).and_then(|_| fs::remove_file(&probe));
         tried.map_err(|error| format!("--record {}: {error}", dir.display()))?;
         let room = Room { left: Cell::new(limit), is_told: Cell::new(false) };
         Ok(Recordings { dir: dir.to_owned(), room: Rc::new(room) })
@@ -98,8 +98,7 @@ impl Recordings {
         }
         let stamp = humantime::format_rfc3339_millis(now).to_string().replace(':', "-");
         let path = self.dir.join(format!("{stamp}-{connection}.wire"));
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        match file.and_then(|mut file| file.write_all(title.as_bytes()).map(|()| file)) {
+        match new_file(&path).and_then(|mut file| file.write_all(title.as_bytes()).map(|()| file)) {
             Ok(file) => Some(Recorder::new(file, Rc::clone(&self.room))),
             Err(error) => {
                 self.room.close(&format!("{}: {error}", path.display()));
@@ -107,6 +106,11 @@ impl Recordings {
             }
         }
     }
+}
+
+/// A file that nobody had, for its owner alone.
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Recorder {
@@ -127,10 +131,12 @@ impl Recorder {
             Sender::Server => {
                 self.write_held();
                 let mut bytes = bytes.to_vec();
-                let is_frames = self.answer.is_complete;
-                self.answer.read(&bytes, 0);
-                if !(is_frames && self.is_private) {
-                    self.ticket.iter_mut().for_each(|ticket| ticket.mask(&mut bytes));
+                let behind = self.answer.read(&bytes, 0).len();
+                if self.is_private {
+                    bytes.truncate(bytes.len() - behind);
+                }
+                self.ticket.iter_mut().for_each(|ticket| ticket.mask(&mut bytes));
+                if !bytes.is_empty() {
                     self.write(Step::Server(bytes), now);
                 }
             }
@@ -179,11 +185,14 @@ impl Recorder {
         let (held, reads) = (std::mem::take(&mut self.held), std::mem::take(&mut self.reads));
         let behind = self.client.head.read(&held, 0);
         let head = secret::masked(&held[..held.len() - behind.len()]);
-        let masked = [head, self.without_strangers(behind)].concat();
+        let behind = if self.is_private { Vec::new() } else { self.without_strangers(behind) };
+        let masked = [head, behind].concat();
         let mut rest = &masked[..];
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
-            self.write(Step::Client(read.to_vec()), at);
+            if !read.is_empty() {
+                self.write(Step::Client(read.to_vec()), at);
+            }
             rest = tail;
         }
     }

@@ -12,6 +12,8 @@
 //! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The
 //! file is what a bug report needs. How it comes about is told in [`recorder`](super::recorder).
 //!
+//! Only the first thousand reads of a request have lines of their own.
+//!
 //! The subtle thing: a file may end in the middle of a line, when the disk is full or the server was killed. What is
 //! before that line is as good as ever.
 

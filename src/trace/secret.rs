@@ -16,7 +16,10 @@ pub fn masked(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     mask_parameters(&mut head);
     let mut is_secret = false;
-    for line in head.split_mut(|byte| *byte == b'\n') {
+    for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
+        if line.is_empty() {
+            continue; // between CR and LF
+        }
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         if !is_folded {
@@ -109,6 +112,7 @@ mod tests {
             ("GET /?token=a#b=c?d&x=1 HTTP/1.1", "GET /?token=*******&x=1 HTTP/1.1"),
             ("DELETE /x?token=a HTTP/1.1", "DELETE /x?token=* HTTP/1.1"),
             ("Authorization: Bearer a\r\n\r\n", "Authorization: ****** *\r\n\r\n"),
+            ("GET / HTTP/1.1\rAuthorization: Bearer a\r\r", "GET / HTTP/1.1\rAuthorization: ****** *\r\r"),
             ("GET /?tok", "GET /?tok"),
             ("GET /?token=half", "GET /?token=****"),
             ("GET /?my_token=x HTTP/1.1\r\n", "GET /?my_token=x HTTP/1.1\r\n"),
