@@ -6,7 +6,7 @@
 //! {"at":"2026-11-22T12:00:01.204113Z","upgraded":{"message":65536,"fragments":100000,"binary":false,"user":"alice"}}
 //! {"at":"2026-11-22T12:00:01.204113Z","server":"48545450"}
 //! {"at":"2026-11-22T12:00:07.900200Z","closing":null}
-//! {"at":"2026-11-22T12:00:08.310040Z","end":"closed by the client: 1000 "}
+//! {"at":"2026-11-22T12:00:08.310040Z","end":"closed by the client: 1000"}
 //! ```
 //!
 //! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The
