@@ -315,15 +315,20 @@ mod tests {
         let (_, all) = outbox();
         let ends = [0, 5, 5 + 204, all.len()];
         for cut in 0..=all.len() {
-            let (mut outbox, _) = outbox();
-            let mut socket = Socket { taken: Vec::new(), room: cut };
-            outbox.flush(&mut socket).unwrap();
-            outbox.drop_unsent();
-            socket.room = usize::MAX;
-            outbox.flush(&mut socket).unwrap();
-            let end = *ends.iter().find(|&&end| end >= cut).unwrap();
-            assert_eq!(socket.taken, all[..end], "cut at {cut}");
+            assert_dropped_at_an_end(outbox().0, &all, &ends, cut);
         }
+    }
+
+    /// Of an outbox that holds `all`, whose frames end at `ends`: when the socket takes no more than `cut` bytes and what
+    /// is unsent is dropped, what goes out goes on to the next end.
+    fn assert_dropped_at_an_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
+        let mut socket = Socket { taken: Vec::new(), room: cut };
+        outbox.flush(&mut socket).unwrap();
+        outbox.drop_unsent();
+        socket.room = usize::MAX;
+        outbox.flush(&mut socket).unwrap();
+        let end = *ends.iter().find(|&&end| end >= cut).unwrap();
+        assert_eq!(socket.taken, all[..end], "cut at {cut}");
     }
 
     #[test]
@@ -337,13 +342,7 @@ mod tests {
             outbox.push_own(|bytes| bytes.extend(frame(3)));
             outbox.push_own(|bytes| bytes.extend(frame(1)));
             assert_eq!((outbox.chunks.len(), outbox.len()), (1, all.len()));
-            let mut socket = Socket { taken: Vec::new(), room: cut };
-            outbox.flush(&mut socket).unwrap();
-            outbox.drop_unsent();
-            socket.room = usize::MAX;
-            outbox.flush(&mut socket).unwrap();
-            let end = *ends.iter().find(|&&end| end >= cut).unwrap();
-            assert_eq!(socket.taken, all[..end], "cut at {cut}");
+            assert_dropped_at_an_end(outbox, &all, &ends, cut);
         }
     }
 

@@ -13,11 +13,10 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::screen::{Screen, Tone, quoted};
+use crate::trace::Head;
 use crate::trace::recording::{Recording, Step};
 use crate::trace::scan::{self, FrameScanner};
 use crate::trace::text::Detail;
-use crate::trace::{Head, Records};
-use crate::ws::Limits;
 use crate::ws::frame::{Opcode, Sender};
 use crate::ws::protocol::Protocol;
 
@@ -63,10 +62,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let bytes = fs::read(&arguments.file).map_err(|error| format!("{path}: {error}"))?;
     let text = String::from_utf8(bytes).map_err(|_| format!("{path} is no recording: it is not text"))?;
     let recording = Recording::parse(&text).map_err(|error| format!("{path}: {error}"))?;
-    let records = Records::default();
-    recording.replay(records.clone());
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
-    records.take().iter().for_each(|record| screen.line(&screen.drawn(record)));
+    recording.replay(|record| screen.line(&screen.drawn(record)));
     let difference = difference(&answers_of_server(&recording), &answers_of_protocol(&recording));
     let verdict = match &difference {
         None => screen.toned(Tone::Good, "as it was recorded: the protocol answers the same"),
@@ -126,10 +123,7 @@ fn answers_of_protocol(recording: &Recording) -> Answers {
     let (mut frames, mut answers) = (FrameScanner::new(Sender::Server), Answers::default());
     for entry in &recording.entries {
         match &entry.step {
-            Step::Upgraded { message, fragments, binary, .. } => {
-                let limits = Limits { message: *message, fragments: *fragments, binary: *binary };
-                protocol = Some(Protocol::new(limits));
-            }
+            Step::Upgraded { limits, .. } => protocol = Some(Protocol::new(*limits)),
             Step::Client(bytes) => ahead.extend_from_slice(head.read(bytes, 0)),
             _ => {}
         }

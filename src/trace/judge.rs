@@ -1,4 +1,5 @@
-//! Which rule a client broke: a [`Protocol`] of the tap's own, run over a copy of the client's bytes.
+//! Which rule a client broke (§7.1.7): a [`Protocol`] of the tap's own, run over a copy of the client's bytes. It knows
+//! nothing of how frames are shown, or a verdict explained.
 //!
 //! ```text
 //!   a client's frame ─▶ Judge ─▶ a broken rule ──▶ told at once

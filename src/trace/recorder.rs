@@ -1,4 +1,5 @@
-//! `--record`: writes down what passes, in the format of [`recording`](super::recording).
+//! `--record`: writes down what passes, in the format of [`recording`](super::recording). It knows where a request head
+//! ends (§4.1) and where frames do (§5.2), so as to know what may be kept; what they say is none of its business.
 //!
 //! The subtle thing: tokens are masked, and a token may be cut between two reads. So what comes before the request is
 //! granted or answered is held, masked as one, and only then written, read by read. Masking keeps every length, so the
@@ -145,10 +146,9 @@ impl Recorder {
 
     /// Records what the server takes of this client. `has_ticket`: it is going to be sent one.
     pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, has_ticket: bool, now: SystemTime) {
-        let Limits { message, fragments, binary } = limits;
         self.ticket = has_ticket.then(TicketMask::default);
         self.write_held();
-        self.write(Step::Upgraded { message, fragments, binary, user: user.map(Into::into) }, now);
+        self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
     /// Of this connection only the handshake and the end are recorded.

@@ -22,7 +22,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::visible::digits;
-use super::{Records, Tap};
+use super::{Record, Records, Tap};
 use crate::ws::Limits;
 use crate::ws::frame::Sender;
 
@@ -56,12 +56,9 @@ pub enum Step {
     Server(#[serde(with = "bytes")] Vec<u8>),
     /// The request was granted.
     Upgraded {
-        /// As [`Limits::message`].
-        message: usize,
-        /// As [`Limits::fragments`].
-        fragments: u32,
-        /// As [`Limits::binary`].
-        binary: bool,
+        /// What the server takes of this client.
+        #[serde(flatten, with = "Limited")]
+        limits: Limits,
         /// Who it is.
         user: Option<String>,
     },
@@ -115,23 +112,32 @@ impl Recording {
         Ok(Recording { connection: title.connection, entries })
     }
 
-    /// Lets a tap see it again.
-    pub fn replay(&self, records: Records) {
-        let mut tap = Tap::new(self.connection, records).beside_server();
+    /// Lets a tap see it again, and hands out what it has to say, read by read: as beside a server, more than a read's
+    /// worth of records is never held.
+    pub fn replay(&self, mut show: impl FnMut(&Record)) {
+        let records = Records::default();
+        let mut tap = Tap::new(self.connection, records.clone()).beside_server();
         for Entry { at, step } in &self.entries {
             match step {
                 Step::Client(bytes) => tap.see(Sender::Client, bytes, *at),
                 Step::Server(bytes) => tap.see(Sender::Server, bytes, *at),
-                Step::Upgraded { message, fragments, binary, user } => {
-                    let limits = Limits { message: *message, fragments: *fragments, binary: *binary };
-                    tap.upgraded(limits, user.as_deref().map(Into::into), false);
-                }
+                Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), false),
                 Step::Closing => tap.close_begins(),
                 Step::End(how) => tap.end(how, *at),
                 Step::Cut => {}
             }
+            records.take().iter().for_each(&mut show);
         }
     }
+}
+
+/// [`Limits`] as they are written: `ws` itself knows no format.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Limits")]
+struct Limited {
+    message: usize,
+    fragments: u32,
+    binary: bool,
 }
 
 /// A time as RFC 3339 has it, to the microsecond.
@@ -171,6 +177,7 @@ mod bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::What;
 
     /// What stands in the module doc is read, and written again as it stands there.
     #[test]
@@ -210,5 +217,19 @@ mod tests {
         let file =
             "{\"connection\":7,\"wirechat\":\"0.1.0\"}\n{\"at\":\"2026-11-22T12:00:01Z\",\"client\":\"00\"}\n{\"at\":";
         assert_eq!(Recording::parse(file).unwrap().entries.len(), 1);
+    }
+
+    #[test]
+    fn a_long_recording_is_seen_whole() {
+        let step = |step| Entry { at: SystemTime::UNIX_EPOCH, step };
+        let handshake = [
+            Step::Client(b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+            Step::Server(b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec()),
+        ];
+        let reads = (0..4).map(|_| Step::Client(b"\x8a\x80\0\0\0\0".repeat(10_000)));
+        let recording = Recording { connection: 7, entries: handshake.into_iter().chain(reads).map(step).collect() };
+        let mut frames = 0;
+        recording.replay(|record| frames += usize::from(matches!(record.what, What::Frame(_))));
+        assert_eq!(frames, 40_000);
     }
 }
