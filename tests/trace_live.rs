@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -125,6 +126,8 @@ fn a_recording_is_replayed_as_it_was_traced() {
     let mut files: Vec<_> = fs::read_dir(&dir).expect("the folder").map(|entry| entry.unwrap().path()).collect();
     files.sort();
     assert_eq!(files.len(), 3, "a file a connection");
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&dir), mode(&files[0])), (0o700, 0o600), "for their owner alone");
     for path in files {
         let file = fs::read_to_string(&path).unwrap();
         assert!(!file.contains("dev-token") && !file.contains(&hex(b"dev-token")), "{file}");
@@ -274,6 +277,19 @@ fn everybody_has_an_end() {
     let log = server.log();
     let of_inspector: Vec<&str> = log.lines().filter(|line| line.contains("  #2 ")).collect();
     assert_eq!(of_inspector.len(), 5, "request, answer, two states, end: {of_inspector:#?}");
+}
+
+/// A recording takes a descriptor, so there are half as many for connections.
+#[test]
+fn recordings_count_against_the_descriptors() {
+    let dir = folder("descriptors");
+    let most = |args: &[&str]| -> usize {
+        let banner = Server::start(args).printed();
+        let words = banner.split_once("up to ").expect("a bound").1;
+        words.split(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+    };
+    let (without, with) = (most(&[]), most(&["--record", dir.to_str().expect("UTF-8")]));
+    assert!(with <= without / 2 && with > without / 4, "{with} of {without}");
 }
 
 #[test]

@@ -259,3 +259,21 @@ impl Server {
 fn append(out: &mut Vec<u8>, record: &Value) {
     frame::append(out, Opcode::Text, record.to_string().as_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_handshakes_are_kept_if_they_are_not_too_long() {
+        let mut inspection = Inspection::new(true).unwrap();
+        let request = |len| ["GET / HTTP/1.1\r\nX: ", &"x".repeat(len), "\r\n\r\n"].concat();
+        for number in 1..=KEPT + 1 {
+            inspection.keep(token(number), request(1).as_bytes(), b"", SystemTime::UNIX_EPOCH);
+        }
+        let last = token(KEPT + 2);
+        inspection.keep(last, request(MAX_KEPT).as_bytes(), b"", SystemTime::UNIX_EPOCH);
+        let is_kept = |token| !inspection.recall(token).is_empty();
+        assert!(!is_kept(token(1)) && is_kept(token(2)) && is_kept(token(KEPT + 1)) && !is_kept(last));
+    }
+}

@@ -225,3 +225,23 @@ impl Server {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn a_tap_goes_with_its_inspector_unless_there_is_a_trace() {
+        for (args, stays) in [(vec!["wirechat"], false), (vec!["wirechat", "--trace"], true)] {
+            let mut watchers = Watchers::new(&Config::parse_from(args)).unwrap();
+            let (token, mut watch) = (token(1), watchers.watch(token(1)));
+            assert_eq!(watch.is_some(), stays, "before it is looked at");
+            watchers.tap(token, &mut watch, Limits { message: 9, fragments: 9, binary: false });
+            assert!(watch.is_some());
+            watchers.untap(&mut watch);
+            assert_eq!(watch.is_some(), stays, "when nobody looks any more");
+        }
+    }
+}
