@@ -86,3 +86,18 @@ impl AcceptSteps {
         Some(AcceptSteps { answered: answer.header("Sec-WebSocket-Accept"), ..AcceptSteps::of(&key) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is over the bound is not taken for what is behind the head.
+    #[test]
+    fn a_head_that_is_too_long_has_nothing_behind_it() {
+        let (mut head, piece) = (Head::default(), vec![b'x'; MAX_HEAD / 2 + 1]);
+        assert_eq!(head.read(&piece, 1), b"");
+        assert_eq!(head.read(&piece, 2), b"");
+        assert_eq!((head.bytes.len(), head.is_complete), (MAX_HEAD, false));
+        assert_eq!(head.read(b"\r\n\r\n", 3), b"");
+    }
+}
