@@ -9,7 +9,7 @@
 //! point on the screen, keys go to whatever has the focus.
 #![allow(dead_code)] // each test binary uses its own part
 
-use crate::support::{DEADLINE, require_tool, wait_until};
+use crate::support::{DEADLINE, comes_true, require_tool, wait_until};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -42,6 +42,11 @@ const FINDERS: &str = r#"
         const centre = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
         const hit = document.elementFromPoint(centre.x, centre.y);
         return element === hit || element.contains(hit) ? centre : null;
+    };
+    window.__aim = (find) => {
+        window.__hit = false;
+        find()?.addEventListener('click', () => { window.__hit = true; }, { capture: true, once: true });
+        return __centre(find);
     };
 "#;
 
@@ -184,21 +189,26 @@ impl Tab<'_> {
     }
 
     pub fn wait_for(&self, expression: &str) {
-        wait_until(expression, || self.eval(&format!("Boolean({expression})")) == true);
+        if !comes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
+            panic!("never happened: {expression}\nThe page says: {}", self.text("document.body.innerText"));
+        }
     }
 
-    /// Clicks on the middle of an element, once it is there and nothing covers it.
+    /// Clicks on the middle of an element, once it is there and nothing covers it. What has moved away between the look
+    /// and the click, as things do while the page tries again, is aimed at anew.
     pub fn click(&self, element: &str) {
         self.call("Page.bringToFront", json!({}));
-        let mut at = Value::Null;
-        wait_until(&format!("{element} can be clicked"), || {
-            at = self.eval(&format!("__centre(() => {element})"));
-            !at.is_null()
+        wait_until(&format!("{element} is clicked"), || {
+            let at = self.eval(&format!("__aim(() => {element})"));
+            if at.is_null() {
+                return false;
+            }
+            for kind in ["mousePressed", "mouseReleased"] {
+                let params = json!({"type": kind, "x": at["x"], "y": at["y"], "button": "left", "clickCount": 1});
+                self.call("Input.dispatchMouseEvent", params);
+            }
+            self.eval("__hit") == true
         });
-        for kind in ["mousePressed", "mouseReleased"] {
-            let params = json!({"type": kind, "x": at["x"], "y": at["y"], "button": "left", "clickCount": 1});
-            self.call("Input.dispatchMouseEvent", params);
-        }
     }
 
     /// Moves the mouse to the middle of an element.

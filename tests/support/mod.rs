@@ -351,12 +351,20 @@ pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
 }
 
 /// Waits for a condition, and fails the test at the deadline.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(comes_true(condition), "never happened: {what}");
+}
+
+/// Waits for a condition until the deadline, and says whether it came true.
+pub fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + DEADLINE;
     while !condition() {
-        assert!(Instant::now() < end, "never happened: {what}");
+        if Instant::now() > end {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
+    true
 }
 
 /// The path of a tool that a test needs, looked for at `candidates` and then in `PATH`. A machine without it skips the
