@@ -566,12 +566,12 @@ fn whatever_the_server_does_it_ends() {
     served.join().unwrap();
     printed(&output, 1);
 
-    // Never stops: what is held and what is shown are bounded.
+    // Never stops: what is held and what is shown are bounded. The time is, too, so there must be enough of it.
     let (url, served) = fake(|mut stream| {
         let frames = b"\x82\x7e\x00\x80".iter().copied().chain([0; 128]).collect::<Vec<u8>>().repeat(400);
         while stream.write_all(&frames).is_ok() {}
     });
-    let output = poke(&["hello", &url]);
+    let output = poke(&["hello", "--timeout", "60s", &url]);
     served.join().unwrap();
     let text = printed(&output, 1);
     holds(&text, &["over 4 MiB came back", " more …"]);
@@ -579,7 +579,7 @@ fn whatever_the_server_does_it_ends() {
 
     // The same with messages of nothing.
     let (url, served) = fake(|mut stream| while stream.write_all(&b"\x81\x00".repeat(10_000)).is_ok() {});
-    let output = poke(&["hello", &url]);
+    let output = poke(&["hello", "--timeout", "60s", &url]);
     served.join().unwrap();
     holds(&printed(&output, 1), &["over 50000 frames came back"]);
 
@@ -588,7 +588,7 @@ fn whatever_the_server_does_it_ends() {
         stream.write_all(b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff").expect("the client reads");
         drain(stream);
     });
-    let output = poke(&["hello", &url]);
+    let output = poke(&["hello", "--timeout", "60s", &url]);
     served.join().unwrap();
     holds(&printed(&output, 1), &["over 4 MiB came back"]);
 }
