@@ -63,7 +63,8 @@ impl Server {
     /// How long the poll may sleep: not at all if there is work left, else exactly until the next deadline.
     pub(super) fn timeout(&self) -> Option<Duration> {
         let listener = self.listener.as_ref().filter(|_| self.has_room());
-        if !self.unread.is_empty() || listener.is_some_and(|listener| listener.may_accept(self.now)) {
+        let may_accept = listener.is_some_and(|listener| listener.may_accept(self.now));
+        if may_accept || !self.unread.is_empty() || self.journal.has_news() {
             return Some(Duration::ZERO);
         }
         let retry = listener.and_then(Listener::retry_at);

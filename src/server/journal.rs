@@ -1,4 +1,5 @@
-//! The log: lines are collected during a turn of the loop and written to stderr together at its end.
+//! The log: lines are collected, and written to stderr together when the loop has nothing else to do, or in pieces of
+//! 4 KiB while it has.
 //!
 //! `log` and `env_logger` decide which lines there are; this file, how they look and when they are written. It knows
 //! nothing of what they say.
@@ -12,7 +13,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use log::{Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +23,8 @@ use rustix::fs::OFlags;
 const PIECE: usize = 4096;
 /// How much is kept for a stderr that takes no more.
 const MAX_WAITING: usize = 64 * 1024;
+/// How many turns of a loop that is never idle a line waits at the most.
+const MAX_TURNS: u32 = 16;
 
 /// The lines that wait to be written. Copies share them.
 #[derive(Debug, Clone)]
@@ -31,9 +34,13 @@ pub struct Journal(Arc<Mutex<Lines<Stderr>>>);
 struct Lines<W> {
     waiting: Vec<u8>,
     lost: usize,
-    /// The time that stands before the last line, and that in milliseconds: most lines have the time of the one before.
+    /// Turns since stderr was last offered what waits.
+    turns: u32,
+    /// A line has come since then.
+    has_news: bool,
+    /// When this turn began: in milliseconds, and as it stands before each line; empty until one needs it.
+    millis: u64,
     time: String,
-    millis: u128,
     stderr: W,
 }
 
@@ -65,6 +72,17 @@ impl Journal {
         journal
     }
 
+    /// A turn of the loop begins at this time, with nothing to do if it `is_idle`. Writes what waits, if now is a good
+    /// moment or the last one.
+    pub fn turn(&self, now: SystemTime, is_idle: bool) {
+        self.lines().turn(now, is_idle);
+    }
+
+    /// Whether lines wait that stderr was not offered yet, so that the loop must not go to sleep.
+    pub fn has_news(&self) -> bool {
+        self.lines().has_news
+    }
+
     /// Writes what waits, as far as stderr takes it without blocking.
     pub fn flush(&self) {
         self.lines().flush();
@@ -88,11 +106,11 @@ impl Log for Logger {
 
     fn log(&self, record: &Record) {
         if self.filter.matches(record) {
-            self.journal.lines().log(record, SystemTime::now());
+            self.journal.lines().log(record);
         }
     }
 
-    fn flush(&self) {} // at the end of the turn
+    fn flush(&self) {} // when the loop has time for it
 }
 
 impl Stderr {
@@ -130,15 +148,27 @@ impl Write for Stderr {
 
 impl<W: Write> Lines<W> {
     fn new(stderr: W) -> Lines<W> {
-        Lines { waiting: Vec::new(), lost: 0, time: String::new(), millis: 0, stderr }
+        Lines { waiting: Vec::new(), lost: 0, turns: 0, has_news: false, millis: millis(SystemTime::now()), time: String::new(), stderr }
     }
 
-    fn log(&mut self, record: &Record, now: SystemTime) {
-        let millis = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    fn turn(&mut self, now: SystemTime, is_idle: bool) {
+        let millis = millis(now);
         if millis != self.millis {
             self.millis = millis;
+            self.time.clear();
+        }
+        self.turns += 1;
+        if is_idle || self.turns >= MAX_TURNS || self.waiting.len() >= PIECE {
+            self.flush();
+        }
+    }
+
+    fn log(&mut self, record: &Record) {
+        if self.time.is_empty() {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_millis(self.millis);
             self.time = humantime::format_rfc3339_millis(now).to_string();
         }
+        self.has_news = true;
         let (before, level) = (self.waiting.len(), record.level().as_str());
         for piece in [&self.time, " ", level, &"      "[level.len()..]] {
             self.waiting.extend_from_slice(piece.as_bytes());
@@ -153,6 +183,7 @@ impl<W: Write> Lines<W> {
     }
 
     fn add(&mut self, line: &[u8]) {
+        self.has_news = true;
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.flush();
         }
@@ -164,6 +195,7 @@ impl<W: Write> Lines<W> {
     }
 
     fn flush(&mut self) {
+        (self.turns, self.has_news) = (0, false);
         let mut written = 0;
         while written < self.waiting.len() {
             match self.stderr.write(&self.waiting[written..]) {
@@ -182,10 +214,12 @@ impl<W: Write> Lines<W> {
     }
 }
 
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// A stderr that takes so many bytes and then would block.
@@ -212,21 +246,45 @@ mod tests {
     }
 
     #[test]
-    fn a_turns_lines_are_written_together_and_in_order() {
-        let mut lines = lines(usize::MAX);
+    fn lines_are_written_together_and_in_order_when_there_is_nothing_else_to_do() {
+        let (mut lines, now) = (lines(usize::MAX), SystemTime::UNIX_EPOCH);
         lines.add(b"one\n");
+        lines.turn(now, false);
         lines.add(b"two\n");
-        assert_eq!(lines.stderr.taken, b"");
-        lines.flush();
-        assert_eq!(lines.stderr.taken, b"one\ntwo\n");
+        assert_eq!((lines.stderr.taken.len(), lines.has_news), (0, true), "the loop must not sleep");
+        lines.turn(now, true);
+        assert_eq!((&lines.stderr.taken[..], lines.has_news), (&b"one\ntwo\n"[..], false));
+    }
+
+    #[test]
+    fn a_loop_that_is_never_idle_writes_pieces_and_lets_no_line_wait_for_long() {
+        let (mut lines, now) = (lines(usize::MAX), SystemTime::UNIX_EPOCH);
+        let turns_until_written = |lines: &mut Lines<Pipe>| {
+            let written = lines.stderr.taken.len();
+            (1..100).find(|_| {
+                lines.turn(now, false);
+                lines.stderr.taken.len() > written
+            })
+        };
+        lines.add(b"one\n");
+        assert_eq!(turns_until_written(&mut lines), Some(MAX_TURNS));
+        lines.add(&[b'x'; PIECE]);
+        assert_eq!(turns_until_written(&mut lines), Some(1));
+        lines.stderr.room = 0;
+        lines.add(b"two\n");
+        lines.turn(now, true);
+        assert!(!lines.has_news, "the loop does not stay awake for a stderr that takes no more");
+        lines.stderr.room = usize::MAX;
+        lines.turn(now, true);
+        assert!(lines.stderr.taken.ends_with(b"two\n"), "but offers it again what waits");
     }
 
     #[test]
     fn a_line_says_when_and_how_bad() {
         let mut lines = lines(usize::MAX);
         let mut log = |level, millis| {
-            let record = Record::builder().level(level).args(format_args!("what")).build();
-            lines.log(&record, SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            lines.turn(SystemTime::UNIX_EPOCH + Duration::from_millis(millis), false);
+            lines.log(&Record::builder().level(level).args(format_args!("what")).build());
         };
         log(log::Level::Info, 1_700_000_000_001);
         log(log::Level::Info, 1_700_000_000_001);

@@ -1,7 +1,7 @@
 //! The glue: one poll loop that moves bytes between sockets, the protocol and the chat.
 //!
 //! ```text
-//!   poll ─▶ note ─▶ accept ─▶ read ─▶ look_at_due ─▶ write_and_remove ─▶ journal.flush ─▶ poll ─▶ …
+//!   poll ─▶ journal.turn ─▶ note ─▶ accept ─▶ read ─▶ look_at_due ─▶ write_and_remove ─▶ poll ─▶ …
 //! ```
 //!
 //! That is a turn. Each connection is read within its budget, and the rest is remembered; what is to be said to it is
@@ -183,6 +183,7 @@ impl Server {
             }
             self.now = Instant::now();
             self.time = self.watchers.tell_time();
+            self.journal.turn(self.time, events.is_empty());
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
                     return Ok(self.stopped(Stopped::AtOnce));
@@ -193,7 +194,6 @@ impl Server {
             self.read();
             self.look_at_due();
             self.write_and_remove();
-            self.journal.flush();
             if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
                 return Ok(self.stopped(Stopped::Cleanly));
             }
