@@ -63,13 +63,13 @@ impl Server {
     /// How long the poll may sleep: not at all if there is work left, else exactly until the next deadline.
     pub(super) fn timeout(&self) -> Option<Duration> {
         let listener = self.listener.as_ref().filter(|_| self.has_room());
-        let may_accept = listener.is_some_and(|listener| listener.may_accept(self.now));
-        if may_accept || !self.unread.is_empty() || self.journal.has_news() {
+        if !self.unread.is_empty() || listener.is_some_and(|listener| listener.may_accept(self.now)) {
             return Some(Duration::ZERO);
         }
         let retry = listener.and_then(Listener::retry_at);
         let next = [self.deadlines.next(), retry, self.stop_at].into_iter().flatten().min();
-        next.map(|at| at.saturating_duration_since(Instant::now()))
+        let next = next.map(|at| at.saturating_duration_since(Instant::now()));
+        [next, self.journal.timeout()].into_iter().flatten().min()
     }
 
     /// Looks at every connection whose deadline has come: each gets a later one, or is ended.

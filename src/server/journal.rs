@@ -1,5 +1,5 @@
-//! The log: lines are collected, and written to stderr together when the loop has nothing else to do, or in pieces of
-//! 4 KiB while it has.
+//! The log: lines are collected, and written to stderr together: a piece of 4 KiB as soon as there is one, and what is
+//! less after a few milliseconds.
 //!
 //! `log` and `env_logger` decide which lines there are; this file, how they look and when they are written. It knows
 //! nothing of what they say.
@@ -23,8 +23,8 @@ use rustix::fs::OFlags;
 const PIECE: usize = 4096;
 /// How much is kept for a stderr that takes no more.
 const MAX_WAITING: usize = 64 * 1024;
-/// How many turns of a loop that is never idle a line waits at the most.
-const MAX_TURNS: u32 = 16;
+/// How long a line may wait for others to go with, in milliseconds.
+const MAX_WAIT: u64 = 5;
 
 /// The lines that wait to be written. Copies share them.
 #[derive(Debug, Clone)]
@@ -34,10 +34,8 @@ pub struct Journal(Arc<Mutex<Lines<Stderr>>>);
 struct Lines<W> {
     waiting: Vec<u8>,
     lost: usize,
-    /// Turns since stderr was last offered what waits.
-    turns: u32,
-    /// A line has come since then.
-    has_news: bool,
+    /// When the first line came that stderr was not offered yet, in milliseconds.
+    news_since: Option<u64>,
     /// When this turn began: in milliseconds, and as it stands before each line; empty until one needs it.
     millis: u64,
     time: String,
@@ -72,15 +70,15 @@ impl Journal {
         journal
     }
 
-    /// A turn of the loop begins at this time, with nothing to do if it `is_idle`. Writes what waits, if now is a good
-    /// moment or the last one.
+    /// A turn of the loop begins at this time, with nothing to do if it `is_idle`. Writes what waits, if that is
+    /// enough, or has waited for long enough.
     pub fn turn(&self, now: SystemTime, is_idle: bool) {
         self.lines().turn(now, is_idle);
     }
 
-    /// Whether lines wait that stderr was not offered yet, so that the loop must not go to sleep.
-    pub fn has_news(&self) -> bool {
-        self.lines().has_news
+    /// How long the loop may sleep before `turn` is to be called, if there is news.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.lines().news_since.map(|_| Duration::from_millis(MAX_WAIT))
     }
 
     /// Writes what waits, as far as stderr takes it without blocking.
@@ -148,7 +146,7 @@ impl Write for Stderr {
 
 impl<W: Write> Lines<W> {
     fn new(stderr: W) -> Lines<W> {
-        Lines { waiting: Vec::new(), lost: 0, turns: 0, has_news: false, millis: millis(SystemTime::now()), time: String::new(), stderr }
+        Lines { waiting: Vec::new(), lost: 0, news_since: None, millis: millis(SystemTime::now()), time: String::new(), stderr }
     }
 
     fn turn(&mut self, now: SystemTime, is_idle: bool) {
@@ -157,8 +155,8 @@ impl<W: Write> Lines<W> {
             self.millis = millis;
             self.time.clear();
         }
-        self.turns += 1;
-        if is_idle || self.turns >= MAX_TURNS || self.waiting.len() >= PIECE {
+        let has_waited = self.news_since.is_some_and(|since| millis >= since + MAX_WAIT);
+        if is_idle || has_waited || self.waiting.len() >= PIECE {
             self.flush();
         }
     }
@@ -168,7 +166,7 @@ impl<W: Write> Lines<W> {
             let now = SystemTime::UNIX_EPOCH + Duration::from_millis(self.millis);
             self.time = humantime::format_rfc3339_millis(now).to_string();
         }
-        self.has_news = true;
+        self.news_since.get_or_insert(self.millis);
         let (before, level) = (self.waiting.len(), record.level().as_str());
         for piece in [&self.time, " ", level, &"      "[level.len()..]] {
             self.waiting.extend_from_slice(piece.as_bytes());
@@ -183,7 +181,7 @@ impl<W: Write> Lines<W> {
     }
 
     fn add(&mut self, line: &[u8]) {
-        self.has_news = true;
+        self.news_since.get_or_insert(self.millis);
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.flush();
         }
@@ -195,7 +193,7 @@ impl<W: Write> Lines<W> {
     }
 
     fn flush(&mut self) {
-        (self.turns, self.has_news) = (0, false);
+        self.news_since = None;
         let mut written = 0;
         while written < self.waiting.len() {
             match self.stderr.write(&self.waiting[written..]) {
@@ -246,37 +244,36 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_written_together_and_in_order_when_there_is_nothing_else_to_do() {
-        let (mut lines, now) = (lines(usize::MAX), SystemTime::UNIX_EPOCH);
+    fn lines_are_written_together_when_there_is_nothing_else_to_do() {
+        let mut lines = lines(usize::MAX);
         lines.add(b"one\n");
-        lines.turn(now, false);
+        lines.turn(SystemTime::UNIX_EPOCH, false);
         lines.add(b"two\n");
-        assert_eq!((lines.stderr.taken.len(), lines.has_news), (0, true), "the loop must not sleep");
-        lines.turn(now, true);
-        assert_eq!((&lines.stderr.taken[..], lines.has_news), (&b"one\ntwo\n"[..], false));
+        assert_eq!(lines.stderr.taken, b"");
+        lines.turn(SystemTime::UNIX_EPOCH, true);
+        assert_eq!(lines.stderr.taken, b"one\ntwo\n");
+        lines.stderr.room = 0;
+        lines.add(b"three\n");
+        lines.turn(SystemTime::UNIX_EPOCH, true);
+        assert_eq!(lines.news_since, None, "the loop does not stay awake for a stderr that takes no more");
+        lines.stderr.room = usize::MAX;
+        lines.turn(SystemTime::UNIX_EPOCH, true);
+        assert_eq!(lines.stderr.taken, b"one\ntwo\nthree\n");
     }
 
     #[test]
-    fn a_loop_that_is_never_idle_writes_pieces_and_lets_no_line_wait_for_long() {
-        let (mut lines, now) = (lines(usize::MAX), SystemTime::UNIX_EPOCH);
-        let turns_until_written = |lines: &mut Lines<Pipe>| {
-            let written = lines.stderr.taken.len();
-            (1..100).find(|_| {
-                lines.turn(now, false);
-                lines.stderr.taken.len() > written
-            })
+    fn a_loop_that_is_never_idle_writes_what_is_enough_or_has_waited() {
+        let mut lines = lines(usize::MAX);
+        // Adds a line, and begins the next turn so many milliseconds after the last.
+        let mut written = |line: &[u8], wait| {
+            lines.add(line);
+            lines.turn(SystemTime::UNIX_EPOCH + Duration::from_millis(lines.millis + wait), false);
+            std::mem::take(&mut lines.stderr.taken)
         };
-        lines.add(b"one\n");
-        assert_eq!(turns_until_written(&mut lines), Some(MAX_TURNS));
-        lines.add(&[b'x'; PIECE]);
-        assert_eq!(turns_until_written(&mut lines), Some(1));
-        lines.stderr.room = 0;
-        lines.add(b"two\n");
-        lines.turn(now, true);
-        assert!(!lines.has_news, "the loop does not stay awake for a stderr that takes no more");
-        lines.stderr.room = usize::MAX;
-        lines.turn(now, true);
-        assert!(lines.stderr.taken.ends_with(b"two\n"), "but offers it again what waits");
+        assert_eq!(written(b"one\n", MAX_WAIT - 1), b"");
+        assert_eq!(written(b"two\n", 1), b"one\ntwo\n");
+        assert_eq!(written(&[b'x'; PIECE - 1], 0), b"");
+        assert_eq!(written(b"\n", 0).len(), PIECE);
     }
 
     #[test]
