@@ -160,6 +160,8 @@ fn a_file_of_tokens() {
             }
         },
     );
+    server.signal("TERM");
+    server.wait_for_log("STOP");
     for secret in ["secret-one", "secret-two", "secret-three", "secret-four", "dev-token"] {
         let told = server.log() + &server.printed();
         assert!(!told.contains(secret), "{secret} is told: {told}");

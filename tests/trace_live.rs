@@ -309,5 +309,6 @@ fn recordings_stay_within_their_limit() {
     assert!(size <= 20_000 && size > 15_000, "{size} bytes");
     let cut = files.iter().filter(|path| fs::read_to_string(path).unwrap().trim_end().ends_with("\"cut\":null}"));
     assert_eq!(cut.count(), 1, "one was being recorded when there was no more room");
+    server.wait_for_log("RECORD");
     assert_eq!(server.log().matches("RECORD").count(), 1, "that is said, once: {}", server.log());
 }

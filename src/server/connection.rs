@@ -14,9 +14,8 @@
 //! | `Draining(Linger)` | read | read, write | read, write |
 //! | `Draining(Shut)` | read | read, write | read, write |
 //!
-//! The subtle thing: polling is edge-triggered, and the socket is registered once, for both directions. An edge that is
-//! not acted upon does not come again, so it is remembered in `input`; [`Connection::interest`] says, from the
-//! state alone, what the server wants of it now. Registering anew would cost a system call each time.
+//! The subtle thing: polling is edge-triggered. An edge that is not acted upon does not come again, so it is remembered
+//! in `input`; [`Connection::interest`] says, from the state alone, what the server wants of it now.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr};
@@ -63,6 +62,8 @@ pub struct Connection {
     pub secret: Option<Secret>,
     /// Its next message is to go out in fragments.
     pub fragments_next: bool,
+    /// The poll tells of room to write: it does once something had to wait for that.
+    pub awaits_room: bool,
     input: Input,
 }
 
@@ -115,6 +116,7 @@ impl Connection {
             watch: None,
             secret: None,
             fragments_next: false,
+            awaits_room: false,
             input: Input::Drained,
         }
     }

@@ -114,6 +114,14 @@ impl Server {
             self.deadlines.set(token, &mut connection.deadline, at);
         }
     }
+
+    /// The closing of a connection has begun. It gets a deadline if that is not over when all is written: nearly always
+    /// it is.
+    pub(super) fn cancel_deadline(&mut self, token: Token) {
+        if let Some(connection) = self.connections.get_mut(&token) {
+            self.deadlines.cancel(token, &mut connection.deadline);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 use std::borrow::Cow;
 use std::io;
 
-use mio::Token;
+use mio::{Interest, Registry, Token};
 
 use super::Server;
 use super::connection::Connection;
@@ -154,6 +154,7 @@ impl Server {
                     connection.flush()
                 }
             };
+            let sent = sent.and_then(|()| await_room(connection, token, self.poll.registry()));
             // Nobody leaves a room that is being walked through: what is wrong is seen to later.
             match judge(connection, sent, self.config.max_outbox) {
                 Written::Fine if !connection.is_queued && connection.interest(self.config.max_outbox).read => {
@@ -173,9 +174,13 @@ impl Server {
 
     fn write_to(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        let sent = connection.flush();
+        let sent = connection.flush().and_then(|()| await_room(connection, token, self.poll.registry()));
         match judge(connection, sent, self.config.max_outbox) {
             Written::Fine if connection.is_finished() => self.end(token, "".into()),
+            // Its closing has begun, and cannot be finished in the same turn.
+            Written::Fine if connection.deadline.is_none() => {
+                self.set_deadline(token, self.now + self.config.close_timeout);
+            }
             Written::Fine => {}
             Written::TooSlow => self.too_slow.push_back(token),
             Written::Failed(error) => self.end(token, error.into()),
@@ -212,6 +217,16 @@ impl Server {
             listener.connection_ended();
         }
     }
+}
+
+/// Has the poll tell of room to write, the first time that something must wait for it, and then for good. A socket is not
+/// registered for that from the start, since its first edge would be that there is room.
+fn await_room(connection: &mut Connection, token: Token, registry: &Registry) -> io::Result<()> {
+    if connection.awaits_room || connection.outbox.is_empty() {
+        return Ok(());
+    }
+    connection.awaits_room = true;
+    registry.reregister(connection.source(), token, Interest::READABLE | Interest::WRITABLE)
 }
 
 /// Judges what is left after a write by the bound. An echo has none: it is not read while it is unsent.

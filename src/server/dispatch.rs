@@ -88,8 +88,8 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.outbox.push_answer(bytes);
         connection.phase = Phase::Draining(Ending::Linger);
+        self.cancel_deadline(token);
         self.queue_write(token);
-        self.set_deadline(token, self.now + self.config.close_timeout);
     }
 
     fn upgrade(&mut self, token: Token, answer: Vec<u8>, endpoint: Endpoint, mut newcomer: Option<Newcomer>) {
@@ -167,10 +167,12 @@ impl Server {
                 (Event::Ping(_), _) => self.follow_protocol(token, ""),
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
-                    let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    let reason = ["closed by the client:", &code, &reason].join(" ");
+                    let why = match code {
+                        Some(code) => format!("closed by the client: {} {reason}", code.get()),
+                        None => "closed by the client: no code".into(),
+                    };
                     // An answer to our Close is not why it is closed.
-                    self.follow_protocol(token, if was_open { reason.trim_end() } else { "" });
+                    self.follow_protocol(token, if was_open { why.trim_end() } else { "" });
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
@@ -210,7 +212,7 @@ impl Server {
                 log::info!("CLOSED {peer} reason={reason:?}"); // who is in the chat has a line of its own
             }
             self.leave(token, reason);
-            self.set_deadline(token, self.now + self.config.close_timeout);
+            self.cancel_deadline(token);
         }
     }
 
@@ -245,8 +247,8 @@ impl Server {
                 self.leave(token, "hung up without a close");
                 let Some(connection) = self.connections.get_mut(&token) else { return };
                 connection.phase = Phase::Draining(Ending::Close);
+                self.cancel_deadline(token);
                 self.queue_write(token);
-                self.set_deadline(token, self.now + self.config.close_timeout);
             }
         }
     }

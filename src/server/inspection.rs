@@ -8,9 +8,10 @@
 //! always that is at once; else the inspector waits.
 
 use std::collections::VecDeque;
-use std::fmt::Write;
 use std::time::SystemTime;
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use mio::Token;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
@@ -144,9 +145,10 @@ pub fn token(number: usize) -> Token {
 
 /// A ticket as it is sent.
 pub fn ticket(connection: Token, secret: &Secret) -> String {
-    let mut ticket = String::with_capacity(64); // it need not grow: there are always 32 digits
-    // invariant: a string takes what is written
-    let _ = write!(ticket, "{}-{:032x}", number(connection), u128::from_be_bytes(*secret));
+    let mut ticket = number(connection).to_string();
+    ticket.reserve_exact(24);
+    ticket.push('-');
+    URL_SAFE_NO_PAD.encode_string(secret, &mut ticket);
     ticket
 }
 

@@ -146,7 +146,14 @@ impl Write for Stderr {
 
 impl<W: Write> Lines<W> {
     fn new(stderr: W) -> Lines<W> {
-        Lines { waiting: Vec::new(), lost: 0, news_since: None, millis: millis(SystemTime::now()), time: String::new(), stderr }
+        Lines {
+            waiting: Vec::new(),
+            lost: 0,
+            news_since: None,
+            millis: millis(SystemTime::now()),
+            time: String::new(),
+            stderr,
+        }
     }
 
     fn turn(&mut self, now: SystemTime, is_idle: bool) {

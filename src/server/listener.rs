@@ -140,8 +140,7 @@ impl Server {
             self.next_token += 1;
             let mut connection = Box::new(Connection::new(stream, peer, self.now));
             connection.watch = self.watchers.watch(token);
-            let both = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = self.poll.registry().register(connection.source(), token, both) {
+            if let Err(error) = self.poll.registry().register(connection.source(), token, Interest::READABLE) {
                 log::warn!("REFUSED {peer}: {error}");
                 continue;
             }

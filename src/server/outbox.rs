@@ -30,7 +30,10 @@ const MAX_SLICES: usize = 16;
 /// A queue of frames. Empty, it holds no buffer.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    chunks: VecDeque<Chunk>,
+    /// Nearly always all there is.
+    first: Option<Chunk>,
+    /// What stands behind the first.
+    rest: VecDeque<Chunk>,
     /// How much of the first chunk has been sent.
     sent: usize,
     /// Bytes that are not sent yet.
@@ -70,15 +73,22 @@ impl Outbox {
 
     /// Begins with an HTTP answer.
     pub fn push_answer(&mut self, answer: Vec<u8>) {
-        debug_assert!(self.chunks.is_empty(), "it is the first that a client is sent");
+        debug_assert!(self.first.is_none(), "it is the first that a client is sent");
         (self.len, self.answer) = (answer.len(), answer.len());
-        self.chunks.push_back(Chunk::Own(answer));
+        self.push(Chunk::Own(answer));
+    }
+
+    fn push(&mut self, chunk: Chunk) {
+        match &self.first {
+            None => self.first = Some(chunk),
+            Some(_) => self.rest.push_back(chunk),
+        }
     }
 
     /// Appends frames that others are sent too.
     pub fn push_shared(&mut self, frames: Rc<[u8]>) {
         self.len += frames.len();
-        self.chunks.push_back(Chunk::Shared(frames));
+        self.push(Chunk::Shared(frames));
     }
 
     /// Sends frames that others are sent too. Nearly always the writer takes all of them at once, and then nothing is
@@ -108,14 +118,18 @@ impl Outbox {
 
     /// Appends frames of this client's own, written by `write` to the end of a buffer.
     pub fn push_own(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        let has_room = matches!(self.chunks.back(), Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK);
-        if !has_room {
-            self.chunks.push_back(Chunk::Own(Vec::new()));
-        }
-        if let Some(Chunk::Own(bytes)) = self.chunks.back_mut() {
-            let before = bytes.len();
-            write(bytes);
-            self.len += bytes.len() - before;
+        match self.rest.back_mut().or(self.first.as_mut()) {
+            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => {
+                let before = bytes.len();
+                write(bytes);
+                self.len += bytes.len() - before;
+            }
+            _ => {
+                let mut bytes = Vec::new();
+                write(&mut bytes);
+                self.len += bytes.len();
+                self.push(Chunk::Own(bytes));
+            }
         }
     }
 
@@ -123,7 +137,7 @@ impl Outbox {
     pub fn push_frames(&mut self, frames: Vec<u8>) {
         if self.is_empty() {
             self.len = frames.len();
-            self.chunks.push_back(Chunk::Own(frames));
+            self.push(Chunk::Own(frames));
         } else {
             self.push_own(|bytes| bytes.extend(frames));
         }
@@ -149,20 +163,19 @@ impl Outbox {
 
     /// One system call. A single chunk, which is the rule, needs no list.
     fn write_some(&self, writer: &mut impl Write) -> io::Result<usize> {
-        let mut chunks = self.chunks.iter().map(Chunk::bytes);
-        let first = &chunks.next().unwrap_or_default()[self.sent..];
-        if self.chunks.len() == 1 {
+        let first = self.first.as_ref().map_or(&[][..], |first| &first.bytes()[self.sent..]);
+        if self.rest.is_empty() {
             return writer.write(first);
         }
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let bytes = std::iter::once(first).chain(chunks);
+        let bytes = std::iter::once(first).chain(self.rest.iter().map(Chunk::bytes));
         let count = slices.iter_mut().zip(bytes).map(|(slice, bytes)| *slice = IoSlice::new(bytes)).count();
         writer.write_vectored(&slices[..count])
     }
 
     fn consume(&mut self, mut written: usize) {
         self.len -= written;
-        while let Some(chunk) = self.chunks.front() {
+        while let Some(chunk) = &self.first {
             let rest = chunk.bytes().len() - self.sent;
             if written < rest {
                 self.sent += written;
@@ -170,9 +183,9 @@ impl Outbox {
             }
             written -= rest;
             (self.sent, self.answer) = (0, 0);
-            self.chunks.pop_front();
+            self.first = self.rest.pop_front();
         }
-        self.chunks = VecDeque::new();
+        self.rest = VecDeque::new();
     }
 
     /// Whether more than `bound` bytes wait behind the frame that goes out next. That one alone is never too much: a
@@ -184,7 +197,7 @@ impl Outbox {
     /// Drops everything but the rest of a frame that is half sent.
     pub fn drop_unsent(&mut self) {
         let end = self.end_of_frame(self.sent);
-        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
+        let rest = self.first.as_ref().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
         *self = Outbox::default();
         if !rest.is_empty() {
             self.push_own(|bytes| bytes.extend(rest));
@@ -195,7 +208,7 @@ impl Outbox {
     /// from header to header, since every chunk begins with a frame: but for an HTTP answer, which counts as one, and for
     /// what `drop_unsent` has left, behind which comes only a Close.
     fn end_of_frame(&self, position: usize) -> usize {
-        let Some(chunk) = self.chunks.front() else { return 0 };
+        let Some(chunk) = &self.first else { return 0 };
         let bytes = chunk.bytes();
         let mut end = if position > 0 { self.answer } else { 0 };
         while end < position.min(bytes.len()) {
@@ -248,7 +261,7 @@ mod tests {
         let (mut outbox, _) = outbox();
         outbox.flush(&mut Socket { taken: Vec::new(), room: 7 }).unwrap();
         let mut picture = String::from("  chunk    frames              sent   to be finished first");
-        for (at, chunk) in outbox.chunks.iter().enumerate() {
+        for (at, chunk) in outbox.first.iter().chain(&outbox.rest).enumerate() {
             let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Own" };
             let (mut frames, mut rest) = (Vec::new(), chunk.bytes());
             while !rest.is_empty() {
@@ -268,7 +281,7 @@ mod tests {
     fn frames_that_are_written_already_come_in_their_order() {
         let (mut outbox, mut sent) = (Outbox::default(), Vec::new());
         [frame(3), frame(5), frame(4)].into_iter().for_each(|frames| outbox.push_frames(frames));
-        assert_eq!((outbox.len(), outbox.chunks.len()), ([frame(3), frame(5), frame(4)].concat().len(), 1));
+        assert_eq!((outbox.len(), (outbox.rest.len() + 1)), ([frame(3), frame(5), frame(4)].concat().len(), 1));
         outbox.flush(&mut sent).unwrap();
         assert_eq!(sent, [frame(3), frame(5), frame(4)].concat());
         assert!(outbox.is_empty());
@@ -341,7 +354,7 @@ mod tests {
             outbox.push_answer(answer.to_vec());
             outbox.push_own(|bytes| bytes.extend(frame(3)));
             outbox.push_own(|bytes| bytes.extend(frame(1)));
-            assert_eq!((outbox.chunks.len(), outbox.len()), (1, all.len()));
+            assert_eq!(((outbox.rest.len() + 1), outbox.len()), (1, all.len()));
             assert_dropped_at_an_end(outbox, &all, &ends, cut);
         }
     }
@@ -363,8 +376,8 @@ mod tests {
             outbox.push_own(|bytes| bytes.extend(frame(100)));
             socket.room = if outbox.len() > 500 { 102 } else { 0 };
             outbox.flush(&mut socket).unwrap();
-            assert!(outbox.chunks.iter().all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));
+            assert!(outbox.first.iter().chain(&outbox.rest).all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));
         }
-        assert!(outbox.chunks.len() < 4);
+        assert!((outbox.rest.len() + 1) < 4);
     }
 }
