@@ -16,6 +16,8 @@
 //! get that again; and a `joined` is for the others only. All three are one thing: a *mark*, up to which a member has
 //! read. Nobody has one in the common case.
 
+use std::collections::VecDeque;
+
 use mio::Token;
 
 use crate::chat::command::Notice;
@@ -33,6 +35,8 @@ const SPARE: usize = 64;
 #[derive(Debug, Default)]
 pub struct Batches {
     rooms: RoomMap<Batch>,
+    /// The rooms in the order in which they were first told something. Whose batch was full may be gone.
+    order: VecDeque<RoomId>,
     spare: Vec<Batch>,
     json: Vec<u8>,
 }
@@ -60,8 +64,11 @@ impl Batch {
 impl Batches {
     /// Appends a notice to what a room is told, in these dialects. `true`: the batch is full and should be sent now.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, notice: &Notice) -> bool {
-        let Batches { rooms, spare, json } = self;
-        let batch = rooms.entry(room).or_insert_with(|| spare.pop().unwrap_or_default());
+        let Batches { rooms, order, spare, json } = self;
+        let batch = rooms.entry(room).or_insert_with(|| {
+            order.push_back(room);
+            spare.pop().unwrap_or_default()
+        });
         let mut is_full = false;
         for dialect in dialects {
             let frames = &mut batch.frames[dialect as usize];
@@ -89,9 +96,15 @@ impl Batches {
         self.rooms.remove(&room)
     }
 
-    /// A room that has a batch.
-    pub fn next_room(&self) -> Option<RoomId> {
-        self.rooms.keys().next().copied()
+    /// Takes the batch of the room that has waited longest.
+    pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
+        let Batches { rooms, order, .. } = self;
+        std::iter::from_fn(|| order.pop_front()).find_map(|room| Some((room, rooms.remove(&room)?)))
+    }
+
+    /// Whether no room has a batch.
+    pub fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
     }
 
     /// Gives a batch back when it is sent, so that its buffer can be used again.
@@ -166,7 +179,21 @@ mod tests {
         let batch = batches.take(room).unwrap();
         assert_eq!(batch.frames(EVENTS), [frame("one"), frame("two")].concat());
         assert_eq!((batch.mark(ALICE), batch.mark(BOB)), (frame("one").len(), 0));
-        assert_eq!(batches.next_room(), None);
+        assert!(batches.is_empty() && batches.take_next().is_none());
+    }
+
+    #[test]
+    fn rooms_are_served_in_their_order_and_once() {
+        let (mut batches, mut rooms) = (Batches::default(), Rooms::default());
+        let rooms = ["a", "b", "c"].map(|name| rooms.open(name.into()));
+        for room in rooms.into_iter().chain(rooms) {
+            batches.append(room, [EVENTS].into_iter(), &joined("x"));
+        }
+        assert!(batches.take(rooms[1]).is_some(), "it was full");
+        batches.append(rooms[1], [EVENTS].into_iter(), &joined("x"));
+        let served: Vec<RoomId> = std::iter::from_fn(|| batches.take_next()).map(|(room, _)| room).collect();
+        assert_eq!(served, rooms);
+        assert!(batches.is_empty());
     }
 
     #[test]

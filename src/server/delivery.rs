@@ -13,6 +13,7 @@ use std::io;
 use mio::{Interest, Registry, Token};
 
 use super::Server;
+use super::batch::Batch;
 use super::connection::Connection;
 use super::phase::{Ending, Phase};
 use crate::chat::command::Notice;
@@ -64,8 +65,8 @@ impl Server {
         let is_full = self.batches.append(room, self.chat.dialects(room), notice);
         // Before the batch goes out, or it would go to that one too.
         but.into_iter().for_each(|but| self.skip(but, room));
-        if is_full {
-            self.send_batch(room);
+        if is_full && let Some(batch) = self.batches.take(room) {
+            self.send_batch(room, batch);
             self.is_busy = true;
         }
     }
@@ -114,8 +115,8 @@ impl Server {
     /// Writes everything there is to write, once a socket, and removes whoever has ended.
     pub(super) fn write_and_remove(&mut self) {
         loop {
-            while let Some(room) = self.batches.next_room() {
-                self.send_batch(room);
+            while let Some((room, batch)) = self.batches.take_next() {
+                self.send_batch(room, batch);
             }
             while let Some(token) = self.unsent.pop_front() {
                 self.write_to(token);
@@ -128,7 +129,7 @@ impl Server {
             }
             self.report();
             // Whoever was too slow has something to write again, and whoever left is told of.
-            let is_written = self.batches.next_room().is_none() && self.unsent.is_empty();
+            let is_written = self.batches.is_empty() && self.unsent.is_empty();
             if is_written && self.too_slow.is_empty() && self.ended.is_empty() {
                 // Now nearly everybody is between two messages.
                 return self.attach_pending();
@@ -138,8 +139,7 @@ impl Server {
 
     /// Writes the batch of a room to every member, behind what waits for it. Where it must wait itself, it is frozen: one
     /// copy for all, and a pointer each.
-    fn send_batch(&mut self, room: RoomId) {
-        let Some(batch) = self.batches.take(room) else { return };
+    fn send_batch(&mut self, room: RoomId, batch: Batch) {
         let mut shared = [const { None }; Dialect::ALL.len()];
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.members(room) {

@@ -267,7 +267,9 @@ impl Server {
         match connection.read_some(scratch) {
             Ok(Received::Bytes(len)) => {
                 connection.last_received = self.now;
-                self.report(); // what came, before what comes of it
+                if connection.watch.is_some() {
+                    self.report(); // what came, before what comes of it
+                }
                 self.receive(token, &mut scratch[..len]);
             }
             Ok(Received::Nothing) => {}

@@ -136,8 +136,7 @@ fn fan_out(c: &mut Criterion) {
                     let Delivery::Tell { to: Audience::Room(room), notice } = delivery else { continue };
                     batches.append(room, chat.dialects(room), &notice);
                 }
-                while let Some(room) = batches.next_room() {
-                    let Some(batch) = batches.take(room) else { continue };
+                while let Some((room, batch)) = batches.take_next() {
                     let (frames, mut shared) = (batch.frames(Dialect::Events), None);
                     for (member, _) in chat.members(room) {
                         let sent = outboxes[member.0].send_shared(frames, &mut shared, &mut io::sink());

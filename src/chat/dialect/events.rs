@@ -102,9 +102,19 @@ pub fn read(text: &str) -> Result<Command<'_>, Fault> {
 }
 
 /// Reads a message as browsers write it, without a blank and with the event first: then it is known where the data is.
+/// Nothing unknown is in it, so there is nothing to be passed over, and an array would not begin like this.
 fn read_compact(text: &str) -> Option<MessageData<'_>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Compact<'a> {
+        #[serde(borrow)]
+        text: Cow<'a, str>,
+        #[serde(borrow, default, deserialize_with = "nonce")]
+        nonce: Option<Cow<'a, str>>,
+    }
     let data = text.strip_prefix(r#"{"event":"message","data":"#)?.strip_suffix('}')?;
-    read_object("data", data).ok()
+    let Compact { text, nonce } = serde_json::from_str(data).ok().filter(|_| data.starts_with('{'))?;
+    Some(MessageData { text, nonce })
 }
 
 /// The nonce of a message that has something else wrong with it.
