@@ -129,9 +129,8 @@ impl Write for Stderr {
             Stderr::Terminal(terminal) => terminal.write(piece),
             Stderr::Asked(stderr) => {
                 let mut asked = [PollFd::new(stderr, PollFlags::OUT)];
-                let now = Timespec { tv_sec: 0, tv_nsec: 0 };
                 // An error counts as room: the write itself will tell.
-                if poll(&mut asked, Some(&now)).is_ok_and(|ready| ready == 0) {
+                if poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready == 0) {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
                 stderr.write(&piece[..piece.len().min(PIECE)])
