@@ -2,6 +2,7 @@
 
 mod support;
 
+use base64::prelude::{BASE64_URL_SAFE, Engine};
 use serde_json::Value;
 use support::http::handshake;
 use support::{RawClient, Server, masked, wait_until};
@@ -168,26 +169,27 @@ fn a_ticket_is_good_once_and_for_one_connection() {
     let (_alice, ticket) = join(&server, "alice");
     let (bob, of_bob) = join(&server, "bob");
     assert_ne!(ticket, of_bob);
-    let (number, secret) = ticket.split_once('-').unwrap();
-    assert_eq!(secret.len(), 22, "128 bits, six in a character");
-    let (number_of_bob, secret_of_bob) = of_bob.split_once('-').unwrap();
+    let [ticket_bytes, bytes_of_bob] = [&ticket, &of_bob].map(|ticket| BASE64_URL_SAFE.decode(ticket).unwrap());
+    let (number, secret) = ticket_bytes.split_at(8);
+    assert_eq!(secret.len(), 16, "128 bits");
+    let (number_of_bob, secret_of_bob) = bytes_of_bob.split_at(8);
     let guesses = [
-        String::new(),
-        "-".into(),
-        number.into(),
-        format!("{number}-"),
-        format!("{number}-{}", "0".repeat(22)),
-        format!("{number}-{secret_of_bob}"),
-        format!("{number_of_bob}-{secret}"),
-        format!("{number}-{}", secret.to_uppercase() + "0"),
-        format!("18446744073709551615-{secret}"),
-        format!("-1-{secret}"),
+        [&[][..], &[]],
+        [number, &[]],
+        [number, &[0; 16]],
+        [number, secret_of_bob],
+        [number_of_bob, secret],
+        [number, &secret[..15]],
+        [number, &[secret, &[0]].concat()],
+        [&[0xff; 8], secret],
+        [&[0; 8], secret],
     ];
-    for guess in guesses {
+    let guesses = guesses.map(|parts| BASE64_URL_SAFE.encode(parts.concat())).into_iter();
+    for guess in guesses.chain(["-".into(), ticket.to_uppercase(), format!("{ticket}A")]) {
         assert_eq!(status(&server, &format!("/inspect?ticket={guess}")), 403, "{guess}");
     }
     assert_eq!(status(&server, "/inspect"), 400, "no ticket at all");
-    assert_eq!(status(&server, &format!("/inspect?token=dev-token&ticket={number}-x")), 403, "a token is no ticket");
+    assert_eq!(status(&server, &format!("/inspect?token=dev-token&ticket={ticket}x")), 403, "a token is no ticket");
 
     let mut inspector = inspect(&server, &ticket);
     read_record(&mut inspector, "request");

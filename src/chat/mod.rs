@@ -274,7 +274,7 @@ impl Chat {
 
 /// A name as a log line shows it: bare where that cannot be misread, else quoted and escaped.
 pub fn logged(name: &str) -> Cow<'_, str> {
-    let is_plain = name.chars().all(|character| character.is_alphanumeric() || "-_.".contains(character));
+    let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
     if is_plain { name.into() } else { format!("{name:?}").into() }
 }
 

@@ -167,10 +167,8 @@ impl Server {
                 (Event::Ping(_), _) => self.follow_protocol(token, ""),
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
-                    let why = match code {
-                        Some(code) => format!("closed by the client: {} {reason}", code.get()),
-                        None => "closed by the client: no code".into(),
-                    };
+                    let code = code.map_or("no code".into(), |code| code.get().to_string());
+                    let why = ["closed by the client: ", &code, " ", &reason].concat();
                     // An answer to our Close is not why it is closed.
                     self.follow_protocol(token, if was_open { why.trim_end() } else { "" });
                 }

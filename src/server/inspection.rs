@@ -10,8 +10,7 @@
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
+use base64::prelude::{BASE64_URL_SAFE, Engine};
 use mio::Token;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
@@ -143,13 +142,12 @@ pub fn token(number: usize) -> Token {
     Token(number.saturating_add(FIRST_CLIENT - 1))
 }
 
-/// A ticket as it is sent.
+/// A ticket as it is sent: the number of the connection in eight bytes, then the secret, in base64.
 pub fn ticket(connection: Token, secret: &Secret) -> String {
-    let mut ticket = number(connection).to_string();
-    ticket.reserve_exact(24);
-    ticket.push('-');
-    URL_SAFE_NO_PAD.encode_string(secret, &mut ticket);
-    ticket
+    let mut bytes = [0; 8 + TICKET];
+    bytes[..8].copy_from_slice(&(number(connection) as u64).to_be_bytes());
+    bytes[8..].copy_from_slice(secret);
+    BASE64_URL_SAFE.encode(bytes)
 }
 
 impl Server {
@@ -158,12 +156,13 @@ impl Server {
     /// # Errors
     /// 403
     pub(super) fn find_by_ticket(&self, ticket: &str) -> Result<Token, Rejection> {
-        let found = ticket.split_once('-').and_then(|(connection, _)| {
-            let token = token(connection.parse().ok()?);
+        let find = |ticket: &[u8]| {
+            let (number, secret) = ticket.split_first_chunk()?;
+            let token = token(u64::from_be_bytes(*number).try_into().ok()?);
             let connection = self.connections.get(&token).filter(|connection| connection.is_open())?;
-            let own = self::ticket(token, connection.secret.as_ref()?);
-            bool::from(own.as_bytes().ct_eq(ticket.as_bytes())).then_some(token)
-        });
+            bool::from(connection.secret.as_ref()?.ct_eq(secret)).then_some(token)
+        };
+        let found = BASE64_URL_SAFE.decode(ticket).ok().and_then(|ticket| find(&ticket));
         let body =
             "The ticket is wrong, or was used before. A new one comes with each welcome, where inspection is on.";
         found.ok_or_else(|| Rejection::new(403, body))
