@@ -609,7 +609,7 @@ fn silent_peers() {
 /// P08: who answers pings stays, for longer than the idle timeout.
 #[test]
 fn a_peer_that_answers_pings_stays() {
-    let server = Server::start(&["--ping-interval", "0.4", "--idle-timeout", "2"]);
+    let server = Server::start(&["--ping-interval", "1", "--idle-timeout", "6"]);
     let mut client = server.upgrade(ECHO);
     for _ in 0..7 {
         let ping = client.read_frame();
@@ -623,7 +623,7 @@ fn a_peer_that_answers_pings_stays() {
 /// P09: only bytes received count. Somebody who is told a lot and says nothing is cut, and the room hears it once.
 #[test]
 fn a_silent_peer_in_a_busy_room() {
-    let server = chat(&["--ping-interval", "0.5", "--idle-timeout", "2"]);
+    let server = chat(&["--ping-interval", "1", "--idle-timeout", "6"]);
     let mut talker = member(&server, "talker");
     let mut sleeper = member(&server, "sleeper");
     talker.read_event("joined");
