@@ -131,14 +131,19 @@ fn a_recording_is_replayed_as_it_was_traced() {
     for path in files {
         let file = fs::read_to_string(&path).unwrap();
         assert!(!file.contains("dev-token") && !file.contains(&hex(b"dev-token")), "{file}");
-        let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(&path).output().expect("it runs");
-        assert!(output.status.success(), "{output:?}");
-        let replayed = String::from_utf8(output.stdout).unwrap();
+        let replayed = replay(&path);
         let number = path.file_stem().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
         let (drawn, verdict) = replayed.trim_end().rsplit_once('\n').expect("a verdict in the last line");
         assert!(of_connection(&traced(&server.log()), number) == format!("{drawn}\n"), "{}", path.display());
         assert_eq!(verdict, "as it was recorded: the protocol answers the same");
     }
+}
+
+/// What `wirechat replay` prints of a file with which all is well.
+fn replay(path: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(path).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// What a trace holds of one connection: its lines, and what is drawn below them.
@@ -307,8 +312,14 @@ fn recordings_stay_within_their_limit() {
     let files: Vec<_> = fs::read_dir(&dir).expect("the folder").map(|entry| entry.unwrap().path()).collect();
     let size: u64 = files.iter().map(|path| fs::metadata(path).unwrap().len()).sum();
     assert!(size <= 20_000 && size > 15_000, "{size} bytes");
-    let cut = files.iter().filter(|path| fs::read_to_string(path).unwrap().trim_end().ends_with("\"cut\":null}"));
-    assert_eq!(cut.count(), 1, "one was being recorded when there was no more room");
+    let is_cut = |path: &&PathBuf| fs::read_to_string(path).unwrap().trim_end().ends_with("\"cut\":null}");
+    let cut: Vec<_> = files.iter().filter(is_cut).collect();
+    assert_eq!(cut.len(), 1, "one was being recorded when there was no more room");
+    let replayed = replay(cut[0]);
+    assert!(
+        replayed.contains("\nhere the recording was cut: all of them had reached --record-limit\nas it"),
+        "{replayed}"
+    );
     server.wait_for_log("RECORD");
     assert_eq!(server.log().matches("RECORD").count(), 1, "that is said, once: {}", server.log());
 }

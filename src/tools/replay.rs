@@ -64,6 +64,11 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let recording = Recording::parse(&text).map_err(|error| format!("{path}: {error}"))?;
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
     recording.replay(|record| screen.line(&screen.drawn(record)));
+    match recording.entries.last().map(|entry| &entry.step) {
+        Some(Step::End(_)) => {}
+        Some(Step::Cut) => screen.line("here the recording was cut: all of them had reached --record-limit"),
+        _ => screen.line("here the recording stops: the connection was not over, or the server was killed"),
+    }
     let difference = difference(&answers_of_server(&recording), &answers_of_protocol(&recording));
     let verdict = match &difference {
         None => screen.toned(Tone::Good, "as it was recorded: the protocol answers the same"),
