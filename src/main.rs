@@ -70,15 +70,12 @@ fn serve(config: Config) -> ExitCode {
     if let Err(error) = config.validate().and_then(|()| Server::check(&config)) {
         return fail(USAGE, &error);
     }
-    let journal = Journal::install(config.log_level());
-    let server = match Server::bind(config.clone(), journal.clone()) {
+    let server = match Server::bind(config.clone(), Journal::install(config.log_level())) {
         Ok(server) => server,
         Err(error) => return fail(FAILURE, &error),
     };
     print_banner(&server, &config);
-    let stopped = server.run();
-    journal.flush();
-    match stopped {
+    match server.run() {
         Ok(Stopped::Cleanly) => ExitCode::SUCCESS,
         Ok(Stopped::AtOnce) => ExitCode::from(INTERRUPTED),
         Err(error) => fail(FAILURE, &format!("the poll failed: {error}")),

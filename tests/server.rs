@@ -85,6 +85,9 @@ fn speak_until_cut(client: &mut RawClient, frame: &[u8]) {
 /// No history: one of such texts would be more than an outbox holds, and a newcomer be closed for it.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
+/// A close has to be answered soon, and no other deadline comes before the test is over.
+const CUT_SOON: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout", "600"];
+
 /// Two people who talk in texts of 16,000 letters while others in the room have stopped reading.
 struct Talk {
     talker: RawClient,
@@ -165,7 +168,7 @@ fn a_reader_that_stops_is_closed_and_told_why() {
 /// L01, L03: who does not even read that is cut, and what arrived until then has no close inside a frame.
 #[test]
 fn a_reader_that_never_comes_back_is_cut() {
-    let mut server = Watched::start(&[&BIG_TEXTS[..], &["--close-timeout", "0.3"]].concat());
+    let mut server = Watched::start(&[&BIG_TEXTS[..], &CUT_SOON].concat());
     let mut slow = member_with_a_small_window(&server, "slow");
     let mut talk = Talk::start(&server);
     talk.until_left(1);
@@ -188,7 +191,7 @@ fn a_reader_that_never_comes_back_is_cut() {
 /// L04: each is closed at its own bound, and all of them together cost the server little.
 #[test]
 fn a_hundred_readers_that_stop() {
-    let mut server = Watched::start(&[&BIG_TEXTS[..], &["--close-timeout", "0.3"]].concat());
+    let mut server = Watched::start(&[&BIG_TEXTS[..], &CUT_SOON].concat());
     let mut talk = Talk::start(&server);
     talk.round();
     let before = resident_kib(&server);
@@ -203,6 +206,40 @@ fn a_hundred_readers_that_stop() {
     assert_eq!(left.len(), 100, "each left once");
     server.still_chats();
     server.finish(&[]);
+}
+
+/// Within its bound a reader may be as late as it likes. The poll tells when it reads again: nothing more is said to it.
+#[test]
+fn a_reader_that_comes_back_gets_what_waited() {
+    let mut server = Watched::start(&ROOMY);
+    let (mut late, said) = member_who_is_behind(&server);
+    for id in 1..=said {
+        assert_eq!(late.read_event("message")["id"], id);
+    }
+    server.still_chats();
+    server.finish(&[]);
+}
+
+/// And one that ends its side instead has the time of a close to read it.
+#[test]
+fn a_reader_that_is_behind_and_hangs_up_is_cut() {
+    let server = Watched::start(&[&ROOMY[..], &CUT_SOON, &["-v"]].concat());
+    let (late, _) = member_who_is_behind(&server);
+    late.stream.shutdown(Shutdown::Write).unwrap();
+    server.wait_for_log("LEAVE room=general user=late");
+    server.wait_for_log("the close was not answered");
+    server.finish(&[]);
+}
+
+const ROOMY: [&str; 6] = ["--max-outbox", "67108864", "--max-text", "20000", "--history", "0"];
+
+/// Somebody for whom more waits than a kernel keeps, and less than makes the server stop reading from them; and how many
+/// messages were said.
+fn member_who_is_behind(server: &Server) -> (RawClient, u64) {
+    let late = member_with_a_small_window(server, "late");
+    let mut talk = Talk::start(server);
+    (0..200).for_each(|_| talk.round());
+    (late, talk.ids.len() as u64)
 }
 
 /// What the server holds in memory, where the system says so.
@@ -426,7 +463,7 @@ fn peers_that_do_not_answer_a_close() {
         row("C14 noise after 1002", ECHO, hex("81 7f"), 1002, vec![0xff; 1000]),
         row("C14 noise after 1009", ECHO, hex("82 ff 7f ff ff ff ff ff ff ff"), 1009, vec![0; 1000]),
     ];
-    let mut server = Watched::start(&["--close-timeout", "0.3"]);
+    let mut server = Watched::start(&CUT_SOON);
     each_row(
         &rows,
         |row| row.id.to_owned(),
@@ -447,7 +484,7 @@ fn peers_that_do_not_answer_a_close() {
 /// A refused request lingers in the same way, so that its answer can be read, and not for longer than that.
 #[test]
 fn a_refused_peer_that_stays_is_cut() {
-    let server = Watched::start(&["--close-timeout", "0.3"]);
+    let server = Watched::start(&CUT_SOON);
     let mut client = server.connect();
     client.send(&handshake().target("/").bytes());
     assert_eq!(client.read_response().status, 401);

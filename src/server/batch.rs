@@ -96,7 +96,7 @@ impl Batches {
         self.rooms.remove(&room)
     }
 
-    /// Takes the batch of the room that has waited longest.
+    /// Takes the batch of a room, of those left the one that was first told something in this turn.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
         let Batches { rooms, order, .. } = self;
         std::iter::from_fn(|| order.pop_front()).find_map(|room| Some((room, rooms.remove(&room)?)))

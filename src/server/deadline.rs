@@ -47,6 +47,11 @@ impl Deadlines {
         }
     }
 
+    /// How many connections have one.
+    pub fn count(&self) -> usize {
+        self.queue.len()
+    }
+
     /// When the next deadline is.
     pub fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
@@ -112,14 +117,6 @@ impl Server {
     pub(super) fn set_deadline(&mut self, token: Token, at: Instant) {
         if let Some(connection) = self.connections.get_mut(&token) {
             self.deadlines.set(token, &mut connection.deadline, at);
-        }
-    }
-
-    /// The closing of a connection has begun. It gets a deadline if that is not over when all is written: nearly always
-    /// it is.
-    pub(super) fn cancel_deadline(&mut self, token: Token) {
-        if let Some(connection) = self.connections.get_mut(&token) {
-            self.deadlines.cancel(token, &mut connection.deadline);
         }
     }
 }

@@ -98,6 +98,14 @@ impl Server {
         }
     }
 
+    /// The closing of a connection has begun. If that is not over when all is written, it has so much time from then on.
+    pub(super) fn begin_closing(&mut self, token: Token) {
+        if let Some(connection) = self.connections.get_mut(&token) {
+            self.deadlines.cancel(token, &mut connection.deadline);
+            self.queue_write(token);
+        }
+    }
+
     /// Takes a client out of the chat, and has the others told.
     pub(super) fn leave(&mut self, token: Token, reason: &str) {
         let deliveries = self.chat.leave(token, reason, self.chat_now());
@@ -131,6 +139,7 @@ impl Server {
             // Whoever was too slow has something to write again, and whoever left is told of.
             let is_written = self.batches.is_empty() && self.unsent.is_empty();
             if is_written && self.too_slow.is_empty() && self.ended.is_empty() {
+                debug_assert_eq!(self.deadlines.count(), self.connections.len(), "nobody is forgotten");
                 // Now nearly everybody is between two messages.
                 return self.attach_pending();
             }
@@ -177,7 +186,7 @@ impl Server {
         let sent = connection.flush().and_then(|()| await_room(connection, token, self.poll.registry()));
         match judge(connection, sent, self.config.max_outbox) {
             Written::Fine if connection.is_finished() => self.end(token, "".into()),
-            // Its closing has begun, and cannot be finished in the same turn.
+            // Its closing has begun in this turn, and is not over.
             Written::Fine if connection.deadline.is_none() => {
                 self.set_deadline(token, self.now + self.config.close_timeout);
             }

@@ -88,8 +88,7 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.outbox.push_answer(bytes);
         connection.phase = Phase::Draining(Ending::Linger);
-        self.cancel_deadline(token);
-        self.queue_write(token);
+        self.begin_closing(token);
     }
 
     fn upgrade(&mut self, token: Token, answer: Vec<u8>, endpoint: Endpoint, mut newcomer: Option<Newcomer>) {
@@ -204,13 +203,14 @@ impl Server {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         connection.follow_protocol();
         let (is_open, peer) = (connection.is_open(), connection.peer);
-        self.queue_write(token);
-        if !is_open {
+        if is_open {
+            self.queue_write(token);
+        } else {
             if self.chat.room_of(token).is_none() && !reason.is_empty() {
                 log::info!("CLOSED {peer} reason={reason:?}"); // who is in the chat has a line of its own
             }
             self.leave(token, reason);
-            self.cancel_deadline(token);
+            self.begin_closing(token);
         }
     }
 
@@ -245,8 +245,7 @@ impl Server {
                 self.leave(token, "hung up without a close");
                 let Some(connection) = self.connections.get_mut(&token) else { return };
                 connection.phase = Phase::Draining(Ending::Close);
-                self.cancel_deadline(token);
-                self.queue_write(token);
+                self.begin_closing(token);
             }
         }
     }

@@ -71,14 +71,16 @@ impl Journal {
     }
 
     /// A turn of the loop begins at this time, with nothing to do if it `is_idle`. Writes what waits, if that is
-    /// enough, or has waited for long enough.
+    /// enough, has waited for long enough, or was offered before.
     pub fn turn(&self, now: SystemTime, is_idle: bool) {
         self.lines().turn(now, is_idle);
     }
 
     /// How long the loop may sleep before `turn` is to be called, if there is news.
     pub fn timeout(&self) -> Option<Duration> {
-        self.lines().news_since.map(|_| Duration::from_millis(MAX_WAIT))
+        let lines = self.lines();
+        let waited = lines.news_since.map(|since| lines.millis.abs_diff(since))?;
+        Some(Duration::from_millis(MAX_WAIT.saturating_sub(waited)))
     }
 
     /// Writes what waits, as far as stderr takes it without blocking.
@@ -161,7 +163,8 @@ impl<W: Write> Lines<W> {
             self.millis = millis;
             self.time.clear();
         }
-        let has_waited = self.news_since.is_some_and(|since| millis >= since + MAX_WAIT);
+        // What is no news was offered to a stderr that took no more, and is offered again.
+        let has_waited = self.news_since.is_none_or(|since| millis.abs_diff(since) >= MAX_WAIT);
         if is_idle || has_waited || self.waiting.len() >= PIECE {
             self.flush();
         }
@@ -249,37 +252,42 @@ mod tests {
         Lines::new(Pipe { taken: Vec::new(), room })
     }
 
+    /// Begins the next turn so many milliseconds after the last, and returns what is written.
+    fn turn(lines: &mut Lines<Pipe>, wait: u64, is_idle: bool) -> Vec<u8> {
+        lines.turn(SystemTime::UNIX_EPOCH + Duration::from_millis(lines.millis + wait), is_idle);
+        std::mem::take(&mut lines.stderr.taken)
+    }
+
     #[test]
     fn lines_are_written_together_when_there_is_nothing_else_to_do() {
         let mut lines = lines(usize::MAX);
         lines.add(b"one\n");
-        lines.turn(SystemTime::UNIX_EPOCH, false);
+        assert_eq!(turn(&mut lines, 0, false), b"");
         lines.add(b"two\n");
-        assert_eq!(lines.stderr.taken, b"");
-        lines.turn(SystemTime::UNIX_EPOCH, true);
-        assert_eq!(lines.stderr.taken, b"one\ntwo\n");
-        lines.stderr.room = 0;
-        lines.add(b"three\n");
-        lines.turn(SystemTime::UNIX_EPOCH, true);
-        assert_eq!(lines.news_since, None, "the loop does not stay awake for a stderr that takes no more");
-        lines.stderr.room = usize::MAX;
-        lines.turn(SystemTime::UNIX_EPOCH, true);
-        assert_eq!(lines.stderr.taken, b"one\ntwo\nthree\n");
+        assert_eq!(turn(&mut lines, 0, true), b"one\ntwo\n");
     }
 
     #[test]
     fn a_loop_that_is_never_idle_writes_what_is_enough_or_has_waited() {
         let mut lines = lines(usize::MAX);
-        // Adds a line, and begins the next turn so many milliseconds after the last.
-        let mut written = |line: &[u8], wait| {
-            lines.add(line);
-            lines.turn(SystemTime::UNIX_EPOCH + Duration::from_millis(lines.millis + wait), false);
-            std::mem::take(&mut lines.stderr.taken)
-        };
-        assert_eq!(written(b"one\n", MAX_WAIT - 1), b"");
-        assert_eq!(written(b"two\n", 1), b"one\ntwo\n");
-        assert_eq!(written(&[b'x'; PIECE - 1], 0), b"");
-        assert_eq!(written(b"\n", 0).len(), PIECE);
+        lines.add(b"one\n");
+        assert_eq!(turn(&mut lines, MAX_WAIT - 1, false), b"");
+        lines.add(b"two\n");
+        assert_eq!(turn(&mut lines, 1, false), b"one\ntwo\n");
+        lines.add(&[b'x'; PIECE - 1]);
+        assert_eq!(turn(&mut lines, 0, false), b"");
+        lines.add(b"\n");
+        assert_eq!(turn(&mut lines, 0, false).len(), PIECE);
+    }
+
+    #[test]
+    fn a_stderr_that_took_no_more_is_offered_the_rest_in_every_turn() {
+        let mut lines = lines(0);
+        lines.add(b"one\n");
+        assert_eq!(turn(&mut lines, 0, true), b"");
+        assert_eq!(lines.news_since, None, "the loop does not stay awake for it");
+        lines.stderr.room = usize::MAX;
+        assert_eq!(turn(&mut lines, 0, false), b"one\n");
     }
 
     #[test]

@@ -183,7 +183,7 @@ impl Server {
             }
             self.now = Instant::now();
             self.time = self.watchers.tell_time();
-            self.journal.turn(self.time, events.is_empty());
+            self.journal.turn(self.time, events.is_empty() && self.unread.is_empty());
             for event in &events {
                 if event.token() == SIGNALS && !self.handle_signals() {
                     return Ok(self.stopped(Stopped::AtOnce));
@@ -286,6 +286,13 @@ impl Server {
     /// The time, for the chat.
     fn chat_now(&self) -> Now {
         Now { time: self.time, steady: self.steady() }
+    }
+}
+
+impl Drop for Server {
+    /// Also in a panic: what led to it is in the last lines.
+    fn drop(&mut self) {
+        self.journal.flush();
     }
 }
 

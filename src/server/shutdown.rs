@@ -50,7 +50,6 @@ impl Server {
         let watched = self.connections.values_mut().filter_map(|connection| connection.watch.as_mut());
         watched.for_each(|watch| watch.end("the server stopped"));
         self.report();
-        self.journal.flush();
         how
     }
 }

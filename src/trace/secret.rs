@@ -108,7 +108,7 @@ mod tests {
             ("GET /?token=dev-token&username=a HTTP/1.1\r\n", "GET /?token=*********&username=a HTTP/1.1\r\n"),
             ("GET /?username=a&%74oken=x HTTP/1.1\r\n", "GET /?username=a&%74oken=* HTTP/1.1\r\n"),
             ("GET /?token=a?b&token=c HTTP/1.1", "GET /?token=***&token=* HTTP/1.1"),
-            ("GET /inspect?ticket=7-abc HTTP/1.1\r\n", "GET /inspect?ticket=***** HTTP/1.1\r\n"),
+            ("GET /inspect?ticket=A-_bc HTTP/1.1\r\n", "GET /inspect?ticket=***** HTTP/1.1\r\n"),
             ("GET /?token=a#b=c?d&x=1 HTTP/1.1", "GET /?token=*******&x=1 HTTP/1.1"),
             ("DELETE /x?token=a HTTP/1.1", "DELETE /x?token=* HTTP/1.1"),
             ("Authorization: Bearer a\r\n\r\n", "Authorization: ****** *\r\n\r\n"),
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn a_ticket_in_a_welcome_is_masked_wherever_it_is_cut() {
-        let welcome = br#"{"event":"welcome","data":{"a":"","ticket":"7-00ff","room":"a"}},{"ticket":"later"}"#;
+        let welcome = br#"{"event":"welcome","data":{"a":"","ticket":"A-_0ff","room":"a"}},{"ticket":"later"}"#;
         let masked = br#"{"event":"welcome","data":{"a":"","ticket":"******","room":"a"}},{"ticket":"later"}"#;
         for cut in 0..welcome.len() {
             let (mut payload, mut mask) = (welcome.to_vec(), TicketMask::default());

@@ -33,7 +33,7 @@ const FINDERS: &str = r#"
     window.__button = (text) => __named('button', text);
     window.__field = (text) => __named('label', text)?.control;
     window.__frame = () => new Promise(requestAnimationFrame);
-    window.__centre = async (find) => {
+    window.__centre = async (find, use = () => {}) => {
         await __frame().then(__frame); // what has just changed may still be moving other things
         const element = find();
         if (!element) return null;
@@ -41,13 +41,14 @@ const FINDERS: &str = r#"
         const box = element.getBoundingClientRect();
         const centre = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
         const hit = document.elementFromPoint(centre.x, centre.y);
-        return element === hit || element.contains(hit) ? centre : null;
+        if (element !== hit && !element.contains(hit)) return null;
+        use(element);
+        return centre;
     };
-    window.__aim = (find) => {
+    window.__aim = (find) => __centre(find, (element) => {
         window.__hit = false;
-        find()?.addEventListener('click', () => { window.__hit = true; }, { capture: true, once: true });
-        return __centre(find);
-    };
+        element.addEventListener('click', () => { window.__hit = true; }, { capture: true, once: true });
+    });
 "#;
 
 /// Headless Chromium with a profile of its own. Killed, and its profile removed, when dropped.

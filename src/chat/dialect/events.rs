@@ -102,8 +102,9 @@ pub fn read(text: &str) -> Result<Command<'_>, Fault> {
 }
 
 /// Reads a message as browsers write it, without a blank and with the event first: then it is known where the data is.
-/// Nothing unknown is in it, so there is nothing to be passed over, and an array would not begin like this.
+/// It takes nothing but what the way by the envelope takes too, and as that does; where it is in doubt it takes nothing.
 fn read_compact(text: &str) -> Option<MessageData<'_>> {
+    /// As [`MessageData`], but with nothing to be passed over, which takes its time, and with a text.
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Compact<'a> {
@@ -113,7 +114,8 @@ fn read_compact(text: &str) -> Option<MessageData<'_>> {
         nonce: Option<Cow<'a, str>>,
     }
     let data = text.strip_prefix(r#"{"event":"message","data":"#)?.strip_suffix('}')?;
-    let Compact { text, nonce } = serde_json::from_str(data).ok().filter(|_| data.starts_with('{'))?;
+    // serde would also take an array, as a struct without its names.
+    let Compact { text, nonce } = data.starts_with('{').then(|| serde_json::from_str(data).ok())??;
     Some(MessageData { text, nonce })
 }
 
@@ -380,12 +382,12 @@ mod tests {
             )
         );
         let members = vec![Rc::clone(&username), "bob".into()];
-        let ticket = Some("7-ab".into());
+        let ticket = Some("AAec-_".into());
         assert_eq!(
             written(&Notice::Welcome { username, room, members, past: past(Vec::new()), ticket }),
             concat!(
                 r#"{"event":"welcome","data":{"message":"Welcome to #r\", al\"!","members":["al\"","bob"],"#,
-                r#""room":"r\"","username":"al\"","epoch":"e","last_id":8,"resumed":true,"history":[],"ticket":"7-ab"}}"#
+                r#""room":"r\"","username":"al\"","epoch":"e","last_id":8,"resumed":true,"history":[],"ticket":"AAec-_"}}"#
             )
         );
     }
