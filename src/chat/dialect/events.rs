@@ -293,6 +293,27 @@ mod tests {
         }
     }
 
+    /// The same with a blank in front, which sends it the long way: also with any two characters of it changed.
+    #[test]
+    fn a_compact_message_means_what_it_means_anyhow() {
+        const MESSAGE: &str = r#"{"event":"message","data":{"text":"a\n","nonce":"b"}}"#;
+        assert!(read_compact(MESSAGE).is_some());
+        let changes = ["", "\"", "\\", "{", "}", "[", "]", ",", ":", " ", "0", "null", "\"text\":", "\u{0}", "é"];
+        let random = &mut fastrand::Rng::with_seed(1);
+        let mut compact = 0;
+        for _ in 0..20_000 {
+            let mut text = MESSAGE.to_owned();
+            for _ in 0..random.usize(1..3) {
+                let start = text.floor_char_boundary(random.usize(0..text.len()));
+                let end = text.ceil_char_boundary(start + random.usize(0..3)).min(text.len());
+                text.replace_range(start..end, changes[random.usize(0..changes.len())]);
+            }
+            compact += usize::from(read_compact(&text).is_some());
+            assert_eq!(read(&text), read(&format!(" {text}")), "{text}");
+        }
+        assert!(compact > 100, "{compact} were read the short way");
+    }
+
     #[test]
     fn what_is_not_json() {
         let texts = [
