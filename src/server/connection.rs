@@ -48,7 +48,7 @@ pub struct Connection {
     pub outbox: Outbox,
     /// When the socket last told of input, or was accepted.
     pub last_received: Instant,
-    /// When it must be looked at next, kept here for `Deadlines`; `None`: its closing has begun in this turn.
+    /// When it must be looked at next, kept here for `Deadlines`; `None`: it began to close in this turn.
     pub deadline: Option<Instant>,
     /// Bytes of the shared allowance that are counted for this connection.
     pub buffered: usize,

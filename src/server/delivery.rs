@@ -98,7 +98,7 @@ impl Server {
         }
     }
 
-    /// The closing of a connection has begun. If that is not over when all is written, it has so much time from then on.
+    /// The closing of a connection has begun. If that is not over when all is written, it has `--close-timeout` from then on.
     pub(super) fn begin_closing(&mut self, token: Token) {
         if let Some(connection) = self.connections.get_mut(&token) {
             self.deadlines.cancel(token, &mut connection.deadline);

@@ -167,9 +167,9 @@ impl Server {
                 (Event::Pong(_), _) => {}
                 (Event::Close(code, reason), _) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
-                    let why = ["closed by the client: ", &code, " ", &reason].concat();
+                    let reason = ["closed by the client:", &code, &reason].join(" ");
                     // An answer to our Close is not why it is closed.
-                    self.follow_protocol(token, if was_open { why.trim_end() } else { "" });
+                    self.follow_protocol(token, if was_open { reason.trim_end() } else { "" });
                 }
                 (Event::Failed(error), _) => {
                     self.follow_protocol(token, &format!("{} {error}", error.code().get()));
