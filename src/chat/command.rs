@@ -201,6 +201,15 @@ pub enum Delivery {
         /// What.
         notice: Notice,
     },
+    /// A client has changed rooms: it is told all that the old one was told so far, and of the new one nothing yet.
+    Move {
+        /// Who.
+        token: Token,
+        /// The old room.
+        from: RoomId,
+        /// The new room.
+        to: RoomId,
+    },
     /// Close a client that broke a rule of the chat.
     Close {
         /// Whom.

@@ -49,7 +49,7 @@ use dialect::Dialect;
 use history::{History, Past, Resume, Ring};
 pub use ids::{RoomId, RoomMap, TokenMap};
 use names::Names;
-use pace::Pace;
+use pace::{Pace, Verdict};
 use rooms::Rooms;
 use timestamp::Clock;
 
@@ -140,14 +140,17 @@ impl Chat {
 
     /// Reads a client's text in its dialect, and does what it asks. All of it but typing draws from its pace.
     pub fn receive(&mut self, token: Token, text: &str, now: Now) -> Vec<Delivery> {
-        let Some(client) = self.clients.get(&token) else { return Vec::new() };
+        let Some(client) = self.clients.get_mut(&token) else { return Vec::new() };
         let read = client.dialect.read(text);
         let (is_typing, nonce) = match &read {
             Ok(command) => (matches!(command, Command::Typing { .. }), command.nonce()),
             Err(fault) => (false, fault.nonce.as_deref()),
         };
-        if !is_typing && let Err(instead) = self.count(token, nonce, now) {
-            return instead;
+        let verdict = if is_typing { Verdict::Pass } else { client.pace.judge(self.rules.rate_limit, now.steady) };
+        match verdict {
+            Verdict::Pass => {}
+            Verdict::SlowDown => return vec![Delivery::complain(token, Complaint::SlowDown, nonce)],
+            Verdict::Flood => return vec![Delivery::Close { token, reason: FLOODING }],
         }
         match read {
             Ok(command) => self.handle(token, &command, now),
@@ -216,6 +219,7 @@ impl Chat {
         log::info!("SWITCH from={} to={} user={}", logged(&old), logged(name), logged(&username));
         let joined = self.joined(new_id, &username);
         Ok(vec![
+            Delivery::Move { token, from: old_id, to: new_id },
             Delivery::tell(Audience::Room(old_id), left),
             Delivery::tell(Audience::One(token), Notice::Switched { room, members, past }),
             Delivery::tell(Audience::Others(new_id, token), joined),
@@ -329,11 +333,14 @@ mod tests {
 
     /// Deliveries as they read: to whom, and the JSON of the native dialect.
     fn told(deliveries: &[Delivery]) -> Vec<(Audience, String)> {
-        let told = deliveries.iter().map(|delivery| {
-            let Delivery::Tell { to, notice } = delivery else { panic!("not told: {delivery:?}") };
-            let mut json = Vec::new();
-            Dialect::Events.write(notice, &mut json);
-            (*to, String::from_utf8(json).unwrap())
+        let told = deliveries.iter().filter_map(|delivery| match delivery {
+            Delivery::Move { .. } => None,
+            Delivery::Close { .. } => panic!("not told: {delivery:?}"),
+            Delivery::Tell { to, notice } => {
+                let mut json = Vec::new();
+                Dialect::Events.write(notice, &mut json);
+                Some((*to, String::from_utf8(json).unwrap()))
+            }
         });
         told.collect()
     }
@@ -407,8 +414,10 @@ mod tests {
         let mut chat = chat_of_two(&[]);
         let old = chat.room_of(BOB).unwrap();
         let switch = event("switch_room", r#"{"room":" other "}"#);
-        let deliveries = told(&chat.receive(BOB, &switch, NOW));
+        let deliveries = chat.receive(BOB, &switch, NOW);
         let new = chat.room_of(BOB).unwrap();
+        assert_eq!(deliveries[0], Delivery::Move { token: BOB, from: old, to: new });
+        let deliveries = told(&deliveries);
         assert_eq!(deliveries[0], (Audience::Room(old), event("left", r#"{"username":"bob"}"#)));
         assert_eq!(deliveries[1].0, Audience::One(BOB));
         assert!(deliveries[1].1.starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"epoch":"#));
@@ -438,7 +447,7 @@ mod tests {
         chat.join(CAROL, newcomer(Dialect::Events, "carol", "general"), NOW);
         let error = event("error", r#"{"message":"There are too many rooms"}"#);
         assert_eq!(told(&chat.receive(ALICE, &switch("third"), NOW)), [(Audience::One(ALICE), error)]);
-        assert_eq!(chat.receive(BOB, &switch("third"), NOW).len(), 3, "bob was alone in the second");
+        assert_eq!(chat.receive(BOB, &switch("third"), NOW).len(), 4, "bob was alone in the second");
         assert_eq!(chat.rooms.len(), 2);
     }
 

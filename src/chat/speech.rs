@@ -10,8 +10,7 @@ use mio::Token;
 use super::access;
 use super::command::{Complaint, Notice, Whisper};
 use super::history::Draft;
-use super::pace::Verdict;
-use super::{Audience, Chat, Delivery, FLOODING, NAME_IN_USE, Now, excerpt, logged};
+use super::{Audience, Chat, Delivery, NAME_IN_USE, Now, excerpt, logged};
 
 /// How often others are told, at the most, that somebody is typing.
 const TYPING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
@@ -19,17 +18,6 @@ const TYPING_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
 const NAME_NOT_GRANTED: &str = "This token may be used with another username only";
 
 impl Chat {
-    /// Counts what a client sent against its pace. `Err`: it is not to be done, and this is what happens instead.
-    pub(super) fn count(&mut self, token: Token, nonce: Option<&str>, now: Now) -> Result<(), Vec<Delivery>> {
-        let rate = self.rules.rate_limit;
-        let Some(client) = self.clients.get_mut(&token) else { return Ok(()) };
-        match client.pace.judge(rate, now.steady) {
-            Verdict::Pass => Ok(()),
-            Verdict::SlowDown => Err(vec![Delivery::complain(token, Complaint::SlowDown, nonce)]),
-            Verdict::Flood => Err(vec![Delivery::Close { token, reason: FLOODING }]),
-        }
-    }
-
     pub(super) fn say(
         &mut self,
         token: Token,
@@ -51,8 +39,7 @@ impl Chat {
             return self.whisper(token, username, &to, &text, nonce, now);
         }
         self.check_length(text)?;
-        let Some(client) = self.clients.get(&token) else { return Ok(Vec::new()) };
-        let room = client.room;
+        let Some(room) = self.room_of(token) else { return Ok(Vec::new()) };
         if let Some(posted) = nonce.and_then(|nonce| self.history.find(room, &username, nonce)) {
             return Ok(vec![Delivery::tell(Audience::One(token), Notice::Message(posted))]);
         }

@@ -36,6 +36,10 @@ impl Server {
     pub(super) fn deliver(&mut self, deliveries: Vec<Delivery>) {
         for delivery in deliveries {
             match delivery {
+                Delivery::Move { token, from, to } => {
+                    self.catch_up(token, from);
+                    self.skip(token, to);
+                }
                 Delivery::Close { token, reason } => self.close(token, CloseCode::POLICY_VIOLATION, reason),
                 Delivery::Tell { to: Audience::One(token), notice } => self.tell(token, &notice),
                 Delivery::Tell { to: Audience::Room(room), notice } => self.tell_room(room, None, &notice),

@@ -141,6 +141,7 @@ impl Server {
     }
 
     fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
+        let mut has_ended = false;
         while !input.is_empty() {
             let Some(connection) = self.connections.get_mut(&token) else { return };
             if connection.is_congested(self.config.max_outbox) {
@@ -149,9 +150,16 @@ impl Server {
             }
             let was_open = connection.is_open();
             let Phase::Open(Open { protocol, endpoint }) = &mut connection.phase else { break };
-            let Some(event) = protocol.receive(&mut input) else { break };
+            let Some(event) = protocol.receive(&mut input) else {
+                // Framing may be lost behind our own Close, which is no event.
+                has_ended = matches!(protocol.state(), State::Closing(Framing::Lost) | State::Closed);
+                break;
+            };
             match (event, *endpoint) {
-                (Event::Message(Message::Text(text)), Endpoint::Chat) => self.receive_text(token, &text),
+                (Event::Message(Message::Text(text)), Endpoint::Chat) => {
+                    let deliveries = self.chat.receive(token, &text, self.chat_now());
+                    self.deliver(deliveries);
+                }
                 (Event::Message(Message::Text(text)), Endpoint::Inspect(inspected)) => {
                     self.receive_command(token, inspected, &text);
                 }
@@ -176,25 +184,10 @@ impl Server {
                 }
             }
         }
-        // Framing may be lost behind our own Close, which is no event.
-        let has_ended = |open: &Open| matches!(open.protocol.state(), State::Closing(Framing::Lost) | State::Closed);
-        let phase = self.connections.get(&token).map(|connection| &connection.phase);
-        if matches!(phase, Some(Phase::Open(open)) if has_ended(open)) {
+        if has_ended {
             self.follow_protocol(token, "");
         }
         self.count_buffered(token);
-    }
-
-    fn receive_text(&mut self, token: Token, text: &str) {
-        let before = self.chat.room_of(token);
-        let deliveries = self.chat.receive(token, text, self.chat_now());
-        let after = self.chat.room_of(token);
-        if before != after {
-            // A mover has heard everything of the old room, and nothing yet of the new one.
-            before.into_iter().for_each(|room| self.catch_up(token, room));
-            after.into_iter().for_each(|room| self.skip(token, room));
-        }
-        self.deliver(deliveries);
     }
 
     /// Queues what the protocol replies. If that was a Close, the client leaves the chat, for this reason.
