@@ -175,7 +175,6 @@ impl<W: Write> Lines<W> {
             let now = SystemTime::UNIX_EPOCH + Duration::from_millis(self.millis);
             self.time = humantime::format_rfc3339_millis(now).to_string();
         }
-        self.news_since.get_or_insert(self.millis);
         let (before, level) = (self.waiting.len(), record.level().as_str());
         for piece in [&self.time, " ", level, &"      "[level.len()..]] {
             self.waiting.extend_from_slice(piece.as_bytes());
@@ -186,11 +185,12 @@ impl<W: Write> Lines<W> {
         if self.waiting.len() > MAX_WAITING {
             let line = self.waiting.split_off(before);
             self.add(&line);
+        } else {
+            self.news_since.get_or_insert(self.millis);
         }
     }
 
     fn add(&mut self, line: &[u8]) {
-        self.news_since.get_or_insert(self.millis);
         if self.waiting.len() + line.len() > MAX_WAITING {
             self.flush();
         }
@@ -198,6 +198,7 @@ impl<W: Write> Lines<W> {
             self.lost += 1;
         } else {
             self.waiting.extend_from_slice(line);
+            self.news_since.get_or_insert(self.millis);
         }
     }
 
@@ -278,6 +279,21 @@ mod tests {
         assert_eq!(turn(&mut lines, 0, false), b"");
         lines.add(b"\n");
         assert_eq!(turn(&mut lines, 0, false).len(), PIECE);
+    }
+
+    #[test]
+    fn a_line_for_which_others_had_to_go_keeps_the_loop_awake() {
+        let mut by_add = lines(usize::MAX);
+        let mut by_log = lines(usize::MAX);
+        for lines in [&mut by_add, &mut by_log] {
+            lines.add(&[b'x'; MAX_WAITING]);
+        }
+        by_add.add(b"one\n");
+        by_log.log(&Record::builder().args(format_args!("one")).build());
+        for lines in [by_add, by_log] {
+            assert_eq!(lines.stderr.taken.len(), MAX_WAITING);
+            assert!(lines.news_since.is_some() && lines.waiting.ends_with(b"one\n"));
+        }
     }
 
     #[test]
