@@ -9,9 +9,9 @@
 //!
 //! ```text
 //!   main   ─▶ server, tools             arguments become a Config, the Config a server; or they name a tool
-//!   server ─▶ ws, chat, config, trace   sockets, the clock, the poll loop
-//!   tools  ─▶ ws, trace                 frames explained, and servers poked
-//!   trace  ─▶ ws                        what passed on the wire, to be looked at
+//!   server ─▶ ws, chat, config, inspect   sockets, the clock, the poll loop
+//!   tools  ─▶ ws, inspect               frames explained, and servers poked
+//!   inspect ─▶ ws                       what passed on the wire, to be looked at
 //!   ws                                  RFC 6455: bytes in, events and bytes out
 //!   chat   ─▶ config                    clients, rooms, names, JSON
 //!   config                              every bound and every wait
@@ -39,10 +39,10 @@
 //! | 20 | [`server`], [`server::dispatch`], [`server::delivery`], [`server::batch`] | one turn of the loop |
 //! | 22 | [`server::routes`], [`server::query`], [`server::answer`], [`server::deadline`], [`server::listener`], [`server::addresses`], [`server::journal`], [`server::shutdown`] | the rest of the glue |
 //! | 5 | [`config`] | the limits |
-//! | 20 | [`trace`], [`trace::frame`], [`trace::tap`], [`trace::head`], [`trace::scan`], [`trace::judge`], [`trace::life`] | the wire, watched: what passed, as records |
-//! | 24 | [`trace::refusal`], [`trace::records`], [`trace::text`], [`trace::figure`], [`trace::visible`], [`trace::json`], [`trace::secret`], [`trace::filter`], [`trace::recorder`], [`trace::recording`] | how a record looks, and what is never shown |
+//! | 20 | [`inspect`], [`inspect::frame`], [`inspect::tap`], [`inspect::head`], [`inspect::scan`], [`inspect::judge`], [`inspect::life`] | the wire, watched: what passed, as records |
+//! | 24 | [`inspect::failure`], [`inspect::records`], [`inspect::text`], [`inspect::figure`], [`inspect::visible`], [`inspect::json`], [`inspect::secret`], [`inspect::filter`], [`inspect::recorder`], [`inspect::recording`] | how a record looks, and what is never shown |
 //! | 11 | [`server::watch`], [`server::inspection`] | who is shown the wire |
-//! | 14 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::answer`], [`tools::inbox`], [`tools::replay`] | what the tools have in common; a recording, seen again |
+//! | 14 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::response`], [`tools::inbox`], [`tools::replay`] | what the tools have in common; a recording, seen again |
 //! | 13 | [`tools::explain`], [`tools::explain::frames`], [`tools::explain::numbers`], [`tools::explain::sections`] | frames drawn from bytes, questions answered |
 //! | 30 | [`tools::poke`], [`tools::poke::case`], [`tools::poke::catalogue`] | everything that a peer can do to a server, as data |
 //! | 19 | [`tools::poke::url`], [`tools::poke::request`], [`tools::poke::wire`], [`tools::poke::play`], [`tools::poke::verdict`], [`tools::poke::report`] | a client that does it, and judges what comes back |
@@ -157,7 +157,7 @@
 //! | 5 | add `--max-members`: how many a room may have | `Config` in `src/config.rs`, `has_room_for` in `src/chat/admission.rs`, `switch_room` in `src/chat/mod.rs` | beside `limit_of_rooms` in `tests/limits.rs` |
 //! | 6 | answer `GET /stats` with the number of connections, as JSON | `Path` and `answer` in `src/server/routes.rs`, `answer` in `src/server/dispatch.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
 //! | 7 | give each Ping of the server a number as its payload, and count the Pongs that answer one | `ping` and `receive_control` in `src/ws/protocol.rs` | beside `rfc_5_5_2_a_ping_is_answered_with_its_payload` in `src/ws/protocol.rs` |
-//! | 8 | send what is longer than 1,000 bytes in fragments; what must [`server::outbox`] know now? | `append` and `size_of_own` in `src/ws/frame.rs` | beside `rfc_6_1_frames_as_a_server_sends_them` in `src/ws/frame.rs` |
+//! | 8 | send what is longer than 1,000 bytes in fragments; what must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | beside `rfc_6_1_frames_as_a_server_sends_them` in `src/ws/frame.rs` |
 //! | 9 | add a dialect of plain lines, `alice: hi` | `Dialect` in `src/chat/dialect/mod.rs`, `Path` and `newcomer` in `src/server/routes.rs` | beside `rooms_word_for_word` in `tests/dialects.rs` |
 //! | 10 | negotiate an extension of your own: with RSV1 set, the payload is written backwards | `is_offer` in `src/ws/extension.rs`, `switching_protocols` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
@@ -165,9 +165,9 @@
 
 pub mod chat;
 pub mod config;
+pub mod inspect;
 #[cfg(test)]
 mod pictures;
 pub mod server;
 pub mod tools;
-pub mod trace;
 pub mod ws;

@@ -6,8 +6,8 @@ mod sources;
 
 use clap::CommandFactory;
 use sources::{module_doc, quoted, read_all, table_rows};
+use wirechat::inspect::AcceptSteps;
 use wirechat::server::Config;
-use wirechat::trace::AcceptSteps;
 
 const README: &str = include_str!("../README.md");
 
@@ -173,12 +173,12 @@ fn the_tracer_says_what_its_documentation_shows() {
         lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
     let golden = include_str!("golden/examples-full.txt");
-    for source in [include_str!("../src/trace/figure.rs"), include_str!("../src/trace/text.rs")] {
+    for source in [include_str!("../src/inspect/figure.rs"), include_str!("../src/inspect/text.rs")] {
         for line in shown(source) {
             assert!(golden.lines().any(|said| said.trim() == line), "not in tests/golden: {line}");
         }
     }
-    let shown = shown(include_str!("../src/trace/head.rs"));
+    let shown = shown(include_str!("../src/inspect/head.rs"));
     let first_words: Vec<&str> = shown.iter().filter_map(|line| line.split(' ').next()).collect();
     let steps = AcceptSteps::of(first_words[0]);
     let sha1: String = steps.sha1.iter().map(|byte| format!("{byte:02x}")).collect();

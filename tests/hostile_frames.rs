@@ -190,7 +190,7 @@ fn rule_of(error: ProtocolError) -> Rule {
         ProtocolError::LengthNotMinimal => MINIMAL,
         ProtocolError::LengthTopBit => TOP_BIT,
         ProtocolError::UnexpectedContinuation | ProtocolError::ExpectedContinuation => ORDER,
-        ProtocolError::BinaryRefused => BINARY,
+        ProtocolError::UnsupportedData => BINARY,
         ProtocolError::MessageTooBig => SIZE,
         ProtocolError::TooManyFragments => FRAGMENTS,
         ProtocolError::TextNotUtf8 => UTF8,

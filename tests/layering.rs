@@ -15,9 +15,9 @@ const MAX_FILE: usize = 300;
 /// Who may name whom. `lib.rs` is left out: it is the map, and has to name them all.
 const ARROWS: [(&str, &[&str]); 7] = [
     ("main", &["server", "tools"]),
-    ("server", &["ws", "chat", "config", "trace"]),
-    ("tools", &["ws", "trace"]),
-    ("trace", &["ws"]),
+    ("server", &["ws", "chat", "config", "inspect"]),
+    ("tools", &["ws", "inspect"]),
+    ("inspect", &["ws"]),
     ("chat", &["config"]),
     ("config", &[]),
     ("ws", &[]),
@@ -481,9 +481,9 @@ fn rooms_are_told_apart() {
     expect_faults("ws/mod.rs", "use super::{chat, ws::frame};", &["ws may not name crate::chat"]);
     expect_faults("ws/frame.rs", "use super::close::CloseCode; use self::inner::X; use crate::ws::Limits;", &[]);
     expect_faults(
-        "trace/mod.rs",
+        "inspect/mod.rs",
         "use crate::{\n    ws::Opcode,\n    server::Server,\n};",
-        &[":3: trace may not name"],
+        &[":3: inspect may not name"],
     );
     expect_faults("tools/poke.rs", "use crate::{ws, trace}; use crate::config::Config;", &["tools may not name"]);
     expect_faults("config.rs", "use crate::ws::Limits;", &["config may not name"]);

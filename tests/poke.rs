@@ -67,7 +67,7 @@ fn number(error: ProtocolError) -> usize {
         LengthTopBit => 6,
         UnexpectedContinuation => 7,
         ExpectedContinuation => 8,
-        BinaryRefused => 9,
+        UnsupportedData => 9,
         MessageTooBig => 10,
         TooManyFragments => 11,
         TextNotUtf8 => 12,

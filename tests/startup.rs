@@ -11,12 +11,12 @@ use support::watched::DEMO_TOKENS;
 use support::{Server, token_file, wait_until};
 
 /// What a server that does not start leaves behind.
-struct Refusal {
+struct Failure {
     code: Option<i32>,
     said: String,
 }
 
-fn refusal(listen: &str, args: &[&str]) -> Refusal {
+fn refusal(listen: &str, args: &[&str]) -> Failure {
     let mut command = Server::command(listen, args);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is run");
@@ -27,10 +27,10 @@ fn refusal(listen: &str, args: &[&str]) -> Refusal {
     }
     let output = child.wait_with_output().unwrap();
     assert_eq!(banner, "", "it does not start");
-    Refusal { code: output.status.code(), said: String::from_utf8(output.stderr).unwrap() }
+    Failure { code: output.status.code(), said: String::from_utf8(output.stderr).unwrap() }
 }
 
-impl Refusal {
+impl Failure {
     /// A failure, told in one line with this word in it.
     fn names(&self, word: &str) {
         assert!(self.code.is_some_and(|code| code != 0), "exit code {:?}", self.code);

@@ -8,11 +8,11 @@ mod support;
 use std::time::{Duration, SystemTime};
 
 use support::table::hex;
-use wirechat::trace::text::{self, Detail, Style};
-use wirechat::trace::{Frame, Records, State, Tap, What};
+use wirechat::inspect::text::{self, Detail, Style};
+use wirechat::inspect::{Frame, Records, State, Tap, What};
 use wirechat::ws::Limits;
 use wirechat::ws::close::ProtocolError;
-use wirechat::ws::frame::Sender;
+use wirechat::ws::frame::Role;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Protocol};
 
@@ -24,7 +24,7 @@ fn noon() -> SystemTime {
 }
 
 /// What the tap says of bytes on an open connection, as `--trace` or `--trace=full` would write it.
-fn traced(limits: Limits, detail: Detail, passed: &[(Sender, &[u8])]) -> String {
+fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
     tap.set_limits(limits);
@@ -55,7 +55,7 @@ fn expect(golden: &str, name: &str, text: &str) {
 fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
     let hello = hex("81 85 37 fa 21 3d 7f 9f 4d 51 58");
     assert_eq!(
-        traced(LIMITS, Detail::Full, &[(Sender::Client, &hello)]),
+        traced(LIMITS, Detail::Full, &[(Role::Client, &hello)]),
         "\
 12:00:01.204  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  \"Hello\"                       §5.2 §5.3
               81          85             37 fa 21 3d   7f 9f 4d 51 58
@@ -69,15 +69,15 @@ fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
 #[test]
 fn golden_the_frames_of_rfc_5_7() {
     let (short, long) = ([0; 256], [0; 65536]);
-    let frames: [(Sender, Vec<u8>); 8] = [
-        (Sender::Server, hex("81 05 'Hello'")),
-        (Sender::Client, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
-        (Sender::Server, hex("01 03 'Hel'")),
-        (Sender::Server, hex("80 02 'lo'")),
-        (Sender::Server, hex("89 05 'Hello'")),
-        (Sender::Client, hex("8a 85 37 fa 21 3d 7f 9f 4d 51 58")),
-        (Sender::Server, [&hex("82 7e 01 00")[..], &short].concat()),
-        (Sender::Server, [&hex("82 7f 00 00 00 00 00 01 00 00")[..], &long].concat()),
+    let frames: [(Role, Vec<u8>); 8] = [
+        (Role::Server, hex("81 05 'Hello'")),
+        (Role::Client, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        (Role::Server, hex("01 03 'Hel'")),
+        (Role::Server, hex("80 02 'lo'")),
+        (Role::Server, hex("89 05 'Hello'")),
+        (Role::Client, hex("8a 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        (Role::Server, [&hex("82 7e 01 00")[..], &short].concat()),
+        (Role::Server, [&hex("82 7f 00 00 00 00 00 01 00 00")[..], &long].concat()),
     ];
     let passed: Vec<_> = frames.iter().map(|(from, bytes)| (*from, &bytes[..])).collect();
     expect(include_str!("golden/examples.txt"), "examples.txt", &traced(LIMITS, Detail::Line, &passed));
@@ -102,7 +102,7 @@ fn golden_one_refusal_for_each_rule() {
         ("82 ff 80 00 00 00 00 00 00 00 M0", LIMITS, ProtocolError::LengthTopBit),
         ("80 82 M0 'lo'", LIMITS, ProtocolError::UnexpectedContinuation),
         ("01 83 M0 'Hel' 81 82 M0 'lo'", LIMITS, ProtocolError::ExpectedContinuation),
-        ("82 82 M0 'hi'", text_only, ProtocolError::BinaryRefused),
+        ("82 82 M0 'hi'", text_only, ProtocolError::UnsupportedData),
         ("81 ff 00 00 00 00 00 01 11 71 M0", LIMITS, ProtocolError::MessageTooBig),
         (five, LIMITS, ProtocolError::TooManyFragments),
         ("81 84 M0 'ab' ff 'c'", LIMITS, ProtocolError::TextNotUtf8),
@@ -114,13 +114,13 @@ fn golden_one_refusal_for_each_rule() {
     for (bytes, limits, rule) in rules {
         let bytes = hex(bytes);
         assert_eq!(refused_by_protocol(limits, &bytes), Some(rule), "{bytes:02x?}");
-        text += &format!("-- {rule:?}\n{}", traced(limits, Detail::Full, &[(Sender::Client, &bytes)]));
+        text += &format!("-- {rule:?}\n{}", traced(limits, Detail::Full, &[(Role::Client, &bytes)]));
     }
     for (name, from, bytes) in [
-        ("a masked frame of a server", Sender::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
-        ("HTTP in place of a frame", Sender::Client, b"GET /?token=secret HTTP/1.1\r\n".to_vec()),
-        ("TLS in place of a frame", Sender::Client, hex("16 03 01 02 00 01 00 01 fc 03 03")),
-        ("text that ends in a character", Sender::Client, hex("81 83 M0 'a' e2 82")),
+        ("a masked frame of a server", Role::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        ("HTTP in place of a frame", Role::Client, b"GET /?token=secret HTTP/1.1\r\n".to_vec()),
+        ("TLS in place of a frame", Role::Client, hex("16 03 01 02 00 01 00 01 fc 03 03")),
+        ("text that ends in a character", Role::Client, hex("81 83 M0 'a' e2 82")),
     ] {
         text += &format!("-- {name}\n{}", traced(LIMITS, Detail::Full, &[(from, &bytes)]));
     }
@@ -174,7 +174,7 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
     tap.set_limits(LIMITS);
-    pieces(stream, cuts).for_each(|piece| tap.see(Sender::Client, piece, noon()));
+    pieces(stream, cuts).for_each(|piece| tap.see(Role::Client, piece, noon()));
     records.take().into_iter().map(|record| record.what).collect()
 }
 
@@ -182,11 +182,11 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
 fn said_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Said> {
     let records = records(stream, cuts);
     let refused =
-        records.iter().find_map(|what| if let What::Refusal(refusal) = what { Some(refusal.frame) } else { None });
+        records.iter().find_map(|what| if let What::Failure(refusal) = what { Some(refusal.frame) } else { None });
     let (mut said, mut message, mut first) = (Vec::new(), Vec::new(), 0);
     for what in records {
         match what {
-            What::Refusal(refusal) => said.push(Said::Refused(refusal.code, refusal.section)),
+            What::Failure(refusal) => said.push(Said::Refused(refusal.code, refusal.section)),
             What::Frame(frame) if Some(frame.number) != refused && frame.is_complete() => {
                 said.extend(said_by_frame(&frame, &mut message, &mut first));
             }
@@ -283,7 +283,7 @@ fn the_tap_sees_the_same_frames_whatever_the_cuts() {
     let mut random = fastrand::Rng::with_seed(57);
     let seen = |stream: &[u8], cuts: &[usize]| -> Vec<What> {
         let records = records(stream, cuts);
-        let refused = records.iter().position(|what| matches!(what, What::Refusal(_)));
+        let refused = records.iter().position(|what| matches!(what, What::Failure(_)));
         let sound = records.into_iter().take(refused.map_or(usize::MAX, |at| at - 1));
         sound.map(without_parts).collect()
     };
@@ -325,13 +325,13 @@ fn golden_a_connection_from_its_request_to_its_end() {
     let mut tap = Tap::new(7, records.clone());
     let ahead = [&REQUEST[40..], &hex("81 82 M0 'hi'")].concat();
     let close = [&hex("88 2f 03 ea")[..], "client frames must be masked (RFC 6455 §5.1)".as_bytes()].concat();
-    let life: [(Sender, &[u8]); 6] = [
-        (Sender::Client, &REQUEST[..40]),
-        (Sender::Client, &ahead),
-        (Sender::Server, ANSWER),
-        (Sender::Server, &hex("81 02 'hi' 89 00")),
-        (Sender::Client, &hex("8a 80 M0 81 02 'no'")),
-        (Sender::Server, &close),
+    let life: [(Role, &[u8]); 6] = [
+        (Role::Client, &REQUEST[..40]),
+        (Role::Client, &ahead),
+        (Role::Server, ANSWER),
+        (Role::Server, &hex("81 02 'hi' 89 00")),
+        (Role::Client, &hex("8a 80 M0 81 02 'no'")),
+        (Role::Server, &close),
     ];
     life.iter().for_each(|(from, bytes)| tap.see(*from, bytes, noon()));
     tap.end("done", noon());
@@ -354,7 +354,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
 fn colours_are_all_that_a_terminal_adds() {
     let hello = hex("c1 85 37 fa 21 3d 7f 9f 4d 51 58");
     let records = Records::default();
-    Tap::open(7, records.clone()).see(Sender::Client, &hello, noon());
+    Tap::open(7, records.clone()).see(Role::Client, &hello, noon());
     let taken = records.take();
     let written = |colour| {
         let mut text = String::new();

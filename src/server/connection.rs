@@ -29,7 +29,7 @@ use super::outbox::Outbox;
 use super::phase::{Ending, Endpoint, Open, Phase};
 use super::watch::{Watch, Watched};
 use crate::ws::close::CloseCode;
-use crate::ws::frame::{self, Sender};
+use crate::ws::frame::{self, Role};
 use crate::ws::protocol::{Framing, State};
 use crate::ws::request::HeadReader;
 
@@ -177,7 +177,7 @@ impl Connection {
                 }
                 Ok(len) => {
                     if let Some(watch) = &mut self.watch {
-                        watch.see(Sender::Client, &buffer[..len]);
+                        watch.see(Role::Client, &buffer[..len]);
                     }
                     // epoll(7): on a stream, a short read means that it is drained. Only an end is told but once.
                     if len < buffer.len() && self.input == Input::Readable {

@@ -18,9 +18,9 @@ use subtle::ConstantTimeEq;
 use super::phase::Phase;
 use super::{FIRST_CLIENT, Server};
 use crate::chat::TokenMap;
-use crate::trace::{Record, Records, Tap, What, json};
+use crate::inspect::{Record, Records, Tap, What, json};
 use crate::ws::close::CloseCode;
-use crate::ws::frame::{self, Opcode, Sender};
+use crate::ws::frame::{self, Opcode, Role};
 use crate::ws::request::Rejection;
 
 /// How many handshakes are kept for inspectors to come: those of the newest connections.
@@ -125,8 +125,8 @@ impl Inspection {
         if let Some(kept) = self.kept.iter().rev().find(|handshake| handshake.token == token) {
             let Handshake { time, request, answer, .. } = kept;
             let mut tap = Tap::new(number(token), records.clone());
-            tap.see(Sender::Client, request, *time);
-            tap.see(Sender::Server, answer, *time);
+            tap.see(Role::Client, request, *time);
+            tap.see(Role::Server, answer, *time);
         }
         records.take()
     }

@@ -212,7 +212,7 @@ impl Outbox {
         let bytes = chunk.bytes();
         let mut end = if position > 0 { self.answer } else { 0 };
         while end < position.min(bytes.len()) {
-            end += frame::size_of_own(&bytes[end..]);
+            end += frame::server_frame_len(&bytes[end..]);
         }
         end.min(bytes.len())
     }
@@ -271,7 +271,7 @@ mod tests {
             let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Own" };
             let (mut frames, mut rest) = (Vec::new(), chunk.bytes());
             while !rest.is_empty() {
-                let (frame, behind) = rest.split_at(frame::size_of_own(rest));
+                let (frame, behind) = rest.split_at(frame::server_frame_len(rest));
                 frames.push(format!("{} bytes", frame.len()));
                 rest = behind;
             }

@@ -23,12 +23,12 @@ use super::Server;
 use super::inspection::{Inspection, number, token};
 use super::journal::Journal;
 use crate::config::{Config, TraceDetail};
-use crate::trace::filter::Filter;
-use crate::trace::recorder::{Recorder, Recordings};
-use crate::trace::text::{self, Detail, Style};
-use crate::trace::{Record, Records, Tap};
+use crate::inspect::filter::Filter;
+use crate::inspect::recorder::{Recorder, Recordings};
+use crate::inspect::text::{self, Detail, Style};
+use crate::inspect::{Record, Records, Tap};
 use crate::ws::Limits;
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// What watches one connection.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Watch {
     }
 
     /// Is shown the bytes of one read or write.
-    pub fn see(&mut self, from: Sender, bytes: &[u8]) {
+    pub fn see(&mut self, from: Role, bytes: &[u8]) {
         let now = self.now.get();
         self.tap.iter_mut().for_each(|tap| tap.see(from, bytes, now));
         self.recorder.iter_mut().for_each(|recorder| recorder.see(from, bytes, now));
@@ -114,14 +114,14 @@ pub struct Watched<'a> {
 impl Write for Watched<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.stream.write(bytes)?;
-        self.watch.see(Sender::Server, &bytes[..written]);
+        self.watch.see(Role::Server, &bytes[..written]);
         Ok(written)
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let written = self.stream.write_vectored(slices)?;
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(written).collect();
-        self.watch.see(Sender::Server, &bytes);
+        self.watch.see(Role::Server, &bytes);
         Ok(written)
     }
 

@@ -5,9 +5,9 @@
 //! The subtle thing: whatever a server sends, what is held is bounded. A payload longer than any case asks for is a
 //! fault as soon as its header says so, and so are frames without end, be they empty.
 
-use super::answer::Answer;
+use super::response::Response;
 use crate::ws::close::{CloseFrame, ProtocolError};
-use crate::ws::frame::{FrameHeader, Opcode, Sender};
+use crate::ws::frame::{FrameHeader, Opcode, Role};
 
 /// The longest head and the longest plain answer that are read.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -44,7 +44,7 @@ pub struct Inbox {
     /// The request that was answered.
     request: String,
     /// The answer to the handshake.
-    pub answer: Option<Answer>,
+    pub answer: Option<Response>,
     /// The message of which not all fragments have come.
     open: Option<(Opcode, Vec<u8>)>,
     held: u64,
@@ -65,7 +65,7 @@ impl Inbox {
 
     /// For what comes on a connection that is open, from the start of a frame on.
     pub fn open() -> Inbox {
-        Inbox { answer: Some(Answer::upgraded()), ..Inbox::default() }
+        Inbox { answer: Some(Response::upgraded()), ..Inbox::default() }
     }
 
     /// Takes what was read.
@@ -99,11 +99,11 @@ impl Inbox {
 
     /// Whether nothing more needs to be read: a Close, a fault, or a plain answer that is complete.
     pub fn is_final(&self) -> bool {
-        self.close.is_some() || self.fault.is_some() || self.answer.as_ref().is_some_and(Answer::is_complete)
+        self.close.is_some() || self.fault.is_some() || self.answer.as_ref().is_some_and(Response::is_complete)
     }
 
     fn read_answer(&mut self) {
-        match Answer::parse(&self.unread, &self.request) {
+        match Response::parse(&self.unread, &self.request) {
             Ok(Some((answer, len))) => {
                 self.unread.drain(..len);
                 self.fault = answer.fault.clone();
@@ -135,7 +135,7 @@ impl Inbox {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }
         let broken = |error: ProtocolError| format!("the server broke a rule: {error}");
-        let Some(header) = FrameHeader::parse_from(Sender::Server, bytes).map_err(broken)? else { return Ok(None) };
+        let Some(header) = FrameHeader::parse_from(Role::Server, bytes).map_err(broken)? else { return Ok(None) };
         if self.close.is_some() {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }

@@ -6,18 +6,18 @@
 //! | [`poke`] | does one thing to a server, and says whether the answer was the right one |
 //! | [`replay`] | shows again what `--record` kept of a connection |
 //!
-//! They do not know each other. What a server sends is taken apart by [`inbox`] and [`answer`], bytes are read in
+//! They do not know each other. What a server sends is taken apart by [`inbox`] and [`response`], bytes are read in
 //! [`notation`], and what is found goes to the [`screen`].
 //!
-//! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::trace)r to draw it, and plain blocking sockets:
+//! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::inspect)r to draw it, and plain blocking sockets:
 //! a tool has one connection and may wait for it, so it needs no poll loop.
 
-pub mod answer;
 pub mod explain;
 pub mod inbox;
 pub mod notation;
 pub mod poke;
 pub mod replay;
+pub mod response;
 pub mod screen;
 
 use clap::Subcommand;

@@ -13,11 +13,11 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::screen::{Screen, Tone, quoted};
-use crate::trace::Head;
-use crate::trace::recording::{Recording, Step};
-use crate::trace::scan::{self, FrameScanner};
-use crate::trace::text::Detail;
-use crate::ws::frame::{Opcode, Sender};
+use crate::inspect::Head;
+use crate::inspect::recording::{Recording, Step};
+use crate::inspect::scan::{self, FrameScanner};
+use crate::inspect::text::Detail;
+use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Protocol;
 
 const AFTER_HELP: &str = "\
@@ -108,7 +108,7 @@ fn difference(then: &Answers, now: &Answers) -> Option<String> {
 
 /// What the server answered then.
 fn answers_of_server(recording: &Recording) -> Answers {
-    let (mut head, mut frames, mut answers) = (Head::default(), FrameScanner::new(Sender::Server), Answers::default());
+    let (mut head, mut frames, mut answers) = (Head::default(), FrameScanner::new(Role::Server), Answers::default());
     for entry in &recording.entries {
         match &entry.step {
             Step::Server(bytes) => {
@@ -125,7 +125,7 @@ fn answers_of_server(recording: &Recording) -> Answers {
 /// What the protocol answers now. Frames that came with the request wait for it to be granted.
 fn answers_of_protocol(recording: &Recording) -> Answers {
     let (mut head, mut ahead, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
-    let (mut frames, mut answers) = (FrameScanner::new(Sender::Server), Answers::default());
+    let (mut frames, mut answers) = (FrameScanner::new(Role::Server), Answers::default());
     for entry in &recording.entries {
         match &entry.step {
             Step::Upgraded { limits, .. } => protocol = Some(Protocol::new(*limits)),
@@ -157,7 +157,7 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::visible::digits;
+    use crate::inspect::visible::digits;
 
     /// A recording of these steps behind an upgrade.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {

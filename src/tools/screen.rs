@@ -7,9 +7,9 @@ use std::io::{IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use crate::trace::text::{Detail, Style};
-pub use crate::trace::visible::escaped;
-use crate::trace::{Record, text, visible};
+use crate::inspect::text::{Detail, Style};
+pub use crate::inspect::visible::escaped;
+use crate::inspect::{Record, text, visible};
 
 /// As much of a text from the wire as is shown.
 const MAX_QUOTED: usize = 100;

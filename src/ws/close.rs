@@ -147,7 +147,7 @@ pub enum ProtocolError {
     /// A new text or binary frame in the middle of a fragmented message.
     ExpectedContinuation,
     /// A binary message where only text is taken.
-    BinaryRefused,
+    UnsupportedData,
     /// A message over the limit in bytes.
     MessageTooBig,
     /// A message in more fragments than the limit.
@@ -166,7 +166,7 @@ impl ProtocolError {
     /// The code that the connection is closed with (§7.4.1).
     pub fn code(self) -> CloseCode {
         match self {
-            ProtocolError::BinaryRefused => CloseCode::UNSUPPORTED_DATA,
+            ProtocolError::UnsupportedData => CloseCode::UNSUPPORTED_DATA,
             ProtocolError::MessageTooBig => CloseCode::MESSAGE_TOO_BIG,
             ProtocolError::TooManyFragments => CloseCode::POLICY_VIOLATION,
             ProtocolError::TextNotUtf8 | ProtocolError::CloseReasonNotUtf8 => CloseCode::INVALID_PAYLOAD,
@@ -186,7 +186,7 @@ impl ProtocolError {
             ProtocolError::FragmentedControl | ProtocolError::ControlTooLong => "5.5",
             ProtocolError::ClosePayloadOfOneByte => "5.5.1",
             ProtocolError::InvalidCloseCode(_) => "7.4",
-            ProtocolError::BinaryRefused => "7.4.1",
+            ProtocolError::UnsupportedData => "7.4.1",
             ProtocolError::TextNotUtf8 | ProtocolError::CloseReasonNotUtf8 => "8.1",
             ProtocolError::MessageTooBig | ProtocolError::TooManyFragments => "10.4",
         }
@@ -217,7 +217,7 @@ impl fmt::Display for ProtocolError {
             ProtocolError::ExpectedContinuation => {
                 write!(f, "new message before the last one was finished")
             }
-            ProtocolError::BinaryRefused => write!(f, "only text messages are taken here"),
+            ProtocolError::UnsupportedData => write!(f, "only text messages are taken here"),
             ProtocolError::MessageTooBig => write!(f, "message over the size limit"),
             ProtocolError::TooManyFragments => write!(f, "message in too many fragments"),
             ProtocolError::TextNotUtf8 => write!(f, "text must be UTF-8"),
@@ -296,7 +296,7 @@ mod tests {
             LengthTopBit,
             UnexpectedContinuation,
             ExpectedContinuation,
-            BinaryRefused,
+            UnsupportedData,
             MessageTooBig,
             TooManyFragments,
             TextNotUtf8,

@@ -39,7 +39,7 @@ pub const MAX_HEADER: usize = 2 + 8 + 4;
 
 /// Which side sends: §5.1 has other rules for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sender {
+pub enum Role {
     /// It masks every frame.
     Client,
     /// It masks none.
@@ -145,7 +145,7 @@ impl FrameHeader {
     /// assert_eq!(FrameHeader::parse(&[0x81, 0x05]), Err(ProtocolError::Unmasked));
     /// ```
     pub fn parse(bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
-        FrameHeader::parse_from(Sender::Client, bytes)
+        FrameHeader::parse_from(Role::Client, bytes)
     }
 
     /// Parses the header of a frame of either side. A mask on a server's frame, which breaks §5.1, is read as a mask:
@@ -153,7 +153,7 @@ impl FrameHeader {
     ///
     /// # Errors
     /// As [`FrameHeader::parse`]; of a server, not for the mask bit.
-    pub fn parse_from(sender: Sender, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
+    pub fn parse_from(sender: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else {
             return Ok(None);
         };
@@ -175,7 +175,7 @@ impl FrameHeader {
         }
         // §5.1: "a server MUST close a connection upon receiving a frame that is not masked"
         let is_masked = second & MASK != 0;
-        if sender == Sender::Client && !is_masked {
+        if sender == Role::Client && !is_masked {
             return Err(ProtocolError::Unmasked);
         }
         let Some((payload_len, length_size)) = parse_length(second & LENGTH, &bytes[2..])? else {
@@ -252,8 +252,8 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 /// assert_eq!(out, b"\x01\x01H\x00\x01e\x80\x03llo\x81\x02hi");
 /// ```
 pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
-    let (frame, rest) = frames.split_at(size_of_own(frames).min(frames.len()));
-    let header = FrameHeader::parse_from(Sender::Server, frame);
+    let (frame, rest) = frames.split_at(server_frame_len(frames).min(frames.len()));
+    let header = FrameHeader::parse_from(Role::Server, frame);
     let Ok(Some(FrameHeader { opcode, size, .. })) = header else {
         return out.extend_from_slice(frames);
     };
@@ -276,9 +276,9 @@ pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
 ///
 /// ```
 /// use wirechat::ws::frame;
-/// assert_eq!(frame::size_of_own(b"\x81\x05Hello\x89\x00"), 7); // the Ping behind it is another frame
+/// assert_eq!(frame::server_frame_len(b"\x81\x05Hello\x89\x00"), 7); // the Ping behind it is another frame
 /// ```
-pub fn size_of_own(frames: &[u8]) -> usize {
+pub fn server_frame_len(frames: &[u8]) -> usize {
     let long = |len: usize| frames.iter().skip(2).take(len).fold(0, |size, byte| size << 8 | usize::from(*byte));
     match frames.get(1).copied().unwrap_or_default() {
         LENGTH_16 => 4 + long(2),
@@ -413,7 +413,7 @@ mod tests {
             append(&mut out, Opcode::Binary, &vec![7; len]);
             assert_eq!(&out[..header.len()], header);
             assert_eq!(out.len(), header.len() + len);
-            assert_eq!(size_of_own(&out), out.len());
+            assert_eq!(server_frame_len(&out), out.len());
         }
     }
 }

@@ -285,7 +285,7 @@ fn judge(header: &FrameHeader, message: &Assembler, limits: &Limits) -> Result<(
     match (header.opcode, message.is_open()) {
         (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
         (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
-        (Opcode::Binary, false) if !limits.binary => return Err(ProtocolError::BinaryRefused),
+        (Opcode::Binary, false) if !limits.binary => return Err(ProtocolError::UnsupportedData),
         _ => {}
     }
     let room = limits.message - message.received();
@@ -432,7 +432,7 @@ mod tests {
         }
         let no_binary = Limits { binary: false, ..LIMITS };
         let (events, _, state) = run(no_binary, &frame(0x82, &[0; 201]), 1000);
-        assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::BinaryRefused))], "before the size");
+        assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::UnsupportedData))], "before the size");
         assert_eq!(state, State::Closing(Framing::Intact));
     }
 

@@ -189,7 +189,7 @@ mod tests {
             for mut input in [left, right] {
                 while !input.is_empty() {
                     let judge = |header: &FrameHeader| match header.opcode {
-                        Opcode::Text if refused == 0 => Err(ProtocolError::BinaryRefused),
+                        Opcode::Text if refused == 0 => Err(ProtocolError::UnsupportedData),
                         _ => Ok(()),
                     };
                     match reader.next(&mut input, judge) {

@@ -15,12 +15,12 @@ use wirechat::chat::access::Grant;
 use wirechat::chat::dialect::Dialect;
 use wirechat::chat::{Audience, Chat, Delivery, Newcomer, Now};
 use wirechat::config::Config;
+use wirechat::inspect::{Records, Tap};
 use wirechat::server::batch::Batches;
 use wirechat::server::connection::{Connection, Received};
 use wirechat::server::outbox::Outbox;
 use wirechat::server::watch::Watch;
-use wirechat::trace::{Records, Tap};
-use wirechat::ws::frame::{self, FrameHeader, Opcode, Sender};
+use wirechat::ws::frame::{self, FrameHeader, Opcode, Role};
 use wirechat::ws::mask;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol};
@@ -225,7 +225,7 @@ fn tap(c: &mut Criterion) {
     let mut tap = Tap::open(1, records.clone());
     c.bench_function("tap a small message", |b| {
         b.iter(|| {
-            tap.see(Sender::Client, black_box(&frame), now);
+            tap.see(Role::Client, black_box(&frame), now);
             records.take()
         });
     });

@@ -8,10 +8,10 @@
 
 use std::time::SystemTime;
 
+use crate::inspect::{Failure, Frame, Record, Records, Tap, What};
 use crate::tools::NO_LIMITS;
 use crate::tools::inbox::Inbox;
-use crate::trace::{Frame, Record, Records, Refusal, Tap, What};
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// How HTTP begins, from either side.
 const HTTP: [&[u8]; 9] =
@@ -36,7 +36,7 @@ pub fn is_http(bytes: &[u8]) -> bool {
 }
 
 /// Explains the bytes that `sender` sent, from the start of a frame on.
-pub fn explain(bytes: &[u8], sender: Sender) -> Explained {
+pub fn explain(bytes: &[u8], sender: Role) -> Explained {
     if matches!(bytes, [0x14..=0x17, 3, 0..=4, ..]) {
         let note = "This is TLS, as wss:// speaks it. The frames are inside, and only its two ends can read them.";
         return Explained { before: vec![], records: vec![], notes: vec![note.into()], is_right: false };
@@ -52,9 +52,9 @@ pub fn explain(bytes: &[u8], sender: Sender) -> Explained {
     tap.end("", SystemTime::UNIX_EPOCH);
     let mut records = records.take();
     // Of states there is nothing to say: nobody knows what the other side sent.
-    records.retain(|record| matches!(record.what, What::Frame(_) | What::Refusal(_) | What::Missed(_)));
+    records.retain(|record| matches!(record.what, What::Frame(_) | What::Failure(_) | What::Missed(_)));
     let (mut notes, mut is_right) = notes(&records, frames.len(), sender);
-    if sender == Sender::Server && is_right {
+    if sender == Role::Server && is_right {
         let mut client = Inbox::open();
         client.receive(frames);
         if let Some(fault) = client.fault {
@@ -83,14 +83,14 @@ fn without_head(bytes: &[u8]) -> (Vec<String>, Option<&[u8]>) {
 }
 
 /// What is said below the frames, and whether they are right.
-fn notes(records: &[Record], len: usize, sender: Sender) -> (Vec<String>, bool) {
+fn notes(records: &[Record], len: usize, sender: Role) -> (Vec<String>, bool) {
     let frames: Vec<&Frame> = records.iter().filter_map(frame).collect();
-    let refusals: Vec<&Refusal> = records.iter().filter_map(refusal).collect();
+    let refusals: Vec<&Failure> = records.iter().filter_map(refusal).collect();
     let mut notes = Vec::new();
     if refusals.iter().any(|refusal| refusal.section == "5.1") {
         notes.push(other_side(sender).to_owned());
     }
-    let last_is_refused = matches!(records.last(), Some(Record { what: What::Refusal(_), .. }));
+    let last_is_refused = matches!(records.last(), Some(Record { what: What::Failure(_), .. }));
     let missing = frames.last().filter(|_| !last_is_refused).and_then(|frame| missing(frame));
     let unread = unread(records, &frames, len).map(|count| match refusals[..] {
         [] => format!("{count} not read: behind a Close there are no frames (§5.5.1)."),
@@ -113,12 +113,12 @@ fn notes(records: &[Record], len: usize, sender: Sender) -> (Vec<String>, bool) 
 }
 
 /// Of a mask that is missing, or too much: who would have sent the frame so.
-fn other_side(sender: Sender) -> &'static str {
+fn other_side(sender: Role) -> &'static str {
     match sender {
-        Sender::Client => {
+        Role::Client => {
             "Only a client masks: a server sends its frames like this one. If one did, ask again with --from-server."
         }
-        Sender::Server => "Only a client masks: if a client sent this frame, ask again without --from-server.",
+        Role::Server => "Only a client masks: if a client sent this frame, ask again without --from-server.",
     }
 }
 
@@ -138,9 +138,9 @@ fn frame(record: &Record) -> Option<&Frame> {
     }
 }
 
-fn refusal(record: &Record) -> Option<&Refusal> {
+fn refusal(record: &Record) -> Option<&Failure> {
     match &record.what {
-        What::Refusal(refusal) => Some(refusal),
+        What::Failure(refusal) => Some(refusal),
         _ => None,
     }
 }

@@ -15,8 +15,8 @@ use sha1::{Digest, Sha1};
 use self::frames::Explained;
 use super::notation;
 use super::screen::{Screen, Tone, hex};
-use crate::trace::text::Detail;
-use crate::ws::frame::Sender;
+use crate::inspect::text::Detail;
+use crate::ws::frame::Role;
 use crate::ws::handshake::{GUID, accept_key, key_len};
 
 /// The most that is read from standard input.
@@ -81,7 +81,7 @@ fn frames(screen: &Screen, bytes: &[u8], from_server: bool) -> Result<bool, Stri
     if bytes.is_empty() {
         return Err("there are no bytes to explain".into());
     }
-    let sender = if from_server { Sender::Server } else { Sender::Client };
+    let sender = if from_server { Role::Server } else { Role::Client };
     let Explained { before, records, notes, is_right } = frames::explain(bytes, sender);
     before.iter().for_each(|line| screen.line(line));
     for record in &records {

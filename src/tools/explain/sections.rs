@@ -37,7 +37,7 @@ pub const SECTIONS: &[Section] = &[
     section("3", "URLs", "src/tools/poke/url.rs",
         "ws://host:port/path?query, port 80 if none is given; wss:// is the same inside TLS, port 443. There is no \
          fragment: a # must be written %23."),
-    section("4.1", "what a client sends, and checks", "src/tools/poke/request.rs, src/tools/answer.rs",
+    section("4.1", "what a client sends, and checks", "src/tools/poke/request.rs, src/tools/response.rs",
         "A GET of HTTP/1.1 with Host, Upgrade: websocket, Connection: Upgrade, a fresh Sec-WebSocket-Key of 16 random \
          bytes in base64 and Sec-WebSocket-Version: 13. The client fails the connection unless the answer is a 101 with \
          the right Sec-WebSocket-Accept, and with no extension or subprotocol that it did not offer."),

@@ -32,7 +32,7 @@ use self::case::{Case, Needs};
 use self::play::{Outcome, Patience};
 use self::report::Report;
 use self::url::Url;
-use crate::trace::Record;
+use crate::inspect::Record;
 
 /// Where a wirechat listens that was started without options.
 const OWN_SERVER: &str = "ws://127.0.0.1:3000/";

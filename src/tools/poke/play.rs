@@ -16,8 +16,8 @@ use super::case::{Back, Case, Edit, End, FLOOD, Opening, Step, masked};
 use super::request;
 use super::url::Url;
 use super::wire::{Ended, Wire};
+use crate::inspect::Record;
 use crate::tools::inbox::{Came, Inbox};
-use crate::trace::Record;
 
 /// The payload of the Ping that asks whether a connection is still alive.
 pub const PROBE: &[u8] = b"still there?";

@@ -10,9 +10,9 @@ use super::case::Case;
 use super::catalogue::{self, PARTS};
 use super::play::{Outcome, Patience};
 use super::verdict::{self, Verdict, judge};
+use crate::inspect::text::Detail;
+use crate::inspect::{Record, What};
 use crate::tools::screen::{Screen, Tone, escaped};
-use crate::trace::text::Detail;
-use crate::trace::{Record, What};
 
 /// So many records are shown as they come, and so many of the last.
 const FIRST: usize = 30;

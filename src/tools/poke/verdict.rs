@@ -7,9 +7,9 @@
 use super::case::{Back, Case, End, Needs, letters};
 use super::play::{Flood, Outcome, is_answered, is_probe};
 use super::wire::Ended;
-use crate::tools::answer::Answer;
 use crate::tools::inbox::{Came, Close};
 use crate::tools::notation;
+use crate::tools::response::Response;
 use crate::tools::screen::{escaped, quoted, start};
 
 /// How many messages and Pongs are named one by one.
@@ -54,7 +54,7 @@ fn matches(end: End, outcome: &Outcome) -> bool {
         End::Cut => inbox.close.is_none() && is_over && (status == 101 || inbox.is_empty()),
         End::Status(expected) => status == expected,
         End::Refused => status >= 400,
-        End::NamesVersion => status >= 400 && inbox.answer.as_ref().is_some_and(Answer::names_version),
+        End::NamesVersion => status >= 400 && inbox.answer.as_ref().is_some_and(Response::names_version),
         End::NoUpgrade => status >= 200,
         End::Stalls => outcome.flood.is_some_and(|flood| flood.has_stalled),
     }

@@ -7,10 +7,10 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::inspect::{Record, Records, Tap};
 use crate::tools::NO_LIMITS;
 use crate::tools::inbox::Inbox;
-use crate::trace::{Record, Records, Tap};
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// How the TCP connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,7 @@ impl<'s> Wire<'s> {
 
     /// Sends bytes, in one write as far as the kernel takes it.
     pub fn send(&mut self, bytes: &[u8]) {
-        self.see(Sender::Client, bytes);
+        self.see(Role::Client, bytes);
         // A server may hang up in the middle of it. That is found out by reading, which also gets what it said before.
         let _ = self.stream.write_all(bytes);
     }
@@ -93,7 +93,7 @@ impl<'s> Wire<'s> {
             return (taken, false);
         }
         while taken < max {
-            self.see(Sender::Client, bytes);
+            self.see(Role::Client, bytes);
             let mut rest = bytes;
             while !rest.is_empty() {
                 match self.stream.write(rest) {
@@ -130,7 +130,7 @@ impl<'s> Wire<'s> {
         match self.stream.read(&mut bytes) {
             Ok(0) => self.ended = Ended::Orderly,
             Ok(len) => {
-                self.see(Sender::Server, &bytes[..len]);
+                self.see(Role::Server, &bytes[..len]);
                 self.inbox.receive(&bytes[..len]);
             }
             Err(error) => match error.kind() {
@@ -153,7 +153,7 @@ impl<'s> Wire<'s> {
         self.show();
     }
 
-    fn see(&mut self, from: Sender, bytes: &[u8]) {
+    fn see(&mut self, from: Role, bytes: &[u8]) {
         self.tap.see(from, bytes, SystemTime::now());
         self.show();
     }

@@ -57,7 +57,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0x82, "00 ff 80")],
         end: End::Closes(&[1003]),
         rule: ("§7.4.1", "1003 is for a kind of data that the endpoint does not take"),
-        error: Some(ProtocolError::BinaryRefused),
+        error: Some(ProtocolError::UnsupportedData),
         ..CASE
     },
     Case {

@@ -13,7 +13,7 @@
 
 use super::{Frame, Head, Header, MAX_SHOWN, Parts, Place};
 use crate::ws::close::ProtocolError;
-use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Sender};
+use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
 /// One direction of a connection: a head, then frames.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub struct Side {
 
 impl Side {
     /// Nothing has passed yet.
-    pub fn new(sender: Sender) -> Side {
+    pub fn new(sender: Role) -> Side {
         Side { parts: 0, head: Head::default(), frames: FrameScanner::new(sender), is_told: false, is_lost: false }
     }
 }
@@ -40,7 +40,7 @@ impl Side {
 /// The place in a stream of frames.
 #[derive(Debug)]
 pub struct FrameScanner {
-    sender: Sender,
+    sender: Role,
     /// The frame that is passing.
     frame: Option<Frame>,
     /// Its header is complete.
@@ -66,7 +66,7 @@ pub enum Step {
 
 impl FrameScanner {
     /// The start of the frames of one side.
-    pub fn new(sender: Sender) -> FrameScanner {
+    pub fn new(sender: Role) -> FrameScanner {
         FrameScanner { sender, frame: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
     }
 
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_picture_is_true() {
-        let mut scanner = FrameScanner::new(Sender::Client);
+        let mut scanner = FrameScanner::new(Role::Client);
         let mut place = |mut bytes: &[u8]| match scanner.next(&mut bytes, 1) {
             Step::Lost(..) => "lost",
             Step::More | Step::Complete(_) if scanner.in_payload => "Payload",

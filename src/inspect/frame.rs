@@ -6,7 +6,7 @@
 use super::MAX_SHOWN;
 use super::visible::{hex, quoted, start_of};
 use crate::ws::close::CloseFrame;
-use crate::ws::frame::{MAX_HEADER, Opcode, Sender};
+use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
 
 /// How many reads or writes a record lists; their number is exact all the same.
@@ -29,7 +29,7 @@ pub struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// Who sent it.
-    pub sender: Sender,
+    pub sender: Role,
     /// Which frame of its sender this is, from 1.
     pub number: u64,
     /// The bytes of its header, as far as they came.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::visible::digits;
 use super::{Record, Records, Tap};
 use crate::ws::Limits;
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// The first line of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,7 +86,7 @@ impl Recording {
     /// The number of the line, and what is wrong with it.
     ///
     /// ```
-    /// use wirechat::trace::recording::Recording;
+    /// use wirechat::inspect::recording::Recording;
     /// let file = r#"{"connection":7,"wirechat":"0.1.0"}
     /// {"at":"2026-11-22T12:00:01.204000Z","client":"8180"}"#;
     /// assert_eq!(Recording::parse(file).unwrap().entries.len(), 1);
@@ -119,8 +119,8 @@ impl Recording {
         let mut tap = Tap::new(self.connection, records.clone()).beside_server();
         for Entry { at, step } in &self.entries {
             match step {
-                Step::Client(bytes) => tap.see(Sender::Client, bytes, *at),
-                Step::Server(bytes) => tap.see(Sender::Server, bytes, *at),
+                Step::Client(bytes) => tap.see(Role::Client, bytes, *at),
+                Step::Server(bytes) => tap.see(Role::Server, bytes, *at),
                 Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), false),
                 Step::Closing => tap.close_begins(),
                 Step::End(how) => tap.end(how, *at),
@@ -177,7 +177,7 @@ mod bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::What;
+    use crate::inspect::What;
 
     /// What stands in the module doc is read, and written again as it stands there.
     #[test]

@@ -10,7 +10,7 @@
 //! may close for a reason of its own in the middle of it, and then never looks at what broke a rule behind that. So there
 //! a verdict waits for the server's Close, and falls only if that is the Close for this rule.
 
-use super::Refusal;
+use super::Failure;
 use crate::ws::Limits;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Framing, Protocol, State};
@@ -26,7 +26,7 @@ pub struct Judge {
     protocol: Protocol,
     /// Verdicts wait for the server's Close.
     pub waits: bool,
-    waiting: Option<(ProtocolError, Refusal)>,
+    waiting: Option<(ProtocolError, Failure)>,
 }
 
 impl Default for Judge {
@@ -71,7 +71,7 @@ impl Judge {
     }
 
     /// A verdict: given back if it is to be told at once.
-    pub fn find(&mut self, error: ProtocolError, refusal: Refusal) -> Option<Refusal> {
+    pub fn find(&mut self, error: ProtocolError, refusal: Failure) -> Option<Failure> {
         if !self.waits {
             return Some(refusal);
         }
@@ -81,7 +81,7 @@ impl Judge {
 
     /// The server's Close, with this payload, is about to pass; or no more can pass, and there was none. Gives back the
     /// verdict that waited, if it stands.
-    pub fn settle(&mut self, close: Option<&[u8]>) -> Option<Refusal> {
+    pub fn settle(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, refusal) = self.waiting.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         close.is_none_or(|payload| payload == expected).then_some(refusal)
@@ -91,12 +91,12 @@ impl Judge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ws::frame::Sender;
+    use crate::ws::frame::Role;
 
     #[test]
     fn a_verdict_that_waits_falls_with_the_close_for_its_rule_and_no_other() {
         let error = ProtocolError::Unmasked;
-        let refusal = Refusal { by: Sender::Client, frame: 1, code: 1002, section: "5.1", because: String::new() };
+        let refusal = Failure { by: Role::Client, frame: 1, code: 1002, section: "5.1", because: String::new() };
         let agreeing = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         for (close, falls) in [(Some(&agreeing[..]), true), (Some(b"\x03\xf0flooding"), false), (None, true)] {
             let mut judge = Judge { waits: true, ..Judge::default() };

@@ -26,7 +26,7 @@ impl Filter {
     /// A line that says what there is.
     ///
     /// ```
-    /// use wirechat::trace::filter::Filter;
+    /// use wirechat::inspect::filter::Filter;
     /// assert!(Filter::parse("user=alice,control").is_ok());
     /// assert!(Filter::parse("nonsense").is_err());
     /// ```
@@ -67,8 +67,8 @@ impl Condition {
                 _ => false,
             },
             Condition::Errors => match &record.what {
-                What::Refusal(_) | What::Missed(_) => true,
-                What::Answer(answer) => answer.status >= 400,
+                What::Failure(_) | What::Missed(_) => true,
+                What::Response(answer) => answer.status >= 400,
                 What::End(end) => !end.is_clean && end.began.is_some(),
                 _ => false,
             },

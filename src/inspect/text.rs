@@ -15,8 +15,8 @@ use anstyle::{AnsiColor, Style as Ansi};
 
 use super::figure::{self, INDENT};
 use super::visible::{Paint, digits, escaped, hex, quoted, start_of};
-use super::{Answer, End, Frame, Head, Place, Record, Refusal, State, StateChange, What};
-use crate::ws::frame::Sender;
+use super::{End, Failure, Frame, Head, Place, Record, Response, State, StateChange, What};
+use crate::ws::frame::Role;
 
 /// Where the sections stand, if what is before them leaves room.
 const SECTIONS_AT: usize = 88;
@@ -54,10 +54,10 @@ pub fn write(record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.what {
         What::Request(head) => ('→', self::head(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
-        What::Answer(answer) => ('←', self::answer(answer), vec!["4.2.2"]),
+        What::Response(answer) => ('←', self::answer(answer), vec!["4.2.2"]),
         What::Frame(frame) => (arrow(frame.sender), self::frame(frame), frame.sections()),
         What::State(change) => ('=', state(change), vec![section(change.to)]),
-        What::Refusal(refusal) => ('!', self::refusal(refusal), Vec::new()),
+        What::Failure(refusal) => ('!', self::refusal(refusal), Vec::new()),
         What::End(end) => ('=', self::end(end), Vec::new()),
         What::Missed(count) => ('·', format!("{count} records are not shown"), Vec::new()),
     };
@@ -70,17 +70,17 @@ pub fn write(record: &Record, style: Style, out: &mut String) {
     if style.detail == Detail::Full {
         match &record.what {
             What::Request(head) => write_head(head, out),
-            What::Answer(answer) => write_answer(answer, paint, out),
+            What::Response(answer) => write_answer(answer, paint, out),
             What::Frame(frame) => figure::write(frame, paint, out),
             _ => {}
         }
     }
 }
 
-fn arrow(sender: Sender) -> char {
+fn arrow(sender: Role) -> char {
     match sender {
-        Sender::Client => '→',
-        Sender::Server => '←',
+        Role::Client => '→',
+        Role::Server => '←',
     }
 }
 
@@ -116,7 +116,7 @@ fn head(head: &Head) -> String {
 }
 
 /// The same of an answer, and of a refusal why.
-fn answer(Answer { head, status, body, .. }: &Answer) -> String {
+fn answer(Response { head, status, body, .. }: &Response) -> String {
     let line = self::head(head) + &in_parts(head.parts.count, "writes");
     let is_refusal = *status >= 400;
     let why = String::from_utf8_lossy(body);
@@ -161,7 +161,7 @@ fn frame(frame: &Frame) -> String {
     if !frame.is_complete() && header.payload_len().is_some() {
         let _ = write!(text, "  {} of {} bytes came", frame.received, frame.payload_len);
     }
-    let parts = if frame.sender == Sender::Client { "reads" } else { "writes" };
+    let parts = if frame.sender == Role::Client { "reads" } else { "writes" };
     text + &in_parts(frame.parts.count, parts)
 }
 
@@ -173,7 +173,7 @@ fn state(change: &StateChange) -> String {
     format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.because)
 }
 
-fn refusal(refusal: &Refusal) -> String {
+fn refusal(refusal: &Failure) -> String {
     format!("{} §{} {}", refusal.code, refusal.section, refusal.because)
 }
 
@@ -181,7 +181,7 @@ fn end(end: &End) -> String {
     let began = match (end.began, end.code) {
         (None, _) => "no Close was sent".into(),
         (Some(by), code) => {
-            let who = if by == Sender::Client { "the client" } else { "the server" };
+            let who = if by == Role::Client { "the client" } else { "the server" };
             let code = code.map_or("with no code".into(), |code| format!("with {code}"));
             let reason = if end.reason.is_empty() { String::new() } else { format!(" {}", quoted(&end.reason)) };
             let clean = if end.is_clean { "cleanly" } else { "not cleanly" };
@@ -200,7 +200,7 @@ fn write_head(head: &Head, out: &mut String) {
     }
 }
 
-fn write_answer(answer: &Answer, paint: Paint, out: &mut String) {
+fn write_answer(answer: &Response, paint: Paint, out: &mut String) {
     write_head(&answer.head, out);
     if !answer.body.is_empty() {
         let body = String::from_utf8_lossy(&answer.body);

@@ -14,7 +14,7 @@ use anstyle::AnsiColor;
 
 use super::visible::{Paint, hex, quoted};
 use super::{Frame, LengthForm};
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// How many bytes of a payload stand in a row.
 const ROW: usize = 16;
@@ -131,7 +131,7 @@ fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();
         let more = if frame.parts.count > frame.parts.listed.len() as u64 { " + …" } else { "" };
-        let what = if frame.sender == Sender::Client { "reads" } else { "writes" };
+        let what = if frame.sender == Role::Client { "reads" } else { "writes" };
         write_line(&format!("in {} {what}: {}{more} bytes", frame.parts.count, sizes.join(" + ")), out);
     }
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use super::{Record, Refusal, StateChange, What};
+use super::{Failure, Record, StateChange, What};
 
 /// How many records wait to be taken; what comes on top is counted instead.
 const MAX_RECORDS: usize = 16 * 1024;
@@ -64,9 +64,9 @@ impl Reporter {
     }
 
     /// Reports that a rule was broken, if one was.
-    pub fn tell_refusal(&mut self, refusal: Option<Refusal>) {
+    pub fn tell_refusal(&mut self, refusal: Option<Failure>) {
         if let Some(refusal) = refusal {
-            self.tell(What::Refusal(refusal));
+            self.tell(What::Failure(refusal));
         }
     }
 

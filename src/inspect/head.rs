@@ -70,7 +70,7 @@ impl AcceptSteps {
     /// The steps for a key, with no answer to compare them with.
     ///
     /// ```
-    /// use wirechat::trace::AcceptSteps;
+    /// use wirechat::inspect::AcceptSteps;
     /// let steps = AcceptSteps::of("dGhlIHNhbXBsZSBub25jZQ==");
     /// assert_eq!((steps.sha1[0], &steps.accept[..]), (0xb3, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")); // §1.3
     /// ```

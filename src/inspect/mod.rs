@@ -12,7 +12,7 @@
 //! look is a question of their own ([`text`], [`json`]).
 //!
 //! Reading order: this file and [`frame`] (what there is to say), [`tap`] (who says it), [`head`] and [`scan`] (what one
-//! direction holds), [`judge`] and [`refusal`] (what was wrong, and which bytes show it), [`life`] (the states),
+//! direction holds), [`judge`] and [`failure`] (what was wrong, and which bytes show it), [`life`] (the states),
 //! [`records`] (where all that goes), [`text`], [`figure`] and [`json`] (how it looks), [`visible`] (what may go to a
 //! terminal), [`secret`] (what is never shown), [`filter`] (what is asked for), [`recorder`] and [`recording`] (bytes kept
 //! for later).
@@ -31,7 +31,7 @@ pub mod recorder;
 pub mod recording;
 pub mod records;
 
-pub mod refusal;
+pub mod failure;
 pub mod scan;
 pub mod secret;
 pub mod tap;
@@ -41,7 +41,7 @@ pub mod visible;
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 pub use frame::{Frame, Header, LengthForm, Parts, Place};
 pub use records::Records;
 pub use tap::Tap;
@@ -68,13 +68,13 @@ pub enum What {
     /// The head of the request, as far as it came (§4.1).
     Request(Head),
     /// The head of the answer (§4.2.2), and how its accept value comes about.
-    Answer(Answer),
+    Response(Response),
     /// A frame (§5.2).
     Frame(Frame),
     /// The connection went on to another state (§4.1, §7.1).
     State(StateChange),
     /// A rule was broken (§7.1.7).
-    Refusal(Refusal),
+    Failure(Failure),
     /// The TCP connection is over (§7.1.1, §7.1.4).
     End(End),
     /// So many records were left out here.
@@ -96,7 +96,7 @@ pub struct Head {
 
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// Its head.
     pub head: Head,
     /// The HTTP status; 0 if there is none to be read.
@@ -148,9 +148,9 @@ pub enum State {
 
 /// A rule was broken, and by which bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct Failure {
     /// Who broke it.
-    pub by: Sender,
+    pub by: Role,
     /// Which of the frames of that side broke it, as [`Frame::number`].
     pub frame: u64,
     /// What the connection is closed with (§7.4).
@@ -165,7 +165,7 @@ pub struct Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     /// Who sent the first Close; `None` if there was none.
-    pub began: Option<Sender>,
+    pub began: Option<Role>,
     /// The code of that Close; `None` if it had none.
     pub code: Option<u16>,
     /// Its reason.

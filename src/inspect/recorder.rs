@@ -21,7 +21,7 @@ use super::recording::{Entry, Step, Title};
 use super::scan::{self, Side};
 use super::secret::{self, TicketMask};
 use crate::ws::Limits;
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// How much room a file keeps for the line that says that it ends early, in bytes.
 const LAST_LINE: usize = 80;
@@ -117,19 +117,19 @@ fn new_file(path: &Path) -> io::Result<File> {
 impl Recorder {
     fn new(file: File, room: Rc<Room>) -> Recorder {
         let (held, reads, answer) = (Vec::new(), Vec::new(), Head::default());
-        let client = Side::new(Sender::Client);
+        let client = Side::new(Role::Client);
         Recorder { file: Some(file), room, held, reads, answer, client, ticket: None, is_private: false }
     }
 
     /// Records the bytes of one read or write.
-    pub fn see(&mut self, from: Sender, bytes: &[u8], now: SystemTime) {
+    pub fn see(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
         if self.file.is_none() {
             return;
         }
         match from {
-            Sender::Client if self.answer.bytes.is_empty() => self.hold(bytes, now),
-            Sender::Client => self.write_client(bytes, now),
-            Sender::Server => {
+            Role::Client if self.answer.bytes.is_empty() => self.hold(bytes, now),
+            Role::Client => self.write_client(bytes, now),
+            Role::Server => {
                 self.write_held();
                 let mut bytes = bytes.to_vec();
                 let behind = self.answer.read(&bytes, 0).len();

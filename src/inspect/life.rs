@@ -9,7 +9,7 @@
 
 use super::{End, State, StateChange};
 use crate::ws::close::CloseFrame;
-use crate::ws::frame::Sender;
+use crate::ws::frame::Role;
 
 /// The state of a connection.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub struct Life {
 
 #[derive(Debug)]
 struct FirstClose {
-    by: Sender,
+    by: Role,
     code: Option<u16>,
     reason: String,
 }
@@ -37,13 +37,13 @@ impl Life {
     }
 
     /// A Close with this unmasked payload has passed (§7.1.3).
-    pub fn see_close(&mut self, from: Sender, payload: &[u8]) -> Option<StateChange> {
+    pub fn see_close(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
         // Also a code that may not be sent was sent.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let who = match from {
-            Sender::Client => "client",
-            Sender::Server => "server",
+            Role::Client => "client",
+            Role::Server => "server",
         };
         let because = format!("the {who} sent Close{}", code.map(|code| format!(" {code}")).unwrap_or_default());
         match &self.first_close {
@@ -87,9 +87,9 @@ mod tests {
         let mut states = vec![life.state.name()];
         let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());
         pass(life.open());
-        pass(life.see_close(Sender::Client, b""));
-        assert_eq!(life.see_close(Sender::Client, b""), None, "a second one of the same side");
-        pass(life.see_close(Sender::Server, b""));
+        pass(life.see_close(Role::Client, b""));
+        assert_eq!(life.see_close(Role::Client, b""), None, "a second one of the same side");
+        pass(life.see_close(Role::Server, b""));
         let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
         let picture =
             format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
@@ -99,10 +99,10 @@ mod tests {
     #[test]
     fn rfc_7_1_4_it_ends_cleanly_after_both_closes_and_says_who_began() {
         let mut life = Life::new(State::Open);
-        life.see_close(Sender::Server, b"\x03\xe9going");
-        life.see_close(Sender::Client, b"\x03\xe9");
+        life.see_close(Role::Server, b"\x03\xe9going");
+        life.see_close(Role::Client, b"\x03\xe9");
         let (change, end) = life.end("done");
-        assert_eq!((change, end.is_clean, end.began), (None, true, Some(Sender::Server)));
+        assert_eq!((change, end.is_clean, end.began), (None, true, Some(Role::Server)));
         assert_eq!((end.code, &end.reason[..]), (Some(1001), "going"));
 
         let (change, end) = Life::new(State::Open).end("reset");

@@ -4,27 +4,27 @@
 //! somebody who looks at the frame. This file decides nothing.
 
 use super::visible::{hex, quoted};
-use super::{Frame, Refusal};
+use super::{Failure, Frame};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
 
 /// Explains a rule that `frame`, as far as it came, has broken. `limits`: what the server takes.
-pub fn refusal(error: ProtocolError, frame: &Frame, limits: &Limits) -> Refusal {
+pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let because = match stranger(frame) {
         Some(what) => format!("{what} in place of a frame; {}", because(error, frame, limits)),
         None => because(error, frame, limits),
     };
     let (by, number) = (frame.sender, frame.number);
-    Refusal { by, frame: number, code: error.code().get(), section: error.section(), because }
+    Failure { by, frame: number, code: error.code().get(), section: error.section(), because }
 }
 
 /// A mask on a server's frame: the one rule that only a client can refuse.
-pub fn masked_by_server(frame: &Frame) -> Refusal {
+pub fn masked_by_server(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {:02x}, its top bit is 1",
         frame.header.bytes().get(1).copied().unwrap_or_default()
     );
-    Refusal { by: frame.sender, frame: frame.number, code: 1002, section: "5.1", because }
+    Failure { by: frame.sender, frame: frame.number, code: 1002, section: "5.1", because }
 }
 
 fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
@@ -67,7 +67,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
              the first byte was {first}, its opcode is {}",
             frame.header.opcode()
         ),
-        ProtocolError::BinaryRefused => {
+        ProtocolError::UnsupportedData => {
             format!("this message is binary; only text is taken here; the first byte was {first}, its opcode is 2")
         }
         ProtocolError::MessageTooBig => format!(

@@ -9,7 +9,7 @@ const MAX_HEADERS: usize = 128;
 
 /// The head of an HTTP answer, and as much of its body as came.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct Response {
     /// The status.
     pub status: u16,
     /// The versions that it names (§4.4).
@@ -22,17 +22,17 @@ pub struct Answer {
     pub fault: Option<String>,
 }
 
-impl Answer {
+impl Response {
     /// A 101 that is as it should be.
-    pub fn upgraded() -> Answer {
-        Answer { status: 101, versions: None, length: None, body: Vec::new(), fault: None }
+    pub fn upgraded() -> Response {
+        Response { status: 101, versions: None, length: None, body: Vec::new(), fault: None }
     }
 
     /// Reads the head at the start of `bytes`, and says how long it is. `Ok(None)`: not all of it is there.
     ///
     /// # Errors
     /// A line: this is no HTTP.
-    pub fn parse(bytes: &[u8], request: &str) -> Result<Option<(Answer, usize)>, String> {
+    pub fn parse(bytes: &[u8], request: &str) -> Result<Option<(Response, usize)>, String> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
         let len = match parsed.parse(bytes) {
@@ -46,7 +46,7 @@ impl Answer {
         let length = joined(&lines, "Content-Length").and_then(|length| length.parse().ok());
         let fault = (status == 101).then(|| fault_of_101(&lines, request)).flatten();
         let versions = joined(&lines, "Sec-WebSocket-Version");
-        Ok(Some((Answer { status, versions, length, body: Vec::new(), fault }, len)))
+        Ok(Some((Response { status, versions, length, body: Vec::new(), fault }, len)))
     }
 
     /// Whether version 13 is among those that it names.
@@ -115,7 +115,7 @@ mod tests {
     fn fault(answer: &str, request: &str) -> Option<String> {
         let request = format!("GET / HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{request}\r\n");
         let answer = format!("HTTP/1.1 101 Switching Protocols\r\n{answer}\r\n");
-        let (parsed, len) = Answer::parse(answer.as_bytes(), &request).unwrap().unwrap();
+        let (parsed, len) = Response::parse(answer.as_bytes(), &request).unwrap().unwrap();
         assert_eq!(len, answer.len());
         parsed.fault
     }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_is_no_http_is_shown() {
-        let fault = |bytes| Answer::parse(bytes, "").unwrap_err();
+        let fault = |bytes| Response::parse(bytes, "").unwrap_err();
         assert!(fault(b"SSH-2.0-x\r\n").ends_with("; it begins with \"SSH-2.0-x\\r\\n\""));
         assert!(fault(b"\x1b[31mred").ends_with("; it begins with \"\\u{1b}[31mred\""));
         assert!(fault(b"\x16\x03\xff").ends_with("; it begins with 16 03 ff"));
@@ -164,13 +164,13 @@ mod tests {
     fn an_answer_may_come_in_pieces_and_may_be_none() {
         let answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno";
         for cut in 0..answer.len() - 2 {
-            assert_eq!(Answer::parse(&answer[..cut], ""), Ok(None), "cut at {cut}");
+            assert_eq!(Response::parse(&answer[..cut], ""), Ok(None), "cut at {cut}");
         }
-        let (mut parsed, len) = Answer::parse(answer, "").unwrap().unwrap();
+        let (mut parsed, len) = Response::parse(answer, "").unwrap().unwrap();
         assert_eq!((parsed.status, &answer[len..]), (400, &b"no"[..]));
         assert!(!parsed.is_complete());
         parsed.body = b"no".to_vec();
         assert!(parsed.is_complete());
-        assert!(Answer::parse(b"\x81\x05Hello", "").is_err());
+        assert!(Response::parse(b"\x81\x05Hello", "").is_err());
     }
 }

@@ -5,17 +5,17 @@
 use serde_json::{Value, json};
 
 use super::visible::digits;
-use super::{Answer, End, Frame, Head, Parts, Record, Refusal, StateChange, What};
-use crate::ws::frame::Sender;
+use super::{End, Failure, Frame, Head, Parts, Record, Response, StateChange, What};
+use crate::ws::frame::Role;
 
 /// A record as one JSON object.
 pub fn value(record: &Record) -> Value {
     let mut value = match &record.what {
         What::Request(head) => request(head),
-        What::Answer(answer) => self::answer(answer),
+        What::Response(answer) => self::answer(answer),
         What::Frame(frame) => self::frame(frame),
         What::State(change) => state(change),
-        What::Refusal(refusal) => self::refusal(refusal),
+        What::Failure(refusal) => self::refusal(refusal),
         What::End(end) => self::end(end),
         What::Missed(count) => json!({ "record": "missed", "count": count }),
     };
@@ -33,7 +33,7 @@ fn request(head: &Head) -> Value {
     })
 }
 
-fn answer(answer: &Answer) -> Value {
+fn answer(answer: &Response) -> Value {
     let accept = answer.accept.as_ref().map(|steps| {
         json!({
             "key": steps.key,
@@ -85,7 +85,7 @@ fn state(change: &StateChange) -> Value {
     json!({ "record": "state", "from": change.from.name(), "to": change.to.name(), "because": change.because })
 }
 
-fn refusal(refusal: &Refusal) -> Value {
+fn refusal(refusal: &Failure) -> Value {
     json!({
         "record": "refusal",
         "by": side(refusal.by),
@@ -107,10 +107,10 @@ fn end(end: &End) -> Value {
     })
 }
 
-fn side(sender: Sender) -> &'static str {
+fn side(sender: Role) -> &'static str {
     match sender {
-        Sender::Client => "client",
-        Sender::Server => "server",
+        Role::Client => "client",
+        Role::Server => "server",
     }
 }
 

@@ -19,10 +19,10 @@ use super::life::Life;
 use super::records::Reporter;
 use super::scan::{Side, Step};
 use super::secret::TicketMask;
-use super::{AcceptSteps, Answer, Frame, Head, MAX_SHOWN, Records, State, What};
-use super::{refusal, secret};
+use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Response, State, What};
+use super::{failure, secret};
 use crate::ws::Limits;
-use crate::ws::frame::{Opcode, Sender};
+use crate::ws::frame::{Opcode, Role};
 
 /// How much of what comes before the answer waits for it, in bytes; but always one read.
 const MAX_AHEAD: usize = 64 * 1024;
@@ -58,8 +58,8 @@ impl Tap {
         Tap {
             reporter: Reporter::new(connection, records),
             stage: Stage::Handshake,
-            client: Side::new(Sender::Client),
-            server: Side::new(Sender::Server),
+            client: Side::new(Role::Client),
+            server: Side::new(Role::Server),
             ahead: Vec::new(),
             judge: Judge::default(),
             life: Life::new(State::Connecting),
@@ -72,11 +72,11 @@ impl Tap {
     ///
     /// ```
     /// use std::time::SystemTime;
-    /// use wirechat::trace::{Records, Tap, What};
-    /// use wirechat::ws::frame::Sender;
+    /// use wirechat::inspect::{Records, Tap, What};
+    /// use wirechat::ws::frame::Role;
     /// let records = Records::default();
     /// let mut tap = Tap::open(1, records.clone());
-    /// tap.see(Sender::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
+    /// tap.see(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
     /// let What::Frame(frame) = &record.what else { panic!() };
     /// assert_eq!((frame.header.name(), frame.unmasked()), ("TEXT", b"Hello".to_vec()));
@@ -115,7 +115,7 @@ impl Tap {
     }
 
     /// Sees the bytes of one read of what the client sent, or of one write of what the server sent.
-    pub fn see(&mut self, from: Sender, bytes: &[u8], time: SystemTime) {
+    pub fn see(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
         self.reporter.time = time;
         let side = self.side(from);
         side.parts += 1;
@@ -123,8 +123,8 @@ impl Tap {
         match (&self.stage, from) {
             (Stage::Over, _) => {}
             (Stage::Frames, _) => self.see_frames(from, bytes, part),
-            (Stage::Handshake, Sender::Client) => self.see_request(bytes, part),
-            (Stage::Handshake, Sender::Server) => self.see_answer(bytes, part),
+            (Stage::Handshake, Role::Client) => self.see_request(bytes, part),
+            (Stage::Handshake, Role::Server) => self.see_answer(bytes, part),
         }
     }
 
@@ -140,7 +140,7 @@ impl Tap {
         if self.stage == Stage::Handshake {
             self.tell_request();
         }
-        for from in [Sender::Client, Sender::Server] {
+        for from in [Role::Client, Role::Server] {
             let side = self.side(from);
             if let Some(frame) = side.frames.current().filter(|_| !side.is_told).cloned() {
                 self.tell_frame(frame);
@@ -152,10 +152,10 @@ impl Tap {
         self.reporter.tell(What::End(end));
     }
 
-    fn side(&mut self, sender: Sender) -> &mut Side {
+    fn side(&mut self, sender: Role) -> &mut Side {
         match sender {
-            Sender::Client => &mut self.client,
-            Sender::Server => &mut self.server,
+            Role::Client => &mut self.client,
+            Role::Server => &mut self.server,
         }
     }
 
@@ -200,34 +200,34 @@ impl Tap {
             let body = behind[..behind.len().min(MAX_SHOWN)].to_vec();
             self.stage = Stage::Over;
             self.ahead = Vec::new();
-            return self.reporter.tell(What::Answer(Answer { head, status, body, accept: None }));
+            return self.reporter.tell(What::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::between(&self.client.head, &head);
-        self.reporter.tell(What::Answer(Answer { head, status, body: Vec::new(), accept }));
+        self.reporter.tell(What::Response(Response { head, status, body: Vec::new(), accept }));
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
         self.reporter.tell_change(self.life.open());
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         for (ahead, bytes) in std::mem::take(&mut self.ahead) {
-            self.see_frames(Sender::Client, &bytes, ahead); // it came before the answer was written
+            self.see_frames(Role::Client, &bytes, ahead); // it came before the answer was written
         }
-        self.see_frames(Sender::Server, behind, part);
+        self.see_frames(Role::Server, behind, part);
     }
 
-    fn see_frames(&mut self, from: Sender, mut bytes: &[u8], part: u64) {
+    fn see_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
         while !bytes.is_empty() && !self.side(from).is_lost && self.stage == Stage::Frames {
             let before = bytes;
             let step = self.side(from).frames.next(&mut bytes, part);
             let passed = &before[..before.len() - bytes.len()];
             match from {
-                Sender::Client => self.judge_client(passed, &step),
-                Sender::Server => self.judge_server(&step),
+                Role::Client => self.judge_client(passed, &step),
+                Role::Server => self.judge_server(&step),
             }
             match step {
                 Step::More => {}
                 Step::Lost(..) => self.side(from).is_lost = true,
                 Step::Complete(frame) => {
                     let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
-                    if let (Sender::Server, Some(payload)) = (from, &close) {
+                    if let (Role::Server, Some(payload)) = (from, &close) {
                         self.reporter.tell_refusal(self.judge.settle(Some(payload)));
                         self.judge.close_begins();
                     }
@@ -244,9 +244,9 @@ impl Tap {
 
     fn judge_client(&mut self, passed: &[u8], step: &Step) {
         if let Some(error) = self.judge.pass(passed)
-            && let Some(frame) = self.tell_refused(Sender::Client, step)
+            && let Some(frame) = self.tell_refused(Role::Client, step)
         {
-            let refusal = refusal::refusal(error, &frame, &self.judge.limits);
+            let refusal = failure::explain(error, &frame, &self.judge.limits);
             self.reporter.tell_refusal(self.judge.find(error, refusal));
         }
         self.client.is_lost |= self.judge.is_over();
@@ -259,14 +259,14 @@ impl Tap {
             Step::Complete(frame) if frame.header.is_masked() => None,
             _ => return,
         };
-        if let Some(frame) = self.tell_refused(Sender::Server, step) {
-            let explained = broken.map(|error| refusal::refusal(error, &frame, &self.judge.limits));
-            self.reporter.tell(What::Refusal(explained.unwrap_or_else(|| refusal::masked_by_server(&frame))));
+        if let Some(frame) = self.tell_refused(Role::Server, step) {
+            let explained = broken.map(|error| failure::explain(error, &frame, &self.judge.limits));
+            self.reporter.tell(What::Failure(explained.unwrap_or_else(|| failure::masked_by_server(&frame))));
         }
     }
 
     /// Tells of a frame that is refused, as far as it came, and gives it back.
-    fn tell_refused(&mut self, from: Sender, step: &Step) -> Option<Frame> {
+    fn tell_refused(&mut self, from: Role, step: &Step) -> Option<Frame> {
         let frame = match step {
             Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
             Step::More => self.side(from).frames.current()?.clone(),
@@ -280,11 +280,11 @@ impl Tap {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.sender {
             // It is in the first message that a server sends.
-            Sender::Server if is_text => self.ticket.take().iter_mut().for_each(|mask| mask.mask(&mut frame.wire)),
-            Sender::Server => {}
+            Role::Server if is_text => self.ticket.take().iter_mut().for_each(|mask| mask.mask(&mut frame.wire)),
+            Role::Server => {}
             // A request in place of a frame has its token where a frame has its payload.
-            Sender::Client if frame.header.is_masked() => {}
-            Sender::Client => {
+            Role::Client if frame.header.is_masked() => {}
+            Role::Client => {
                 let header = frame.header.bytes();
                 frame.wire = secret::masked(&[header, &frame.wire].concat()).split_off(header.len());
             }
@@ -301,8 +301,8 @@ mod tests {
     fn the_picture_is_true() {
         let stage_after = |answer: &[u8]| {
             let mut tap = Tap::new(1, Records::default());
-            tap.see(Sender::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
-            tap.see(Sender::Server, answer, SystemTime::UNIX_EPOCH);
+            tap.see(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
+            tap.see(Role::Server, answer, SystemTime::UNIX_EPOCH);
             tap.stage
         };
         let [before, upgraded, plain] =
@@ -320,8 +320,8 @@ mod tests {
             if closes {
                 tap.close_begins();
             }
-            tap.see(Sender::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
-            records.take().iter().any(|record| matches!(record.what, What::Refusal(_)))
+            tap.see(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
+            records.take().iter().any(|record| matches!(record.what, What::Failure(_)))
         };
         assert!(broken(false) && !broken(true));
     }
