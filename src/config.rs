@@ -1,218 +1,187 @@
-//! Every bound and every wait, its default, and why it is that number.
-//!
-//! `Config` is also the command line: each field is a flag, and an environment variable of the same name
-//! (`--max-text` is `WIRECHAT_MAX_TEXT`). It is validated once, at start; nothing else reads the environment.
-//!
-//! The subtle thing: some limits only make sense together (a ping must come before the idle timeout that it is to
-//! prevent), so [`Config::validate`] looks at relations as well as at single values.
+//! Every option with its default, its bounds and the reason for both. Each field of [`Config`] is a flag and (except in
+//! the last group) an environment variable. The server rejects an invalid configuration at start and suggests a fix.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::FalseyValueParser;
-use clap::{ArgAction, Parser, ValueEnum, value_parser};
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Command, Parser, ValueEnum, value_parser};
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
-/// Descriptors that are kept for what is not a client: the standard streams, the poll, the listener, and a few
-/// clients more than the limit, who are told with a `503` that the server is full.
+/// Descriptors reserved for standard streams, the poll, the listener, and connections that only receive a `503`.
 pub const RESERVED_DESCRIPTORS: usize = 16;
 
-/// A chat server over WebSockets in which every byte of RFC 6455 is handled by hand, to be read, run and watched.
-/// Start it without any option, then open client.html in a browser.
+const ACCESS: &str = "Access";
+const WIRE: &str = "Tracing and recording";
+const LIMITS: &str = "Limits";
+const TIMEOUTS: &str = "Timeouts";
+const LOGGING: &str = "Logging and help";
+const AFTER_HELP: &str = "\
+Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
+Without --tokens and --open, the demo tokens work on loopback. Try:
+  wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
+and type:
+  {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
+
+/// A chat server over WebSockets that handles every byte of RFC 6455 by hand. Start it without options, then open
+/// client.html in a browser.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    /// Where to listen. Port 0 takes a free port, which is printed
-    #[arg(long, env = "WIRECHAT_LISTEN", hide_env = true, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = address, help_heading = WHO)]
+    /// Listen on this address; a port alone means 127.0.0.1, port 0 any free one
+    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = address, help_heading = ACCESS)]
     pub listen: SocketAddr,
-
-    /// The tokens that let a client in: one a line, optionally followed by the one username it may use; # starts a
-    /// comment. Without this a demo set is in force, on loopback only
-    #[arg(long, env = "WIRECHAT_TOKENS", hide_env = true, value_name = "FILE", help_heading = WHO)]
-    pub tokens: Option<PathBuf>,
-
-    /// Ask for no token at all
-    #[arg(long, env = "WIRECHAT_OPEN", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WHO)]
+    /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
+    /// comment
+    #[arg(long, value_name = "FILE", help_heading = ACCESS)]
+    pub tokens: Option<PathBuf>, // default: the demo tokens, which are public and so valid only on loopback
+    /// Require no token
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub open: bool,
-
-    /// Welcome pages from this origin, as often as needed; "null" stands for pages opened from disk, "*" for all
-    #[arg(long, env = "WIRECHAT_ALLOW_ORIGIN", hide_env = true, value_name = "ORIGIN", value_delimiter = ',', help_heading = WHO)]
+    /// Allow pages of this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
     pub allow_origin: Vec<String>,
-
-    /// On a loopback address, welcome requests for this host name, as often as needed; "*" stands for all
-    #[arg(long, env = "WIRECHAT_ALLOW_HOST", hide_env = true, value_name = "NAME", value_delimiter = ',', help_heading = WHO)]
-    pub allow_host: Vec<String>,
-
-    /// Let no two clients have the same name, however it is spelled
-    #[arg(long, env = "WIRECHAT_UNIQUE_NAMES", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WHO)]
+    /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
+    pub allow_host: Vec<String>, // off loopback, an empty list allows all: the server cannot know its own names
+    /// Reject a username that is already in use (case-insensitive)
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub unique_names: bool,
-
-    /// Show every frame on stderr as it passes: a line each, or with =full drawn field by field over its bytes
-    #[arg(long, env = "WIRECHAT_TRACE", hide_env = true, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
+    /// Print every frame to stderr, one line each; with =full all its fields
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
     pub trace: Option<TraceDetail>,
-
-    /// Of that only this, with commas between: connection=7 (or '#7', quoted for the shell), user=NAME, control (frames),
-    /// errors
-    #[arg(long, env = "WIRECHAT_TRACE_FILTER", hide_env = true, value_name = "WHAT", requires = "trace", help_heading = WIRE)]
+    /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors
+    #[arg(long, value_name = "FILTER", help_heading = WIRE)]
     pub trace_filter: Option<String>,
-
-    /// Let pages look at their own connection also where others than this machine can reach the server
-    #[arg(long, env = "WIRECHAT_INSPECT", hide_env = true, value_parser = FalseyValueParser::new(), help_heading = WIRE)]
+    /// Let a page inspect its own connection, not only on loopback
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WIRE)]
     pub inspect: bool,
-
-    /// Record the bytes of each connection in a file of this folder, to be read with wirechat replay
-    #[arg(long, env = "WIRECHAT_RECORD", hide_env = true, value_name = "DIR", help_heading = WIRE)]
+    /// Record every connection to a file in this directory, for wirechat replay
+    #[arg(long, value_name = "DIR", help_heading = WIRE)]
     pub record: Option<PathBuf>,
-
-    /// Bytes of all recordings of one run together (64 MiB: half as many on the wire, since they are written as text)
-    #[arg(long, env = "WIRECHAT_RECORD_LIMIT", hide_env = true, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
-    pub record_limit: u64,
-
-    /// Bytes of a request head (8 KiB: more than any browser sends)
-    #[arg(long, env = "WIRECHAT_MAX_HEAD", hide_env = true, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(64, MIB), help_heading = LIMITS)]
-    pub max_head: usize,
-
-    /// Headers in a request (64: a browser sends about fifteen)
-    #[arg(long, env = "WIRECHAT_MAX_HEADERS", hide_env = true, default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
-    pub max_headers: usize,
-
-    /// Bytes of a message on a chat endpoint (64 KiB: room for the longest text in JSON escapes)
-    #[arg(long, env = "WIRECHAT_MAX_MESSAGE", hide_env = true, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
-    pub max_message: usize,
-
-    /// Bytes of a message on /echo (16 MiB: the largest that the Autobahn test suite sends)
-    #[arg(long, env = "WIRECHAT_MAX_ECHO", hide_env = true, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
-    pub max_echo: usize,
-
-    /// Characters of a chat text
-    #[arg(long, env = "WIRECHAT_MAX_TEXT", hide_env = true, default_value_t = 500, value_name = "N", value_parser = number(1, MIB), help_heading = LIMITS)]
-    pub max_text: usize,
-
-    /// Frames of one message, empty ones counted (they cost time, if not memory)
-    #[arg(long, env = "WIRECHAT_MAX_FRAGMENTS", hide_env = true, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
-    pub max_fragments: u32,
-
-    /// Bytes that may wait for one reader; one who is slower than that is closed (256 KiB: seconds of a busy room)
-    #[arg(long, env = "WIRECHAT_MAX_OUTBOX", hide_env = true, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
-    pub max_outbox: usize,
-
-    /// Bytes of unfinished messages and unsent echoes of all connections together
-    #[arg(long, env = "WIRECHAT_MAX_BUFFERED", hide_env = true, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
-    pub max_buffered: usize,
-
-    /// Bytes read from one connection before the others get their turn (64 KiB: one read)
-    #[arg(long, env = "WIRECHAT_MAX_READ", hide_env = true, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(KIB, 16 * MIB), help_heading = LIMITS)]
-    pub max_read: usize,
-
-    /// Connections [default: the descriptor limit less 16]
-    #[arg(long, env = "WIRECHAT_MAX_CONNECTIONS", hide_env = true, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    /// Stop recording after this many bytes in total
+    #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
+    pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
+    /// Limit a request head to this many bytes
+    #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(140, MIB), help_heading = LIMITS)]
+    pub max_head: usize, // bounds memory against an endless request head; browsers send under 4 KiB
+    /// Limit a request to this many headers
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
+    pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
+    /// Limit a chat message to this many bytes
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    pub max_message: usize, // the server buffers a whole message; 500 characters fit even if all are JSON escapes
+    /// Limit a message on /echo to this many bytes
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
+    /// Limit a chat text to this many characters
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = number(1, MIB), help_heading = LIMITS)]
+    pub max_text: usize, // one message must not push all other messages off the screen
+    /// Limit a message to this many frames
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
+    pub max_fragments: u32, // empty frames cost time but escape byte limits; Autobahn sends 65,536 frames
+    /// Close a client with more unread bytes than this
+    #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
+    pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
+    /// Limit unfinished messages and unsent echoes of all connections together
+    #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    pub max_buffered: usize, // many peers within their own limits could together exhaust memory
+    /// Read this many bytes from a connection, then serve the others
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(KIB, 16 * MIB), help_heading = LIMITS)]
+    pub max_read: usize, // about one read(2) call; a peer that never pauses must not delay other peers
+    /// Accept this many connections [default: the descriptor limit minus 16]
+    #[arg(long, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_connections: Option<usize>,
-
-    /// Connections from one address, loopback excepted (an IPv6 address counts by its first 64 bits)
-    #[arg(long, env = "WIRECHAT_MAX_PER_ADDRESS", hide_env = true, default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_per_address: usize,
-
-    /// Wrong tokens in a minute from one address, loopback excepted
-    #[arg(long, env = "WIRECHAT_MAX_WRONG_TOKENS", hide_env = true, default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_wrong_tokens: usize,
-
-    /// Rooms that have members
-    #[arg(long, env = "WIRECHAT_MAX_ROOMS", hide_env = true, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_rooms: usize,
-
-    /// Messages a second from one client, with bursts of twice that; 0: no limit
-    #[arg(long, env = "WIRECHAT_RATE_LIMIT", hide_env = true, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
-    pub rate_limit: f64,
-
-    /// Messages of a room that are kept and told to newcomers; 0: none
-    #[arg(long, env = "WIRECHAT_HISTORY", hide_env = true, default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
+    /// Accept this many connections from one address (not loopback)
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_per_address: usize, // a household shares an IPv4 address or an IPv6 /64; IPv6 connections count per /64
+    /// Allow this many wrong tokens per minute from one address (not loopback)
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
+    /// Limit the number of rooms that have members
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_rooms: usize, // otherwise clients could fill memory with the tables of new rooms
+    /// Allow each client this many messages per second, in bursts twice as many; 0: no limit
+    #[arg(long, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    pub rate_limit: f64, // no user types five messages a second for long
+    /// Keep this many messages per room for clients that join; 0: none
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
     pub history: usize,
-
-    /// Bytes of the history of all rooms together (16 MiB: about 50,000 messages)
-    #[arg(long, env = "WIRECHAT_MAX_HISTORY", hide_env = true, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
-    pub max_history: usize,
-
-    /// Rooms with nobody in them whose history is kept
-    #[arg(long, env = "WIRECHAT_MAX_EMPTY_ROOMS", hide_env = true, default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    /// Limit the history of all rooms together
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    pub max_history: usize, // 16 MiB is about 50,000 messages
+    /// Keep the history of at most this many empty rooms
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
     pub max_empty_rooms: usize,
-
-    /// Seconds that the history of a room with nobody in it is kept
-    #[arg(long, env = "WIRECHAT_HISTORY_TTL", hide_env = true, default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
-    pub history_ttl: Duration,
-
-    /// Seconds from accept to the end of the request head
-    #[arg(long, env = "WIRECHAT_HANDSHAKE_TIMEOUT", hide_env = true, default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
-    pub handshake_timeout: Duration,
-
-    /// Seconds without a byte from a client before it is sent a ping
-    #[arg(long, env = "WIRECHAT_PING_INTERVAL", hide_env = true, default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
-    pub ping_interval: Duration,
-
-    /// Seconds without a byte from a client before it is cut off
-    #[arg(long, env = "WIRECHAT_IDLE_TIMEOUT", hide_env = true, default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
+    /// Keep the history of an empty room for this long
+    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour and miss nothing
+    /// Reject a request that takes longer than this
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
+    /// Ping a client that has sent nothing for this long
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    pub ping_interval: Duration, // only a ping reveals a dead connection; many proxies drop one after a silent minute
+    /// Drop a client that has sent nothing for this long
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
     pub idle_timeout: Duration,
-
-    /// Seconds that a client has to answer a close
-    #[arg(long, env = "WIRECHAT_CLOSE_TIMEOUT", hide_env = true, default_value = "5", value_name = "SECONDS", value_parser = seconds, help_heading = WAITS)]
-    pub close_timeout: Duration,
-
-    /// Log each message too, its first 80 characters
+    /// Wait this long for the reply to a Close frame
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    pub close_timeout: Duration, // a peer needs only one round trip to reply
+    /// Log every message too (its first 80 characters)
     #[arg(short, long, help_heading = LOGGING)]
     pub verbose: bool,
-
     /// Print this help
     #[arg(short, long, action = ArgAction::HelpShort, help_heading = LOGGING)]
     help: Option<bool>,
-
-    /// Log warnings and errors only
+    /// Log only warnings and errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = LOGGING)]
     pub quiet: bool,
 }
 
-const WHO: &str = "Who may come in";
-const WIRE: &str = "Watching the wire";
-const LIMITS: &str = "Limits";
-const WAITS: &str = "Waits";
-const LOGGING: &str = "Logging and help";
-const AFTER_HELP: &str = "\
-Each option but the logging ones can be set by an environment variable as well: --max-text is WIRECHAT_MAX_TEXT.
-With the demo set, try:  wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
-and type:                {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
-
-/// How much `--trace` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TraceDetail {
-    /// One line a frame.
     Line,
-    /// All of it.
     Full,
 }
 
 impl Config {
-    /// Checks what one value alone cannot tell.
-    ///
-    /// # Errors
-    /// A line that names the options at odds.
+    /// Checks constraints between options. The error names the options, shows their values and suggests a fix.
     pub fn validate(&self) -> Result<(), String> {
-        if self.open && self.tokens.is_some() {
-            return Err("--open and --tokens exclude each other: either no token is asked for, or these are".into());
-        }
-        if self.tokens.is_none() && !self.open && !self.is_loopback() {
-            let listen = self.listen;
-            return Err(format!(
-                "the demo tokens are public, so without --tokens FILE (or --open) only a loopback address will do, not {listen}"
-            ));
-        }
-        if self.ping_interval >= self.idle_timeout {
-            return Err("--ping-interval must be shorter than --idle-timeout, or no ping could keep a client".into());
-        }
-        Ok(())
+        let Config { listen, max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
+        let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
+        let (option, largest) =
+            if max_echo > max_message { ("--max-echo", max_echo) } else { ("--max-message", max_message) };
+        // A character takes up to 12 bytes as JSON escapes, but reject a limit only if even plain ASCII would not fit.
+        let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
+        Err(if self.open && self.tokens.is_some() {
+            "--open requires no token, --tokens requires one; remove one of the two".into()
+        } else if self.tokens.is_none() && !self.open && !self.is_loopback() {
+            format!("the demo tokens are public, for loopback only, not for {listen}; pass --tokens FILE or --open")
+        } else if self.trace_filter.is_some() && self.trace.is_none() {
+            "--trace-filter selects records of --trace, which is missing; add --trace".into()
+        } else if ping >= idle {
+            format!("--ping-interval {ping} must be less than --idle-timeout {idle}; lower it, or raise --idle-timeout")
+        } else if needed > *max_message {
+            format!("--max-text {max_text} does not fit into --max-message {max_message}; raise that to {needed}")
+        } else if max_buffered < largest {
+            format!("--max-buffered {max_buffered} cannot hold a message of {option} {largest}; raise it to {largest}")
+        } else if self.history > 0 && max_history < max_text {
+            format!("--max-history {max_history} cannot hold a text of --max-text {max_text}; raise it")
+        } else {
+            return Ok(());
+        })
     }
 
-    /// What is logged.
+    pub fn read_token_file(&self) -> Result<Option<String>, String> {
+        let Some(path) = &self.tokens else { return Ok(None) };
+        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, which some editors save
+        text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
+    }
+
     pub fn log_level(&self) -> log::LevelFilter {
         match (self.quiet, self.verbose) {
             (true, _) => log::LevelFilter::Warn,
@@ -221,47 +190,58 @@ impl Config {
         }
     }
 
-    /// How long after its last byte a client that has been silent for this long must be looked at again: for a ping,
-    /// then to be cut off. `None`: it is to be cut off now.
-    pub fn after_silence(&self, silent: Duration) -> Option<Duration> {
-        [self.ping_interval, self.idle_timeout].into_iter().find(|wait| *wait > silent)
-    }
-
     /// Whether only this machine can reach the server.
     pub fn is_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }
 }
 
+/// Adds an environment variable for each option: `WIRECHAT_MAX_TEXT` for `--max-text`.
+pub fn with_environment(command: Command) -> Command {
+    command.mut_args(|arg| {
+        let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
+        // Treat an empty variable as unset: the line `WIRECHAT_MAX_TEXT=` in a service file means the default.
+        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty());
+        let has_variable = is_set && arg.get_help_heading() != Some(LOGGING);
+        // Leak each name once at start: clap requires `'static` names.
+        if has_variable { arg.env(&*name.leak()).hide_env(true) } else { arg }
+    })
+}
+
 fn address(text: &str) -> Result<SocketAddr, String> {
-    let mut found = text.to_socket_addrs().map_err(|error| format!("not a host and a port ({error})"))?;
-    found.next().ok_or_else(|| "that name has no address".into())
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    // Require brackets around IPv6: `::1:3000` could be an address alone, or an address and a port.
+    let is_host = |host: &str| host.starts_with('[') || !(host.is_empty() || host.contains([':', '/']));
+    if !text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok()) {
+        return Err("write HOST:PORT, such as 127.0.0.1:3000, or a port from 0 to 65535 alone".into());
+    }
+    let found = text.to_socket_addrs().map_err(|error| format!("the host cannot be resolved: {error}"))?.next();
+    found.ok_or_else(|| "the host has no address; write one, such as 127.0.0.1".into())
 }
 
-/// A parser for a number within bounds that are not silly.
+fn list_item(text: &str) -> Result<String, &'static str> {
+    let item = Some(text.trim().to_owned()).filter(|item| !item.is_empty());
+    item.ok_or("an item of the list is empty; remove the extra comma")
+}
+
 fn number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    move |text| match text.parse() {
-        Ok(number) if (min..=max).contains(&number) => Ok(number),
-        Ok(_) if max == usize::MAX => Err(format!("must be at least {min}")),
-        Ok(_) => Err(format!("must be from {min} to {max}")),
-        Err(_) => Err("must be a whole number".into()),
+    move |text| {
+        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+        number.ok_or_else(|| format!("write a whole number from {min} to {max}"))
     }
 }
 
-/// A parser for a rate a second.
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate == 0.0 || (0.001..=10_000.0).contains(&rate) => Ok(rate),
-        _ => Err("must be 0, or a number from 0.001 to 10000".into()),
-    }
+fn rate(text: &str) -> Result<f64, &'static str> {
+    let rate = text.parse().ok().filter(|rate| *rate == 0.0 || (0.001..=10_000.0).contains(rate));
+    rate.ok_or("write 0, or a number from 0.001 to 10000")
 }
 
-/// A parser for a wait. A day is far beyond what any of them is for.
-fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.001..=86_400.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("must be seconds, from 0.001 to 86400".into()),
-    }
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    // No timeout needs to exceed a day.
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
 }
 
 #[cfg(test)]
@@ -275,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_protocol_page() {
+    fn defaults() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:3000");
         assert_eq!((config.max_head, config.max_headers, config.max_text), (8192, 64, 500));
@@ -286,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn silly_values_are_refused() {
+    fn silly_values_are_rejected() {
         let silly: &[&[&str]] = &[
             &["--listen", "nowhere"],
             &["--max-text", "0"],
@@ -309,9 +289,44 @@ mod tests {
     }
 
     #[test]
-    fn off_loopback_is_for_those_who_say_who_may_come_in() {
+    fn limits_that_exclude_each_other() {
+        let rows: [(&[&str], &[&str]); 5] = [
+            (&["--max-text", "65499"], &["--max-text", "65498"]),
+            (&["--max-message", "537"], &["--max-message", "538"]),
+            (&["--max-buffered", "16777215"], &["--max-buffered", "16777216"]),
+            (&["--max-echo", "125", "--max-buffered", "65535"], &["--max-echo", "125", "--max-buffered", "65536"]),
+            (&["--max-text", "2000", "--max-history", "1999"], &["--max-text", "2000", "--max-history", "2000"]),
+        ];
+        for (bad, good) in rows {
+            let error = config(bad).unwrap_err();
+            assert!(error.contains(bad[bad.len() - 2]) && error.contains(bad[bad.len() - 1]), "{error}");
+            assert!(config(good).is_ok(), "{good:?}");
+        }
+        assert!(config(&["--max-text", "20000"]).is_ok(), "texts of several bytes a character may be too long");
+    }
+
+    #[test]
+    fn off_loopback_only_with_access_control() {
         assert!(config(&["--listen", "0.0.0.0:3000", "--open"]).is_ok());
         assert!(config(&["--listen", "0.0.0.0:3000", "--tokens", "file"]).is_ok());
         assert!(config(&["--listen", "[::1]:3000"]).unwrap().is_loopback());
+    }
+
+    #[test]
+    fn a_bare_port_is_on_loopback() {
+        assert_eq!(config(&["--listen", "8080"]).unwrap().listen.to_string(), "127.0.0.1:8080");
+        for bad in
+            ["", "127.0.0.1", "localhost", ":3000", "99999", "127.0.0.1:99999", "http://127.0.0.1:3000", "::1", "[::1]"]
+        {
+            let error = config(&["--listen", bad]).unwrap_err();
+            assert!(error.contains("--listen") && error.contains("127.0.0.1:3000"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_are_split_and_trimmed() {
+        let config = config(&["--allow-host", "a, b ,c", "--allow-host", " d"]).unwrap();
+        assert_eq!(config.allow_host, ["a", "b", "c", "d"]);
+        assert!(super::tests::config(&["--allow-host", "a,,b"]).unwrap_err().contains("extra comma"));
     }
 }

@@ -1,173 +1,119 @@
-//! **wirechat**: a chat server over WebSockets in which every byte of RFC 6455 is handled by hand, on raw TCP.
+//! **wirechat**: a chat server over WebSockets that handles every byte of RFC 6455 by hand, on raw TCP. This page is
+//! a guided tour of the sources; the README shows how to run the server. The modules are public only to appear here.
 //!
-//! It is a program (see the README for how to run it) and a text: this page is a short book about it, meant to be read
-//! beside the sources. All modules are public so that they show up here, not because anybody should depend on them.
-//!
-//! # The house
-//!
-//! Who may name whom, and what each is good for:
+//! # Layers
 //!
 //! ```text
-//!   main   ─▶ server, tools             arguments become a Config, the Config a server; or they name a tool
-//!   server ─▶ ws, chat, config, inspect   sockets, the clock, the poll loop
-//!   tools  ─▶ ws, inspect               frames explained, and servers poked
-//!   inspect ─▶ ws                       what passed on the wire, to be looked at
-//!   ws                                  RFC 6455: bytes in, events and bytes out
-//!   chat   ─▶ config                    clients, rooms, names, JSON
-//!   config                              every bound and every wait
+//! main    ─▶ net, tools, config, http            arguments become a Config, and the Config a running server or a tool
+//! net     ─▶ server, inspect, config, broker, chat, http  the operating system: poll loop, sockets, signals, clock
+//! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
+//! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
+//! chat    ─▶ broker, config                      clients, rooms, names, JSON
+//! broker                                         the order of a room's events, and its history
+//! ws                                             RFC 6455: bytes in, events and bytes out
+//! config                                         every option: default, bounds, reason
+//! inspect ─▶ ws, server                          part two: the wire made visible
+//! tools   ─▶ ws, inspect                         part two: explain, poke, replay
 //! ```
 //!
-//! [`server`] knows sockets and the clock, and so does the one tool that is a client. [`ws`] and [`chat`] know neither, and
-//! never name each other, so either can be read, tested and replaced without the other. A test reads the sources and keeps
-//! it so (`tests/layering.rs`), and another keeps this page true (`tests/book.rs`).
+//! An arrow means "may name"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or use
+//! the network. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
 //!
-//! # The way to read it
+//! # Reading order
 //!
-//! Each file opens with what it is for, often with a picture, and with the one subtle thing in it; its tests stand at
-//! its end, and can be skipped at first. What a picture shows, a test has drawn from the code, or measured against it.
+//! Steps 1 to 14 (part one) cover the server; the rest cover the tools. The README gives the time for each step.
 //!
-//! | minutes | module | what it is |
+//! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; a frame, and every rule that its header can break.
+//! 2. [`ws::reader`], [`ws::message`]: frames from a stream that may be cut anywhere, messages from frames.
+//! 3. [`ws::close`], [`ws::protocol`]: close codes and protocol errors; the state machine of a connection.
+//! 4. [`ws::request`], [`ws::handshake`], [`ws::extension`]: the opening handshake.
+//! 5. [`chat`], [`chat::command`], [`chat::event`]: commands in, events and their recipients out.
+//! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the chat's tables.
+//! 7. [`chat::dialect`]: three shapes of JSON for the same commands and events.
+//! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
+//! 9. [`http`], [`http::access`]: what a request becomes; tokens, origins, hosts.
+//! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn; a connection's life.
+//! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
+//! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, shares, and the seam for part two.
+//! 13. [`net`]: the event loop, the listener, the sockets, the log.
+//! 14. [`config`], and `main.rs`: options and the command line.
+//! 15. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
+//! 16. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
+//! 17. [`tools::poke`]: everything that a peer can do to a server, as data, and a client that does it.
+//!
+//! # One message, seven hops
+//!
+//! | | code | what happens to the message |
 //! |---|---|---|
-//! | 8 | [`ws`], [`ws::frame`], [`ws::mask`] | what a frame looks like, and every rule that its header can break |
-//! | 8 | [`ws::reader`], [`ws::message`] | a stream that is cut anywhere becomes frames, and frames become messages |
-//! | 12 | [`ws::close`], [`ws::protocol`] | how a connection is closed or failed, and the state machine |
-//! | 12 | [`ws::request`], [`ws::handshake`], [`ws::extension`] | how it all begins |
-//! | 24 | [`chat::command`], [`chat`], [`chat::admission`], [`chat::speech`], [`chat::dialect`] | who is where and who hears what; the JSON of it |
-//! | 12 | [`chat::rooms`], [`chat::history`], [`chat::names`], [`chat::pace`], [`chat::ids`], [`chat::timestamp`] | the tables |
-//! | 6 | [`chat::access`] | who may come in, and as whom |
-//! | 12 | [`server::phase`], [`server::connection`], [`server::outbox`] | one socket, and what waits to be written to it |
-//! | 20 | [`server`], [`server::dispatch`], [`server::delivery`], [`server::batch`] | one turn of the loop |
-//! | 22 | [`server::routes`], [`server::query`], [`server::answer`], [`server::deadline`], [`server::listener`], [`server::addresses`], [`server::journal`], [`server::shutdown`] | the rest of the glue |
-//! | 5 | [`config`] | the limits |
-//! | 20 | [`inspect`], [`inspect::frame`], [`inspect::tap`], [`inspect::head`], [`inspect::scan`], [`inspect::judge`], [`inspect::life`] | the wire, watched: what passed, as records |
-//! | 24 | [`inspect::failure`], [`inspect::records`], [`inspect::text`], [`inspect::figure`], [`inspect::visible`], [`inspect::json`], [`inspect::secret`], [`inspect::filter`], [`inspect::recorder`], [`inspect::recording`] | how a record looks, and what is never shown |
-//! | 11 | [`server::watch`], [`server::inspection`] | who is shown the wire |
-//! | 14 | [`tools`], [`tools::notation`], [`tools::screen`], [`tools::response`], [`tools::inbox`], [`tools::replay`] | what the tools have in common; a recording, seen again |
-//! | 13 | [`tools::explain`], [`tools::explain::frames`], [`tools::explain::numbers`], [`tools::explain::sections`] | frames drawn from bytes, questions answered |
-//! | 30 | [`tools::poke`], [`tools::poke::case`], [`tools::poke::catalogue`] | everything that a peer can do to a server, as data |
-//! | 19 | [`tools::poke::url`], [`tools::poke::request`], [`tools::poke::wire`], [`tools::poke::play`], [`tools::poke::verdict`], [`tools::poke::report`] | a client that does it, and judges what comes back |
+//! | 1 | [`Connection::read`](server::connection::Connection::read) | its *bytes* go into one buffer that all connections share, within the byte budget of the connection's turn |
+//! | 2 | [`Protocol::receive`](ws::protocol::Protocol::receive) | validates the *frame* header, unmasks the payload in place, validates UTF-8, and returns a *message* |
+//! | 3 | [`Chat::receive`](chat::Chat::receive) | parses the JSON into a *command*, checks rate, length and name, and submits a *request* to the broker |
+//! | 4 | [`Broker::submit`](broker::Broker::submit) | puts the request into the order of the room, gives the message its id, keeps it, and hands back a *room event* |
+//! | 5 | [`Chat::next_effect`](chat::Chat::next_effect) | returns an *effect*, made when the event was applied to the tables: what to send, and to whom |
+//! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
+//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | gives each member the batch with one write at the end of the turn; what the kernel does not accept stays in the *outbox* as a shared pointer |
 //!
-//! # One message, from socket to socket
-//!
-//! Six hops, and what the message is at each of them:
-//!
-//! 1. [`Connection::read_some`](server::connection::Connection::read_some) reads *bytes* into one buffer that all
-//!    connections share, within a budget.
-//! 2. [`Protocol::receive`](ws::protocol::Protocol::receive) judges the header, unmasks the payload where it lies, checks
-//!    that it is UTF-8, and makes it a *message*.
-//! 3. [`Chat::receive`](chat::Chat::receive) reads the JSON as a *command*, looks up who is in the room, and returns
-//!    *deliveries*: a notice, and who is to be told.
-//! 4. [`Batches::append`](server::batch::Batches::append) has the notice written as JSON again and framed, once for each
-//!    dialect in the room, behind whatever else the room is told in this turn.
-//! 5. [`Outbox::send_shared`](server::outbox::Outbox::send_shared) hands that batch to the kernel at the end of the turn,
-//!    in one system call a member. Where the kernel does not take all of it, the rest waits in that member's *outbox*: one
-//!    copy for everyone who must wait.
-//! 6. [`Connection::flush`](server::connection::Connection::flush) writes what waits when the socket takes more. Who lets
-//!    too much wait is closed, and nobody else notices.
-//!
-//! The middle four need no socket. Here they are:
+//! Hops 2 to 5 need no socket:
 //!
 //! ```
-//! # use clap::Parser;
-//! # use wirechat::chat::{access::Grant, dialect::Dialect, Audience, Chat, Delivery, Newcomer, Now};
-//! # use wirechat::server::{batch::Batches, outbox::Outbox, Config};
+//! # use std::time::{Duration, SystemTime};
+//! # use wirechat::broker::memory::{self, MemoryBroker};
+//! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::ws::{message::Message, protocol::{Event, Limits, Protocol}};
-//! # let now = Now { time: std::time::SystemTime::UNIX_EPOCH, steady: std::time::Duration::ZERO };
-//! # let alice = Newcomer { dialect: Dialect::Events, username: "alice".into(), room: "general".into(),
-//! #     grant: Grant::default(), client_id: None, resume: None, ticket: None };
-//! # let mut chat = Chat::new(&Config::parse_from(["wirechat"]));
-//! # let token = mio::Token(2);
-//! # chat.join(token, alice, now);
-//! // What a client sends: a header, a masking key (zeros change nothing), and the payload.
+//! # let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+//! # let kept = memory::Limits { messages: 50, bytes: 10_000, rooms: 10, empty_rooms: 10, ttl: Duration::from_secs(60) };
+//! # let broker = MemoryBroker::new(kept, Box::new(|bytes| bytes.fill(7)), |_| None);
+//! # let mut chat = Chat::new(&clap::Parser::parse_from(["wirechat"]), Box::new(broker));
+//! # chat.join(mio::Token(2), JoinRequest { dialect: Dialect::Events, username: "alice".into(), room: "general".into(),
+//! #     identity: Identity::default(), client_id: None, resume: None, extra: None }, now);
+//! # while chat.next_effect().is_some() {}
+//! // A client's frame: header, masking key (zeros leave the payload readable), payload.
 //! let mut bytes = *b"\x81\xa8\0\0\0\0{\"event\":\"message\",\"data\":{\"text\":\"hi\"}}";
-//!
 //! let mut protocol = Protocol::new(Limits { message: 65536, fragments: 100, binary: false });
 //! let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut &mut bytes[..]) else { panic!() };
-//!
-//! let deliveries = chat.receive(token, &text, now);
-//! let [Delivery::Tell { to: Audience::Room(room), notice }] = &deliveries[..] else { panic!() };
-//!
-//! let mut batches = Batches::default();
-//! batches.append(*room, chat.dialects(*room), notice);
-//!
-//! let (mut outbox, mut socket) = (Outbox::default(), Vec::new());
-//! let batch = batches.take(*room).unwrap();
-//! outbox.send_shared(batch.frames(Dialect::Events), &mut None, &mut socket).unwrap();
-//! let sent = b"\x81\x64{\"event\":\"message\",\"data\":{\"username\":\"alice\",\"text\":\"hi\",";
-//! assert!(socket.starts_with(sent)); // and there follow a number and the time
+//! chat.receive(mio::Token(2), &text, now); // alice, who has joined, has token 2
+//! let Some(Effect::Broadcast { event: event::Event::Message(message), .. }) = chat.next_effect() else { panic!() };
+//! assert_eq!((&*message.username, &*message.text, message.id), ("alice", "hi", 1));
 //! ```
 //!
-//! # Why each limit is what it is
+//! # Five questions
 //!
-//! Whatever a peer can make grow has a bound, and whatever it can make last has an end. Each is a flag of [`config`]:
-//!
-//! | option | default | why it is there, and why that number |
-//! |---|---|---|
-//! | `--max-head` | 8192 | a head that never ends would fill the memory; no browser sends half as much |
-//! | `--max-headers` | 64 | each costs a place in a table before it is looked at; a browser sends about fifteen |
-//! | `--max-message` | 65536 | a message is held until it is whole; the longest text, all of it in JSON escapes, fits |
-//! | `--max-echo` | 16777216 | the same on `/echo`, where the Autobahn suite sends this much |
-//! | `--max-text` | 500 | one line should not push all others off the screen of everyone |
-//! | `--max-fragments` | 100000 | empty fragments never reach a limit in bytes, but cost time; the Autobahn suite sends 65,536 |
-//! | `--max-outbox` | 262144 | who reads slower than its room speaks would be remembered without end; seconds of a busy room |
-//! | `--max-buffered` | 268435456 | many peers, each within its limits, would fill the memory together; a small machine has this much |
-//! | `--max-read` | 65536 | one who sends without pause would keep the others waiting; one system call's worth |
-//! | `--max-connections` | the descriptor limit less 16 | without descriptors nobody could even be told that the server is full |
-//! | `--max-per-address` | 32 | one machine could take all places; a family behind one address does not |
-//! | `--max-wrong-tokens` | 30 | tokens could be tried by the million; thirty a minute is more than anybody mistypes |
-//! | `--max-rooms` | 1000 | whoever moves from name to name would leave tables behind |
-//! | `--rate-limit` | 5 | one could drown a room; nobody types five messages a second for long |
-//! | `--history` | 50 | a newcomer should see what is being talked about, not have to read a day |
-//! | `--max-history` | 16777216 | histories of all rooms together; about 50,000 messages |
-//! | `--max-empty-rooms` | 1000 | rooms that nobody is in would be remembered without end |
-//! | `--history-ttl` | 3600 | the last one to be cut off may take this long to come back, and misses nothing |
-//! | `--handshake-timeout` | 10 | a peer that says nothing takes a place; the slowest line sends a head in less |
-//! | `--ping-interval` | 30 | a line that is cut is silent: only a ping can tell; many proxies cut what is silent for a minute |
-//! | `--idle-timeout` | 60 | who is still silent as long after a ping as before it is gone |
-//! | `--close-timeout` | 5 | a Close that is never answered would keep the place; an answer takes one round trip |
-//!
-//! # What a production system would add
-//!
-//! And why it is not here: each would hide what this text is about. Most have a place where they would come in.
-//!
-//! | what | why not here, and where it would come in |
+//! | question | answer |
 //! |---|---|
-//! | TLS | a proxy does it well. Bytes in, bytes out: below [`server::connection`] |
-//! | compression | the bytes on the wire could no longer be read. [`ws::extension`]; a batch would be compressed once |
-//! | several threads | one thread needs no locks, and outruns the network of most machines |
-//! | several instances | rooms would need a bus between them. Behind [`server::delivery`], which knows who hears what |
-//! | durable history | a disk must never stall the loop. Another [`chat::history::History`], with a thread that writes |
-//! | accounts | tokens in a file show where a check belongs. [`chat::access`] |
-//! | moderation | who may silence whom is a matter of people. [`chat::command`], and a rule beside [`chat::pace`] |
-//! | metrics | the log tells what a person needs. A path of [`server::routes`], as in the exercise below |
-//! | the address behind a proxy | it is a header that anybody can send. [`server::addresses`], once a proxy is trusted |
-//! | upgrades without a cut | clients come back by themselves and miss nothing, so a restart is enough |
+//! | Where is a bad mask rejected? | [`FrameHeader::parse`](ws::frame::FrameHeader::parse) returns [`ProtocolError::Unmasked`](ws::close::ProtocolError::Unmasked) |
+//! | Who replies to a Ping? | [`Protocol::receive`](ws::protocol::Protocol::receive) queues the Pong; the chat never sees a Ping |
+//! | What happens to a slow consumer? | its [`Outbox`](server::outbox::Outbox) passes its bound, and the server closes it with 1008; no other client waits for it |
+//! | Where does a message get its id? | [`RoomLog::append`](broker::log::RoomLog::append) |
+//! | How is a close code validated? | [`CloseCode::from_wire`](ws::close::CloseCode::from_wire) |
 //!
 //! # Ten exercises
 //!
-//! Each names what to change and the test to write; the first take ten minutes, the last ones an evening. Where a `match`
-//! must know of it as well, the compiler says so; and see which of the old tests have something to say about it.
+//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm. If an
+//! existing test then fails, either your change has a bug, or the test describes the old behaviour and needs an update.
 //!
-//! | | do this | change | write a test |
+//! | | task | change | test |
 //! |---|---|---|---|
-//! | 1 | make `/echo` answer in upper case | `receive_frames` in `src/server/dispatch.rs` | a row in `frame_rows` of `tests/hostile_frames.rs` |
-//! | 2 | refuse a room named "admin", however it is spelled | `room_name` in `src/chat/access.rs` | beside `names` in `src/chat/access.rs` |
-//! | 3 | add an event `who` that is answered with the names of those in the room | `Command` and `Notice` in `src/chat/command.rs`, `read` and `write` in `src/chat/dialect/events.rs`, `handle` in `src/chat/mod.rs` | beside `a_newcomer_is_welcomed_and_announced` in `src/chat/mod.rs` |
-//! | 4 | add a `topic` event: a room has a topic, and a newcomer is told it | as before, and `Room` in `src/chat/rooms.rs` | beside `joining` in `tests/conversation.rs` |
-//! | 5 | add `--max-members`: how many a room may have | `Config` in `src/config.rs`, `has_room_for` in `src/chat/admission.rs`, `switch_room` in `src/chat/mod.rs` | beside `limit_of_rooms` in `tests/limits.rs` |
-//! | 6 | answer `GET /stats` with the number of connections, as JSON | `Path` and `answer` in `src/server/routes.rs`, `answer` in `src/server/dispatch.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
-//! | 7 | give each Ping of the server a number as its payload, and count the Pongs that answer one | `ping` and `receive_control` in `src/ws/protocol.rs` | beside `rfc_5_5_2_a_ping_is_answered_with_its_payload` in `src/ws/protocol.rs` |
-//! | 8 | send what is longer than 1,000 bytes in fragments; what must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | beside `rfc_6_1_frames_as_a_server_sends_them` in `src/ws/frame.rs` |
-//! | 9 | add a dialect of plain lines, `alice: hi` | `Dialect` in `src/chat/dialect/mod.rs`, `Path` and `newcomer` in `src/server/routes.rs` | beside `rooms_word_for_word` in `tests/dialects.rs` |
-//! | 10 | negotiate an extension of your own: with RSV1 set, the payload is written backwards | `is_offer` in `src/ws/extension.rs`, `switching_protocols` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
+//! | 1 | make `/echo` reply `polo` to the text `marco` | `receive_message` in `src/server/mod.rs` | a row in `frame_rows` of `tests/hostile_frames.rs` |
+//! | 2 | reject a room named "admin", in upper or lower case | `room_name` in `src/chat/names.rs` | next to `allowed_and_forbidden_names` in `src/chat/names.rs` |
+//! | 3 | add a command `who` that lists the usernames in the room | `Command` in `src/chat/command.rs`, `Event` in `src/chat/event.rs`, `parse` and `write` in `src/chat/dialect.rs`, `Chat` in `src/chat/mod.rs` | next to `joining` in `tests/conversation.rs` |
+//! | 4 | add a command `topic`: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
+//! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `Limits` and `MemoryBroker` in `src/broker/memory.rs` | next to `limit_of_rooms` in `tests/limits.rs` |
+//! | 6 | reply to `GET /stats` with the number of connections, as JSON | `decide` and `Outcome` (a new variant) in `src/http/mod.rs`; the number comes from `Server` in `src/server/mod.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
+//! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |
+//! | 8 | send messages over 1,000 bytes in fragments. What must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | next to `rfc_6_1_server_frames` in `src/ws/frame.rs` |
+//! | 9 | add a dialect of plain lines: `alice: hi` | `Dialect` in `src/chat/dialect.rs`, `decide` in `src/http/mod.rs` | next to `rooms_word_for_word` in `tests/dialects.rs` |
+//! | 10 | negotiate an extension that reverses each payload with RSV1 set | `is_offer` in `src/ws/extension.rs`, `switching_protocols` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
+pub mod broker;
 pub mod chat;
 pub mod config;
+pub mod http;
 pub mod inspect;
+pub mod net;
 #[cfg(test)]
 mod pictures;
 pub mod server;
+pub mod token_map;
 pub mod tools;
 pub mod ws;

@@ -1,24 +1,23 @@
-//! The command line: arguments become a `Config`, the `Config` a running server; or they name a tool, and it runs.
+//! Parses the command line, and runs the server or a tool.
 #![forbid(unsafe_code)]
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
-use wirechat::server::{Config, Journal, Server, Stopped};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use wirechat::config::{Config, with_environment};
+use wirechat::http::access::Access;
+use wirechat::net;
+use wirechat::net::event_loop::{EventLoop, Stopped};
+use wirechat::net::log_writer::LogWriter;
 use wirechat::tools::Tool;
 
-/// Something is in the way: a port in use, a bad file. Of a tool: the answer is no.
-const FAILURE: u8 = 1;
-/// The command line makes no sense.
-const USAGE: u8 = 2;
-/// Ended by a second signal: 128 and the number of SIGINT, as shells have it.
-const INTERRUPTED: u8 = 130;
+const EXIT_FAILURE: u8 = 1; // the server cannot run, for example because its port is in use; or a tool found an error
+const EXIT_USAGE: u8 = 2; // the command line or the configuration is invalid
+const EXIT_INTERRUPTED: u8 = 130; // a second signal stopped the server: 128 + SIGINT, as shells report it
 
-// The server's options stand beside the name of the program; a tool has options of its own. (No doc comments: they would
-// take the place of the one that `--help` shows.)
+// A doc comment here would replace the description that --help prints.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(subcommand_help_heading = "Tools", subcommand_value_name = "TOOL")]
@@ -29,88 +28,73 @@ struct CommandLine {
     config: Config,
 }
 
-// The command line of a tool alone: the server's environment variables are none of its business, right or wrong.
-#[derive(Parser)]
-#[command(name = "wirechat", disable_help_flag = true, disable_help_subcommand = true)]
-struct ToolLine {
-    #[command(subcommand)]
-    tool: Tool,
-}
-
 fn main() -> ExitCode {
-    let first = std::env::args_os().nth(1);
-    let names_a_tool = first.as_deref().and_then(OsStr::to_str).is_some_and(Tool::has_subcommand);
-    let parsed = match names_a_tool {
-        true => ToolLine::try_parse().map(|line| run_tool(line.tool)),
-        false => CommandLine::try_parse().map(|line| line.tool.map_or_else(|| serve(line.config), run_tool)),
-    };
-    match parsed {
-        Ok(code) => code,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => error.exit(),
-        Err(_) if has_trace_in_two_words() => fail(USAGE, "write --trace=full as one word (see --help)"),
-        Err(error) => fail(USAGE, &first_line(&error.to_string())),
+    let status = run(std::env::args_os().collect()).unwrap_or_else(|(status, message)| {
+        let _ = writeln!(std::io::stderr(), "wirechat: {message}"); // eprintln! would panic if stderr is closed
+        status
+    });
+    ExitCode::from(status)
+}
+
+/// Returns the exit status. `Err` is an exit status and a message for stderr.
+fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
+    // `wirechat help TOOL` means `wirechat TOOL --help`.
+    if arguments.get(1).is_some_and(|first| first == "help") {
+        arguments.remove(1);
+        arguments.push("--help".into());
+    }
+    let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
+    let command = CommandLine::command();
+    // An environment variable meant for the server must not make a tool fail.
+    let command = if names_a_tool { command } else { with_environment(command) };
+    match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
+        Ok(CommandLine { tool: None, config }) => serve(&config),
+        Ok(CommandLine { tool: Some(tool), .. }) => {
+            tool.run().map(|succeeded| if succeeded { 0 } else { EXIT_FAILURE }).map_err(|error| (EXIT_USAGE, error))
+        }
+        Err(help) if !help.use_stderr() => help.exit(),
+        // The value of --trace is optional, so clap parses the `full` of `--trace full` as the name of a tool.
+        Err(_) if arguments.windows(2).any(|pair| pair == ["--trace", "full"]) => {
+            Err((EXIT_USAGE, "write --trace=full as one word (see --help)".into()))
+        }
+        Err(error) => Err((EXIT_USAGE, one_line(&error.to_string()))),
     }
 }
 
-/// `--trace full`: the value may be left out, so the parser takes `full` for the name of a tool, and says so.
-fn has_trace_in_two_words() -> bool {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    arguments.windows(2).any(|two| two[0] == "--trace" && two[1] == "full")
+/// Joins clap's error message and tips into one line, without the usage text.
+fn one_line(error: &str) -> String {
+    let is_message = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more");
+    let paragraphs = error.trim_start_matches("error: ").split("\n\n").filter(is_message);
+    let lines = paragraphs.map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("; ") + " (see --help)"
 }
 
-fn run_tool(tool: Tool) -> ExitCode {
-    match tool.run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(FAILURE),
-        Err(error) => fail(USAGE, &error),
-    }
+fn serve(config: &Config) -> Result<u8, (u8, String)> {
+    let usage = |error| (EXIT_USAGE, error);
+    config.validate().map_err(usage)?;
+    net::trace_filter(config).map_err(usage)?;
+    let token_file = config.read_token_file().map_err(usage)?;
+    let access = Access::new(config, token_file.as_deref()).map_err(usage)?;
+    let log = LogWriter::install(config.log_level()).map_err(usage)?;
+    let event_loop = EventLoop::bind(config.clone(), access, log).map_err(|error| (EXIT_FAILURE, error))?;
+    print_banner(&event_loop, config);
+    let stopped = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
+    Ok(if matches!(stopped, Stopped::Cleanly) { 0 } else { EXIT_INTERRUPTED })
 }
 
-fn serve(config: Config) -> ExitCode {
-    if let Err(error) = config.validate().and_then(|()| Server::check(&config)) {
-        return fail(USAGE, &error);
-    }
-    let server = match Server::bind(config.clone(), Journal::install(config.log_level())) {
-        Ok(server) => server,
-        Err(error) => return fail(FAILURE, &error),
-    };
-    print_banner(&server, &config);
-    match server.run() {
-        Ok(Stopped::Cleanly) => ExitCode::SUCCESS,
-        Ok(Stopped::AtOnce) => ExitCode::from(INTERRUPTED),
-        Err(error) => fail(FAILURE, &format!("the poll failed: {error}")),
-    }
-}
-
-fn fail(code: u8, message: &str) -> ExitCode {
-    // If nobody reads stderr, the exit code still tells.
-    let _ = writeln!(std::io::stderr(), "wirechat: {message}");
-    ExitCode::from(code)
-}
-
-/// The first paragraph of an error of the command line, as one line.
-fn first_line(error: &str) -> String {
-    let paragraph = error.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{} (see --help)", line.trim_start_matches("error: "))
-}
-
-fn print_banner(server: &Server, config: &Config) {
-    let address = server.local_addr();
-    let token = match &config.tokens {
+fn print_banner(server: &EventLoop, config: &Config) {
+    let (address, version, connections) = (server.address, env!("CARGO_PKG_VERSION"), server.max_connections);
+    let token = match config.tokens {
         _ if config.open => "",
         None => "token=dev-token&",
-        Some(_) => "token=TOKEN&",
+        Some(_) => "token=TOKEN&", // never a real token: the banner may end up in a log
     };
-    // If nobody reads stdout, the server runs all the same.
-    let _ = writeln!(
-        std::io::stdout(),
-        "wirechat {} listens on http://{address}/ for up to {} connections\n\
+    let banner = format!(
+        "wirechat {version} listens on http://{address}/ for up to {connections} connections\n\
          \x20 page:   open client.html in a browser, or http://{address}/\n\
          \x20 wscat:  wscat -c 'ws://{address}/?{token}username=me&room=general'\n\
          \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n\
-         \x20 stop:   Ctrl-C",
-        env!("CARGO_PKG_VERSION"),
-        server.max_connections(),
+         \x20 stop:   Ctrl-C\n"
     );
+    let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout does not stop the server
 }

@@ -1,15 +1,15 @@
-//! Keeps the pictures of the documentation true: a test draws one anew, from the code, and that must stand in the doc.
+//! Keeps the diagrams in the docs correct: a test redraws each diagram from the code and compares it with the doc.
 //!
-//! Only what a test can draw or measure is a picture here; everything else is said in words.
+//! The docs contain only diagrams that a test can draw or measure. Prose explains the rest.
 
-/// The module doc of a source: what stands behind its `//!`.
+/// Returns the module doc of a source file: the text of the `//!` lines.
 pub fn module_doc(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
     lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
 }
 
-/// Asserts that this picture stands in the module doc of `source`, line for line. If it does not, it is shown as it
-/// should stand there, to be pasted.
+/// Asserts that the module doc of `source` contains `picture`, line for line. On failure, the panic message shows the
+/// picture ready to paste.
 #[track_caller]
 pub fn assert_drawn(source: &str, picture: &str) {
     let lines: Vec<&str> = picture.lines().map(str::trim_end).collect();
@@ -18,7 +18,7 @@ pub fn assert_drawn(source: &str, picture: &str) {
     assert!(stands_there, "the picture in the module doc should be:\n{shown}");
 }
 
-/// Bytes as the pictures show them: `48 65 6c`.
+/// Formats bytes as the diagrams show them: `48 65 6c`.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }

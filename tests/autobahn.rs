@@ -1,19 +1,21 @@
-//! The Autobahn test suite's fuzzing client against `/echo`: all 301 cases of its sections 1–7, 9 and 10, and what each
-//! must come to in `autobahn/expected.json`. (12 and 13 are about compression, which is not offered.) The suite knows
-//! "OK", "NON-STRICT" (allowed, but late or lossy) and "INFORMATIONAL" (the RFC leaves it open); nothing but OK is
-//! expected where the RFC says what to do. Any difference fails the test, a better verdict too.
+//! The Autobahn test suite's fuzzing client against `/echo`: all 301 cases of its sections 1–7, 9 and 10, compared with
+//! `autobahn/expected.json`. (12 and 13 are about compression, which is not offered.) The suite's results are "OK",
+//! "NON-STRICT" (allowed, but late or lossy) and "INFORMATIONAL" (the RFC leaves it open); wherever the RFC has a rule, only
+//! OK is expected. Any difference fails the test, even a better result.
 //!
-//! Two runners play the same cases, one after the other, each in well under a minute. Most of it is the suite's own
-//! waiting: a second in each of 5.19, 5.20 and 6.4.*. Their reports, one page a case, stay in `target/tmp/autobahn/`.
+//! Two runners play the same cases, one after the other, each in well under a minute. Most of that is the suite's own
+//! waiting: a second in each of 5.19, 5.20 and 6.4.*. Their reports, one page per case, stay in `target/tmp/autobahn/`.
 //!
-//! - `kosoku` runs on Python 3.10 or newer, and is what CI relies on. One command installs it:
+//! - `kosoku` runs on Python 3.10 or newer; CI relies on it. One command installs it:
 //!   `python3 -m venv target/autobahn-venv && target/autobahn-venv/bin/pip install -r tests/autobahn/requirements.txt`
-//! - `wstest`, the original, needs Python 2.7 and is run where there is one. It alone sees who ends the TCP connection
-//!   ("FAILED BY CLIENT"), so that rule has a test of its own below. After the command above, these install it:
+//! - `wstest`, the original, needs Python 2.7 and runs where that is installed. Only `wstest` checks which end closes the TCP
+//!   connection ("FAILED BY CLIENT"), so a separate test below covers that rule. After the command above, these install it:
 //!   `target/autobahn-venv/bin/virtualenv -p python2.7 target/autobahn-original && target/autobahn-original/bin/pip
 //!   install -r tests/autobahn/requirements-original.txt`
 //!
 //! `WIRECHAT_KOSOKU` and `WIRECHAT_WSTEST` name the two programs if they are elsewhere.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -28,14 +30,14 @@ use serde_json::{Value, json};
 use support::{Server, masked};
 
 const CASES: usize = 301;
-/// Twenty times what either runner takes: a hung server must not hang the tests.
+/// Twenty times longer than either runner needs: a hung server must not hang the tests.
 const SUITE_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Both runners judge lateness by a second of their own, so neither plays while the other does.
+/// Both runners measure lateness on their own clock, so they must not run at the same time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Case → (behaviour, behaviour at the close).
-type Verdicts = BTreeMap<String, (String, String)>;
+type Results = BTreeMap<String, (String, String)>;
 
 #[test]
 fn every_case_is_as_expected() {
@@ -45,7 +47,7 @@ fn every_case_is_as_expected() {
     let reports = fresh_dir("kosoku");
     let mut command = Command::new(kosoku);
     command.arg(echo_url(&server)).args(["-x", "12.*", "-x", "13.*", "-o"]).arg(&reports);
-    judge(command, &reports);
+    run_suite(command, &reports);
 }
 
 #[test]
@@ -56,7 +58,7 @@ fn every_case_is_as_expected_by_the_original_runner() {
     };
     // Not `require_tool`: Python 2.7 is gone from most machines, and `kosoku` has played the same cases.
     if std::env::var_os("WIRECHAT_WSTEST").is_none() && !found.is_file() {
-        support::say_skipped("the original Autobahn suite, for Python 2.7, is not installed");
+        support::print_skipped("the original Autobahn suite, for Python 2.7, is not installed");
         return;
     }
     let server = Server::start(&[]);
@@ -72,15 +74,15 @@ fn every_case_is_as_expected_by_the_original_runner() {
     fs::write(&spec, plan.to_string()).expect("the plan is written");
     let mut command = Command::new(found);
     command.args(["-m", "fuzzingclient", "-s"]).arg(&spec);
-    judge(command, &reports);
+    run_suite(command, &reports);
 }
 
-/// RFC 6455 §7.1.1: the server ends the TCP connection first. `kosoku` hangs up by itself and cannot tell.
+/// RFC 6455 §7.1.1: the server closes the TCP connection first. `kosoku` closes it itself and cannot check that.
 #[test]
-fn the_server_is_the_first_to_hang_up() {
+fn the_server_closes_tcp_first() {
     let close = masked(0x88, &[0x03, 0xe8]);
     let protocol_error = masked(0xc1, b"a reserved bit is set");
-    // Case 6.4.3: U+110000 in the middle of a frame of which six bytes never come.
+    // Case 6.4.3: U+110000 in the middle of a frame whose last six bytes are never sent.
     let mut bad_text = masked(0x81, b"\xce\xba\xf4\x90\x80\x80edited");
     bad_text.truncate(bad_text.len() - 6);
     let server = Server::start(&[]);
@@ -89,7 +91,7 @@ fn the_server_is_the_first_to_hang_up() {
         client.send(&sent);
         assert_eq!(client.read_frame().close().0, code);
         if code != 1000 {
-            // The suite answers at once, and so in the middle of the frame that it has not finished.
+            // The suite replies at once, in the middle of its unfinished frame.
             client.try_send(&masked(0x88, &u16::to_be_bytes(code)));
         }
         client.expect_end();
@@ -101,39 +103,39 @@ fn the_expected_results_are_the_whole_suite() {
     let expected = expected();
     assert_eq!(expected.len(), CASES);
     let other: Vec<&str> =
-        expected.iter().filter(|(_, v)| *v != &verdict("OK", "OK")).map(|(case, _)| case.as_str()).collect();
+        expected.iter().filter(|(_, v)| *v != &result("OK", "OK")).map(|(case, _)| case.as_str()).collect();
     assert_eq!(other, ["7.1.6", "7.13.1", "7.13.2"]);
 }
 
 #[test]
 fn a_difference_is_seen() {
-    let expected = Verdicts::from([
-        ("1.1.1".to_owned(), verdict("OK", "OK")),
-        ("6.4.3".to_owned(), verdict("OK", "OK")),
-        ("7.1.5".to_owned(), verdict("OK", "OK")),
-        ("7.1.6".to_owned(), verdict("INFORMATIONAL", "INFORMATIONAL")),
+    let expected = Results::from([
+        ("1.1.1".to_owned(), result("OK", "OK")),
+        ("6.4.3".to_owned(), result("OK", "OK")),
+        ("7.1.5".to_owned(), result("OK", "OK")),
+        ("7.1.6".to_owned(), result("INFORMATIONAL", "INFORMATIONAL")),
     ]);
     assert!(differences(&expected, &expected.clone()).is_empty());
     let mut got = expected.clone();
-    got.insert("6.4.3".to_owned(), verdict("NON-STRICT", "OK"));
-    got.insert("7.1.5".to_owned(), verdict("OK", "WRONG CODE"));
-    got.insert("9.9.9".to_owned(), verdict("OK", "OK"));
+    got.insert("6.4.3".to_owned(), result("NON-STRICT", "OK"));
+    got.insert("7.1.5".to_owned(), result("OK", "WRONG CODE"));
+    got.insert("9.9.9".to_owned(), result("OK", "OK"));
     got.remove("1.1.1");
     assert_eq!(differences(&expected, &got), ["1.1.1", "6.4.3", "7.1.5", "9.9.9"]);
 }
 
-/// Plays the suite, and fails with every case that did not come to what is expected of it. Where the suite's own
-/// second on the clock is the judge, a machine that stood still looks like a server that is late: then, and only then,
-/// it is played once more. A server that is late by its nature is late again.
-fn judge(mut command: Command, reports: &Path) {
+/// Plays the suite, and fails with every case that has another result than expected. Some results depend on the suite's
+/// clock, for which a suspended machine looks like a late server; if only such cases differ, the suite runs once more. A
+/// server that is really late is late again.
+fn run_suite(mut command: Command, reports: &Path) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
     let expected = expected();
     let mut index = play(&mut command, reports);
-    let mut different = differences(&expected, &verdicts(&index));
+    let mut different = differences(&expected, &results(&index));
     if !different.is_empty() && different.iter().all(|case| is_by_the_clock(case, &index[case])) {
         eprintln!("late in {different:?}: playing the suite once more");
         index = play(&mut command, reports);
-        different = differences(&expected, &verdicts(&index));
+        different = differences(&expected, &results(&index));
     }
     let report: Vec<String> = different
         .iter()
@@ -146,10 +148,10 @@ fn judge(mut command: Command, reports: &Path) {
     assert!(report.is_empty(), "{count} cases differ; see {}:\n{}", reports.display(), report.join("\n"));
 }
 
-/// One run of the suite: its index, case → verdicts and the name of the case's report.
+/// One run of the suite. Returns its index: for each case, the results and the name of its report.
 fn play(command: &mut Command, reports: &Path) -> Value {
     let (output, index) = (reports.join("output.txt"), reports.join("index.json"));
-    let _ = fs::remove_file(&index); // an old verdict must not be taken for a new one
+    let _ = fs::remove_file(&index); // an old index must not pass for a new one
     let log = File::create(&output).expect("a log file");
     command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
     run_to_its_end(command, &output);
@@ -161,11 +163,11 @@ fn is_by_the_clock(case: &str, got: &Value) -> bool {
     case.starts_with("6.4.") || got["behaviorClose"] == "FAILED BY CLIENT"
 }
 
-/// The exit status says nothing here: `kosoku` also fails on what is expected, `wstest` on nothing.
+/// Ignores the exit status: `kosoku` fails on expected results as well, `wstest` never fails.
 fn run_to_its_end(command: &mut Command, output: &Path) {
     let mut child = command.spawn().expect("the suite starts");
     let end = Instant::now() + SUITE_DEADLINE;
-    while child.try_wait().expect("the suite can be asked").is_none() {
+    while child.try_wait().expect("the suite has a status").is_none() {
         if Instant::now() > end {
             let _ = child.kill();
             let _ = child.wait();
@@ -175,13 +177,13 @@ fn run_to_its_end(command: &mut Command, output: &Path) {
     }
 }
 
-/// The cases whose verdict is not the expected one, missing and unknown cases included.
-fn differences(expected: &Verdicts, got: &Verdicts) -> Vec<String> {
+/// The cases whose result is not the expected one, including missing and unknown cases.
+fn differences(expected: &Results, got: &Results) -> Vec<String> {
     let cases: BTreeSet<&String> = expected.keys().chain(got.keys()).collect();
     cases.into_iter().filter(|case| expected.get(*case) != got.get(*case)).cloned().collect()
 }
 
-/// What the suite itself says about a case, from its index and from its own report.
+/// The suite's own explanation of a result, from its index and its report.
 fn what_happened(reports: &Path, entry: &Value) -> String {
     let Some(file) = entry["reportfile"].as_str() else { return "was not played".to_owned() };
     let report = read_json(&reports.join(file));
@@ -197,17 +199,17 @@ fn what_happened(reports: &Path, entry: &Value) -> String {
     )
 }
 
-fn expected() -> Verdicts {
-    verdicts(&read_json(&root("tests/autobahn/expected.json")))
+fn expected() -> Results {
+    results(&read_json(&root("tests/autobahn/expected.json")))
 }
 
-fn verdicts(cases: &Value) -> Verdicts {
-    let text = |case: &Value, field: &str| case[field].as_str().expect("a verdict").to_owned();
+fn results(cases: &Value) -> Results {
+    let text = |case: &Value, field: &str| case[field].as_str().expect("a result").to_owned();
     let cases = cases.as_object().expect("an object of cases");
     cases.iter().map(|(case, v)| (case.clone(), (text(v, "behavior"), text(v, "behaviorClose")))).collect()
 }
 
-fn verdict(behavior: &str, close: &str) -> (String, String) {
+fn result(behavior: &str, close: &str) -> (String, String) {
     (behavior.to_owned(), close.to_owned())
 }
 

@@ -1,10 +1,12 @@
-//! Rude peers past the door: the frames they send, and the frames they must get (RFC 6455 §5, §7, §8.1).
+//! Hostile peers after the upgrade: the frames that they send, and the frames that they must get (RFC 6455 §5, §7, §8.1).
 //!
-//! What everybody should try stands in the catalogue of `wirechat poke`, and its cases are rows here. The tables below
-//! have what is too much for a person: every length, code and opcode, the order of the rules, the first byte at which each
-//! can speak. They are read from the RFC and the written protocol, not from the code: a row is its name, where it happens,
-//! the bytes sent after the upgrade, the bytes that must come back, and what becomes of the connection. Each row is run
-//! whole and again one byte a write, and after each the server must still serve others.
+//! The cases of `wirechat poke` are rows here. The tables below add what is too much for a catalogue: every length, code
+//! and opcode, the order of the rules, and the first byte at which each rule can be checked. They follow the RFC and the
+//! written protocol, not the code. A row has a name, an endpoint, the bytes sent after the upgrade, the bytes that must
+//! come back, and what happens to the connection. Each row runs twice, in one write and one byte per write, and after each
+//! run the server must still serve other clients.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -12,7 +14,7 @@ use support::http::{Response, handshake};
 use support::table::{Cut, each_row, hex};
 use support::watched::Watched;
 use support::{Frame, RawClient, masked, whole_frames};
-use wirechat::tools::poke::case::{Back, Case, End as CaseEnd, Needs, Opening};
+use wirechat::tools::poke::case::{Case, End as CaseEnd, Needs, Opening, Reply};
 use wirechat::tools::poke::catalogue;
 use wirechat::ws::close::ProtocolError;
 
@@ -28,23 +30,23 @@ struct Row {
     end: End,
 }
 
-/// What becomes of the connection.
+/// What happens to the connection.
 enum End {
-    /// It is as alive as before: a ping is answered.
+    /// It stays open: the server replies to a Ping.
     Open,
-    /// The server waits for more, and has said nothing.
+    /// The server waits for more bytes and has sent nothing.
     Waits,
-    /// `back` ended with a close that answers ours, and the server closes TCP first (§7.1.1).
+    /// `back` ended with the reply to our Close, and the server closes TCP first (§7.1.1).
     Over,
-    /// The server closes for this reason; the peer still owes so many bytes of the frame that it began.
+    /// The server fails the connection for this rule. The peer has so many bytes of its last frame left to send.
     Fails(Rule, usize),
-    /// The same, and what broke the rule was the peer's close, so that nothing is owed.
+    /// The same, but the peer's Close broke the rule, so no frame is left to send.
     FailsClosed(Rule),
 }
 
 use End::{Open, Over, Waits};
 
-/// A rule as a peer reads of it in the reason of the close: the code, the section (one of these), and a word.
+/// A rule as the Close frame names it: the code, one of these sections, and one of these words.
 #[derive(Clone, Copy)]
 struct Rule {
     code: u16,
@@ -76,22 +78,22 @@ fn row(id: impl Into<String>, at: &'static str, sent: impl AsRef<[u8]>, back: im
     Row { id: id.into(), at, sent: sent.as_ref().to_vec(), back: back.as_ref().to_vec(), end }
 }
 
-/// On `/echo`, in the notation of [`hex`]: `sent` brings `back`.
+/// On `/echo`, in the notation of [`hex`]: the server replies to `sent` with `back`.
 fn echo(id: &str, sent: &str, back: &str, end: End) -> Row {
     row(id, ECHO, hex(sent), hex(back), end)
 }
 
-/// On `/echo`: these bytes break that rule, and nothing came before.
+/// On `/echo`: these bytes break the rule, and no frame precedes them.
 fn fails(id: impl Into<String>, sent: &str, rule: Rule) -> Row {
     row(id, ECHO, hex(sent), [], End::Fails(rule, 0))
 }
 
-/// The same on the chat.
+/// The same on a chat endpoint.
 fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, owed: usize) -> Row {
     row(id, CHAT, hex(sent), [], End::Fails(rule, owed))
 }
 
-/// A frame as the server sends it: not masked, its length in the shortest form.
+/// A frame of the server: not masked, its length in the shortest form.
 fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     frame[1] &= 0x7f;
@@ -114,55 +116,55 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     let back = client.read_exact(row.back.len());
     assert!(back == row.back, "came back: {:02x?}\nexpected: {:02x?}", start(&back), start(&row.back));
     match &row.end {
-        Open => still_answers(&mut client),
+        Open => is_open(&mut client),
         Waits => {
             server.quiet();
             assert_silent(&client);
         }
         Over => client.expect_end(),
-        End::Fails(rule, owed) => failed(&mut client, *rule, *owed),
+        End::Fails(rule, owed) => is_failed(&mut client, *rule, *owed),
         End::FailsClosed(rule) => {
-            names_the_rule(&mut client, *rule);
+            receives_close_for(&mut client, *rule);
             client.expect_end();
         }
     }
     server.still_chats();
 }
 
-/// As much of some bytes as a person wants to see.
+/// The first bytes of many, for an error text.
 fn start(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(200)]
 }
 
-fn still_answers(client: &mut RawClient) {
+fn is_open(client: &mut RawClient) {
     client.send(&masked(0x89, b"still there?"));
     assert_eq!(client.read_frame(), Frame { first: 0x8a, payload: b"still there?".to_vec() });
 }
 
-/// Nothing has come; [`Watched::quiet`] made sure that nothing is on its way.
+/// Nothing has arrived, and after [`Watched::quiet`] nothing is on its way.
 fn assert_silent(client: &RawClient) {
     client.stream.set_nonblocking(true).unwrap();
     let seen = client.stream.peek(&mut [0; 16]);
     client.stream.set_nonblocking(false).unwrap();
     let kind = seen.as_ref().map_err(std::io::Error::kind);
-    assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the server waits and says nothing");
+    assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the server waits and sends nothing");
 }
 
-/// The close names the rule. Where framing is lost, the stream then ends; where it is intact, the server skips frames
-/// until our close, and answers none of them.
-fn failed(client: &mut RawClient, rule: Rule, owed: usize) {
-    let code = names_the_rule(client, rule);
+/// The server sends a Close for this rule. If framing is lost, the stream then ends. If framing is intact, the server skips
+/// frames until our Close and replies to none of them.
+fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
+    let code = receives_close_for(client, rule);
     if !matches!(code, 1002 | 1009) {
         client.send(&vec![0; owed]);
         client.send(&masked(0x89, b"a ping"));
         client.send(&masked(0x81, br#"{"event":"ping"}"#));
         client.send(&masked(0x88, &code.to_be_bytes()));
     }
-    assert_eq!(client.read_to_clean_end(), b"", "nothing follows the close");
+    assert_eq!(client.read_to_clean_end(), b"", "nothing follows the Close");
 }
 
-/// The next frame is a close with the rule's code, and its reason tells a person of the rule. Returns the code.
-fn names_the_rule(client: &mut RawClient, rule: Rule) -> u16 {
+/// The next frame is a Close with the code of the rule, and its reason explains the rule. Returns the code.
+fn receives_close_for(client: &mut RawClient, rule: Rule) -> u16 {
     let (code, reason) = client.read_frame().close();
     assert_eq!(code, rule.code, "{reason}");
     assert!(rule.sections.is_empty() || rule.sections.iter().any(|s| reason.contains(s)), "no section: {reason:?}");
@@ -179,7 +181,7 @@ fn run(tables: &[Vec<Row>]) {
     server.finish(&[]);
 }
 
-/// The rule that an error is about. Every error has one, or this does not compile.
+/// The rule that an error names. If an error had none, this would not compile.
 fn rule_of(error: ProtocolError) -> Rule {
     match error {
         ProtocolError::ReservedBits => RSV,
@@ -200,8 +202,8 @@ fn rule_of(error: ProtocolError) -> Rule {
     }
 }
 
-/// The catalogue of `wirechat poke`: those of its cases that are nothing but bytes behind a valid handshake. It is played
-/// here by a client that shares no code with the server, and held to the words of the reasons as well.
+/// The cases of `wirechat poke` that are only bytes after a valid handshake. The client here shares no code with the server,
+/// and it checks the words of the close reasons as well.
 #[test]
 fn the_catalogue() {
     let rows: Vec<Row> = catalogue::all().filter_map(row_of).collect();
@@ -211,10 +213,10 @@ fn the_catalogue() {
 
 fn row_of(case: &Case) -> Option<Row> {
     let sent = match case.opening {
-        Opening::Usual => case.bytes(&mut || [0; 4])?,
-        Opening::Odd(_) | Opening::Silent => return None,
+        Opening::Valid => case.bytes(&mut || [0; 4])?,
+        Opening::Edited(_) | Opening::Skipped => return None,
     };
-    let mut back: Vec<u8> = case.back.iter().flat_map(frame_of).collect();
+    let mut back: Vec<u8> = case.replies.iter().flat_map(frame_of).collect();
     let end = match (case.end, case.error) {
         (_, Some(ProtocolError::CloseReasonNotUtf8)) => End::FailsClosed(CLOSE_REASON),
         (_, Some(error)) => End::Fails(rule_of(error), owed(&sent)),
@@ -229,22 +231,22 @@ fn row_of(case: &Case) -> Option<Row> {
         }
         _ => return None,
     };
-    let at = if case.needs == Needs::OwnChat { CHAT } else { ECHO };
+    let at = if case.needs == Needs::WirechatChat { CHAT } else { ECHO };
     Some(row(case.name, at, sent, back, end))
 }
 
-/// The frame that a message or a Pong comes back in.
-fn frame_of(back: &Back) -> Vec<u8> {
+/// The frame of an expected message or Pong.
+fn frame_of(back: &Reply) -> Vec<u8> {
     let letters = |len| (b'a'..=b'z').cycle().take(len).collect::<Vec<u8>>();
     match back {
-        Back::Text(bytes) => unmasked(0x81, &hex(bytes)),
-        Back::Binary(bytes) => unmasked(0x82, &hex(bytes)),
-        Back::Letters(opcode, len) => unmasked(0x80 | opcode, &letters(*len)),
-        Back::Pong(bytes) | Back::MaybePong(bytes) => unmasked(0x8a, &hex(bytes)),
+        Reply::Text(bytes) => unmasked(0x81, &hex(bytes)),
+        Reply::Binary(bytes) => unmasked(0x82, &hex(bytes)),
+        Reply::Letters(opcode, len) => unmasked(0x80 | opcode, &letters(*len)),
+        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => unmasked(0x8a, &hex(bytes)),
     }
 }
 
-/// How many bytes the last of these frames still lacks, as far as its length stands in seven bits.
+/// How many bytes are missing from the last of these frames, if its length is in the 7-bit form.
 fn owed(mut sent: &[u8]) -> usize {
     while let [_, second @ 0..=0xfd, ..] = sent {
         let size = 2 + usize::from(second >> 7) * 4 + usize::from(second & 0x7f);
@@ -265,63 +267,63 @@ fn frames() {
 #[rustfmt::skip]
 fn frame_rows() -> Vec<Row> {
     vec![
-        echo("F05 another key for each frame", "81 82 01 02 03 04 69 6b 82 82 ff ff ff ff 97 96", "81 02 'hi' 82 02 'hi'", Open),
-        echo("F21 two frames and a half", "81 81 M0 'a' 81 81 M0 'b' 81 82 M0 'c'", "81 01 'a' 81 01 'b'", Waits),
-        fails("F01 not masked, empty", "81 00", MASK),
-        fails("F01 not masked, a close", "88 02 03 e8", MASK),
-        chat_fails("F01 not masked, on the chat", "81 05 'Hello'", MASK, 0),
-        echo("F01 behind a good frame", "81 82 M0 'ok' 81 02 'no'", "81 02 'ok'", End::Fails(MASK, 0)),
-        chat_fails("F05 empty binary on the chat", "82 80 M0", BINARY, 0),
-        chat_fails("F05 a binary fragment on the chat", "02 81 M0 'a'", BINARY, 0),
-        fails("F07 125 in the form of 16 bits", "81 fe 00 7d", MINIMAL),
-        fails("F07 none in the form of 16 bits", "81 fe 00 00 M0", MINIMAL),
-        fails("F09 65535 in the form of 64 bits", "81 ff 00 00 00 00 00 00 ff ff", MINIMAL),
-        fails("F09 none in the form of 64 bits", "82 ff 00 00 00 00 00 00 00 00 M0", MINIMAL),
-        fails("F09 126 in the form of 64 bits", "82 ff 00 00 00 00 00 00 00 7e M0", MINIMAL),
+        echo("another key for each frame", "81 82 01 02 03 04 69 6b 82 82 ff ff ff ff 97 96", "81 02 'hi' 82 02 'hi'", Open),
+        echo("two frames and a half", "81 81 M0 'a' 81 81 M0 'b' 81 82 M0 'c'", "81 01 'a' 81 01 'b'", Waits),
+        fails("not masked, empty", "81 00", MASK),
+        fails("not masked, a close", "88 02 03 e8", MASK),
+        chat_fails("not masked, on the chat", "81 05 'Hello'", MASK, 0),
+        echo("not masked, after a good frame", "81 82 M0 'ok' 81 02 'no'", "81 02 'ok'", End::Fails(MASK, 0)),
+        chat_fails("empty binary on the chat", "82 80 M0", BINARY, 0),
+        chat_fails("a binary fragment on the chat", "02 81 M0 'a'", BINARY, 0),
+        fails("125 in the 16-bit form", "81 fe 00 7d", MINIMAL),
+        fails("0 in the 16-bit form", "81 fe 00 00 M0", MINIMAL),
+        fails("65535 in the 64-bit form", "81 ff 00 00 00 00 00 00 ff ff", MINIMAL),
+        fails("0 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 00 M0", MINIMAL),
+        fails("126 in the 64-bit form", "82 ff 00 00 00 00 00 00 00 7e M0", MINIMAL),
     ]
 }
 
-/// F04, F05, F06, F25: every length where a form begins or ends, in the shortest form both ways.
+/// Every length at which a form begins or ends, in the shortest form in both directions.
 fn length_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for len in [0, 1, 125, 126, 127, 128, 996, 997, 65535, 65536, 65537] {
         let text: Vec<u8> = (b'a'..=b'z').cycle().take(len).collect();
         let binary: Vec<u8> = (0..=255).cycle().take(len).collect();
-        rows.push(row(format!("F04 text of {len}"), ECHO, masked(0x81, &text), unmasked(0x81, &text), Open));
-        rows.push(row(format!("F05 binary of {len}"), ECHO, masked(0x82, &binary), unmasked(0x82, &binary), Open));
+        rows.push(row(format!("text of {len}"), ECHO, masked(0x81, &text), unmasked(0x81, &text), Open));
+        rows.push(row(format!("binary of {len}"), ECHO, masked(0x82, &binary), unmasked(0x82, &binary), Open));
     }
     rows
 }
 
-/// F13: 64 KiB on the chat, 16 MiB on `/echo`, judged by the header that would cross the limit.
+/// 64 KiB on the chat, 16 MiB on `/echo`. The header that would cross the limit fails the connection.
 #[rustfmt::skip]
 fn size_rows() -> Vec<Row> {
     vec![
-        fails("F13 one over, on /echo, text", "81 ff 00 00 00 00 01 00 00 01", SIZE),
-        fails("F13 2^63 - 1", "82 ff 7f ff ff ff ff ff ff ff", SIZE),
-        fails("F13 one over in two fragments", "02 81 M0 'a' 80 ff 00 00 00 00 01 00 00 00", SIZE),
-        row("F13 at the limit, on /echo", ECHO, hex("82 ff 00 00 00 00 01 00 00 00"), [], Waits),
-        row("F13 at the limit, on the chat", CHAT, hex("81 ff 00 00 00 00 00 01 00 00"), [], Waits),
-        row("J12 a megabyte of blanks", CHAT, hex("81 ff 00 00 00 00 00 10 00 00"), [], End::Fails(SIZE, 0)),
+        fails("one over, on /echo, text", "81 ff 00 00 00 00 01 00 00 01", SIZE),
+        fails("2^63 - 1", "82 ff 7f ff ff ff ff ff ff ff", SIZE),
+        fails("one over in two fragments", "02 81 M0 'a' 80 ff 00 00 00 00 01 00 00 00", SIZE),
+        row("at the limit, on /echo", ECHO, hex("82 ff 00 00 00 00 01 00 00 00"), [], Waits),
+        row("at the limit, on the chat", CHAT, hex("81 ff 00 00 00 00 00 01 00 00"), [], Waits),
+        row("a megabyte of spaces", CHAT, hex("81 ff 00 00 00 00 00 10 00 00"), [], End::Fails(SIZE, 0)),
     ]
 }
 
-/// F14 and F15: without an extension no RSV bit has a meaning, and ten opcodes have none at all.
+/// Without an extension the RSV bits must be 0, and ten opcodes are reserved.
 fn opcode_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for rsv in 1..8 {
         for first in [0x81, 0x82, 0x01, 0x88, 0x89, 0x8a] {
             let first: u8 = first | rsv << 4;
-            rows.push(fails(format!("F14 {first:02x}"), &format!("{first:02x} 80 M0"), RSV));
+            rows.push(fails(format!("RSV in {first:02x}"), &format!("{first:02x} 80 M0"), RSV));
         }
     }
     for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15] {
-        rows.push(fails(format!("F15 8{opcode:x}, empty"), &format!("8{opcode:x} 80 M0"), OPCODE));
-        rows.push(fails(format!("F15 8{opcode:x}"), &format!("8{opcode:x} 82 M0 'hi'"), OPCODE));
-        // A length that must not be believed, and nothing must be set aside for.
+        rows.push(fails(format!("8{opcode:x}, empty"), &format!("8{opcode:x} 80 M0"), OPCODE));
+        rows.push(fails(format!("8{opcode:x}"), &format!("8{opcode:x} 82 M0 'hi'"), OPCODE));
+        // The server must not reserve memory for this length.
         let huge = format!("8{opcode:x} ff 40 00 00 00 00 00 00 00");
-        rows.push(fails(format!("F15 8{opcode:x}, 2^62 bytes"), &huge, OPCODE));
-        rows.push(fails(format!("F15 0{opcode:x}"), &format!("0{opcode:x} 80 M0"), OPCODE));
+        rows.push(fails(format!("8{opcode:x}, 2^62 bytes"), &huge, OPCODE));
+        rows.push(fails(format!("0{opcode:x}"), &format!("0{opcode:x} 80 M0"), OPCODE));
     }
     rows
 }
@@ -331,8 +333,8 @@ fn the_order_of_header_rules() {
     run(&[order_rows(), earliest_rows()]);
 }
 
-/// Where several rules are broken, the first of this order speaks: RSV, opcode, control rules (FIN, at most 125), mask
-/// bit, minimal length, top bit, fragment order, message type, size limit.
+/// If several rules are broken, the first of this order decides: RSV, opcode, control rules (FIN, at most 125), mask bit,
+/// minimal length, top bit, fragment order, message type, size limit.
 #[rustfmt::skip]
 fn order_rows() -> Vec<Row> {
     vec![
@@ -367,7 +369,7 @@ fn order_rows() -> Vec<Row> {
     ]
 }
 
-/// A rule speaks as soon as the bytes that it needs are there, and not before an earlier rule has had its say.
+/// A rule is checked as soon as its bytes are there, but not before the rules that precede it.
 #[rustfmt::skip]
 fn earliest_rows() -> Vec<Row> {
     vec![
@@ -382,10 +384,10 @@ fn earliest_rows() -> Vec<Row> {
         fails("fragment order by the second byte", "80 85", ORDER),
         chat_fails("message type by the second byte", "82 85", BINARY, 4 + 5),
         fails("size before the masking key", "82 ff 00 00 00 00 01 00 00 01", SIZE),
-        echo("a mask may come yet", "80", "", Waits),
-        echo("a shortest form may come yet", "80 fe", "", Waits),
-        echo("a first byte that is fine", "82", "", Waits),
-        echo("a whole header without its key", "81 85 00 00 00", "", Waits),
+        echo("the mask bit may still come", "80", "", Waits),
+        echo("the length may still be minimal", "80 fe", "", Waits),
+        echo("a valid first byte", "82", "", Waits),
+        echo("a header without the end of its key", "81 85 00 00 00", "", Waits),
     ]
 }
 
@@ -398,19 +400,19 @@ fn fragments() {
 #[rustfmt::skip]
 fn fragment_rows() -> Vec<Row> {
     vec![
-        fails("G03 an empty one of nothing", "80 80 M0", ORDER),
-        echo("G03 behind a whole message", "81 81 M0 'a' 80 81 M0 'b'", "81 01 'a'", End::Fails(ORDER, 0)),
-        echo("G03 behind the last fragment", "01 81 M0 'a' 80 81 M0 'b' 80 81 M0 'c'", "81 02 'ab'", End::Fails(ORDER, 0)),
-        fails("G04 a first fragment in the middle", "01 81 M0 'a' 01 81 M0 'b'", ORDER),
-        fails("G04 binary in the middle", "01 81 M0 'a' 82 81 M0 'b'", ORDER),
-        fails("G04 text in binary", "02 81 M0 'a' 81 81 M0 'b'", ORDER),
-        fails("G04 after an empty first", "01 80 M0 81 80 M0", ORDER),
-        fails("G06 a fragmented pong", "0a 82 M0 'hi'", CONTROL_FIN),
-        echo("G08 empty ones around", "01 80 M0 00 81 M0 'a' 80 80 M0", "81 01 'a'", Open),
+        fails("an empty continuation of nothing", "80 80 M0", ORDER),
+        echo("a continuation after an unfragmented message", "81 81 M0 'a' 80 81 M0 'b'", "81 01 'a'", End::Fails(ORDER, 0)),
+        echo("a continuation after the last fragment", "01 81 M0 'a' 80 81 M0 'b' 80 81 M0 'c'", "81 02 'ab'", End::Fails(ORDER, 0)),
+        fails("a first fragment in the middle", "01 81 M0 'a' 01 81 M0 'b'", ORDER),
+        fails("a binary message in the middle", "01 81 M0 'a' 82 81 M0 'b'", ORDER),
+        fails("a text message in a binary one", "02 81 M0 'a' 81 81 M0 'b'", ORDER),
+        fails("a new message after an empty first fragment", "01 80 M0 81 80 M0", ORDER),
+        fails("a fragmented pong", "0a 82 M0 'hi'", CONTROL_FIN),
+        echo("empty fragments at both ends", "01 80 M0 00 81 M0 'a' 80 80 M0", "81 01 'a'", Open),
     ]
 }
 
-/// G11: fragments of 1 KiB up to the chat's limit, and the header that would cross it. G14: pings between two fragments.
+/// Fragments of 1 KiB up to the limit of the chat, and the header that would cross it; many Pings between two fragments.
 fn fragment_size_rows() -> Vec<Row> {
     let kib = [b' '; 1024];
     let mut full = masked(0x01, &kib);
@@ -425,10 +427,10 @@ fn fragment_size_rows() -> Vec<Row> {
     pinged.extend(hex("80 83 M0 'llo'"));
     pongs.extend(hex("81 05 'Hello'"));
     vec![
-        row("G11 64 KiB in fragments", CHAT, &full, [], Waits),
-        row("G11 one byte more", CHAT, &over, [], End::Fails(SIZE, 0)),
-        row("G11 an empty one more is not over it", CHAT, [full, hex("00 80 M0")].concat(), [], Waits),
-        row("G14 1,000 pings between", ECHO, pinged, pongs, Open),
+        row("64 KiB in fragments", CHAT, &full, [], Waits),
+        row("one byte over the limit, in fragments", CHAT, &over, [], End::Fails(SIZE, 0)),
+        row("an empty fragment at the limit", CHAT, [full, hex("00 80 M0")].concat(), [], Waits),
+        row("1,000 Pings between two fragments", ECHO, pinged, pongs, Open),
     ]
 }
 
@@ -437,7 +439,7 @@ fn utf8() {
     run(&[utf8_rows(), bad_utf8_rows(), early_utf8_rows()]);
 }
 
-/// §5.6, §8.1: what is text.
+/// §5.6, §8.1: valid text.
 fn utf8_rows() -> Vec<Row> {
     let same = |id: &str, text: &[u8]| row(id, ECHO, masked(0x81, text), unmasked(0x81, text), Open);
     let kosme = hex("ce ba e1 bd b9 cf 83 ce bc ce b5");
@@ -445,44 +447,44 @@ fn utf8_rows() -> Vec<Row> {
     kosme.iter().for_each(|byte| dripped.extend(masked(0x00, &[*byte])));
     dripped.extend(hex("80 80 M0"));
     vec![
-        row("U02 one byte a fragment", ECHO, dripped, unmasked(0x81, &kosme), Open),
-        same("U04 NUL", &[0]),
-        same("U04 the last of each length", &hex("7f df bf ef bf bf f4 8f bf bf")),
-        same("U04 the first of each length", &hex("00 c2 80 e0 a0 80 f0 90 80 80")),
-        same("U04 around the surrogates", &hex("ed 9f bf ee 80 80")),
-        same("U09 U+FFFE and U+FFFF", &hex("ef bf be ef bf bf")),
-        same("U09 U+1FFFE and U+10FFFF", &hex("f0 9f bf be f4 8f bf bf")),
-        same("U09 a byte order mark", &hex("ef bb bf 'a'")),
-        row("U10 in binary it may end anywhere", ECHO, hex("02 81 M0 ce 80 80 M0"), hex("82 01 ce"), Open),
+        row("one byte per fragment", ECHO, dripped, unmasked(0x81, &kosme), Open),
+        same("NUL", &[0]),
+        same("the last of each length", &hex("7f df bf ef bf bf f4 8f bf bf")),
+        same("the first of each length", &hex("00 c2 80 e0 a0 80 f0 90 80 80")),
+        same("around the surrogates", &hex("ed 9f bf ee 80 80")),
+        same("U+FFFE and U+FFFF", &hex("ef bf be ef bf bf")),
+        same("U+1FFFE and U+10FFFF", &hex("f0 9f bf be f4 8f bf bf")),
+        same("a byte order mark", &hex("ef bb bf 'a'")),
+        row("binary may end inside a character", ECHO, hex("02 81 M0 ce 80 80 M0"), hex("82 01 ce"), Open),
     ]
 }
 
-/// U03–U06: what is not, in a whole frame, in two fragments, and on the chat.
+/// §8.1: invalid text in one frame, in two fragments, and on the chat.
 fn bad_utf8_rows() -> Vec<Row> {
     let bad = [
-        ("U03 a surrogate", "ed a0 80"),
-        ("U03 the last surrogate", "ed bf bf"),
-        ("U04 / in two bytes", "c0 af"),
-        ("U04 / in three bytes", "e0 80 af"),
-        ("U04 / in four bytes", "f0 80 80 af"),
-        ("U04 NUL in two bytes", "c0 80"),
-        ("U04 a continuation alone", "80"),
-        ("U04 a continuation too many", "ce ba ba"),
-        ("U05 past U+10FFFF", "f4 90 80 80"),
-        ("U05 five bytes", "f8 88 80 80 80"),
-        ("U05 fe", "fe"),
-        ("U05 ff", "ff"),
-        ("U06 ends in a character of two", "'a' ce"),
-        ("U06 ends in a character of three", "'a' e1 bd"),
-        ("U06 ends in a character of four", "'a' f0 9f bf"),
-        ("U06 a letter in a character", "e1 bd 'a'"),
+        ("a surrogate", "ed a0 80"),
+        ("the last surrogate", "ed bf bf"),
+        ("/ in two bytes", "c0 af"),
+        ("/ in three bytes", "e0 80 af"),
+        ("/ in four bytes", "f0 80 80 af"),
+        ("NUL in two bytes", "c0 80"),
+        ("a continuation byte alone", "80"),
+        ("one continuation byte too many", "ce ba ba"),
+        ("above U+10FFFF", "f4 90 80 80"),
+        ("five bytes", "f8 88 80 80 80"),
+        ("fe", "fe"),
+        ("ff", "ff"),
+        ("ends in a character of two", "'a' ce"),
+        ("ends in a character of three", "'a' e1 bd"),
+        ("ends in a character of four", "'a' f0 9f bf"),
+        ("a letter in a character", "e1 bd 'a'"),
     ];
     let mut rows = Vec::new();
     for (id, text) in bad {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // In two fragments the first may be enough to fail; its sender has then sent the other whole.
+        // The first of two fragments may be enough to fail. The second was sent completely, so nothing is owed.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -490,30 +492,31 @@ fn bad_utf8_rows() -> Vec<Row> {
     rows
 }
 
-/// U08: a byte that cannot become text fails at once, in the middle of a frame. Each of these frames promises 100 bytes.
+/// A byte that makes the text invalid fails the connection at once, in the middle of a frame. Each of these frames
+/// announces 100 bytes.
 fn early_utf8_rows() -> Vec<Row> {
     let early = [
         ("ff", "ff"),
         ("c0", "c0"),
         ("f5", "f5"),
-        ("a continuation", "80"),
+        ("a continuation byte", "80"),
         ("a surrogate, by its second byte", "'a' ed a0"),
         ("an overlong one, by its second byte", "'a' e0 80"),
         ("an overlong one of four, by its second byte", "f0 8f"),
-        ("past U+10FFFF, by its second byte", "'Hello' f4 90"),
+        ("above U+10FFFF, by its second byte", "'Hello' f4 90"),
         ("a character that is not finished", "ce ba e1 'a'"),
     ];
     let begun = |text: &str| [hex("81 e4 M0"), hex(text)].concat();
     let fails = |(id, text): (&str, &str)| {
         let owed = 100 - hex(text).len();
-        row(format!("U08 {id}"), ECHO, begun(text), [], End::Fails(UTF8, owed))
+        row(id, ECHO, begun(text), [], End::Fails(UTF8, owed))
     };
     let mut rows: Vec<Row> = early.into_iter().map(fails).collect();
     for text in ["ed 9f", "e0 a0", "f4 8f", "f0 90", "ce"] {
-        rows.push(row(format!("U08 {text} may become text yet"), ECHO, begun(text), [], Waits));
+        rows.push(row(format!("{text} may still become a character"), ECHO, begun(text), [], Waits));
     }
-    rows.push(row("U08 at a fragment's start", ECHO, hex("01 81 M0 f4 00 e4 M0 90"), [], End::Fails(UTF8, 99)));
-    rows.push(row("U06 a last empty fragment", ECHO, hex("01 81 M0 ce 80 80 M0"), [], End::Fails(UTF8, 0)));
+    rows.push(row("at the start of a fragment", ECHO, hex("01 81 M0 f4 00 e4 M0 90"), [], End::Fails(UTF8, 99)));
+    rows.push(row("a last empty fragment", ECHO, hex("01 81 M0 ce 80 80 M0"), [], End::Fails(UTF8, 0)));
     rows
 }
 
@@ -522,28 +525,28 @@ fn closes() {
     run(&[close_rows(), close_code_rows()]);
 }
 
-/// §5.5.1, §7: a reply repeats the code without a reason, an empty close is answered empty, and nothing follows.
+/// §5.5.1, §7: the reply repeats the code without a reason, the reply to an empty Close is empty, and nothing follows it.
 #[rustfmt::skip]
 fn close_rows() -> Vec<Row> {
     let reason = "x".repeat(123);
     vec![
-        row("C01 on the chat", CHAT, hex("88 82 M0 03 e8"), hex("88 02 03 e8"), Over),
-        echo("C04 with a reason of 123", &format!("88 fd M0 03 e8 '{reason}'"), "88 02 03 e8", Over),
-        fails("C04 with a reason of 124", &format!("88 fe 00 7e M0 03 e8 '{reason}x'"), CONTROL_LENGTH),
-        echo("C04 a reason cut in a character", "88 83 M0 03 e8 c3", "", End::FailsClosed(CLOSE_REASON)),
-        echo("C11 garbage behind it", "88 82 M0 03 e8 ff ff ff ff ff ff", "88 02 03 e8", Over),
-        echo("C11 before it", "81 81 M0 'a' 89 81 M0 'b' 88 80 M0", "81 01 'a' 8a 01 'b' 88 00", Over),
+        row("a Close on the chat", CHAT, hex("88 82 M0 03 e8"), hex("88 02 03 e8"), Over),
+        echo("a reason of 123 bytes", &format!("88 fd M0 03 e8 '{reason}'"), "88 02 03 e8", Over),
+        fails("a reason of 124 bytes", &format!("88 fe 00 7e M0 03 e8 '{reason}x'"), CONTROL_LENGTH),
+        echo("a reason that ends inside a character", "88 83 M0 03 e8 c3", "", End::FailsClosed(CLOSE_REASON)),
+        echo("garbage after a Close", "88 82 M0 03 e8 ff ff ff ff ff ff", "88 02 03 e8", Over),
+        echo("a message and a Ping before a Close", "81 81 M0 'a' 89 81 M0 'b' 88 80 M0", "81 01 'a' 8a 01 'b' 88 00", Over),
     ]
 }
 
-/// C06–C10: each edge of the ranges of §7.4 and of the registry.
+/// Each edge of the ranges of §7.4 and of the registry.
 fn close_code_rows() -> Vec<Row> {
     let good = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999];
     let bad = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 65535];
     let close = |code: u16| masked(0x88, &code.to_be_bytes());
     let good =
-        good.map(|code| row(format!("C08 {code}"), ECHO, close(code), unmasked(0x88, &code.to_be_bytes()), Over));
-    let bad = bad.map(|code| row(format!("C06 {code}"), ECHO, close(code), [], End::Fails(CLOSE_CODE, 0)));
+        good.map(|code| row(format!("code {code}"), ECHO, close(code), unmasked(0x88, &code.to_be_bytes()), Over));
+    let bad = bad.map(|code| row(format!("code {code}"), ECHO, close(code), [], End::Fails(CLOSE_CODE, 0)));
     good.into_iter().chain(bad).collect()
 }
 
@@ -552,33 +555,38 @@ fn pings() {
     run(&[ping_rows()]);
 }
 
-/// §5.5.2, §5.5.3: every ping is answered with its payload, in order with what was sent before it.
+/// §5.5.2, §5.5.3: every Ping gets a Pong with the same payload, after the replies to everything before it.
 fn ping_rows() -> Vec<Row> {
     let longest: Vec<u8> = (0..125).collect();
     let ten = |frame: fn(u8, &[u8]) -> Vec<u8>, first| (0..10).flat_map(|i| frame(first, &[i; 3])).collect::<Vec<u8>>();
     vec![
-        row("P01 on the chat", CHAT, hex("89 82 M0 'hi'"), hex("8a 02 'hi'"), Open),
-        row("P03 of 125 bytes", ECHO, masked(0x89, &longest), unmasked(0x8a, &longest), Open),
-        fails("P02 of 2^63 - 1 bytes", "89 ff 7f ff ff ff ff ff ff ff", CONTROL_LENGTH),
-        row("P05 ten of them", ECHO, ten(masked, 0x89), ten(unmasked, 0x8a), Open),
-        echo("P05 between messages", "81 81 M0 'a' 89 81 M0 'b' 81 81 M0 'c'", "81 01 'a' 8a 01 'b' 81 01 'c'", Open),
-        echo("P06 an empty pong", "8a 80 M0", "", Open),
+        row("a Ping on the chat", CHAT, hex("89 82 M0 'hi'"), hex("8a 02 'hi'"), Open),
+        row("a Ping of 125 bytes", ECHO, masked(0x89, &longest), unmasked(0x8a, &longest), Open),
+        fails("a Ping of 2^63 - 1 bytes", "89 ff 7f ff ff ff ff ff ff ff", CONTROL_LENGTH),
+        row("ten Pings", ECHO, ten(masked, 0x89), ten(unmasked, 0x8a), Open),
+        echo(
+            "a Ping between messages",
+            "81 81 M0 'a' 89 81 M0 'b' 81 81 M0 'c'",
+            "81 01 'a' 8a 01 'b' 81 01 'c'",
+            Open,
+        ),
+        echo("an empty Pong", "8a 80 M0", "", Open),
     ]
 }
 
-/// H03 and F01 in one: what comes behind the head is judged like everything else.
+/// Bytes after the request head obey the same rules as all others.
 #[test]
-fn a_broken_frame_behind_the_head() {
+fn a_broken_frame_after_the_head() {
     let mut server = Watched::start(&[]);
     let mut client = server.connect();
     client.send(&handshake().target(ECHO).followed_by(hex("81 7f")).bytes());
     assert_eq!(Response::parse(client.read_head().as_bytes()).status, 101);
-    failed(&mut client, MASK, 0);
+    is_failed(&mut client, MASK, 0);
     server.still_chats();
     server.finish(&[]);
 }
 
-/// F17: a header of 14 bytes in two parts, cut at each place, with a ping of another client answered in between.
+/// A header of 14 bytes in two parts, cut at each place. In between, the server replies to a Ping of another client.
 #[test]
 fn a_header_in_two_parts() {
     let mut server = Watched::start(&[]);
@@ -596,7 +604,7 @@ fn a_header_in_two_parts() {
     server.finish(&[]);
 }
 
-/// F21: two messages and a half bring two echoes now, and one when the rest is there.
+/// Two and a half messages cause two echoes, and a third when the rest arrives.
 #[test]
 fn two_frames_and_a_half() {
     let mut server = Watched::start(&[]);
@@ -610,7 +618,7 @@ fn two_frames_and_a_half() {
     server.finish(&[]);
 }
 
-/// F22: any legal stream, cut anywhere, brings the same frames back.
+/// Wherever a valid stream is cut, the replies are the same.
 #[test]
 fn any_legal_stream_cut_anywhere() {
     let mut server = Watched::start(&[]);
@@ -628,12 +636,12 @@ fn any_legal_stream_cut_anywhere() {
             rest = after;
         }
         assert!(client.read_exact(back.len()) == back, "seed {seed}");
-        still_answers(&mut client);
+        is_open(&mut client);
     }
     server.finish(&[]);
 }
 
-/// Ten messages in up to five fragments each, with pings and pongs anywhere between them; and what `/echo` answers.
+/// Ten messages in up to five fragments each, with Pings and Pongs between them; and the replies of `/echo`.
 fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
     let (mut sent, mut back) = (Vec::new(), Vec::new());
     for _ in 0..10 {
@@ -659,7 +667,7 @@ fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
     (sent, back)
 }
 
-/// A client frame with a masking key of chance.
+/// A client frame with a random masking key.
 fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     let key: [u8; 4] = random.u32(..).to_be_bytes();
@@ -669,7 +677,7 @@ fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// F23: random bytes end in a close for a broken rule, or in the end of the stream when ours ends.
+/// Random bytes cause a Close for a broken rule, or the end of the stream when ours ends.
 #[test]
 fn random_bytes() {
     let mut server = Watched::start(&[]);
@@ -679,11 +687,11 @@ fn random_bytes() {
         let mut client = upgrade(&server, if random.bool() { ECHO } else { CHAT });
         client.try_send(&noise);
         let _ = client.stream.shutdown(std::net::Shutdown::Write);
-        let answer = client.read_to_end();
-        let (frames, rest) = whole_frames(&answer);
-        assert_eq!(rest, b"", "seed {seed}: whole frames");
+        let reply = client.read_to_end();
+        let (frames, rest) = whole_frames(&reply);
+        assert_eq!(rest, b"", "seed {seed}: complete frames");
         let code = frames.last().filter(|frame| frame.opcode() == 8).map(|frame| frame.close().0);
-        assert!(matches!(code, None | Some(1002 | 1003 | 1007 | 1009)), "seed {seed}: {answer:02x?}");
+        assert!(matches!(code, None | Some(1002 | 1003 | 1007 | 1009)), "seed {seed}: {reply:02x?}");
         if noise[0] & 0x70 != 0 {
             assert_eq!(code, Some(1002), "seed {seed} begins with an RSV bit");
         }
@@ -692,7 +700,7 @@ fn random_bytes() {
     server.finish(&[]);
 }
 
-/// G15: who hangs up in the middle of a message has said nothing.
+/// The beginning of a message is not delivered if the client disconnects before its end.
 #[test]
 fn a_disconnect_in_the_middle_of_a_message() {
     let server = Watched::start(&[]);
@@ -705,7 +713,7 @@ fn a_disconnect_in_the_middle_of_a_message() {
         client.send(&masked(0x01, first));
         client.send(&masked(0x80, rest)[..6 + rest.len() - 1]);
         drop(client);
-        assert_eq!(listener.read_json()["event"], "left", "and nothing said, cut at {cut}");
+        assert_eq!(listener.read_json()["event"], "left", "and no message, cut at {cut}");
     }
     server.finish(&[]);
 }

@@ -1,7 +1,8 @@
-//! The inspector of the page: what passes on its own connection, read from the screen and held against the bytes.
+//! The inspector of the page: the traffic of its own connection, read from the screen and compared with the bytes.
 //!
-//! The bytes come from two sides: what the page gave its socket to send is written down by a hook, and what the server
-//! sent is in the conversation. Nothing waits for time to pass.
+//! A hook in the page keeps every text that the page sent over its sockets; texts of the server are in the conversation.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -34,11 +35,12 @@ const WATCH_SOCKETS: &str = "window.sockets = [];
 const ROWS: &str = "[...document.querySelectorAll('.record')].filter((row) => !row.hidden)";
 const DETAIL: &str = "document.querySelector('.wire-detail')";
 
-/// Somebody who is in the room, with the drawer open and the first records in it.
+/// A page in the chat, with the drawer open and the first records in it.
 fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     let tab = join_with(browser, server.port(), "alice", WATCH_SOCKETS);
     tab.press_button("Inspect");
     wait_for_row(&tab, &["OPEN"]);
+    wait_for_row(&tab, &["earlier frame"]);
     tab
 }
 
@@ -69,7 +71,7 @@ fn bits(tab: &Tab, field: &str) -> String {
     ))
 }
 
-/// Bytes that are shown in hexadecimal, in the colour of a field.
+/// The bytes of a field, shown in hexadecimal.
 fn bytes(tab: &Tab, part: &str) -> Vec<u8> {
     unhex(&tab.text(&format!("document.querySelector('.group[data-part={part}] code')?.textContent ?? ''")))
 }
@@ -90,7 +92,7 @@ fn wait_for_status(tab: &Tab, words: &str) {
     tab.wait_for(&format!("document.querySelector('.wire [role=status]').textContent.includes({})", json!(words)));
 }
 
-/// What the page sent last over the chat's socket.
+/// The text that the page sent last over the chat's socket.
 fn sent(tab: &Tab) -> String {
     tab.text("sockets[0].sent.at(-1)")
 }
@@ -102,8 +104,8 @@ fn nothing_runs_before_the_drawer_is_opened() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
-    say(&alice, "nobody looks");
-    wait_for_log(&alice, "nobody looks");
+    type_message(&alice, "not inspected");
+    wait_for_log(&alice, "not inspected");
     assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), false);
     assert_eq!(alice.eval("sockets.length"), 1);
     for _ in 0..2 {
@@ -122,11 +124,11 @@ fn nothing_runs_before_the_drawer_is_opened() {
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     assert_eq!(alice.eval("sockets.length"), 3, "a new ticket waits until the drawer is opened");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn a_server_that_does_not_show_its_wire_is_said_to() {
+fn without_a_ticket_the_page_explains_why() {
     let browser = browser!();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = page(&format!("server={}", ws(listener.local_addr().unwrap().port())));
@@ -143,60 +145,60 @@ fn a_server_that_does_not_show_its_wire_is_said_to() {
 }
 
 #[test]
-fn a_ticket_that_is_refused_is_said_to_be() {
+fn a_rejected_ticket_is_explained() {
     let browser = browser!();
     let server = Server::start(&[]);
-    let spoil = "window.WebSocket = class extends WebSocket {
+    let replace_ticket = "window.WebSocket = class extends WebSocket {
         constructor(url, protocols) { super(String(url).replace(/ticket=.*/, 'ticket=spoilt'), protocols); }
     };";
-    let alice = join_with(&browser, server.port(), "alice", spoil);
+    let alice = join_with(&browser, server.port(), "alice", replace_ticket);
     alice.press_button("Inspect");
     wait_for_status(&alice, "did not let this page look");
-    say(&alice, "the chat goes on");
+    type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
 
 #[test]
-fn the_next_connection_is_watched_under_a_line_and_the_last_is_not_heard_again() {
+fn the_next_connection_is_shown_below_a_line_and_the_last_is_ignored() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Menu");
     alice.press_button("Leave");
     wait_for_row(&alice, &["client", "CLOSE", "1000"]);
-    wait_for_row(&alice, &["The end", "The client sent the first Close", "A clean end"]);
+    wait_for_row(&alice, &["The end", "The client sent the first Close", "A clean end: both Closes passed"]);
     wait_for_status(&alice, "is over");
     alice.press_button("Connect");
     alice.wait_for("sockets.length === 4");
     alice.wait_for(&format!("{ROWS}.filter((row) => row.textContent.includes('Request')).length === 2"));
-    wait_until("the list goes on", || rows(&alice).last().unwrap().contains("OPEN"));
+    wait_until("the list goes on", || rows(&alice).last().unwrap().contains("earlier frame"));
     let before = rows(&alice);
     assert_eq!(before.iter().filter(|row| row.starts_with("Connection ")).count(), 2, "{before:?}");
     alice.eval(r#"sockets[1].onmessage({ data: '{"record":"missed","count":99}' })"#);
     alice.eval("sockets[1].onclose({ code: 1000, reason: '' })");
     alice.press_button("A server ping");
     wait_for_row(&alice, &["client", "PONG"]);
-    assert!(!rows(&alice).iter().any(|row| row.contains("99 frames")), "an old socket was heard");
+    assert!(!rows(&alice).iter().any(|row| row.contains("99 frames")), "a record of an old socket was shown");
 }
 
-// ---- What is shown ----
+// ---- Handshake and frames ----
 
 #[test]
-fn the_handshake_stands_first_and_its_accept_key_is_worked_out() {
+fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     let first: Vec<_> = rows(&alice).into_iter().take(4).collect();
-    for (row, words) in first.iter().zip(["Connection ", "Request", "Answer", "OPEN"]) {
+    for (row, words) in first.iter().zip(["Connection ", "Request", "Response", "OPEN"]) {
         assert!(row.contains(words), "{first:?}");
     }
     choose(&alice, &["Request"]);
     let head = alice.text(&format!("{DETAIL}.querySelector('.head').textContent"));
     assert!(head.starts_with("GET /?"), "{head}");
-    assert!(head.ends_with("CRLFCRLF"), "its end can be seen: {head}");
-    assert!(!head.contains("dev-token"), "a token is not shown: {head}");
+    assert!(head.ends_with("CRLFCRLF"), "its line ends are visible: {head}");
+    assert!(!head.contains("dev-token"), "tokens are redacted: {head}");
     let key = head.split_once("Sec-WebSocket-Key: ").unwrap().1.split_once("CRLF").unwrap().0.to_owned();
-    choose(&alice, &["Answer"]);
+    choose(&alice, &["Response"]);
     let joined = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     let sha1 = Sha1::digest(joined.as_bytes());
     let accept = BASE64_STANDARD.encode(sha1);
@@ -208,12 +210,53 @@ fn the_handshake_stands_first_and_its_accept_key_is_worked_out() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
+/// The welcome and more passed before the drawer was opened.
+#[test]
+fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
+    for text in ["one", "two"] {
+        type_message(&alice, text);
+        wait_for_log(&alice, text);
+    }
+    alice.press_button("Inspect");
+    wait_for_row(&alice, &["earlier frames are not shown"]);
+    type_message(&alice, "three");
+    wait_for_row(&alice, &["client", "three"]);
+    wait_for_row(&alice, &["server", "three"]);
+    let rows = rows(&alice);
+    let earlier = rows.iter().find_map(|row| row.split_once("Not shown")?.1.split_once(" earlier")).expect("the count");
+    let earlier: u64 = earlier.0.parse().expect("a number");
+    let first_number = |side: &str| -> u64 {
+        let row =
+            rows.iter().find_map(|row| row.split_once(&format!("{side} "))?.1.split_once("TEXT")).expect("a frame");
+        row.0.parse().expect("a number")
+    };
+    assert_eq!((first_number("↑ client") - 1) + (first_number("↓ server") - 1), earlier, "{rows:?}");
+}
+
+/// In UTC with its Z, as in the trace.
+#[test]
+fn times_are_in_utc() {
+    let browser = browser!();
+    let server = Server::start(&["--trace"]);
+    let alice = inspect(&browser, &server);
+    type_message(&alice, "when");
+    wait_for_row(&alice, &["client", "when"]);
+    let time = alice.text(&format!("{}.querySelector('time').textContent", row(&["client", "when"])));
+    assert!(server.log().lines().any(|line| line.contains("when") && line.contains(&format!("T{time}  #1"))), "{time}");
+    choose(&alice, &["client", "when"]);
+    let whole = alice.text(&format!("{DETAIL}.querySelector('time').textContent"));
+    assert!(whole.ends_with(&format!("T{time}")) && whole.len() == "2026-11-22T12:00:01.204Z".len(), "{whole}");
+}
+
 #[test]
 fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    say(&alice, "Hello");
+    type_message(&alice, "Hello");
     choose(&alice, &["client", "TEXT", "Hello"]);
     let sent = sent(&alice);
     let [flags, length, key, masked] = ["flags", "length", "key", "payload"].map(|part| bytes(&alice, part));
@@ -226,7 +269,7 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     assert_eq!(bits(&alice, "Masking-key"), binary(&key));
     assert_eq!(bits(&alice, "Payload Data"), binary(&masked[..2]));
     assert_eq!(alice.text(&format!("{DETAIL}.querySelector('.text').textContent")), sent);
-    assert_the_masking_can_be_followed(&alice, &masked, &key, &sent);
+    assert_each_byte_can_be_unmasked(&alice, &masked, &key, &sent);
     let links = alice.eval(&format!("[...{DETAIL}.querySelectorAll('a')].map((a) => [a.textContent, a.href, a.rel])"));
     for link in links.as_array().unwrap() {
         let section = link[0].as_str().unwrap().trim_start_matches('§');
@@ -236,25 +279,25 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     assert!(detail(&alice).contains(&format!(": {} bytes of it", 6 + sent.len())), "{}", detail(&alice));
 }
 
-/// By mouse and by keyboard.
-fn assert_the_masking_can_be_followed(tab: &Tab, masked: &[u8], key: &[u8], text: &str) {
+/// Unmasks single bytes by mouse and by keyboard.
+fn assert_each_byte_can_be_unmasked(tab: &Tab, masked: &[u8], key: &[u8], text: &str) {
     let sum = || tab.text("document.querySelector('.equation').textContent");
     let expected = |i: usize| {
         let (byte, key, result) = (masked[i], key[i % 4], text.as_bytes()[i]);
         format!("{byte:02x} ^ {key:02x} = {result:02x} '{}'", result as char)
     };
     tab.hover("document.querySelectorAll('.byte')[9]");
-    wait_until("the byte under the mouse is worked out", || sum() == expected(9));
+    wait_until("the byte under the mouse is unmasked", || sum() == expected(9));
     tab.click("document.querySelectorAll('.byte')[2]");
     tab.press_key("ArrowRight", false);
-    wait_until("the next byte is worked out", || sum() == expected(3));
+    wait_until("the next byte is unmasked", || sum() == expected(3));
     tab.press_key("End", false);
-    wait_until("the last byte is worked out", || sum() == expected(text.len() - 1));
+    wait_until("the last byte is unmasked", || sum() == expected(text.len() - 1));
     assert_eq!(tab.eval("document.querySelectorAll('.byte[tabindex=\"0\"]').length"), 1, "one tab stop");
 }
 
 #[test]
-fn the_longer_lengths_are_seen_in_a_message_of_each() {
+fn the_longer_lengths_are_shown() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
@@ -274,7 +317,7 @@ fn the_longer_lengths_are_seen_in_a_message_of_each() {
 }
 
 #[test]
-fn an_emoji_is_taken_apart_into_the_bytes_of_utf8() {
+fn an_emoji_is_split_into_its_utf8_bytes() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
@@ -291,15 +334,15 @@ fn an_emoji_is_taken_apart_into_the_bytes_of_utf8() {
 }
 
 #[test]
-fn the_fragments_of_a_message_are_a_chain() {
+fn the_fragments_of_a_message_are_linked() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Next message in fragments");
     wait_for_status(&alice, "in fragments. Say something.");
-    alice.press_button("A server ping"); // when it is there, what was asked before has been heard
+    alice.press_button("A server ping"); // commands are carried out in order, so the ping comes after the request for fragments
     wait_for_row(&alice, &["server", "PING"]);
-    say(&alice, "bit by bit");
+    type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
     choose(&alice, &["server", "TEXT ·1"]);
     assert_eq!(bits(&alice, "FIN"), "0");
@@ -315,7 +358,7 @@ fn the_fragments_of_a_message_are_a_chain() {
         assert_eq!(bits(&alice, "opcode"), if at == 0 { "0001" } else { "0000" });
         message.extend(bytes(&alice, "payload"));
     }
-    let message: Value = serde_json::from_slice(&message).expect("the fragments make up the message");
+    let message: Value = serde_json::from_slice(&message).expect("the fragments are the message");
     assert_eq!(message["data"]["text"], "bit by bit");
 }
 
@@ -330,8 +373,8 @@ fn a_ping_and_its_pong_are_frames_too() {
     let asked = bytes(&alice, "payload");
     choose(&alice, &["client", "PONG"]);
     assert_eq!(bytes(&alice, "flags"), [0x8a]);
-    let answered = alice.text("[...document.querySelectorAll('.byte .result')].map((b) => b.textContent).join(' ')");
-    assert_eq!(unhex(&answered), asked);
+    let pong = alice.text("[...document.querySelectorAll('.byte .result')].map((b) => b.textContent).join(' ')");
+    assert_eq!(unhex(&pong), asked);
     assert!(detail(&alice).contains("§5.5.3"));
 }
 
@@ -343,9 +386,9 @@ fn the_list_can_be_paused_filtered_and_searched() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Pause");
-    say(&alice, "while nobody looked");
-    wait_for_log(&alice, "while nobody looked");
-    alice.wait_for("__button('Resume (3 new)')"); // that somebody types, the message, its echo
+    type_message(&alice, "while paused");
+    wait_for_log(&alice, "while paused");
+    alice.wait_for("__button('Resume (3 new)')"); // the typing event, the message, its echo
     assert!(!rows(&alice).iter().any(|row| row.contains("TEXT")));
     alice.press_button("Resume (3 new)");
     alice.press_button("A server ping");
@@ -361,41 +404,41 @@ fn the_list_can_be_paused_filtered_and_searched() {
     assert!(all_hold(show("server"), "↓ server"));
     assert!(show("trouble").is_empty());
     show("all");
-    alice.fill("Search", "NOBODY looked");
-    wait_until("only what was searched for is there", || rows(&alice).len() == 2);
+    alice.fill("Search", "WHILE paused");
+    wait_until("only the search results are shown", || rows(&alice).len() == 2);
     alice.press_key("Escape", false);
-    wait_until("the search is over, and the drawer still there", || rows(&alice).len() > 2);
+    wait_until("the search has ended, and the drawer is still open", || rows(&alice).len() > 2);
 }
 
 #[test]
-fn what_is_missed_is_said_and_the_list_keeps_the_last_500_and_the_handshake() {
+fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    let tell =
-        "window.tell = (record) => sockets[1].onmessage({ data: JSON.stringify({ connection: 1, ...record }) });";
-    alice.eval(&format!("{tell} tell({{ record: 'missed', count: 37 }})"));
+    let inject =
+        "window.inject = (record) => sockets[1].onmessage({ data: JSON.stringify({ connection: 1, ...record }) });";
+    alice.eval(&format!("{inject} inject({{ record: 'missed', count: 37 }})"));
     choose(&alice, &["37 frames not shown"]);
     assert!(detail(&alice).contains("The chat itself missed nothing."));
     alice.eval(
         "for (let number = 1; number <= 1200; number += 1)
-            tell({ record: 'frame', from: 'server', number, header: '8900', fin: true, rsv: 0, opcode: 9, name: 'PING',
+            inject({ record: 'frame', from: 'server', number, header: '8900', fin: true, rsv: 0, opcode: 9, name: 'PING',
                 masked: false, key: null, length_bits: 7, length: 0, wire: '', payload: '', received: 0,
                 complete: true, place: null, parts: { count: 1, listed: [[number, 2]] } });",
     );
     wait_for_row(&alice, &["server 1200", "PING"]);
     let rows = rows(&alice);
     assert!(rows.len() < 510, "{}", rows.len());
-    assert!(rows[1].contains("Request") && rows[2].contains("Answer"), "{:?}", &rows[..4]);
+    assert!(rows[1].contains("Request") && rows[2].contains("Response"), "{:?}", &rows[..4]);
     assert!(rows[3].contains("older: the list keeps the last 500"), "{:?}", &rows[..4]);
-    say(&alice, "the chat goes on");
+    type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
 
-// ---- Everybody's inspector ----
+// ---- Accessibility ----
 
 #[test]
-fn it_is_used_by_keyboard_alone() {
+fn it_can_be_used_by_keyboard_alone() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -415,7 +458,7 @@ fn it_is_used_by_keyboard_alone() {
     assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), false);
 }
 
-/// On a phone the chosen frame covers the list, so Escape goes back there first.
+/// On a phone the chosen frame covers the list, so Escape returns to the list first.
 #[test]
 fn on_a_phone_escape_goes_back_step_by_step() {
     let browser = browser!();
@@ -433,7 +476,7 @@ fn on_a_phone_escape_goes_back_step_by_step() {
 }
 
 #[test]
-fn every_width_scheme_and_contrast_is_whole_legible_and_named() {
+fn every_width_scheme_and_contrast_fits_and_is_accessible() {
     let browser = browser!();
     let server = Server::start(&[]);
     let axe = axe();
@@ -461,22 +504,22 @@ fn every_width_scheme_and_contrast_is_whole_legible_and_named() {
                     alice.press_button("Back to the list");
                 }
             }
-            choose(&alice, &["Answer"]);
+            choose(&alice, &["Response"]);
             look("answer");
         }
     }
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn the_picture_in_the_readme_can_be_taken_again() {
+fn the_picture_in_the_readme_can_be_renewed() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.view(1280, 860, "light");
+    alice.view(1280, 960, "light");
     let mut bob = guest(&server, "general", "bob");
-    tell(&mut bob, &alice, "What does a word look like on the wire?");
-    say(&alice, "Hello");
+    send_as_guest(&mut bob, &alice, "What does a word look like on the wire?");
+    type_message(&alice, "Hello");
     wait_for_row(&alice, &["server", "Hello"]);
     choose(&alice, &["client", "Hello"]);
     alice.screenshot("inspector");

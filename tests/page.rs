@@ -1,7 +1,9 @@
 //! The page, used as a person uses it: in headless Chromium, opened from disk, against the real server.
 //!
-//! Everything is asked of what can be seen: texts, fields, focus. Nothing waits for time to pass; where the page itself
-//! would wait (before it tries again), its clock or its dice are replaced before its script runs.
+//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a time. Where
+//! the page itself would wait (before it reconnects), its clock or its random numbers are replaced before its script runs.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -33,7 +35,7 @@ fn two_tabs_from_disk_chat_both_ways() {
     wait_for_log(&alice, "bob joined");
     wait_for_log(&bob, "Welcome to #general, bob!");
     wait_for_log(&bob, "Here: alice.");
-    say(&bob, "hello from bob");
+    type_message(&bob, "hello from bob");
     wait_for_log(&alice, "hello from bob");
     alice.click("__field('Message')");
     let many_scripts = "Grüße, 日本語, שלום, 🦀👩🏽‍💻 e\u{301}";
@@ -41,14 +43,14 @@ fn two_tabs_from_disk_chat_both_ways() {
     alice.press_button("Send");
     let conversation = json!([["bob", "hello from bob"], ["alice", many_scripts]]);
     for tab in [&alice, &bob] {
-        wait_until("both have said their word", || messages(tab) == conversation);
+        wait_until("both messages are shown", || messages(tab) == conversation);
         assert_eq!(tab.text("document.querySelector('h1').textContent"), "#general");
     }
     assert_eq!(bob.text("document.querySelector('.own .text').textContent"), "hello from bob");
     assert_eq!(bob.eval("document.querySelectorAll('.own').length"), 1);
     assert_eq!(words(&alice).trim(), "Connected as alice.");
-    assert_eq!(field(&alice, "Message"), "", "the box is empty for the next word");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(field(&alice, "Message"), "", "the box is empty again");
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn times_are_in_the_zone_of_the_reader() {
     alice.call("Emulation.setTimezoneOverride", json!({"timezoneId": "Asia/Kathmandu"})); // 5 h 45 min ahead of UTC
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
-    say(&alice, "what time is it?");
+    type_message(&alice, "what time is it?");
     alice.wait_for("document.querySelector('.message time')");
     let minutes = "((t) => { const [h, m] = t.match(/\\d+/g).map(Number); return h * 60 + m; })";
     let ahead = alice.eval(&format!(
@@ -71,7 +73,7 @@ fn times_are_in_the_zone_of_the_reader() {
 }
 
 #[test]
-fn who_is_here_stays_true_with_several_connections_of_one_name() {
+fn the_member_list_is_right_with_several_connections_of_one_name() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -80,7 +82,7 @@ fn who_is_here_stays_true_with_several_connections_of_one_name() {
     let bob_again = server.upgrade("/?token=token-bob&username=bob");
     let alice_again = server.upgrade("/?token=token-alice&username=alice");
     wait_for_members(&alice, &["alice you ×2", "bob ×2"]);
-    // Who comes later is told of each connection, too.
+    // A user that joins later sees each connection, too.
     let carol = join(&browser, server.port(), "carol");
     wait_for_members(&carol, &["carol you", "alice ×2", "bob ×2"]);
     carol.press_button("Leave");
@@ -95,7 +97,7 @@ fn who_is_here_stays_true_with_several_connections_of_one_name() {
 }
 
 #[test]
-fn switching_rooms_moves_one_person_and_tells_the_others() {
+fn switching_rooms_updates_both_rooms() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -107,16 +109,16 @@ fn switching_rooms_moves_one_person_and_tells_the_others() {
     wait_for_members(&alice, &["alice you"]);
     wait_for_members(&bob, &["bob you"]);
     assert_eq!(alice.text("document.querySelector('h1').textContent"), "#lobby");
-    say(&bob, "anybody here?");
+    type_message(&bob, "anybody here?");
     wait_for_log(&bob, "anybody here?");
     bob.fill("Room", "lobby");
     bob.press_key("Enter", false);
     wait_for_log(&bob, "Now in #lobby");
     wait_for_log(&bob, "Here: alice.");
     wait_for_members(&alice, &["alice you", "bob"]);
-    say(&bob, "there you are");
+    type_message(&bob, "there you are");
     wait_for_log(&alice, "there you are");
-    assert_eq!(messages(&alice), json!([["bob", "there you are"]]), "nothing of the other room");
+    assert_eq!(messages(&alice), json!([["bob", "there you are"]]), "no message of the other room");
 }
 
 #[test]
@@ -136,38 +138,38 @@ fn markup_and_control_characters_stay_text() {
     rude.press_button("Switch room");
     wait_for_log(&alice, &format!("{name} joined"));
     wait_for_members(&alice, &["alice you", name]);
-    say(&rude, text);
+    type_message(&rude, text);
     for tab in [&rude, &alice] {
-        wait_until("the text is there as it was", || messages(tab) == json!([[name, text]]));
+        wait_until("the text is shown unchanged", || messages(tab) == json!([[name, text]]));
         assert_eq!(tab.eval("document.querySelectorAll('img, .message script').length"), 0);
         assert_eq!(tab.eval("typeof pwned"), "undefined");
     }
     let mut raw = server.upgrade("/?token=dev-token&username=raw");
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
-    assert_eq!(browser.complaints(), [""; 0]);
-    // And were a line of the page to forget it, the content policy would not.
+    assert_eq!(browser.page_errors(), [""; 0]);
+    // If a line of the page forgot to escape, the content security policy would still prevent it.
     let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
     assert_eq!(alice.text(forget), "TypeError");
 }
 
 #[test]
-fn an_error_of_the_server_is_shown_and_the_text_is_not_lost() {
+fn a_server_error_is_shown_and_the_text_is_kept() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
     let long = "é".repeat(501);
-    say(&alice, &long);
+    type_message(&alice, &long);
     wait_for_log(&alice, "The server says: Message too long");
     assert_eq!(field(&alice, "Message"), long);
     alice.fill("Message", "short");
     alice.press_key("Enter", false);
-    wait_until("the next one goes out", || messages(&alice) == json!([["alice", "short"]]));
+    wait_until("the next message is sent", || messages(&alice) == json!([["alice", "short"]]));
     assert_eq!(alice.text("document.body.dataset.state"), "joined");
 }
 
 #[test]
-fn whoever_scrolls_up_to_read_is_left_alone() {
+fn a_new_message_does_not_scroll_a_reader_away() {
     let browser = browser!();
     let server = Server::start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
@@ -181,16 +183,16 @@ fn whoever_scrolls_up_to_read_is_left_alone() {
     let wheel = json!({"type": "mouseWheel", "x": 600, "y": 200, "deltaX": 0, "deltaY": -800});
     alice.call("Input.dispatchMouseEvent", wheel);
     alice.wait_for(&format!("{from_end} > 400"));
-    tell(&mut bob, &alice, "did you see?");
-    assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "the reader stays where she reads");
-    say(&alice, "yes");
+    send_as_guest(&mut bob, &alice, "did you see?");
+    assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "the page has not scrolled");
+    type_message(&alice, "yes");
     alice.wait_for(&format!("{from_end} < 2"));
 }
 
-// ---- The connection: lost, refused, given up, replaced ----
+// ---- The connection: lost, rejected, replaced ----
 
 #[test]
-fn a_server_that_is_killed_and_comes_back_is_joined_again() {
+fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     let browser = browser!();
     let mut server = Server::start(&[]);
     let port = server.port();
@@ -200,19 +202,19 @@ fn a_server_that_is_killed_and_comes_back_is_joined_again() {
     server.wait();
     wait_for_log(&alice, "The connection ended: 1006, cut off without a goodbye.");
     wait_for_members(&alice, &[]);
-    wait_until("the page says what it does about it", || words(&alice).contains("Trying again in"));
+    wait_until("the page announces the next attempt", || words(&alice).contains("Trying again in"));
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
     wait_for_log(&alice, "Connected again, in #general.");
     wait_for_members(&alice, &["alice you"]);
-    assert_eq!(field(&alice, "Message"), "half a thought", "nobody's text is thrown away");
+    assert_eq!(field(&alice, "Message"), "half a thought", "the draft is kept");
     alice.press_key("Enter", false);
-    wait_until("the line works", || messages(&alice) == json!([["alice", "half a thought"]]));
+    wait_until("the message is sent", || messages(&alice) == json!([["alice", "half a thought"]]));
     server.signal("TERM");
     wait_for_log(&alice, "The connection ended: 1001, the server is going away");
 }
 
 #[test]
-fn a_room_that_was_switched_to_is_the_room_to_come_back_to() {
+fn the_page_reconnects_to_the_room_that_it_switched_to() {
     let browser = browser!();
     let server = Server::start(&[]);
     let port = server.port();
@@ -227,7 +229,7 @@ fn a_room_that_was_switched_to_is_the_room_to_come_back_to() {
 }
 
 #[test]
-fn a_wrong_token_is_refused_in_words_and_not_tried_again() {
+fn a_wrong_token_is_explained_and_not_retried() {
     let browser = browser!();
     let server = Server::start(&[]);
     let query = format!("server={}&username=alice&token=wrong", ws(server.port()));
@@ -240,14 +242,14 @@ fn a_wrong_token_is_refused_in_words_and_not_tried_again() {
     }
     let tries = alice.eval("sockets");
     alice.eval("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))");
-    assert_eq!(alice.eval("sockets"), tries, "stopped means stopped");
+    assert_eq!(alice.eval("sockets"), tries, "no attempt after it has stopped");
     alice.fill("Token", "token-alice");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "Welcome to #general, alice!");
 }
 
 #[test]
-fn a_bad_name_and_a_page_of_another_origin_are_refused_too() {
+fn a_bad_name_and_another_origin_are_explained_and_not_retried() {
     let browser = browser!();
     let (server, other) = (Server::start(&[]), Server::start(&[]));
     let long = format!("server={}&username={}", ws(server.port()), "x".repeat(33));
@@ -263,16 +265,16 @@ fn a_bad_name_and_a_page_of_another_origin_are_refused_too() {
 }
 
 #[test]
-fn after_ten_tries_in_a_row_the_button_is_offered() {
+fn after_ten_attempts_the_page_waits_for_the_button() {
     let browser = browser!();
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let script = format!("{COUNT_SOCKETS};{SHORT_WAITS}");
-    let alice = browser.open_with(&page(&format!("server={}", ws(nobody))), &script);
+    let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
     wait_for_state(&alice, "stopped");
     assert!(words(&alice).contains("Tried 10 times. Start the server (cargo run --release), then press Connect."));
     assert_eq!(alice.eval("sockets"), 10);
-    // Exponential up to the cap, and under it anything that the dice say (here always 0.9 of it).
+    // Exponential up to a cap, times a random number (here always 0.9).
     let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000, 27000, 27000];
     assert_eq!(alice.eval("waits"), json!(waits));
     alice.press_button("Connect");
@@ -281,7 +283,7 @@ fn after_ten_tries_in_a_row_the_button_is_offered() {
 }
 
 #[test]
-fn a_network_or_a_reader_that_comes_back_ends_the_wait() {
+fn a_network_or_a_tab_that_becomes_active_ends_the_wait() {
     let browser = browser!();
     let mut server = Server::start(&[]);
     let port = server.port();
@@ -305,10 +307,10 @@ fn a_network_or_a_reader_that_comes_back_ends_the_wait() {
 }
 
 #[test]
-fn a_line_that_is_open_but_dead_is_noticed_when_somebody_looks() {
+fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     let browser = browser!();
     let server = Server::start(&[]);
-    // The wait for a pong, 10 s, ends at once. Nothing else is asked of this test's clock.
+    // The timeout for a pong, 10 s, expires at once. All other timers are unchanged.
     let impatient = "const later = setTimeout; window.setTimeout = (run, ms) => later(run, ms === 10000 ? 0 : ms);";
     let alice = join_with(&browser, server.port(), "alice", impatient);
     server.signal("STOP");
@@ -319,7 +321,7 @@ fn a_line_that_is_open_but_dead_is_noticed_when_somebody_looks() {
 }
 
 #[test]
-fn reasons_that_another_try_cannot_mend_end_the_tries() {
+fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
     let browser = browser!();
     let cases = [
         ("username already in use", "Choose another name", "stopped"),
@@ -336,32 +338,32 @@ fn reasons_that_another_try_cannot_mend_end_the_tries() {
         peer.close(Some(CloseFrame { code: CloseCode::Policy, reason: reason.into() })).unwrap();
         while peer.read().is_ok() {}
         wait_for_state(&tab, state);
-        let said = words(&tab);
+        let shown = words(&tab);
         for expected in ["1008, against the rules of the server", &format!("“{reason}”"), advice] {
-            assert!(said.contains(expected), "{expected:?} is missing: {said}");
+            assert!(shown.contains(expected), "{expected:?} is missing: {shown}");
         }
     }
 }
 
 #[test]
-fn what_an_old_socket_says_late_never_touches_the_new_one() {
+fn late_messages_of_an_old_socket_are_ignored() {
     let browser = browser!();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (told, tell) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
     let peer = std::thread::spawn(move || {
         let mut old = accept(&listener);
         welcome(&mut old, "old");
         let mut new = accept(&listener);
         welcome(&mut new, "new");
-        tell_message(&mut old, "too late");
+        send_message(&mut old, "too late");
         let flooding = CloseFrame { code: CloseCode::Policy, reason: "flooding".into() };
         old.close(Some(flooding)).unwrap();
         while old.read().is_ok() {}
         drop(old);
-        tell.recv().unwrap();
-        tell_message(&mut new, "still here");
-        tell.recv().unwrap();
+        may_go.recv().unwrap();
+        send_message(&mut new, "still here");
+        may_go.recv().unwrap();
     });
     let alice = join_with(&browser, port, "alice", COUNT_SOCKETS);
     wait_for_log(&alice, "Welcome to #old, alice!");
@@ -369,15 +371,15 @@ fn what_an_old_socket_says_late_never_touches_the_new_one() {
     alice.wait_for("closes === 1");
     wait_for_log(&alice, "Welcome to #new, alice!");
     assert_eq!(alice.text("document.body.dataset.state"), "joined");
-    told.send(()).unwrap();
+    go.send(()).unwrap();
     wait_for_log(&alice, "still here");
     assert_eq!(messages(&alice), json!([["bob", "still here"]]));
-    told.send(()).unwrap();
+    go.send(()).unwrap();
     peer.join().unwrap();
 }
 
 #[test]
-fn an_address_that_is_none_is_said_to_be_none() {
+fn an_invalid_address_is_explained() {
     let browser = browser!();
     let tab = browser.open(&page("server=ftp://example.invalid"));
     for address in [None, Some("ws://"), Some("ws://["), Some("")] {
@@ -391,7 +393,7 @@ fn an_address_that_is_none_is_said_to_be_none() {
 }
 
 #[test]
-fn words_of_the_protocol_that_are_not_known_yet_are_ignored() {
+fn unknown_events_and_fields_are_ignored() {
     let browser = browser!();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let alice = browser.open(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))));
@@ -417,19 +419,19 @@ fn words_of_the_protocol_that_are_not_known_yet_are_ignored() {
     peer.send(Message::binary(vec![0, 255])).unwrap();
     let more = r#"{"event":"message","data":{"username":"bob","text":"hello","mood":"fine"},"version":2}"#;
     peer.send(Message::text(more)).unwrap();
-    wait_until("what is known is shown", || messages(&alice) == json!([["bob", "hello"]]));
-    assert_eq!(browser.complaints(), [""; 0]);
+    wait_until("the known fields are shown", || messages(&alice) == json!([["bob", "hello"]]));
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 // ---- Fields ----
 
 #[test]
-fn a_newcomer_presses_one_button() {
+fn a_first_visitor_presses_one_button() {
     let browser = browser!();
     let server = Server::start(&[]);
     let disk = browser.open(&page(""));
     assert_eq!(field(&disk, "Server"), "ws://127.0.0.1:3000");
-    // Served by the server, the page knows where that is.
+    // A page from the server knows its address.
     let served = browser.open(&format!("http://127.0.0.1:{}/", server.port()));
     assert_eq!(field(&served, "Server"), ws(server.port()));
     for tab in [&disk, &served] {
@@ -438,9 +440,9 @@ fn a_newcomer_presses_one_button() {
     }
     served.press_button("Connect");
     wait_for_state(&served, "joined");
-    say(&served, "served, and heard");
-    wait_for_log(&served, "served, and heard");
-    assert_eq!(browser.complaints(), [""; 0]);
+    type_message(&served, "served and sent");
+    wait_for_log(&served, "served and sent");
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
@@ -476,17 +478,17 @@ fn the_fields_are_remembered() {
     second.fill("Name", "bob");
     second.press_button("Connect");
     wait_for_state(&second, "joined");
-    // Each tab is still its own person after a reload.
+    // After a reload, each tab still has its own name.
     for (tab, name) in [(&first, "alice"), (&second, "bob")] {
         tab.navigate(&page(""));
         assert_eq!(field(tab, "Name"), name);
     }
     let elsewhere = browser.open(&page("server=ws://elsewhere.invalid"));
-    assert_eq!(field(&elsewhere, "Token"), "dev-token", "a link to another server is not given this one's token");
+    assert_eq!(field(&elsewhere, "Token"), "dev-token", "a link to another server does not use the token of this one");
 }
 
 #[test]
-fn two_tabs_of_a_newcomer_are_two_people() {
+fn two_tabs_of_a_first_visitor_have_two_names() {
     let browser = browser!();
     let server = Server::start(&[]);
     let first = browser.open_with(&page(""), "Math.random = () => 0.1");
@@ -494,7 +496,7 @@ fn two_tabs_of_a_newcomer_are_two_people() {
     first.press_button("Connect");
     wait_for_state(&first, "joined");
     let second = browser.open_with(&page(""), "Math.random = () => 0.2");
-    assert_eq!(field(&second, "Server"), ws(server.port()), "what was typed is remembered");
+    assert_eq!(field(&second, "Server"), ws(server.port()), "the typed address is remembered");
     assert_ne!(field(&second, "Name"), field(&first, "Name"));
 }
 
@@ -505,15 +507,15 @@ fn a_browser_that_denies_storage_can_chat() {
     let denied = "for (const name of ['localStorage', 'sessionStorage'])
         Object.defineProperty(window, name, { get() { throw new DOMException('denied', 'SecurityError'); } });";
     let alice = join_with(&browser, server.port(), "alice", denied);
-    say(&alice, "nothing is kept");
+    type_message(&alice, "nothing is kept");
     wait_for_log(&alice, "nothing is kept");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-// ---- Everybody's page ----
+// ---- Accessibility ----
 
 #[test]
-fn everything_is_done_by_keyboard_alone() {
+fn everything_works_with_the_keyboard_alone() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page("username=alice"));
@@ -529,12 +531,12 @@ fn everything_is_done_by_keyboard_alone() {
     alice.press_key("Enter", true);
     alice.type_text("lines");
     alice.press_key("Enter", false);
-    wait_until("Shift and Enter make a line", || messages(&alice) == json!([["alice", "two\nlines"]]));
+    wait_until("Shift and Enter start a new line", || messages(&alice) == json!([["alice", "two\nlines"]]));
     alice.type_text("by button");
     focus_on("__button('Send')");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "by button");
-    focus_on(LOG); // a person without a mouse scrolls it with the arrow keys
+    focus_on(LOG); // so that the arrow keys scroll it
     focus_on("__field('Room')");
     alice.type_text("tea");
     focus_on("__button('Switch room')");
@@ -545,9 +547,9 @@ fn everything_is_done_by_keyboard_alone() {
     wait_for_state(&alice, "idle");
 }
 
-// ---- What stands in for time, and for a server with bad habits ----
+// ---- Scripts that replace timers and sockets ----
 
-/// Counts the sockets that the page opens, and those whose close the page was told of.
+/// Counts the sockets that the page opens, and the `close` events of all.
 const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
     window.WebSocket = class extends WebSocket {
         constructor(url) {
@@ -557,8 +559,8 @@ const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
         }
     };";
 
-/// The dice always say 0.9; waits are written down and last no time. The two long waits of the page that are no waits
-/// for a next try, 15 s for a welcome and 10 s for a pong, stay as they are.
+/// Random numbers are always 0.9, and every wait before a retry is recorded and skipped. The two other timers of the page,
+/// 15 s for a welcome and 10 s for a pong, are unchanged.
 const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
     const later = window.setTimeout;
     window.setTimeout = (run, ms) => {
@@ -567,5 +569,5 @@ const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
         return later(run, 0);
     };";
 
-/// No wait ever ends by itself.
+/// No timer ever expires.
 const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";

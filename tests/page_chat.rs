@@ -1,7 +1,7 @@
-//! What people expect of a chat, on the page: nothing is lost and nothing said twice when a line breaks, who is typing,
-//! private words, what came while nobody looked, several rooms.
-//!
-//! Where a line has to break, it is the test's own (`support/proxy.rs`). Nothing waits for time to pass.
+//! The page as a chat: no message is lost or repeated when a connection breaks; typing, private messages, unread messages,
+//! several rooms. Connections break in a proxy (`support/proxy.rs`). The tests wait for conditions, never for a time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -19,12 +19,12 @@ use support::{RawClient, Server, wait_until};
 use tungstenite::Message;
 use visitor::*;
 
-/// Texts alone, in order.
+/// The texts of all messages, in order.
 fn texts(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)"))
 }
 
-/// What is written and not confirmed: text and remark of each.
+/// The messages that are not acknowledged: the text and the remark of each.
 fn unsent(tab: &Tab) -> Value {
     let parts = "['.text', '.remark'].map((part) => row.querySelector(part).textContent)";
     tab.eval(&format!("[...document.querySelectorAll('.unsent')].map((row) => {parts})"))
@@ -34,7 +34,7 @@ fn notices(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.notice')].map((notice) => notice.textContent)"))
 }
 
-/// Waits until these rows follow each other, messages by their text.
+/// Waits until these rows follow each other. A message counts by its text.
 fn wait_for_rows(tab: &Tab, expected: &[&str]) {
     let rows = "[...document.querySelectorAll('.message, .notice')]
         .map((row) => (row.querySelector('.text') ?? row).textContent)";
@@ -57,44 +57,44 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
     });
 }
 
-/// Scrolling by wheel or key glides, and until it ends it would undo what a button does.
+/// Waits for the end of smooth scrolling, which would undo the scrolling of a button.
 fn wait_until_still(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
-    wait_until("the log stands still", || {
+    wait_until("the log has stopped scrolling", || {
         tab.eval(&format!(
             "(async (top) => {{ for (let n = 0; n < 5; n++) await __frame(); return {top} === top }})({top})"
         )) == true
     });
 }
 
-/// A server that does not ask its guests whether they are there: they answer no pings, and a test may take a while.
+/// A server without Pings: guests do not reply to them, and a test may take a while.
 fn start(args: &[&str]) -> Server {
     Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
 }
 
-/// A guest that has read its welcome, so that what it reads next is what happens next.
-fn seated(server: &Server, room: &str, name: &str) -> RawClient {
+/// A guest that has read its `welcome`.
+fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
     let mut guest = guest(server, room, name);
     guest.read_event("welcome");
     guest
 }
 
-/// Says something, and waits until the room has heard it: so texts of different people have an order.
-fn post(guest: &mut RawClient, text: &str) {
+/// Sends a message and waits for its acknowledgement, so that the messages of several users have an order.
+fn send(guest: &mut RawClient, text: &str) {
     guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
     while guest.read_event("message")["text"] != text {}
 }
 
-/// The line is whole again, and the page is told so by the browser: it need not wait for its next try.
-fn come_back(tab: &Tab, proxy: &Proxy) {
-    proxy.mend();
-    wait_until("the page is back", || {
+/// Restores the connection. An `online` event of the browser makes the page reconnect at once.
+fn restore(tab: &Tab, proxy: &Proxy) {
+    proxy.restore();
+    wait_until("the page has reconnected", || {
         tab.eval("dispatchEvent(new Event('online'))");
         tab.text("document.body.dataset.state") == "joined"
     });
 }
 
-fn lose_line(tab: &Tab, proxy: &Proxy) {
+fn lose_connection(tab: &Tab, proxy: &Proxy) {
     proxy.cut();
     tab.wait_for("document.body.dataset.state === 'waiting'");
 }
@@ -102,37 +102,37 @@ fn lose_line(tab: &Tab, proxy: &Proxy) {
 // ---- History ----
 
 #[test]
-fn history_stands_above_the_welcome_and_the_new_below_a_line() {
+fn history_is_above_the_welcome_and_new_messages_below_a_line() {
     let browser = browser!();
     let server = start(&[]);
-    let mut bob = seated(&server, "general", "bob");
-    post(&mut bob, "before you came");
+    let mut bob = joined_guest(&server, "general", "bob");
+    send(&mut bob, "before you came");
     let alice = join(&browser, server.port(), "alice");
     wait_for_rows(&alice, &["before you came", "Welcome to #general, alice!"]);
-    say(&alice, "read that");
+    type_message(&alice, "read that");
     wait_for_texts(&alice, &["before you came".into(), "read that".into()]);
     alice.navigate(&page(""));
-    post(&mut bob, "while you were gone");
+    send(&mut bob, "while you were gone");
     alice.press_button("Connect");
     wait_for_rows(&alice, &["read that", "New", "while you were gone", "Welcome to #general, alice!"]);
     let all = ["before you came", "read that", "while you were gone"].map(String::from);
     wait_for_texts(&alice, &all);
-    assert_eq!(alice.text("document.querySelector('.own .text').textContent"), "read that", "known again by its nonce");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(alice.text("document.querySelector('.own .text').textContent"), "read that", "recognized by its nonce");
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn somebody_else_of_the_same_name_is_somebody_else() {
+fn a_message_of_another_user_with_the_same_name_is_not_ones_own() {
     let browser = browser!();
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
-    let mut other = seated(&server, "general", "alice");
-    tell(&mut other, &alice, "I am alice, too");
+    let mut other = joined_guest(&server, "general", "alice");
+    send_as_guest(&mut other, &alice, "I am alice, too");
     assert_eq!(alice.eval("document.querySelectorAll('.own').length"), 0);
 }
 
 #[test]
-fn a_line_stands_where_the_day_changes() {
+fn a_line_separates_days() {
     let browser = browser!();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let alice = browser.open(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))));
@@ -155,43 +155,43 @@ fn a_line_stands_where_the_day_changes() {
     assert_eq!(order, json!(["1", "1", "2", "2", "3"]), "day, two messages, day, message");
 }
 
-// ---- A line that breaks ----
+// ---- Broken connections ----
 
 #[test]
-fn what_is_written_offline_waits_and_is_sent_in_order_at_a_pace() {
+fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
     let browser = browser!();
     let server = start(&[]);
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    lose_line(&alice, &proxy);
+    lose_connection(&alice, &proxy);
     let written: Vec<String> = (0..14).map(|n| format!("offline {n}")).collect(); // more than a burst
     for text in &written {
-        say(&alice, text);
+        type_message(&alice, text);
     }
     let waiting: Vec<_> = written.iter().map(|text| json!([text, "waits for the connection"])).collect();
     assert_eq!(unsent(&alice), json!(waiting));
-    assert_eq!(texts(&alice), [""; 0], "none of them looks sent");
+    assert_eq!(texts(&alice), [""; 0], "none of them is shown as sent");
     alice.screenshot("offline-queue");
-    come_back(&alice, &proxy);
+    restore(&alice, &proxy);
     wait_for_texts(&alice, &written);
     assert_eq!(unsent(&alice), json!([]));
-    assert!(!notices(&alice).iter().any(|notice| notice.contains("Slow down")), "below the server's limit");
+    assert!(!notices(&alice).iter().any(|notice| notice.contains("Slow down")), "within the rate limit");
     for text in &written {
         assert_eq!(bob.read_event("message")["text"], *text);
     }
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn what_waits_is_bounded_and_the_box_keeps_the_rest() {
+fn the_number_of_waiting_messages_is_bounded() {
     let browser = browser!();
     let server = start(&[]);
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    lose_line(&alice, &proxy);
+    lose_connection(&alice, &proxy);
     for n in 0..51 {
-        say(&alice, &format!("{n}"));
+        type_message(&alice, &format!("{n}"));
     }
     wait_for_log(&alice, "Not sent. 50 messages are waiting already. Your text is still in the box.");
     assert_eq!(field(&alice, "Message"), "50");
@@ -199,99 +199,99 @@ fn what_waits_is_bounded_and_the_box_keeps_the_rest() {
 }
 
 #[test]
-fn without_anybody_asking_for_a_line_the_text_stays_in_the_box() {
+fn before_the_first_connect_the_text_stays_in_the_box() {
     let browser = browser!();
     let alice = browser.open(&page(""));
     alice.view(1440, 900, "light");
-    say(&alice, "hello?");
+    type_message(&alice, "hello?");
     wait_for_log(&alice, "There is no connection: press Connect. Your text is still in the box.");
     assert_eq!(field(&alice, "Message"), "hello?");
 }
 
 #[test]
-fn a_line_that_breaks_again_and_again_loses_nothing_and_repeats_nothing() {
+fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0"]);
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for round in 0..6 {
         let mut both = vec![format!("bob {round}"), format!("alice {round}")];
-        post(&mut bob, &both[0]);
+        send(&mut bob, &both[0]);
         match round % 3 {
-            // The message arrives, and its echo does not: the page has to ask by its nonce.
+            // The message arrives but its acknowledgement does not, so the page resends it under its nonce.
             0 => {
-                wait_for_texts(&alice, &[heard.clone(), vec![both[0].clone()]].concat());
-                proxy.deafen();
-                say(&alice, &both[1]);
+                wait_for_texts(&alice, &[received.clone(), vec![both[0].clone()]].concat());
+                proxy.drop_responses();
+                type_message(&alice, &both[1]);
                 assert_eq!(bob.read_event("message")["text"], both[1]);
                 assert_eq!(unsent(&alice), json!([[both[1], "sending"]]));
-                lose_line(&alice, &proxy);
+                lose_connection(&alice, &proxy);
             }
-            // The message is not sent before the line breaks.
+            // The connection breaks before the message is sent.
             1 => {
-                lose_line(&alice, &proxy);
-                say(&alice, &both[1]);
+                lose_connection(&alice, &proxy);
+                type_message(&alice, &both[1]);
             }
-            // Much is said while nobody is there.
+            // Many messages arrive while the page is disconnected.
             _ => {
-                say(&alice, &both[1]);
+                type_message(&alice, &both[1]);
                 assert_eq!(bob.read_event("message")["text"], both[1]);
-                lose_line(&alice, &proxy);
+                lose_connection(&alice, &proxy);
                 let more: Vec<String> = (0..20).map(|n| format!("meanwhile {round} {n}")).collect();
-                more.iter().for_each(|text| post(&mut bob, text));
+                more.iter().for_each(|text| send(&mut bob, text));
                 both.extend(more);
             }
         }
-        come_back(&alice, &proxy);
-        heard.extend(both);
-        wait_for_texts(&alice, &heard);
+        restore(&alice, &proxy);
+        received.extend(both);
+        wait_for_texts(&alice, &received);
         assert_eq!(unsent(&alice), json!([]));
     }
-    let said: Vec<String> = heard.iter().filter(|text| text.starts_with("alice")).cloned().collect();
+    let sent: Vec<String> = received.iter().filter(|text| text.starts_with("alice")).cloned().collect();
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
-    assert_eq!(strings(&own), said, "own words are still known to be own");
+    assert_eq!(strings(&own), sent, "her own messages are still recognized");
     wait_for_log(&alice, "Connected again, in #general. 20 messages came meanwhile.");
-    // And the room has the same: a newcomer sees the last fifty of it.
+    // The room has the same messages: a new user receives the last fifty.
     let carol = join(&browser, server.port(), "carol");
-    wait_for_texts(&carol, &heard[heard.len() - 50..]);
-    assert_eq!(browser.complaints(), [""; 0]);
+    wait_for_texts(&carol, &received[received.len() - 50..]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn more_than_the_history_holds_is_said_to_be_missing() {
+fn a_gap_longer_than_the_history_has_a_notice() {
     let browser = browser!();
     let server = start(&["--history", "3"]);
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    tell(&mut bob, &alice, "0");
-    lose_line(&alice, &proxy);
+    send_as_guest(&mut bob, &alice, "0");
+    lose_connection(&alice, &proxy);
     for n in 1..=5 {
-        post(&mut bob, &format!("{n}"));
+        send(&mut bob, &format!("{n}"));
     }
-    come_back(&alice, &proxy);
+    restore(&alice, &proxy);
     wait_for_log(&alice, "More was said meanwhile than the server keeps: something is missing here.");
     wait_for_texts(&alice, &["0", "3", "4", "5"].map(String::from));
 }
 
 #[test]
-fn a_server_that_was_started_again_is_said_to_have_forgotten() {
+fn a_lost_history_has_a_notice() {
     let browser = browser!();
     let mut server = start(&[]);
     let port = server.port();
     let alice = join(&browser, port, "alice");
-    say(&alice, "in the old life");
+    type_message(&alice, "in the old life");
     wait_for_texts(&alice, &["in the old life".into()]);
     server.signal("STOP");
-    say(&alice, "into the void");
-    say(&alice, "not even sent");
+    type_message(&alice, "into the void");
+    type_message(&alice, "not even sent");
     server.signal("KILL");
     server.wait();
     wait_for_state(&alice, "waiting");
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
-    wait_until("the page is back", || {
+    wait_until("the page has reconnected", || {
         alice.eval("dispatchEvent(new Event('online'))");
         alice.text("document.body.dataset.state") == "joined"
     });
@@ -309,29 +309,29 @@ fn a_server_that_was_started_again_is_said_to_have_forgotten() {
 }
 
 #[test]
-fn a_server_that_says_slow_down_gets_everything_in_the_end() {
+fn messages_over_the_rate_limit_are_sent_later() {
     let browser = browser!();
     let server = start(&["--rate-limit", "1"]);
     let alice = join(&browser, server.port(), "alice");
     let written: Vec<String> = (0..5).map(|n| format!("word {n}")).collect();
     for text in &written {
-        say(&alice, text);
+        type_message(&alice, text);
     }
     wait_for_texts(&alice, &written);
     assert_eq!(unsent(&alice), json!([]));
 }
 
 #[test]
-fn a_message_that_failed_says_why_and_can_be_mended() {
+fn a_failed_message_shows_its_reason_and_can_be_edited() {
     let browser = browser!();
     let server = start(&["--max-text", "10"]);
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    lose_line(&alice, &proxy);
-    say(&alice, "this is too long");
-    say(&alice, "short");
+    lose_connection(&alice, &proxy);
+    type_message(&alice, "this is too long");
+    type_message(&alice, "short");
     alice.type_text("draft");
-    come_back(&alice, &proxy);
+    restore(&alice, &proxy);
     wait_for_texts(&alice, &["short".into()]);
     assert_eq!(unsent(&alice), json!([["this is too long", "Not sent. The server says: Message too long"]]));
     alice.screenshot("failed");
@@ -342,63 +342,63 @@ fn a_message_that_failed_says_why_and_can_be_mended() {
 }
 
 #[test]
-fn nothing_goes_to_another_server_than_it_was_written_for() {
+fn a_message_is_never_sent_to_another_server() {
     let browser = browser!();
     let (server, other) = (start(&[]), start(&[]));
-    let mut bob = seated(&other, "general", "bob");
+    let mut bob = joined_guest(&other, "general", "bob");
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    lose_line(&alice, &proxy);
-    say(&alice, "for this server alone");
+    lose_connection(&alice, &proxy);
+    type_message(&alice, "for this server alone");
     alice.fill("Server", &ws(other.port()));
     alice.press_button("Connect");
     wait_for_log(&alice, "Welcome to #general, alice!");
     let remark = "Not sent: it was written for another server, or under another name.";
     assert_eq!(unsent(&alice), json!([["for this server alone", remark]]));
-    say(&alice, "for everybody");
+    type_message(&alice, "for everybody");
     assert_eq!(bob.read_event("message")["text"], "for everybody");
 }
 
-// ---- Who is here, and what they do ----
+// ---- Members ----
 
 #[test]
-fn a_crowd_that_comes_at_once_is_one_line() {
+fn many_joins_at_once_are_one_line() {
     let browser = browser!();
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
-    let crowd: Vec<RawClient> = (0..25).map(|n| seated(&server, "general", &format!("guest {n}"))).collect();
+    let crowd: Vec<RawClient> = (0..25).map(|n| joined_guest(&server, "general", &format!("guest {n}"))).collect();
     wait_for_log(&alice, "guest 0, guest 1, 22 others and guest 24 joined");
     drop(crowd);
     wait_for_members(&alice, &["alice you"]);
     let crowd = notices(&alice).pop().unwrap();
     assert!(crowd.contains(", 22 others and guest") && crowd.ends_with(" came and went"), "{crowd}");
-    assert_eq!(notices(&alice).len(), 3, "the welcome, who is here, and the crowd: {:?}", notices(&alice));
-    let mut bob = seated(&server, "general", "bob");
-    tell(&mut bob, &alice, "what a crowd");
+    assert_eq!(notices(&alice).len(), 3, "the welcome, the members, and the crowd: {:?}", notices(&alice));
+    let mut bob = joined_guest(&server, "general", "bob");
+    send_as_guest(&mut bob, &alice, "what a crowd");
     drop(bob);
     wait_for_log(&alice, "bob left");
-    assert_eq!(notices(&alice).len(), 4, "something was said, so there is a new line");
+    assert_eq!(notices(&alice).len(), 4, "after a message there is a new line");
 }
 
 #[test]
-fn typing_is_shown_and_ends_and_commands_are_typed_unseen() {
+fn typing_is_shown_except_for_commands() {
     let browser = browser!();
     let server = start(&[]);
-    // How long ago she last said that she types is a question of the clock, which stands still here.
+    // The page limits its typing events by this clock, which stands still here.
     let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let typing = "document.querySelector('#typing').textContent";
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
-    alice.wait_for(&format!("{typing} === ''")); // of itself
+    alice.wait_for(&format!("{typing} === ''")); // after a while
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
-    tell(&mut bob, &alice, "there");
-    assert_eq!(alice.text(typing), "", "who has spoken does not type");
+    send_as_guest(&mut bob, &alice, "there");
+    assert_eq!(alice.text(typing), "", "a user that has sent a message is not typing");
     alice.type_text("/msg carol psst");
     alice.fill("Message", "aloud");
     assert_eq!(bob.read_event("typing"), json!({"username": "alice"}));
-    alice.type_text(" and"); // at once again: not said again
+    alice.type_text(" and"); // too soon for another typing event
     alice.press_key("Enter", false);
     let mut next = bob.read_json();
     while next["event"] == "joined" {
@@ -408,17 +408,17 @@ fn typing_is_shown_and_ends_and_commands_are_typed_unseen() {
 }
 
 #[test]
-fn a_private_word_looks_private_and_goes_to_one_person() {
+fn a_private_message_looks_private_and_reaches_one_user() {
     let browser = browser!();
     let server = start(&[]);
     let (alice, bob) = (join(&browser, server.port(), "alice"), join(&browser, server.port(), "bob smith"));
-    let mut carol = seated(&server, "general", "carol");
+    let mut carol = joined_guest(&server, "general", "carol");
     wait_for_members(&alice, &["alice you", "bob smith", "carol"]);
     alice.type_text("half a thought");
     alice.press_button("bob smith");
-    assert_eq!(field(&alice, "Message"), "/msg bob smith half a thought");
+    assert_eq!(field(&alice, "Message"), "/msg \"bob smith\" half a thought");
     alice.press_button("carol");
-    assert_eq!(field(&alice, "Message"), "/msg carol half a thought", "it was the wrong name");
+    assert_eq!(field(&alice, "Message"), "/msg carol half a thought", "another name replaces it");
     alice.press_button("bob smith");
     assert_eq!(alice.eval("__field('Message').form.classList.contains('private')"), true);
     alice.press_key("Enter", false);
@@ -433,44 +433,44 @@ fn a_private_word_looks_private_and_goes_to_one_person() {
     bob.press_key("Enter", false);
     wait_for_log(&alice, "and the other half");
     alice.screenshot("private");
-    say(&alice, "hello all");
-    assert_eq!(carol.read_event("message")["text"], "hello all", "and nothing before");
-    for incomplete in ["/msg", "/msg carol", "/msg bob smith"] {
+    type_message(&alice, "hello all");
+    assert_eq!(carol.read_event("message")["text"], "hello all", "and no private message before");
+    for incomplete in ["/msg", "/msg carol", "/msg \"bob smith\""] {
         alice.fill("Message", incomplete);
         alice.press_key("Enter", false);
         wait_for_log(&alice, "Not sent. It takes a name and a text: /msg NAME TEXT. Your text is still in the box.");
         assert_eq!(field(&alice, "Message"), incomplete);
     }
     alice.fill("Message", "");
-    say(&alice, "/msg nobody hello");
+    type_message(&alice, "/msg nobody hello");
     wait_for_log(&alice, "Not sent. The server says: No such user: nobody.");
     assert_eq!(field(&alice, "Message"), "/msg nobody hello");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 #[test]
-fn help_is_answered_here() {
+fn help_is_shown_by_the_page() {
     let browser = browser!();
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
-    say(&alice, "/help");
+    type_message(&alice, "/help");
     wait_for_log(&alice, "/msg NAME TEXT: a message that only NAME can see.");
     assert_eq!(field(&alice, "Message"), "");
-    say(&alice, "/shrug is no command");
+    type_message(&alice, "/shrug is no command");
     wait_for_texts(&alice, &["/shrug is no command".into()]);
 }
 
-// ---- What was said ----
+// ---- Messages ----
 
 #[test]
-fn links_are_links_if_they_lead_to_the_web() {
+fn only_web_addresses_become_links() {
     let browser = browser!();
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let text = "see https://example.invalid/a?b=c#d, (HTTP://example.invalid/x). javascript:alert(1) data:text/html,x \
                 ftp://example.invalid http:// https://[ https://\u{202e}live";
-    tell(&mut bob, &alice, text);
+    send_as_guest(&mut bob, &alice, text);
     wait_for_texts(&alice, &[text.into()]);
     let links = alice.eval(
         "[...document.querySelectorAll('.text a')].map((a) => [a.textContent, a.protocol, a.target, a.rel].join(' '))",
@@ -486,22 +486,22 @@ fn links_are_links_if_they_lead_to_the_web() {
 }
 
 #[test]
-fn what_came_while_nobody_looked_is_counted_and_a_button_leads_there() {
+fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0"]);
     let looks = "let looks = true; Object.defineProperty(document, 'visibilityState',
             { get: () => looks ? 'visible' : 'hidden' });
         window.look = (does) => { looks = does; document.dispatchEvent(new Event('visibilitychange')); };";
     let alice = join_with(&browser, server.port(), "alice", looks);
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     for n in 0..60 {
-        post(&mut bob, &format!("line {n}"));
+        send(&mut bob, &format!("line {n}"));
     }
     wait_for_log(&alice, "line 59");
     assert_eq!(alice.text("document.title"), "#general · wirechat");
     alice.eval("look(false)");
-    tell(&mut bob, &alice, "while away");
-    tell(&mut bob, &alice, "and more");
+    send_as_guest(&mut bob, &alice, "while away");
+    send_as_guest(&mut bob, &alice, "and more");
     alice.wait_for("document.title === '(2) #general · wirechat'");
     alice.eval("look(true)");
     assert_eq!(alice.text("document.title"), "#general · wirechat");
@@ -512,15 +512,15 @@ fn what_came_while_nobody_looked_is_counted_and_a_button_leads_there() {
     alice.call("Input.dispatchMouseEvent", wheel);
     alice.wait_for(&format!("{from_end} > 400 && __button('Jump to latest')?.hidden === false"));
     wait_until_still(&alice);
-    tell(&mut bob, &alice, "further down");
+    send_as_guest(&mut bob, &alice, "further down");
     alice.wait_for("document.title === '(1) #general · wirechat'");
-    assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "nobody's scroll is stolen");
+    assert!(alice.eval(&from_end).as_f64().unwrap() > 400.0, "the page has not scrolled");
     alice.screenshot("scrolled-up");
     alice.press_button("Jump to latest (1 new)");
     alice.wait_for(&format!("{from_end} < 2 && document.title === '#general · wirechat'"));
     wait_for_rows(&alice, &["and more", "New", "further down"]);
-    say(&alice, "seen");
-    alice.wait_for("document.querySelectorAll('.new').length === 0"); // whoever answers has read
+    type_message(&alice, "seen");
+    alice.wait_for("document.querySelectorAll('.new').length === 0"); // a user that replies has read them
 }
 
 #[test]
@@ -528,7 +528,7 @@ fn thousands_of_messages_leave_the_page_small() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     for n in 0..5000 {
         bob.send_text(&json!({"event": "message", "data": {"text": format!("line {n}")}}).to_string());
         bob.read_event("message");
@@ -537,29 +537,29 @@ fn thousands_of_messages_leave_the_page_small() {
     assert_eq!(alice.eval("document.querySelectorAll('#rows > *').length"), 1500);
     let from_end = format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight");
     alice.wait_for(&format!("{from_end} < 2"));
-    say(&alice, "still here");
+    type_message(&alice, "still here");
     wait_for_log(&alice, "still here");
-    assert_eq!(browser.complaints(), [""; 0]);
+    assert_eq!(browser.page_errors(), [""; 0]);
 }
 
 // ---- Rooms ----
 
 #[test]
-fn rooms_are_remembered_and_keep_their_words() {
+fn rooms_are_remembered_with_their_messages() {
     let browser = browser!();
     let server = start(&[]);
-    let mut bob = seated(&server, "general", "bob");
+    let mut bob = joined_guest(&server, "general", "bob");
     let alice = join(&browser, server.port(), "alice");
     let rooms = "[...document.querySelectorAll('nav button')].map((b) => [b.textContent, b.ariaCurrent])";
     assert_eq!(alice.eval("document.querySelector('nav').hidden"), true, "one room needs no switcher");
-    say(&alice, "in general");
+    type_message(&alice, "in general");
     wait_for_texts(&alice, &["in general".into()]);
     alice.fill("Room", "tea");
     alice.press_button("Switch room");
     wait_for_log(&alice, "Now in #tea");
-    say(&alice, "in tea");
+    type_message(&alice, "in tea");
     wait_for_texts(&alice, &["in tea".into()]);
-    post(&mut bob, "in general, too");
+    send(&mut bob, "in general, too");
     assert_eq!(alice.eval(rooms), json!([["#general", null], ["#tea", "true"]]));
     alice.press_button("#general");
     wait_for_texts(&alice, &["in general", "in general, too"].map(String::from));
@@ -575,29 +575,29 @@ fn rooms_are_remembered_and_keep_their_words() {
 }
 
 #[test]
-fn what_was_written_for_a_room_waits_for_that_room() {
+fn a_message_waits_for_the_room_that_it_was_written_in() {
     let browser = browser!();
     let server = start(&[]);
-    let (mut bob, mut carol) = (seated(&server, "general", "bob"), seated(&server, "tea", "carol"));
+    let (mut bob, mut carol) = (joined_guest(&server, "general", "bob"), joined_guest(&server, "tea", "carol"));
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
-    lose_line(&alice, &proxy);
-    say(&alice, "for general");
-    // Before the line is back, or the page might come back to the old room first.
+    lose_connection(&alice, &proxy);
+    type_message(&alice, "for general");
+    // Before the connection is restored, or the page might reconnect to the old room first.
     alice.fill("Room", "tea");
     alice.press_button("Switch room");
-    proxy.mend();
+    proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
     assert_eq!(unsent(&alice), json!([["for general", "waits until you are in #general"]]));
-    say(&alice, "for tea");
+    type_message(&alice, "for tea");
     assert_eq!(carol.read_event("message")["text"], "for tea");
     alice.press_button("#general");
     assert_eq!(bob.read_event("message")["text"], "for general");
     wait_for_texts(&alice, &["for general".into()]);
-    // More than may be sent at once, and then another room before it is all gone.
+    // More messages than the rate limit allows at once, and a switch before all of them are sent.
     let written: Vec<String> = (0..10).map(|n| format!("general {n}")).collect();
     for text in &written {
-        say(&alice, text);
+        type_message(&alice, text);
     }
     alice.press_button("#tea");
     wait_for_log(&alice, "Now in #tea");
@@ -607,17 +607,16 @@ fn what_was_written_for_a_room_waits_for_that_room() {
     alice.fill("Room", &"x".repeat(65));
     alice.press_button("Switch room");
     wait_for_log(&alice, "The server says: ");
-    say(&alice, "still in tea");
-    assert_eq!(carol.read_event("message")["text"], "still in tea", "nothing that was meant for general");
+    type_message(&alice, "still in tea");
+    assert_eq!(carol.read_event("message")["text"], "still in tea", "no message for general");
     alice.press_button("#general");
     for text in &written {
         assert_eq!(bob.read_event("message")["text"], *text);
     }
 }
 
-/// Whoever moves on faster than the server likes gets there all the same.
 #[test]
-fn a_move_that_is_told_to_slow_down_is_made_later() {
+fn a_switch_over_the_rate_limit_is_made_later() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0.5"]);
     let alice = join(&browser, server.port(), "alice");
@@ -628,15 +627,15 @@ fn a_move_that_is_told_to_slow_down_is_made_later() {
     wait_for_log(&alice, "Now in #coffee");
 }
 
-// ---- Without a mouse ----
+// ---- Accessibility ----
 
 #[test]
-fn people_rooms_and_the_end_are_reached_by_keyboard() {
+fn members_rooms_and_the_latest_message_are_reached_by_keyboard() {
     let browser = browser!();
     let server = start(&["--rate-limit", "0"]);
     let alice = join(&browser, server.port(), "alice");
-    let mut bob = seated(&server, "general", "bob");
-    tell(&mut bob, &alice, "hello");
+    let mut bob = joined_guest(&server, "general", "bob");
+    send_as_guest(&mut bob, &alice, "hello");
     wait_for_members(&alice, &["alice you", "bob"]);
     press(&alice, "__button('bob')");
     alice.wait_for("document.activeElement === __field('Message')");
@@ -651,7 +650,7 @@ fn people_rooms_and_the_end_are_reached_by_keyboard() {
     wait_for_log(&alice, "Now in #general");
     assert_eq!(alice.text("document.activeElement.textContent"), "#general", "the focus stays in the switcher");
     for n in 0..60 {
-        post(&mut bob, &format!("line {n}"));
+        send(&mut bob, &format!("line {n}"));
     }
     wait_for_log(&alice, "line 59");
     tab_to(&alice, LOG);

@@ -1,5 +1,7 @@
-//! What the page looks like, and what it is to somebody who does not look: every width, both schemes, more contrast and
-//! forced colours, the names that a screen reader says, and the rules of axe-core in every main state.
+//! The appearance and accessibility of the page: every width, both colour schemes, more contrast and forced colours, the
+//! names for screen readers, and the rules of axe-core in every main state.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -17,7 +19,7 @@ use support::{RawClient, Server};
 use visitor::*;
 
 #[test]
-fn a_screen_reader_is_told_the_name_of_everything() {
+fn every_control_has_a_name_for_screen_readers() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
@@ -56,7 +58,8 @@ fn axe_finds_nothing_in_any_state() {
     }
 }
 
-/// Start, chat, a private message begun, the menu, offline with words that wait and one that failed, refused.
+/// Visits the states: start, chat, the menu, the start of a private message, offline with a waiting and a failed message,
+/// rejected.
 fn visit_every_state(
     browser: &Browser,
     server: &Server,
@@ -73,10 +76,10 @@ fn visit_every_state(
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     let mut guests = chat(server, &alice, &room);
-    tell(&mut guests[0], &alice, "https://example.invalid/frames has the picture.");
+    send_as_guest(&mut guests[0], &alice, "https://example.invalid/frames has the picture.");
     guests[0].send_text(r#"{"event":"private","data":{"to":"alice","text":"It is a surprise, so not a word!"}}"#);
     wait_for_log(&alice, "not a word!");
-    say(&alice, "/msg carol My lips are sealed.");
+    type_message(&alice, "/msg carol My lips are sealed.");
     wait_for_log(&alice, "privately to carol");
     guests[1].send_text(r#"{"event":"typing"}"#);
     audit(&alice, "chat");
@@ -88,7 +91,7 @@ fn visit_every_state(
     alice.type_text("And");
     audit(&alice, "private");
     alice.press_key("Enter", false);
-    say(&alice, &"too long ".repeat(60));
+    type_message(&alice, &"too long ".repeat(60));
     alice.type_text("a draft");
     alice.wait_for("document.querySelector('[data-state=failed]') || __field('Message').value.includes('too long')");
     proxy.cut();
@@ -96,19 +99,19 @@ fn visit_every_state(
     alice.fill("Message", "I write while the line is away");
     alice.press_key("Enter", false);
     audit(&alice, "offline");
-    // While the line is still away: else the page may come back by itself in the middle of this.
+    // While the connection is still cut, so that the page does not reconnect in the middle of this.
     if width < 720 {
         alice.press_button("Menu");
     }
     alice.fill("Token", "wrong");
     alice.press_button("Connect");
-    proxy.mend();
+    proxy.restore();
     wait_for_state(&alice, "stopped");
-    audit(&alice, "refused");
+    audit(&alice, "rejected");
 }
 
 #[test]
-fn forced_colours_and_still_pictures_are_respected() {
+fn forced_colours_and_reduced_motion_are_respected() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice&room=forced", ws(server.port()))));
@@ -123,7 +126,7 @@ fn forced_colours_and_still_pictures_are_respected() {
     let _guests = chat(&server, &alice, "forced");
     alice.screenshot("forced");
     assert_fits(&alice, "forced");
-    // A ground is taken away, so a line has to say what it said: whose words these are.
+    // Forced colours remove backgrounds, so a border must mark one's own messages.
     let line = |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderTopWidth"));
     assert_ne!(line(".own .text"), line(".message:not(.own) .text"));
     let moving = "document.getAnimations().length + [...document.querySelectorAll('*')]
@@ -132,7 +135,7 @@ fn forced_colours_and_still_pictures_are_respected() {
 }
 
 #[test]
-fn every_width_and_scheme_is_whole_and_legible() {
+fn the_layout_is_legible_at_every_width_and_scheme() {
     let browser = browser!();
     let server = Server::start(&[]);
     for (width, height) in [(320, 568), (390, 844), (800, 600), (1440, 900)] {
@@ -151,7 +154,7 @@ fn every_width_and_scheme_is_whole_and_legible() {
             let guests = chat(&server, &alice, &room);
             alice.screenshot(&name("chat"));
             drop(guests);
-            let guests = push_at_the_layout(&server, &alice, &room);
+            let guests = stress_layout(&server, &alice, &room);
             alice.screenshot(&name("pushed"));
             assert_fits(&alice, &name("pushed"));
             assert_names_are_legible(&alice);
@@ -162,14 +165,14 @@ fn every_width_and_scheme_is_whole_and_legible() {
             alice.fill("Token", "wrong");
             alice.press_button("Connect");
             wait_for_state(&alice, "stopped");
-            alice.screenshot(&name("refused"));
-            assert_fits(&alice, &name("refused"));
+            alice.screenshot(&name("rejected"));
+            assert_fits(&alice, &name("rejected"));
         }
     }
 }
 
 #[test]
-fn the_picture_in_the_readme_can_be_taken_again() {
+fn the_picture_in_the_readme_can_be_recreated() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice&room=general", ws(server.port()))));
@@ -177,13 +180,13 @@ fn the_picture_in_the_readme_can_be_taken_again() {
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
     let mut bob = guest(&server, "general", "bob");
-    tell(&mut bob, &alice, "Good morning! Is this thing on?");
-    say(&alice, "Loud and clear. Every byte of it is on my screen.");
+    send_as_guest(&mut bob, &alice, "Good morning! Is this thing on?");
+    type_message(&alice, "Loud and clear. Every byte of it is on my screen.");
     wait_for_log(&alice, "on my screen");
-    tell(&mut bob, &alice, "FIN, opcode 1, masked: just as in the book.");
+    send_as_guest(&mut bob, &alice, "FIN, opcode 1, masked: just as in the book.");
     bob.send_text(r#"{"event":"private","data":{"to":"alice","text":"I only looked at the first two."}}"#);
     wait_for_log(&alice, "I only looked");
-    say(&alice, "Read https://www.rfc-editor.org/rfc/rfc6455#section-5.2 then 🙂");
+    type_message(&alice, "Read https://www.rfc-editor.org/rfc/rfc6455#section-5.2 then 🙂");
     alice.wait_for("document.querySelectorAll('.own').length === 2");
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for("document.querySelector('#typing').textContent === 'bob is typing…'");
@@ -191,28 +194,32 @@ fn the_picture_in_the_readme_can_be_taken_again() {
     assert_fits(&alice, "page");
 }
 
-/// A few words as people say them.
+/// A short conversation.
 fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
     wait_for_log(tab, "carol joined");
-    tell(&mut bob, tab, "Good morning! The kettle is on.");
-    tell(&mut bob, tab, "Has anybody read §5.4 yet?");
-    tell(&mut carol, tab, "Twice. Control frames may stand between the fragments, and that is the whole trick.");
-    say(tab, "I draw it on paper every time 🙂");
+    send_as_guest(&mut bob, tab, "Good morning! The kettle is on.");
+    send_as_guest(&mut bob, tab, "Has anybody read §5.4 yet?");
+    send_as_guest(
+        &mut carol,
+        tab,
+        "Twice. Control frames may stand between the fragments, and that is the whole trick.",
+    );
+    type_message(tab, "I draw it on paper every time 🙂");
     wait_for_log(tab, "on paper");
-    tell(&mut carol, tab, "Show us?");
+    send_as_guest(&mut carol, tab, "Show us?");
     drop(bob);
     wait_for_log(tab, "bob left");
     vec![carol, guest(server, room, "Renée")]
 }
 
-/// What layouts break at: a word without an end, a name of wide letters, text from right to left, a long list.
-fn push_at_the_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
+/// Content that breaks layouts: a very long word, a name of wide letters, right-to-left text, a long list.
+fn stress_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let names = ["דנה".to_owned(), "W".repeat(32)].into_iter().chain((0..20).map(|n| format!("guest {n}")));
     let mut guests: Vec<RawClient> = names.map(|name| guest(server, room, &name)).collect();
-    tell(&mut guests[0], tab, "שלום לכולם, ומה שלומכם today?");
-    tell(&mut guests[1], tab, &format!("https://example.invalid/{}", "without/any/space/".repeat(12)));
-    say(tab, &"w".repeat(300));
+    send_as_guest(&mut guests[0], tab, "שלום לכולם, ומה שלומכם today?");
+    send_as_guest(&mut guests[1], tab, &format!("https://example.invalid/{}", "without/any/space/".repeat(12)));
+    type_message(tab, &"w".repeat(300));
     wait_for_log(tab, "wwww");
     wait_for_log(tab, "guest 19 joined");
     tab.fill("Message", &"not sent ".repeat(40));
@@ -221,7 +228,7 @@ fn push_at_the_layout(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> 
     guests
 }
 
-/// Every hue that a name can have stands out from what is behind it: WCAG's 4.5 to 1.
+/// Every hue of a name has enough contrast to the background: 4.5 to 1 (WCAG).
 fn assert_names_are_legible(tab: &Tab) {
     let worst = tab.eval(
         "(() => {

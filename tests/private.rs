@@ -1,4 +1,6 @@
-//! What is not for everyone: private messages, typing, and names that belong to one person.
+//! Private messages, typing, and unique names.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -6,8 +8,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::http::handshake;
-use support::people::{DIALECTS, Dialect, Person, TIME, chat, encode, events_path, path, presence_path};
 use support::table::each_row;
+use support::users::{DIALECTS, Dialect, TIME, User, chat, encode, events_path, path, presence_path};
 use support::{Server, masked, token_file, wait_until};
 
 use Dialect::{Events, Presence, Rooms};
@@ -15,235 +17,252 @@ use Dialect::{Events, Presence, Rooms};
 const IN_USE: &str = "username already in use";
 const REPLACED: &str = "replaced by a newer connection";
 
-/// People of these names on `events`, each in a room of their own, so that nobody hears of the others.
-fn people<const N: usize>(server: &Server, names: [&str; N]) -> [Person; N] {
+/// Users of `events` with these names, each in a different room, so that they receive nothing of each other.
+fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
     let mut room = 0;
     names.map(|name| {
         room += 1;
-        Person::events(server, name, &format!("room {room}"))
+        User::events(server, name, &format!("room {room}"))
     })
 }
 
 // ------------------------------------------------------------------------------------------------ private messages
 
-/// J15: it reaches two people, in whatever rooms they are, and nobody else, now or later.
+/// A private message reaches the two users in whatever rooms they are, and no other user, now or later.
 #[test]
 fn a_private_message_is_for_two() {
     let server = chat(&[]);
-    let mut ann = Person::events(&server, "ann", "general");
-    let mut bob = Person::events(&server, "bob", "elsewhere");
-    let mut others = DIALECTS.map(|dialect| Person::joins(&server, dialect, "carol", "general"));
-    others.iter_mut().for_each(|other| drop(other.hear()));
-    (0..3).for_each(|_| drop(ann.hears_at_least("joined", json!({}))));
-    others[0].hears_at_least("joined", json!({}));
-    others[0].hears_at_least("joined", json!({}));
-    others[1].hear();
+    let mut ann = User::events(&server, "ann", "general");
+    let mut bob = User::events(&server, "bob", "elsewhere");
+    let mut others = DIALECTS.map(|dialect| User::joins(&server, dialect, "carol", "general"));
+    others.iter_mut().for_each(|other| drop(other.receive()));
+    (0..3).for_each(|_| drop(ann.receives_event("joined", json!({}))));
+    others[0].receives_event("joined", json!({}));
+    others[0].receives_event("joined", json!({}));
+    others[1].receive();
 
-    ann.says("/msg bob psst");
-    bob.sends("private", json!({"to": "ann", "text": "  what? \n"}));
-    // Whoever was faster: each hears both.
-    for person in [&mut ann, &mut bob] {
-        let mut heard = [person.hear(), person.hear()];
-        heard.sort_by_key(|event| event["data"]["from"].to_string());
-        for (event, [from, to, text]) in heard.iter().zip([["ann", "bob", "psst"], ["bob", "ann", "what?"]]) {
-            assert!(support::people::same(&person.private(from, to, text), event), "{event}");
+    ann.sends_message("/msg bob psst");
+    bob.sends_event("private", json!({"to": "ann", "text": "  what? \n"}));
+    // In either order, each receives both.
+    for user in [&mut ann, &mut bob] {
+        let mut received = [user.receive(), user.receive()];
+        received.sort_by_key(|event| event["data"]["from"].to_string());
+        for (event, [from, to, text]) in received.iter().zip([["ann", "bob", "psst"], ["bob", "ann", "what?"]]) {
+            assert!(support::users::same(&user.private(from, to, text), event), "{event}");
         }
-        person.hears_nothing();
+        user.receives_nothing();
     }
-    others.iter_mut().for_each(Person::hears_nothing);
-    // It has no number, and enters no history.
-    ann.says("to all");
-    ann.hears(ann.told("ann", "to all", 1));
-    let mut late = Person::joins(&server, Events, "bob", "general");
-    let welcome = late.hears_at_least("welcome", json!({"last_id": 1}));
+    others.iter_mut().for_each(User::receives_nothing);
+    // It has no id and enters no history.
+    ann.sends_message("to all");
+    ann.receives(ann.room_message("ann", "to all", 1));
+    let mut late = User::joins(&server, Events, "bob", "general");
+    let welcome = late.receives_event("welcome", json!({"last_id": 1}));
     assert_eq!(welcome["history"].as_array().unwrap().len(), 1, "{welcome}");
 }
 
-/// Every connection of the name hears it, and the sender, once, however many names they share.
+/// Every connection of the name and the sender receive it once, even if the sender has the same name.
 #[test]
-fn each_connection_of_a_name_hears_it_once() {
+fn each_connection_of_a_name_receives_it_once() {
     let server = chat(&[]);
-    let [mut ann, mut other_ann, mut bob, mut other_bob] = people(&server, ["ann", "ann", "bob", "bob"]);
-    let mut pat = Person::presence(&server, "bob", "a room of presence");
-    ann.says("/msg bob to all of you");
-    for person in [&mut ann, &mut bob, &mut other_bob, &mut pat] {
-        let private = person.private("ann", "bob", "to all of you");
-        person.hears(private);
+    let [mut ann, mut other_ann, mut bob, mut other_bob] = users(&server, ["ann", "ann", "bob", "bob"]);
+    let mut pat = User::presence(&server, "bob", "a room of presence");
+    ann.sends_message("/msg bob to all of you");
+    for user in [&mut ann, &mut bob, &mut other_bob, &mut pat] {
+        let private = user.private("ann", "bob", "to all of you");
+        user.receives(private);
     }
-    ann.says("/msg ann a note");
-    for person in [&mut ann, &mut other_ann] {
-        let private = person.private("ann", "ann", "a note");
-        person.hears(private);
+    ann.sends_message("/msg ann a note");
+    for user in [&mut ann, &mut other_ann] {
+        let private = user.private("ann", "ann", "a note");
+        user.receives(private);
     }
-    for person in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
-        person.hears_nothing();
+    for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
+        user.receives_nothing();
     }
-    // To oneself, and alone.
+    // To oneself, as the only connection of the name.
     bob.leaves();
     other_bob.leaves();
-    pat.says("/msg bob a note");
-    pat.hears(pat.private("bob", "bob", "a note"));
-    pat.hears_nothing();
+    pat.sends_message("/msg bob a note");
+    pat.receives(pat.private("bob", "bob", "a note"));
+    pat.receives_nothing();
 }
 
 #[test]
 fn a_private_message_with_a_nonce() {
     let server = chat(&[]);
-    let [mut ann, mut bob] = people(&server, ["ann", "bob"]);
+    let [mut ann, mut bob] = users(&server, ["ann", "bob"]);
     for (event, data) in [
         ("private", json!({"to": "bob", "text": "psst", "nonce": "n1"})),
         ("message", json!({"text": "/msg bob psst", "nonce": "n1"})),
     ] {
-        ann.sends(event, data);
+        ann.sends_event(event, data);
         let data = json!({"from": "ann", "to": "bob", "text": "psst", "time": TIME, "nonce": "n1"});
-        for person in [&mut ann, &mut bob] {
-            person.hears(json!({"event": "private", "data": data}));
-            person.hears_nothing();
+        for user in [&mut ann, &mut bob] {
+            user.receives(json!({"event": "private", "data": data}));
+            user.receives_nothing();
         }
     }
-    // The history knows nothing of it.
-    ann.sends("message", json!({"text": "hello", "nonce": "n1"}));
-    ann.hears_at_least("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
+    // It is not in the history: the nonce is still free there.
+    ann.sends_event("message", json!({"text": "hello", "nonce": "n1"}));
+    ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
 }
 
-/// What a slash is the beginning of.
+/// The reply to a text.
 enum Reply {
     /// A private message for this name, with this text.
     Private(&'static str, &'static str),
-    /// There is nobody of this name.
-    Nobody(&'static str),
-    /// A text like any other.
+    NoSuchUser(&'static str),
+    /// An ordinary message.
     Text(&'static str),
     Silence,
 }
 
-use Reply::{Nobody, Private, Silence, Text};
+use Reply::{NoSuchUser, Private, Silence, Text};
 
-/// NAME is the longest present name that fits, else the first word.
+/// NAME is the first word, or a name in double quotes.
+const PRIVATE_MESSAGES: &[(&str, Reply)] = &[
+    ("/msg ann hi", Private("ann", "hi")),
+    ("/msg ann lee hi", Private("ann", "lee hi")),
+    ("/msg \"ann\" hi", Private("ann", "hi")),
+    ("/msg \"ann lee\" hi", Private("ann lee", "hi")),
+    ("/msg \"ann lee ray\" hi", Private("ann lee ray", "hi")),
+    ("/msg \"ann lee rays\" hi", NoSuchUser("ann lee rays")),
+    ("/msg \" ann lee \" hi", Private("ann lee", "hi")),
+    ("/msg \"ann lee\"hi", Private("ann lee", "hi")),
+    ("/msg \"ann lee\" \"hi\"", Private("ann lee", "\"hi\"")),
+    ("/msg ann \"lee\" hi", Private("ann", "\"lee\" hi")),
+    ("/msg ann ann lee hi", Private("ann", "ann lee hi")),
+    ("/msg \"bob the\" hi", Private("bob the", "hi")),
+    ("/msg bob the hi", NoSuchUser("bob")),
+    ("/msg \"bob\" the hi", NoSuchUser("bob")),
+    ("/msg \"ann hi", NoSuchUser("\"ann")),
+    ("/msg \"ann lee hi", NoSuchUser("\"ann")),
+    ("/msg ann\" hi", NoSuchUser("ann\"")),
+    ("/msg \"\" hi", NoSuchUser("")),
+    ("/msg annabel hi", NoSuchUser("annabel")),
+    ("/msg an hi", NoSuchUser("an")),
+    ("/msg lee hi", NoSuchUser("lee")),
+    ("/msg no body hi", NoSuchUser("no")),
+    ("/msg <i> hi", NoSuchUser("<i>")),
+    ("/msg <b> hi", Private("<b>", "hi")),
+    ("/msg \u{1f469}\u{1f3fd} hi", Private("\u{1f469}\u{1f3fd}", "hi")),
+    ("/msg /msg hi", Private("/msg", "hi")),
+    ("  /msg ann   two  words \n", Private("ann", "two  words")),
+    ("/msg   \"ann lee\"   two  words", Private("ann lee", "two  words")),
+    ("/msg\tann\thi", Private("ann", "hi")),
+    ("/msg ann /msg bob hi", Private("ann", "/msg bob hi")),
+    ("/me waves", Text("/me waves")),
+    ("/message ann hi", Text("/message ann hi")),
+    ("/", Text("/")),
+    ("//msg ann hi", Text("//msg ann hi")),
+    ("a /msg ann hi", Text("a /msg ann hi")),
+    ("/msg", Silence),
+    ("/msg ann", Silence),
+    ("/msg \"ann lee\" ", Silence),
+    ("", Silence),
+];
+
 #[test]
 fn names_in_a_private_message() {
     let server = chat(&[]);
     let names = ["ann", "ann lee", "ann lee ray", "bob the", "\u{1f469}\u{1f3fd}", "<b>", "/msg"];
-    let mut present = people(&server, names);
-    let mut bot = Person::events(&server, "bot", "general");
-    let rows = [
-        ("/msg ann hi", Private("ann", "hi")),
-        ("/msg ann lee hi", Private("ann lee", "hi")),
-        ("/msg ann lee ray hi", Private("ann lee ray", "hi")),
-        ("/msg ann lee rays hi", Private("ann lee", "rays hi")),
-        ("/msg ann leeds hi", Private("ann", "leeds hi")),
-        ("/msg ann ann lee hi", Private("ann", "ann lee hi")),
-        ("/msg bob the hi", Private("bob the", "hi")),
-        ("/msg bob hi", Nobody("bob")),
-        ("/msg annabel hi", Nobody("annabel")),
-        ("/msg an hi", Nobody("an")),
-        ("/msg lee hi", Nobody("lee")),
-        ("/msg no body hi", Nobody("no")),
-        ("/msg <i> hi", Nobody("<i>")),
-        ("/msg <b> hi", Private("<b>", "hi")),
-        ("/msg \u{1f469}\u{1f3fd} hi", Private("\u{1f469}\u{1f3fd}", "hi")),
-        ("/msg /msg hi", Private("/msg", "hi")),
-        ("  /msg ann   two  words \n", Private("ann", "two  words")),
-        ("/msg ann /msg bob hi", Private("ann", "/msg bob hi")),
-        ("/me waves", Text("/me waves")),
-        ("/message ann hi", Text("/message ann hi")),
-        ("/", Text("/")),
-        ("//msg ann hi", Text("//msg ann hi")),
-        ("a /msg ann hi", Text("a /msg ann hi")),
-        ("", Silence),
-    ];
+    let mut present = users(&server, names);
+    let mut bot = User::events(&server, "bot", "general");
     let mut id = 0;
     each_row(
-        &rows,
+        PRIVATE_MESSAGES,
         |row| row.0.to_owned(),
         |(sent, reply)| {
-            bot.says(sent);
+            bot.sends_message(sent);
             match reply {
                 Private(to, text) => {
-                    bot.hears(bot.private("bot", to, text));
+                    bot.receives(bot.private("bot", to, text));
                     let at = names.iter().position(|name| name == to).unwrap();
                     let private = present[at].private("bot", to, text);
-                    present[at].hears(private);
+                    present[at].receives(private);
                 }
-                Nobody(name) => drop(bot.hears(bot.error(&format!("No such user: {name}")))),
+                NoSuchUser(name) => drop(bot.receives(bot.error(&format!("No such user: {name}")))),
                 Text(text) => {
                     id += 1;
-                    bot.hears(bot.told("bot", text, id));
+                    bot.receives(bot.room_message("bot", text, id));
                 }
                 Silence => {}
             }
-            bot.hears_nothing();
-            present.iter_mut().for_each(Person::hears_nothing);
+            bot.receives_nothing();
+            present.iter_mut().for_each(User::receives_nothing);
         },
     );
 }
 
-/// The name of who has gone fits no more, and that of who has come does.
+/// A user can be reached as long as it is connected.
 #[test]
-fn only_present_names_fit() {
+fn only_connected_users_are_reached() {
     let server = chat(&[]);
-    let [mut ann, long] = people(&server, ["ann", "ann lee"]);
-    let mut bot = Person::events(&server, "bot", "general");
+    let [mut ann, long] = users(&server, ["ann", "ann lee"]);
+    let mut bot = User::events(&server, "bot", "general");
     long.leaves();
-    bot.says("/msg ann lee hi");
-    bot.hears(bot.private("bot", "ann", "lee hi"));
-    ann.hears(ann.private("bot", "ann", "lee hi"));
+    bot.sends_message("/msg \"ann lee\" hi");
+    bot.receives(bot.error("No such user: ann lee"));
+    bot.sends_message("/msg ann hi");
+    bot.receives(bot.private("bot", "ann", "hi"));
+    ann.receives(ann.private("bot", "ann", "hi"));
     ann.leaves();
-    bot.says("/msg ann lee hi");
-    bot.hears(bot.error("No such user: ann"));
-    // In the event the name is given, and is the whole of it.
-    let [mut ann, mut long] = people(&server, ["ann", "ann lee"]);
-    for (to, person) in [("ann", &mut ann), ("ann lee", &mut long)] {
-        bot.sends("private", json!({"to": to, "text": "lee hi"}));
-        bot.hears(bot.private("bot", to, "lee hi"));
-        person.hears(person.private("bot", to, "lee hi"));
+    bot.sends_message("/msg ann hi");
+    bot.receives(bot.error("No such user: ann"));
+    // In the event `private`, `to` is the whole name.
+    let [mut ann, mut long] = users(&server, ["ann", "ann lee"]);
+    for (to, user) in [("ann", &mut ann), ("ann lee", &mut long)] {
+        bot.sends_event("private", json!({"to": to, "text": "lee hi"}));
+        bot.receives(bot.private("bot", to, "lee hi"));
+        user.receives(user.private("bot", to, "lee hi"));
     }
-    bot.sends("private", json!({"to": "ann lee ray", "text": "hi"}));
-    bot.hears(bot.error("No such user: ann lee ray"));
-    // There, a slash is a text.
-    bot.sends("private", json!({"to": "ann", "text": "/msg bot hi"}));
-    bot.hears(bot.private("bot", "ann", "/msg bot hi"));
+    bot.sends_event("private", json!({"to": "ann lee ray", "text": "hi"}));
+    bot.receives(bot.error("No such user: ann lee ray"));
+    // Its text may start with a slash.
+    bot.sends_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
+    bot.receives(bot.private("bot", "ann", "/msg bot hi"));
 }
 
-/// The TEXT alone is judged by its length, on each dialect.
+/// In each dialect, only TEXT counts for the length of a private message.
 #[test]
-fn how_long_a_private_message_may_be() {
+fn the_length_of_a_private_message() {
     let server = chat(&["--max-text", "10"]);
     let name = "a name of 32 characters, no less";
     assert_eq!(name.len(), 32);
-    let mut long = Person::events(&server, name, "elsewhere");
+    let mut long = User::events(&server, name, "elsewhere");
     for dialect in DIALECTS {
-        let mut bot = Person::joins(&server, dialect, "bot", "general");
-        bot.hear();
+        let mut bot = User::joins(&server, dialect, "bot", "general");
+        bot.receive();
         for (text, fits) in [("0123456789", true), ("éééééééééé", true), ("0123456789x", false), ("01234 6789x", false)]
         {
-            bot.says(&format!("/msg {name} {text}"));
+            bot.sends_message(&format!("/msg \"{name}\" {text}"));
             if fits {
-                bot.hears(bot.private("bot", name, text));
-                long.hears(long.private("bot", name, text));
+                bot.receives(bot.private("bot", name, text));
+                long.receives(long.private("bot", name, text));
             } else {
-                bot.hears(bot.error("Message too long"));
+                bot.receives(bot.error("Message too long"));
             }
             if dialect == Events {
-                bot.sends("private", json!({"to": name, "text": format!("  {text}  ")}));
+                bot.sends_event("private", json!({"to": name, "text": format!("  {text}  ")}));
                 if fits {
-                    bot.hears(bot.private("bot", name, text));
-                    long.hears(long.private("bot", name, text));
+                    bot.receives(bot.private("bot", name, text));
+                    long.receives(long.private("bot", name, text));
                 } else {
-                    bot.hears(bot.error("Message too long"));
+                    bot.receives(bot.error("Message too long"));
                 }
             }
-            bot.hears_nothing();
+            bot.receives_nothing();
         }
         bot.leaves();
     }
-    long.hears_nothing();
+    long.receives_nothing();
 }
 
 #[test]
 fn private_events_with_odd_data() {
     let server = chat(&[]);
-    let mut bot = Person::events(&server, "bot", "general");
+    let mut bot = User::events(&server, "bot", "general");
     let about = [
         (r#"{"to":1,"text":"x"}"#, "to"),
         (r#"{"to":null,"text":"x"}"#, "to"),
@@ -261,31 +280,31 @@ fn private_events_with_odd_data() {
         |row| row.0.to_owned(),
         |(data, word)| {
             bot.send(&format!(r#"{{"event":"private","data":{data}}}"#));
-            let message = bot.hears_an_error();
-            assert!(message.contains(word), "{message:?} names {word:?}");
+            let message = bot.receives_error();
+            assert!(message.contains(word), "{message:?} contains {word:?}");
         },
     );
     for data in [r#"{"to":"bot"}"#, r#"{"to":"bot","text":""}"#, r#"{"to":"bot","text":" \t "}"#] {
         bot.send(&format!(r#"{{"event":"private","data":{data}}}"#));
-        bot.hears_nothing();
+        bot.receives_nothing();
     }
 }
 
-/// Nobody but the two sees it: not even who reads the log, in which other messages stand with their first words.
+/// The text of a private message is not in the log, where other messages appear with their first words.
 #[test]
-fn the_log_does_not_tell_what_is_private() {
+fn the_log_contains_no_private_text() {
     let server = chat(&["-v"]);
-    let mut bob = Person::events(&server, "bob", "general");
+    let mut bob = User::events(&server, "bob", "general");
     for dialect in DIALECTS {
-        let mut ann = Person::joins(&server, dialect, "ann", &format!("{dialect:?}"));
-        ann.hear();
-        ann.says("/msg bob the treasure is buried");
-        ann.hears(ann.private("ann", "bob", "the treasure is buried"));
-        bob.hears(bob.private("ann", "bob", "the treasure is buried"));
-        ann.says("/msg carol the treasure is buried");
-        ann.hears(ann.error("No such user: carol"));
-        ann.says("in the open");
-        ann.hears(ann.told("ann", "in the open", 1));
+        let mut ann = User::joins(&server, dialect, "ann", &format!("{dialect:?}"));
+        ann.receive();
+        ann.sends_message("/msg bob the treasure is buried");
+        ann.receives(ann.private("ann", "bob", "the treasure is buried"));
+        bob.receives(bob.private("ann", "bob", "the treasure is buried"));
+        ann.sends_message("/msg carol the treasure is buried");
+        ann.receives(ann.error("No such user: carol"));
+        ann.sends_message("in the open");
+        ann.receives(ann.room_message("ann", "in the open", 1));
         ann.leaves();
         server.wait_for_log("in the open");
         assert!(!server.log().contains("treasure"), "{dialect:?}: {}", server.log());
@@ -302,158 +321,158 @@ fn typing(dialect: Dialect, name: &str) -> Value {
     }
 }
 
-/// What somebody sends who types.
+/// The message of a client that is typing.
 fn types(dialect: Dialect, name: &str) -> String {
     if dialect == Rooms { typing(Rooms, name).to_string() } else { r#"{"event":"typing"}"#.to_owned() }
 }
 
-/// The others in the room are told; who types is not, nor anybody elsewhere.
+/// The others in the room receive it; the sender and users in other rooms do not.
 #[test]
 fn typing_is_for_the_others() {
     let server = chat(&[]);
-    let [mut eve, mut ann] = ["eve", "ann"].map(|name| Person::events(&server, name, "general"));
-    let mut stranger = Person::events(&server, "eve", "elsewhere");
-    eve.hears_at_least("joined", json!({}));
+    let [mut eve, mut ann] = ["eve", "ann"].map(|name| User::events(&server, name, "general"));
+    let mut outsider = User::events(&server, "eve", "elsewhere");
+    eve.receives_event("joined", json!({}));
     eve.send(r#"{"event":"typing"}"#);
-    ann.hears(typing(Events, "eve"));
-    // Each sender counts for themselves.
-    ann.send(r#"{"event":"typing","data":{"username":"somebody else","text":1}}"#);
-    eve.hears(typing(Events, "ann"));
-    stranger.send(r#"{"event":"typing","data":{}}"#);
-    for person in [&mut eve, &mut ann, &mut stranger] {
-        person.hears_nothing();
+    ann.receives(typing(Events, "eve"));
+    // The limit of one a second counts for each sender.
+    ann.send(r#"{"event":"typing","data":{"username":"another","text":1}}"#);
+    eve.receives(typing(Events, "ann"));
+    outsider.send(r#"{"event":"typing","data":{}}"#);
+    for user in [&mut eve, &mut ann, &mut outsider] {
+        user.receives_nothing();
     }
     // It is in no history, and `data` must be an object here too.
-    let mut late = Person::joins(&server, Events, "late", "general");
-    late.hears_at_least("welcome", json!({"last_id": 0, "history": []}));
+    let mut late = User::joins(&server, Events, "late", "general");
+    late.receives_event("welcome", json!({"last_id": 0, "history": []}));
     late.send(r#"{"event":"typing","data":null}"#);
-    assert!(late.hears_an_error().contains("data"));
+    assert!(late.receives_error().contains("data"));
 }
 
-/// L11: at most one a second goes out, and the surplus is dropped in silence.
+/// At most one a second is sent to the others, and the rest is dropped silently.
 #[test]
-fn typing_without_end() {
+fn continuous_typing() {
     for dialect in [Events, Rooms] {
         let server = chat(&[]);
-        let mut eve = Person::events(&server, "eve", "general");
-        let mut bot = Person::joins(&server, dialect, "bot", "general");
-        bot.hear();
-        eve.hears_at_least("joined", json!({}));
+        let mut eve = User::events(&server, "eve", "general");
+        let mut bot = User::joins(&server, dialect, "bot", "general");
+        bot.receive();
+        eve.receives_event("joined", json!({}));
         let start = Instant::now();
         let frame = masked(0x81, types(dialect, "bot").as_bytes());
         bot.client.send(&frame.repeat(200));
-        bot.says("done");
-        bot.hears(bot.told("bot", "done", 1));
+        bot.sends_message("done");
+        bot.receives(bot.room_message("bot", "done", 1));
         let mut count = 0;
         loop {
-            let heard = eve.hear();
-            if heard == typing(Events, "bot") {
+            let received = eve.receive();
+            if received == typing(Events, "bot") {
                 count += 1;
                 continue;
             }
-            assert!(support::people::same(&eve.told("bot", "done", 1), &heard), "{heard}");
+            assert!(support::users::same(&eve.room_message("bot", "done", 1), &received), "{received}");
             break;
         }
         let most = 1 + start.elapsed().as_secs();
-        assert!((1..=most).contains(&count), "{count} of 200 went out, of at most {most}");
-        bot.hears_nothing();
-        // And not for ever: a later one goes out again.
-        wait_until("typing goes out again", || {
+        assert!((1..=most).contains(&count), "{count} of 200 were sent, of at most {most}");
+        bot.receives_nothing();
+        // A second later, one is sent again.
+        wait_until("typing is sent again", || {
             bot.client.send(&frame);
-            bot.says("and?");
-            bot.hear();
-            eve.hear() == typing(Events, "bot") && eve.hear()["event"] == "message"
+            bot.sends_message("and?");
+            bot.receive();
+            eve.receive() == typing(Events, "bot") && eve.receive()["event"] == "message"
         });
         let seconds = start.elapsed();
         assert!(seconds.as_millis() >= 1000, "a second is over: {seconds:?}");
     }
 }
 
-/// A name that may not be used is an error, and the surplus of that is dropped in silence as well.
+/// Typing under a name that the token does not allow is an error, at most once a second as well.
 #[test]
-fn typing_under_a_name_that_is_another_s() {
+fn typing_under_a_forbidden_name() {
     let file = token_file("typing", "secret-any\nsecret-ann ann\n");
     let server = chat(&["--tokens", file.to_str().unwrap()]);
-    let mut eve = Person::at(&server, Events, "/?token=secret-any&username=eve", "eve");
-    eve.hears_at_least("welcome", json!({}));
-    let mut ann = Person::at(&server, Rooms, "/ws/general?token=secret-ann", "");
-    ann.hear();
-    eve.hears_at_least("joined", json!({"username": "ann"}));
+    let mut eve = User::at(&server, Events, "/?token=secret-any&username=eve", "eve");
+    eve.receives_event("welcome", json!({}));
+    let mut ann = User::at(&server, Rooms, "/ws/general?token=secret-ann", "");
+    ann.receive();
+    eve.receives_event("joined", json!({"username": "ann"}));
     let start = Instant::now();
     ann.client.send(&masked(0x81, types(Rooms, "bob").as_bytes()).repeat(200));
-    ann.says("done");
+    ann.sends_message("done");
     let mut errors = 0;
     let last = loop {
-        let heard = ann.hear();
-        if heard["type"] != "error" {
-            break heard;
+        let received = ann.receive();
+        if received["type"] != "error" {
+            break received;
         }
         errors += 1;
     };
-    assert_eq!(last, ann.told("ann", "done", 1));
+    assert_eq!(last, ann.room_message("ann", "done", 1));
     let most = 1 + start.elapsed().as_secs();
     assert!((1..=most).contains(&errors), "{errors} errors, of at most {most}");
-    eve.hears(eve.told("ann", "done", 1));
+    eve.receives(eve.room_message("ann", "done", 1));
 }
 
-/// It draws nothing from the rate limit, on either dialect that has it.
+/// Typing does not count for the rate limit, in both dialects that have it.
 #[test]
-fn typing_costs_nothing() {
+fn typing_does_not_count_for_the_rate_limit() {
     let server = Server::start(&["--rate-limit", "0.1"]);
     for dialect in [Events, Rooms] {
-        let mut bot = Person::joins(&server, dialect, "bot", &format!("{dialect:?}"));
-        let first = bot.hear();
+        let mut bot = User::joins(&server, dialect, "bot", &format!("{dialect:?}"));
+        let first = bot.receive();
         bot.client.send(&masked(0x81, types(dialect, "bot").as_bytes()).repeat(100));
-        bot.says("done");
-        let told = bot.hear();
-        assert!(told.to_string().contains("\"done\""), "after {first}: {told}");
-        bot.hears_nothing();
+        bot.sends_message("done");
+        let expected = bot.receive();
+        assert!(expected.to_string().contains("\"done\""), "after {first}: {expected}");
+        bot.receives_nothing();
         bot.leaves();
     }
 }
 
 // ---------------------------------------------------------------------------------------------------- unique names
 
-/// Somebody who is let in past the upgrade, and then turned away, as a browser can read it.
-fn is_turned_away(server: &Server, dialect: Dialect, name: &str, room: &str) {
-    Person::joins(server, dialect, name, room).sees_the_close(1008, IN_USE);
+/// The server closes the connection after the upgrade, where a browser can read the reason.
+fn is_rejected(server: &Server, dialect: Dialect, name: &str, room: &str) {
+    User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
 }
 
-/// C21, N02, N06: nobody sees a join, and nothing but the close is said.
+/// The second client of a name receives only the Close, and no other client sees a join.
 #[test]
-fn a_name_belongs_to_one() {
+fn a_unique_name_has_one_client() {
     let server = chat(&["--unique-names"]);
-    let mut witness = Person::events(&server, "witness", "general");
-    let mut alice = Person::events(&server, "Alice", "general");
-    witness.hears_at_least("joined", json!({"username": "Alice"}));
+    let mut witness = User::events(&server, "witness", "general");
+    let mut alice = User::events(&server, "Alice", "general");
+    witness.receives_event("joined", json!({"username": "Alice"}));
     for dialect in [Events, Presence] {
         for name in ["Alice", "alice", "ALICE", " alice", "alice\u{3000}", "\u{a0}aLICE "] {
             for room in ["general", "elsewhere"] {
-                is_turned_away(&server, dialect, name, room);
+                is_rejected(&server, dialect, name, room);
             }
         }
     }
-    for person in [&mut witness, &mut alice] {
-        person.hears_nothing();
+    for user in [&mut witness, &mut alice] {
+        user.receives_nothing();
     }
-    // N08: what only looks alike is another name.
+    // A name that only looks the same is another name.
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
-        Person::events(&server, name, "elsewhere").leaves();
+        User::events(&server, name, "elsewhere").leaves();
     }
-    // She keeps it wherever she goes, and gives it back when she leaves.
-    alice.sends("switch_room", json!({"room": "elsewhere"}));
-    alice.hears_at_least("switched", json!({"members": []}));
-    witness.hears_at_least("left", json!({"username": "Alice"}));
-    is_turned_away(&server, Events, "alice", "general");
+    // She keeps the name when she switches rooms, and frees it when she leaves.
+    alice.sends_event("switch_room", json!({"room": "elsewhere"}));
+    alice.receives_event("switched", json!({"members": []}));
+    witness.receives_event("left", json!({"username": "Alice"}));
+    is_rejected(&server, Events, "alice", "general");
     alice.leaves();
-    let mut alice = Person::presence(&server, "alice", "general");
-    witness.hears_at_least("joined", json!({"username": "alice"}));
-    is_turned_away(&server, Events, "Alice", "general");
-    alice.hears_nothing();
-    witness.hears_nothing();
+    let mut alice = User::presence(&server, "alice", "general");
+    witness.receives_event("joined", json!({"username": "alice"}));
+    is_rejected(&server, Events, "Alice", "general");
+    alice.receives_nothing();
+    witness.receives_nothing();
 }
 
-/// Case folding is more than lower case.
+/// Case folding is more than lower-casing.
 #[test]
 fn names_are_case_folded() {
     let server = chat(&["--unique-names"]);
@@ -470,124 +489,124 @@ fn names_are_case_folded() {
         &rows,
         |row| format!("{} {}", row.0, row.1),
         |(first, second)| {
-            let first = Person::events(&server, first, "general");
-            is_turned_away(&server, Events, second, "elsewhere");
+            let first = User::events(&server, first, "general");
+            is_rejected(&server, Events, second, "elsewhere");
             first.leaves();
-            let second = Person::events(&server, second, "general");
+            let second = User::events(&server, second, "general");
             second.leaves();
         },
     );
 }
 
-/// The names that nobody has chosen never count.
+/// The default names are never unique.
 #[test]
-fn the_default_names_belong_to_nobody() {
+fn the_default_names_may_be_shared() {
     let server = chat(&["--unique-names"]);
-    let mut people = Vec::new();
+    let mut users = Vec::new();
     for _ in 0..2 {
         for query in ["", "&username=anonymous", "&username=Anonymous"] {
-            let mut person = Person::at(&server, Events, &format!("/?token=dev-token{query}"), "");
-            person.hears_at_least("welcome", json!({}));
-            people.push(person);
+            let mut user = User::at(&server, Events, &format!("/?token=dev-token{query}"), "");
+            user.receives_event("welcome", json!({}));
+            users.push(user);
         }
-        people.push(Person::rooms(&server, "", "elsewhere"));
+        users.push(User::rooms(&server, "", "elsewhere"));
         for name in ["anonymous", "Anonymous"] {
-            let id = people.len().to_string();
-            let mut person = Person::at(&server, Presence, &presence_path(name, &id, "a third"), name);
-            assert_eq!(person.hear()["type"], "user_joined");
-            people.push(person);
+            let id = users.len().to_string();
+            let mut user = User::at(&server, Presence, &presence_path(name, &id, "a third"), name);
+            assert_eq!(user.receive()["type"], "user_joined");
+            users.push(user);
         }
     }
 }
 
-/// Without the flag, names may be shared.
+/// Without the option, names may be shared.
 #[test]
 fn names_may_be_shared() {
     let server = chat(&[]);
-    let mut alice = Person::events(&server, "alice", "general");
+    let mut alice = User::events(&server, "alice", "general");
     let mut others = Vec::new();
     for (count, dialect) in DIALECTS.into_iter().enumerate() {
-        let other = Person::joins(&server, dialect, "alice", "general");
+        let other = User::joins(&server, dialect, "alice", "general");
         let name = if dialect == Rooms { "Anonymous" } else { "alice" };
-        alice.hears_at_least("joined", json!({"username": name}));
+        alice.receives_event("joined", json!({"username": name}));
         others.push(other);
-        let mut late = Person::joins(&server, Events, "alice", "general");
-        let members = late.hears_at_least("welcome", json!({}))["members"].clone();
+        let mut late = User::joins(&server, Events, "alice", "general");
+        let members = late.receives_event("welcome", json!({}))["members"].clone();
         assert_eq!(members.as_array().unwrap().len(), count + 2, "{members}");
-        alice.hears_at_least("joined", json!({"username": "alice"}));
+        alice.receives_event("joined", json!({"username": "alice"}));
         late.leaves();
-        alice.hears_at_least("left", json!({"username": "alice"}));
+        alice.receives_event("left", json!({"username": "alice"}));
     }
 }
 
-/// Whoever brings the same token and resumes takes the place of the older connection.
+/// A client that resumes with the same token replaces its older connection.
 #[test]
-fn a_name_that_comes_back() {
+fn a_unique_name_that_resumes() {
     let server = chat(&["--unique-names"]);
-    let mut witness = Person::events(&server, "witness", "general");
-    let mut alice = Person::joins(&server, Events, "alice", "general");
-    let welcome = alice.hears_at_least("welcome", json!({"members": ["witness"]}));
-    witness.hears_at_least("joined", json!({"username": "alice"}));
-    witness.says("hello");
-    witness.hears(witness.told("witness", "hello", 1));
+    let mut witness = User::events(&server, "witness", "general");
+    let mut alice = User::joins(&server, Events, "alice", "general");
+    let welcome = alice.receives_event("welcome", json!({"members": ["witness"]}));
+    witness.receives_event("joined", json!({"username": "alice"}));
+    witness.sends_message("hello");
+    witness.receives(witness.room_message("witness", "hello", 1));
     let epoch = encode(welcome["epoch"].as_str().unwrap());
 
-    // Each of these is somebody else, or does not resume.
+    // Each of these has another token or does not resume.
     let by = |token: &str, name: &str, resume: &str| {
         let path = events_path(name, "general").replace("dev-token", token) + resume;
-        Person::at(&server, Events, &path, name)
+        User::at(&server, Events, &path, name)
     };
     let resume = format!("&epoch={epoch}&since=0");
-    by("token-bob", "alice", &resume).sees_the_close(1008, IN_USE);
-    by("dev-token", "alice", "").sees_the_close(1008, IN_USE);
-    by("dev-token", "alice", "&since=0").sees_the_close(1008, IN_USE);
-    by("dev-token", "alice", &format!("&epoch={epoch}")).sees_the_close(1008, IN_USE);
-    witness.hears_nothing();
-    alice.hears(alice.told("witness", "hello", 1));
-    alice.hears_nothing();
+    by("token-bob", "alice", &resume).receives_close(1008, IN_USE);
+    by("dev-token", "alice", "").receives_close(1008, IN_USE);
+    by("dev-token", "alice", "&since=0").receives_close(1008, IN_USE);
+    by("dev-token", "alice", &format!("&epoch={epoch}")).receives_close(1008, IN_USE);
+    witness.receives_nothing();
+    alice.receives(alice.room_message("witness", "hello", 1));
+    alice.receives_nothing();
 
     let mut again = by("dev-token", "alice", &resume);
-    let welcome = again.hears_at_least("welcome", json!({"members": ["witness"], "resumed": true, "last_id": 1}));
+    let welcome = again.receives_event("welcome", json!({"members": ["witness"], "resumed": true, "last_id": 1}));
     assert_eq!(welcome["history"][0]["text"], "hello");
-    alice.sees_the_close(1008, REPLACED);
-    witness.hears_at_least("left", json!({"username": "alice"}));
-    witness.hears_at_least("joined", json!({"username": "alice"}));
-    // The name is now that of the newer connection, and goes with it.
-    is_turned_away(&server, Presence, "alice", "general");
-    again.says("back");
-    again.hears(again.told("alice", "back", 2));
-    witness.hears(witness.told("alice", "back", 2));
+    alice.receives_close(1008, REPLACED);
+    witness.receives_event("left", json!({"username": "alice"}));
+    witness.receives_event("joined", json!({"username": "alice"}));
+    // The name now belongs to the newer connection, and is free after that.
+    is_rejected(&server, Presence, "alice", "general");
+    again.sends_message("back");
+    again.receives(again.room_message("alice", "back", 2));
+    witness.receives(witness.room_message("alice", "back", 2));
     again.leaves();
-    witness.hears_at_least("left", json!({"username": "alice"}));
+    witness.receives_event("left", json!({"username": "alice"}));
     let other = by("token-bob", "alice", "");
-    witness.hears_at_least("joined", json!({"username": "alice"}));
+    witness.receives_event("joined", json!({"username": "alice"}));
     other.leaves();
 }
 
-/// Where names are shared, nobody is replaced: a second connection that resumes is one more.
+/// Where names may be shared, a second connection that resumes replaces no other.
 #[test]
-fn a_shared_name_that_comes_back() {
+fn a_shared_name_that_resumes() {
     let server = chat(&[]);
-    let mut alice = Person::joins(&server, Events, "alice", "general");
-    let welcome = alice.hears_at_least("welcome", json!({}));
+    let mut alice = User::joins(&server, Events, "alice", "general");
+    let welcome = alice.receives_event("welcome", json!({}));
     let resume = format!("&epoch={}&since=0", encode(welcome["epoch"].as_str().unwrap()));
     let path = events_path("alice", "general") + &resume;
-    let mut again = Person::at(&server, Events, &path, "alice");
-    again.hears_at_least("welcome", json!({"members": ["alice"], "resumed": true}));
-    alice.hears_at_least("joined", json!({"username": "alice"}));
-    alice.says("both of us");
-    for person in [&mut alice, &mut again] {
-        let told = person.told("alice", "both of us", 1);
-        person.hears(told);
+    let mut again = User::at(&server, Events, &path, "alice");
+    again.receives_event("welcome", json!({"members": ["alice"], "resumed": true}));
+    alice.receives_event("joined", json!({"username": "alice"}));
+    alice.sends_message("both of us");
+    for user in [&mut alice, &mut again] {
+        let expected = user.room_message("alice", "both of us", 1);
+        user.receives(expected);
     }
 }
 
-/// A second one of a name is let in past the upgrade, so that a browser can read why it is then turned away; who has
-/// the name is not asked before the token, and not before the other parameters.
+/// The handshake of a second client with a name succeeds, so that a browser can read the close reason. The token and the
+/// other parameters are checked before.
 #[test]
-fn names_are_judged_last() {
+fn names_in_use_are_checked_last() {
     let server = chat(&["--unique-names"]);
-    let _alice = Person::events(&server, "alice", "general");
+    let _alice = User::events(&server, "alice", "general");
     let status = |target: &str| server.status(&handshake().target(target));
     assert_eq!(status(&path(Events, "alice", "general")), 101);
     assert_eq!(status(&path(Presence, "alice", "general")), 101);

@@ -1,62 +1,75 @@
-//! How the server starts, or does not: addresses, tokens, values that make no sense, and what it says about it.
+//! The command line and the environment: configurations that start, configurations that are rejected at start, and what
+//! the errors suggest.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use support::http::{Response, handshake};
+use support::http::{Request, Response, handshake};
 use support::table::each_row;
 use support::watched::DEMO_TOKENS;
 use support::{Server, token_file, wait_until};
 
-/// What a server that does not start leaves behind.
+/// The exit status for a configuration that cannot work, and for a server that cannot run.
+const USAGE: i32 = 2;
+const FAILURE: i32 = 1;
+
+/// The end of a server that did not start.
 struct Failure {
-    code: Option<i32>,
-    said: String,
+    status: Option<i32>,
+    stderr: String,
 }
 
-fn refusal(listen: &str, args: &[&str]) -> Failure {
-    let mut command = Server::command(listen, args);
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is run");
+fn fail_to_start(listen: &str, args: &[&str]) -> Failure {
+    run_to_failure(&mut Server::command(listen, args))
+}
+
+fn run_to_failure(command: &mut Command) -> Failure {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program runs");
     let mut banner = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut banner).unwrap();
     if !banner.is_empty() {
         child.kill().unwrap();
     }
     let output = child.wait_with_output().unwrap();
-    assert_eq!(banner, "", "it does not start");
-    Failure { code: output.status.code(), said: String::from_utf8(output.stderr).unwrap() }
+    assert_eq!(banner, "", "the server does not start");
+    Failure { status: output.status.code(), stderr: String::from_utf8(output.stderr).unwrap() }
 }
 
 impl Failure {
-    /// A failure, told in one line with this word in it.
-    fn names(&self, word: &str) {
-        assert!(self.code.is_some_and(|code| code != 0), "exit code {:?}", self.code);
-        let lines: Vec<&str> = self.said.lines().filter(|line| !line.trim().is_empty()).collect();
-        assert!(matches!(lines.as_slice(), [line] if line.contains(word)), "one line with {word:?}: {:?}", self.said);
+    /// Checks the exit status, and that stderr is one line with all these words.
+    fn check(&self, status: i32, words: &[&str]) {
+        assert_eq!(self.status, Some(status), "{}", self.stderr);
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        assert!(matches!(lines.as_slice(), [line] if line.starts_with("wirechat: ")), "one line: {:?}", self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} in {:?}", self.stderr);
+        }
     }
 }
 
-/// T11.
+/// A port that another program uses is an error at run time, not a usage error.
 #[test]
 fn a_port_in_use() {
     let server = Server::start(&[]);
-    let address = server.addr().to_string();
-    refusal(&address, &[]).names(&address);
+    let (address, port) = (server.addr().to_string(), server.port().to_string());
+    fail_to_start(&address, &[]).check(FAILURE, &[&port]);
     assert_eq!(server.status(&handshake()), 101, "the first one lives");
 }
 
-/// A16: everybody knows the demo tokens.
+/// Everybody knows the demo tokens.
 #[test]
 fn demo_tokens_off_loopback() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
-        refusal(listen, &[]).names("token");
+        fail_to_start(listen, &[]).check(USAGE, &["demo tokens", listen, "--tokens", "--open"]);
     }
 }
 
-/// T10: the same over IPv6.
+/// Host and origin are checked over IPv6 as over IPv4.
 #[test]
 fn ipv6() {
     let server = Server::start_at("[::1]:0", &[]);
@@ -67,11 +80,19 @@ fn ipv6() {
 }
 
 #[test]
-fn an_address_that_is_none() {
-    for listen in ["nonsense", "127.0.0.1", "127.0.0.1:99999", ""] {
-        let refusal = refusal(listen, &[]);
-        assert!(refusal.code.is_some_and(|code| code != 0), "exit code {:?}", refusal.code);
-        assert!(refusal.said.lines().next().is_some_and(|line| line.contains("--listen")), "{:?}", refusal.said);
+fn a_bare_port_is_on_loopback() {
+    let server = Server::start_at("0", &[]);
+    assert!(server.addr().ip().is_loopback());
+    assert_eq!(server.status(&handshake()), 101);
+}
+
+#[test]
+fn addresses_that_are_none() {
+    let rows = ["nonsense", "127.0.0.1", "localhost", ":3000", "127.0.0.1:99999", "99999", "-1", "::1", "::1:3000", ""];
+    for listen in rows.into_iter().chain(["http://127.0.0.1:3000", "127.0.0.1:3000/"]) {
+        let listen = format!("--listen={listen}");
+        let failure = run_to_failure(Command::new(env!("CARGO_BIN_EXE_wirechat")).arg(listen));
+        failure.check(USAGE, &["--listen", "127.0.0.1:3000"]);
     }
 }
 
@@ -79,12 +100,16 @@ fn an_address_that_is_none() {
 fn silly_values() {
     let mut rows: Vec<Vec<&str>> = vec![
         vec!["--max-head", "many"],
+        vec!["--max-head", "100"],
         vec!["--max-text=-1"],
         vec!["--max-message", "18446744073709551616"],
         vec!["--idle-timeout", "30", "--ping-interval", "60"],
         vec!["--allow-origin", "nonsense"],
         vec!["--tokens"],
         vec!["--no-such-flag"],
+        vec!["--trace-filter", "nonsense", "--trace"],
+        vec!["--trace-filter", "control"],
+        vec!["--quiet", "--verbose"],
     ];
     for flag in ["--max-head", "--max-headers", "--max-message", "--max-echo", "--max-text", "--max-fragments"] {
         rows.push(vec![flag, "0"]);
@@ -110,24 +135,125 @@ fn silly_values() {
         |row| row.join(" "),
         |row| {
             // As one word, so that a minus is part of the value.
-            let joined = [row[..row.len().min(2)].join("=")];
-            let args: Vec<&str> = joined.iter().map(String::as_str).chain(row.iter().skip(2).copied()).collect();
-            let refusal = refusal("127.0.0.1:0", &args);
-            assert!(refusal.code.is_some_and(|code| code != 0), "exit code {:?}", refusal.code);
-            // An option that is spelled wrong may bring a hint in further lines.
-            let first = refusal.said.lines().next().unwrap_or_default();
-            let mut flags =
-                row.iter().filter(|word| word.starts_with("--")).map(|word| word.split('=').next().unwrap());
-            assert!(flags.any(|flag| first.contains(flag)), "the first line names the flag: {:?}", refusal.said);
-            assert!(refusal.said.lines().count() < 8, "not the whole help: {:?}", refusal.said);
+            let joined = if row.get(1).is_some_and(|value| !value.starts_with("--")) { 2 } else { 1 };
+            let first = [row[..joined].join("=")];
+            let args: Vec<&str> = first.iter().map(String::as_str).chain(row.iter().skip(joined).copied()).collect();
+            let flag = row[0].split('=').next().unwrap();
+            fail_to_start("127.0.0.1:0", &args).check(USAGE, &[flag]);
         },
     );
 }
 
-/// `--tokens`: who may come in with what, and as whom.
+/// Each row: two options, and the value to which the first one must be changed.
+#[test]
+fn limits_that_exclude_each_other() {
+    let rows = [
+        (["--max-text", "70000", "--max-message", "65536"], "65000"),
+        (["--max-message", "500", "--max-text", "500"], "538"),
+        (["--max-buffered", "2000000", "--max-echo", "2000001"], "2000001"),
+        (["--max-history", "1024", "--max-text", "1025"], "1025"),
+        (["--ping-interval", "60", "--idle-timeout", "60"], "59.9"),
+    ];
+    each_row(
+        &rows,
+        |(args, _)| args.join(" "),
+        |(args, value)| {
+            fail_to_start("127.0.0.1:0", args).check(USAGE, &[args[0], args[1], args[2]]);
+            Server::start(&[args[0], value, args[2], args[3]]);
+        },
+    );
+    // A text of this length may be over the limit in bytes, but only if it is not ASCII.
+    Server::start(&["--max-text", "20000"]);
+}
+
+/// Hosts and origins in a form that no request ever has: the error suggests one that works.
+#[test]
+fn hosts_and_origins_that_match_nothing() {
+    let rows = [
+        ("--allow-host", "https://chat.example", "chat.example"),
+        ("--allow-host", "https://chat.example:8443/path", "chat.example"),
+        ("--allow-host", "chat.example/", "chat.example"),
+        ("--allow-host", "chat example", ""),
+        ("--allow-host", "*.example", ""),
+        ("--allow-host", "a,,b", ""),
+        ("--allow-host", "", ""),
+        ("--allow-origin", "chat.example", "https://chat.example"),
+        ("--allow-origin", "localhost:8080", "http://localhost:8080"),
+        ("--allow-origin", "https://chat.example/", "https://chat.example"),
+        ("--allow-origin", "wss://chat.example", "https://chat.example"),
+        ("--allow-origin", "https://*.example", ""),
+        ("--allow-origin", "https://chat example", ""),
+        ("--allow-origin", "https://", ""),
+        ("--allow-origin", "https://a.example,", ""),
+    ];
+    each_row(
+        &rows,
+        |(option, value, _)| format!("{option} {value}"),
+        |(option, value, suggestion)| {
+            let failure = fail_to_start("127.0.0.1:0", &[option, value]);
+            failure.check(USAGE, &[option]);
+            match *suggestion {
+                "" => assert!(!failure.stderr.contains("write "), "{}", failure.stderr),
+                suggestion => {
+                    failure.check(USAGE, &[value, &format!("write {suggestion}\n")]);
+                    Server::start(&[option, suggestion]);
+                }
+            }
+        },
+    );
+}
+
+/// A 403 names the option that would allow the request. The option must be accepted, and must do what it promises.
+#[test]
+fn advice_in_a_rejection_works() {
+    let origins =
+        ["https://evil.example", "http://LocalHost:81", "file://", "moz-extension://0f-ab", "app://x", "null"];
+    let odd =
+        ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "app://$(id)", "http://é"];
+    let origins = origins.into_iter().chain(odd).map(|value| ("Origin", "--allow-origin ", value));
+    let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1", "a$b", ""];
+    let hosts = hosts.into_iter().map(|value| ("Host", "--allow-host ", value));
+    // --open: otherwise the origin null needs no option.
+    let server = Server::start(&["--open"]);
+    let rows: Vec<_> = origins.chain(hosts).collect();
+    each_row(
+        &rows,
+        |(header, _, value)| format!("{header}: {value}"),
+        |(header, option, value)| {
+            let request = if *header == "Host" { handshake().without("Host") } else { handshake() };
+            let request = request.add(format!("{header}: {value}"));
+            let body = request_rejected(&server, &request);
+            let (_, advice) = body.split_once(option).unwrap_or_else(|| panic!("{option} in {body:?}"));
+            let advice = advice.split(' ').next().unwrap().trim_matches('\'');
+            let server = Server::start(&["--open", option.trim(), advice]);
+            assert_eq!(server.status(&request), 101, "{option}{advice}");
+        },
+    );
+}
+
+fn request_rejected(server: &Server, request: &Request) -> String {
+    let mut client = server.connect();
+    client.send(&request.bytes());
+    let response = client.read_response();
+    assert_eq!(response.status, 403, "{response:?}");
+    response.body
+}
+
+/// A listed host is also checked where the server is public; otherwise the option would do nothing there.
+#[test]
+fn hosts_on_a_public_listener() {
+    let server = Server::start_at("0.0.0.0:0", &["--open", "--allow-host", "chat.example"]);
+    for (host, status) in [("chat.example", 101), ("CHAT.example:8443", 101), ("localhost", 101), ("evil.example", 403)]
+    {
+        assert_eq!(server.status(&handshake().set(&format!("Host: {host}"))), status, "{host}");
+    }
+}
+
+/// `--tokens`: which token stands for which username.
 #[test]
 fn a_file_of_tokens() {
-    let content = "# the friends\n\nsecret-one\nsecret-two alice\n  \nsecret-three bob # the host\nsecret-four\r\n";
+    let content =
+        "\u{feff}secret-one # the friends\n\nsecret-two alice\n  \nsecret-three bob # the host\nsecret-four\r\n";
     let file = token_file("good", content);
     let server = Server::start(&["--tokens", file.to_str().unwrap()]);
     let rows = [
@@ -144,6 +270,7 @@ fn a_file_of_tokens() {
         ("secret", 401, ""),
         ("secret-two+alice", 401, ""),
         ("%23", 401, ""),
+        ("%EF%BB%BFsecret-one", 401, ""),
         ("", 401, ""),
         ("dev-token", 401, ""),
     ];
@@ -163,39 +290,52 @@ fn a_file_of_tokens() {
     server.signal("TERM");
     server.wait_for_log("STOP");
     for secret in ["secret-one", "secret-two", "secret-three", "secret-four", "dev-token"] {
-        let told = server.log() + &server.printed();
-        assert!(!told.contains(secret), "{secret} is told: {told}");
+        let output = server.log() + &server.printed();
+        assert!(!output.contains(secret), "{secret} is printed: {output}");
     }
 }
 
 #[test]
 fn bad_files_of_tokens() {
     let long = format!("secret-one {}\n", "x".repeat(33));
-    let rows: [(&str, &[u8]); 5] = [
-        ("empty", b""),
-        ("nothing-but-comments", b"# nobody\n\n"),
-        ("not-utf8", b"secret-one\n\xff\xfe\n"),
-        ("a-forbidden-name", "secret-one a\u{200b}b\n".as_bytes()),
-        ("a-long-name", long.as_bytes()),
+    let endless = format!("secret-one{}\n", "x".repeat(8192));
+    let utf16: Vec<u8> = "\u{feff}secret-one\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let rows: [(&str, &[u8], &str); 10] = [
+        ("empty", b"", "one per line"),
+        ("nothing-but-comments", b"# nobody\n\n", "one per line"),
+        ("not-utf8", b"secret-one\n\xff\xfe\n", "UTF-8"),
+        ("utf16", &utf16, "UTF-8"),
+        ("a-forbidden-name", "secret-one a\u{200b}b\n".as_bytes(), "line 1"),
+        ("a-long-name", long.as_bytes(), "line 1"),
+        ("twice", b"secret-one\n\nsecret-one bob\n", "line 3"),
+        // The second of two files that were joined brings its byte-order mark into the middle.
+        (
+            "a-mark-in-the-middle",
+            "secret-one\n\u{feff}secret-two\n".as_bytes(),
+            "line 2: the token contains the invisible",
+        ),
+        ("an-invisible-token", "secret-one\u{200b}\n".as_bytes(), "U+200B"),
+        ("an-endless-token", endless.as_bytes(), "--max-head 8192"),
     ];
     each_row(
         &rows,
         |row| row.0.to_owned(),
-        |(name, content)| {
+        |(name, content, words)| {
             let file = token_file(name, content);
-            let refusal = refusal("127.0.0.1:0", &["--tokens", file.to_str().unwrap()]);
-            refusal.names(file.to_str().unwrap());
-            assert!(!refusal.said.contains("secret-one"), "a token is told: {}", refusal.said);
+            let failure = fail_to_start("127.0.0.1:0", &["--tokens", file.to_str().unwrap()]);
+            failure.check(USAGE, &["--tokens", file.to_str().unwrap(), words]);
+            assert!(!failure.stderr.contains("secret-one"), "a token is printed: {}", failure.stderr);
         },
     );
     for path in ["/no/such/file", env!("CARGO_TARGET_TMPDIR")] {
-        refusal("127.0.0.1:0", &["--tokens", path]).names(path);
+        fail_to_start("127.0.0.1:0", &["--tokens", path]).check(USAGE, &["--tokens", path]);
     }
     let file = token_file("with-open", "secret-one\n");
-    refusal("127.0.0.1:0", &["--open", "--tokens", file.to_str().unwrap()]).names("--open");
+    let file = file.to_str().unwrap();
+    fail_to_start("127.0.0.1:0", &["--open", "--tokens", file]).check(USAGE, &["--open", "--tokens"]);
 }
 
-/// `--open`: nobody is asked for a token, and one that is brought is not judged.
+/// `--open`: no token is required, and none is looked at.
 #[test]
 fn open_to_everyone() {
     let server = Server::start(&["--open"]);
@@ -204,7 +344,7 @@ fn open_to_everyone() {
     }
 }
 
-/// The line for wscat works when it is pasted, and tells no secret.
+/// The wscat line works when it is pasted, and contains no secret.
 #[test]
 fn the_banner() {
     let file = token_file("banner", "secret-one\n");
@@ -226,10 +366,10 @@ fn the_banner() {
     assert!(!open.contains("token"), "{open}");
 }
 
-/// Each flag is also a variable of the environment, and the flag wins.
+/// Each flag is also an environment variable, and the flag wins.
 #[test]
 fn flags_from_the_environment() {
-    let said = |args: &[&str]| {
+    let reply = |args: &[&str]| {
         let mut command = Server::command("127.0.0.1:0", args);
         let server = Server::launch(command.env("WIRECHAT_MAX_TEXT", "3"));
         let mut client = server.upgrade("/?token=dev-token");
@@ -237,6 +377,100 @@ fn flags_from_the_environment() {
         client.send_text(r#"{"event":"message","data":{"text":"four"}}"#);
         client.read_json()["event"].clone()
     };
-    assert_eq!(said(&[]), "error");
-    assert_eq!(said(&["--max-text", "4"]), "message");
+    assert_eq!(reply(&[]), "error");
+    assert_eq!(reply(&["--max-text", "4"]), "message");
+}
+
+#[test]
+fn lists_from_the_environment() {
+    let mut command = Server::command("127.0.0.1:0", &["--open"]);
+    let command = command.env("WIRECHAT_ALLOW_HOST", "a.example, b.example ,c.example");
+    let server = Server::launch(command.env("WIRECHAT_ALLOW_ORIGIN", "https://a.example, null"));
+    for host in ["a.example", "b.example", "c.example"] {
+        assert_eq!(server.status(&handshake().set(&format!("Host: {host}"))), 101, "{host}");
+    }
+    for origin in ["https://a.example", "null"] {
+        assert_eq!(server.status(&handshake().add(format!("Origin: {origin}"))), 101, "{origin}");
+    }
+    let mut command = Server::command("127.0.0.1:0", &[]);
+    run_to_failure(command.env("WIRECHAT_ALLOW_HOST", "a.example b.example")).check(USAGE, &["--allow-host"]);
+}
+
+/// An empty variable counts as unset, for every option that has one.
+#[test]
+fn empty_variables() {
+    let help = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let (options, _) = help.split_once("\nLogging and help:").expect("the options without a variable come last");
+    let options = options.lines().filter_map(|line| line.trim_start().strip_prefix("--"));
+    let names = options.map(|line| line.split([' ', '[', '<']).next().unwrap().to_uppercase().replace('-', "_"));
+    let names: Vec<String> = names.map(|name| format!("WIRECHAT_{name}")).collect();
+    assert!(names.len() > 30 && names.contains(&"WIRECHAT_MAX_TEXT".into()), "{names:?}");
+    let mut command = Server::command("127.0.0.1:0", &[]);
+    command.envs(names.iter().map(|name| (name, "")));
+    let server = Server::launch(&mut command);
+    assert_eq!(server.status(&handshake()), 101);
+    assert_eq!(server.status(&handshake().target("/")), 401, "WIRECHAT_OPEN= does not open the server");
+    // The empty address of the flag stays an error.
+    fail_to_start("", &[]).check(USAGE, &["--listen"]);
+}
+
+/// A switch that is neither on nor off is an error: a misspelled `WIRECHAT_OPEN=flase` must not open the server.
+#[test]
+fn switches_from_the_environment() {
+    let command = |value: &str| {
+        let mut command = Server::command("127.0.0.1:0", &[]);
+        command.env("WIRECHAT_OPEN", value);
+        command
+    };
+    for (value, status) in [("1", 101), ("true", 101), ("yes", 101), ("0", 401), ("false", 401), ("off", 401)] {
+        let server = Server::launch(&mut command(value));
+        assert_eq!(server.status(&handshake().target("/")), status, "{value}");
+    }
+    for value in ["flase", "2", "-"] {
+        run_to_failure(&mut command(value)).check(USAGE, &["--open", value]);
+    }
+}
+
+/// The parser's own suggestions come through, on one line.
+#[test]
+fn misspelled_options_and_tools() {
+    let rows: [(&[&str], &[&str]); 7] = [
+        (&["--max-txt", "5"], &["--max-txt", "a similar argument exists: '--max-text'"]),
+        (&["--tarce"], &["--tarce", "a similar argument exists: '--trace'"]),
+        (&["--trace=fll"], &["--trace", "fll", "a similar value exists: 'full'"]),
+        (&["--trace", "full"], &["write --trace=full as one word"]),
+        (&["explian", "81"], &["explian", "similar subcommand", "'explain'"]),
+        (&["poek"], &["poek", "similar subcommand", "'poke'"]),
+        (&["xyzzy"], &["xyzzy"]),
+    ];
+    each_row(
+        &rows,
+        |(args, _)| args.join(" "),
+        |(args, words)| {
+            let failure = run_to_failure(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(*args));
+            failure.check(USAGE, words);
+            failure.check(USAGE, &["(see --help)\n"]);
+            assert!(!failure.stderr.contains("Usage"), "{}", failure.stderr);
+        },
+    );
+}
+
+#[test]
+fn help() {
+    let output = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let help = output(&["--help"]);
+    assert!(help.contains("\nUsage: wirechat [OPTIONS]"), "{help}");
+    assert_eq!(output(&["help"]), help);
+    assert_eq!(output(&["-h"]), help);
+    for tool in ["explain", "poke", "replay"] {
+        let help = output(&[tool, "--help"]);
+        assert!(help.contains(&format!("\nUsage: wirechat {tool}")), "{help}");
+        assert_eq!(output(&["help", tool]), help);
+    }
+    run_to_failure(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["help", "poek"])).check(USAGE, &["'poke'"]);
 }

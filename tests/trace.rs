@@ -1,13 +1,16 @@
-//! The tracer: what it says of known frames, word for word; that it says the same wherever the stream is cut; and that it
-//! agrees with the protocol, which does not know of it.
+//! The tap and its text output: the records of known frames, word for word; the same records wherever the stream is cut; and
+//! agreement with the protocol, which does not know about the tap.
 //!
-//! The golden texts are read as a person would read them: when one changes, look whether the new one is better.
+//! The golden texts are for people: if a change alters one, check that the new text is better.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use support::table::hex;
+use wirechat::inspect::json;
 use wirechat::inspect::text::{self, Detail, Style};
 use wirechat::inspect::{Frame, Records, State, Tap, What};
 use wirechat::ws::Limits;
@@ -18,26 +21,25 @@ use wirechat::ws::protocol::{Event, Protocol};
 
 const LIMITS: Limits = Limits { message: 70_000, fragments: 4, binary: true };
 
-/// Noon and 1,204 ms: what is seen in a test is seen at this time.
+/// The time of every record in these tests.
 fn noon() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_millis(12 * 3_600_000 + 1_204)
+    humantime::parse_rfc3339("2026-11-22T12:00:01.204Z").expect("a time")
 }
 
-/// What the tap says of bytes on an open connection, as `--trace` or `--trace=full` would write it.
+/// The trace of bytes on an open connection, as `--trace` or `--trace=full` writes it.
 fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
     tap.set_limits(limits);
     for (from, bytes) in passed {
-        tap.see(*from, bytes, noon());
+        tap.bytes(*from, bytes, noon());
     }
     let mut out = String::new();
     records.take().iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut out));
     out
 }
 
-/// Compares with a golden text. With `WIRECHAT_BLESS` in the environment the golden text is written anew instead, to be
-/// looked at.
+/// Compares with a golden text. With `WIRECHAT_BLESS` in the environment, writes the golden text instead, for review.
 fn expect(golden: &str, name: &str, text: &str) {
     if std::env::var_os("WIRECHAT_BLESS").is_some() {
         let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -45,7 +47,7 @@ fn expect(golden: &str, name: &str, text: &str) {
     } else {
         assert!(
             golden == text,
-            "tests/golden/{name} differs; this is new:
+            "tests/golden/{name} differs; the new text is:
 {text}"
         );
     }
@@ -57,15 +59,15 @@ fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
     assert_eq!(
         traced(LIMITS, Detail::Full, &[(Role::Client, &hello)]),
         "\
-12:00:01.204  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  \"Hello\"                       §5.2 §5.3
-              81          85             37 fa 21 3d   7f 9f 4d 51 58
-              FIN opcode  MASK length=5  masking key   payload, masked
-                                                       48 65 6c 6c 6f   unmasked  \"Hello\"
+2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  \"Hello\"                       §5.2 §5.3
+  81          85             37 fa 21 3d   7f 9f 4d 51 58
+  FIN opcode  MASK length=5  masking key   payload, masked
+                                           48 65 6c 6c 6f   unmasked  \"Hello\"
 "
     );
 }
 
-/// The seven frames of §5.7; where the RFC leaves the payload open, it is zeros.
+/// The frames of §5.7. Where the RFC does not name the payload, it is zeros.
 #[test]
 fn golden_the_frames_of_rfc_5_7() {
     let (short, long) = ([0; 256], [0; 65536]);
@@ -85,9 +87,9 @@ fn golden_the_frames_of_rfc_5_7() {
     expect(include_str!("golden/examples-full.txt"), "examples-full.txt", &full);
 }
 
-/// One bad frame for each rule, and bytes that are no frame at all.
+/// One bad frame for each rule, and bytes that are not a frame at all.
 #[test]
-fn golden_one_refusal_for_each_rule() {
+fn golden_one_failure_for_each_rule() {
     let text_only = Limits { binary: false, ..LIMITS };
     let five = "01 80 M0 00 80 M0 00 80 M0 00 80 M0 00 80 M0";
     let rules: [(&str, Limits, ProtocolError); 18] = [
@@ -113,22 +115,22 @@ fn golden_one_refusal_for_each_rule() {
     let mut text = String::new();
     for (bytes, limits, rule) in rules {
         let bytes = hex(bytes);
-        assert_eq!(refused_by_protocol(limits, &bytes), Some(rule), "{bytes:02x?}");
+        assert_eq!(broken_rule_by_protocol(limits, &bytes), Some(rule), "{bytes:02x?}");
         text += &format!("-- {rule:?}\n{}", traced(limits, Detail::Full, &[(Role::Client, &bytes)]));
     }
     for (name, from, bytes) in [
-        ("a masked frame of a server", Role::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
+        ("a masked frame from a server", Role::Server, hex("81 85 37 fa 21 3d 7f 9f 4d 51 58")),
         ("HTTP in place of a frame", Role::Client, b"GET /?token=secret HTTP/1.1\r\n".to_vec()),
         ("TLS in place of a frame", Role::Client, hex("16 03 01 02 00 01 00 01 fc 03 03")),
-        ("text that ends in a character", Role::Client, hex("81 83 M0 'a' e2 82")),
+        ("text that ends inside a character", Role::Client, hex("81 83 M0 'a' e2 82")),
     ] {
         text += &format!("-- {name}\n{}", traced(LIMITS, Detail::Full, &[(from, &bytes)]));
     }
     assert!(!text.contains("secret"), "no token is shown");
-    expect(include_str!("golden/refusals.txt"), "refusals.txt", &text);
+    expect(include_str!("golden/failures.txt"), "failures.txt", &text);
 }
 
-fn refused_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
+fn broken_rule_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
     let (mut protocol, mut bytes) = (Protocol::new(limits), bytes.to_vec());
     let mut input = &mut bytes[..];
     while let Some(event) = protocol.receive(&mut input) {
@@ -139,34 +141,34 @@ fn refused_by_protocol(limits: Limits, bytes: &[u8]) -> Option<ProtocolError> {
     None
 }
 
-/// What both the protocol and the tap can say of a client's stream, up to the end of the conversation.
+/// The parts of a client's stream that both the protocol and the tap report.
 #[derive(Debug, PartialEq)]
-enum Said {
+enum Seen {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(Option<u16>),
-    Refused(u16, &'static str),
+    Failed(u16, &'static str),
 }
 
-fn said_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Said> {
-    let (mut protocol, mut said) = (Protocol::new(LIMITS), Vec::new());
+fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
+    let (mut protocol, mut seen) = (Protocol::new(LIMITS), Vec::new());
     for piece in pieces(stream, cuts) {
         let mut piece = piece.to_vec();
         let mut input = &mut piece[..];
         while let Some(event) = protocol.receive(&mut input) {
-            said.push(match event {
-                Event::Message(Message::Text(text)) => Said::Text(text.as_bytes().to_vec()),
-                Event::Message(Message::Binary(bytes)) => Said::Binary(bytes.to_vec()),
-                Event::Ping(payload) => Said::Ping(payload.to_vec()),
-                Event::Pong(payload) => Said::Pong(payload.to_vec()),
-                Event::Close(code, _) => Said::Close(code.map(|code| code.get())),
-                Event::Failed(error) => Said::Refused(error.code().get(), error.section()),
+            seen.push(match event {
+                Event::Message(Message::Text(text)) => Seen::Text(text.as_bytes().to_vec()),
+                Event::Message(Message::Binary(bytes)) => Seen::Binary(bytes.to_vec()),
+                Event::Ping(payload) => Seen::Ping(payload.to_vec()),
+                Event::Pong(payload) => Seen::Pong(payload.to_vec()),
+                Event::Close(code, _) => Seen::Close(code.map(|code| code.get())),
+                Event::Failed(error) => Seen::Failed(error.code().get(), error.section()),
             });
         }
     }
-    up_to_the_end(said)
+    up_to_the_end(seen)
 }
 
 /// The records that a tap makes of a stream in these pieces.
@@ -174,48 +176,48 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
     tap.set_limits(LIMITS);
-    pieces(stream, cuts).for_each(|piece| tap.see(Role::Client, piece, noon()));
+    pieces(stream, cuts).for_each(|piece| tap.bytes(Role::Client, piece, noon()));
     records.take().into_iter().map(|record| record.what).collect()
 }
 
-/// The same from the frames that the tap shows, put together here by hand. A frame that is refused says nothing else.
-fn said_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Said> {
+/// The same from the frames of the tap, assembled here by hand. A frame that broke a rule counts only as its failure.
+fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
-    let refused =
-        records.iter().find_map(|what| if let What::Failure(refusal) = what { Some(refusal.frame) } else { None });
-    let (mut said, mut message, mut first) = (Vec::new(), Vec::new(), 0);
+    let broken =
+        records.iter().find_map(|what| if let What::Failure(failure) = what { Some(failure.frame) } else { None });
+    let (mut seen, mut message, mut first) = (Vec::new(), Vec::new(), 0);
     for what in records {
         match what {
-            What::Failure(refusal) => said.push(Said::Refused(refusal.code, refusal.section)),
-            What::Frame(frame) if Some(frame.number) != refused && frame.is_complete() => {
-                said.extend(said_by_frame(&frame, &mut message, &mut first));
+            What::Failure(failure) => seen.push(Seen::Failed(failure.code, failure.section)),
+            What::Frame(frame) if Some(frame.number) != broken && frame.is_complete() => {
+                seen.extend(seen_in_frame(&frame, &mut message, &mut first));
             }
             _ => {}
         }
     }
-    up_to_the_end(said)
+    up_to_the_end(seen)
 }
 
-fn said_by_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<Said> {
+fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<Seen> {
     let payload = frame.unmasked();
     match frame.header.opcode() {
-        0x8 => return Some(Said::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
-        0x9 => return Some(Said::Ping(payload)),
-        0xa => return Some(Said::Pong(payload)),
+        0x8 => return Some(Seen::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
+        0x9 => return Some(Seen::Ping(payload)),
+        0xa => return Some(Seen::Pong(payload)),
         0x0 => {}
         opcode => (*message, *first) = (Vec::new(), opcode),
     }
     message.extend(payload);
     let whole = frame.header.fin().then(|| std::mem::take(message))?;
-    Some(if *first == 1 { Said::Text(whole) } else { Said::Binary(whole) })
+    Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
 }
 
-/// What follows a refusal or a Close is nothing that the two must agree on.
-fn up_to_the_end(mut said: Vec<Said>) -> Vec<Said> {
-    if let Some(last) = said.iter().position(|said| matches!(said, Said::Refused(..) | Said::Close(_))) {
-        said.truncate(last + 1);
+/// The two need not agree on bytes after a failure or a Close.
+fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
+    if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
+        seen.truncate(last + 1);
     }
-    said
+    seen
 }
 
 fn pieces<'s>(stream: &'s [u8], cuts: &[usize]) -> impl Iterator<Item = &'s [u8]> {
@@ -230,7 +232,7 @@ fn random_cuts(random: &mut fastrand::Rng, len: usize) -> Vec<usize> {
     cuts
 }
 
-/// A frame of a client that is nearly always as it should be.
+/// A client's frame, nearly always valid.
 fn random_frame(random: &mut fastrand::Rng, in_message: &mut bool) -> Vec<u8> {
     let strange = random.u32(0..200) == 0;
     let opcode = match random.u8(0..10) {
@@ -271,21 +273,21 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
         (0..count).for_each(|_| stream.extend(random_frame(&mut random, &mut in_message)));
         frames += count;
         let (ours, theirs) = (random_cuts(&mut random, stream.len()), random_cuts(&mut random, stream.len()));
-        let (tap, protocol) = (said_by_tap(&stream, &ours), said_by_protocol(&stream, &theirs));
+        let (tap, protocol) = (seen_by_tap(&stream, &ours), seen_by_protocol(&stream, &theirs));
         assert_eq!(tap, protocol, "{stream:02x?} cut at {ours:?} and at {theirs:?}");
     }
 }
 
-/// But for the reads they came in, frames are the same wherever the stream is cut. A frame that is refused is shown as
-/// far as it had come, and its header as far as it was needed.
+/// Except for the reads over which they are spread, frames are the same wherever the stream is cut. The frame that breaks
+/// a rule is reported as far as it came, so it differs.
 #[test]
-fn the_tap_sees_the_same_frames_whatever_the_cuts() {
+fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
     let seen = |stream: &[u8], cuts: &[usize]| -> Vec<What> {
         let records = records(stream, cuts);
-        let refused = records.iter().position(|what| matches!(what, What::Failure(_)));
-        let sound = records.into_iter().take(refused.map_or(usize::MAX, |at| at - 1));
-        sound.map(without_parts).collect()
+        let broken = records.iter().position(|what| matches!(what, What::Failure(_)));
+        let valid = records.into_iter().take(broken.map_or(usize::MAX, |at| at - 1));
+        valid.map(without_parts).collect()
     };
     for _ in 0..2_000 {
         let (mut stream, mut in_message) = (Vec::new(), false);
@@ -305,7 +307,7 @@ fn without_parts(what: What) -> What {
 }
 
 #[test]
-fn it_says_in_which_reads_a_frame_came() {
+fn the_reads_of_a_frame_are_listed() {
     let stream = hex("89 80 M0 81 85 M0 'Hello' 8a 80 M0");
     let parts = |what: &What| if let What::Frame(frame) = what { frame.parts.listed.clone() } else { Vec::new() };
     let listed: Vec<_> = records(&stream, &[8, 15]).iter().map(parts).collect();
@@ -315,26 +317,26 @@ fn it_says_in_which_reads_a_frame_came() {
 const REQUEST: &[u8] =
     b"GET /?token=dev-token&username=a%0ab HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
-const ANSWER: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// A whole life: the handshake in two reads with a frame behind it, a ping, a rule broken, and the end.
+/// The handshake in two reads with a frame right after it, a ping, a broken rule, and the end.
 #[test]
 fn golden_a_connection_from_its_request_to_its_end() {
     let records = Records::default();
     let mut tap = Tap::new(7, records.clone());
-    let ahead = [&REQUEST[40..], &hex("81 82 M0 'hi'")].concat();
+    let early = [&REQUEST[40..], &hex("81 82 M0 'hi'")].concat();
     let close = [&hex("88 2f 03 ea")[..], "client frames must be masked (RFC 6455 §5.1)".as_bytes()].concat();
     let life: [(Role, &[u8]); 6] = [
         (Role::Client, &REQUEST[..40]),
-        (Role::Client, &ahead),
-        (Role::Server, ANSWER),
+        (Role::Client, &early),
+        (Role::Server, RESPONSE),
         (Role::Server, &hex("81 02 'hi' 89 00")),
         (Role::Client, &hex("8a 80 M0 81 02 'no'")),
         (Role::Server, &close),
     ];
-    life.iter().for_each(|(from, bytes)| tap.see(*from, bytes, noon()));
-    tap.end("done", noon());
+    life.iter().for_each(|(from, bytes)| tap.bytes(*from, bytes, noon()));
+    tap.closed("done", noon());
     let taken = records.take();
     for (name, golden, detail) in [
         ("life.txt", include_str!("golden/life.txt"), Detail::Line),
@@ -351,10 +353,10 @@ fn golden_a_connection_from_its_request_to_its_end() {
 }
 
 #[test]
-fn colours_are_all_that_a_terminal_adds() {
+fn a_terminal_adds_only_colours() {
     let hello = hex("c1 85 37 fa 21 3d 7f 9f 4d 51 58");
     let records = Records::default();
-    Tap::open(7, records.clone()).see(Role::Client, &hello, noon());
+    Tap::open(7, records.clone()).bytes(Role::Client, &hello, noon());
     let taken = records.take();
     let written = |colour| {
         let mut text = String::new();
@@ -368,4 +370,42 @@ fn colours_are_all_that_a_terminal_adds() {
     let first = parts.next().unwrap_or_default().to_owned();
     let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a colour").1);
     assert_eq!(stripped, plain);
+}
+
+/// The example in the documentation of `text` is real output.
+#[test]
+fn the_example_in_the_documentation_is_in_a_golden_text() {
+    let source = include_str!("../src/inspect/text.rs");
+    let doc = source.lines().map_while(|line| line.strip_prefix("//!"));
+    let example = doc.skip_while(|line| !line.contains("```")).skip(1).take_while(|line| !line.contains("```"));
+    let golden = include_str!("golden/examples-full.txt");
+    let mut lines = 0;
+    for line in example {
+        assert!(golden.lines().any(|golden| golden == &line[1..]), "not in the golden text: {line}");
+        lines += 1;
+    }
+    assert_eq!(lines, 4);
+}
+
+/// Every place that shows how a connection ended has the server's words for a clean end.
+#[test]
+fn a_clean_end_has_a_cause() {
+    let records = Records::default();
+    let mut tap = Tap::open(7, records.clone());
+    tap.bytes(Role::Client, &hex("88 85 M0 03 e8 'bye'"), noon());
+    tap.bytes(Role::Server, &hex("88 02 03 e8"), noon());
+    tap.closed("both Closes passed; the server ended TCP (§7.1.1)", noon());
+    let end = records.take().pop().expect("the end");
+    let mut text = String::new();
+    text::write(&end, Style { detail: Detail::Line, colour: false }, &mut text);
+    assert_eq!(
+        text,
+        "2026-11-22T12:00:01.204Z  #7 = over, cleanly: the client sent the first Close (1000 \"bye\"); both Closes passed; \
+         the server ended TCP (§7.1.1)\n"
+    );
+    let json = json::value(&end);
+    assert_eq!(
+        (&json["clean"], &json["how"]),
+        (&true.into(), &"both Closes passed; the server ended TCP (§7.1.1)".into())
+    );
 }

@@ -1,4 +1,6 @@
-//! `--trace` and `--record` of the running server, and that what was recorded is seen again the same.
+//! `--trace` and `--record` of a running server, and that a replayed recording equals its trace.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -12,7 +14,7 @@ use support::{Server, masked, wait_until};
 
 const CHAT: &str = "/?token=dev-token&username=alice&room=general";
 
-/// An empty folder of this test's own.
+/// An empty folder for one test.
 fn folder(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&path);
@@ -27,7 +29,7 @@ fn traced(log: &str) -> String {
         .collect()
 }
 
-/// Something of everything: a request in two reads, a message, a ping, fragments, a broken rule; and a plain request.
+/// One of each: a request in two reads, a message, a ping, fragments, a broken rule, and a plain request.
 fn visit(server: &Server) {
     let mut alice = server.connect();
     let request = support::upgrade_request(CHAT);
@@ -55,12 +57,12 @@ fn a_line_a_frame_without_secrets_colours_or_control_characters() {
     let server = Server::start(&["--trace"]);
     visit(&server);
     server.wait_for_log("404");
-    wait_until("the end of the rude one", || server.log().matches("= over").count() >= 2);
+    wait_until("the end of both connections", || server.log().matches("= over").count() >= 2);
     let log = server.log();
     for line in [
         "→ GET /?token=*********&username=alice&room=general HTTP/1.1",
         "← HTTP/1.1 101 Switching Protocols",
-        "= CONNECTING ⇒ OPEN  the server answered 101",
+        "= CONNECTING ⇒ OPEN  the server sent 101",
         "→ TEXT  fin mask=00000000 len=57 (7-bit)",
         "→ PING  fin mask=00000000 len=1 (7-bit)  \"p\"",
         "← PONG  fin len=1 (7-bit)  \"p\"",
@@ -73,11 +75,11 @@ fn a_line_a_frame_without_secrets_colours_or_control_characters() {
     }
     assert!(!log.contains("dev-token"), "{log}");
     assert!(log.chars().all(|character| character == '\n' || !character.is_control()), "{log}");
-    assert!(!log.contains("masking key"), "that is for --trace=full");
+    assert!(!log.contains("masking key"), "only --trace=full draws fields");
 }
 
 #[test]
-fn all_of_it_where_that_is_asked_for() {
+fn every_field_with_trace_full() {
     let server = Server::start(&["--trace=full"]);
     visit(&server);
     server.wait_for_log("404");
@@ -99,14 +101,14 @@ fn filters() {
     for (filter, shown, hidden) in table {
         let server = Server::start(&["--trace", "--trace-filter", filter]);
         visit(&server);
-        server.wait_for_log("REFUSED");
+        server.wait_for_log("REJECT");
         wait_until(&format!("{filter} shows {shown}"), || traced(&server.log()).contains(shown));
         assert!(!traced(&server.log()).contains(hidden), "{filter} hides {hidden}:\n{}", server.log());
     }
 }
 
 #[test]
-fn a_filter_that_makes_no_sense() {
+fn an_invalid_filter_is_a_usage_error() {
     let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--trace", "--trace-filter", "x=1"]).output();
     let output = output.expect("it runs");
     assert_eq!(output.status.code(), Some(2));
@@ -120,33 +122,33 @@ fn a_recording_is_replayed_as_it_was_traced() {
     let dir_arg = dir.to_str().expect("UTF-8");
     let mut server = Server::start(&["--trace=full", "--record", dir_arg]);
     visit(&server);
-    wait_until("everybody has gone", || server.log().matches("= over").count() == 3);
+    wait_until("all connections have ended", || server.log().matches("= over").count() == 3);
     server.signal("TERM");
     assert!(server.wait().success());
     let mut files: Vec<_> = fs::read_dir(&dir).expect("the folder").map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    assert_eq!(files.len(), 3, "a file a connection");
+    assert_eq!(files.len(), 3, "one file per connection");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&dir), mode(&files[0])), (0o700, 0o600), "for their owner alone");
+    assert_eq!((mode(&dir), mode(&files[0])), (0o700, 0o600), "readable by their owner only");
     for path in files {
         let file = fs::read_to_string(&path).unwrap();
         assert!(!file.contains("dev-token") && !file.contains(&hex(b"dev-token")), "{file}");
         let replayed = replay(&path);
         let number = path.file_stem().unwrap().to_str().unwrap().rsplit('-').next().unwrap();
-        let (drawn, verdict) = replayed.trim_end().rsplit_once('\n').expect("a verdict in the last line");
+        let (drawn, result) = replayed.trim_end().rsplit_once('\n').expect("a result in the last line");
         assert!(of_connection(&traced(&server.log()), number) == format!("{drawn}\n"), "{}", path.display());
-        assert_eq!(verdict, "as it was recorded: the protocol answers the same");
+        assert_eq!(result, "as recorded: the protocol reacts in the same way");
     }
 }
 
-/// What `wirechat replay` prints of a file with which all is well.
+/// The output of `wirechat replay` for a good file.
 fn replay(path: &Path) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(path).output().expect("it runs");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What a trace holds of one connection: its lines, and what is drawn below them.
+/// The lines of one connection in a trace, with the figures below them.
 fn of_connection(trace: &str, number: &str) -> String {
     let mut is_its = false;
     let lines = trace.lines().filter(|line| {
@@ -162,10 +164,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The text of the only recording in a folder, once it holds this.
+/// The text of all recordings in a folder, once it contains `needle`.
 fn recorded(dir: &Path, needle: &str) -> String {
     let mut text = String::new();
-    wait_until(&format!("a recording holds {needle}"), || {
+    wait_until(&format!("a recording contains {needle}"), || {
         let files = fs::read_dir(dir).expect("the folder").map(|entry| entry.unwrap().path());
         text = files.map(|path| fs::read_to_string(path).unwrap()).collect();
         text.contains(needle)
@@ -173,18 +175,18 @@ fn recorded(dir: &Path, needle: &str) -> String {
     text
 }
 
-/// Where a token may stand beside its place in a request that is granted.
+/// A token may occur in other places than an accepted request.
 #[test]
-fn no_token_is_traced_or_recorded_wherever_it_comes() {
+fn no_token_is_traced_or_recorded_wherever_it_occurs() {
     let upgrade = support::upgrade_request("/echo?username=a");
     let table: [(&str, Vec<&[u8]>); 7] = [
         (
-            "behind a refused request",
+            "after a rejected request",
             vec![b"GET /nope HTTP/1.1\r\nHost: a\r\n\r\nGET /?token=dev-token HTTP/1.1\r\n\r\n"],
         ),
-        ("after an early refusal", vec![b"GET / HTTP/1.1\r\nX: a\n", b"Authorization: Bearer dev-token\r\n\r\n"]),
+        ("after an early rejection", vec![b"GET / HTTP/1.1\r\nX: a\n", b"Authorization: Bearer dev-token\r\n\r\n"]),
         ("as a first line", vec![b"Authorization: Bearer dev-token\r\n\r\n"]),
-        ("behind a #", vec![b"GET /?token=x#dev-token HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]),
+        ("after a #", vec![b"GET /?token=x#dev-token HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]),
         ("in place of a frame", vec![upgrade.as_bytes(), b"DELETE /?token=dev-token HTTP/1.1\r\n\r\n"]),
         ("in place of a frame, as a header", vec![upgrade.as_bytes(), b"\nAuthorization: Bearer dev-token\r\n\r\n"]),
         ("cut", vec![b"GET /health?tok", b"en=dev-to", b"ken HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"]),
@@ -202,7 +204,7 @@ fn no_token_is_traced_or_recorded_wherever_it_comes() {
         let mut client = server.connect();
         for piece in pieces {
             client.try_send(piece);
-            server.upgrade("/echo"); // it has read that by now
+            server.upgrade("/echo"); // by now the server has read the piece
         }
         drop(client);
         server.wait_for_log("#1 = over");
@@ -219,9 +221,9 @@ fn spaced_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Of an inspector nothing is recorded that it was told, even in one write with its handshake.
+/// Records sent to an inspector are not recorded, even those in one write with its handshake.
 #[test]
-fn what_an_inspector_sees_is_not_recorded_again() {
+fn an_inspectors_records_are_not_recorded() {
     let dir = folder("inspector");
     let server = Server::start(&["--record", dir.to_str().expect("UTF-8")]);
     let mut alice = server.upgrade(CHAT);
@@ -239,52 +241,53 @@ fn what_an_inspector_sees_is_not_recorded_again() {
     assert!(!text.contains(&hex(b"\"record\"")) && !text.contains(&hex(b"\"do\"")), "{text}");
 }
 
-/// What the server never looked at broke no rule, and what it closed for is what it says.
+/// The trace reports a broken rule only if the server closed the connection for it.
 #[test]
-fn only_what_the_server_refused_is_told_to_be_refused() {
+fn a_rule_broken_after_the_server_has_closed_is_not_reported() {
     let server = Server::start(&["--trace", "--rate-limit", "1"]);
     let mut alice = server.upgrade(CHAT);
     alice.read_event("welcome");
     let message = masked(0x81, br#"{"event":"message","data":{"text":"hi"}}"#);
     alice.send(&[message.repeat(80), vec![0x81, 0x05]].concat());
     let close = alice.read_to_end();
-    assert!(close.windows(8).any(|bytes| bytes == b"flooding"), "it was closed for that");
+    assert!(close.windows(8).any(|bytes| bytes == b"flooding"), "the server closed for another reason");
     drop(alice);
     server.wait_for_log("#1 = over");
     assert!(!server.log().contains("#1 !"), "{}", server.log());
 }
 
-/// A frame in one write with the request: what the server makes of it stands behind it.
+/// A frame in one write with the request is reported before its consequences.
 #[test]
-fn what_comes_with_the_request_stands_before_what_comes_of_it() {
-    for (frame, told) in
-        [(&[0x81, 0x05][..], "#1 ! 1002 §5.1"), (&masked(0x88, b"\x03\xe8bye"), "the client began to close it")]
+fn a_frame_that_comes_with_the_request_is_reported() {
+    for (frame, words) in
+        [(&[0x81, 0x05][..], "#1 ! 1002 §5.1"), (&masked(0x88, b"\x03\xe8bye"), "the client sent the first Close")]
     {
         let server = Server::start(&["--trace"]);
         let mut client = server.connect();
         client.send(&[support::upgrade_request(CHAT).as_bytes(), frame].concat());
         client.read_to_end();
         server.wait_for_log("#1 = over");
-        assert!(server.log().contains(told), "{}", server.log());
+        assert!(server.log().contains(words), "{}", server.log());
     }
 }
 
-/// Of an inspector's own connection the handshake and the end are shown, and of everybody's the end when the server stops.
+/// The trace shows only the handshake and the end of an inspector's connection, and an end for every connection when the
+/// server stops.
 #[test]
-fn everybody_has_an_end() {
+fn every_connection_has_an_end() {
     let mut server = Server::start(&["--trace"]);
     let mut alice = server.upgrade(CHAT);
     let ticket = alice.read_event("welcome")["ticket"].as_str().expect("a ticket").to_owned();
     let _inspector = server.upgrade(&format!("/inspect?ticket={ticket}"));
     server.signal("TERM");
     server.wait();
-    wait_until("both ends are told", || server.log().matches("= over").count() == 2);
+    wait_until("both ends are traced", || server.log().matches("= over").count() == 2);
     let log = server.log();
     let of_inspector: Vec<&str> = log.lines().filter(|line| line.contains("  #2 ")).collect();
-    assert_eq!(of_inspector.len(), 5, "request, answer, two states, end: {of_inspector:#?}");
+    assert_eq!(of_inspector.len(), 5, "request, response, two states, end: {of_inspector:#?}");
 }
 
-/// A recording takes a descriptor, so there are half as many for connections.
+/// A recording needs a descriptor, so half as many connections fit.
 #[test]
 fn recordings_count_against_the_descriptors() {
     let dir = folder("descriptors");
@@ -314,12 +317,9 @@ fn recordings_stay_within_their_limit() {
     assert!(size <= 20_000 && size > 15_000, "{size} bytes");
     let is_cut = |path: &&PathBuf| fs::read_to_string(path).unwrap().trim_end().ends_with("\"cut\":null}");
     let cut: Vec<_> = files.iter().filter(is_cut).collect();
-    assert_eq!(cut.len(), 1, "one was being recorded when there was no more room");
+    assert_eq!(cut.len(), 1, "one connection was open when the limit was reached");
     let replayed = replay(cut[0]);
-    assert!(
-        replayed.contains("\nhere the recording was cut: all of them had reached --record-limit\nas it"),
-        "{replayed}"
-    );
+    assert!(replayed.contains("\nThe recording was cut here: --record-limit was reached.\nas recorded"), "{replayed}");
     server.wait_for_log("RECORD");
-    assert_eq!(server.log().matches("RECORD").count(), 1, "that is said, once: {}", server.log());
+    assert_eq!(server.log().matches("RECORD").count(), 1, "logged once: {}", server.log());
 }

@@ -1,11 +1,13 @@
-//! Everything at once: the server is stopped while many people come, speak, move about and go, and finds all of it when it
-//! goes on, in as few turns of its loop as can be. What happened then has one order, and everybody saw that.
+//! Everything at once: while the server process is stopped, many clients join, send, switch and leave. When it continues, it
+//! finds all of that in very few turns of its loop. The events have one order, and every client receives them in it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
 use fastrand::Rng;
 use serde_json::{Value, json};
-use support::people::{DIALECTS, Dialect, Person, chat, path, same};
+use support::users::{DIALECTS, Dialect, User, chat, path, same};
 use support::{RawClient, Server, masked, upgrade_request};
 
 use Dialect::{Events, Presence, Rooms};
@@ -13,16 +15,16 @@ use Dialect::{Events, Presence, Rooms};
 const ROOM: &str = "general";
 const GUESTS: usize = 8;
 
-/// What somebody has seen of [`ROOM`]: the texts from the first one on, and who is there.
+/// What a client knows of [`ROOM`]: all texts, and the members.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Seen {
     texts: Vec<String>,
     members: Vec<String>,
 }
 
-/// Somebody, and what they have seen.
+/// A user, and what it has received.
 struct Witness {
-    person: Person,
+    user: User,
     dialect: Dialect,
     name: String,
     room: String,
@@ -31,27 +33,28 @@ struct Witness {
 
 impl Witness {
     fn new(client: RawClient, dialect: Dialect, name: &str) -> Witness {
-        let person = Person::new(client, dialect, name);
-        // On `rooms`, what others see is the name that nobody gave.
+        let user = User::new(client, dialect, name);
+        // The others see a client of `rooms` under the default name.
         let name = if dialect == Rooms { "Anonymous" } else { name };
-        Witness { person, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
+        Witness { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
     }
 
-    /// Takes in one thing that was said. `None`: it was no event of the room.
-    fn take(&mut self, heard: &Value) -> Option<String> {
-        let data = if self.dialect == Events { &heard["data"] } else { heard };
-        let kind = heard[if self.dialect == Events { "event" } else { "type" }].as_str().expect("a kind");
+    /// Processes one event, and returns it as text. `None`: it is not an event of the room.
+    fn take(&mut self, event: &Value) -> Option<String> {
+        let data = if self.dialect == Events { &event["data"] } else { event };
+        let kind = event[if self.dialect == Events { "event" } else { "type" }].as_str().expect("a kind");
         if let "welcome" | "switched" = kind {
             self.room = string(&data["room"]);
             self.seen.members = strings(&data["members"]);
             self.seen.members.push(self.name.clone());
-            self.seen.texts = data["history"].as_array().unwrap().iter().map(|told| string(&told["text"])).collect();
+            self.seen.texts =
+                data["history"].as_array().unwrap().iter().map(|message| string(&message["text"])).collect();
             return None;
         }
         let what = match kind {
             "message" | "chat_message" => {
                 self.seen.texts.push(string(&data["text"]));
-                format!("{} says {}", string(&data["username"]), string(&data["text"]))
+                format!("{} sends {}", string(&data["username"]), string(&data["text"]))
             }
             "joined" | "user_joined" => {
                 self.seen.members.push(string(&data["username"]));
@@ -60,7 +63,7 @@ impl Witness {
             "left" | "user_left" => {
                 let name = string(&data["username"]);
                 let at = self.seen.members.iter().position(|member| *member == name);
-                // On presence, one's own arrival brings all the names there are.
+                // A client of `presence` has received the complete list when it joined.
                 at.map(|at| self.seen.members.swap_remove(at));
                 format!("{name} leaves")
             }
@@ -73,12 +76,12 @@ impl Witness {
         (self.room == ROOM).then_some(what)
     }
 
-    /// Takes in everything up to this text in the room, and returns what happened there, each with who was there then.
-    fn hear_until(&mut self, text: &str) -> Vec<(String, Vec<String>)> {
+    /// Processes everything up to this text in the room, and returns the events, each with the members at that time.
+    fn receive_until(&mut self, text: &str) -> Vec<(String, Vec<String>)> {
         let mut happened = Vec::new();
         while self.room != ROOM || self.seen.texts.last().is_none_or(|last| last != text) {
-            let heard = self.person.hear();
-            if let Some(what) = self.take(&heard) {
+            let event = self.user.receive();
+            if let Some(what) = self.take(&event) {
                 self.seen.members.sort();
                 happened.push((what, self.seen.members.clone()));
             }
@@ -95,7 +98,7 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap_or_else(|| panic!("a list: {value}")).iter().map(string).collect()
 }
 
-/// Somebody who comes while the server is stopped: all they will ever send stands behind their request.
+/// A client that connects while the server is stopped. Everything that it sends follows its request in one write.
 fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     let dialect = random.choice(DIALECTS).unwrap();
     let room = if dialect == Events && random.bool() { "elsewhere" } else { ROOM };
@@ -106,8 +109,8 @@ fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
         let text = match random.u8(0..6) {
             0 | 1 if dialect == Events => switch(random.choice([ROOM, "elsewhere"]).unwrap()),
             2 if dialect == Events => json!({"event": "ping"}).to_string(),
-            3 => witness.person.message(&format!("/msg {name} a note")),
-            _ => witness.person.message(&format!("{i} by {name}")),
+            3 => witness.user.message(&format!("/msg \"{name}\" a note")),
+            _ => witness.user.message(&format!("{i} by {name}")),
         };
         all.extend(masked(0x81, text.as_bytes()));
     }
@@ -116,32 +119,32 @@ fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     }
     let stays = random.u8(0..3) > 0;
     all.extend(if stays { masked(0x89, b"done") } else { masked(0x88, &1000u16.to_be_bytes()) });
-    witness.person.client.send(&all);
+    witness.user.client.send(&all);
     (witness, stays)
 }
 
-/// Reads until the server has done what the guest asked for.
+/// Reads until the server has processed everything from the guest.
 fn settle(guest: &mut Witness, stays: bool) {
-    assert!(guest.person.client.read_head().starts_with("HTTP/1.1 101 "));
+    assert!(guest.user.client.read_head().starts_with("HTTP/1.1 101 "));
     loop {
-        let frame = guest.person.frame();
+        let frame = guest.user.frame();
         match frame.first {
             0x8a if stays => return,
-            0x88 if !stays => return guest.person.client.expect_end(),
+            0x88 if !stays => return guest.user.client.expect_end(),
             _ => drop(guest.take(&serde_json::from_str(frame.text()).expect("JSON"))),
         }
     }
 }
 
-/// The three who are there all the time: on `events`, on `rooms`, and on `presence`.
+/// Three members that stay for the whole test, one of each dialect.
 fn residents(server: &Server) -> [Witness; 3] {
     let mut residents = DIALECTS.map(|dialect| {
         let name = format!("{dialect:?}");
         Witness::new(server.upgrade(&path(dialect, &name, ROOM)), dialect, &name)
     });
-    residents[2].person.says("all here");
+    residents[2].user.sends_message("all here");
     for witness in &mut residents {
-        witness.hear_until("all here");
+        witness.receive_until("all here");
     }
     residents
 }
@@ -151,27 +154,27 @@ fn round(server: &Server, residents: &mut [Witness; 3], random: &mut Rng, number
     let mut guests: Vec<_> = (0..GUESTS).map(|i| guest(server, random, &format!("guest {number}.{i}"))).collect();
     for i in 0..3 {
         let resident = random.choice(&mut *residents).unwrap();
-        resident.person.says(&format!("{number}.{i}"));
+        resident.user.sends_message(&format!("{number}.{i}"));
     }
     server.signal("CONT");
     guests.iter_mut().for_each(|(guest, stays)| settle(guest, *stays));
     let end = format!("the end of {number}");
-    residents[0].person.says(&end);
+    residents[0].user.sends_message(&end);
     let [events, rooms, presence] = residents;
-    let happened = events.hear_until(&end);
-    assert_eq!(presence.hear_until(&end), happened, "round {number}");
-    // What `rooms` is told of who comes and goes names nobody.
-    let nameless = |what: &str| if what.contains(" says ") { what.to_owned() } else { last_word(what) };
-    let told: Vec<String> = rooms.hear_until(&end).into_iter().map(|(what, _)| what).collect();
-    assert_eq!(told, happened.iter().map(|(what, _)| nameless(what)).collect::<Vec<_>>(), "round {number}");
+    let happened = events.receive_until(&end);
+    assert_eq!(presence.receive_until(&end), happened, "round {number}");
+    // In `rooms`, joins and leaves have no name.
+    let nameless = |what: &str| if what.contains(" sends ") { what.to_owned() } else { last_word(what) };
+    let received: Vec<String> = rooms.receive_until(&end).into_iter().map(|(what, _)| what).collect();
+    assert_eq!(received, happened.iter().map(|(what, _)| nameless(what)).collect::<Vec<_>>(), "round {number}");
     for (mut guest, _) in guests.into_iter().filter(|(_, stays)| *stays) {
-        guest.hear_until(&end);
+        guest.receive_until(&end);
         assert_eq!(guest.seen.texts, events.seen.texts, "{}", guest.name);
         if guest.dialect != Rooms {
             guest.seen.members.sort();
             assert_eq!(guest.seen.members, events.seen.members, "{}", guest.name);
         }
-        guest.person.leaves();
+        guest.user.leaves();
     }
 }
 
@@ -186,48 +189,48 @@ fn everything_at_once() {
         let mut residents = residents(&server);
         let mut random = Rng::with_seed(seed);
         (0..10).for_each(|number| round(&server, &mut residents, &mut random, number));
-        // Messages have their numbers in the order in which they were heard.
-        let mut late = Person::joins(&server, Events, "late", ROOM);
-        let welcome = late.hears_at_least("welcome", json!({}));
+        // The ids follow the order in which the messages were received.
+        let mut late = User::joins(&server, Events, "late", ROOM);
+        let welcome = late.receives_event("welcome", json!({}));
         let history = welcome["history"].as_array().unwrap();
-        let texts: Vec<String> = history.iter().map(|told| string(&told["text"])).collect();
+        let texts: Vec<String> = history.iter().map(|message| string(&message["text"])).collect();
         assert_eq!(texts, residents[0].seen.texts, "seed {seed}");
-        assert!(history.iter().zip(1..).all(|(told, id): (&Value, u64)| told["id"] == id), "seed {seed}");
+        assert!(history.iter().zip(1..).all(|(message, id): (&Value, u64)| message["id"] == id), "seed {seed}");
         assert!(same(&welcome["last_id"], &json!(texts.len())), "seed {seed}");
     }
 }
 
-/// A turn in which a room is told more than one batch holds ends early. Whoever had not been read by then is read next.
+/// A turn in which the batch of a room fills up ends early. The server reads from the remaining clients in the next turn.
 #[test]
-fn a_turn_that_is_cut_short() {
+fn a_turn_that_ends_early() {
     let server = Server::start(&[]);
-    let mut people: Vec<RawClient> =
+    let mut clients: Vec<RawClient> =
         (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
     let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
-    // All of it is there when the server looks, so that it is one turn's work.
+    // The server finds all of it at once, so it is the work of one turn.
     server.signal("STOP");
-    for person in &mut people {
-        person.send(&masked(0x81, message.as_bytes()).repeat(10));
-        person.send(&masked(0x89, b"am I heard?"));
+    for client in &mut clients {
+        client.send(&masked(0x81, message.as_bytes()).repeat(10));
+        client.send(&masked(0x89, b"still there?"));
     }
     server.signal("CONT");
-    for person in &mut people {
-        let pong = std::iter::repeat_with(|| person.read_frame()).find(|frame| frame.opcode() != 1).unwrap();
-        assert_eq!((pong.first, &pong.payload[..]), (0x8a, &b"am I heard?"[..]));
+    for client in &mut clients {
+        let pong = std::iter::repeat_with(|| client.read_frame()).find(|frame| frame.opcode() != 1).unwrap();
+        assert_eq!((pong.first, &pong.payload[..]), (0x8a, &b"still there?"[..]));
     }
 }
 
-/// A word for all but one that fills a batch, which is sent at once then, is for all but that one all the same.
+/// An event for all members but one that fills the batch, so that it is sent at once, is not sent to that one.
 #[test]
-fn a_word_for_the_others_that_fills_a_batch() {
+fn an_event_for_the_others_that_fills_a_batch() {
     let server = Server::start(&[]);
-    // As many bytes as a name may have, and as many names as make a list of over 64 KiB.
+    // The longest names, and so many that their list has over 64 KiB.
     let name = "%F0%9F%98%80".repeat(32);
     let _crowd: Vec<RawClient> =
         (0..600).map(|_| server.upgrade(&format!("/?token=dev-token&username={name}"))).collect();
-    let mut newcomer = server.upgrade("/ws?token=dev-token&username=pat&client_id=1");
-    newcomer.send(&masked(0x89, b""));
-    let welcome = newcomer.read_json();
+    let mut new_client = server.upgrade("/ws?token=dev-token&username=pat&client_id=1");
+    new_client.send(&masked(0x89, b""));
+    let welcome = new_client.read_json();
     assert_eq!((&welcome["type"], welcome["active_users"].as_array().unwrap().len()), (&json!("user_joined"), 601));
-    assert_eq!(newcomer.read_frame().first, 0x8a, "its own join is told once");
+    assert_eq!(new_client.read_frame().first, 0x8a, "it receives its own join once");
 }

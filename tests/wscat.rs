@@ -1,9 +1,11 @@
-//! npm's `wscat`, the tool that people reach for first, in a conversation with the running server: piped, as a script
-//! uses it, and on a terminal, as a person does. `tests/npm/package.json` pins it; this installs it:
+//! npm's `wscat`, the tool that people try first, against the running server: in a pipe, as in a script, and on a terminal.
+//! `tests/npm/package.json` pins it; this installs it:
 //! `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //!
-//! The subtle thing: wscat drops lines that come before it is connected and ends when its stdin does. So stdin stays
-//! open, and nothing is typed before the server's `welcome` has come out at the other end.
+//! wscat drops lines that it reads before it is connected, and exits at the end of its stdin. So the tests keep stdin open,
+//! and type nothing before wscat has printed the `welcome`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 
@@ -17,12 +19,13 @@ use support::{RawClient, Server, wait_until};
 
 const LINE: &str = r#"{"event":"message","data":{"text":"hello from wscat"}}"#;
 
-/// A running wscat, what it has printed so far, and the way to type to it.
+/// A running wscat.
 struct Wscat {
     child: Child,
     stdin: ChildStdin,
+    /// Its stdout so far.
     output: Arc<Mutex<String>>,
-    /// What stands before a received message: nothing in a pipe, `< ` on a terminal.
+    /// The prefix of a received message: empty in a pipe, `< ` on a terminal.
     mark: &'static str,
 }
 
@@ -42,16 +45,16 @@ impl Wscat {
         Wscat { child, stdin, output, mark }
     }
 
-    /// Types a line and the key that ends it: in a pipe a line feed, on a terminal the carriage return of Enter.
+    /// Types a line and its end: a line feed in a pipe, the carriage return of Enter on a terminal.
     fn type_line(&mut self, line: &str, end: &str) {
-        self.stdin.write_all(format!("{line}{end}").as_bytes()).expect("wscat takes a line");
-        self.stdin.flush().expect("wscat takes a line");
+        self.stdin.write_all(format!("{line}{end}").as_bytes()).expect("wscat reads a line");
+        self.stdin.flush().expect("wscat reads a line");
     }
 
-    /// Waits until it has shown an event of this name, and returns that event's data.
+    /// Waits until it prints an event of this name, and returns the data of the event.
     fn shows_event(&self, event: &str) -> Value {
         let mut found = None;
-        wait_until(&format!("wscat shows the event {event:?}"), || {
+        wait_until(&format!("wscat prints the event {event:?}"), || {
             found = events(&self.output.lock().unwrap(), self.mark).into_iter().find(|shown| shown["event"] == event);
             found.is_some()
         });
@@ -59,7 +62,7 @@ impl Wscat {
     }
 
     fn shows(&self, text: &str) {
-        wait_until(&format!("wscat shows {text:?}"), || self.output.lock().unwrap().contains(text));
+        wait_until(&format!("wscat prints {text:?}"), || self.output.lock().unwrap().contains(text));
     }
 }
 
@@ -73,7 +76,7 @@ impl Drop for Wscat {
     }
 }
 
-/// The JSON objects that wscat has received and shown in whole lines, without a terminal's colours around them.
+/// The received JSON objects in complete lines of output, without the colours of a terminal.
 fn events(output: &str, mark: &str) -> Vec<Value> {
     let whole = &output[..output.rfind('\n').unwrap_or(0)];
     let object = |line: &str| {
@@ -83,7 +86,7 @@ fn events(output: &str, mark: &str) -> Vec<Value> {
     whole.lines().filter_map(object).collect()
 }
 
-/// wscat's path, made absolute: tests run in the package's folder, but a shell of `script` need not.
+/// The absolute path of wscat: the shell of `script` may run in another folder than the tests.
 fn wscat() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/.bin/wscat");
     support::require_tool("wscat", &[installed])
@@ -93,7 +96,7 @@ fn url(server: &Server) -> String {
     format!("ws://127.0.0.1:{}/?token=dev-token&username=bot&room=general", server.port())
 }
 
-/// Somebody else in the room, past the welcome.
+/// Another client in the room, after its `welcome`.
 fn witness(server: &Server) -> RawClient {
     let mut client = server.upgrade("/?token=token-alice&username=alice&room=general");
     assert_eq!(client.read_event("welcome")["username"], "alice");
@@ -101,7 +104,7 @@ fn witness(server: &Server) -> RawClient {
 }
 
 #[test]
-fn a_script_talks_through_a_pipe() {
+fn a_script_chats_through_a_pipe() {
     let Some(wscat) = wscat() else { return };
     let server = Server::start(&[]);
     let mut alice = witness(&server);
@@ -116,11 +119,11 @@ fn a_script_talks_through_a_pipe() {
 
 #[cfg(target_os = "linux")] // `script` takes its command differently elsewhere
 #[test]
-fn a_person_talks_on_a_terminal() {
+fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
     let server = Server::start(&[]);
     let mut alice = witness(&server);
-    // `script` (util-linux) gives wscat a terminal of its own; the shell inside finds the words in its environment.
+    // `script` (util-linux) gives wscat a terminal. The shell in it finds the arguments in its environment.
     let mut command = Command::new(script);
     command.args(["-qec", r#"exec "$WSCAT" -c "$URL""#, "/dev/null"]);
     command.env("WSCAT", wscat).env("URL", url(&server)).env("SHELL", "/bin/sh").env("TERM", "xterm");
@@ -132,7 +135,7 @@ fn a_person_talks_on_a_terminal() {
     bot.shows("Disconnected (code: 1001");
 }
 
-/// The bot joins, says its line, and both see it, word for word.
+/// The bot joins and sends its line, and both receive it word for word.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
     let welcome = bot.shows_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");
@@ -146,7 +149,7 @@ fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
 }
 
 #[test]
-fn only_whole_received_lines_are_read() {
+fn only_complete_received_lines_count() {
     let typed = "\u{1b}[1G> {\"event\":\"message\",\"data\":{}}\r\r\n";
     let received = "\u{1b}[34m< {\"event\":\"pong\",\"data\":{}}\u{1b}[39m\r\n";
     let unfinished = "< {\"event\":\"left\",\"data\":{}}";

@@ -1,290 +1,395 @@
-//! The chat: who is where, and who hears what.
-//!
-//! [`Chat`] keeps the tables and turns a [`Command`] into [`Delivery`]s. It knows clients, rooms, text and names; it
-//! knows no frames, sockets or clocks: a client is a `mio::Token`, and the time is handed in.
-//!
-//! Reading order: [`command`] (the words), this file (leaving, switching), [`admission`] (joining), [`speech`] (saying),
-//! [`rooms`], [`history`], [`timestamp`], [`names`], [`pace`] and [`ids`] (the tables), [`dialect`] (the words as JSON), [`access`] (who
-//! may come in).
+//! The chat: commands in, effects out. [`Chat`] turns a client's text into a [`Request`] to the broker, updates its
+//! tables for each [`RoomEvent`] from the broker, and queues [`Effect`]s for the server. The chat knows clients, rooms,
+//! names and JSON, but not frames, sockets or clocks: a client is a `mio::Token`, and the time is a parameter.
 //!
 //! ```text
-//!   bob                 and who is told what, in this order
-//!   comes to general    bob: welcome; general but bob: joined
-//!   says something      general: message
-//!   whispers to alice   alice: private; bob: private
-//!   moves to rust       general: left; bob: switched; rust but bob: joined
+//!   bob                 who receives what, in this order
+//!   joins general       bob: welcome; general but bob: joined
+//!   sends a message     general: message
+//!   writes to alice     alice: private; bob: private
+//!   switches to rust    general: left; bob: switched; rust but bob: joined
 //!   types               rust but bob: typing
 //!   sends no JSON       bob: error
 //!   leaves              rust: left
 //! ```
-//!
-//! The subtle thing: who is *in* a room when something is said there is decided here, at once; when it is sent is the
-//! server's affair. So every method returns what is to be told in the order in which it must be told.
+#![doc = "\n"]
+#![doc = include_str!("PROTOCOL.md")]
 
-pub mod access;
-pub mod admission;
 pub mod command;
 pub mod dialect;
-pub mod history;
-pub mod ids;
+pub mod event;
 pub mod names;
-pub mod pace;
-pub mod rooms;
-pub mod speech;
-pub mod timestamp;
+pub mod rate_limiter;
+pub mod room;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mio::Token;
 
+pub use crate::broker::Resume;
+use crate::broker::{Backlog, Broker, BrokerError, Join, MemberId, Message, PrivateMessage};
+use crate::broker::{Request, RoomEvent, RoomId, RoomMap};
 use crate::config::Config;
-use access::Grant;
-pub use admission::{Admission, Newcomer};
-pub use command::{Audience, Delivery};
-use command::{Command, Complaint, Notice};
-use dialect::Dialect;
-use history::{History, Past, Resume, Ring};
-pub use ids::{RoomId, RoomMap, TokenMap};
-use names::Names;
-use pace::{Pace, Verdict};
-use rooms::Rooms;
-use timestamp::Clock;
+use crate::token_map::TokenMap;
+use command::Command;
+use dialect::{Dialect, excerpt};
+use event::{CloseReason, Effect, ErrorText, Event};
+use rate_limiter::{Decision, RateLimiter};
+use room::Room;
 
-/// Where a client is that names no room.
 pub const DEFAULT_ROOM: &str = "general";
+const TYPING_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_HELD: usize = 64; // events queued until the welcome, limited because a client can cause many
 
-/// Why a client is closed that does not stop sending.
-pub const FLOODING: &str = "flooding";
-/// Why a client is closed, or may not speak, whose name is somebody else's.
-pub const NAME_IN_USE: &str = "username already in use";
-/// Why a client is closed in whose place another has come.
-pub const REPLACED: &str = "replaced by a newer connection";
-
-/// The time, by the clock that people read and by one that only goes forward (since the server's start).
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
-    /// To be shown.
     pub time: SystemTime,
-    /// To be measured with.
-    pub steady: Duration,
+    pub monotonic: Duration, // since the server's start; never goes back, so use it for durations
 }
 
-/// The tables.
-#[derive(Debug)]
+/// A request to join from a client that has passed the handshake.
+#[derive(Debug, Clone)]
+pub struct JoinRequest {
+    pub dialect: Dialect,
+    pub username: Rc<str>,
+    pub room: Rc<str>,
+    pub identity: Identity,
+    pub client_id: Option<Rc<str>>,
+    pub resume: Option<Resume>,
+    pub extra: Option<(&'static str, String)>, // name and value of an extra field in the welcome
+}
+
+/// What an access token proves about a client.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub credential: Option<u32>,   // which token it is; `None`: the server requires no token
+    pub username: Option<Rc<str>>, // the only username that the token allows; `None`: any username
+}
+
 pub struct Chat {
-    /// Boxed, since a table is larger than what is in it.
-    clients: TokenMap<Box<Client>>,
-    rooms: Rooms,
-    names: Names,
-    client_ids: HashMap<Rc<str>, Token>,
-    history: Box<dyn History>,
-    clock: Clock,
-    rules: Rules,
+    clients: TokenMap<Box<Client>>, // boxed, because a hash table is up to half empty and a `Client` is large
+    rooms: RoomMap<Room>,
+    broker: Box<dyn Broker>,
+    effects: VecDeque<Effect>,
+    formatted_time: Option<(SystemTime, Rc<str>)>, // a cache: all messages of one event loop turn share a time
+    config: Config,
 }
 
-/// What the configuration has to say here.
-#[derive(Debug)]
-struct Rules {
-    max_text: usize,
-    max_rooms: usize,
-    /// Messages a second; 0: as many as they like.
-    rate_limit: f64,
-}
-
-#[derive(Debug)]
 struct Client {
     dialect: Dialect,
-    /// The name it came with, which others see come and go.
-    username: Rc<str>,
-    /// The name it was last heard under.
-    spoken_as: Rc<str>,
-    room: RoomId,
-    grant: Grant,
-    client_id: Option<Rc<str>>,
-    pace: Pace,
-    /// When the others were last told that it is typing.
-    typing_at: Option<Duration>,
+    stage: Stage,
+    username: Rc<str>, // the username given on join, shown in `joined`, `left` and `members`
+    identity: Identity,
+    rate_limiter: RateLimiter,
+    typed_at: Option<Duration>, // time of the last `typing` command that passed `TYPING_INTERVAL`
+}
+
+/// A client stays in the tables until the broker returns `Left` or `JoinRejected`.
+enum Stage {
+    // `held`: errors and pongs to send after the welcome, which must be the client's first event.
+    Joining { extra: Option<(&'static str, String)>, held: Vec<Event> },
+    Member(RoomId),
+    Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
 }
 
 impl Chat {
-    /// An empty chat.
-    pub fn new(config: &Config) -> Chat {
-        Chat {
-            clients: TokenMap::default(),
-            rooms: Rooms::default(),
-            names: Names::new(config.unique_names),
-            client_ids: HashMap::new(),
-            history: Box::new(Ring::new(config)),
-            clock: Clock::default(),
-            rules: Rules { max_text: config.max_text, max_rooms: config.max_rooms, rate_limit: config.rate_limit },
-        }
+    pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
+        let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
+        Chat { clients, rooms, broker, effects, formatted_time: None, config: config.clone() }
     }
 
-    /// Lets a client go, whatever the reason, which is for the log. Somebody who is not here goes without a word.
-    pub fn leave(&mut self, token: Token, reason: &str, now: Now) -> Vec<Delivery> {
-        let Some(client) = self.clients.remove(&token) else { return Vec::new() };
-        self.names.remove(&client.spoken_as, token);
-        if let Some(client_id) = &client.client_id {
-            self.client_ids.remove(client_id);
-        }
-        let room = self.exit(token, client.room, now);
-        log::info!("LEAVE room={} user={} reason={reason:?}", logged(&room), logged(&client.username));
-        if self.rooms.get(client.room).is_none() {
-            return Vec::new(); // nobody is left to be told
-        }
-        vec![Delivery::tell(Audience::Room(client.room), self.left(client.room, client.username))]
+    /// Whether this room is open or could be opened. The broker's own check comes too late to reject the handshake.
+    pub fn has_place_for(&self, room: &str) -> bool {
+        self.rooms.len() < self.config.max_rooms || self.rooms.values().any(|open| *open.name == *room)
     }
 
-    /// Reads a client's text in its dialect, and does what it asks. All of it but typing draws from its pace.
-    pub fn receive(&mut self, token: Token, text: &str, now: Now) -> Vec<Delivery> {
-        let Some(client) = self.clients.get_mut(&token) else { return Vec::new() };
-        let read = client.dialect.read(text);
-        let (is_typing, nonce) = match &read {
-            Ok(command) => (matches!(command, Command::Typing { .. }), command.nonce()),
-            Err(fault) => (false, fault.nonce.as_deref()),
+    pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
+        let JoinRequest { dialect, username, room, identity, client_id, resume, extra } = request;
+        let join = Join { username: Rc::clone(&username), room, client_id, credential: identity.credential, resume };
+        let stage = Stage::Joining { extra, held: Vec::new() };
+        let rate_limiter = RateLimiter::new(self.config.rate_limit, now.monotonic);
+        let record = Client { dialect, stage, username, identity, rate_limiter, typed_at: None };
+        let before = self.clients.insert(client, Box::new(record));
+        debug_assert!(before.is_none(), "a client joins once");
+        self.broker.submit(client, Request::Join(join), now.monotonic);
+    }
+
+    /// `reason` is for the log. A no-op if the client is unknown or already leaving.
+    pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
+        let Some(record) = self.active(client) else { return };
+        if let Stage::Member(room) = std::mem::replace(&mut record.stage, Stage::Leaving(reason.into())) {
+            self.room_mut(room).remove_recipient(client);
+        }
+        self.broker.submit(client, Request::Leave, now.monotonic);
+    }
+
+    /// Removes all clients and rooms without sending events, because the server is stopping.
+    pub fn disband(&mut self) {
+        self.clients.clear();
+        self.rooms.clear();
+        self.effects.clear();
+    }
+
+    /// Parses a text in the client's dialect, applies the rate limit, and submits the command to the broker.
+    pub fn receive(&mut self, client: Token, text: &str, now: Now) {
+        let rate = self.config.rate_limit;
+        let Some(record) = self.active(client) else { return };
+        let (parsed, nonce) = record.dialect.parse(text);
+        // The rate limit includes malformed texts, because parsing them takes as much time as parsing commands.
+        let is_typing = matches!(parsed, Ok(Command::Typing { .. }));
+        let decision = if is_typing { Decision::Pass } else { record.rate_limiter.check(rate, now.monotonic) };
+        let result = match decision {
+            Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
+            Decision::SlowDown => Err("Slow down".into()),
+            Decision::Flood => return self.close(client, CloseReason::Flooding),
         };
-        let verdict = if is_typing { Verdict::Pass } else { client.pace.judge(self.rules.rate_limit, now.steady) };
-        match verdict {
-            Verdict::Pass => {}
-            Verdict::SlowDown => return vec![Delivery::complain(token, Complaint::SlowDown, nonce)],
-            Verdict::Flood => return vec![Delivery::Close { token, reason: FLOODING }],
-        }
-        match read {
-            Ok(command) => self.handle(token, &command, now),
-            Err(fault) => vec![Delivery::tell(Audience::One(token), Notice::Error(fault))],
+        if let Err(message) = result {
+            self.send(client, Event::Error { message, nonce });
         }
     }
 
-    /// Does what a client asks.
-    pub fn handle(&mut self, token: Token, command: &Command, now: Now) -> Vec<Delivery> {
-        let done = match command {
-            Command::Message { username, text, nonce } => {
-                self.say(token, username.as_deref(), text, nonce.as_deref(), now)
-            }
-            Command::Private { to, text, nonce } => {
-                self.name_for(token, None).and_then(|from| self.whisper(token, from, to, text, nonce.as_deref(), now))
-            }
-            Command::SwitchRoom { room } => self.switch_room(token, room, now),
-            Command::Typing { username } => self.typing(token, username.as_deref(), now),
-            Command::Ping => Ok(vec![Delivery::tell(Audience::One(token), Notice::Pong)]),
-        };
-        done.unwrap_or_else(|complaint| vec![Delivery::complain(token, complaint, command.nonce())])
+    /// Call this until it returns `None`, after every other call and whenever the broker has new events.
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        // Return all effects of one event before applying the next one: the server looks up recipients in the tables.
+        while self.effects.is_empty() {
+            let event = self.broker.next_event()?;
+            self.apply(event);
+        }
+        self.effects.pop_front()
     }
 
-    /// The room that a client is in.
-    pub fn room_of(&self, token: Token) -> Option<RoomId> {
-        self.clients.get(&token).map(|client| client.room)
+    pub fn room_of(&self, client: Token) -> Option<RoomId> {
+        if let Stage::Member(room) = self.clients.get(&client)?.stage { Some(room) } else { None }
     }
 
-    /// The shape that a client speaks.
-    pub fn dialect_of(&self, token: Token) -> Option<Dialect> {
-        self.clients.get(&token).map(|client| client.dialect)
+    pub fn dialect_of(&self, client: Token) -> Option<Dialect> {
+        self.clients.get(&client).map(|client| client.dialect)
     }
 
-    /// Those who are in a room, in no order, each with its dialect.
+    /// Returns the clients of this server that receive a room's events, in token order.
     pub fn members(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
-        self.rooms.get(room).into_iter().flat_map(rooms::Room::members)
+        let recipients = self.rooms.get(&room).into_iter().flat_map(|room| &room.recipients);
+        recipients.map(|(client, dialect)| (*client, *dialect))
     }
 
-    /// The dialects in which a room is to be told something.
+    /// Returns the number of clients of this server that receive a room's events.
+    pub fn member_count(&self, room: RoomId) -> usize {
+        self.rooms.get(&room).map_or(0, |room| room.recipients.len())
+    }
+
+    /// Returns the set of dialects in use among the clients of this server that receive a room's events.
     pub fn dialects(&self, room: RoomId) -> impl Iterator<Item = Dialect> + use<'_> {
-        self.rooms.get(room).into_iter().flat_map(rooms::Room::dialects)
+        self.rooms.get(&room).into_iter().flat_map(Room::dialects)
     }
 
-    fn switch_room(&mut self, token: Token, name: &str, now: Now) -> Result<Vec<Delivery>, Complaint> {
-        let name = access::room_name(name).map_err(Complaint::BadName)?;
-        let Some(client) = self.clients.get(&token) else { return Ok(Vec::new()) };
-        let (old_id, dialect, username) = (client.room, client.dialect, Rc::clone(&client.username));
-        let found = self.rooms.find(name);
-        if found == Some(old_id) {
-            return Ok(Vec::new());
+    /// Validates a command and submits it to the broker, or returns an error text for the client.
+    fn submit(&mut self, client: Token, command: Command, nonce: Option<Rc<str>>, now: Now) -> Result<(), ErrorText> {
+        let request = match command {
+            Command::Message { text, .. } if text.trim().is_empty() => return Ok(()),
+            Command::Message { username, to, text } => {
+                let text = text.trim();
+                let username = self.sender(client, username.as_deref())?;
+                let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private(text));
+                let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
+                if text.is_empty() {
+                    return Ok(());
+                }
+                // A text has at least as many bytes as characters, so a text with few bytes needs no counting.
+                if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
+                    return Err("Message too long".into());
+                }
+                let (text, time) = (text.into(), self.format_time(now.time));
+                if let Some(to) = to {
+                    // No client can have an invalid name, so report an invalid recipient as an unknown user.
+                    let to = names::username(to).map_err(|_| format!("No such user: {}", excerpt(to)))?.into();
+                    Request::Private(PrivateMessage { from: username, to, text, time, nonce })
+                } else {
+                    Request::Publish(Message { username, text, id: 0, time, nonce })
+                }
+            }
+            Command::SwitchRoom { room } => Request::Switch { room: names::room_name(&room)?.into() },
+            Command::Typing { username } => {
+                let Some(record) = self.active(client) else { return Ok(()) };
+                // The only rate limit for `typing`. Check it before the username, to limit username errors too.
+                if record.typed_at.is_some_and(|at| now.monotonic.saturating_sub(at) < TYPING_INTERVAL) {
+                    return Ok(());
+                }
+                record.typed_at = Some(now.monotonic);
+                Request::Typing { username: self.sender(client, username.as_deref())? }
+            }
+            Command::Ping => {
+                self.send(client, Event::Pong {});
+                return Ok(());
+            }
+        };
+        self.broker.submit(client, request, now.monotonic);
+        Ok(())
+    }
+
+    /// Returns a command's username, validated, or the username from the join if the command gives none.
+    fn sender(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
+        let record = &self.clients[&client];
+        let Some(username) = username else { return Ok(Rc::clone(&record.username)) };
+        let username = names::username(username)?;
+        if record.identity.username.as_deref().is_some_and(|bound| bound != username) {
+            return Err("This token may be used with another username only".into());
         }
-        // A mover who leaves its old room empty makes place for the new one.
-        let is_alone = self.rooms.get(old_id).is_some_and(|room| room.member_count() == 1);
-        if !is_alone && !self.has_room_for(name) {
-            return Err(Complaint::TooManyRooms);
+        Ok(username.into())
+    }
+
+    fn format_time(&mut self, time: SystemTime) -> Rc<str> {
+        let formatted = self.formatted_time.take().filter(|(last, _)| *last == time);
+        let format = || (time, humantime::format_rfc3339_millis(time).to_string().into());
+        Rc::clone(&self.formatted_time.insert(formatted.unwrap_or_else(format)).1)
+    }
+
+    fn apply(&mut self, event: RoomEvent) {
+        match event {
+            RoomEvent::Opened { room, name, members } => {
+                let before = self.rooms.insert(room, Room::new(name, members));
+                debug_assert!(before.is_none(), "a room number is used once");
+            }
+            RoomEvent::Entered { client, from, to, backlog } => self.entered(client, from, to, backlog),
+            RoomEvent::RemoteJoined { room, member, username } => {
+                self.room_mut(room).add_member(member, Rc::clone(&username), None);
+                self.send_room(room, None, Event::Joined { username, members: self.active_users(room) });
+            }
+            RoomEvent::Left { room, member } => {
+                if let MemberId::Local(client) = member {
+                    debug_assert!(self.clients.contains_key(&client), "a client leaves once");
+                    let Some(record) = self.clients.remove(&client) else { return };
+                    let mut reason = CloseReason::Replaced.text();
+                    match &record.stage {
+                        Stage::Leaving(given) => reason = given,
+                        _ => self.close(client, CloseReason::Replaced),
+                    }
+                    let name = logged(&self.rooms[&room].name);
+                    log::info!("LEAVE room={name} user={} reason={reason:?}", logged(&record.username));
+                }
+                self.remove_member(room, member);
+            }
+            RoomEvent::Published { room, message } => {
+                let name = || logged(&self.rooms[&room].name); // a closure: called only if the line is logged
+                log::debug!("MSG room={} user={} {:?}", name(), logged(&message.username), excerpt(&message.text));
+                self.send_room(room, None, Event::Message(message));
+            }
+            RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
+            RoomEvent::Private { recipients, message } => {
+                // Never log the text of a private message.
+                log::debug!("PRIVATE user={} to={}", logged(&message.from), logged(&message.to));
+                recipients.iter().for_each(|client| self.send(*client, Event::Private(Rc::clone(&message))));
+            }
+            RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
+            RoomEvent::JoinRejected { client, error } => {
+                let is_name = error == BrokerError::NameInUse;
+                if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
+                    self.close(client, if is_name { CloseReason::NameInUse } else { CloseReason::TooManyRooms });
+                }
+            }
+            RoomEvent::Rejected { client, error, nonce } => {
+                let message = match error {
+                    BrokerError::NameInUse => CloseReason::NameInUse.text().into(),
+                    BrokerError::TooManyRooms => "There are too many rooms".into(),
+                    BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
+                    BrokerError::NotStored => "Message not stored".into(),
+                };
+                self.send(client, Event::Error { message, nonce });
+            }
         }
-        let members = self.members_named(found);
-        // First in, then out: a room that empties may cost another its place among those that are kept.
-        let room = Rc::from(name);
-        let (new_id, past) = self.enter(token, dialect, found, &room, None, now);
-        let old = self.exit(token, old_id, now);
-        let left = self.left(old_id, Rc::clone(&username));
-        if let Some(client) = self.clients.get_mut(&token) {
-            client.room = new_id;
+    }
+
+    /// Moves a client into its new room. The other members see the join even if the client is already leaving.
+    fn entered(&mut self, client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
+        let member = MemberId::Local(client);
+        let Client { dialect, ref username, .. } = *self.clients[&client];
+        let username = Rc::clone(username);
+        let before = self.active(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
+        let new = self.room_mut(to);
+        let (room, mut members) = (Rc::clone(&new.name), new.usernames());
+        new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
+        match from.map(|from| logged(&self.rooms[&from].name)) {
+            Some(old) => log::info!("SWITCH from={old} to={} user={}", logged(&room), logged(&username)),
+            None => log::info!("JOIN room={} user={}", logged(&room), logged(&username)),
         }
-        log::info!("SWITCH from={} to={} user={}", logged(&old), logged(name), logged(&username));
-        let joined = self.joined(new_id, &username);
-        Ok(vec![
-            Delivery::Move { token, from: old_id, to: new_id },
-            Delivery::tell(Audience::Room(old_id), left),
-            Delivery::tell(Audience::One(token), Notice::Switched { room, members, past }),
-            Delivery::tell(Audience::Others(new_id, token), joined),
-        ])
-    }
-
-    /// Puts a client into a room, which is made if none of that name was found. Returns what was said there.
-    fn enter(
-        &mut self,
-        token: Token,
-        dialect: Dialect,
-        found: Option<RoomId>,
-        name: &Rc<str>,
-        resume: Option<&Resume>,
-        now: Now,
-    ) -> (RoomId, Past) {
-        let id = found.unwrap_or_else(|| {
-            let id = self.rooms.open(Rc::clone(name));
-            self.history.open(id, name, now.steady);
-            id
-        });
-        self.rooms.enter(id, token, dialect);
-        (id, self.history.recall(id, resume))
-    }
-
-    /// Takes a client out of a room. Returns the room's name.
-    fn exit(&mut self, token: Token, id: RoomId, now: Now) -> Rc<str> {
-        let name = self.rooms.get(id).map_or_else(|| "".into(), |room| Rc::clone(&room.name));
-        if self.rooms.exit(id, token) {
-            self.history.close(id, now.steady);
+        self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
+        if let Some(from) = from {
+            self.remove_member(from, member);
         }
-        name
+        if let Some(Stage::Joining { extra, held }) = before {
+            let username = Rc::clone(&username);
+            if dialect == Dialect::Events {
+                let message = format!("Welcome to #{room}, {username}!");
+                let extra = extra.into_iter().collect();
+                self.send(client, Event::Welcome { message, members, room, username, backlog, extra });
+            } else {
+                // Dialects without a welcome: the client receives its own `joined`, then the history as messages.
+                members.push(Rc::clone(&username));
+                self.send(client, Event::Joined { username, members });
+                backlog.messages.into_iter().for_each(|message| self.send(client, Event::Message(message)));
+            }
+            held.into_iter().for_each(|event| self.send(client, event));
+        } else {
+            let Backlog { epoch, last_id, messages: history, .. } = backlog;
+            self.send(client, Event::Switched { room, members, epoch, last_id, history });
+        }
+        self.send_room(to, Some(client), Event::Joined { username, members: self.active_users(to) });
     }
 
-    /// The names of those in a room, those who connected first, first.
-    fn members_named(&self, room: Option<RoomId>) -> Vec<Rc<str>> {
-        let room = room.and_then(|id| self.rooms.get(id));
-        let mut tokens: Vec<_> = room.into_iter().flat_map(rooms::Room::members).map(|(token, _)| token).collect();
-        tokens.sort_unstable(); // tokens count up
-        tokens.iter().filter_map(|token| self.clients.get(token)).map(|client| Rc::clone(&client.username)).collect()
+    /// Removes a member, then sends `left` to the remaining members, or closes the room if no local member remains.
+    fn remove_member(&mut self, room: RoomId, member: MemberId) {
+        let username = self.room_mut(room).remove_member(member);
+        if self.room_mut(room).is_closed() {
+            self.rooms.remove(&room);
+        } else {
+            self.send_room(room, None, Event::Left { username, members: self.active_users(room) });
+        }
     }
 
-    /// As [`Chat::members_named`], if anyone there is shown that: in a large room it is not made for nothing.
-    fn members_shown(&self, room: RoomId) -> Vec<Rc<str>> {
-        if self.dialects(room).any(Dialect::shows_members) { self.members_named(Some(room)) } else { Vec::new() }
+    /// Queues an event for one client: held until its welcome, and dropped if the client is leaving.
+    fn send(&mut self, client: Token, event: Event) {
+        match self.clients.get_mut(&client).map(|record| &mut record.stage) {
+            Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
+            Some(Stage::Joining { held, .. }) if held.len() < MAX_HELD => held.push(event),
+            Some(Stage::Joining { .. }) => self.close(client, CloseReason::Flooding),
+            Some(Stage::Leaving(_)) | None => {}
+        }
     }
 
-    fn joined(&self, room: RoomId, username: &Rc<str>) -> Notice {
-        Notice::Joined { username: Rc::clone(username), members: self.members_shown(room) }
+    fn send_room(&mut self, room: RoomId, but: Option<Token>, event: Event) {
+        if self.members(room).any(|(member, _)| Some(member) != but) {
+            self.effects.push_back(Effect::Broadcast { room, but, event });
+        }
     }
 
-    fn left(&self, room: RoomId, username: Rc<str>) -> Notice {
-        Notice::Left { username, members: self.members_shown(room) }
+    fn close(&mut self, client: Token, reason: CloseReason) {
+        self.effects.push_back(Effect::Close { client, reason });
+    }
+
+    /// Returns the member list if a dialect in the room shows it, else an empty list, because building a list is O(n).
+    fn active_users(&self, room: RoomId) -> Vec<Rc<str>> {
+        let room = &self.rooms[&room];
+        if room.dialects().any(|dialect| dialect == Dialect::Presence) { room.usernames() } else { Vec::new() }
+    }
+
+    fn room_mut(&mut self, room: RoomId) -> &mut Room {
+        let Some(room) = self.rooms.get_mut(&room) else { unreachable!("`Opened` precedes all events of a room") };
+        room
+    }
+
+    /// Returns a client's record, or `None` if the client is unknown or leaving.
+    fn active(&mut self, client: Token) -> Option<&mut Client> {
+        let record = self.clients.get_mut(&client)?;
+        (!matches!(record.stage, Stage::Leaving(_))).then_some(record)
     }
 }
 
-/// A name as a log line shows it: bare where that cannot be misread, else quoted and escaped.
+/// Quotes and escapes a name for the log unless the name is plain, so that no name can forge a log line.
 pub fn logged(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
     if is_plain { name.into() } else { format!("{name:?}").into() }
-}
-
-/// The beginning of a text as a log line shows it.
-fn excerpt(text: &str) -> String {
-    format!("{:?}", text.chars().take(80).collect::<String>())
 }
 
 #[cfg(test)]
@@ -292,282 +397,64 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-
-    const ALICE: Token = Token(1);
-    const BOB: Token = Token(2);
-    const CAROL: Token = Token(3);
-    const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, steady: Duration::ZERO };
-
-    fn chat(args: &[&str]) -> Chat {
-        Chat::new(&Config::try_parse_from(["wirechat"].iter().chain(args)).unwrap())
-    }
-
-    fn newcomer(dialect: Dialect, username: &str, room: &str) -> Newcomer {
-        let grant = Grant { token: Some(0), username: None };
-        Newcomer {
-            dialect,
-            username: username.into(),
-            room: room.into(),
-            grant,
-            client_id: None,
-            resume: None,
-            ticket: None,
-        }
-    }
-
-    /// Alice and Bob, in the native dialect.
-    fn chat_of_two(args: &[&str]) -> Chat {
-        let mut chat = chat(args);
-        chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW);
-        chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW);
-        chat
-    }
-
-    fn event(name: &str, data: &str) -> String {
-        format!(r#"{{"event":"{name}","data":{data}}}"#)
-    }
-
-    fn say(text: &str) -> String {
-        event("message", &format!(r#"{{"text":"{text}"}}"#))
-    }
-
-    /// Deliveries as they read: to whom, and the JSON of the native dialect.
-    fn told(deliveries: &[Delivery]) -> Vec<(Audience, String)> {
-        let told = deliveries.iter().filter_map(|delivery| match delivery {
-            Delivery::Move { .. } => None,
-            Delivery::Close { .. } => panic!("not told: {delivery:?}"),
-            Delivery::Tell { to, notice } => {
-                let mut json = Vec::new();
-                Dialect::Events.write(notice, &mut json);
-                Some((*to, String::from_utf8(json).unwrap()))
-            }
-        });
-        told.collect()
-    }
+    use crate::broker::memory::{Limits, MemoryBroker};
 
     #[test]
     fn the_picture_is_true() {
-        let mut chat = chat(&[]);
-        chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW);
-        chat.join(CAROL, newcomer(Dialect::Events, "carol", "rust"), NOW);
-        let general = chat.room_of(ALICE);
-        let row = |deed: &str, deliveries: &[Delivery]| {
+        let limits = Limits { messages: 50, bytes: 1 << 20, rooms: 10, empty_rooms: 10, ttl: Duration::ZERO };
+        let broker = MemoryBroker::new(limits, Box::new(|bytes: &mut [u8]| bytes.fill(7)), |_| None);
+        let mut chat = Chat::new(&Config::parse_from(["wirechat"]), Box::new(broker));
+        let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+        let (alice, bob, carol) = (Token(1), Token(2), Token(3));
+        let join = |username: &str, room: &str| JoinRequest {
+            dialect: Dialect::Events,
+            username: username.into(),
+            room: room.into(),
+            identity: Identity::default(),
+            client_id: None,
+            resume: None,
+            extra: None,
+        };
+        chat.join(alice, join("alice", "general"), now);
+        chat.join(carol, join("carol", "rust"), now);
+        while chat.next_effect().is_some() {}
+        let general = chat.room_of(alice);
+        let row = |action: &str, chat: &mut Chat| {
             let room = |id| if Some(id) == general { "general" } else { "rust" };
-            let told = told(deliveries).into_iter().map(|(to, json)| {
-                let event = json.split('"').nth(3).unwrap_or_default().to_owned();
-                match to {
-                    Audience::One(ALICE) => format!("alice: {event}"),
-                    Audience::One(_) => format!("bob: {event}"),
-                    Audience::Room(id) => format!("{}: {event}", room(id)),
-                    Audience::Others(id, _) => format!("{} but bob: {event}", room(id)),
+            let effects = std::iter::from_fn(|| chat.next_effect()).filter_map(|effect| {
+                let json = |event| {
+                    let mut json = Vec::new();
+                    Dialect::Events.write(event, &mut json);
+                    String::from_utf8(json).unwrap().split('"').nth(3).unwrap_or_default().to_owned()
+                };
+                match &effect {
+                    Effect::Send { client, event } => {
+                        Some(format!("{}: {}", if *client == alice { "alice" } else { "bob" }, json(event)))
+                    }
+                    Effect::Broadcast { room: id, but, event } => {
+                        Some(format!("{}{}: {}", room(*id), but.map_or("", |_| " but bob"), json(event)))
+                    }
+                    Effect::Moved { .. } | Effect::Close { .. } => None,
                 }
             });
-            format!("\n  {deed:20}{}", told.collect::<Vec<_>>().join("; "))
+            format!("\n  {action:20}{}", effects.collect::<Vec<_>>().join("; "))
         };
-        let mut picture = "  bob                 and who is told what, in this order".to_owned();
-        picture += &row("comes to general", &chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW));
-        picture += &row("says something", &chat.receive(BOB, &say("hi"), NOW));
-        picture += &row("whispers to alice", &chat.receive(BOB, &say("/msg alice hi"), NOW));
-        picture += &row("moves to rust", &chat.receive(BOB, &event("switch_room", r#"{"room":"rust"}"#), NOW));
-        picture += &row("types", &chat.receive(BOB, r#"{"event":"typing"}"#, NOW));
-        picture += &row("sends no JSON", &chat.receive(BOB, "hi", NOW));
-        picture += &row("leaves", &chat.leave(BOB, "", NOW));
+        let mut picture = "  bob                 who receives what, in this order".to_owned();
+        chat.join(bob, join("bob", "general"), now);
+        picture += &row("joins general", &mut chat);
+        for (action, text) in [
+            ("sends a message", r#"{"event":"message","data":{"text":"hi"}}"#),
+            ("writes to alice", r#"{"event":"message","data":{"text":"/msg alice hi"}}"#),
+            ("switches to rust", r#"{"event":"switch_room","data":{"room":"rust"}}"#),
+            ("types", r#"{"event":"typing"}"#),
+            ("sends no JSON", "hi"),
+        ] {
+            chat.receive(bob, text, now);
+            picture += &row(action, &mut chat);
+        }
+        chat.leave(bob, "", now);
+        picture += &row("leaves", &mut chat);
         crate::pictures::assert_drawn(include_str!("mod.rs"), &picture);
-    }
-
-    #[test]
-    fn a_newcomer_is_welcomed_and_announced() {
-        let mut chat = chat(&[]);
-        let first = told(&chat.join(ALICE, newcomer(Dialect::Events, "alice", "general"), NOW));
-        let room = chat.room_of(ALICE).unwrap();
-        let welcome = r##"{"event":"welcome","data":{"message":"Welcome to #general, alice!","members":[],"##;
-        assert_eq!(first[0].0, Audience::One(ALICE));
-        assert!(first[0].1.starts_with(welcome), "{}", first[0].1);
-        assert!(first[0].1.ends_with(r#""last_id":0,"resumed":false,"history":[]}}"#), "{}", first[0].1);
-        let second = told(&chat.join(BOB, newcomer(Dialect::Events, "bob", "general"), NOW));
-        assert!(second[0].1.contains(r#""members":["alice"]"#));
-        assert_eq!(second[1], (Audience::Others(room, BOB), event("joined", r#"{"username":"bob"}"#)));
-    }
-
-    #[test]
-    fn a_message_goes_to_everyone_and_is_numbered() {
-        let mut chat = chat_of_two(&[]);
-        let room = chat.room_of(ALICE).unwrap();
-        let expected = event("message", r#"{"username":"alice","text":"hi","id":1,"time":"1970-01-01T00:00:00.000Z"}"#);
-        assert_eq!(told(&chat.receive(ALICE, &say(" hi "), NOW)), [(Audience::Room(room), expected)]);
-        assert!(told(&chat.receive(BOB, &say("/me waves"), NOW))[0].1.contains(r#""text":"/me waves","id":2"#));
-    }
-
-    #[test]
-    fn a_text_has_its_limit_in_characters_after_trimming() {
-        let mut chat = chat_of_two(&["--max-text", "5"]);
-        assert!(told(&chat.receive(BOB, &say("  ééééé "), NOW))[0].1.contains(r#""text":"ééééé""#));
-        let too_long = event("message", r#"{"text":"éééééé","nonce":"n"}"#);
-        let error = event("error", r#"{"message":"Message too long","nonce":"n"}"#);
-        assert_eq!(told(&chat.receive(BOB, &too_long, NOW)), [(Audience::One(BOB), error)]);
-        assert_eq!(chat.receive(BOB, &say("   "), NOW), []);
-        assert!(told(&chat.receive(BOB, &say("/msg alice 12345"), NOW))[0].1.contains(r#""text":"12345""#));
-    }
-
-    #[test]
-    fn a_switch_is_told_in_order() {
-        let mut chat = chat_of_two(&[]);
-        let old = chat.room_of(BOB).unwrap();
-        let switch = event("switch_room", r#"{"room":" other "}"#);
-        let deliveries = chat.receive(BOB, &switch, NOW);
-        let new = chat.room_of(BOB).unwrap();
-        assert_eq!(deliveries[0], Delivery::Move { token: BOB, from: old, to: new });
-        let deliveries = told(&deliveries);
-        assert_eq!(deliveries[0], (Audience::Room(old), event("left", r#"{"username":"bob"}"#)));
-        assert_eq!(deliveries[1].0, Audience::One(BOB));
-        assert!(deliveries[1].1.starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"epoch":"#));
-        assert_eq!(deliveries[2], (Audience::Others(new, BOB), event("joined", r#"{"username":"bob"}"#)));
-        assert_eq!(chat.receive(BOB, &switch, NOW), [], "the same room: nothing");
-        assert_eq!(chat.members(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
-    }
-
-    #[test]
-    fn a_room_with_nobody_in_it_is_gone() {
-        let mut chat = chat_of_two(&[]);
-        let room = chat.room_of(BOB).unwrap();
-        let left = (Audience::Room(room), event("left", r#"{"username":"alice"}"#));
-        assert_eq!(told(&chat.leave(ALICE, "closed", NOW)), [left]);
-        assert_eq!(chat.leave(ALICE, "again", NOW), []);
-        chat.leave(BOB, "closed", NOW);
-        assert!(chat.rooms.is_empty() && chat.clients.is_empty() && chat.names.bearers("bob").is_empty());
-    }
-
-    #[test]
-    fn rooms_are_bounded_and_a_mover_makes_place() {
-        let mut chat = chat_of_two(&["--max-rooms", "2"]);
-        let switch = |room: &str| event("switch_room", &format!(r#"{{"room":"{room}"}}"#));
-        assert!(chat.has_room_for("second"));
-        chat.receive(BOB, &switch("second"), NOW);
-        assert!(!chat.has_room_for("third") && chat.has_room_for("general"));
-        chat.join(CAROL, newcomer(Dialect::Events, "carol", "general"), NOW);
-        let error = event("error", r#"{"message":"There are too many rooms"}"#);
-        assert_eq!(told(&chat.receive(ALICE, &switch("third"), NOW)), [(Audience::One(ALICE), error)]);
-        assert_eq!(chat.receive(BOB, &switch("third"), NOW).len(), 4, "bob was alone in the second");
-        assert_eq!(chat.rooms.len(), 2);
-    }
-
-    #[test]
-    fn a_message_sent_twice_is_heard_once() {
-        let mut chat = chat_of_two(&[]);
-        let message = event("message", r#"{"text":"hi","nonce":"n1"}"#);
-        let first = told(&chat.receive(ALICE, &message, NOW));
-        let again = told(&chat.receive(ALICE, &message, NOW));
-        assert_eq!((again[0].0, &again[0].1), (Audience::One(ALICE), &first[0].1));
-        assert!(told(&chat.receive(BOB, &message, NOW))[0].1.contains(r#""id":2"#), "another name, another message");
-    }
-
-    #[test]
-    fn a_private_message_is_for_two_names_only() {
-        let mut chat = chat_of_two(&[]);
-        chat.join(CAROL, newcomer(Dialect::Rooms, "bob", "elsewhere"), NOW);
-        let private = event("private", r#"{"to":"bob","text":" psst ","nonce":"n"}"#);
-        let heard = told(&chat.receive(ALICE, &private, NOW));
-        let who: Vec<_> = heard.iter().map(|(to, _)| *to).collect();
-        assert_eq!(who, [BOB, CAROL, ALICE].map(Audience::One));
-        let expected = r#"{"from":"alice","to":"bob","text":"psst","time":"1970-01-01T00:00:00.000Z","nonce":"n"}"#;
-        assert_eq!(heard[0].1, event("private", expected));
-        let to_myself = chat.receive(ALICE, &say("/msg alice hello me"), NOW);
-        assert_eq!(told(&to_myself).len(), 1, "the sender hears it once");
-        let nobody = event("error", r#"{"message":"No such user: zoe"}"#);
-        assert_eq!(told(&chat.receive(ALICE, &say("/msg zoe hi"), NOW)), [(Audience::One(ALICE), nobody)]);
-    }
-
-    #[test]
-    fn typing_is_told_once_a_second_and_costs_nothing() {
-        let mut chat = chat_of_two(&["--rate-limit", "0.5"]);
-        let at = |milliseconds| Now { steady: Duration::from_millis(milliseconds), ..NOW };
-        let told: Vec<_> =
-            [0, 500, 999, 1000, 1500].map(|ms| chat.receive(ALICE, r#"{"event":"typing"}"#, at(ms)).len()).into();
-        assert_eq!(told, [1, 0, 0, 1, 0]);
-        assert!(matches!(chat.receive(ALICE, &say("hi"), at(1500))[0], Delivery::Tell { to: Audience::Room(_), .. }));
-    }
-
-    #[test]
-    fn the_name_last_spoken_under_is_the_one_in_use() {
-        let mut chat = chat_of_two(&["--unique-names"]);
-        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
-        let speak = |name: &str| format!(r#"{{"username":"{name}","text":"hi"}}"#);
-        let error = event("error", r#"{"message":"username already in use"}"#);
-        assert_eq!(told(&chat.receive(CAROL, &speak("ALICE"), NOW)), [(Audience::One(CAROL), error)]);
-        assert!(told(&chat.receive(CAROL, &speak("carol"), NOW))[0].1.contains(r#""username":"carol""#));
-        assert_eq!(chat.names.bearers("carol"), [CAROL]);
-        assert_eq!(chat.admit(&newcomer(Dialect::Events, "Carol", "general")), Admission::NameInUse);
-        chat.receive(CAROL, r#"{"text":"hi"}"#, NOW);
-        assert_eq!(chat.admit(&newcomer(Dialect::Events, "Carol", "general")), Admission::Free);
-    }
-
-    #[test]
-    fn a_name_is_not_taken_by_what_is_not_said() {
-        let mut chat = chat_of_two(&["--unique-names", "--max-text", "5"]);
-        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
-        for text in ["too long", "/msg nobody hi", " "] {
-            chat.receive(CAROL, &format!(r#"{{"username":"zoe","text":"{text}"}}"#), NOW);
-        }
-        assert_eq!(chat.admit(&newcomer(Dialect::Events, "zoe", "general")), Admission::Free);
-    }
-
-    #[test]
-    fn typing_under_a_bad_name_is_an_error_once_a_second() {
-        let mut chat = chat(&[]);
-        chat.join(CAROL, newcomer(Dialect::Rooms, "Anonymous", "general"), NOW);
-        let typing = r#"{"type":"typing","username":""}"#;
-        let told: Vec<_> = (0..100).map(|_| chat.receive(CAROL, typing, NOW).len()).collect();
-        assert_eq!((told[0], told.iter().sum::<usize>()), (1, 1));
-    }
-
-    #[test]
-    fn a_move_does_not_drive_out_the_history_that_it_moves_to() {
-        let mut chat = chat(&["--max-empty-rooms", "1"]);
-        chat.join(ALICE, newcomer(Dialect::Events, "alice", "kept"), NOW);
-        chat.receive(ALICE, &say("said here"), NOW);
-        chat.leave(ALICE, "closed", NOW);
-        chat.join(BOB, newcomer(Dialect::Events, "bob", "other"), NOW);
-        chat.receive(BOB, &say("and there"), NOW);
-        let moved = told(&chat.receive(BOB, &event("switch_room", r#"{"room":"kept"}"#), NOW));
-        assert!(moved[1].1.contains("said here"), "{}", moved[1].1);
-    }
-
-    #[test]
-    fn who_comes_back_replaces_itself() {
-        let chat = chat_of_two(&["--unique-names"]);
-        let again = newcomer(Dialect::Events, "alice", "general");
-        assert_eq!(chat.admit(&again), Admission::NameInUse);
-        let resume = Some(Resume { epoch: "any".into(), since: 0 });
-        let back = Newcomer { resume: resume.clone(), ..again.clone() };
-        assert_eq!(chat.admit(&back), Admission::Replaces(ALICE));
-        let other_token = Newcomer { grant: Grant { token: Some(1), username: None }, resume, ..again };
-        assert_eq!(chat.admit(&other_token), Admission::NameInUse);
-    }
-
-    #[test]
-    fn a_client_id_is_one_connections() {
-        let mut chat = chat(&["--unique-names"]);
-        let with_id = Newcomer { client_id: Some("c1".into()), ..newcomer(Dialect::Presence, "pat", "general") };
-        chat.join(ALICE, with_id.clone(), NOW);
-        assert_eq!(chat.admit(&with_id), Admission::Replaces(ALICE), "judged before the name");
-        let other_id = Newcomer { client_id: Some("c2".into()), ..with_id.clone() };
-        assert_eq!(chat.admit(&other_id), Admission::NameInUse);
-        chat.leave(ALICE, "replaced", NOW);
-        assert_eq!(chat.admit(&with_id), Admission::Free);
-    }
-
-    #[test]
-    fn too_many_messages_and_then_a_flood() {
-        let mut chat = chat_of_two(&[]);
-        let message = event("message", r#"{"text":"hi","nonce":"n"}"#);
-        let mut last = Vec::new();
-        for count in 1..=61 {
-            last = chat.receive(ALICE, if count % 2 == 0 { "no JSON" } else { &message }, NOW);
-            let slowed = matches!(&last[..], [Delivery::Tell { notice: Notice::Error(fault), .. }]
-                if fault.complaint == Complaint::SlowDown && fault.nonce.is_some() == (count % 2 == 1));
-            assert_eq!(slowed, (11..=60).contains(&count), "message {count}");
-        }
-        assert_eq!(last, [Delivery::Close { token: ALICE, reason: FLOODING }]);
     }
 
     #[test]

@@ -1,124 +1,74 @@
-//! Who is present under which name: for private messages, and so that a name can be one person's alone.
-//!
-//! A client has one name at a time here, the one that it was last heard under. Several may share a name; with unique
-//! names they may not, however it is spelled (case-folded), except the names of those who gave none.
-//!
-//! The subtle thing: a private message goes to a name as it is spelled, while a name is *owned* however it is spelled; so
-//! there are two tables, and the folded one exists only where names must be unique.
+//! Validates usernames and room names, and defines when two usernames are the same (PROTOCOL.md, "Names").
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::rc::Rc;
 
-use mio::Token;
 use unicase::UniCase;
 
 use super::dialect::Dialect;
 
-/// All names that are present.
-#[derive(Debug)]
-pub struct Names {
-    present: HashMap<Rc<str>, Vec<Token>>,
-    /// Who has a name, by its folded form; `None`: names need not be unique.
-    owners: Option<HashMap<String, Token>>,
+/// Trims and validates a username. The error is a sentence for the client that states the violated rule.
+pub fn username(text: &str) -> Result<&str, String> {
+    validate("username", text, 32, 128)
 }
 
-impl Names {
-    /// No names. `unique`: two clients must not have the same.
-    pub fn new(unique: bool) -> Names {
-        Names { present: HashMap::new(), owners: unique.then(HashMap::new) }
-    }
+/// Like [`username`], but for room names.
+pub fn room_name(text: &str) -> Result<&str, String> {
+    validate("room", text, 64, 256)
+}
 
-    /// A client is present under this name.
-    pub fn add(&mut self, name: &Rc<str>, token: Token) {
-        self.present.entry(Rc::clone(name)).or_default().push(token);
-        if let Some(owners) = self.owners.as_mut().filter(|_| counts(name)) {
-            let before = owners.insert(fold(name), token);
-            debug_assert_eq!(before, None, "judged before");
-        }
-    }
-
-    /// A client is not present under this name any more.
-    pub fn remove(&mut self, name: &Rc<str>, token: Token) {
-        if let Entry::Occupied(mut bearers) = self.present.entry(Rc::clone(name)) {
-            bearers.get_mut().retain(|other| *other != token);
-            if bearers.get().is_empty() {
-                bearers.remove();
-            }
-        }
-        if let Some(owners) = self.owners.as_mut().filter(|_| counts(name)) {
-            owners.remove(&fold(name));
-        }
-    }
-
-    /// Those who are present under exactly this name.
-    pub fn bearers(&self, name: &str) -> &[Token] {
-        self.present.get(name).map_or(&[], Vec::as_slice)
-    }
-
-    /// Who stands in the way of taking this name, if names are unique.
-    pub fn owner(&self, name: &str) -> Option<Token> {
-        self.owners.as_ref().filter(|_| counts(name))?.get(&fold(name)).copied()
-    }
-
-    /// Splits `NAME TEXT`: the name is the longest that is present, else the first word.
-    pub fn split_addressee<'a>(&self, words: &'a str) -> (&'a str, &'a str) {
-        let ends = words.match_indices(char::is_whitespace).map(|(at, _)| at).chain([words.len()]);
-        // A name ends with its last character, so of several blanks only the first can follow one.
-        let present = ends.take_while(|end| *end <= 128).filter(|end| self.present.contains_key(&words[..*end]));
-        let first_word = words.find(char::is_whitespace).unwrap_or(words.len());
-        let (name, text) = words.split_at(present.last().unwrap_or(first_word));
-        (name, text.trim_start())
+fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<&'a str, String> {
+    let name = text.trim();
+    let (count, size) = (name.chars().count(), name.len());
+    // Invisible characters and text-direction controls can make two different names look the same.
+    let is_deceptive = |c| {
+        matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    if name.chars().any(|c| c.is_control() || is_deceptive(c)) {
+        Err(format!("A {kind} must not hold control or invisible characters"))
+    } else if !(1..=characters).contains(&count) || size > bytes {
+        Err(format!("A {kind} has 1 to {characters} characters and at most {bytes} bytes, not {count} and {size}"))
+    } else {
+        Ok(name)
     }
 }
 
-/// Whether a name can be somebody's own.
-fn counts(name: &str) -> bool {
-    !Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(name))
-}
-
-/// Unicode case folding: `ALICE`, `Alice` and `alice` are one name.
-fn fold(name: &str) -> String {
-    UniCase::new(name).to_folded_case()
+/// Returns the key for uniqueness checks; `None` for a dialect's default username, which many clients may share.
+pub fn unique_key(username: &str) -> Option<Rc<str>> {
+    let is_default = Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username));
+    // Use Unicode case folding: lowercasing would not make `STRASSE` and `straße` equal.
+    (!is_default).then(|| UniCase::new(username).to_folded_case().into())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn names(unique: bool, present: &[&str]) -> Names {
-        let mut names = Names::new(unique);
-        for (number, name) in present.iter().enumerate() {
-            names.add(&Rc::from(*name), Token(number));
+    #[test]
+    fn allowed_and_forbidden_names() {
+        assert_eq!(username("  Alice \u{a0}\u{3000}"), Ok("Alice"));
+        let (longest, widest) = ("x".repeat(32), "😀".repeat(32));
+        for good in ["a", "Ünïcödé", "张伟", "<img src=x>", longest.as_str(), widest.as_str()] {
+            assert_eq!(username(good), Ok(good));
         }
-        names
+        let (too_long, too_wide) = ("x".repeat(33), "👨‍👩‍👧".repeat(12));
+        let invisible = "\u{0}\u{7f}\u{85}\u{ad}\u{61c}\u{180e}\u{200b}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2066}\u{2069}\u{feff}";
+        for bad in ["", "  ", too_long.as_str(), too_wide.as_str()] {
+            assert!(username(bad).is_err(), "{bad}");
+        }
+        for character in invisible.chars() {
+            assert!(username(&format!("a{character}b")).is_err(), "{character:?}");
+        }
+        assert!(room_name(&"r".repeat(64)).is_ok() && room_name(&"r".repeat(65)).is_err());
+        assert!(room_name("../x").is_ok() && room_name("#a b").is_ok());
     }
 
     #[test]
-    fn names_are_folded_where_they_are_unique() {
-        let mut names = names(true, &["Straße", "anonymous", "anonymous", "Anonymous"]);
-        assert_eq!(names.owner("STRASSE"), Some(Token(0)));
-        assert_eq!((names.owner("anonymous"), names.owner("Anonymous")), (None, None));
-        assert_eq!(names.bearers("anonymous"), [Token(1), Token(2)]);
-        names.remove(&"Straße".into(), Token(0));
-        assert_eq!((names.owner("strasse"), names.bearers("Straße")), (None, &[][..]));
-        assert_eq!(self::names(false, &["alice"]).owner("alice"), None);
-    }
-
-    #[test]
-    fn an_addressee_is_the_longest_name_that_is_present() {
-        let names = names(false, &["ann", "ann lee", "ann lee  x"]);
-        let cases = [
-            ("ann hi", ("ann", "hi")),
-            ("ann lee hi there", ("ann lee", "hi there")),
-            ("ann lee  x hi", ("ann lee  x", "hi")),
-            ("ann leek", ("ann", "leek")),
-            ("bob lee hi", ("bob", "lee hi")),
-            ("ann", ("ann", "")),
-            ("bob", ("bob", "")),
-        ];
-        for (words, split) in cases {
-            assert_eq!(names.split_addressee(words), split, "{words}");
-        }
+    fn names_are_the_same_if_they_fold_to_the_same_key() {
+        assert_eq!(unique_key("Straße"), unique_key("STRASSE"));
+        assert_eq!(unique_key("strasse"), unique_key("STRASSE"));
+        assert_ne!(unique_key("alice"), unique_key("bob"));
+        assert_eq!((unique_key("anonymous"), unique_key("Anonymous")), (None, None));
+        assert!(unique_key("ANONYMOUS").is_some(), "only the default names as they are spelled are exempt");
     }
 }

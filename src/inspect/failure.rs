@@ -1,59 +1,56 @@
-//! Why a frame was wrong, told by its bytes: what is the matter, what the rule is, and which bits show it.
-//!
-//! A [`ProtocolError`] names the rule in the words that the peer reads in its Close. Here the same rule is explained to
-//! somebody who looks at the frame. This file decides nothing.
+//! Explains a protocol error from the bytes of the frame: what is wrong, what the rule is, and which bits break the
+//! rule. The text of a [`ProtocolError`] is the short close reason for the peer. The explanation here is for a person
+//! debugging the frame. This module does not detect errors.
 
 use super::visible::{hex, quoted};
 use super::{Failure, Frame};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
 
-/// Explains a rule that `frame`, as far as it came, has broken. `limits`: what the server takes.
+/// Explains the rule that `frame`, possibly incomplete, broke. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
-    let because = match stranger(frame) {
+    let because = match foreign_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", because(error, frame, limits)),
         None => because(error, frame, limits),
     };
-    let (by, number) = (frame.sender, frame.number);
-    Failure { by, frame: number, code: error.code().get(), section: error.section(), because }
+    Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
 
-/// A mask on a server's frame: the one rule that only a client can refuse.
+/// Explains a masked frame from a server. [`ProtocolError`] lacks this error because only a client checks for it.
 pub fn masked_by_server(frame: &Frame) -> Failure {
     let because = format!(
-        "this frame is masked; a server must not mask any frame; the second byte was {:02x}, its top bit is 1",
-        frame.header.bytes().get(1).copied().unwrap_or_default()
+        "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
+        byte(frame, 1)
     );
-    Failure { by: frame.sender, frame: frame.number, code: 1002, section: "5.1", because }
+    Failure { by: frame.from, frame: frame.number, code: 1002, section: "5.1", because }
 }
 
+fn byte(frame: &Frame, index: usize) -> String {
+    format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
+}
+
+/// Returns three parts separated by semicolons: the error, the rule, and the bytes that break the rule.
 fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
-    let name = frame.header.name();
-    let byte = |index: usize| format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default());
-    let (first, second) = (byte(0), byte(1));
+    let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
     match error {
-        ProtocolError::ReservedBits => format!(
-            "{} set; the reserved bits must be 0 unless an extension was negotiated, and none was; the first byte was \
-             {first}, {}",
-            reserved_bits(frame.header.rsv()),
-            bits(frame.header.bytes()[0])
-        ),
+        ProtocolError::ReservedBits => reserved_bits(frame),
         ProtocolError::ReservedOpcode(opcode) => format!(
-            "opcode {opcode:x} has no meaning; only 0, 1, 2, 8, 9 and a have; the first byte was {first}, its last four \
-             bits are {opcode:x}"
+            "opcode {opcode:x} has no meaning; only 0, 1, 2, 8, 9 and a are defined; the first byte was {first}, its \
+             last four bits are {opcode:x}"
         ),
         ProtocolError::FragmentedControl => format!(
             "this {name} has no FIN; a control frame must not be fragmented; the first byte was {first}, its top bit is 0"
         ),
         ProtocolError::ControlTooLong => format!(
-            "this {name} is longer than 125 bytes, and a control frame must not be; the second byte was {second}, its \
-             length bits say {}",
+            "this {name} is longer than 125 bytes, the limit for a control frame; the second byte was {second}, its \
+             length bits are {}",
             frame.header.short_length()
         ),
         ProtocolError::Unmasked => format!(
             "this frame is not masked; a client must mask every frame; the second byte was {second}, its top bit is 0"
         ),
         ProtocolError::LengthNotMinimal => length_not_minimal(frame),
+        // §5.2: "the most significant bit MUST be 0"
         ProtocolError::LengthTopBit => format!(
             "the top bit of the 64-bit length is 1; it must be 0; the length began with {}",
             hex(&frame.header.long_length()[..1])
@@ -63,90 +60,105 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
              {first}, its opcode is 0"
         ),
         ProtocolError::ExpectedContinuation => format!(
-            "this {name} begins a message while another is unfinished; only CONT may go on with that one, up to its FIN; \
-             the first byte was {first}, its opcode is {}",
+            "this {name} begins a message while another is unfinished; only CONT may follow until a FIN ends that \
+             message; the first byte was {first}, its opcode is {}",
             frame.header.opcode()
         ),
         ProtocolError::UnsupportedData => {
-            format!("this message is binary; only text is taken here; the first byte was {first}, its opcode is 2")
+            format!(
+                "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
+            )
         }
+        // The RFC leaves limits to the implementation (§10.4), so the text states the server's limit.
         ProtocolError::MessageTooBig => format!(
-            "with the {} bytes of this frame its message is over the limit; this server takes {} bytes",
+            "this frame is {} bytes long, which makes its message too long; the limit of this server is {} bytes",
             frame.payload_len, limits.message
         ),
         ProtocolError::TooManyFragments => {
-            format!("this message has too many fragments; this server takes {} of them", limits.fragments)
+            format!("this message has too many fragments; the limit of this server is {}", limits.fragments)
         }
-        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8, as it must be; {}", bad_text(frame, 0)),
-        ProtocolError::ClosePayloadOfOneByte => {
-            let payload = hex(&frame.unmasked());
-            format!(
-                "this CLOSE has a payload of one byte, {payload}; it must be empty or begin with a code of two bytes"
-            )
-        }
+        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", bad_text(frame, 0)),
+        // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
+        ProtocolError::ClosePayloadOfOneByte => format!(
+            "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
+            hex(&frame.unmasked())
+        ),
         ProtocolError::InvalidCloseCode(code) => format!(
             "close code {code} must not be sent; 1000–1003, 1007–1014 and 3000–4999 may be; the payload began with {}",
             hex(&code.to_be_bytes())
         ),
-        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8, as it must be; {}", bad_text(frame, 2)),
+        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", bad_text(frame, 2)),
     }
 }
 
 fn length_not_minimal(frame: &Frame) -> String {
     let (form, long) = (frame.header.length_form(), frame.header.long_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // The verdict may fall before the last two bytes are there; they cannot change it.
+    // Six zero bytes prove that a 64-bit length is not minimal, so the last two bytes may be missing.
     let rule = match frame.header.payload_len() {
-        Some(length) => format!("the length {length} takes {}", shortest(length)),
-        None => "a length up to 65535 takes 16 bits at most".into(),
+        Some(length) => format!("{length} fits into {}", shortest(length)),
+        None => "a length up to 65535 fits into 16 bits".into(),
     };
     format!("the length is not in its shortest form; {rule}; it was written in {} bits, as {}", form.bits(), hex(long))
 }
 
-/// Where the text of a frame, behind its first `skip` bytes, is wrong.
+/// Locates the invalid UTF-8 in a frame's payload, after the first `skip` bytes.
 fn bad_text(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // What is cut off where no more is shown is not what is wrong.
+        // A record may truncate the payload. A character split by the truncation is not the error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
-            let what = if error.error_len().is_some() { "no character" } else { "a character without its end" };
-            format!("at byte {} of the payload stands {}, {what}", at + 1, hex(bad))
+            let what = if error.error_len().is_some() { "not a character" } else { "an incomplete character" };
+            format!("at byte {} of the payload, {} is {what}", at + 1, hex(bad))
         }
-        _ => "a character is cut between two fragments, and they do not fit, or it is further on than is shown".into(),
+        _ => {
+            "a character is split between two fragments that do not fit together, or the error is further on than the \
+              bytes shown"
+                .into()
+        }
     }
 }
 
-/// What the bytes are, if they are the start of something else than a frame.
-pub fn stranger(frame: &Frame) -> Option<String> {
+/// Recognizes HTTP or TLS bytes received in place of a frame, and names the protocol.
+pub fn foreign_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
+    // Sent by a proxy that does not know WebSocket, or by a client that reuses the connection for HTTP.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];
     if bytes.starts_with(b"HTTP/1.") {
-        Some("these bytes are an HTTP answer".into())
+        Some("these bytes are an HTTP response".into())
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        let line = super::secret::masked(&line[..line.len().min(40)]);
+        // Redact the line: the request target may contain an access token.
+        let line = super::secret::redacted(&line[..line.len().min(40)]);
         Some(format!("these bytes are an HTTP request, {},", quoted(&String::from_utf8_lossy(&line))))
     } else if matches!(bytes[..], [0x14..=0x17, 3, 0..=4, ..]) {
-        Some("these bytes are TLS, as wss:// speaks it,".into())
+        // RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version (03 00 to 03 04).
+        Some("these bytes are TLS (wss://)".into())
     } else {
         None
     }
 }
 
-fn reserved_bits(rsv: u8) -> String {
+fn reserved_bits(frame: &Frame) -> String {
     let names: Vec<_> = [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")]
         .into_iter()
-        .filter_map(|(bit, name)| (rsv & bit != 0).then_some(name))
+        .filter_map(|(bit, name)| (frame.header.rsv() & bit != 0).then_some(name))
         .collect();
-    format!("{} {}", names.join(" and "), if names.len() == 1 { "is" } else { "are" })
+    let (names, verb) = (names.join(" and "), if names.len() == 1 { "is" } else { "are" });
+    format!(
+        "{names} {verb} set; the reserved bits must be 0 unless an extension was negotiated, and none was; the first byte \
+         was {}, {}",
+        byte(frame, 0),
+        bits(frame.header.bytes()[0])
+    )
 }
 
-/// A byte as two groups of four bits.
+/// Formats a byte in binary, as two groups of four bits.
 fn bits(byte: u8) -> String {
     format!("{:04b} {:04b}", byte >> 4, byte & 0xf)
 }

@@ -1,29 +1,27 @@
-//! `--trace-filter`: which records are asked for.
+//! `--trace-filter`: selects the records to write. If the filter names connections or users, a record must match one of
+//! them. If the filter names kinds (control frames, errors), the record must also match one of the kinds.
 
 use super::{Record, What};
 use crate::ws::frame::Opcode;
 
-/// Everything that a record must be, to be shown. Conditions of one kind are alternatives.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter(Vec<Condition>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Condition {
-    /// Of this connection.
     Connection(usize),
-    /// Of a user of this name.
     User(String),
-    /// Control frames, and what they do to the state.
+    /// Control frames, state changes, and the close of the TCP connection.
     Control,
-    /// Broken rules, refused requests, and closes over errors.
+    /// Protocol errors, rejected requests, dropped records, and connections that did not close cleanly.
     Errors,
 }
 
 impl Filter {
-    /// Reads conditions with commas between them: `#7` or `connection=7`, `user=alice`, `control`, `errors`.
+    /// Parses comma-separated conditions: `#7` or `connection=7`, `user=alice`, `control`, `errors`.
     ///
     /// # Errors
-    /// A line that says what there is.
+    /// An error message that lists the valid conditions.
     ///
     /// ```
     /// use wirechat::inspect::filter::Filter;
@@ -34,30 +32,32 @@ impl Filter {
         text.split(',').map(str::trim).map(Condition::parse).collect::<Result<_, _>>().map(Filter)
     }
 
-    /// Whether a record is asked for: by who it is of, and by what it is.
-    pub fn shows(&self, record: &Record) -> bool {
-        let whose = |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
-        let (who, what): (Vec<_>, Vec<_>) = self.0.iter().partition(whose);
-        let holds = |conditions: &[&Condition]| {
-            conditions.is_empty() || conditions.iter().any(|condition| condition.holds(record))
-        };
-        holds(&who) && holds(&what)
+    pub fn matches(&self, record: &Record) -> bool {
+        let is_about_connection =
+            |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
+        let (connection, kind): (Vec<_>, Vec<_>) = self.0.iter().partition(is_about_connection);
+        // An empty group matches every record.
+        let holds = |group: &[&Condition]| group.is_empty() || group.iter().any(|condition| condition.matches(record));
+        holds(&connection) && holds(&kind)
     }
 }
 
 impl Condition {
     fn parse(text: &str) -> Result<Condition, String> {
+        // Accept both spellings: the trace prints `#7`, but `#` starts a comment in a shell.
         let number = text.strip_prefix('#').or(text.strip_prefix("connection="));
         match (number.map(str::parse), text.strip_prefix("user="), text) {
             (Some(Ok(number)), ..) => Ok(Condition::Connection(number)),
             (_, Some(user), _) if !user.is_empty() => Ok(Condition::User(user.to_owned())),
             (_, _, "control") => Ok(Condition::Control),
             (_, _, "errors") => Ok(Condition::Errors),
-            _ => Err("must be connection=N, user=NAME, control or errors, or several with commas between".into()),
+            _ => {
+                Err("must be connection=N, user=NAME, control or errors, or several of them separated by commas".into())
+            }
         }
     }
 
-    fn holds(&self, record: &Record) -> bool {
+    fn matches(&self, record: &Record) -> bool {
         match self {
             Condition::Connection(number) => record.connection == *number,
             Condition::User(user) => record.user.as_deref() == Some(user),
@@ -68,8 +68,9 @@ impl Condition {
             },
             Condition::Errors => match &record.what {
                 What::Failure(_) | What::Missed(_) => true,
-                What::Response(answer) => answer.status >= 400,
-                What::End(end) => !end.is_clean && end.began.is_some(),
+                What::Response(response) => response.status >= 400,
+                // A TCP connection dropped before either side sent a Close is not an error.
+                What::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },
         }

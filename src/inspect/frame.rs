@@ -1,7 +1,6 @@
-//! One frame as it passed: every bit of its header, however wrong, and its payload as it was on the wire.
-//!
-//! [`FrameHeader`](crate::ws::frame::FrameHeader) is what a server needs to know of a sound frame. A [`Header`] is for
-//! the eye: it also reads what is broken, and what has not come whole.
+//! One observed frame (§5.2): every header bit, valid or not, and the payload as it was on the wire. The server's
+//! [`FrameHeader`](crate::ws::frame::FrameHeader) represents only valid headers. A [`Header`] is for debugging, so it
+//! can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
 use super::visible::{hex, quoted, start_of};
@@ -9,127 +8,124 @@ use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
 
-/// How many reads or writes a record lists; their number is exact all the same.
+/// The most reads or writes that a record lists. A frame sent byte by byte must not grow its record without bound.
 pub const MAX_PARTS: usize = 16;
-/// How much of a payload is its excerpt: characters of text, or bytes.
+/// The longest payload excerpt: `EXCERPT` characters of text or `EXCERPT_BYTES` bytes of binary data.
 const EXCERPT: usize = 60;
 const EXCERPT_BYTES: usize = 16;
 
-/// The reads (of what the client sent) or writes (of what the server sent) that something came in.
+/// The reads (client bytes) or writes (server bytes) that carried a frame or an HTTP head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
-    /// How many there were.
     pub count: u64,
-    /// The first [`MAX_PARTS`] of them: the number of the read or write on its connection, from 1, and how many of its
-    /// bytes belong to this.
+    /// The first [`MAX_PARTS`] parts: the number of the read or write on its connection, from 1, and how many of its
+    /// bytes belong to this frame or head.
     pub listed: Vec<(u64, u64)>,
 }
 
-/// A frame, or as much of it as came.
+/// A frame, possibly incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Who sent it.
-    pub sender: Role,
-    /// Which frame of its sender this is, from 1.
+    pub from: Role,
+    /// The frame's number among all frames from the same endpoint, from 1.
     pub number: u64,
-    /// The bytes of its header, as far as they came.
     pub header: Header,
-    /// How long the payload is to be; 0 if the header does not tell.
+    /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first bytes of the payload as they were on the wire: masked, if there is a key.
+    /// The first [`MAX_SHOWN`] bytes of the payload as they were on the wire: still masked if the frame is masked.
     pub wire: Vec<u8>,
-    /// How many bytes of the payload came.
+    /// Number of payload bytes observed so far.
     pub received: u64,
-    /// Where it stands in its message; `None` for a control frame, and for what is no frame at all.
+    /// `None` for a control frame, a stray continuation, or an invalid or incomplete header.
     pub place: Option<Place>,
-    /// What it came in.
     pub parts: Parts,
 }
 
-/// Where a data frame stands in its message (§5.4).
+/// The position of a data frame within its message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Which message of its sender this is, from 1.
+    /// The message's number among all messages from the same endpoint, from 1.
     pub message: u64,
-    /// Which fragment of the message this is, from 1.
+    /// The fragment's number within the message, from 1.
     pub fragment: u64,
-    /// Whether it is the last.
     pub is_last: bool,
 }
 
-/// The bytes of a frame header, of which not all need to have come (§5.2).
+/// The bytes of a frame header (§5.2), possibly incomplete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
+    // Stored inline to avoid a heap allocation per frame.
     bytes: [u8; MAX_HEADER],
     len: u8,
 }
 
-/// How the length of a payload is written (§5.2).
+/// How the payload length is encoded (§5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LengthForm {
-    /// In the seven bits of the second byte.
+    /// In the low seven bits of the second byte.
     Bits7,
-    /// In two bytes behind a 126.
+    /// In the two bytes after the value 126.
     Bits16,
-    /// In eight bytes behind a 127.
+    /// In the eight bytes after the value 127.
     Bits64,
 }
 
 impl Header {
-    /// Takes the next bytes of a header. More than the longest header has are not taken.
+    /// Appends bytes, up to the maximum header length.
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
-        let taken = bytes.len().min(MAX_HEADER - len);
-        self.bytes[len..len + taken].copy_from_slice(&bytes[..taken]);
-        self.len += taken as u8;
+        // Bytes that do not fit belong to the payload.
+        let appended = bytes.len().min(MAX_HEADER - len);
+        self.bytes[len..len + appended].copy_from_slice(&bytes[..appended]);
+        self.len += appended as u8;
     }
 
-    /// How many bytes it has in all, as far as its own bits tell: two, a longer length, a masking key.
+    /// The size of the complete header: two bytes, plus the extended length and masking key that those bytes call for.
     pub fn size(&self) -> usize {
         2 + self.length_form().size() + if self.is_masked() { 4 } else { 0 }
     }
 
-    /// Gives up the bytes behind its own end.
+    /// Drops any bytes beyond the end of the header.
     pub fn cut_to_size(&mut self) {
         let len = usize::from(self.len).min(self.size());
         self.bytes[len..].fill(0);
         self.len = len as u8;
     }
 
-    /// The length of the payload, as its bits have it; `None` if not all of them came.
+    /// The encoded payload length, even if the encoding is not minimal; `None` if length bytes are missing.
     pub fn payload_len(&self) -> Option<u64> {
         let long = self.long_length();
         match self.length_form() {
             LengthForm::Bits7 => self.bytes().get(1).map(|_| u64::from(self.short_length())),
+            // §5.2: "in network byte order", so the first byte is the most significant.
             form => (long.len() == form.size()).then(|| long.iter().fold(0, |len, byte| len << 8 | u64::from(*byte))),
         }
     }
 
-    /// The bytes that came.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
 
     fn byte(&self, index: usize) -> u8 {
+        // A missing byte reads as 0, the neutral value: no FIN, no mask, zero length.
         self.bytes().get(index).copied().unwrap_or_default()
     }
 
-    /// FIN: this is the last fragment of its message.
     pub fn fin(&self) -> bool {
         self.byte(0) & 0x80 != 0
     }
 
-    /// The three reserved bits, RSV1 the highest of them.
+    /// The three reserved bits, with RSV1 as the highest.
     pub fn rsv(&self) -> u8 {
         self.byte(0) >> 4 & 0x7
     }
 
-    /// The four opcode bits, whatever they say.
+    /// The four opcode bits, even if the opcode is undefined.
     pub fn opcode(&self) -> u8 {
         self.byte(0) & 0xf
     }
 
-    /// The name of the opcode, in capitals; `RESERVED` for one that has none.
+    /// The opcode's name in capitals; `RESERVED` for an undefined opcode.
     pub fn name(&self) -> &'static str {
         match Opcode::from_bits(self.opcode()) {
             Ok(opcode) => opcode.name(),
@@ -137,17 +133,15 @@ impl Header {
         }
     }
 
-    /// The mask bit.
     pub fn is_masked(&self) -> bool {
         self.byte(1) & 0x80 != 0
     }
 
-    /// The seven length bits: a length up to 125, or 126 or 127 for a longer form.
+    /// The seven length bits: a length up to 125, or 126 or 127 if an extended length follows.
     pub fn short_length(&self) -> u8 {
         self.byte(1) & 0x7f
     }
 
-    /// How the length is written.
     pub fn length_form(&self) -> LengthForm {
         match self.short_length() {
             126 => LengthForm::Bits16,
@@ -156,21 +150,22 @@ impl Header {
         }
     }
 
-    /// The bytes of the longer form of the length, as far as they came; empty without one.
+    /// The bytes of the extended length received so far; empty for the 7-bit form.
     pub fn long_length(&self) -> &[u8] {
         let bytes = self.bytes().get(2..).unwrap_or_default();
         &bytes[..bytes.len().min(self.length_form().size())]
     }
 
-    /// The masking key, if there is one and all of it came.
+    /// The masking key, if the frame is masked and the key is complete.
     pub fn masking_key(&self) -> Option<[u8; 4]> {
+        // §5.2: the masking key follows the payload length, which takes 0, 2 or 8 bytes beyond the second.
         let at = 2 + self.length_form().size();
         self.is_masked().then(|| self.bytes().get(at..)?.first_chunk().copied()).flatten()
     }
 }
 
 impl LengthForm {
-    /// How many bytes it takes beside the second byte of the header.
+    /// Size of the extended length in bytes.
     pub fn size(self) -> usize {
         match self {
             LengthForm::Bits7 => 0,
@@ -179,7 +174,6 @@ impl LengthForm {
         }
     }
 
-    /// In how many bits the length stands.
     pub fn bits(self) -> u8 {
         match self {
             LengthForm::Bits7 => 7,
@@ -190,27 +184,30 @@ impl LengthForm {
 }
 
 impl Frame {
-    /// The shown bytes of the payload as they were meant (§5.3).
+    /// Returns the bytes of [`Frame::wire`] unmasked (§5.3).
     pub fn unmasked(&self) -> Vec<u8> {
         let mut payload = self.wire.clone();
         if let Some(key) = self.header.masking_key() {
+            // `wire` starts at the first payload byte, so unmasking starts at the first byte of the key (§5.3).
             mask::apply(&mut payload, key, 0);
         }
         payload
     }
 
-    /// The beginning of a payload, as what it is: a code and a reason, text, or bytes.
+    /// A readable excerpt from the start of the payload: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
         let payload = self.unmasked();
         if payload.is_empty() {
             return String::new();
         }
+        // §5.5.1: the body of a Close is a code and UTF-8 text. An invalid body is shown as hex bytes.
         if self.header.opcode() == Opcode::Close as u8
             && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
         {
             let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
             return format!("{}{reason}", code.get());
         }
+        // A record may truncate the payload, so `wire` alone does not show whether the excerpt needs an ellipsis.
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
@@ -226,14 +223,16 @@ impl Frame {
         }
     }
 
-    /// The payload as text, if it may be text and is. A character that the end of what is shown cuts is left out.
+    /// The payload as text; `None` if the opcode rules out text or the payload is not valid UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
+        // Without FIN, a character may continue in the next fragment (§5.6).
         let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
         if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
             return None;
         }
         match std::str::from_utf8(payload) {
             Ok(text) => Some(text),
+            // A character cut off at the end of the record or fragment is not the sender's error.
             Err(error) if error.error_len().is_none() && !is_shown_whole => {
                 std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
             }
@@ -241,17 +240,18 @@ impl Frame {
         }
     }
 
-    /// Whether all of it came.
     pub fn is_complete(&self) -> bool {
+        // Before the second byte arrives, `payload_len` is 0 only because the length is unknown.
         self.received == self.payload_len && self.header.bytes().len() >= 2
     }
 
-    /// The sections of RFC 6455 that say how to read it.
+    /// The sections of RFC 6455 that apply to this frame.
     pub fn sections(&self) -> Vec<&'static str> {
         let mut sections = vec!["5.2"];
         if self.header.is_masked() {
             sections.push("5.3");
         }
+        // §5.4 (fragmentation) does not apply to a message sent in one frame.
         if self.place.is_some_and(|place| place.fragment > 1 || !place.is_last) {
             sections.push("5.4");
         }
@@ -266,9 +266,10 @@ impl Frame {
 }
 
 impl Parts {
-    /// Counts `len` bytes of the read or write `number`.
+    /// Adds `len` bytes that belong to the read or write with this number.
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
+            // A frame's header and payload are added separately, often from the same read or write.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -1,66 +1,68 @@
-//! A record as JSON: what the page's inspector is fed with.
-//!
-//! Bytes are in hexadecimal, and heads are text, since HTTP is. One object a record; `record` says which kind it is.
+//! Converts a record to a JSON object for the page's inspector. The `record` field names the kind of record. Frame
+//! bytes are hexadecimal strings; HTTP heads are text.
 
 use serde_json::{Value, json};
 
+use super::lifecycle::role_name;
 use super::visible::digits;
 use super::{End, Failure, Frame, Head, Parts, Record, Response, StateChange, What};
-use crate::ws::frame::Role;
 
-/// A record as one JSON object.
 pub fn value(record: &Record) -> Value {
     let mut value = match &record.what {
-        What::Request(head) => request(head),
-        What::Response(answer) => self::answer(answer),
-        What::Frame(frame) => self::frame(frame),
-        What::State(change) => state(change),
-        What::Failure(refusal) => self::refusal(refusal),
-        What::End(end) => self::end(end),
+        What::Request(head) => request_value(head),
+        What::Response(response) => response_value(response),
+        What::Frame(frame) => frame_value(frame),
+        What::State(change) => state_value(change),
+        What::Failure(failure) => failure_value(failure),
+        What::End(end) => end_value(end),
         What::Missed(count) => json!({ "record": "missed", "count": count }),
+        // Use the same kind as `Missed`, so a page that does not know the `earlier` field still shows a gap.
+        What::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);
     value["time"] = json!(humantime::format_rfc3339_millis(record.time).to_string());
     value
 }
 
-fn request(head: &Head) -> Value {
+fn request_value(head: &Head) -> Value {
     json!({
         "record": "request",
+        // An HTTP head is text (RFC 9112 §2.2), but an invalid head may contain any byte.
         "head": String::from_utf8_lossy(&head.bytes),
         "complete": head.is_complete,
-        "parts": parts(&head.parts),
+        "parts": parts_value(&head.parts),
     })
 }
 
-fn answer(answer: &Response) -> Value {
-    let accept = answer.accept.as_ref().map(|steps| {
+fn response_value(response: &Response) -> Value {
+    let accept = response.accept.as_ref().map(|steps| {
         json!({
             "key": steps.key,
             "joined": steps.joined,
             "sha1": digits(&steps.sha1),
             "accept": steps.accept,
-            "answered": steps.answered,
+            "answered": steps.in_response,
         })
     });
+    // The names `answer`, `refusal` and `answered` are part of the JSON format that pages depend on.
     json!({
         "record": "answer",
-        "head": String::from_utf8_lossy(&answer.head.bytes),
-        "complete": answer.head.is_complete,
-        "status": answer.status,
-        "body": String::from_utf8_lossy(&answer.body),
+        "head": String::from_utf8_lossy(&response.head.bytes),
+        "complete": response.head.is_complete,
+        "status": response.status,
+        "body": String::from_utf8_lossy(&response.body),
         "accept": accept,
-        "parts": parts(&answer.head.parts),
+        "parts": parts_value(&response.head.parts),
     })
 }
 
-fn frame(frame: &Frame) -> Value {
+fn frame_value(frame: &Frame) -> Value {
     let header = &frame.header;
     let place =
         frame.place.map(|place| json!({ "message": place.message, "fragment": place.fragment, "last": place.is_last }));
     json!({
         "record": "frame",
-        "from": side(frame.sender),
+        "from": role_name(frame.from),
         "number": frame.number,
         "header": digits(header.bytes()),
         "fin": header.fin(),
@@ -70,50 +72,46 @@ fn frame(frame: &Frame) -> Value {
         "masked": header.is_masked(),
         "key": header.masking_key().map(|key| digits(&key)),
         "length_bits": header.length_form().bits(),
+        // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
+        // Send the masked and unmasked bytes, so the page can show each byte in both forms.
         "wire": digits(&frame.wire),
         "payload": digits(&frame.unmasked()),
         "received": frame.received,
         "complete": frame.is_complete(),
         "place": place,
-        "parts": parts(&frame.parts),
+        "parts": parts_value(&frame.parts),
         "sections": frame.sections(),
     })
 }
 
-fn state(change: &StateChange) -> Value {
+fn state_value(change: &StateChange) -> Value {
     json!({ "record": "state", "from": change.from.name(), "to": change.to.name(), "because": change.because })
 }
 
-fn refusal(refusal: &Failure) -> Value {
+fn failure_value(failure: &Failure) -> Value {
     json!({
         "record": "refusal",
-        "by": side(refusal.by),
-        "frame": refusal.frame,
-        "code": refusal.code,
-        "section": refusal.section,
-        "because": refusal.because,
+        "by": role_name(failure.by),
+        "frame": failure.frame,
+        "code": failure.code,
+        "section": failure.section,
+        "because": failure.because,
     })
 }
 
-fn end(end: &End) -> Value {
+fn end_value(end: &End) -> Value {
     json!({
         "record": "end",
-        "began": end.began.map(side),
+        // `began` and `code` are `null` if neither side sent a Close: code 1006 (§7.1.5) is never sent on the wire.
+        "began": end.first_close.map(role_name),
         "code": end.code,
         "reason": end.reason,
         "clean": end.is_clean,
-        "how": end.how,
+        "how": end.cause,
     })
 }
 
-fn side(sender: Role) -> &'static str {
-    match sender {
-        Role::Client => "client",
-        Role::Server => "server",
-    }
-}
-
-fn parts(parts: &Parts) -> Value {
+fn parts_value(parts: &Parts) -> Value {
     json!({ "count": parts.count, "listed": parts.listed })
 }

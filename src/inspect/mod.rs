@@ -1,183 +1,168 @@
-//! The wire, visible: what passed on a connection, as the bytes that passed.
+//! Makes the wire visible: `--trace`, `--record` and the page's inspector. A [`Tap`] reads the raw bytes of both
+//! directions of one connection and turns them into [`Record`]s. The tap parses frames with the protocol's
+//! [`FrameHeader`](crate::ws::frame::FrameHeader), but tracks its own position in the stream, so the protocol knows
+//! nothing about taps. Other modules format the records.
 //!
 //! ```text
-//!   bytes of each read ───▶ ┌─────┐        ┌─ text   one line a frame, or its header drawn field by field
+//!   bytes of each read ───▶ ┌─────┐           ┌─ text   one line per frame, or its header drawn field by field
 //!                           │ Tap │─▶ Record ─┤
-//!   bytes of each write ──▶ └─────┘        └─ json   for the page's inspector
+//!   bytes of each write ──▶ └─────┘           └─ json   for the page's inspector
 //! ```
 //!
-//! A [`Tap`] stands beside a connection and is shown the raw bytes of both directions, each read and each write as it
-//! was. It decodes them with the same [`FrameHeader::parse_from`](crate::ws::frame::FrameHeader::parse_from) as the
-//! protocol, but on its own: the protocol does not know that it is watched. What it finds are [`Record`]s, and how they
-//! look is a question of their own ([`text`], [`json`]).
-//!
-//! Reading order: this file and [`frame`] (what there is to say), [`tap`] (who says it), [`head`] and [`scan`] (what one
-//! direction holds), [`judge`] and [`failure`] (what was wrong, and which bytes show it), [`life`] (the states),
-//! [`records`] (where all that goes), [`text`], [`figure`] and [`json`] (how it looks), [`visible`] (what may go to a
-//! terminal), [`secret`] (what is never shown), [`filter`] (what is asked for), [`recorder`] and [`recording`] (bytes kept
-//! for later).
-//!
-//! The subtle thing: a tap must cost nothing where there is none, and must never cost more than a bound where there is
-//! one. What does not fit is counted, and the count is a record too.
+//! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
+//! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`visible`] (output), [`secret`] (what is
+//! redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and [`inspection`] (the
+//! link to the server).
 
-pub mod figure;
+pub mod checker;
+pub mod failure;
 pub mod filter;
 pub mod frame;
-pub mod head;
+pub mod inspection;
 pub mod json;
-pub mod judge;
-pub mod life;
+pub mod lifecycle;
+pub mod observer;
 pub mod recorder;
 pub mod recording;
-pub mod records;
-
-pub mod failure;
+pub mod reframe;
 pub mod scan;
 pub mod secret;
 pub mod tap;
 pub mod text;
 pub mod visible;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use sha1::{Digest, Sha1};
+
 use crate::ws::frame::Role;
+use crate::ws::handshake::{GUID, accept_value};
 pub use frame::{Frame, Header, LengthForm, Parts, Place};
-pub use records::Records;
+pub use observer::{Inspect, Options, Trace};
 pub use tap::Tap;
 
-/// How many bytes of a payload, or of the body of an answer, are kept in a record.
+/// The most payload or response-body bytes that a record keeps.
 pub const MAX_SHOWN: usize = 1024;
+
+// Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 200 bytes.
+const MAX_RECORDS: usize = 16 * 1024;
 
 /// Something that happened on a connection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// The number of the connection, as in `#7`.
+    /// The connection's number, shown as `#7`.
     pub connection: usize,
-    /// Who is at its other end, once that is known.
+    /// The username, once the request is accepted.
     pub user: Option<Rc<str>>,
-    /// When the last byte of it passed.
+    /// When the last byte of the event was read or written.
     pub time: SystemTime,
-    /// What it was.
     pub what: What,
 }
 
-/// What happened.
 #[derive(Debug, Clone, PartialEq)]
 pub enum What {
-    /// The head of the request, as far as it came (§4.1).
+    /// The request head (§4.1), possibly incomplete.
     Request(Head),
-    /// The head of the answer (§4.2.2), and how its accept value comes about.
     Response(Response),
-    /// A frame (§5.2).
     Frame(Frame),
-    /// The connection went on to another state (§4.1, §7.1).
     State(StateChange),
-    /// A rule was broken (§7.1.7).
     Failure(Failure),
-    /// The TCP connection is over (§7.1.1, §7.1.4).
+    /// The TCP connection has closed (§7.1.1, §7.1.4).
     End(End),
-    /// So many records were left out here.
+    /// Number of records dropped here because a buffer was full.
     Missed(u64),
+    /// Number of frames that passed before the tap or the inspector was attached.
+    Earlier(u64),
 }
 
-/// The head of an HTTP message. Tokens are masked in it.
+/// The head of an HTTP message. A request's secrets are redacted before its head becomes part of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Its bytes: up to and with the blank line, if that came.
+    /// The head up to and including its final blank line, if received.
     pub bytes: Vec<u8>,
-    /// How many of them are blank lines in front.
+    /// Number of bytes in blank lines before the first line.
     pub blank: usize,
-    /// Whether the blank line came.
+    /// Whether the final blank line was received.
     pub is_complete: bool,
-    /// What it came in.
     pub parts: Parts,
 }
 
-/// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
-    /// Its head.
     pub head: Head,
-    /// The HTTP status; 0 if there is none to be read.
+    /// The HTTP status code; 0 if the first line contains none.
     pub status: u16,
-    /// The first bytes behind the head of a plain answer.
+    /// The first [`MAX_SHOWN`] bytes of the body; empty for a 101.
     pub body: Vec<u8>,
-    /// How the accept value of a 101 comes about.
+    /// Present if the response is a 101 and the request has a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
 }
 
-/// §1.3 and §4.2.2, step by step: from the client's key to the server's accept value.
+/// The computation of the accept value from the client's key, step by step (§1.3, §4.2.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptSteps {
-    /// `Sec-WebSocket-Key` as sent.
+    // The key as text: §4.2.2 hashes the base64 text without decoding it.
     pub key: String,
-    /// The key with the GUID of §1.3 behind it.
+    /// The key followed by the GUID of §1.3.
     pub joined: String,
-    /// The SHA-1 of that.
     pub sha1: [u8; 20],
-    /// Its base64: what the answer must hold.
+    /// The SHA-1 in base64: the accept value that the response must contain.
     pub accept: String,
-    /// What the answer does hold.
-    pub answered: Option<String>,
+    /// The accept value that the response actually contains, if any.
+    pub in_response: Option<String>,
 }
 
-/// The connection went on to another state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateChange {
-    /// The state it was in.
     pub from: State,
-    /// The state it is in.
     pub to: State,
-    /// What did that.
     pub because: String,
 }
 
-/// The states of a connection by their names in RFC 6455.
+/// The state of a connection, as named in RFC 6455.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// §4.1: the handshake is not over.
+    /// §4.1: the handshake is not complete.
     Connecting,
-    /// §4.1: data may be sent.
+    /// §4.1: the handshake succeeded, and both sides may send data.
     Open,
-    /// §7.1.3: a Close has passed.
+    /// §7.1.3: one side has sent a Close.
     Closing,
-    /// §7.1.4: both Closes have passed, or the TCP connection is gone.
+    /// §7.1.4: both sides have sent a Close, or the TCP connection has closed.
     Closed,
 }
 
-/// A rule was broken, and by which bytes.
+/// A violation of an RFC rule (§7.1.7), and the frame that broke the rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Who broke it.
     pub by: Role,
-    /// Which of the frames of that side broke it, as [`Frame::number`].
+    /// [`Frame::number`] of the frame that broke the rule.
     pub frame: u64,
-    /// What the connection is closed with (§7.4).
+    /// The close code that fails the connection (§7.4).
     pub code: u16,
-    /// The section of RFC 6455.
+    /// The section of RFC 6455 that contains the rule.
     pub section: &'static str,
-    /// What is wrong, the rule, and the bytes that show it.
+    /// The error, the rule, and the bytes that break the rule.
     pub because: String,
 }
 
-/// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// Who sent the first Close; `None` if there was none.
-    pub began: Option<Role>,
-    /// The code of that Close; `None` if it had none.
+    /// The side that sent the first Close; `None` if neither side sent one.
+    pub first_close: Option<Role>,
+    /// The code of the first Close; `None` if that Close had no code.
     pub code: Option<u16>,
-    /// Its reason.
+    /// The reason text of the first Close.
     pub reason: String,
-    /// Whether both sides sent one (§7.1.4: "cleanly").
+    /// §7.1.4: both sides sent a Close, so the connection closed "cleanly".
     pub is_clean: bool,
-    /// What the server has to say of it.
-    pub how: String,
+    /// The server's explanation of why the TCP connection closed.
+    pub cause: String,
 }
 
 impl State {
-    /// Its name in RFC 6455.
     pub fn name(self) -> &'static str {
         match self {
             State::Connecting => "CONNECTING",
@@ -185,5 +170,103 @@ impl State {
             State::Closing => "CLOSING",
             State::Closed => "CLOSED",
         }
+    }
+}
+
+impl AcceptSteps {
+    /// Computes the steps for a key, without a response to compare them with.
+    ///
+    /// ```
+    /// use wirechat::inspect::AcceptSteps;
+    /// let steps = AcceptSteps::of("dGhlIHNhbXBsZSBub25jZQ==");
+    /// assert_eq!((steps.sha1[0], &steps.accept[..]), (0xb3, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")); // §1.3
+    /// ```
+    pub fn of(key: &str) -> AcceptSteps {
+        // §4.2.2: "concatenating /key/ … with the string …, taking the SHA-1 hash of this concatenated value"
+        let joined = format!("{key}{GUID}");
+        let sha1 = Sha1::digest(joined.as_bytes()).into();
+        AcceptSteps { key: key.into(), joined, sha1, accept: accept_value(key.as_bytes()), in_response: None }
+    }
+
+    /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.
+    pub fn between(request: &Head, response: &Head) -> Option<AcceptSteps> {
+        // A non-browser client may omit the key. The server rejects such a request, so there is nothing to compute.
+        let key = request.header("Sec-WebSocket-Key")?;
+        Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::of(&key) })
+    }
+}
+
+/// A bounded list of records. Clones share the list.
+#[derive(Debug, Clone, Default)]
+pub struct Records(Rc<RefCell<Vec<Record>>>);
+
+impl Records {
+    /// Appends a record. Returns `false` if the list was full and the record was dropped.
+    fn push(&self, record: Record) -> bool {
+        // When the list is full, drop the new record: the older records may show how the list filled up.
+        let mut records = self.0.borrow_mut();
+        let has_room = records.len() < MAX_RECORDS;
+        if has_room {
+            records.push(record);
+        }
+        has_room
+    }
+
+    /// Removes and returns all records, oldest first.
+    pub fn take(&self) -> Vec<Record> {
+        self.0.take()
+    }
+}
+
+/// Adds one connection's records to a shared list, and counts records dropped because the list was full.
+#[derive(Debug)]
+pub struct Reporter {
+    connection: usize,
+    records: Records,
+    // Every record shares this `Rc`, which avoids copying the username.
+    pub user: Option<Rc<str>>,
+    /// The timestamp for the next record.
+    pub time: SystemTime,
+    missed: u64,
+}
+
+impl Reporter {
+    pub fn new(connection: usize, records: Records) -> Reporter {
+        Reporter { connection, records, user: None, time: SystemTime::UNIX_EPOCH, missed: 0 }
+    }
+
+    pub fn report(&mut self, what: What) {
+        let record = |what| Record { connection: self.connection, user: self.user.clone(), time: self.time, what };
+        // Report dropped records before the next record, so a reader sees where the gap is.
+        if self.missed > 0 && self.records.push(record(What::Missed(self.missed))) {
+            self.missed = 0;
+        }
+        if self.missed > 0 || !self.records.push(record(what)) {
+            self.missed += 1;
+        }
+    }
+
+    pub fn report_failure(&mut self, failure: Option<Failure>) {
+        failure.into_iter().for_each(|failure| self.report(What::Failure(failure)));
+    }
+
+    pub fn report_change(&mut self, change: Option<StateChange>) {
+        change.into_iter().for_each(|change| self.report(What::State(change)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_without_room_are_counted() {
+        let records = Records::default();
+        let mut reporter = Reporter::new(7, records.clone());
+        (0..MAX_RECORDS + 37).for_each(|_| reporter.report(What::Missed(0)));
+        assert_eq!(records.take().len(), MAX_RECORDS);
+        reporter.report(What::Missed(0));
+        let whats: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
+        assert_eq!(whats, [What::Missed(37), What::Missed(0)]);
     }
 }

@@ -1,12 +1,12 @@
-//! `--record`: writes down what passes, in the format of [`recording`](super::recording). It knows where a request head
-//! ends (§4.1) and where frames do (§5.2), so as to know what may be kept; what they say is none of its business.
+//! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
+//! recorder locates the end of the request head (§4.1) and the frame boundaries (§5.2) only to decide which bytes need
+//! redaction; it does not interpret the content. The server's only thread writes the file: a slow disk slows down the
+//! server, and a full disk stops the recordings but not the server.
 //!
-//! The subtle thing: tokens are masked, and a token may be cut between two reads. So what comes before the request is
-//! granted or answered is held, masked as one, and only then written, read by read. Masking keeps every length, so the
-//! boundaries stay where they were. What can be no frame might be anything, and what is behind it is all stars.
-//!
-//! A file is written as things happen, by the one thread that there is: a slow disk slows the server while it is asked to
-//! record, and a full one ends the recordings, not the server.
+//! A token may be split across two reads. So the recorder buffers the request until the server accepts or rejects the
+//! request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the read
+//! boundaries do not move. Client bytes that are not a valid frame may be another request with a token: the recorder
+//! redacts them and replaces everything after them with `*`.
 
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,164 +18,158 @@ use std::time::SystemTime;
 
 use super::Head;
 use super::recording::{Entry, Step, Title};
-use super::scan::{self, Side};
-use super::secret::{self, TicketMask};
+use super::scan::{self, Direction};
+use super::secret::{self, TicketRedactor};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
 
-/// How much room a file keeps for the line that says that it ends early, in bytes.
+/// Bytes of quota that each file reserves for a [`Step::Cut`] as its last line.
 const LAST_LINE: usize = 80;
 
-/// How many reads of what is held keep their boundaries.
+/// Maximum number of read boundaries stored for a buffered request. Storing a boundary for every byte of a request that
+/// arrives byte by byte would cost 24 bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// The folder where recordings go, and how much may still go there.
+/// The directory of `--record`, and the shared quota of its files.
 #[derive(Debug)]
 pub struct Recordings {
     dir: PathBuf,
-    room: Rc<Room>,
+    quota: Rc<Quota>,
 }
 
-/// What is left for all recordings of this run.
+/// How many more bytes all recordings of this server process together may write.
 #[derive(Debug)]
-struct Room {
+struct Quota {
     left: Cell<u64>,
-    /// It was said that there is no more.
-    is_told: Cell<bool>,
+    is_logged: Cell<bool>,
 }
 
-/// Records one connection.
+/// Writes the recording of one connection.
 #[derive(Debug)]
 pub struct Recorder {
-    /// `None` when there is no more room, or the disk takes no more.
+    /// `None` after the quota is exhausted or a write has failed.
     file: Option<File>,
-    room: Rc<Room>,
-    /// What the client sent before it was answered, and when each read of it came, with its length.
+    quota: Rc<Quota>,
+    /// The bytes that the client sent before the response, and the time and length of each read.
     held: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
-    answer: Head,
-    client: Side,
-    ticket: Option<TicketMask>,
+    response: Head,
+    client: Direction,
+    ticket: Option<TicketRedactor>,
     is_private: bool,
 }
 
-impl Room {
-    /// Takes this much. `false`: so much is not left.
-    fn take(&self, len: usize) -> bool {
+impl Quota {
+    /// Reserves `len` bytes. Returns `false` if fewer bytes are left.
+    fn reserve(&self, len: usize) -> bool {
         let left = self.left.get().checked_sub(len as u64);
         left.inspect(|left| self.left.set(*left)).is_some()
     }
 
-    /// Says once why nothing more is recorded.
-    fn close(&self, why: &str) {
+    /// Stops all recordings, and logs the reason once.
+    fn exhaust(&self, why: &str) {
+        // With a quota of zero, every other recording writes `Step::Cut` and stops at its next line.
         self.left.set(0);
-        if !self.is_told.replace(true) {
-            log::warn!("RECORD nothing more is recorded: {why}");
+        if !self.is_logged.replace(true) {
+            log::warn!("RECORD stopped: {why}");
         }
     }
 }
 
 impl Recordings {
-    /// Recordings go to `dir`, which is made if it is not there; `limit` is for all of this run together, in bytes.
+    /// Creates the directory if necessary. `limit` is the maximum total size in bytes of this server process's
+    /// recordings.
     ///
     /// # Errors
-    /// A line that says why there can be no such folder, or no file in it.
+    /// Fails if the directory, or a test file in the directory, cannot be created.
     pub fn new(dir: &Path, limit: u64) -> Result<Recordings, String> {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        let tried = made.and_then(|()| new_file(&probe)).and_then(|_| fs::remove_file(&probe));
-        tried.map_err(|error| format!("--record {}: {error}", dir.display()))?;
-        let room = Room { left: Cell::new(limit), is_told: Cell::new(false) };
-        Ok(Recordings { dir: dir.to_owned(), room: Rc::new(room) })
+        // 0700: recordings contain private messages.
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let tested = created.and_then(|()| new_file(&probe)).and_then(|_| fs::remove_file(&probe));
+        tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
+        let quota = Quota { left: Cell::new(limit), is_logged: Cell::new(false) };
+        Ok(Recordings { dir: dir.to_owned(), quota: Rc::new(quota) })
     }
 
-    /// Begins to record a connection; `None` if there is no more room. A file is never written over.
+    /// Starts recording connection number `connection`. Returns `None` if the quota is exhausted or the file cannot be
+    /// created.
     pub fn begin(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
         let title = Title { connection, wirechat: env!("CARGO_PKG_VERSION").into() };
         let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
-        if !self.room.take(title.len() + LAST_LINE) {
-            self.room.close("--record-limit is reached");
+        if !self.quota.reserve(title.len() + LAST_LINE) {
+            self.quota.exhaust("--record-limit is reached");
             return None;
         }
+        // Some file systems and archive tools do not allow colons in file names.
         let stamp = humantime::format_rfc3339_millis(now).to_string().replace(':', "-");
         let path = self.dir.join(format!("{stamp}-{connection}.wire"));
         match new_file(&path).and_then(|mut file| file.write_all(title.as_bytes()).map(|()| file)) {
-            Ok(file) => Some(Recorder::new(file, Rc::clone(&self.room))),
+            Ok(file) => Some(Recorder::new(file, Rc::clone(&self.quota))),
             Err(error) => {
-                self.room.close(&format!("{}: {error}", path.display()));
+                self.quota.exhaust(&format!("{}: {error}", path.display()));
                 None
             }
         }
     }
 }
 
-/// A file that nobody had, for its owner alone.
+/// Creates a file that only its owner can read. Fails if the file exists, rather than overwriting it.
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 impl Recorder {
-    fn new(file: File, room: Rc<Room>) -> Recorder {
-        let (held, reads, answer) = (Vec::new(), Vec::new(), Head::default());
-        let client = Side::new(Role::Client);
-        Recorder { file: Some(file), room, held, reads, answer, client, ticket: None, is_private: false }
+    fn new(file: File, quota: Rc<Quota>) -> Recorder {
+        let (held, reads, response) = (Vec::new(), Vec::new(), Head::default());
+        let client = Direction::new(Role::Client);
+        Recorder { file: Some(file), quota, held, reads, response, client, ticket: None, is_private: false }
     }
 
-    /// Records the bytes of one read or write.
-    pub fn see(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
+    /// Records the bytes of one read from the client or one write of the server.
+    pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
         if self.file.is_none() {
             return;
         }
         match from {
-            Role::Client if self.answer.bytes.is_empty() => self.hold(bytes, now),
+            Role::Client if self.response.bytes.is_empty() => self.hold(bytes, now),
             Role::Client => self.write_client(bytes, now),
-            Role::Server => {
-                self.write_held();
-                let mut bytes = bytes.to_vec();
-                let behind = self.answer.read(&bytes, 0).len();
-                if self.is_private {
-                    bytes.truncate(bytes.len() - behind);
-                }
-                self.ticket.iter_mut().for_each(|ticket| ticket.mask(&mut bytes));
-                if !bytes.is_empty() {
-                    self.write(Step::Server(bytes), now);
-                }
-            }
+            Role::Server => self.write_server(bytes, now),
         }
     }
 
-    /// Records what the server takes of this client. `has_ticket`: it is going to be sent one.
+    /// Records that the server accepted the request. If `has_ticket`, the server's `welcome` event will contain a
+    /// ticket to redact.
     pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, has_ticket: bool, now: SystemTime) {
-        self.ticket = has_ticket.then(TicketMask::default);
+        self.ticket = has_ticket.then(TicketRedactor::default);
         self.write_held();
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
-    /// Of this connection only the handshake and the end are recorded.
+    /// From now on, records only the handshake and the close of this connection, not its frames.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
 
-    /// How much memory it holds, in bytes.
+    /// Memory used by the buffered request, in bytes.
     pub fn buffered(&self) -> usize {
         self.held.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
     }
 
-    /// Records that the server begins to close.
-    pub fn close_begins(&mut self, now: SystemTime) {
+    pub fn closing(&mut self, now: SystemTime) {
         self.write(Step::Closing, now);
     }
 
-    /// Records that the TCP connection is over.
-    pub fn end(&mut self, how: &str, now: SystemTime) {
+    pub fn closed(&mut self, cause: &str, now: SystemTime) {
         self.write_held();
-        self.write(Step::End(how.into()), now);
+        self.write(Step::End(cause.into()), now);
     }
 
     fn hold(&mut self, bytes: &[u8], now: SystemTime) {
         self.held.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_HELD;
         match self.reads.last_mut().filter(|_| is_full) {
+            // Merge this read with the previous one: the boundary between them is lost, but no bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -183,11 +177,13 @@ impl Recorder {
 
     fn write_held(&mut self) {
         let (held, reads) = (std::mem::take(&mut self.held), std::mem::take(&mut self.reads));
-        let behind = self.client.head.read(&held, 0);
-        let head = secret::masked(&held[..held.len() - behind.len()]);
-        let behind = if self.is_private { Vec::new() } else { self.without_strangers(behind) };
-        let masked = [head, behind].concat();
-        let mut rest = &masked[..];
+        let rest = self.client.head.read(&held, 0);
+        let head = secret::redacted(&held[..held.len() - rest.len()]);
+        // An inspector's frames contain its commands, which are as private as the records that the inspector receives.
+        let rest = if self.is_private { Vec::new() } else { self.redact_frames(rest) };
+        let redacted = [head, rest].concat();
+        let mut rest = &redacted[..];
+        // In a private recording, `redacted` is shorter than the sum of the reads.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -199,24 +195,39 @@ impl Recorder {
 
     fn write_client(&mut self, bytes: &[u8], now: SystemTime) {
         if !self.is_private {
-            let bytes = self.without_strangers(bytes);
+            let bytes = self.redact_frames(bytes);
             self.write(Step::Client(bytes), now);
         }
     }
 
-    /// A client's bytes behind its request, as they may be kept: frames as they are. A frame that cannot be one may be
-    /// a request with its token; and behind it, or behind a plain answer, nothing is looked at.
-    fn without_strangers(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
+        // A response means that the request is complete, or that the server will never complete it.
+        self.write_held();
+        let mut bytes = bytes.to_vec();
+        let rest = self.response.read(&bytes, 0).len();
+        if self.is_private {
+            bytes.truncate(bytes.len() - rest);
+        }
+        self.ticket.iter_mut().for_each(|ticket| ticket.redact(&mut bytes));
+        if !bytes.is_empty() {
+            self.write(Step::Server(bytes), now);
+        }
+    }
+
+    /// Redacts the bytes that follow the client's request, except valid frames.
+    fn redact_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
-        self.client.is_lost |= self.answer.is_complete && self.answer.status() != 101;
-        while !rest.is_empty() && !self.client.is_lost {
+        // After a rejection, the client's bytes are not frames; they may be another request.
+        self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
+        while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;
             let step = self.client.frames.next(&mut rest, 0);
             let passed = &before[..before.len() - rest.len()];
-            self.client.is_lost = matches!(step, scan::Step::Lost(..));
-            kept.extend(if self.client.is_lost { secret::masked(passed) } else { passed.to_vec() });
+            self.client.is_out_of_sync = matches!(step, scan::Step::Lost(..));
+            kept.extend(if self.client.is_out_of_sync { secret::redacted(passed) } else { passed.to_vec() });
         }
+        // Pad with `*` to keep the length, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');
         kept
     }
@@ -225,16 +236,18 @@ impl Recorder {
         let Some(file) = &mut self.file else { return };
         let line = |step| serde_json::to_string(&Entry { at, step }).unwrap_or_default() + "\n";
         let mut line_of_step = line(step);
-        let goes_on = self.room.take(line_of_step.len());
-        if !goes_on {
+        let has_room = self.quota.reserve(line_of_step.len());
+        if !has_room {
+            // `Recordings::begin` reserved `LAST_LINE` bytes for this line.
             line_of_step = line(Step::Cut);
-            self.room.close("--record-limit is reached");
+            self.quota.exhaust("--record-limit is reached");
         }
+        // One unbuffered write per line, so that after a crash the file includes the bytes that caused the crash.
         let written = file.write_all(line_of_step.as_bytes());
         if let Err(error) = &written {
-            self.room.close(&error.to_string());
+            self.quota.exhaust(&error.to_string());
         }
-        if written.is_err() || !goes_on {
+        if written.is_err() || !has_room {
             self.file = None;
         }
     }

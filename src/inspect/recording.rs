@@ -1,4 +1,6 @@
-//! `--record`: the bytes of a connection in a file, to be looked at again offline.
+//! The file format of `--record`: one line for each read, each write, and each state change that the bytes do not show,
+//! in order. A user can attach the file to a bug report: [`Recording::replay`] reproduces the trace without a server.
+//! The first line contains the connection number and the server version.
 //!
 //! ```text
 //! {"connection":7,"wirechat":"0.1.0"}
@@ -8,14 +10,6 @@
 //! {"at":"2026-11-22T12:00:07.900200Z","closing":null}
 //! {"at":"2026-11-22T12:00:08.310040Z","end":"closed by the client: 1000"}
 //! ```
-//!
-//! One line for each read, each write (here just their first four bytes), and each thing that the bytes do not tell. The
-//! file is what a bug report needs. How it comes about is told in [`recorder`](super::recorder).
-//!
-//! Only the first thousand reads of a request have lines of their own.
-//!
-//! The subtle thing: a file may end in the middle of a line, when the disk is full or the server was killed. What is
-//! before that line is as good as ever.
 
 use std::time::SystemTime;
 
@@ -29,61 +23,53 @@ use crate::ws::frame::Role;
 /// The first line of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Title {
-    /// The number of the connection.
     pub connection: usize,
-    /// The version of the server.
+    /// The server version.
     pub wirechat: String,
 }
 
-/// Another line.
+/// Any line of a file after the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// When.
     #[serde(with = "time")]
     pub at: SystemTime,
-    /// What.
     #[serde(flatten)]
     pub step: Step,
 }
 
-/// What happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Step {
-    /// The client's bytes of one read.
+    /// The bytes of one read from the client.
     Client(#[serde(with = "bytes")] Vec<u8>),
-    /// The server's bytes of one write.
+    /// The bytes of one write to the client.
     Server(#[serde(with = "bytes")] Vec<u8>),
-    /// The request was granted.
+    /// The server accepted the request. `user` is `None` on an endpoint without usernames.
     Upgraded {
-        /// What the server takes of this client.
-        #[serde(flatten, with = "Limited")]
+        #[serde(flatten, with = "LimitsFormat")]
         limits: Limits,
-        /// Who it is.
         user: Option<String>,
     },
-    /// The server began to close.
+    /// The server started closing the connection.
     Closing,
-    /// The TCP connection was over, and what the server had to say of it.
+    /// The TCP connection closed. The string is the cause that the server gave.
     End(String),
-    /// There was no more room for this recording.
+    /// The recordings reached `--record-limit`. Always the last line of a file.
     Cut,
 }
 
-/// A recording as it was read.
+/// A parsed recording file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
-    /// The number of the connection.
     pub connection: usize,
-    /// What happened, in order.
     pub entries: Vec<Entry>,
 }
 
 impl Recording {
-    /// Reads the text of a file.
+    /// Parses the text of a file.
     ///
     /// # Errors
-    /// The number of the line, and what is wrong with it.
+    /// Returns the line number and the error in that line.
     ///
     /// ```
     /// use wirechat::inspect::recording::Recording;
@@ -94,36 +80,39 @@ impl Recording {
     /// ```
     pub fn parse(text: &str) -> Result<Recording, String> {
         let mut lines = text.lines().enumerate();
-        let wrong = |number: usize, error: serde_json::Error| {
+        let error_at = |number: usize, error: serde_json::Error| {
+            // serde_json appends its own line number, which is always 1 because the input is a single line.
             let error = error.to_string();
             format!("line {}: {}", number + 1, error.split(" at line ").next().unwrap_or_default())
         };
         let (_, title) = lines.next().ok_or("line 1: the file is empty")?;
-        let title: Title = serde_json::from_str(title).map_err(|error| wrong(0, error))?;
+        let title: Title = serde_json::from_str(title).map_err(|error| error_at(0, error))?;
         let mut entries = Vec::new();
         for (number, line) in lines {
             match serde_json::from_str(line) {
                 Ok(entry) => entries.push(entry),
-                // A line without its end was not written to its end.
+                // A full disk or a killed server can truncate the last line. The lines before the last are still valid.
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
-                Err(error) => return Err(wrong(number, error)),
+                Err(error) => return Err(error_at(number, error)),
             }
         }
         Ok(Recording { connection: title.connection, entries })
     }
 
-    /// Lets a tap see it again, and hands out what it has to say, read by read: as beside a server, more than a read's
-    /// worth of records is never held.
+    /// Feeds the bytes to a tap and calls `show` for each record. Drains [`Records`] after each step, because a long
+    /// recording produces more records than [`Records`] can hold.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
+        // As in a live trace, report a failure only if the server's Close frame confirms the failure.
         let mut tap = Tap::new(self.connection, records.clone()).beside_server();
         for Entry { at, step } in &self.entries {
             match step {
-                Step::Client(bytes) => tap.see(Role::Client, bytes, *at),
-                Step::Server(bytes) => tap.see(Role::Server, bytes, *at),
+                Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
+                Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
+                // `false`: the ticket is already redacted in the file.
                 Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), false),
-                Step::Closing => tap.close_begins(),
-                Step::End(how) => tap.end(how, *at),
+                Step::Closing => tap.closing(),
+                Step::End(cause) => tap.closed(cause, *at),
                 Step::Cut => {}
             }
             records.take().iter().for_each(&mut show);
@@ -131,16 +120,16 @@ impl Recording {
     }
 }
 
-/// [`Limits`] as they are written: `ws` itself knows no format.
+/// The serialized form of [`Limits`], defined here because `ws` does not depend on serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Limits")]
-struct Limited {
+struct LimitsFormat {
     message: usize,
     fragments: u32,
     binary: bool,
 }
 
-/// A time as RFC 3339 has it, to the microsecond.
+/// RFC 3339 timestamps in UTC with microseconds.
 mod time {
     use std::time::SystemTime;
 
@@ -156,7 +145,7 @@ mod time {
     }
 }
 
-/// Bytes as hexadecimal digits.
+/// Bytes in hexadecimal, without separators.
 mod bytes {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
@@ -169,6 +158,7 @@ mod bytes {
         let text = String::deserialize(deserializer)?;
         let (pairs, odd) = text.as_bytes().as_chunks::<2>();
         let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        // An odd number of hexadecimal digits means that the file is damaged.
         let bytes = if odd.is_empty() { pairs.iter().map(byte).collect() } else { None };
         bytes.ok_or_else(|| D::Error::custom("bytes are pairs of hexadecimal digits"))
     }
@@ -179,7 +169,7 @@ mod tests {
     use super::*;
     use crate::inspect::What;
 
-    /// What stands in the module doc is read, and written again as it stands there.
+    /// The example file in the module doc parses and serializes back to the same text.
     #[test]
     fn the_picture_is_true() {
         let doc = crate::pictures::module_doc(include_str!("recording.rs"));
@@ -196,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_refused_with_the_line_at_fault() {
+    fn damaged_files_are_rejected_with_the_line_number() {
         let title = r#"{"connection":7,"wirechat":"0.1.0"}"#;
         let damaged = [
             ("", "line 1: "),
@@ -213,14 +203,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_before_a_line_without_its_end_is_read() {
+    fn everything_before_an_incomplete_last_line_is_read() {
         let file =
             "{\"connection\":7,\"wirechat\":\"0.1.0\"}\n{\"at\":\"2026-11-22T12:00:01Z\",\"client\":\"00\"}\n{\"at\":";
         assert_eq!(Recording::parse(file).unwrap().entries.len(), 1);
     }
 
     #[test]
-    fn a_long_recording_is_seen_whole() {
+    fn a_long_recording_is_replayed_completely() {
         let step = |step| Entry { at: SystemTime::UNIX_EPOCH, step };
         let handshake = [
             Step::Client(b"GET / HTTP/1.1\r\n\r\n".to_vec()),

@@ -1,92 +1,150 @@
-//! One direction of a connection as frames, for whoever watches: nothing is unmasked, and nothing is held but the frame
-//! that is passing.
+//! Splits one direction of a connection into an HTTP head and frames. The scanner unmasks nothing and buffers only the
+//! current frame. It validates headers with [`FrameHeader::parse`], but not the order of frames (see [`checker`]).
+//!
+//! [`checker`]: super::checker
 //!
 //! ```text
 //!   Header ──all of it──▶ Payload ──last byte──▶ Header …
 //!       └───a rule of §5.2 broken───▶ lost
 //! ```
-//!
-//! The headers are judged by [`FrameHeader::parse_from`] alone. What depends on the frames before is not asked here.
-//!
-//! The subtle thing: a header that is wrong still says something. It is shown as its own bits have it, with the bytes
-//! behind it as the payload that it claims, since the reader wants to see what the sender meant.
 
 use super::{Frame, Head, Header, MAX_SHOWN, Parts, Place};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
-/// One direction of a connection: a head, then frames.
-#[derive(Debug)]
-pub struct Side {
-    /// Reads or writes so far.
-    pub parts: u64,
-    /// Its head.
-    pub head: Head,
-    /// What is behind the head.
-    pub frames: FrameScanner,
-    /// A rule was broken in the frame that is passing, which is told already.
-    pub is_told: bool,
-    /// No more frames can be found.
-    pub is_lost: bool,
-}
+/// Maximum head bytes to store. Equals the largest `--max-head` that the server accepts.
+const MAX_HEAD: usize = 1024 * 1024;
 
-impl Side {
-    /// Nothing has passed yet.
-    pub fn new(sender: Role) -> Side {
-        Side { parts: 0, head: Head::default(), frames: FrameScanner::new(sender), is_told: false, is_lost: false }
+impl Head {
+    /// Consumes `bytes` through the blank line and returns the bytes after the head. `part` numbers the read or write.
+    pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
+        const END: &[u8] = b"\r\n\r\n";
+        if self.is_complete {
+            return bytes;
+        }
+        let before = self.bytes.len();
+        let kept = bytes.len().min(MAX_HEAD - before);
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        // RFC 9112 §2.2: a server ignores blank lines before the request line, so those do not terminate the head.
+        if self.blank == before {
+            self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        }
+        // Search only the new bytes and the three before them, in linear time even if a head arrives byte by byte.
+        let from = before.saturating_sub(END.len() - 1).max(self.blank);
+        let found = self.bytes[from..].windows(END.len()).position(|end| end == END);
+        let end = found.map_or(self.bytes.len(), |at| from + at + END.len());
+        self.bytes.truncate(end);
+        self.is_complete = found.is_some();
+        self.parts.add(part, end - before);
+        // Bytes beyond `MAX_HEAD` also belong to the head, so they are not returned.
+        if self.is_complete { &bytes[end - before..] } else { &[] }
+    }
+
+    /// The first non-blank line, without its line ending.
+    pub fn first_line(&self) -> String {
+        let mut lines = self.bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        String::from_utf8_lossy(lines.find(|line| !line.is_empty()).unwrap_or_default()).into_owned()
+    }
+
+    /// The status code of a response; 0 if the first line contains no status code.
+    pub fn status(&self) -> u16 {
+        self.first_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
+    }
+
+    /// The value of the first header with this name.
+    pub fn header(&self, name: &str) -> Option<String> {
+        self.bytes.split(|byte| *byte == b'\n').find_map(|line| {
+            let colon = line.iter().position(|byte| *byte == b':')?;
+            let matches = line[..colon].eq_ignore_ascii_case(name.as_bytes());
+            matches.then(|| String::from_utf8_lossy(line[colon + 1..].trim_ascii()).into_owned())
+        })
     }
 }
 
-/// The place in a stream of frames.
+/// One direction of a connection.
+#[derive(Debug)]
+pub struct Direction {
+    /// Number of reads or writes so far.
+    pub parts: u64,
+    pub head: Head,
+    pub frames: FrameScanner,
+    /// Whether the current frame was reported early, before its last byte, because the frame broke a rule.
+    pub is_reported: bool,
+    /// Whether the scanner lost the frame boundaries, so it cannot find any further frame.
+    pub is_out_of_sync: bool,
+}
+
+impl Direction {
+    pub fn new(from: Role) -> Direction {
+        Direction {
+            parts: 0,
+            head: Head::default(),
+            frames: FrameScanner::new(from),
+            is_reported: false,
+            is_out_of_sync: false,
+        }
+    }
+}
+
+/// Splits a byte stream into frames.
 #[derive(Debug)]
 pub struct FrameScanner {
-    sender: Role,
-    /// The frame that is passing.
-    frame: Option<Frame>,
-    /// Its header is complete.
+    from: Role,
+    current: Option<Frame>,
+    /// Whether the header of the current frame is complete.
     in_payload: bool,
-    /// How many frames have begun.
+    // Frames and messages since the start of the connection, including an incomplete last frame or message.
     frames: u64,
-    /// How many messages have begun.
     messages: u64,
-    /// How many fragments of the last of them have begun, if it is not complete.
+    /// Fragments of the current message so far, including an incomplete fragment; 0 between messages.
     fragments: u64,
 }
 
-/// How far a step came.
+/// The result of [`FrameScanner::next`].
 #[derive(Debug, PartialEq)]
 pub enum Step {
-    /// The input is used up.
+    /// The scanner consumed all input without reaching the end of a frame.
     More,
-    /// The end of a frame was reached.
+    /// The scanner reached the end of this frame.
     Complete(Frame),
-    /// The header broke a rule: no frame can be found behind it.
+    /// The frame header is invalid, so the scanner cannot find the next frame.
     Lost(Frame, ProtocolError),
 }
 
 impl FrameScanner {
-    /// The start of the frames of one side.
-    pub fn new(sender: Role) -> FrameScanner {
-        FrameScanner { sender, frame: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
+    pub fn new(from: Role) -> FrameScanner {
+        FrameScanner { from, current: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
     }
 
-    /// The frame that is passing, as far as it came.
+    /// Skips `frames` frame numbers: the next frame gets the number `frames + 1`.
+    pub fn skip_numbers(&mut self, frames: u64) {
+        self.frames = frames;
+    }
+
+    /// Number of frames so far, including skipped numbers and an incomplete frame.
+    pub fn count(&self) -> u64 {
+        self.frames
+    }
+
+    /// The incomplete frame at the end of the input, if any.
     pub fn current(&self) -> Option<&Frame> {
-        self.frame.as_ref()
+        self.current.as_ref()
     }
 
-    /// Reads off the front of `input`, which is (the rest of) the read or write `part`, to the end of a frame.
+    /// Consumes `input` up to the end of a frame. `part` numbers the read or write that `input` comes from.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> Step {
         if input.is_empty() {
             return Step::More;
         }
-        if self.frame.is_none() {
+        if self.current.is_none() {
             self.frames += 1;
         }
-        let mut frame = self.frame.take().unwrap_or_else(|| self.begin());
+        let mut frame = self.current.take().unwrap_or_else(|| self.begin());
         if !self.in_payload
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
+            // Show the invalid header with the payload length that it claims: this helps the reader guess what the peer
+            // meant to send.
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             read_payload(&mut frame, input, part);
@@ -99,13 +157,13 @@ impl FrameScanner {
                 return Step::Complete(frame);
             }
         }
-        self.frame = Some(frame);
+        self.current = Some(frame);
         Step::More
     }
 
     fn begin(&self) -> Frame {
         Frame {
-            sender: self.sender,
+            from: self.from,
             number: self.frames,
             header: Header::default(),
             payload_len: 0,
@@ -116,17 +174,18 @@ impl FrameScanner {
         }
     }
 
-    /// Reads the header, or what came of it.
+    /// Consumes the header, or the part of the header that has arrived.
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
         frame.header.push(&input[..input.len().min(MAX_HEADER)]);
-        let parsed = FrameHeader::parse_from(self.sender, frame.header.bytes());
+        let parsed = FrameHeader::parse(self.from, frame.header.bytes());
         frame.header.cut_to_size();
-        let taken = frame.header.bytes().len() - before;
-        frame.parts.add(part, taken);
-        *input = &input[taken..];
+        let consumed = frame.header.bytes().len() - before;
+        frame.parts.add(part, consumed);
+        *input = &input[consumed..];
         if let Some(header) = parsed? {
             frame.payload_len = header.payload_len;
+            // `parse` accepts a header before its masking key has arrived, so compare the sizes.
             if header.size == frame.header.bytes().len() {
                 self.in_payload = true;
                 frame.place = self.place(&header);
@@ -135,11 +194,12 @@ impl FrameScanner {
         Ok(())
     }
 
-    /// Where a frame stands in its message (§5.4).
+    /// Numbers a data frame's message and fragment (§5.4). `None` for control frames and stray continuations.
     fn place(&mut self, header: &FrameHeader) -> Option<Place> {
         match header.opcode {
+            // §5.4: "Control frames … MAY be injected in the middle of a fragmented message."
             opcode if opcode.is_control() => return None,
-            Opcode::Continuation if self.fragments == 0 => return None, // of nothing
+            Opcode::Continuation if self.fragments == 0 => return None, // protocol error: no message to continue
             Opcode::Continuation => self.fragments += 1,
             _ => {
                 self.messages += 1;
@@ -157,6 +217,7 @@ impl FrameScanner {
 fn read_payload(frame: &mut Frame, input: &mut &[u8], part: u64) {
     let remaining = frame.payload_len - frame.received;
     let (payload, rest) = input.split_at(usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len()));
+    // Keep only the start of the payload: a 16 MiB message must not become a 16 MiB record.
     let room = MAX_SHOWN - frame.wire.len();
     frame.wire.extend_from_slice(&payload[..payload.len().min(room)]);
     frame.received += payload.len() as u64;
@@ -185,5 +246,15 @@ mod tests {
              \x20     └───a rule of §5.2 broken───▶ {broken}"
         );
         crate::pictures::assert_drawn(include_str!("scan.rs"), &picture);
+    }
+
+    /// The parser does not mistake bytes beyond `MAX_HEAD` for bytes after the head.
+    #[test]
+    fn a_head_beyond_the_limit_has_nothing_after_it() {
+        let (mut head, piece) = (Head::default(), vec![b'x'; MAX_HEAD / 2 + 1]);
+        assert_eq!(head.read(&piece, 1), b"");
+        assert_eq!(head.read(&piece, 2), b"");
+        assert_eq!((head.bytes.len(), head.is_complete), (MAX_HEAD, false));
+        assert_eq!(head.read(b"\r\n\r\n", 3), b"");
     }
 }

@@ -1,25 +1,21 @@
-//! What is never shown: tokens and tickets.
-//!
-//! They are written over with stars, byte for byte, so that every other byte stays where it was and every length is as
-//! it was on the wire.
-//!
-//! The subtle thing: whatever the server would read as a token is one, so a name is percent-decoded (`%74oken=`), and a
-//! value goes on to the next `&` or blank, whatever is in it. Each byte is looked at once: a query may be all question
-//! marks.
+//! Redacts tokens and tickets: replaces each byte of a secret with `*`, which preserves all lengths and all other
+//! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
+//! `&` or whitespace. A single pass takes linear time even for a query of a million question marks.
 
-/// The parameters of a query, and the headers, whose values are secret.
+/// Query parameters and headers with secret values.
 const PARAMETERS: [&[u8]; 2] = [b"token", b"ticket"];
 const HEADERS: [&[u8]; 3] = [b"authorization", b"proxy-authorization", b"cookie"];
 
-/// A copy of a request head (or of what came of it) without its secrets.
-pub fn masked(head: &[u8]) -> Vec<u8> {
+/// A copy of a request head with the secrets redacted. The head may be incomplete.
+pub fn redacted(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
-    mask_parameters(&mut head);
+    redact_parameters(&mut head);
     let mut is_secret = false;
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
-            continue; // between CR and LF
+            continue; // the empty piece between CR and LF
         }
+        // RFC 9112 §5.2: a line that starts with a space or tab continues the previous line's value (obs-fold).
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         if !is_folded {
@@ -34,29 +30,27 @@ pub fn masked(head: &[u8]) -> Vec<u8> {
     head
 }
 
-/// Masks the ticket in a `welcome`, whose bytes may come in pieces.
+/// Redacts the ticket in a `welcome` event, even if the bytes of the event arrive in pieces.
 #[derive(Debug, Default)]
-pub struct TicketMask {
-    /// How many bytes of the field's name have passed.
+pub struct TicketRedactor {
+    /// How many bytes of [`Self::FIELD`] have matched so far.
     matched: usize,
-    /// Its value is passing.
     in_value: bool,
-    /// It has passed.
     is_done: bool,
 }
 
-impl TicketMask {
+impl TicketRedactor {
     const FIELD: &[u8] = b"\"ticket\":\"";
 
-    /// Masks it in the next bytes that the server sends.
-    pub fn mask(&mut self, bytes: &mut [u8]) {
+    /// Redacts the next piece of the server's output in place.
+    pub fn redact(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             match (self.is_done, self.in_value) {
                 (true, _) => return,
                 (_, true) if *byte == b'"' => self.is_done = true,
                 (_, true) => *byte = b'*',
-                // A quotation mark is the only byte that the name can begin with anew.
                 _ if *byte == Self::FIELD[self.matched] => self.matched += 1,
+                // After a mismatch, only a quotation mark can start a new match.
                 _ => self.matched = usize::from(*byte == b'"'),
             }
             self.in_value = self.matched == Self::FIELD.len();
@@ -64,8 +58,8 @@ impl TicketMask {
     }
 }
 
-/// A parameter may stand in the request target, and in a `Referer`: wherever there is `?name=` or `&name=`.
-fn mask_parameters(head: &mut [u8]) {
+/// Redacts parameters after `?` or `&` anywhere in the head, because a `Referer` header may also contain a query.
+fn redact_parameters(head: &mut [u8]) {
     let (mut name, mut is_secret) = (None, false);
     for at in 0..head.len() {
         match head[at] {
@@ -87,6 +81,7 @@ fn percent_decoded(name: &[u8]) -> Vec<u8> {
     let mut rest = name;
     while let [first, tail @ ..] = rest {
         let hex = tail.first_chunk::<2>().filter(|_| *first == b'%');
+        // Keep an incomplete or invalid percent-escape as is, like the server's decoder.
         let byte = hex.and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
         decoded.push(byte.unwrap_or(*first));
         rest = if byte.is_some() { &tail[2..] } else { tail };
@@ -99,11 +94,11 @@ mod tests {
     use super::*;
 
     fn shown(head: &str) -> String {
-        String::from_utf8(masked(head.as_bytes())).unwrap()
+        String::from_utf8(redacted(head.as_bytes())).unwrap()
     }
 
     #[test]
-    fn tokens_are_masked_however_they_are_spelled() {
+    fn tokens_are_redacted_in_every_spelling() {
         let table = [
             ("GET /?token=dev-token&username=a HTTP/1.1\r\n", "GET /?token=*********&username=a HTTP/1.1\r\n"),
             ("GET /?username=a&%74oken=x HTTP/1.1\r\n", "GET /?username=a&%74oken=* HTTP/1.1\r\n"),
@@ -117,13 +112,13 @@ mod tests {
             ("GET /?token=half", "GET /?token=****"),
             ("GET /?my_token=x HTTP/1.1\r\n", "GET /?my_token=x HTTP/1.1\r\n"),
         ];
-        for (head, masked) in table {
-            assert_eq!(shown(head), masked);
+        for (head, redacted) in table {
+            assert_eq!(shown(head), redacted);
         }
     }
 
     #[test]
-    fn headers_with_secrets_are_masked() {
+    fn headers_with_secrets_are_redacted() {
         assert_eq!(
             shown("GET / HTTP/1.1\r\nHost: a\r\nauthorization: Bearer dev-token\r\nCookie: a=b; c=d\r\n\r\n"),
             "GET / HTTP/1.1\r\nHost: a\r\nauthorization: ****** *********\r\nCookie: **** ***\r\n\r\n"
@@ -139,19 +134,19 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_in_a_welcome_is_masked_wherever_it_is_cut() {
+    fn a_ticket_in_a_welcome_is_redacted_wherever_it_is_cut() {
         let welcome = br#"{"event":"welcome","data":{"a":"","ticket":"A-_0ff","room":"a"}},{"ticket":"later"}"#;
-        let masked = br#"{"event":"welcome","data":{"a":"","ticket":"******","room":"a"}},{"ticket":"later"}"#;
+        let redacted = br#"{"event":"welcome","data":{"a":"","ticket":"******","room":"a"}},{"ticket":"later"}"#;
         for cut in 0..welcome.len() {
-            let (mut payload, mut mask) = (welcome.to_vec(), TicketMask::default());
+            let (mut payload, mut redactor) = (welcome.to_vec(), TicketRedactor::default());
             let (left, right) = payload.split_at_mut(cut);
-            mask.mask(left);
-            mask.mask(right);
-            assert_eq!(payload, masked, "cut at {cut}");
+            redactor.redact(left);
+            redactor.redact(right);
+            assert_eq!(payload, redacted, "cut at {cut}");
         }
     }
 
-    /// Sixty thousand question marks take no longer than anything else of that length.
+    /// Redacting a million question marks takes linear time.
     #[test]
     fn a_query_of_question_marks_is_read_once() {
         let head = format!("GET /{}token=x HTTP/1.1\r\n", "?".repeat(1 << 20));

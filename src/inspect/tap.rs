@@ -1,74 +1,73 @@
-//! The tap beside a connection: raw bytes of both directions in, [`Record`](super::Record)s out.
+//! Turns the raw bytes of both directions of one connection into [`Record`](super::Record)s. A tap tracks its position
+//! in both streams and checks the client's frames with a [`RuleChecker`], so that each failure record follows the
+//! record of the frame that caused the failure.
 //!
 //! ```text
 //!   Handshake ──101──▶ Frames
-//!       └──any other answer──▶ Over
+//!       └──any other response──▶ Over
 //! ```
 //!
-//! It keeps its own place in both streams, and has a [`Judge`] look at each frame of the client, so that a verdict
-//! stands beside the frame that caused it.
-//!
-//! The subtle thing: a client may send frames behind its request before it is answered. Whether these bytes are frames
-//! at all is known only when the answer has passed, so they wait for it.
+//! A client may send bytes right after its request, before the response. Only the response shows whether those bytes
+//! are frames, so the tap buffers them until the response is complete.
 
 use std::rc::Rc;
 use std::time::SystemTime;
 
-use super::judge::Judge;
-use super::life::Life;
-use super::records::Reporter;
-use super::scan::{Side, Step};
-use super::secret::TicketMask;
-use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Response, State, What};
+use super::checker::RuleChecker;
+use super::lifecycle::Lifecycle;
+use super::scan::{Direction, Step};
+use super::secret::TicketRedactor;
+use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Reporter, Response, State, What};
 use super::{failure, secret};
 use crate::ws::Limits;
 use crate::ws::frame::{Opcode, Role};
 
-/// How much of what comes before the answer waits for it, in bytes; but always one read.
-const MAX_AHEAD: usize = 64 * 1024;
-/// A tap. Dropping it ends the watch without a word.
+/// Maximum client bytes buffered until the response is complete. The first read is buffered regardless of its size.
+const MAX_EARLY: usize = 64 * 1024;
+
 #[derive(Debug)]
 pub struct Tap {
     reporter: Reporter,
     stage: Stage,
-    client: Side,
-    server: Side,
-    /// What the client sent behind its request, each with the number of its read.
-    ahead: Vec<(u64, Vec<u8>)>,
-    judge: Judge,
-    life: Life,
-    /// The server is going to send a ticket.
-    ticket: Option<TicketMask>,
-    /// Nothing behind the handshake is shown.
+    client: Direction,
+    server: Direction,
+    /// The reads, each with its number, that the client sent after its request and before the response.
+    early: Vec<(u64, Vec<u8>)>,
+    checker: RuleChecker,
+    lifecycle: Lifecycle,
+    /// `Some` from the upgrade until the server has sent its ticket.
+    ticket: Option<TicketRedactor>,
+    /// Whether the tap reports only the handshake and the close of the connection, not the frames.
     is_private: bool,
 }
 
-/// What the bytes are.
+/// How the tap interprets the next bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     Handshake,
     Frames,
-    /// Nothing that follows is shown: a plain answer was the last.
+    /// The tap ignores all further bytes.
     Over,
 }
 
 impl Tap {
-    /// A tap that has seen nothing yet of the connection with this number. Its records go to the end of `records`.
+    /// A tap on a new connection, before its first byte. `connection` is the connection number.
     pub fn new(connection: usize, records: Records) -> Tap {
         Tap {
             reporter: Reporter::new(connection, records),
             stage: Stage::Handshake,
-            client: Side::new(Role::Client),
-            server: Side::new(Role::Server),
-            ahead: Vec::new(),
-            judge: Judge::default(),
-            life: Life::new(State::Connecting),
+            client: Direction::new(Role::Client),
+            server: Direction::new(Role::Server),
+            early: Vec::new(),
+            checker: RuleChecker::default(),
+            lifecycle: Lifecycle::new(State::Connecting),
             ticket: None,
             is_private: false,
         }
     }
 
-    /// A tap on a connection that is open, and between two messages in both directions.
+    /// A tap on an open connection. Both directions must be between two messages: in the middle of a payload, the tap
+    /// would mistake the next bytes for a header.
     ///
     /// ```
     /// use std::time::SystemTime;
@@ -76,220 +75,249 @@ impl Tap {
     /// use wirechat::ws::frame::Role;
     /// let records = Records::default();
     /// let mut tap = Tap::open(1, records.clone());
-    /// tap.see(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
+    /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
     /// let What::Frame(frame) = &record.what else { panic!() };
     /// assert_eq!((frame.header.name(), frame.unmasked()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
-        Tap { stage: Stage::Frames, life: Life::new(State::Open), ..Tap::new(connection, records) }
+        Tap { stage: Stage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
     }
 
-    /// What the server takes from this client. Before its first frame.
+    /// Sets the server's limits. Must be called before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
-        self.judge.set_limits(limits);
+        self.checker.set_limits(limits);
     }
 
-    /// It stands beside a server, whose Close has the last word on what was wrong.
+    /// For a tap inside a server: reports a failure only if the server's Close frame confirms the failure.
     pub fn beside_server(mut self) -> Tap {
-        self.judge.waits = true;
+        self.checker.awaits_close = true;
         self
     }
 
-    /// The request is granted: what the server takes, who it is, and whether it is going to be sent a ticket, which is not
-    /// to be shown.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
-        self.set_limits(limits);
-        self.reporter.user = user;
-        self.ticket = has_ticket.then(TicketMask::default);
+    /// Reports the number of frames before the tap was attached as [`What::Earlier`], and continues their numbering.
+    pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
+        self.client.frames.skip_numbers(received);
+        self.server.frames.skip_numbers(sent);
+        self.reporter.time = time;
+        if self.frames() > 0 {
+            self.reporter.report(What::Earlier(self.frames()));
+        }
     }
 
-    /// Of this connection only the handshake and the end are shown.
+    /// The server accepted the request. If `has_ticket`, the server's `welcome` event will contain a ticket to redact.
+    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
+        // Safe before the first frame only: setting limits resets the checker.
+        self.set_limits(limits);
+        self.reporter.user = user;
+        self.ticket = has_ticket.then(TicketRedactor::default);
+    }
+
+    /// From now on, reports only the handshake and the close of this connection, not its frames.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
 
-    /// How much memory it holds for what is not complete, in bytes.
-    pub fn buffered(&self) -> usize {
-        self.judge.buffered() + self.ahead.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    /// Number of frames in both directions so far.
+    pub fn frames(&self) -> u64 {
+        self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Sees the bytes of one read of what the client sent, or of one write of what the server sent.
-    pub fn see(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
+    /// Buffered bytes of an incomplete message or handshake.
+    pub fn buffered(&self) -> usize {
+        self.checker.buffered() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    }
+
+    /// Processes the bytes of one read from the client or one write of the server.
+    pub fn bytes(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
         self.reporter.time = time;
-        let side = self.side(from);
-        side.parts += 1;
-        let part = side.parts;
+        let direction = self.direction(from);
+        direction.parts += 1;
+        let part = direction.parts;
         match (&self.stage, from) {
             (Stage::Over, _) => {}
-            (Stage::Frames, _) => self.see_frames(from, bytes, part),
-            (Stage::Handshake, Role::Client) => self.see_request(bytes, part),
-            (Stage::Handshake, Role::Server) => self.see_answer(bytes, part),
+            (Stage::Frames, _) => self.read_frames(from, bytes, part),
+            (Stage::Handshake, Role::Client) => self.read_request(bytes, part),
+            (Stage::Handshake, Role::Server) => self.read_response(bytes, part),
         }
     }
 
-    /// The server has begun to close the connection, though its Close has not passed yet: what the client sends from
-    /// here on is skipped, whatever it is.
-    pub fn close_begins(&mut self) {
-        self.judge.close_begins();
+    /// The server has started closing the connection, although its Close frame is not on the wire yet. From now on, the
+    /// server discards the client's frames without checking them.
+    pub fn closing(&mut self) {
+        self.checker.closing();
     }
 
-    /// The TCP connection is over. `how` is what the server has to say of it.
-    pub fn end(&mut self, how: &str, time: SystemTime) {
+    /// The TCP connection has closed. `cause` is the server's explanation.
+    pub fn closed(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == Stage::Handshake {
-            self.tell_request();
+            self.report_incomplete_request();
         }
+        // Report incomplete frames: they show where the connection broke.
         for from in [Role::Client, Role::Server] {
-            let side = self.side(from);
-            if let Some(frame) = side.frames.current().filter(|_| !side.is_told).cloned() {
-                self.tell_frame(frame);
+            let direction = self.direction(from);
+            if let Some(frame) = direction.frames.current().filter(|_| !direction.is_reported).cloned() {
+                self.report_frame(frame);
             }
         }
-        self.reporter.tell_refusal(self.judge.settle(None));
-        let (change, end) = self.life.end(how);
-        self.reporter.tell_change(change);
-        self.reporter.tell(What::End(end));
+        self.reporter.report_failure(self.checker.release(None));
+        let (change, end) = self.lifecycle.close_tcp(cause);
+        self.reporter.report_change(change);
+        self.reporter.report(What::End(end));
     }
 
-    fn side(&mut self, sender: Role) -> &mut Side {
-        match sender {
+    fn direction(&mut self, from: Role) -> &mut Direction {
+        match from {
             Role::Client => &mut self.client,
             Role::Server => &mut self.server,
         }
     }
 
-    fn see_request(&mut self, bytes: &[u8], part: u64) {
+    fn read_request(&mut self, bytes: &[u8], part: u64) {
         let was_complete = self.client.head.is_complete;
-        let behind = self.client.head.read(bytes, part);
+        let rest = self.client.head.read(bytes, part);
         if self.client.head.is_complete && !was_complete {
-            self.tell_head();
+            self.report_request();
         }
-        let waiting: usize = self.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
-        if waiting > 0 && waiting + behind.len() > MAX_AHEAD {
-            self.client.is_lost = true;
-            self.reporter.tell(What::Missed(1));
-        } else if !behind.is_empty() {
-            self.ahead.push((part, behind.to_vec()));
+        let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
+        if held > 0 && held + rest.len() > MAX_EARLY {
+            // Dropping bytes loses the frame boundaries, so the tap cannot find the next frame.
+            self.client.is_out_of_sync = true;
+            self.reporter.report(What::Missed(1));
+        } else if !rest.is_empty() {
+            self.early.push((part, rest.to_vec()));
         }
     }
 
-    /// Tells of a request that is answered, or given up, before its head is complete.
-    fn tell_request(&mut self) {
+    /// Reports the request if its head is still incomplete when the server responds or the connection closes.
+    fn report_incomplete_request(&mut self) {
         if !self.client.head.is_complete && !self.client.head.bytes.is_empty() {
-            self.tell_head();
+            self.report_request();
         }
     }
 
-    fn tell_head(&mut self) {
-        let head = Head { bytes: secret::masked(&self.client.head.bytes), ..self.client.head.clone() };
-        self.reporter.tell(What::Request(head));
+    fn report_request(&mut self) {
+        let head = Head { bytes: secret::redacted(&self.client.head.bytes), ..self.client.head.clone() };
+        self.reporter.report(What::Request(head));
     }
 
-    fn see_answer(&mut self, bytes: &[u8], part: u64) {
+    fn read_response(&mut self, bytes: &[u8], part: u64) {
         if self.server.head.bytes.is_empty() {
-            self.tell_request();
+            self.report_incomplete_request();
         }
-        let behind = self.server.head.read(bytes, part);
+        let rest = self.server.head.read(bytes, part);
         if !self.server.head.is_complete {
             return;
         }
         let head = self.server.head.clone();
         let status = head.status();
+        // §4.1: "If the status code received from the server is not 101, the client handles the response per HTTP".
         if status != 101 {
-            let body = behind[..behind.len().min(MAX_SHOWN)].to_vec();
+            let body = rest[..rest.len().min(MAX_SHOWN)].to_vec();
             self.stage = Stage::Over;
-            self.ahead = Vec::new();
-            return self.reporter.tell(What::Response(Response { head, status, body, accept: None }));
+            self.early = Vec::new();
+            return self.reporter.report(What::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::between(&self.client.head, &head);
-        self.reporter.tell(What::Response(Response { head, status, body: Vec::new(), accept }));
+        self.reporter.report(What::Response(Response { head, status, body: Vec::new(), accept }));
+        // Reporting the frames of an inspector's connection would loop: each record is itself sent as a frame.
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
-        self.reporter.tell_change(self.life.open());
+        self.reporter.report_change(self.lifecycle.opened());
+        // Free the heads: a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
-        for (ahead, bytes) in std::mem::take(&mut self.ahead) {
-            self.see_frames(Role::Client, &bytes, ahead); // it came before the answer was written
+        // The client sent its early frames before the server wrote this response, so report those frames first.
+        for (part, bytes) in std::mem::take(&mut self.early) {
+            self.read_frames(Role::Client, &bytes, part);
         }
-        self.see_frames(Role::Server, behind, part);
+        self.read_frames(Role::Server, rest, part);
     }
 
-    fn see_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
-        while !bytes.is_empty() && !self.side(from).is_lost && self.stage == Stage::Frames {
+    fn read_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
+        while !bytes.is_empty() && !self.direction(from).is_out_of_sync && self.stage == Stage::Frames {
             let before = bytes;
-            let step = self.side(from).frames.next(&mut bytes, part);
+            let step = self.direction(from).frames.next(&mut bytes, part);
             let passed = &before[..before.len() - bytes.len()];
             match from {
-                Role::Client => self.judge_client(passed, &step),
-                Role::Server => self.judge_server(&step),
+                Role::Client => self.check_client(passed, &step),
+                Role::Server => self.check_server(&step),
             }
             match step {
                 Step::More => {}
-                Step::Lost(..) => self.side(from).is_lost = true,
-                Step::Complete(frame) => {
-                    let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
-                    if let (Role::Server, Some(payload)) = (from, &close) {
-                        self.reporter.tell_refusal(self.judge.settle(Some(payload)));
-                        self.judge.close_begins();
-                    }
-                    if !std::mem::take(&mut self.side(from).is_told) {
-                        self.tell_frame(frame);
-                    }
-                    if let Some(payload) = close {
-                        self.reporter.tell_change(self.life.see_close(from, &payload));
-                    }
-                }
+                Step::Lost(..) => self.direction(from).is_out_of_sync = true,
+                Step::Complete(frame) => self.frame_passed(frame),
             }
         }
     }
 
-    fn judge_client(&mut self, passed: &[u8], step: &Step) {
-        if let Some(error) = self.judge.pass(passed)
-            && let Some(frame) = self.tell_refused(Role::Client, step)
-        {
-            let refusal = failure::explain(error, &frame, &self.judge.limits);
-            self.reporter.tell_refusal(self.judge.find(error, refusal));
+    fn frame_passed(&mut self, frame: Frame) {
+        let from = frame.from;
+        let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
+        if let (Role::Server, Some(payload)) = (from, &close) {
+            self.reporter.report_failure(self.checker.release(Some(payload)));
+            // §5.5.1: after sending its Close frame, the server discards everything but the client's Close frame.
+            self.checker.closing();
         }
-        self.client.is_lost |= self.judge.is_over();
+        if !std::mem::take(&mut self.direction(from).is_reported) {
+            self.report_frame(frame);
+        }
+        if let Some(payload) = close {
+            self.reporter.report_change(self.lifecycle.close_passed(from, &payload));
+        }
     }
 
-    /// Judges what can be judged of a server's frame: its header.
-    fn judge_server(&mut self, step: &Step) {
+    fn check_client(&mut self, passed: &[u8], step: &Step) {
+        if let Some(error) = self.checker.check(passed)
+            && let Some(frame) = self.report_broken(Role::Client, step)
+        {
+            let failure = failure::explain(error, &frame, &self.checker.limits);
+            self.reporter.report_failure(self.checker.hold(error, failure));
+        }
+        // §7.1.7: "An endpoint MUST NOT continue to attempt to process data" from the peer once it has failed the
+        // connection.
+        self.client.is_out_of_sync |= self.checker.is_finished();
+    }
+
+    /// Checks only the header of a server frame, because `Protocol` can only validate frames from clients.
+    fn check_server(&mut self, step: &Step) {
         let broken = match step {
             Step::Lost(_, error) => Some(*error),
             Step::Complete(frame) if frame.header.is_masked() => None,
             _ => return,
         };
-        if let Some(frame) = self.tell_refused(Role::Server, step) {
-            let explained = broken.map(|error| failure::explain(error, &frame, &self.judge.limits));
-            self.reporter.tell(What::Failure(explained.unwrap_or_else(|| failure::masked_by_server(&frame))));
+        if let Some(frame) = self.report_broken(Role::Server, step) {
+            let explained = broken.map(|error| failure::explain(error, &frame, &self.checker.limits));
+            self.reporter.report(What::Failure(explained.unwrap_or_else(|| failure::masked_by_server(&frame))));
         }
     }
 
-    /// Tells of a frame that is refused, as far as it came, and gives it back.
-    fn tell_refused(&mut self, from: Role, step: &Step) -> Option<Frame> {
+    /// Reports and returns the frame that broke a rule, which may be incomplete.
+    fn report_broken(&mut self, from: Role, step: &Step) -> Option<Frame> {
         let frame = match step {
             Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
-            Step::More => self.side(from).frames.current()?.clone(),
+            // The payload so far already breaks a rule: report the frame without waiting for the rest.
+            Step::More => self.direction(from).frames.current()?.clone(),
         };
-        self.side(from).is_told = true;
-        self.tell_frame(frame.clone());
+        self.direction(from).is_reported = true;
+        self.report_frame(frame.clone());
         Some(frame)
     }
 
-    fn tell_frame(&mut self, mut frame: Frame) {
+    fn report_frame(&mut self, mut frame: Frame) {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
-        match frame.sender {
-            // It is in the first message that a server sends.
-            Role::Server if is_text => self.ticket.take().iter_mut().for_each(|mask| mask.mask(&mut frame.wire)),
+        match frame.from {
+            // The `welcome` event, always the server's first message, contains the ticket.
+            Role::Server if is_text => self.ticket.take().iter_mut().for_each(|ticket| ticket.redact(&mut frame.wire)),
             Role::Server => {}
-            // A request in place of a frame has its token where a frame has its payload.
+            // Bytes with the mask bit set are a genuine client frame, and frames never contain tokens.
             Role::Client if frame.header.is_masked() => {}
+            // These bytes may be an HTTP request instead of a frame, with a token where a frame has its payload.
             Role::Client => {
                 let header = frame.header.bytes();
-                frame.wire = secret::masked(&[header, &frame.wire].concat()).split_off(header.len());
+                frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());
             }
         }
-        self.reporter.tell(What::Frame(frame));
+        self.reporter.report(What::Frame(frame));
     }
 }
 
@@ -299,30 +327,42 @@ mod tests {
 
     #[test]
     fn the_picture_is_true() {
-        let stage_after = |answer: &[u8]| {
+        let stage_after = |response: &[u8]| {
             let mut tap = Tap::new(1, Records::default());
-            tap.see(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
-            tap.see(Role::Server, answer, SystemTime::UNIX_EPOCH);
+            tap.bytes(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
+            tap.bytes(Role::Server, response, SystemTime::UNIX_EPOCH);
             tap.stage
         };
         let [before, upgraded, plain] =
             [&b""[..], b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"].map(stage_after);
-        let picture = format!("  {before:?} ──101──▶ {upgraded:?}\n      └──any other answer──▶ {plain:?}");
+        let picture = format!("  {before:?} ──101──▶ {upgraded:?}\n      └──any other response──▶ {plain:?}");
         crate::pictures::assert_drawn(include_str!("tap.rs"), &picture);
     }
 
-    /// The one thing that the bytes alone do not tell: the server has begun to close, and its Close is still to be sent.
+    /// While the server's Close frame is still queued, the bytes alone do not show that the server has started closing.
     #[test]
-    fn what_comes_behind_a_close_that_waits_is_not_judged() {
-        let broken = |closes: bool| {
+    fn frames_after_a_queued_close_are_not_checked() {
+        let is_broken = |is_closing: bool| {
             let records = Records::default();
             let mut tap = Tap::open(1, records.clone());
-            if closes {
-                tap.close_begins();
+            if is_closing {
+                tap.closing();
             }
-            tap.see(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
+            tap.bytes(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
             records.take().iter().any(|record| matches!(record.what, What::Failure(_)))
         };
-        assert!(broken(false) && !broken(true));
+        assert!(is_broken(false) && !is_broken(true));
+    }
+
+    #[test]
+    fn numbers_continue_after_the_frames_that_passed_before() {
+        let records = Records::default();
+        let mut tap = Tap::open(1, records.clone());
+        tap.skip_frames(5, 7, SystemTime::UNIX_EPOCH);
+        tap.bytes(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
+        tap.bytes(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
+        let numbers: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
+        let [What::Earlier(12), What::Frame(ping), What::Frame(pong)] = &numbers[..] else { panic!("{numbers:?}") };
+        assert_eq!((ping.number, pong.number, tap.frames()), (6, 8, 14));
     }
 }

@@ -1,84 +1,105 @@
-//! A record as text: one line, or all of it.
+//! Formats a record as one line of text. [`Detail::Full`] adds the bytes of a frame, with field names below (§5.2).
 //!
 //! ```text
-//! 12:00:01.204  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
+//! 2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
+//!   81          85             37 fa 21 3d   7f 9f 4d 51 58
+//!   FIN opcode  MASK length=5  masking key   payload, masked
+//!                                            48 65 6c 6c 6f   unmasked  "Hello"
 //! ```
 //!
-//! The time is UTC; `#7` is the connection; `→` is what the client sent, `←` what the server sent, `!` a broken rule, `=`
-//! the state; at the end stands where RFC 6455 says so. Whatever a peer sent is quoted and escaped, so that no line of it
-//! can pass for one of ours, or do something to a terminal.
+//! `#7` is the connection; `→` marks bytes from the client, `←` bytes from the server, `!` a broken rule, `=` a state.
+//! The line ends with the relevant sections of RFC 6455. The formatter quotes and escapes text from a peer, so that a
+//! peer can neither forge a trace line nor send escape sequences to the terminal.
 
 use std::fmt::Write;
 use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::figure::{self, INDENT};
+use super::lifecycle::role_name;
 use super::visible::{Paint, digits, escaped, hex, quoted, start_of};
-use super::{End, Failure, Frame, Head, Place, Record, Response, State, StateChange, What};
+use super::{End, Failure, Frame, Head, LengthForm, Place, Record, Response, State, StateChange, What};
 use crate::ws::frame::Role;
 
-/// Where the sections stand, if what is before them leaves room.
-const SECTIONS_AT: usize = 88;
-/// How much stands in a line of what a request or a refusal says, in characters.
+/// The column where the RFC sections start, for lines with and without a timestamp. A longer line moves them right.
+const SECTIONS_AT: usize = 100;
+const SECTIONS_AT_WITHOUT_TIME: usize = 71;
+/// Maximum length, in characters, of a request line. Response bodies get two or three times this length.
 const EXCERPT: usize = 120;
+/// Indents detail lines, so that only the first line of a record starts in the first column.
+const INDENT: &str = "  ";
+/// Payload bytes per row.
+const ROW: usize = 16;
 
-/// How a record is to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// How much of it.
     pub detail: Detail,
-    /// With the colours of a terminal.
     pub colour: bool,
 }
 
-/// How much of a record is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
-    /// One line.
+    /// Exactly one line per record, even for a large payload.
     Line,
-    /// The line, and below it everything that is known.
+    /// One line, followed by the HTTP head or by the frame field by field.
     Full,
 }
 
 impl Style {
-    /// Colours only for a terminal, and there only if `NO_COLOR` is not set (<https://no-color.org>).
+    /// Enables colours for a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     pub fn new(detail: Detail, is_terminal: bool) -> Style {
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Style { detail, colour: is_terminal && !declined }
     }
 }
 
-/// Writes a record to the end of `out`: a line, or several, each with its end.
+/// Appends a record to `out` as one or more newline-terminated lines.
 pub fn write(record: &Record, style: Style, out: &mut String) {
+    let prefix = format!("{}  #{} ", rfc3339(record.time), record.connection);
+    write_after(&prefix, SECTIONS_AT, record, style, out);
+}
+
+/// Appends a record without time and connection number, for bytes that do not come from a live connection.
+pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
+    write_after("", SECTIONS_AT_WITHOUT_TIME, record, style, out);
+}
+
+fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.what {
-        What::Request(head) => ('→', self::head(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
-        What::Response(answer) => ('←', self::answer(answer), vec!["4.2.2"]),
-        What::Frame(frame) => (arrow(frame.sender), self::frame(frame), frame.sections()),
-        What::State(change) => ('=', state(change), vec![section(change.to)]),
-        What::Failure(refusal) => ('!', self::refusal(refusal), Vec::new()),
-        What::End(end) => ('=', self::end(end), Vec::new()),
-        What::Missed(count) => ('·', format!("{count} records are not shown"), Vec::new()),
+        What::Request(head) => ('→', head_line(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
+        What::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
+        What::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
+        What::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
+        // `failure_line` already includes the section of the broken rule.
+        What::Failure(failure) => ('!', failure_line(failure), Vec::new()),
+        What::End(end) => ('=', end_line(end), Vec::new()),
+        What::Missed(count) => ('·', format!("{} not shown", counted(*count, "record")), Vec::new()),
+        What::Earlier(count) => ('·', format!("{} not shown", counted(*count, "earlier frame")), Vec::new()),
     };
-    let start = format!("{}  #{} {sign} {text}", clock(record.time), record.connection);
+    let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
-    let gap = if sections.is_empty() { 0 } else { SECTIONS_AT.saturating_sub(start.chars().count()).max(2) };
+    // On a long line, move the sections to the right instead of truncating.
+    let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
-    // invariant: writing to a String cannot fail, here and below.
+    // invariant: writing to a String cannot fail. This applies to every `let _` in this file.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
         match &record.what {
             What::Request(head) => write_head(head, out),
-            What::Response(answer) => write_answer(answer, paint, out),
-            What::Frame(frame) => figure::write(frame, paint, out),
+            What::Response(response) => write_response(response, paint, out),
+            What::Frame(frame) => write_figure(frame, paint, out),
             _ => {}
         }
     }
 }
 
-fn arrow(sender: Role) -> char {
-    match sender {
+fn counted(count: u64, name: &str) -> String {
+    if count == 1 { format!("1 {name} is") } else { format!("{count} {name}s are") }
+}
+
+fn arrow(from: Role) -> char {
+    match from {
         Role::Client => '→',
         Role::Server => '←',
     }
@@ -93,8 +114,8 @@ fn colour(sign: char) -> Ansi {
     }
 }
 
-/// The section that names a state.
-fn section(state: State) -> &'static str {
+/// The section of RFC 6455 that defines a state.
+fn state_section(state: State) -> &'static str {
     match state {
         State::Connecting | State::Open => "4.1",
         State::Closing => "7.1.3",
@@ -102,30 +123,30 @@ fn section(state: State) -> &'static str {
     }
 }
 
-/// The time of day in UTC, in milliseconds.
-fn clock(time: SystemTime) -> String {
-    let stamp = humantime::format_rfc3339_millis(time).to_string();
-    stamp.get(11..23).unwrap_or_default().to_owned()
+/// UTC with a `Z` suffix, the same format as in the log and in the page's inspector, for easy comparison.
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// The first line of a head, and its size.
-fn head(head: &Head) -> String {
+/// The first line of a head, and the size of the head.
+fn head_line(head: &Head) -> String {
+    // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
     let line = head.first_line();
-    let end = if head.is_complete { "" } else { ", without its blank line" };
+    let end = if head.is_complete { "" } else { ", the blank line is missing" };
     format!("{}  {} bytes{end}", escaped(start_of(&line, EXCERPT)), head.bytes.len())
 }
 
-/// The same of an answer, and of a refusal why.
-fn answer(Response { head, status, body, .. }: &Response) -> String {
-    let line = self::head(head) + &in_parts(head.parts.count, "writes");
-    let is_refusal = *status >= 400;
-    let why = String::from_utf8_lossy(body);
-    if is_refusal { format!("{line}  {}", quoted(start_of(why.trim_end(), EXCERPT * 2))) } else { line }
+/// The first line and size of a response, and for an error status an excerpt of the body, which explains the error.
+fn response_line(Response { head, status, body, .. }: &Response) -> String {
+    let line = head_line(head) + &in_parts(head.parts.count, "writes");
+    let body = String::from_utf8_lossy(body);
+    if *status >= 400 { format!("{line}  {}", quoted(start_of(body.trim_end(), EXCERPT * 2))) } else { line }
 }
 
-fn frame(frame: &Frame) -> String {
+fn frame_line(frame: &Frame) -> String {
     let header = &frame.header;
     let mut text = format!("{} ", header.name());
+    // Reserved opcodes have no name, so print the number.
     if header.name() == "RESERVED" {
         let _ = write!(text, " opcode={:x}", header.opcode());
     }
@@ -139,6 +160,8 @@ fn frame(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", digits(&key));
         }
+        // The masking key is incomplete: the header broke a rule, or the connection closed, before all of the key
+        // arrived.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -151,6 +174,7 @@ fn frame(frame: &Frame) -> String {
     if let Some(Place { message, fragment, is_last }) = frame.place
         && (fragment > 1 || !is_last)
     {
+        // Number the fragments, but not the common unfragmented messages.
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
@@ -159,67 +183,190 @@ fn frame(frame: &Frame) -> String {
         let _ = write!(text, "  {excerpt}");
     }
     if !frame.is_complete() && header.payload_len().is_some() {
-        let _ = write!(text, "  {} of {} bytes came", frame.received, frame.payload_len);
+        let _ = write!(text, "  incomplete: {} of {} bytes", frame.received, frame.payload_len);
     }
-    let parts = if frame.sender == Role::Client { "reads" } else { "writes" };
-    text + &in_parts(frame.parts.count, parts)
+    text + &in_parts(frame.parts.count, parts_name(frame))
+}
+
+fn parts_name(frame: &Frame) -> &'static str {
+    if frame.from == Role::Client { "reads" } else { "writes" }
 }
 
 fn in_parts(count: u64, name: &str) -> String {
+    // Mention only the case that surprises readers: TCP may split a frame or head at any byte.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
 
-fn state(change: &StateChange) -> String {
+fn state_line(change: &StateChange) -> String {
     format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.because)
 }
 
-fn refusal(refusal: &Failure) -> String {
-    format!("{} §{} {}", refusal.code, refusal.section, refusal.because)
+fn failure_line(failure: &Failure) -> String {
+    format!("{} §{} {}", failure.code, failure.section, failure.because)
 }
 
-fn end(end: &End) -> String {
-    let began = match (end.began, end.code) {
-        (None, _) => "no Close was sent".into(),
-        (Some(by), code) => {
-            let who = if by == Role::Client { "the client" } else { "the server" };
-            let code = code.map_or("with no code".into(), |code| format!("with {code}"));
+fn end_line(end: &End) -> String {
+    let first_close = match end.first_close {
+        None => "no Close was sent".into(),
+        Some(by) => {
+            let code = end.code.map_or("no code".into(), |code| code.to_string());
             let reason = if end.reason.is_empty() { String::new() } else { format!(" {}", quoted(&end.reason)) };
-            let clean = if end.is_clean { "cleanly" } else { "not cleanly" };
-            format!("{who} began to close it {code}{reason}, {clean}")
+            format!("the {} sent the first Close ({code}{reason})", role_name(by))
         }
     };
-    let how = if end.how.is_empty() { String::new() } else { format!("; {}", quoted(&end.how)) };
-    format!("over: {began}{how}")
+    let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
+    // Old recordings omit the cause of a clean close. Escape the cause, because it may quote a peer.
+    let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escaped(&end.cause)) };
+    format!("over, {cleanly}: {first_close}{cause}")
 }
 
-/// The lines of a head, their ends visible.
+/// The lines of a head, with CR and LF shown as symbols.
 fn write_head(head: &Head, out: &mut String) {
     for line in head.bytes.split_inclusive(|byte| *byte == b'\n') {
+        // Show line endings, because hand-written clients often send a bare LF instead of CR LF.
         let shown = String::from_utf8_lossy(line).replace('\r', "␍").replace('\n', "␊");
         let _ = writeln!(out, "{INDENT}{}", escaped(&shown));
     }
 }
 
-fn write_answer(answer: &Response, paint: Paint, out: &mut String) {
-    write_head(&answer.head, out);
-    if !answer.body.is_empty() {
-        let body = String::from_utf8_lossy(&answer.body);
+fn write_response(response: &Response, paint: Paint, out: &mut String) {
+    write_head(&response.head, out);
+    if !response.body.is_empty() {
+        let body = String::from_utf8_lossy(&response.body);
         let _ = writeln!(out, "{INDENT}{}", quoted(start_of(&body, EXCERPT * 3)));
     }
-    let Some(steps) = &answer.accept else { return };
+    let Some(steps) = &response.accept else { return };
     let accept = &steps.accept[..];
-    let verdict = match steps.answered.as_deref() {
+    let comparison = match steps.in_response.as_deref() {
         None => String::new(),
-        Some(answered) if answered == accept => "  as the answer has it".into(),
-        Some(answered) => format!("  but the answer has {}", quoted(answered)),
+        Some(value) if value == accept => "  equals Sec-WebSocket-Accept".into(),
+        Some(value) => format!("  but Sec-WebSocket-Accept is {}", quoted(value)),
     };
+    // The steps of §4.2.2, item 5.4, one per line.
     for (name, value) in [
         ("key", escaped(&steps.key)),
         ("key + GUID", escaped(&steps.joined)),
         ("its SHA-1", hex(&steps.sha1)),
-        ("in base64", format!("{accept}{verdict}")),
+        ("in base64", format!("{accept}{comparison}")),
     ] {
         let name = paint.with(Ansi::new().dimmed(), &format!("{name:<12}"));
         let _ = writeln!(out, "{INDENT}{name}{value}");
+    }
+}
+
+/// One header field in the frame diagram: its bytes, with its name below.
+struct Field {
+    bytes: String,
+    name: String,
+    colour: AnsiColor,
+}
+
+fn fields(frame: &Frame) -> Vec<Field> {
+    let header = &frame.header;
+    let bytes = header.bytes();
+    let set = |is_set: bool, name: &str| if is_set { format!("{name} ") } else { String::new() };
+    let rsv: String =
+        [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")].map(|(bit, name)| set(header.rsv() & bit != 0, name)).concat();
+    let first = format!("{}{rsv}opcode", set(header.fin(), "FIN"));
+    let second = format!("{}length={}", set(header.is_masked(), "MASK"), header.short_length());
+    let long = header.long_length();
+    let length = match header.payload_len() {
+        Some(len) if header.length_form() != LengthForm::Bits7 => {
+            format!("{}-bit length={len}", header.length_form().bits())
+        }
+        _ => format!("{}-bit length, incomplete", header.length_form().bits()),
+    };
+    // §5.2: the masking key is the last header field.
+    let key = bytes.get(2 + long.len()..).unwrap_or_default();
+    let key_name = if key.len() == 4 { "masking key" } else { "masking key, incomplete" };
+    let field = |bytes: &[u8], name: &str, colour| Field { bytes: hex(bytes), name: name.into(), colour };
+    let fields = [
+        field(&bytes[..bytes.len().min(1)], &first, AnsiColor::Yellow),
+        field(bytes.get(1..bytes.len().min(2)).unwrap_or_default(), &second, AnsiColor::Blue),
+        field(long, &length, AnsiColor::Blue),
+        field(key, key_name, AnsiColor::Magenta),
+    ];
+    fields.into_iter().filter(|field| !field.bytes.is_empty()).collect()
+}
+
+/// Draws a frame: the header bytes with field names below, then the payload in rows.
+fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
+    let (mut bytes, mut names, mut column) = (String::new(), String::new(), 0);
+    for field in fields(frame) {
+        let width = field.bytes.chars().count().max(field.name.chars().count()) + 2;
+        // Pad by hand, because `{:width$}` would count the colour escape sequences as visible characters.
+        let padding = |text: &str| " ".repeat(width - text.chars().count());
+        bytes += &(paint.with(field.colour.on_default(), &field.bytes) + &padding(&field.bytes));
+        names += &(paint.with(field.colour.on_default(), &field.name) + &padding(&field.name));
+        column += width;
+    }
+    let unmasked = frame.unmasked();
+    let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
+    if let Some((wire, plain)) = rows.first() {
+        let is_masked = frame.header.masking_key().is_some();
+        // An extra space separates the payload from the header.
+        (bytes, names, column) = (bytes + " " + &hex(wire), names + " ", column + 1);
+        match (is_masked, rows.len()) {
+            (true, _) => names.push_str("payload, masked"),
+            (false, 1) => names += &format!("payload  {}", meaning(frame)),
+            (false, _) => names += &format!("payload  {}", row_text(frame, plain)),
+        }
+    }
+    write_line(&bytes, out);
+    write_line(&names, out);
+    write_rows(frame, &rows, column, out);
+    write_parts(frame, out);
+}
+
+fn write_line(line: &str, out: &mut String) {
+    let _ = writeln!(out, "{INDENT}{}", line.trim_end());
+}
+
+/// Writes the remaining rows of the payload. A masked payload appears twice, masked and unmasked.
+fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut String) {
+    let blank = " ".repeat(column);
+    let is_masked = frame.header.masking_key().is_some();
+    for (index, (wire, plain)) in rows.iter().enumerate() {
+        let text = if rows.len() == 1 { meaning(frame) } else { row_text(frame, plain) };
+        match (is_masked, index) {
+            (false, 0) => {} // already written next to the header
+            (false, _) => write_line(&format!("{blank}{}   {text}", hex(wire)), out),
+            (true, _) => {
+                if index > 0 {
+                    write_line(&format!("{blank}{}", hex(wire)), out);
+                }
+                write_line(&format!("{blank}{}   unmasked  {text}", hex(plain)), out);
+            }
+        }
+    }
+    let shown = frame.wire.len() as u64;
+    if shown < frame.received {
+        write_line(&format!("{blank}… and {} more bytes", frame.received - shown), out);
+    }
+}
+
+/// The payload excerpt, or an empty string if the excerpt would only repeat the bytes in hexadecimal.
+fn meaning(frame: &Frame) -> String {
+    let excerpt = frame.excerpt();
+    if excerpt == hex(&frame.unmasked()) { String::new() } else { excerpt }
+}
+
+/// A row of a payload as text. Dots replace control characters and characters split across rows.
+fn row_text(frame: &Frame, row: &[u8]) -> String {
+    // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
+    if frame.text(&frame.unmasked()).is_none() {
+        return String::new();
+    }
+    let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };
+    quoted(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
+}
+
+/// Lists the sizes of the reads or writes that the frame was split across, if more than one.
+fn write_parts(frame: &Frame, out: &mut String) {
+    if frame.parts.count > 1 {
+        let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();
+        let more = if frame.parts.count > frame.parts.listed.len() as u64 { " + …" } else { "" };
+        let line = format!("in {} {}: {}{more} bytes", frame.parts.count, parts_name(frame), sizes.join(" + "));
+        write_line(&line, out);
     }
 }

@@ -1,367 +1,568 @@
-//! One client's socket: what may be read from it, what waits to be written to it, and where it stands in its life.
+//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows no
+//! rooms, no usernames, no other connections and no clock.
 //!
-//! A [`Connection`] moves bytes and knows its phase. It does not know rooms, names or other connections, and it takes
-//! no decision that needs the clock: the server asks it, and tells it.
+//! Polling is edge-triggered: the poll reports each edge only once. So `input` remembers the last edge, and the
+//! connection's state alone decides what to do next. The columns are the bytes in the outbox:
 //!
-//! What is wanted of it, if it has input; the columns say how much waits to be written:
-//!
-//! | | nothing | something | over half of its bound |
+//! | | none | some | over half of the bound |
 //! |---|---|---|---|
 //! | `Handshake` | read | read, write | read, write |
-//! | `Open`, to the chat | read | read, write | write |
-//! | `Open`, to `/echo` | read | write | write |
-//! | `Draining(Close)` |  | write | write |
-//! | `Draining(Linger)` | read | read, write | read, write |
-//! | `Draining(Shut)` | read | read, write | read, write |
+//! | `Open`, a chat client | read | read, write | write |
+//! | `Open`, `/echo` | read | write | write |
+//! | `Draining`, reads nothing |  | write | write |
+//! | `Draining`, discards input | read | read, write | read, write |
 //!
-//! The subtle thing: polling is edge-triggered. An edge that is not acted upon does not come again, so it is remembered
-//! in `input`; [`Connection::interest`] says, from the state alone, what the server wants of it now.
+//! Closing takes up to three steps. *Close* sends a Close frame, and reads frames until the peer's Close. *Drain*
+//! writes the rest of the outbox, and reads no more frames. *Remove* drops the connection.
+//!
+//! | cause | still sent | still read | timer |
+//! |---|---|---|---|
+//! | an HTTP response | the outbox | discarded until the end of the stream | close timeout |
+//! | the server closes | the outbox, a Close | frames, until the peer's Close | close timeout |
+//! | the consumer is slow | the frame that is half sent, a Close | frames, until the peer's Close | close timeout |
+//! | an error, framing intact | the outbox, a Close | frames, until the peer's Close | close timeout |
+//! | an error, framing lost | the outbox, a Close | discarded until the end of the stream | close timeout |
+//! | both Closes passed | the outbox | nothing | close timeout |
+//! | both Closes passed, input left | the outbox | discarded until the end of the stream | close timeout |
+//! | the peer ended the stream | the outbox | nothing | close timeout |
+//! | a timeout or a failed socket | nothing | nothing | none |
 
-use std::io::{self, Read};
-use std::net::{Shutdown, SocketAddr};
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::Duration;
 
-use mio::net::TcpStream;
+use mio::Token;
 
-use super::inspection::Secret;
+use super::observer::Observer;
 use super::outbox::Outbox;
-use super::phase::{Ending, Endpoint, Open, Phase};
-use super::watch::{Watch, Watched};
-use crate::ws::close::CloseCode;
+use crate::config::Config;
+use crate::token_map::TokenMap;
+use crate::ws::Limits;
 use crate::ws::frame::{self, Role};
-use crate::ws::protocol::{Framing, State};
+use crate::ws::protocol::{Framing, Protocol, State};
 use crate::ws::request::HeadReader;
 
-/// How much may be echoed of one read before it is written.
-const ECHO_AHEAD: usize = 64 * 1024;
+/// Pause processing of a read once this many echoed bytes are queued.
+const MAX_QUEUED_ECHO: usize = 64 * 1024;
 
-/// A socket and its state.
-#[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
-    /// Where the client is.
-    pub peer: SocketAddr,
-    /// Where the connection stands in its life.
-    pub phase: Phase,
-    /// What waits to be written.
-    pub outbox: Outbox,
-    /// When the socket last told of input, or was accepted.
-    pub last_received: Instant,
-    /// When it must be looked at next, kept here for `Deadlines`; `None`: it began to close in this turn.
-    pub deadline: Option<Instant>,
-    /// Bytes of the shared allowance that are counted for this connection.
-    pub buffered: usize,
-    /// Whether the server has it on its list of connections to read.
-    pub is_queued: bool,
-    /// Input that was read and is not acted upon before there is room for the answers.
-    pub unprocessed: Vec<u8>,
-    /// Who looks at its bytes: nearly always nobody.
-    pub watch: Option<Box<Watch>>,
-    /// What the ticket for looking at it must hold; `None` once it is used, and where there is none.
-    pub secret: Option<Secret>,
-    /// Its next message is to go out in fragments.
-    pub fragments_next: bool,
-    /// The poll tells of room to write: it does once something had to wait for that.
-    pub awaits_room: bool,
-    input: Input,
+/// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
+pub trait Socket: Read + Write {
+    /// Whether the transport buffers decrypted bytes that are unread, or encrypted bytes that are unsent.
+    fn has_pending(&self, direction: Direction) -> bool;
+
+    /// Shuts down the write side (TCP FIN). Reading continues.
+    fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// What is known of the socket's readable side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Read,
+    Write,
+}
+
+/// One connection. A broadcast touches only the fields before `cold`, so these fields are adjacent in memory.
+pub struct Connection<S> {
+    socket: S,
+    pub outbox: Outbox,
+    /// Frames queued so far: the starting count for an observer that attaches later.
+    pub frames_sent: u64,
+    pub observer: Option<Box<dyn Observer>>,
+    input: Input,
+    /// Whether the connection is in `Connections::to_read` or `Connections::handshakes`.
+    pub is_queued_to_read: bool,
+    pub cold: Box<Cold>,
+}
+
+/// The fields that a broadcast does not touch.
+pub struct Cold {
+    pub peer: SocketAddr,
+    /// `None` until the upgrade.
+    pub endpoint: Option<Endpoint>,
+    pub stage: Stage,
+    /// Monotonic time of the last poll edge or received byte.
+    pub last_received: Duration,
+    /// A copy of the entry in the server's timers. `None` if the connection started closing this turn.
+    pub deadline: Option<Duration>,
+    /// This connection's last contribution to `Limits::buffered`, in bytes.
+    pub buffered: usize,
+    /// Input that was read but not processed, because the outbox had no room for the replies.
+    pub unprocessed: Vec<u8>,
+    /// Whether the server rejected the request. Such a connection counts as lingering.
+    pub lingers: bool,
+}
+
+pub enum Stage {
+    Handshake(HeadReader),
+    Open(Protocol),
+    Draining {
+        /// Whether to discard input until the end of the stream. If `false`, nothing is read.
+        discards: bool,
+        /// Whether the write side is shut down.
+        is_shut: bool,
+        /// The reason for closing, for the log and the observers.
+        reason: Cow<'static, str>,
+    },
+}
+
+/// The destination of a connection's messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    Chat,
+    /// Returns each message to the client.
+    Echo,
+    Observers,
+}
+
+/// What the connection knows about the socket's input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
-    /// Everything that came has been read; an edge will tell of more.
+    /// All input was read. A new edge announces the next input.
     Drained,
-    /// There may be more to read.
     Readable,
-    /// As `Readable`, and an end of the stream (or an error) is behind it, of which no further edge will tell.
+    /// Input, and then the end of the stream or an error, which no further edge will announce.
     Ending,
-    /// The end has been read.
     Ended,
 }
 
-/// What the server wants of a connection now.
+/// Why a connection closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Wanted {
-    /// To read from it.
-    pub read: bool,
-    /// To write to it.
-    pub write: bool,
+pub enum Cause {
+    Response,
+    ServerCloses,
+    SlowConsumer,
+    Error(Framing),
+    BothClosed { has_input: bool },
+    PeerEndedStream,
+    TimeoutOrFailure,
 }
 
-/// What a read brought.
-#[derive(Debug)]
-pub enum Received {
-    /// This many bytes.
-    Bytes(usize),
-    /// Nothing for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sends {
     Nothing,
-    /// The peer will send no more.
-    End,
+    Outbox,
+    OutboxAndClose,
+    HalfFrameAndClose,
 }
 
-impl Connection {
-    /// A connection that has just been accepted.
-    pub fn new(stream: TcpStream, peer: SocketAddr, now: Instant) -> Connection {
-        Connection {
-            stream,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    Nothing,
+    FramesUntilClose,
+    /// Closing a socket with unread input makes the kernel send a reset, which can destroy the last bytes before the
+    /// peer has read them. So the server shuts down its write side and discards input first.
+    DiscardUntilEnd,
+}
+
+impl Cause {
+    /// This cause's row in the second table of the module documentation.
+    pub const fn ending(self) -> (Sends, Reads) {
+        match self {
+            Cause::Response | Cause::BothClosed { has_input: true } => (Sends::Outbox, Reads::DiscardUntilEnd),
+            Cause::ServerCloses | Cause::Error(Framing::Intact) => (Sends::OutboxAndClose, Reads::FramesUntilClose),
+            Cause::SlowConsumer => (Sends::HalfFrameAndClose, Reads::FramesUntilClose),
+            // Without framing, the server cannot recognize the peer's Close, so parsing stops.
+            Cause::Error(Framing::Lost) => (Sends::OutboxAndClose, Reads::DiscardUntilEnd),
+            // §7.1.1: the server closes the TCP connection first.
+            Cause::BothClosed { has_input: false } | Cause::PeerEndedStream => (Sends::Outbox, Reads::Nothing),
+            Cause::TimeoutOrFailure => (Sends::Nothing, Reads::Nothing),
+        }
+    }
+}
+
+impl Endpoint {
+    pub fn limits(self, config: &Config) -> Limits {
+        let message = match self {
+            Endpoint::Echo => config.max_echo,
+            Endpoint::Chat => config.max_message,
+            Endpoint::Observers => 1024, // observers' commands are short
+        };
+        Limits { message, fragments: config.max_fragments, binary: self == Endpoint::Echo }
+    }
+}
+
+impl<S: Socket> Connection<S> {
+    pub fn new(socket: S, peer: SocketAddr, observer: Option<Box<dyn Observer>>, now: Duration) -> Connection<S> {
+        let cold = Cold {
             peer,
-            phase: Phase::Handshake(HeadReader::default()),
-            outbox: Outbox::default(),
+            endpoint: None,
+            stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
             deadline: None,
             buffered: 0,
-            is_queued: false,
             unprocessed: Vec::new(),
-            watch: None,
-            secret: None,
-            fragments_next: false,
-            awaits_room: false,
-            input: Input::Drained,
-        }
-    }
-
-    /// The socket, to be registered.
-    pub fn source(&mut self) -> &mut TcpStream {
-        &mut self.stream
-    }
-
-    /// Remembers an edge. `ends`: the peer has shut down its side, or the socket has failed.
-    pub fn set_readable(&mut self, ends: bool) {
-        self.input = match self.input {
-            Input::Ended => Input::Ended,
-            Input::Ending => Input::Ending,
-            _ if ends => Input::Ending,
-            _ => Input::Readable,
+            lingers: false,
         };
+        let (outbox, input, cold) = (Outbox::default(), Input::Drained, Box::new(cold));
+        Connection { socket, outbox, frames_sent: 0, observer, input, is_queued_to_read: false, cold }
     }
 
-    /// What is wanted of this connection now, derived from its state. `max_outbox` is the bound in bytes.
-    pub fn interest(&self, max_outbox: usize) -> Wanted {
-        let takes_input = match &self.phase {
-            Phase::Handshake(_) | Phase::Draining(Ending::Linger | Ending::Shut) => true,
-            Phase::Draining(Ending::Close) => false,
-            Phase::Open(open) => match open.endpoint {
-                // An echo is as long as its message: what is not sent is not added to.
-                Endpoint::Echo => self.outbox.is_empty(),
-                // Answers (pongs above all) must not pile up for a peer who sends and does not read.
-                Endpoint::Chat | Endpoint::Inspect(_) => self.outbox.len() <= max_outbox / 2,
-            },
+    /// Records a readable edge. `is_last`: the peer ended the stream, or the socket failed.
+    pub fn set_readable(&mut self, is_last: bool) {
+        self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
+    }
+
+    /// Whether the server should read input now. `max_outbox` is the outbox bound in bytes.
+    pub fn wants_read(&self, max_outbox: usize) -> bool {
+        let reads = match &self.cold.stage {
+            Stage::Handshake(_) => true,
+            Stage::Draining { discards, .. } => *discards,
+            // Reading more while an echo is unsent would grow the outbox without a bound.
+            Stage::Open(_) if self.is_echo() => self.is_flushed(),
+            // Replies (mostly Pongs) must not pile up for a peer that sends but does not read.
+            Stage::Open(_) => self.outbox.len() <= max_outbox / 2,
         };
-        let has_input = self.has_input() || !self.unprocessed.is_empty();
-        Wanted { read: takes_input && has_input, write: !self.outbox.is_empty() }
+        reads && (self.has_input() || !self.cold.unprocessed.is_empty())
     }
 
-    /// Whether so much waits to be written that no more frames should be acted upon, since each may be answered.
+    /// Whether the outbox is too full to process more frames, since each frame may cause a reply.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
-        match &self.phase {
-            Phase::Open(Open { endpoint: Endpoint::Echo, .. }) => self.outbox.len() > ECHO_AHEAD,
-            _ => self.outbox.len() > max_outbox / 2,
-        }
+        self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox / 2 }
+    }
+
+    fn is_echo(&self) -> bool {
+        self.cold.endpoint == Some(Endpoint::Echo)
     }
 
     fn has_input(&self) -> bool {
-        matches!(self.input, Input::Readable | Input::Ending)
+        matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending(Direction::Read)
     }
 
-    /// Reads once, at most as much as `buffer` holds.
-    ///
-    /// # Errors
-    /// What the socket says, except that it would block or was interrupted.
-    pub fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        loop {
-            match self.stream.read(buffer) {
-                Ok(0) => {
-                    self.input = Input::Ended;
-                    return Ok(Received::End);
-                }
-                Ok(len) => {
-                    if let Some(watch) = &mut self.watch {
-                        watch.see(Role::Client, &buffer[..len]);
-                    }
-                    // epoll(7): on a stream, a short read means that it is drained. Only an end is told but once.
-                    if len < buffer.len() && self.input == Input::Readable {
-                        self.input = Input::Drained;
-                    }
-                    return Ok(Received::Bytes(len));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.input = Input::Drained;
-                    return Ok(Received::Nothing);
-                }
-                Err(error) => return Err(error),
+    /// Whether all output has reached the kernel.
+    pub fn is_flushed(&self) -> bool {
+        self.outbox.is_empty() && !self.socket.has_pending(Direction::Write)
+    }
+
+    /// Reads into `buffer` once. Returns `None` if there is nothing to read now, and 0 at the end of the stream. Here
+    /// and below, `Err` means that the socket failed.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let len = match self.socket.read(buffer) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None), // retry in the next turn
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.input = Input::Drained;
+                return Ok(None);
             }
+            result => result?,
+        };
+        if len == 0 {
+            self.input = Input::Ended;
+        } else if len < buffer.len() && self.input == Input::Readable {
+            // epoll(7): a short read means that the kernel's buffer is empty, so each message needs only one read. In
+            // the state `Ending`, the end of the stream must still be read.
+            self.input = Input::Drained;
         }
+        if let Some(observer) = self.observer.as_mut().filter(|_| len > 0) {
+            observer.bytes(Role::Client, &buffer[..len]);
+        }
+        Ok(Some(len))
     }
 
-    /// Writes what waits, as far as the socket takes it, and shuts down the write side when its time has come.
-    ///
-    /// # Errors
-    /// What the socket says, except that it would block or was interrupted.
+    /// Writes as much as the socket accepts. Shuts down the write side of a draining connection after the last byte.
     pub fn flush(&mut self) -> io::Result<()> {
-        match &mut self.watch {
-            None => self.outbox.flush(&mut self.stream)?,
-            Some(watch) => self.outbox.flush(&mut Watched { stream: &mut self.stream, watch })?,
-        }
-        if self.outbox.is_empty() && matches!(self.phase, Phase::Draining(Ending::Linger)) {
-            self.stream.shutdown(Shutdown::Write)?;
-            self.phase = Phase::Draining(Ending::Shut);
+        let Connection { socket, outbox, observer, .. } = self;
+        outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
+        observer.take_if(|observer| observer.is_done());
+        if self.is_flushed()
+            && let Stage::Draining { discards: true, is_shut: is_shut @ false, .. } = &mut self.cold.stage
+        {
+            *is_shut = true;
+            self.socket.shutdown_write()?;
         }
         Ok(())
     }
 
-    /// Writes what waits, and behind it frames that others are sent too; see [`Outbox::send_shared`].
-    ///
-    /// # Errors
-    /// As [`Connection::flush`].
-    pub fn send_shared(&mut self, frames: &[u8], shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
-        match &mut self.watch {
-            None => self.outbox.send_shared(frames, shared, &mut self.stream),
-            Some(watch) => self.outbox.send_shared(frames, shared, &mut Watched { stream: &mut self.stream, watch }),
+    /// Sends a room's `count` frames after the queued output. For `shared`, see [`Outbox::send_shared`].
+    pub fn send_shared(&mut self, frames: &[u8], count: u64, shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
+        if self.observer.is_some() {
+            self.push_frames(frames);
+            return self.flush();
         }
+        self.frames_sent += count;
+        self.outbox.send_shared(frames, shared, &mut self.socket)
     }
 
-    /// Whether nothing is left to be done, so that the connection can be removed.
-    pub fn is_finished(&self) -> bool {
-        match self.phase {
-            Phase::Handshake(_) | Phase::Open(_) => false,
-            Phase::Draining(Ending::Close) => self.outbox.is_empty(),
-            Phase::Draining(Ending::Linger | Ending::Shut) => self.outbox.is_empty() && self.input == Input::Ended,
-        }
-    }
-
-    /// Whether data may still be sent: an upgraded connection whose closing has not begun.
-    pub fn is_open(&self) -> bool {
-        matches!(&self.phase, Phase::Open(open) if open.protocol.state() == State::Open)
-    }
-
-    /// Whether there is a bound on what may wait here: for all but an echo, which is not read while it is unsent, as
-    /// long as the connection is open. (What a closing one still has to say is short.)
-    pub fn is_bounded(&self) -> bool {
-        self.is_open() && matches!(&self.phase, Phase::Open(open) if open.endpoint != Endpoint::Echo)
-    }
-
-    /// Whether nothing has begun, in either direction, that has not passed to its end.
-    pub fn is_between_messages(&self) -> bool {
-        let is_received = self.unprocessed.is_empty() && self.outbox.is_empty();
-        is_received && self.is_open() && matches!(&self.phase, Phase::Open(open) if open.protocol.is_between_messages())
-    }
-
-    /// Queues whole data frames for this client alone; the first in fragments, if that was asked for.
+    /// Queues frames for this client only.
     pub fn push_frames(&mut self, frames: &[u8]) {
-        if frames.is_empty() {
+        self.frames_sent += count_frames(frames);
+        let reframed = self.observer.as_mut().and_then(|observer| observer.reframe(frames));
+        self.outbox.push(reframed.as_deref().unwrap_or(frames));
+    }
+
+    /// Whether the server may still send data frames.
+    pub fn is_open(&self) -> bool {
+        matches!(&self.cold.stage, Stage::Open(protocol) if protocol.state() == State::Open)
+    }
+
+    pub fn open_protocol(&mut self) -> Option<&mut Protocol> {
+        let Stage::Open(protocol) = &mut self.cold.stage else { return None };
+        (protocol.state() == State::Open).then_some(protocol)
+    }
+
+    /// Whether the outbox bound applies. `/echo` has backpressure instead, and a closing connection has little to send.
+    pub fn is_bounded(&self) -> bool {
+        self.is_open() && !self.is_echo()
+    }
+
+    /// Whether the outbox is still over its bound after a flush.
+    pub fn is_slow(&self, max_outbox: usize) -> bool {
+        self.outbox.is_over_bound(max_outbox) && self.is_bounded()
+    }
+
+    /// Queues the protocol's replies. If the protocol reads no more frames, starts draining.
+    pub fn apply_protocol_state(&mut self) {
+        let Stage::Open(protocol) = &mut self.cold.stage else { return };
+        let (replies, state) = (protocol.take_output(), protocol.state());
+        self.frames_sent += count_frames(&replies);
+        self.outbox.push(&replies);
+        match state {
+            State::Open | State::Closing(Framing::Intact) => {}
+            State::Closing(Framing::Lost) => {
+                self.drain(Cause::Error(Framing::Lost), "the peer ended the stream after the server's Close");
+            }
+            State::Closed => {
+                let cause = Cause::BothClosed { has_input: self.has_input() };
+                self.drain(cause, "both Closes passed; the server ended TCP (§7.1.1)");
+            }
+        }
+    }
+
+    /// Starts draining: the outbox is still sent, no more frames are read. `cause` decides whether to discard input.
+    pub fn drain(&mut self, cause: Cause, reason: impl Into<Cow<'static, str>>) {
+        let (_, reads) = cause.ending();
+        debug_assert_ne!(reads, Reads::FramesUntilClose, "a closing connection is still open");
+        let discards = reads == Reads::DiscardUntilEnd;
+        self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
+    }
+
+    /// Returns the reason for closing once draining is complete and the connection can be removed.
+    pub fn finished(&mut self) -> Option<Cow<'static, str>> {
+        let (is_flushed, has_ended) = (self.is_flushed(), self.input == Input::Ended);
+        let Stage::Draining { discards, reason, .. } = &mut self.cold.stage else { return None };
+        (is_flushed && (has_ended || !*discards)).then(|| std::mem::take(reason))
+    }
+
+    /// Bytes that count towards `--max-buffered`: all that the connection holds, except an outbox with its own bound.
+    pub fn buffered(&self) -> usize {
+        let message = if let Stage::Open(protocol) = &self.cold.stage { protocol.buffered() } else { 0 };
+        let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
+        message + observer + self.cold.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
+    }
+}
+
+/// All connections, and the work lists of this turn.
+pub struct Connections<S> {
+    pub table: TokenMap<Connection<S>>,
+    /// Tokens increase and are never reused, so a late poll event cannot reach a newer connection.
+    pub next_token: Token,
+    pub to_read: Vec<Token>,
+    /// Connections in the handshake that have input. Their queue is separate: a handshake costs more than a message.
+    pub handshakes: VecDeque<Token>,
+    pub to_write: VecDeque<Token>,
+    pub slow_consumers: Vec<Token>,
+    /// Connections to remove at the end of the turn, with the reason.
+    pub ended: VecDeque<(Token, Cow<'static, str>)>,
+}
+
+impl<S: Socket> Connections<S> {
+    pub fn new(next_token: Token) -> Connections<S> {
+        let (table, to_read, handshakes) = (TokenMap::default(), Vec::new(), VecDeque::new());
+        let (to_write, slow_consumers, ended) = (VecDeque::new(), Vec::new(), VecDeque::new());
+        Connections { table, next_token, to_read, handshakes, to_write, slow_consumers, ended }
+    }
+
+    pub fn insert(&mut self, connection: Connection<S>) -> Token {
+        let token = self.next_token;
+        self.next_token.0 += 1;
+        self.table.insert(token, connection);
+        token
+    }
+
+    pub fn get_mut(&mut self, token: Token) -> Option<&mut Connection<S>> {
+        self.table.get_mut(&token)
+    }
+
+    /// Bytes queued for a connection; `None` if the connection is not open.
+    pub fn backlog(&self, token: Token) -> Option<usize> {
+        self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
+    }
+
+    /// Queues a connection to be read, if the connection has input that the server wants now.
+    pub fn queue_read(&mut self, token: Token, max_outbox: usize) {
+        let Some(connection) = self.get_mut(token) else { return };
+        if connection.is_queued_to_read || !connection.wants_read(max_outbox) {
             return;
         }
-        if std::mem::take(&mut self.fragments_next) {
-            self.outbox.push_own(|out| frame::append_in_fragments(out, frames));
-        } else {
-            self.outbox.push_own(|out| out.extend_from_slice(frames));
+        connection.is_queued_to_read = true;
+        match connection.cold.stage {
+            Stage::Handshake(_) => self.handshakes.push_back(token),
+            _ => self.to_read.push(token),
         }
     }
 
-    /// Begins the closing handshake (§7.1.2), if it has not begun.
-    pub fn close(&mut self, code: CloseCode, reason: &str) {
-        if let Phase::Open(open) = &mut self.phase {
-            open.protocol.close(code, reason);
-            self.watch.iter_mut().for_each(|watch| watch.close_begins());
+    /// Queues a connection to be written. Consecutive calls for the same connection queue one entry.
+    pub fn queue_write(&mut self, token: Token) {
+        if self.to_write.back() != Some(&token) {
+            self.to_write.push_back(token);
         }
     }
 
-    /// Queues the replies of the protocol, and follows it where it stands: when nothing is left to be read as frames,
-    /// the connection drains.
-    pub fn follow_protocol(&mut self) {
-        let Phase::Open(open) = &mut self.phase else { return };
-        let replies = open.protocol.take_replies();
-        if !replies.is_empty() {
-            self.outbox.push_frames(replies);
-        }
-        match open.protocol.state() {
-            State::Open | State::Closing(Framing::Intact) => {}
-            State::Closing(Framing::Lost) => self.phase = Phase::Draining(Ending::Linger),
-            // §7.1.1: the server closes first. With input unread that would be a reset.
-            State::Closed if self.has_input() => self.phase = Phase::Draining(Ending::Linger),
-            State::Closed => self.phase = Phase::Draining(Ending::Close),
-        }
+    /// Whether no write or removal is pending.
+    pub fn is_settled(&self) -> bool {
+        self.to_write.is_empty() && self.slow_consumers.is_empty() && self.ended.is_empty()
     }
+}
 
-    /// Bytes that count against the allowance shared by all: an unfinished message, input that waits, and output that
-    /// has no bound of its own, which is an echo, whatever has become of its connection.
-    pub fn buffered_now(&self) -> usize {
-        let message = match &self.phase {
-            Phase::Open(open) => open.protocol.buffered(),
-            _ => 0,
-        };
-        let watch = self.watch.as_ref().map_or(0, |watch| watch.buffered());
-        message + watch + self.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
+/// Counts the frames in a server's output.
+pub fn count_frames(mut frames: &[u8]) -> u64 {
+    let mut count = 0;
+    while !frames.is_empty() {
+        frames = &frames[frame::server_frame_len(frames)..];
+        count += 1;
     }
+    count
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ws::protocol::{Limits, Protocol};
 
-    /// A connection to nobody: it is moved by hand, and never read or written.
-    fn connection(phase: Phase, waiting: usize) -> Connection {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let peer = stream.peer_addr().unwrap();
-        let mut connection = Connection::new(TcpStream::from_std(stream), peer, Instant::now());
-        assert!(matches!(connection.phase, Phase::Handshake(_)));
-        connection.phase = phase;
-        connection.outbox.push_own(|bytes| bytes.resize(waiting, 0));
+    /// A socket whose reads and writes would always block.
+    struct Silent {
+        pending: Option<Direction>,
+    }
+
+    impl Read for Silent {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+    }
+
+    impl Write for Silent {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(ErrorKind::WouldBlock.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Socket for Silent {
+        fn has_pending(&self, direction: Direction) -> bool {
+            self.pending == Some(direction)
+        }
+
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn connection(stage: Stage, endpoint: Endpoint, queued: usize) -> Connection<Silent> {
+        let peer = "192.0.2.1:1".parse().unwrap();
+        let mut connection = Connection::new(Silent { pending: None }, peer, None, Duration::ZERO);
+        (connection.cold.stage, connection.cold.endpoint) = (stage, Some(endpoint));
+        connection.outbox.push(&vec![0; queued]);
         connection.set_readable(false);
         connection
     }
 
-    fn open(endpoint: Endpoint) -> Phase {
-        Phase::Open(Open { protocol: Protocol::new(Limits { message: 9, fragments: 9, binary: true }), endpoint })
+    fn open() -> Stage {
+        Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, binary: true }))
+    }
+
+    fn draining(discards: bool) -> Stage {
+        Stage::Draining { discards, is_shut: false, reason: "".into() }
     }
 
     #[test]
-    fn the_picture_of_what_is_wanted_is_true() {
+    fn the_table_of_interest_matches_the_code() {
         const BOUND: usize = 100;
-        type Make = fn() -> Phase;
-        let phases: [(&str, Make); 6] = [
-            ("`Handshake`", || Phase::Handshake(HeadReader::default())),
-            ("`Open`, to the chat", || open(Endpoint::Chat)),
-            ("`Open`, to `/echo`", || open(Endpoint::Echo)),
-            ("`Draining(Close)`", || Phase::Draining(Ending::Close)),
-            ("`Draining(Linger)`", || Phase::Draining(Ending::Linger)),
-            ("`Draining(Shut)`", || Phase::Draining(Ending::Shut)),
+        type Make = fn() -> Stage;
+        let stages: [(&str, Make, Endpoint); 5] = [
+            ("`Handshake`", || Stage::Handshake(HeadReader::default()), Endpoint::Chat),
+            ("`Open`, a chat client", open, Endpoint::Chat),
+            ("`Open`, `/echo`", open, Endpoint::Echo),
+            ("`Draining`, reads nothing", || draining(false), Endpoint::Chat),
+            ("`Draining`, discards input", || draining(true), Endpoint::Chat),
         ];
-        let mut table = "| | nothing | something | over half of its bound |\n|---|---|---|---|".to_owned();
-        for (name, phase) in phases {
-            let wanted = [0, 1, BOUND / 2 + 1].map(|waiting| {
-                let Wanted { read, write } = connection(phase(), waiting).interest(BOUND);
-                let words = [(read, "read"), (write, "write")].into_iter().filter(|(is_wanted, _)| *is_wanted);
+        let mut table = "| | none | some | over half of the bound |\n|---|---|---|---|".to_owned();
+        for (name, stage, endpoint) in stages {
+            let cells = [0, 1, BOUND / 2 + 1].map(|queued| {
+                let connection = connection(stage(), endpoint, queued);
+                let words = [(connection.wants_read(BOUND), "read"), (!connection.is_flushed(), "write")]
+                    .into_iter()
+                    .filter(|(is_wanted, _)| *is_wanted);
                 words.map(|(_, word)| word).collect::<Vec<_>>().join(", ")
             });
-            table += &format!("\n| {name} | {} |", wanted.join(" | "));
+            table += &format!("\n| {name} | {} |", cells.join(" | "));
         }
         crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
     }
 
-    /// The arrow of the picture that leads from `Open` to `Draining`.
     #[test]
-    fn rfc_7_1_1_when_the_server_hangs_up() {
+    fn bytes_inside_the_transport_count_as_input_and_as_unsent() {
+        let mut connection = connection(open(), Endpoint::Chat, 0);
+        connection.input = Input::Drained;
+        assert!(!connection.wants_read(100) && connection.is_flushed());
+        connection.socket.pending = Some(Direction::Read);
+        assert!(connection.wants_read(100) && connection.is_flushed(), "decrypted and unread");
+        connection.socket.pending = Some(Direction::Write);
+        assert!(!connection.wants_read(100) && !connection.is_flushed(), "encrypted and unsent");
+    }
+
+    #[test]
+    fn the_table_of_endings_matches_the_code() {
+        let causes = [
+            ("an HTTP response", Cause::Response),
+            ("the server closes", Cause::ServerCloses),
+            ("the consumer is slow", Cause::SlowConsumer),
+            ("an error, framing intact", Cause::Error(Framing::Intact)),
+            ("an error, framing lost", Cause::Error(Framing::Lost)),
+            ("both Closes passed", Cause::BothClosed { has_input: false }),
+            ("both Closes passed, input left", Cause::BothClosed { has_input: true }),
+            ("the peer ended the stream", Cause::PeerEndedStream),
+            ("a timeout or a failed socket", Cause::TimeoutOrFailure),
+        ];
+        let mut table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned();
+        for (name, cause) in causes {
+            let (sends, reads) = cause.ending();
+            let timer = if sends == Sends::Nothing { "none" } else { "close timeout" };
+            let sends = match sends {
+                Sends::Nothing => "nothing",
+                Sends::Outbox => "the outbox",
+                Sends::OutboxAndClose => "the outbox, a Close",
+                Sends::HalfFrameAndClose => "the frame that is half sent, a Close",
+            };
+            let reads = match reads {
+                Reads::Nothing => "nothing",
+                Reads::FramesUntilClose => "frames, until the peer's Close",
+                Reads::DiscardUntilEnd => "discarded until the end of the stream",
+            };
+            table += &format!("\n| {name} | {sends} | {reads} | {timer} |");
+        }
+        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
+    }
+
+    #[test]
+    fn rfc_7_1_1_when_the_server_ends_tcp() {
         let after = |mut bytes: Vec<u8>, has_input: bool| {
-            let mut connection = connection(open(Endpoint::Echo), 0);
+            let mut connection = connection(open(), Endpoint::Echo, 0);
             connection.input = if has_input { Input::Readable } else { Input::Drained };
-            let Phase::Open(open) = &mut connection.phase else { panic!("it is open") };
-            while open.protocol.receive(&mut &mut bytes[..]).is_some_and(|_| false) {}
-            connection.follow_protocol();
-            match connection.phase {
-                Phase::Draining(ending) => Some(ending),
+            let Stage::Open(protocol) = &mut connection.cold.stage else { panic!("it is open") };
+            while protocol.receive(&mut &mut bytes[..]).is_some_and(|_| false) {}
+            connection.apply_protocol_state();
+            match connection.cold.stage {
+                Stage::Draining { discards, .. } => Some(discards),
                 _ => None,
             }
         };
         assert_eq!(after(b"\x89\x80\0\0\0\0".to_vec(), true), None, "a Ping");
-        assert_eq!(after(b"\x81\x81\0\0\0\0\xff".to_vec(), true), None, "our Close is out, its Close can still come");
-        assert_eq!(after(b"\x81\x05".to_vec(), false), Some(Ending::Linger), "framing lost");
+        assert_eq!(after(b"\x81\x81\0\0\0\0\xff".to_vec(), true), None, "our Close is out, the peer's can still come");
+        assert_eq!(after(b"\x81\x05".to_vec(), false), Some(true), "framing lost");
         let close = b"\x88\x80\0\0\0\0";
-        assert_eq!(after(close.to_vec(), true), Some(Ending::Linger), "both Closes have passed, with input unread");
-        assert_eq!(after(close.to_vec(), false), Some(Ending::Close), "both Closes have passed");
+        assert_eq!(after(close.to_vec(), true), Some(true), "both Closes passed, with input unread");
+        assert_eq!(after(close.to_vec(), false), Some(false), "both Closes passed");
     }
 }

@@ -1,313 +1,456 @@
-//! The glue: one poll loop that moves bytes between sockets, the protocol and the chat.
+//! The server: wires connections, the protocol and the chat together. This module makes no system calls: a driver
+//! supplies sockets, time, randomness and readiness. `net::event_loop` drives the server with mio; tests use in-memory
+//! sockets and a fake clock.
 //!
 //! ```text
-//!   poll ─▶ journal.turn ─▶ note ─▶ accept ─▶ read ─▶ look_at_due ─▶ write_and_remove ─▶ poll ─▶ …
+//!   begin_turn ─▶ ready, accepted … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
 //! ```
 //!
-//! That is a turn. Each connection is read within its budget, and the rest is remembered; what is to be said to it is
-//! written once, as a rule, at the end. Only then is a connection taken out of the tables, so nothing earlier in the turn can
-//! meet one that is half gone.
-//!
-//! The subtle thing: everything here must be bounded by what is in the tables, because there is one thread. No loop
-//! waits for a peer, and an error of a socket ends that connection, never the loop.
+//! Each turn reads once from every connection with input, within a byte budget, and writes output at the end.
+//! Connections are removed last, so the rest of the turn never sees a half-removed connection. The server has a single
+//! thread: nothing blocks on a peer, and a socket error closes only that connection.
 
-pub mod addresses;
-pub mod answer;
-pub mod batch;
 pub mod connection;
-pub mod deadline;
-pub mod delivery;
-pub mod dispatch;
-pub mod inspection;
-pub mod journal;
-pub mod listener;
+pub mod fanout;
+mod lifecycle;
+pub mod limits;
+pub mod observer;
 pub mod outbox;
-pub mod phase;
-pub mod query;
-pub mod routes;
-pub mod shutdown;
-pub mod watch;
+pub mod timers;
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
-use std::io;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use mio::event::Event as Readiness;
-use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_mio::v1_0::Signals;
+use mio::Token;
 
-use crate::chat::access::Access;
-use crate::chat::{Chat, Now, TokenMap};
-pub use crate::config::Config;
-use addresses::Addresses;
-use batch::Batches;
-use connection::{Connection, Received};
-use deadline::Deadlines;
-pub use journal::Journal;
-use listener::{Listener, max_connections};
-use watch::Watchers;
+use crate::broker::memory::{self, MemoryBroker};
+use crate::broker::{Random, RoomId, UniqueKey};
+use crate::chat::dialect::Dialect;
+use crate::chat::event::{CloseReason, Effect, Event};
+use crate::chat::{Chat, Now, names};
+use crate::config::Config;
+use crate::http::access::Access;
+use crate::ws::close::CloseCode;
+use crate::ws::frame::{self, Opcode};
+use crate::ws::message::Message;
+use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
+use connection::{Cause, Cold, Connections, Endpoint, Socket, Stage, count_frames};
+use fanout::{Batch, Fanout, append_frame};
+use limits::Limits;
+use observer::{Action, Observers, OpenConnection};
+use timers::Timers;
 
-const LISTENER: Token = Token(0);
-const SIGNALS: Token = Token(1);
-const FIRST_CLIENT: usize = 2;
+/// Handshakes per turn. A join to a large room costs as much as a hundred messages, which would delay other rooms.
+const HANDSHAKES_PER_TURN: usize = 16;
+/// A turn handles no more handshakes once a room's batch, multiplied by the room's members, exceeds this many bytes. In
+/// the dialect `presence`, each join sends the names of all members to every member.
+const MAX_JOIN_BYTES: usize = 16 * 1024 * 1024;
 
-/// How many readiness events one poll returns: more wait for the next.
-const EVENTS: usize = 1024;
-
-/// How the server ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
-    /// Everyone was told, and had time to answer.
-    Cleanly,
-    /// A second signal came.
-    AtOnce,
-}
-
-/// The server: all connections, the chat, and the loop.
-pub struct Server {
+pub struct Server<S> {
     config: Config,
     access: Access,
     chat: Chat,
-    poll: Poll,
-    /// `None` once the server is stopping.
-    listener: Option<Listener>,
-    signals: Signals,
-    journal: Journal,
-    connections: TokenMap<Box<Connection>>,
-    addresses: Addresses,
-    max_connections: usize,
-    next_token: usize,
-    deadlines: Deadlines,
-    batches: Batches,
-    watchers: Watchers,
-    /// Connections that have input which is wanted.
-    unread: Vec<Token>,
-    /// Connections that have something to write.
-    unsent: VecDeque<Token>,
-    /// Connections for which too much waits.
-    too_slow: VecDeque<Token>,
-    /// Connections that are to be removed at the end of the turn, and why.
-    ended: VecDeque<(Token, Cow<'static, str>)>,
-    /// A room was told so much in this turn that nothing more should be read before others could take it.
-    is_busy: bool,
-    /// What is read goes here first: one buffer for all.
+    connections: Connections<S>,
+    timers: Timers,
+    fanout: Fanout,
+    limits: Limits,
+    observers: Box<dyn Observers>,
+    /// Connections to which an observer will be attached between two messages.
+    to_observe: Vec<Token>,
+    /// The start time of this turn.
+    now: Now,
+    /// The read buffer, shared by all connections.
     scratch: Vec<u8>,
-    /// Bytes that all connections together hold against `--max-buffered`.
-    buffered: usize,
-    started: Instant,
-    /// When this turn began, by both clocks.
-    now: Instant,
-    time: SystemTime,
-    stop_at: Option<Instant>,
+    /// When a shutdown stops waiting for clients; `None` unless the server is shutting down.
+    stop_at: Option<Duration>,
 }
 
-impl Server {
-    /// Checks what the configuration alone cannot tell to make no sense.
-    ///
-    /// # Errors
-    /// A line that names the option.
-    pub fn check(config: &Config) -> Result<(), String> {
-        watch::check(config)
-    }
+/// The readiness of a socket, as an edge from the poll reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Readiness {
+    pub readable: bool,
+    pub writable: bool,
+    /// The peer has shut down its write side.
+    pub read_closed: bool,
+    pub error: bool,
+}
 
-    /// Listens, and prepares everything else. The configuration must be valid.
-    ///
-    /// # Errors
-    /// One line that says what is in the way.
-    pub fn bind(config: Config, journal: Journal) -> Result<Server, String> {
-        let access = Access::new(&config)?;
-        let watchers = Watchers::new(&config)?;
-        let max_connections = max_connections(&config)?;
-        let mut listener = Listener::bind(config.listen)?;
-        let mut prepared = || -> io::Result<(Poll, Signals)> {
-            let poll = Poll::new()?;
-            let mut signals = Signals::new([SIGINT, SIGTERM])?;
-            poll.registry().register(listener.source(), LISTENER, Interest::READABLE)?;
-            poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
-            Ok((poll, signals))
+impl<S: Socket> Server<S> {
+    /// `first_token` is the token of the first connection. The driver may use lower tokens for its own sources.
+    pub fn new(
+        config: Config,
+        access: Access,
+        limits: Limits,
+        first_token: Token,
+        observers: Box<dyn Observers>,
+        random: Random,
+        now: Now,
+    ) -> Server<S> {
+        let memory = memory::Limits {
+            messages: config.history,
+            bytes: config.max_history,
+            rooms: config.max_rooms,
+            empty_rooms: config.max_empty_rooms,
+            ttl: config.history_ttl,
         };
-        let (poll, signals) = prepared().map_err(|error| format!("cannot poll: {error}"))?;
-        Ok(Server {
-            chat: Chat::new(&config),
-            addresses: Addresses::new(&config),
+        let unique_key: UniqueKey = if config.unique_names { names::unique_key } else { |_| None };
+        let broker = MemoryBroker::new(memory, random, unique_key);
+        Server {
+            chat: Chat::new(&config, Box::new(broker)),
+            limits,
             scratch: vec![0; config.max_read],
             config,
             access,
-            poll,
-            listener: Some(listener),
-            signals,
-            journal,
-            connections: TokenMap::default(),
-            max_connections,
-            next_token: FIRST_CLIENT,
-            deadlines: Deadlines::default(),
-            batches: Batches::default(),
-            watchers,
-            unread: Vec::new(),
-            unsent: VecDeque::new(),
-            too_slow: VecDeque::new(),
-            ended: VecDeque::new(),
-            is_busy: false,
-            buffered: 0,
-            started: Instant::now(),
-            now: Instant::now(),
-            time: SystemTime::now(),
+            connections: Connections::new(first_token),
+            timers: Timers::default(),
+            fanout: Fanout::default(),
+            observers,
+            to_observe: Vec::new(),
+            now,
             stop_at: None,
-        })
-    }
-
-    /// Where the server listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        let bound = self.listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        bound.unwrap_or(self.config.listen)
-    }
-
-    /// How many connections it takes.
-    pub fn max_connections(&self) -> usize {
-        self.max_connections
-    }
-
-    /// Runs until a signal ends it.
-    ///
-    /// # Errors
-    /// The poll itself failed.
-    pub fn run(mut self) -> io::Result<Stopped> {
-        let mut events = Events::with_capacity(EVENTS);
-        loop {
-            match self.poll.poll(&mut events, self.timeout()) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            self.now = Instant::now();
-            self.time = self.watchers.tell_time();
-            self.journal.turn(self.time, events.is_empty() && self.unread.is_empty());
-            for event in &events {
-                if event.token() == SIGNALS && !self.handle_signals() {
-                    return Ok(self.stopped(Stopped::AtOnce));
-                }
-                self.note(event);
-            }
-            self.accept();
-            self.read();
-            self.look_at_due();
-            self.write_and_remove();
-            if self.stop_at.is_some_and(|at| self.connections.is_empty() || at <= self.now) {
-                return Ok(self.stopped(Stopped::Cleanly));
-            }
         }
     }
 
-    /// Notes what a socket is ready for; it is served later in the turn.
-    fn note(&mut self, event: &Readiness) {
-        let token = event.token();
-        if token == LISTENER {
-            self.listener.iter_mut().for_each(Listener::set_ready);
+    pub fn begin_turn(&mut self, now: Now) {
+        self.now = now;
+        self.observers.begin_turn(now.time);
+        self.fanout.full_rooms.clear();
+    }
+
+    /// Reports an edge. `finish_turn` then serves the connection. Ignores late edges of removed connections.
+    pub fn ready(&mut self, token: Token, readiness: Readiness) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        if readiness.readable || readiness.read_closed || readiness.error {
+            connection.set_readable(readiness.read_closed || readiness.error);
         }
-        // A token is never used again, so an event that comes late finds nobody.
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
-            connection.set_readable(event.is_read_closed() || event.is_error());
-            // Also where nothing is read for now: who cannot be heard is not silent.
-            connection.last_received = self.now;
+        let wants_read = connection.wants_read(self.config.max_outbox);
+        if readiness.readable && !wants_read {
+            // If backpressure stops reads, an edge proves activity. Otherwise, only bytes do: edges may be spurious.
+            connection.cold.last_received = self.now.monotonic;
         }
-        let wanted = connection.interest(self.config.max_outbox);
-        if wanted.read && !connection.is_queued {
-            connection.is_queued = true;
-            self.unread.push(token);
+        if readiness.writable && !connection.is_flushed() {
+            self.connections.queue_write(token);
         }
-        if wanted.write && event.is_writable() {
-            self.queue_write(token);
-        }
-        // A connection that is not read would not find out that its socket has failed.
-        if event.is_error() && !wanted.read {
-            self.end(token, "the connection failed".into());
+        if wants_read {
+            self.connections.queue_read(token, self.config.max_outbox);
+        } else if readiness.error {
+            // The server will not read from this socket, so no read would report the failure.
+            self.end(token, "the socket failed");
         }
     }
 
-    /// Remembers that a connection has input, if that is wanted.
-    fn queue_read(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        if !connection.is_queued && connection.interest(self.config.max_outbox).read {
-            connection.is_queued = true;
-            self.unread.push(token);
-        }
+    pub fn finish_turn(&mut self) {
+        self.read();
+        self.check_timers();
+        self.write_and_remove();
     }
 
-    /// Reads from every connection that has input, each within its budget.
-    fn read(&mut self) {
+    /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
+    pub fn next_turn_at(&self) -> Option<Duration> {
+        let has_input = !self.connections.to_read.is_empty() || !self.connections.handshakes.is_empty();
+        let now = has_input.then_some(self.now.monotonic);
+        [now, self.timers.next(), self.stop_at].into_iter().flatten().min()
+    }
+
+    pub fn connection_count(&self) -> usize {
+        self.connections.table.len()
+    }
+
+    pub(super) fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut waiting = std::mem::take(&mut self.unread);
-        let mut served = 0;
-        self.is_busy = false;
-        // Not at line rate into a room: its readers get a look in between. Whoever was not served is first next time.
-        while served < waiting.len() && !self.is_busy {
-            self.read_from(waiting[served], &mut scratch);
-            self.queue_read(waiting[served]);
-            served += 1;
+        for token in std::mem::take(&mut self.connections.to_read) {
+            // Once a room's batch fills up, its members' input waits until next turn: recipients need time to read.
+            if self.chat.room_of(token).is_some_and(|room| self.fanout.full_rooms.contains(&room)) {
+                self.connections.to_read.push(token);
+            } else {
+                self.read_from(token, &mut scratch);
+            }
         }
-        waiting.drain(..served);
-        waiting.append(&mut self.unread);
-        self.unread = waiting;
+        for _ in 0..HANDSHAKES_PER_TURN {
+            let Some(token) = self.connections.handshakes.pop_front() else { break };
+            self.read_from(token, &mut scratch);
+            let room = self.chat.room_of(token);
+            if room.is_some_and(|room| self.fanout.len(room) * self.chat.member_count(room) > MAX_JOIN_BYTES) {
+                break;
+            }
+        }
         self.scratch = scratch;
     }
 
+    /// Reads once from one connection, so that the server reads every ready connection before any connection again.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
-        let Some(connection) = self.connections.get_mut(&token) else { return };
-        connection.is_queued = false;
-        if !connection.interest(self.config.max_outbox).read {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        connection.is_queued_to_read = false;
+        if !connection.wants_read(self.config.max_outbox) {
             return;
         }
-        if !connection.unprocessed.is_empty() {
-            let mut input = std::mem::take(&mut connection.unprocessed);
-            return self.receive(token, &mut input);
-        }
-        match connection.read_some(scratch) {
-            Ok(Received::Bytes(len)) => {
-                connection.last_received = self.now;
-                if connection.watch.is_some() {
-                    self.report(); // what came, before what comes of it
+        let mut unprocessed = std::mem::take(&mut connection.cold.unprocessed);
+        if !unprocessed.is_empty() {
+            self.receive(token, &mut unprocessed);
+        } else {
+            match connection.read(scratch) {
+                Ok(Some(0)) => self.end_of_stream(token),
+                Ok(Some(len)) => {
+                    connection.cold.last_received = self.now.monotonic;
+                    self.receive(token, &mut scratch[..len]);
                 }
-                self.receive(token, &mut scratch[..len]);
+                Ok(None) => {}
+                Err(error) => self.end(token, error.to_string()),
             }
-            Ok(Received::Nothing) => {}
-            Ok(Received::End) => self.end_of_input(token),
-            Err(error) => self.end(token, error.to_string().into()),
+        }
+        self.connections.queue_read(token, self.config.max_outbox);
+    }
+
+    fn receive(&mut self, token: Token, input: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        match &mut connection.cold.stage {
+            Stage::Draining { .. } => {}
+            Stage::Open(_) => self.receive_frames(token, input),
+            Stage::Handshake(head) => match head.receive(input, self.config.max_head) {
+                Ok(None) => {}
+                Ok(Some(end)) => {
+                    self.respond(token);
+                    // §4.1: a client must wait for the response before sending data. Accept early frames anyway.
+                    self.receive_frames(token, &mut input[end..]);
+                }
+                Err(rejection) => self.reject(token, &rejection, false),
+            },
         }
     }
 
-    /// How long the server has been running.
-    fn steady(&self) -> Duration {
-        self.now - self.started
+    /// Handles each event before parsing the next frame, so that replies follow the order of the frames.
+    fn receive_frames(&mut self, token: Token, mut input: &mut [u8]) {
+        while !input.is_empty() {
+            let Some(connection) = self.connections.get_mut(token) else { return };
+            if connection.is_congested(self.config.max_outbox) {
+                connection.cold.unprocessed = input.to_vec();
+                break;
+            }
+            let was_open = connection.is_open();
+            let Cold { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &mut *connection.cold else {
+                break;
+            };
+            let endpoint = *endpoint;
+            let Some(event) = protocol.receive(&mut input) else {
+                // After the server's Close, the protocol can lose framing without returning an event.
+                if matches!(protocol.state(), State::Closing(Framing::Lost) | State::Closed) {
+                    self.apply_protocol_state(token, "");
+                }
+                break;
+            };
+            match event {
+                ProtocolEvent::Message(message) => self.receive_message(token, endpoint, &message),
+                ProtocolEvent::Ping(_) => self.apply_protocol_state(token, ""),
+                ProtocolEvent::Pong(_) => {}
+                ProtocolEvent::Close(code, reason) => {
+                    let code = code.map_or("no code".into(), |code| code.get().to_string());
+                    let reason = ["closed by the client:", &code, &reason].join(" ");
+                    // If the server closed first, the client's Close is only a reply, and not the reason.
+                    self.apply_protocol_state(token, if was_open { reason.trim_end() } else { "" });
+                }
+                ProtocolEvent::Failed(error) => {
+                    let (peer, code) = (connection.cold.peer, error.code().get());
+                    log::info!("FAIL {peer} {code} §{} {error}", error.section());
+                    self.apply_protocol_state(token, &format!("{code} {error}"));
+                }
+            }
+        }
+        self.count_buffered(token);
     }
 
-    /// The time, for the chat.
-    fn chat_now(&self) -> Now {
-        Now { time: self.time, steady: self.steady() }
+    fn receive_message(&mut self, token: Token, endpoint: Endpoint, message: &Message) {
+        match (endpoint, message) {
+            (Endpoint::Chat, Message::Text(text)) => {
+                self.chat.receive(token, text, self.now);
+                self.apply_effects();
+            }
+            (Endpoint::Observers, Message::Text(text)) => {
+                self.observers.receive(token, text, &|token| self.connections.backlog(token));
+            }
+            (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
+            (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
+            (Endpoint::Chat | Endpoint::Observers, Message::Binary(_)) => {
+                debug_assert!(false, "the protocol has failed the connection with 1003");
+            }
+        }
     }
-}
 
-impl Drop for Server {
-    /// Also in a panic: what led to it is in the last lines.
-    fn drop(&mut self) {
-        self.journal.flush();
+    fn send_frame(&mut self, token: Token, opcode: Opcode, payload: &[u8]) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        let mut bytes = Vec::new();
+        frame::append(&mut bytes, opcode, payload);
+        connection.outbox.push(&bytes);
+        self.connections.queue_write(token);
     }
-}
 
-#[cfg(test)]
-mod tests {
-    /// The calls in the body of `run` come in the order of the picture.
-    #[test]
-    fn the_picture_is_true() {
-        let source = include_str!("mod.rs");
-        let doc = crate::pictures::module_doc(source);
-        let steps = doc.lines().find(|line| line.starts_with("  poll ─▶")).unwrap().trim().split(" ─▶ ");
-        let steps: Vec<&str> = steps.filter(|step| !["…", "poll"].contains(step)).collect();
-        let run = source.split_once("pub fn run(mut self)").unwrap().1.split_once("\n    }\n").unwrap().0;
-        let calls = run.lines().filter_map(|line| line.trim().strip_prefix("self.")?.split_once('('));
-        let calls: Vec<&str> = calls.map(|(name, _)| name).filter(|name| !name.contains(' ')).collect();
-        assert_eq!(calls, steps);
+    /// Applies the chat's effects in order. Also call this when an asynchronous broker has returned room events.
+    pub fn apply_effects(&mut self) {
+        while let Some(effect) = self.chat.next_effect() {
+            match effect {
+                Effect::Moved { client, from, to } => {
+                    from.into_iter().for_each(|room| self.catch_up(client, room));
+                    self.skip(client, to);
+                }
+                Effect::Close { client, reason } => {
+                    let code = match reason {
+                        CloseReason::TooManyRooms => CloseCode::TRY_AGAIN_LATER,
+                        _ => CloseCode::POLICY_VIOLATION,
+                    };
+                    self.close(client, Cause::ServerCloses, code, reason.text());
+                }
+                Effect::Send { client, event } => self.send(client, &event),
+                Effect::Broadcast { room, but, event } => self.broadcast(room, but, &event),
+            }
+        }
+    }
+
+    /// Queues an event for one client, after the room's batch so far.
+    fn send(&mut self, client: Token, event: &Event) {
+        self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));
+        let Some(dialect) = self.chat.dialect_of(client) else { return };
+        let Some(connection) = self.connections.get_mut(client) else { return };
+        let mut frames = Vec::new();
+        append_frame(dialect, event, &mut frames);
+        connection.push_frames(&frames);
+        self.connections.queue_write(client);
+    }
+
+    /// Appends an event to a room's batch. `but` is the one member that does not receive the event.
+    fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
+        but.into_iter().for_each(|client| self.catch_up(client, room));
+        let is_full = self.fanout.append(room, self.chat.dialects(room), event);
+        // Move the cursor of `but` before the batch is sent, or that member would receive the event.
+        but.into_iter().for_each(|client| self.skip(client, room));
+        if is_full && let Some(batch) = self.fanout.take_full(room) {
+            self.send_batch(room, &batch);
+        }
+    }
+
+    /// Queues the room's batch so far for a client, so that any later output follows the batch.
+    fn catch_up(&mut self, client: Token, room: RoomId) {
+        let Some(dialect) = self.chat.dialect_of(client) else { return };
+        let frames = self.fanout.catch_up(room, client, dialect);
+        if let Some(connection) = self.connections.get_mut(client).filter(|_| !frames.is_empty()) {
+            connection.push_frames(frames);
+            self.connections.queue_write(client);
+        }
+    }
+
+    /// Skips the room's batch so far: the client receives only later events.
+    fn skip(&mut self, client: Token, room: RoomId) {
+        if let Some(dialect) = self.chat.dialect_of(client) {
+            self.fanout.catch_up(room, client, dialect);
+        }
+    }
+
+    /// Writes and removes until nothing is left. Writing finds slow consumers and failed sockets; their rooms receive
+    /// `left`, which is more to write. The loop terminates: each round after the first has lost a member.
+    fn write_and_remove(&mut self) {
+        loop {
+            // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
+            while let Some(token) = self.connections.to_write.pop_front() {
+                self.write_to(token);
+            }
+            while let Some((room, batch)) = self.fanout.take_next() {
+                self.send_batch(room, &batch);
+            }
+            while let Some(token) = self.connections.slow_consumers.pop() {
+                // A token may be in the list twice. The second `close` must not drop the queued Close.
+                if self.connections.get_mut(token).is_some_and(|connection| connection.is_bounded()) {
+                    self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
+                }
+            }
+            while let Some((token, reason)) = self.connections.ended.pop_front() {
+                self.remove(token, &reason);
+            }
+            self.serve_observers();
+            self.attach_observers();
+            self.serve_observers(); // a newly attached observer has output
+            if self.fanout.is_empty() && self.connections.is_settled() {
+                debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
+                return;
+            }
+        }
+    }
+
+    /// Writes a room's batch to every member, after the member's queued output.
+    pub(super) fn send_batch(&mut self, room: RoomId, batch: &Batch) {
+        let mut shared = [const { None }; Dialect::ALL.len()];
+        let counts = Dialect::ALL.map(|dialect| count_frames(batch.rendering(dialect)));
+        let mut failed = Vec::new();
+        for (token, dialect) in self.chat.members(room) {
+            let Some(connection) = self.connections.get_mut(token) else { continue };
+            let (rendering, cursor) = (batch.rendering(dialect), batch.cursor(token));
+            let was_empty = connection.outbox.is_empty();
+            let sent = match cursor {
+                // The member has received everything, or its dialect has none of these events.
+                _ if cursor == rendering.len() => continue,
+                0 => connection.send_shared(rendering, counts[dialect as usize], &mut shared[dialect as usize]),
+                _ => {
+                    connection.push_frames(&rendering[cursor..]);
+                    connection.flush()
+                }
+            };
+            match sent {
+                // The common case: the socket accepted everything, so the connection's state is unchanged.
+                Ok(()) if was_empty && connection.outbox.is_empty() => {}
+                Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.slow_consumers.push(token),
+                Ok(()) => self.connections.queue_read(token, self.config.max_outbox),
+                // Close failed members after the loop: removing a member changes the list that the loop iterates over.
+                Err(error) => failed.push((token, error)),
+            }
+        }
+        for (token, error) in failed {
+            self.end(token, error.to_string());
+        }
+    }
+
+    fn write_to(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        match connection.flush() {
+            Err(error) => self.end(token, error.to_string()),
+            Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.slow_consumers.push(token),
+            Ok(()) => match connection.finished() {
+                Some(reason) => self.end(token, reason),
+                // The connection started closing this turn and has not finished: start the close timeout.
+                None if connection.cold.deadline.is_none() => self.set_timer(token, self.config.close_timeout),
+                None => {}
+            },
+        }
+        self.count_buffered(token);
+        self.connections.queue_read(token, self.config.max_outbox);
+    }
+
+    fn serve_observers(&mut self) {
+        while let Some(action) = self.observers.next_action(&|token| self.connections.backlog(token)) {
+            match action {
+                Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
+                Action::Ping(token) => self.ping(token),
+                Action::Close(token, code, reason) => self.close(token, Cause::ServerCloses, code, reason),
+                Action::Attach(token) => self.to_observe.push(token),
+                Action::Detach(token) => {
+                    self.connections.get_mut(token).into_iter().for_each(|connection| connection.observer = None);
+                }
+            }
+        }
+    }
+
+    /// Attaches observers between two messages. In the middle of one, an observer would read payload as a header.
+    fn attach_observers(&mut self) {
+        for token in std::mem::take(&mut self.to_observe) {
+            let Some(connection) = self.connections.get_mut(token) else { continue };
+            let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
+            if let Cold { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &*connection.cold
+                && protocol.state() == State::Open
+            {
+                if is_quiet && protocol.is_between_messages() {
+                    let limits = endpoint.limits(&self.config);
+                    let (frames_received, frames_sent) = (protocol.frames_received(), connection.frames_sent);
+                    let open = OpenConnection { limits, frames_received, frames_sent };
+                    connection.observer = self.observers.attach(token, open);
+                } else {
+                    self.to_observe.push(token);
+                }
+            }
+        }
     }
 }

@@ -1,53 +1,45 @@
-//! What waits to be written to one socket: a queue of whole frames, most of them shared with other members.
+//! The outbox: a bounded queue of whole frames for one socket. Most frames are shared with other members of a room.
 //!
-//! Three frames, two of them shared, when seven bytes have been sent:
+//! A partial write can leave a frame half sent. The outbox always finishes that frame first, or the peer would read the
+//! next header as payload. Three frames, two of them shared, after seven bytes were sent:
 //!
 //! ```text
-//!   chunk    frames              sent   to be finished first
+//!   chunk    frames              sent   to finish first
 //!   Shared   5 bytes, 204 bytes  7      bytes 7 to 209
 //!   Own      3 bytes
-//!   waiting  205 bytes
+//!   queued   205 bytes
 //! ```
-//!
-//! It knows frames only as bytes. The bound on it is kept by whoever pushes (see [`Outbox::is_over`]), because the
-//! bound is judged after a flush, not before it.
-//!
-//! The subtle thing: a frame may be half sent. Whatever is to be dropped or said in between, that frame is finished
-//! first, or the peer would take our next header for payload.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, ErrorKind, IoSlice};
 use std::rc::Rc;
 
-use crate::ws::frame;
+use super::connection::Socket;
+use super::observer::Observer;
+use crate::ws::frame::{self, Role};
 
-/// A chunk of this client's own grows up to this size before another is begun, so that the part of it that has been
-/// sent is given back in time.
+/// A [`Chunk::Own`] of this size takes no more frames, because sent bytes are freed one whole chunk at a time.
 const OWN_CHUNK: usize = 4096;
-/// How many chunks go into one system call. More would hardly ever be there, and the kernel stops at 1024.
+/// Chunks per `writev` call. More are rarely queued, and the kernel accepts at most 1024.
 const MAX_SLICES: usize = 16;
 
-/// A queue of frames. Empty, it holds no buffer.
+/// One connection's queued output. An empty outbox allocates no memory.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Nearly always all there is.
-    first: Option<Chunk>,
-    /// What stands behind the first.
-    rest: VecDeque<Chunk>,
-    /// How much of the first chunk has been sent.
+    chunks: VecDeque<Chunk>,
+    /// Sent bytes of the first chunk.
     sent: usize,
-    /// Bytes that are not sent yet.
+    /// Unsent bytes of all chunks.
     len: usize,
-    /// How much of the first chunk is the HTTP answer that frames may stand behind.
-    answer: usize,
+    /// Length of the HTTP response at the start of the first chunk, or 0. The response counts as one frame.
+    response: usize,
 }
 
-/// Whole frames, behind the HTTP answer in the first of all.
+/// A buffer of whole frames.
 #[derive(Debug)]
 enum Chunk {
-    /// The same bytes for everyone: a pointer, not a copy.
+    /// One copy for all members whose socket did not accept everything at once.
     Shared(Rc<[u8]>),
-    /// For this client alone.
     Own(Vec<u8>),
 }
 
@@ -61,156 +53,114 @@ impl Chunk {
 }
 
 impl Outbox {
-    /// Bytes that are not sent yet.
+    /// Unsent bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether everything is sent.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Begins with an HTTP answer.
-    pub fn push_answer(&mut self, answer: Vec<u8>) {
-        debug_assert!(self.first.is_none(), "it is the first that a client is sent");
-        (self.len, self.answer) = (answer.len(), answer.len());
-        self.push(Chunk::Own(answer));
+    /// Queues the HTTP response, which must precede every frame.
+    pub fn push_response(&mut self, response: Vec<u8>) {
+        debug_assert!(self.chunks.is_empty(), "the response comes first");
+        (self.len, self.response) = (response.len(), response.len());
+        self.chunks.push_back(Chunk::Own(response));
     }
 
-    fn push(&mut self, chunk: Chunk) {
-        match &self.first {
-            None => self.first = Some(chunk),
-            Some(_) => self.rest.push_back(chunk),
+    /// Queues frames for this client only.
+    pub fn push(&mut self, frames: &[u8]) {
+        self.len += frames.len();
+        match self.chunks.back_mut() {
+            _ if frames.is_empty() => {}
+            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => bytes.extend_from_slice(frames),
+            _ => self.chunks.push_back(Chunk::Own(frames.to_vec())),
         }
     }
 
-    /// Appends frames that others are sent too.
-    pub fn push_shared(&mut self, frames: Rc<[u8]>) {
-        self.len += frames.len();
-        self.push(Chunk::Shared(frames));
-    }
-
-    /// Sends frames that others are sent too. Nearly always the writer takes all of them at once, and then nothing is
-    /// queued and nothing is shared; `shared` becomes their one copy when the first of all must wait.
-    ///
-    /// # Errors
-    /// As [`Outbox::flush`].
+    /// Sends frames that other members receive too. Usually the socket accepts everything without a copy. The first write
+    /// that would block copies the frames to `shared`, which all blocked outboxes queue. `Err`: see [`Outbox::flush`].
     pub fn send_shared(
         &mut self,
         frames: &[u8],
         shared: &mut Option<Rc<[u8]>>,
-        writer: &mut impl Write,
+        socket: &mut impl Socket,
     ) -> io::Result<()> {
-        let written = match self.is_empty().then(|| writer.write(frames)) {
-            None => 0,
+        let written = match self.is_empty().then(|| socket.write(frames)) {
+            Some(Ok(written)) if written == frames.len() => return Ok(()),
             Some(Ok(written)) => written,
-            Some(Err(error)) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
+            None => 0,
+            Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             Some(Err(error)) => return Err(error),
         };
-        if written == frames.len() {
-            return Ok(());
-        }
-        self.push_shared(Rc::clone(shared.get_or_insert_with(|| frames.into())));
+        let frames = shared.get_or_insert_with(|| frames.into());
+        self.len += frames.len();
+        self.chunks.push_back(Chunk::Shared(Rc::clone(frames)));
         self.consume(written);
-        self.flush(writer)
+        self.flush(socket, None)
     }
 
-    /// Appends frames of this client's own, written by `write` to the end of a buffer.
-    pub fn push_own(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
-        match self.rest.back_mut().or(self.first.as_mut()) {
-            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => {
-                let before = bytes.len();
-                write(bytes);
-                self.len += bytes.len() - before;
-            }
-            _ => {
-                let mut bytes = Vec::new();
-                write(&mut bytes);
-                self.len += bytes.len();
-                self.push(Chunk::Own(bytes));
-            }
-        }
-    }
-
-    /// Appends frames of this client's own that are written already: an empty outbox takes their buffer.
-    pub fn push_frames(&mut self, frames: Vec<u8>) {
-        if self.is_empty() {
-            self.len = frames.len();
-            self.push(Chunk::Own(frames));
-        } else {
-            self.push_own(|bytes| bytes.extend(frames));
-        }
-    }
-
-    /// Writes as much as `writer` takes. `Ok`: it took everything, or it would block.
-    ///
-    /// # Errors
-    /// What the writer says, except that it would block or was interrupted.
-    pub fn flush(&mut self, writer: &mut impl Write) -> io::Result<()> {
+    /// Writes as much as the socket accepts, and passes the written bytes to the observer. Returns `Ok` if everything
+    /// is written or the socket would block, and `Err` if the socket has failed.
+    pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
-            let written = match self.write_some(writer) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let count = slices.len().min(self.chunks.len());
+            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+                *slice = IoSlice::new(chunk.bytes());
+            }
+            slices[0].advance(self.sent);
+            let written = match socket.write_vectored(&slices[..count]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             };
+            if let Some(observer) = &mut observer {
+                // Call the observer once per write, however many chunks were written.
+                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(written).collect();
+                observer.bytes(Role::Server, &bytes);
+            }
             self.consume(written);
         }
         Ok(())
     }
 
-    /// One system call. A single chunk, which is the rule, needs no list.
-    fn write_some(&self, writer: &mut impl Write) -> io::Result<usize> {
-        let first = self.first.as_ref().map_or(&[][..], |first| &first.bytes()[self.sent..]);
-        if self.rest.is_empty() {
-            return writer.write(first);
-        }
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let bytes = std::iter::once(first).chain(self.rest.iter().map(Chunk::bytes));
-        let count = slices.iter_mut().zip(bytes).map(|(slice, bytes)| *slice = IoSlice::new(bytes)).count();
-        writer.write_vectored(&slices[..count])
-    }
-
-    fn consume(&mut self, mut written: usize) {
+    fn consume(&mut self, written: usize) {
         self.len -= written;
-        while let Some(chunk) = &self.first {
-            let rest = chunk.bytes().len() - self.sent;
-            if written < rest {
-                self.sent += written;
-                return;
-            }
-            written -= rest;
-            (self.sent, self.answer) = (0, 0);
-            self.first = self.rest.pop_front();
+        self.sent += written;
+        while let Some(len) = self.chunks.front().map(|chunk| chunk.bytes().len()).filter(|len| *len <= self.sent) {
+            self.sent -= len;
+            self.response = 0;
+            self.chunks.pop_front();
         }
-        self.rest = VecDeque::new();
+        if self.is_empty() {
+            self.chunks = VecDeque::new(); // frees the queue's buffer
+        }
     }
 
-    /// Whether more than `bound` bytes wait behind the frame that goes out next. That one alone is never too much: a
-    /// welcome with its history is larger than any message.
-    pub fn is_over(&self, bound: usize) -> bool {
-        self.len > bound && self.len - (self.end_of_frame(self.sent + 1) - self.sent) > bound
+    /// Whether more than `bound` bytes are queued behind the next frame to send. Call after a flush. The next frame
+    /// itself does not count, because a welcome with its history is larger than any message.
+    pub fn is_over_bound(&self, bound: usize) -> bool {
+        self.len > bound && self.len - (self.frame_end(self.sent + 1) - self.sent) > bound
     }
 
-    /// Drops everything but the rest of a frame that is half sent.
+    /// Drops all output except the rest of a half-sent frame.
     pub fn drop_unsent(&mut self) {
-        let end = self.end_of_frame(self.sent);
-        let rest = self.first.as_ref().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
+        let end = self.frame_end(self.sent);
+        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
         *self = Outbox::default();
-        if !rest.is_empty() {
-            self.push_own(|bytes| bytes.extend(rest));
-        }
+        self.push(&rest);
     }
 
-    /// Where in the first chunk the frame ends that holds the byte before `position`; 0 for 0. It is found by walking
-    /// from header to header, since every chunk begins with a frame: but for an HTTP answer, which counts as one, and for
-    /// what `drop_unsent` has left, behind which comes only a Close.
-    fn end_of_frame(&self, position: usize) -> usize {
-        let Some(chunk) = &self.first else { return 0 };
+    /// The end offset, in the first chunk, of the frame that contains byte `position - 1`; 0 for position 0. A chunk
+    /// starts with a frame header, unless it is a response or the rest that `drop_unsent` keeps (only a Close follows).
+    fn frame_end(&self, position: usize) -> usize {
+        let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
-        let mut end = if position > 0 { self.answer } else { 0 };
+        let mut end = if position > 0 { self.response } else { 0 };
         while end < position.min(bytes.len()) {
             end += frame::server_frame_len(&bytes[end..]);
         }
@@ -220,29 +170,56 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
+    use crate::server::connection::Direction;
 
     impl Outbox {
         fn chunks(&self) -> Vec<&Chunk> {
-            self.first.iter().chain(&self.rest).collect()
+            self.chunks.iter().collect()
         }
     }
 
-    /// A socket that takes `room` bytes and then would block.
-    struct Socket {
-        taken: Vec<u8>,
+    /// A socket that accepts `room` bytes, then returns `WouldBlock`.
+    struct Pipe {
+        written: Vec<u8>,
         room: usize,
     }
 
-    impl Write for Socket {
+    fn pipe(room: usize) -> Pipe {
+        Pipe { written: Vec::new(), room }
+    }
+
+    impl Read for Pipe {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Ok(0)
+        }
+    }
+
+    impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let written = bytes.len().min(self.room);
             self.room -= written;
-            self.taken.extend_from_slice(&bytes[..written]);
-            if written == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(written) }
+            self.written.extend_from_slice(&bytes[..written]);
+            if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+
+        fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+            self.write(&slices.iter().flat_map(|slice| slice.iter().copied()).collect::<Vec<u8>>())
         }
 
         fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Socket for Pipe {
+        fn has_pending(&self, _: Direction) -> bool {
+            false
+        }
+
+        fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }
     }
@@ -253,20 +230,20 @@ mod tests {
         out
     }
 
-    /// Three frames in two chunks: a shared one of two, and one of its own.
+    /// Three frames in two chunks: two frames in a shared chunk, and one in an own chunk.
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
-        outbox.push_shared(Rc::from(&shared[..]));
-        outbox.push_own(|bytes| bytes.extend(frame(1)));
+        outbox.send_shared(&shared, &mut None, &mut pipe(0)).unwrap();
+        outbox.push(&(frame(1)));
         (outbox, [shared, frame(1)].concat())
     }
 
     #[test]
-    fn the_picture_is_true() {
+    fn the_picture_matches_the_code() {
         let (mut outbox, _) = outbox();
-        outbox.flush(&mut Socket { taken: Vec::new(), room: 7 }).unwrap();
-        let mut picture = String::from("  chunk    frames              sent   to be finished first");
+        outbox.flush(&mut pipe(7), None).unwrap();
+        let mut picture = String::from("  chunk    frames              sent   to finish first");
         for (at, chunk) in outbox.chunks().into_iter().enumerate() {
             let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Own" };
             let (mut frames, mut rest) = (Vec::new(), chunk.bytes());
@@ -275,62 +252,62 @@ mod tests {
                 frames.push(format!("{} bytes", frame.len()));
                 rest = behind;
             }
-            let (sent, end) = (outbox.sent, outbox.end_of_frame(outbox.sent));
+            let (sent, end) = (outbox.sent, outbox.frame_end(outbox.sent));
             let offsets = if at == 0 { format!("{sent:<7}bytes {sent} to {end}") } else { String::new() };
             picture += &format!("\n  {name:9}{:20}{offsets}", frames.join(", "));
         }
-        picture += &format!("\n  waiting  {} bytes", outbox.len());
+        picture += &format!("\n  queued   {} bytes", outbox.len());
         crate::pictures::assert_drawn(include_str!("outbox.rs"), &picture);
     }
 
     #[test]
-    fn frames_that_are_written_already_come_in_their_order() {
-        let (mut outbox, mut sent) = (Outbox::default(), Vec::new());
-        [frame(3), frame(5), frame(4)].into_iter().for_each(|frames| outbox.push_frames(frames));
+    fn own_frames_keep_their_order_in_one_chunk() {
+        let (mut outbox, mut sent) = (Outbox::default(), pipe(usize::MAX));
+        [frame(3), frame(5), frame(4)].iter().for_each(|frames| outbox.push(frames));
         assert_eq!((outbox.len(), outbox.chunks().len()), ([frame(3), frame(5), frame(4)].concat().len(), 1));
-        outbox.flush(&mut sent).unwrap();
-        assert_eq!(sent, [frame(3), frame(5), frame(4)].concat());
+        outbox.flush(&mut sent, None).unwrap();
+        assert_eq!(sent.written, [frame(3), frame(5), frame(4)].concat());
         assert!(outbox.is_empty());
     }
 
     #[test]
-    fn a_partial_write_is_taken_up_where_it_ended() {
+    fn a_partial_write_continues_where_it_ended() {
         let (_, all) = outbox();
         for cut in 0..=all.len() {
             let (mut outbox, _) = outbox();
-            let mut socket = Socket { taken: Vec::new(), room: cut };
-            outbox.flush(&mut socket).unwrap();
+            let mut socket = pipe(cut);
+            outbox.flush(&mut socket, None).unwrap();
             assert_eq!(outbox.len(), all.len() - cut);
             socket.room = usize::MAX;
-            outbox.flush(&mut socket).unwrap();
-            assert_eq!(socket.taken, all, "cut at {cut}");
+            outbox.flush(&mut socket, None).unwrap();
+            assert_eq!(socket.written, all, "cut at {cut}");
             assert!(outbox.is_empty());
         }
     }
 
     #[test]
-    fn what_is_sent_to_many_is_kept_once_for_those_who_must_wait() {
+    fn members_that_have_to_wait_share_one_copy() {
         let frames = [frame(3), frame(200)].concat();
         for cut in 0..=frames.len() {
             let mut shared = None;
             let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
-            let mut socket = Socket { taken: Vec::new(), room: usize::MAX };
+            let mut socket = pipe(usize::MAX);
             quick.send_shared(&frames, &mut shared, &mut socket).unwrap();
-            assert!(quick.is_empty() && shared.is_none() && socket.taken == frames);
-            let mut socket = Socket { taken: Vec::new(), room: cut };
+            assert!(quick.is_empty() && shared.is_none() && socket.written == frames);
+            let mut socket = pipe(cut);
             slow.send_shared(&frames, &mut shared, &mut socket).unwrap();
-            slower.send_shared(&frames, &mut shared, &mut Socket { taken: Vec::new(), room: 0 }).unwrap();
+            slower.send_shared(&frames, &mut shared, &mut pipe(0)).unwrap();
             assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
             let waiting = if cut < frames.len() { 3 } else { 2 };
             assert_eq!(shared.map(|frames| Rc::strong_count(&frames)), Some(waiting), "one copy, cut at {cut}");
             socket.room = usize::MAX;
             slow.send_shared(&frame(1), &mut None, &mut socket).unwrap();
-            assert_eq!(socket.taken, [&frames[..], &frame(1)].concat(), "behind what waits, cut at {cut}");
+            assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "behind what waits, cut at {cut}");
         }
     }
 
     #[test]
-    fn what_is_dropped_is_never_half_a_frame() {
+    fn a_frame_that_is_half_sent_is_not_dropped() {
         let (_, all) = outbox();
         let ends = [0, 5, 5 + 204, all.len()];
         for cut in 0..=all.len() {
@@ -338,50 +315,50 @@ mod tests {
         }
     }
 
-    /// Of an outbox that holds `all`, whose frames end at `ends`: when the socket takes no more than `cut` bytes and what
-    /// is unsent is dropped, what goes out goes on to the next end.
+    /// `outbox` holds `all`, whose frames end at `ends`. After the socket accepts `cut` bytes and `drop_unsent` runs,
+    /// the socket must receive the rest of the half-sent frame, and nothing else.
     fn assert_dropped_at_an_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
-        let mut socket = Socket { taken: Vec::new(), room: cut };
-        outbox.flush(&mut socket).unwrap();
+        let mut socket = pipe(cut);
+        outbox.flush(&mut socket, None).unwrap();
         outbox.drop_unsent();
         socket.room = usize::MAX;
-        outbox.flush(&mut socket).unwrap();
+        outbox.flush(&mut socket, None).unwrap();
         let end = *ends.iter().find(|&&end| end >= cut).unwrap();
-        assert_eq!(socket.taken, all[..end], "cut at {cut}");
+        assert_eq!(socket.written, all[..end], "cut at {cut}");
     }
 
     #[test]
-    fn an_answer_and_the_frames_behind_it_are_one_chunk() {
-        let answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
-        let all = [answer, &frame(3)[..], &frame(1)].concat();
-        let ends = [0, answer.len(), answer.len() + 5, all.len()];
+    fn a_response_and_the_frames_after_it_are_one_chunk() {
+        let response = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+        let all = [response, &frame(3)[..], &frame(1)].concat();
+        let ends = [0, response.len(), response.len() + 5, all.len()];
         for cut in 0..=all.len() {
             let mut outbox = Outbox::default();
-            outbox.push_answer(answer.to_vec());
-            outbox.push_own(|bytes| bytes.extend(frame(3)));
-            outbox.push_own(|bytes| bytes.extend(frame(1)));
+            outbox.push_response(response.to_vec());
+            outbox.push(&(frame(3)));
+            outbox.push(&(frame(1)));
             assert_eq!((outbox.chunks().len(), outbox.len()), (1, all.len()));
             assert_dropped_at_an_end(outbox, &all, &ends, cut);
         }
     }
 
     #[test]
-    fn one_frame_is_never_too_much() {
+    fn one_frame_alone_is_never_over_the_bound() {
         let mut outbox = Outbox::default();
-        outbox.push_own(|bytes| bytes.extend(frame(100)));
-        assert!(!outbox.is_over(10));
-        outbox.push_shared(frame(0).into());
-        assert!(outbox.is_over(1) && !outbox.is_over(2));
+        outbox.push(&(frame(100)));
+        assert!(!outbox.is_over_bound(10));
+        outbox.send_shared(&frame(0), &mut None, &mut pipe(0)).unwrap();
+        assert!(outbox.is_over_bound(1) && !outbox.is_over_bound(2));
     }
 
     #[test]
-    fn a_chunk_of_its_own_does_not_grow_for_ever_under_a_slow_reader() {
+    fn an_own_chunk_stays_short_under_a_slow_consumer() {
         let mut outbox = Outbox::default();
-        let mut socket = Socket { taken: Vec::new(), room: 0 };
+        let mut socket = pipe(0);
         for _ in 0..1000 {
-            outbox.push_own(|bytes| bytes.extend(frame(100)));
+            outbox.push(&(frame(100)));
             socket.room = if outbox.len() > 500 { 102 } else { 0 };
-            outbox.flush(&mut socket).unwrap();
+            outbox.flush(&mut socket, None).unwrap();
             assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));
         }
         assert!(outbox.chunks().len() < 4);

@@ -1,53 +1,87 @@
-//! The other commands of the program: small tools that show the protocol at work, one frame or one rule at a time.
-//!
-//! | | |
-//! |---|---|
-//! | [`explain`] | draws frames that are given as bytes, and answers questions about RFC 6455 |
-//! | [`poke`] | does one thing to a server, and says whether the answer was the right one |
-//! | [`replay`] | shows again what `--record` kept of a connection |
-//!
-//! They do not know each other. What a server sends is taken apart by [`inbox`] and [`response`], bytes are read in
-//! [`notation`], and what is found goes to the [`screen`].
-//!
-//! They use [`ws`](crate::ws) for the protocol and the [`trace`](crate::inspect)r to draw it, and plain blocking sockets:
-//! a tool has one connection and may wait for it, so it needs no poll loop.
+//! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] tests a server case by case, and
+//! [`replay`] draws a recording. The tools do not depend on each other, but share three modules: [`notation`] parses
+//! bytes given as text, [`received`] parses a server's bytes as a client does, and [`screen`] prints. A tool has
+//! at most one connection at a time and may block, so no tool needs a poll loop.
 
 pub mod explain;
-pub mod inbox;
 pub mod notation;
 pub mod poke;
+pub mod received;
 pub mod replay;
-pub mod response;
 pub mod screen;
+
+use std::time::SystemTime;
 
 use clap::Subcommand;
 
+use crate::inspect::{Record, Records, Tap};
 use crate::ws::Limits;
+use crate::ws::frame::Role;
 
-/// The limits of a server are its own: a tool's tracer is to name broken rules, not limits.
-const NO_LIMITS: Limits = Limits { message: usize::MAX, fragments: u32::MAX, binary: true };
-
-/// A tool, and what it is asked.
 #[derive(Debug, Subcommand)]
 pub enum Tool {
-    /// Draws frames given as bytes; tells of a key, a close code, an opcode, a section of the RFC
+    /// Draw WebSocket frames from their bytes, check a handshake, look up a close code, an opcode or a section
     Explain(explain::Arguments),
-    /// Does one thing to a WebSocket server, and says whether it answered as RFC 6455 asks
+    /// Test a WebSocket server with polite and rude input, and check its reactions against RFC 6455
     Poke(poke::Arguments),
-    /// Shows again, offline, what --record has kept of a connection, and whether it would end the same
+    /// Show a connection that --record saved, and check that this version reacts as the server did then
     Replay(replay::Arguments),
 }
 
 impl Tool {
-    /// Runs it, and writes what it finds to standard output. `true`: all was as it should be.
+    /// Runs the tool, which prints its results to standard output. `Ok(false)` if the tool found an error.
     ///
     /// # Errors
-    /// A line for a person who asked something that makes no sense.
+    /// A one-line message if the arguments are invalid, the file is unreadable or the server is unreachable.
     pub fn run(self) -> Result<bool, String> {
         match self {
             Tool::Explain(arguments) => explain::run(&arguments),
             Tool::Poke(arguments) => poke::run(&arguments),
             Tool::Replay(arguments) => replay::run(&arguments),
         }
+    }
+}
+
+/// Traces one connection of a tool: bytes in, records out.
+#[derive(Debug)]
+pub struct Tracer {
+    tap: Tap,
+    records: Records,
+}
+
+impl Tracer {
+    /// A tracer that expects the opening handshake first.
+    pub fn new() -> Tracer {
+        let records = Records::default();
+        Tracer::with(Tap::new(1, records.clone()), records)
+    }
+
+    /// A tracer that expects frames in both directions.
+    pub fn open() -> Tracer {
+        let records = Records::default();
+        Tracer::with(Tap::open(1, records.clone()), records)
+    }
+
+    fn with(mut tap: Tap, records: Records) -> Tracer {
+        // Lift all limits: limits are a server's choice, and the tools report only violations of the RFC.
+        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, binary: true });
+        Tracer { tap, records }
+    }
+
+    pub fn see(&mut self, role: Role, bytes: &[u8], time: SystemTime) -> Vec<Record> {
+        self.tap.bytes(role, bytes, time);
+        self.records.take()
+    }
+
+    /// Records the end of the connection, and returns the last records. The final record shows `cause`.
+    pub fn end(&mut self, cause: &str, time: SystemTime) -> Vec<Record> {
+        self.tap.closed(cause, time);
+        self.records.take()
+    }
+}
+
+impl Default for Tracer {
+    fn default() -> Tracer {
+        Tracer::new()
     }
 }

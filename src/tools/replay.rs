@@ -1,11 +1,7 @@
-//! `wirechat replay FILE`: what `--record` kept is seen again, offline.
-//!
-//! The bytes go through the tracer, which draws them as `--trace` would have, and through a [`Protocol`] of its own: what
-//! that answers must be what the server answered then. So a recording of a fault shows whether the fault is still there.
-//!
-//! The subtle thing: the server also said things that were not answers (messages, pings, a Close for a reason of its own),
-//! of which the protocol knows nothing. Only pongs, and a Close that answers, are compared. Who may come in is not asked
-//! again: the tokens are masked.
+//! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
+//! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
+//! §5.5). Replay does not compare frames that the client's bytes did not cause: messages, Pings, and a Close that the
+//! server started. Replay skips the handshake, because recordings redact tokens.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,129 +17,132 @@ use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Protocol;
 
 const AFTER_HELP: &str = "\
-Try:  wirechat --record recordings           keep what passes, a file a connection
-      wirechat replay recordings/….wire      and see one of them again, every byte of it
+Try:  wirechat --record recordings           save the bytes of each connection in a file
+      wirechat replay recordings/….wire      and show one of them, every byte
 
-The exit code is 0 if it ends as it ended then, 1 if not, 2 if the file is no recording.";
+The exit code is 0 if the protocol reacts as it did then, 1 if not, 2 if the file is not a recording.";
 
-/// What the tool is asked.
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// A file that `wirechat --record DIR` has written
+    /// File that wirechat --record DIR wrote
     file: PathBuf,
 
-    /// One line a frame, instead of all of it
+    /// Print one line per frame instead of every byte
     #[arg(long)]
     line: bool,
 
-    /// Print this help
-    #[arg(short, long, action = ArgAction::HelpShort)]
+    #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
     help: Option<bool>,
 }
 
-/// What a server answered by itself.
+/// The control frames that a server sent in response to the client's bytes.
 #[derive(Debug, Default)]
-struct Answers {
-    /// The payloads of its pongs.
+struct Reactions {
     pongs: Vec<Vec<u8>>,
-    /// The code of its Close, if it sent one with a code.
+    /// The code of the Close. `None`: no Close. `Some(None)`: a Close without a code.
     close: Option<Option<u16>>,
-    /// The Close was no answer: the server began it, for a reason of its own.
-    is_own: bool,
+    /// Whether the server started the closing handshake, for example because of a limit or a shutdown.
+    closed_first: bool,
 }
 
-/// Draws a recording, and compares. `true`: it ends as it ended then.
+/// Draws a recording and compares it with this version. `true` if the protocol reacts as recorded.
 ///
 /// # Errors
-/// The file cannot be read, or is no recording.
+/// A one-line message if the file cannot be read or is not a recording.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
-    let path = arguments.file.display();
-    let bytes = fs::read(&arguments.file).map_err(|error| format!("{path}: {error}"))?;
-    let text = String::from_utf8(bytes).map_err(|_| format!("{path} is no recording: it is not text"))?;
-    let recording = Recording::parse(&text).map_err(|error| format!("{path}: {error}"))?;
+    let path = arguments.file.display().to_string();
+    let bytes = fs::read(&arguments.file).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let recording = parse(&path, bytes)?;
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
     recording.replay(|record| screen.line(&screen.drawn(record)));
     match recording.entries.last().map(|entry| &entry.step) {
         Some(Step::End(_)) => {}
-        Some(Step::Cut) => screen.line("here the recording was cut: all of them had reached --record-limit"),
-        _ => screen.line("here the recording stops: the connection was not over, or the server was killed"),
+        Some(Step::Cut) => screen.line("The recording was cut here: --record-limit was reached."),
+        _ => screen.line("The recording stops here: the connection was still open, or the server was killed."),
     }
-    let difference = difference(&answers_of_server(&recording), &answers_of_protocol(&recording));
-    let verdict = match &difference {
-        None => screen.toned(Tone::Good, "as it was recorded: the protocol answers the same"),
-        Some(difference) => screen.toned(Tone::Bad, &format!("NOT as it was recorded: {difference}")),
+    let difference = difference(&reactions_recorded(&recording), &reactions_now(&recording));
+    let result = match &difference {
+        None => screen.toned(Tone::Good, "as recorded: the protocol reacts in the same way"),
+        Some(difference) => screen.toned(Tone::Bad, &format!("NOT as recorded: {difference}")),
     };
-    screen.line(&verdict);
+    screen.line(&result);
     Ok(difference.is_none())
 }
 
-/// Where the answers of the protocol are others than those of the server. What the server had still to say when the
-/// connection broke, when it closed for a reason of its own, or when there was no more room for the recording, is not
-/// there.
-fn difference(then: &Answers, now: &Answers) -> Option<String> {
-    let pong = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at));
-    if let Some(at) = pong {
-        let text = |answers: &Answers| match answers.pongs.get(at) {
-            Some(payload) => quoted(&String::from_utf8_lossy(payload)),
-            None => "none".into(),
-        };
-        return Some(format!(
-            "Pong {} of the server was {}; that of the protocol is {}",
-            at + 1,
-            text(then),
-            text(now)
-        ));
-    }
-    let text = |close: &Option<Option<u16>>| match close {
-        None => "none".into(),
-        Some(None) => "without a code".into(),
-        Some(Some(code)) => code.to_string(),
+fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
+    let not_one = |seen: &str| {
+        format!(
+            "{path} is not a wirechat recording: its first line must be like {{\"connection\":7,\"wirechat\":\"0.1.0\"}}, \
+             and {seen}. Make recordings with wirechat --record DIR"
+        )
     };
-    let is_other = !then.is_own && then.close.is_some() && then.close != now.close;
-    is_other.then(|| {
-        format!("the Close of the server was {}; that of the protocol is {}", text(&then.close), text(&now.close))
+    let text = String::from_utf8(bytes).map_err(|_| not_one("the file is not text"))?;
+    let first_line = text.lines().next().unwrap_or_default();
+    Recording::parse(&text).map_err(|error| match Recording::parse(first_line) {
+        Ok(_) => format!("{path} is a damaged recording: {error}"),
+        Err(_) if text.is_empty() => not_one("the file is empty"),
+        Err(_) => not_one(&format!("it is {}", quoted(first_line))),
     })
 }
 
-/// What the server answered then.
-fn answers_of_server(recording: &Recording) -> Answers {
-    let (mut head, mut frames, mut answers) = (Head::default(), FrameScanner::new(Role::Server), Answers::default());
+/// Returns the first difference. Missing reactions at the end of a recording do not count: the connection may have
+/// broken, the server may have closed first, or the recording may have been full.
+fn difference(then: &Reactions, now: &Reactions) -> Option<String> {
+    if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
+        let text = |reactions: &Reactions| match reactions.pongs.get(at) {
+            Some(payload) => quoted(&String::from_utf8_lossy(payload)),
+            None => "missing".into(),
+        };
+        return Some(format!("Pong {} was {}, and is now {}", at + 1, text(then), text(now)));
+    }
+    let text = |close: &Option<Option<u16>>| match close {
+        None => "missing".into(),
+        Some(None) => "without a code".into(),
+        Some(Some(code)) => code.to_string(),
+    };
+    let is_different = !then.closed_first && then.close.is_some() && then.close != now.close;
+    is_different.then(|| format!("the Close was {}, and is now {}", text(&then.close), text(&now.close)))
+}
+
+fn reactions_recorded(recording: &Recording) -> Reactions {
+    let (mut head, mut frames, mut reactions) =
+        (Head::default(), FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {
         match &entry.step {
             Step::Server(bytes) => {
-                let behind = head.read(bytes, 0);
-                answers.take(&mut frames, behind);
+                let after_head = head.read(bytes, 0);
+                reactions.scan(&mut frames, after_head);
             }
-            Step::Closing => answers.is_own = answers.close.is_none(),
+            Step::Closing => reactions.closed_first = reactions.close.is_none(),
             _ => {}
         }
     }
-    answers
+    reactions
 }
 
-/// What the protocol answers now. Frames that came with the request wait for it to be granted.
-fn answers_of_protocol(recording: &Recording) -> Answers {
-    let (mut head, mut ahead, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
-    let (mut frames, mut answers) = (FrameScanner::new(Role::Server), Answers::default());
+fn reactions_now(recording: &Recording) -> Reactions {
+    // Frames that arrive in the same read as the request wait for the upgrade, as in the server.
+    let (mut head, mut waiting, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
+    let (mut frames, mut reactions) = (FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {
         match &entry.step {
             Step::Upgraded { limits, .. } => protocol = Some(Protocol::new(*limits)),
-            Step::Client(bytes) => ahead.extend_from_slice(head.read(bytes, 0)),
+            Step::Client(bytes) => waiting.extend_from_slice(head.read(bytes, 0)),
             _ => {}
         }
         let Some(protocol) = &mut protocol else { continue };
-        let mut bytes = std::mem::take(&mut ahead);
+        let mut bytes = std::mem::take(&mut waiting);
         let mut input = &mut bytes[..];
         while protocol.receive(&mut input).is_some() {}
-        answers.take(&mut frames, &protocol.take_replies());
+        reactions.scan(&mut frames, &protocol.take_output());
     }
-    answers
+    reactions
 }
 
-impl Answers {
-    /// Takes what is an answer among frames of a server.
-    fn take(&mut self, frames: &mut FrameScanner, mut bytes: &[u8]) {
+impl Reactions {
+    /// Collects the Pongs and the Close from a server's frames.
+    fn scan(&mut self, frames: &mut FrameScanner, mut bytes: &[u8]) {
         while let scan::Step::Complete(frame) = frames.next(&mut bytes, 0) {
             match Opcode::from_bits(frame.header.opcode()) {
                 Ok(Opcode::Pong) => self.pongs.push(frame.wire),
@@ -159,7 +158,7 @@ mod tests {
     use super::*;
     use crate::inspect::visible::digits;
 
-    /// A recording of these steps behind an upgrade.
+    /// A recording of an upgrade, followed by `steps`.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
         let mut file = String::from("{\"connection\":7,\"wirechat\":\"0.1.0\"}\n");
@@ -177,34 +176,50 @@ mod tests {
 
     fn compare(steps: &[(&str, &[u8])]) -> Option<String> {
         let recording = recording(steps);
-        difference(&answers_of_server(&recording), &answers_of_protocol(&recording))
+        difference(&reactions_recorded(&recording), &reactions_now(&recording))
     }
 
     #[test]
-    fn answers_are_compared() {
+    fn pongs_and_closes_are_compared() {
         let ping: &[u8] = b"\x89\x81\0\0\0\0p";
         let pings = [ping, ping].concat();
         assert_eq!(compare(&[("client", ping), ("server", b"\x81\x02hi\x8a\x01p")]), None);
-        assert_eq!(compare(&[("client", &pings), ("server", b"\x8a\x01p")]), None, "one had still to be sent");
-        assert_eq!(compare(&[("client", &pings), ("closing", b""), ("server", b"\x88\x02\x03\xf0")]), None, "its own");
+        assert_eq!(compare(&[("client", &pings), ("server", b"\x8a\x01p")]), None, "the last Pong was lost");
+        assert_eq!(
+            compare(&[("client", &pings), ("closing", b""), ("server", b"\x88\x02\x03\xf0")]),
+            None,
+            "the server closed first"
+        );
         assert_eq!(compare(&[("client", &[0x81, 0x05]), ("server", b"\x88\x02\x03\xea")]), None, "1002");
-        for (sent, answered, fault) in [
-            (ping, &b"\x8a\x01q"[..], "Pong 1 of the server was \"q\"; that of the protocol is \"p\""),
-            (b"", b"\x8a\x01q", "Pong 1 of the server was \"q\"; that of the protocol is none"),
-            (ping, b"\x88\x02\x03\xea", "the Close of the server was 1002; that of the protocol is none"),
-            (b"\x81\x05", b"\x88\x02\x03\xef", "the Close of the server was 1007; that of the protocol is 1002"),
+        for (sent, recorded, expected) in [
+            (ping, &b"\x8a\x01q"[..], "Pong 1 was \"q\", and is now \"p\""),
+            (b"", b"\x8a\x01q", "Pong 1 was \"q\", and is now missing"),
+            (ping, b"\x88\x02\x03\xea", "the Close was 1002, and is now missing"),
+            (b"\x81\x05", b"\x88\x02\x03\xef", "the Close was 1007, and is now 1002"),
         ] {
-            assert_eq!(compare(&[("client", sent), ("server", answered)]).as_deref(), Some(fault));
+            assert_eq!(compare(&[("client", sent), ("server", recorded)]).as_deref(), Some(expected));
         }
     }
 
     #[test]
-    fn frames_that_came_with_the_request_are_answered_when_it_is_granted() {
+    fn frames_in_one_read_with_the_request_wait_for_the_upgrade() {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // the upgrade behind it, as it is recorded
-        assert_eq!(difference(&answers_of_server(&recording), &answers_of_protocol(&recording)), None);
-        assert_eq!(answers_of_protocol(&recording).pongs, [b"p"]);
+        recording.entries.swap(0, 1); // in a recording, the upgrade follows the request
+        assert_eq!(difference(&reactions_recorded(&recording), &reactions_now(&recording)), None);
+        assert_eq!(reactions_now(&recording).pongs, [b"p"]);
+    }
+
+    #[test]
+    fn a_file_that_is_not_a_recording_is_named_as_such() {
+        let error = |bytes: &[u8]| parse("f", bytes.to_vec()).unwrap_err();
+        let start = "f is not a wirechat recording: its first line must be like {\"connection\":7,\"wirechat\":\"0.1.0\"}, and ";
+        let end = ". Make recordings with wirechat --record DIR";
+        assert_eq!(error(b"root:x:0\nbin:x:1\n"), format!("{start}it is \"root:x:0\"{end}"));
+        assert_eq!(error(b"\x7fELF\xff"), format!("{start}the file is not text{end}"));
+        assert_eq!(error(b""), format!("{start}the file is empty{end}"));
+        let damaged = error(b"{\"connection\":7,\"wirechat\":\"0.1.0\"}\n{}\n");
+        assert!(damaged.starts_with("f is a damaged recording: line 2: "), "{damaged}");
     }
 }

@@ -1,7 +1,5 @@
-//! What a tool writes: plain lines, with colour on a terminal that wants it.
-//!
-//! The subtle thing: much of what is shown was sent by somebody else, and a terminal obeys what it is sent. So nothing
-//! from the wire is written but through [`quoted`], or by the tracer, which escapes as well.
+//! Standard output of a tool: plain lines, in colour on a terminal. Terminals execute escape sequences, so tools print
+//! bytes from the wire only through [`quoted`], [`escaped`] and [`hex`], or through the tracer, which also escapes.
 
 use std::io::{IsTerminal, Write};
 
@@ -11,41 +9,35 @@ use crate::inspect::text::{Detail, Style};
 pub use crate::inspect::visible::escaped;
 use crate::inspect::{Record, text, visible};
 
-/// As much of a text from the wire as is shown.
+/// Maximum length of quoted text, in characters.
 const MAX_QUOTED: usize = 100;
-/// As many of bytes that are no text.
+/// Maximum length of binary data to show, in bytes.
 const MAX_HEX: usize = 16;
 
-/// Standard output.
 #[derive(Debug)]
 pub struct Screen {
     style: Style,
 }
 
-/// How a line is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tone {
-    /// All is well.
     Good,
-    /// Something is wrong.
     Bad,
-    /// A heading.
     Heading,
 }
 
 impl Screen {
-    /// Standard output, with so much of each frame. There is colour on a terminal, unless `NO_COLOR` is set.
+    /// Uses colour on a terminal, unless `NO_COLOR` is set.
     pub fn new(detail: Detail) -> Screen {
         Screen { style: Style::new(detail, std::io::stdout().is_terminal()) }
     }
 
-    /// Writes a line, or several.
     pub fn line(&self, text: &str) {
-        // If nobody reads on (`| head`), the exit code still tells.
+        // A closed pipe, as with `| head`, is not an error: the exit code still reports the result.
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 
-    /// A text in the colour of its tone, where there is colour.
+    /// Colours `text` by its tone, if colour is enabled.
     pub fn toned(&self, tone: Tone, text: &str) -> String {
         let style = match tone {
             Tone::Good => AnsiColor::Green.on_default(),
@@ -55,23 +47,31 @@ impl Screen {
         if self.style.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
-    /// What the tracer saw, as it draws it, without the last line's end.
+    /// Formats a record as the tracer draws it, without the trailing newline.
     pub fn drawn(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write(record, self.style, &mut drawn);
         drawn.truncate(drawn.trim_end().len());
         drawn
     }
+
+    /// Like [`Screen::drawn`], but without the time, for bytes that did not come from a connection.
+    pub fn drawn_without_time(&self, record: &Record) -> String {
+        let mut drawn = String::new();
+        text::write_without_time(record, self.style, &mut drawn);
+        drawn.truncate(drawn.trim_end().len());
+        drawn
+    }
 }
 
-/// A text from the wire between quotes, as the tracer has it: escaped, and not too long.
+/// Quotes and escapes text from the wire, and truncates long text.
 pub fn quoted(text: &str) -> String {
     let start = visible::start_of(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
     visible::quoted(start) + dots
 }
 
-/// Bytes from the wire as text between quotes or, if they are none, as pairs of digits; the first of them.
+/// The first bytes of data from the wire: as quoted text if it is UTF-8, else as hexadecimal digits.
 pub fn start(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quoted(text),
@@ -79,7 +79,7 @@ pub fn start(bytes: &[u8]) -> String {
     }
 }
 
-/// Bytes from the wire as pairs of digits, the first of them.
+/// The first `max` bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8], max: usize) -> String {
     let dots = if bytes.len() > max { " …" } else { "" };
     visible::hex(&bytes[..bytes.len().min(max)]) + dots
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_from_the_wire() {
+    fn data_from_the_wire_is_escaped_and_cut() {
         assert_eq!(quoted("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
         assert_eq!(quoted(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
         assert_eq!(start(b"hi\r\n"), "\"hi\\r\\n\"");

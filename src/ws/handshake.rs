@@ -1,7 +1,7 @@
-//! §4.2, the opening handshake, the server's side: a [`Request`] becomes an [`Upgrade`], and that the 101.
-//!
-//! This file does not know which paths exist, who is welcome, or how a plain answer is written: the server asks those
-//! questions between the steps, in the order that the protocol page fixes.
+//! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The `http` module handles paths,
+//! access control and all other responses. The accept value proves that the server understood the request as a
+//! WebSocket handshake. The accept value is neither a secret nor authentication, so the weakness of SHA-1 does not
+//! matter (§10.8).
 //!
 //! ```text
 //!   key       dGhlIHNhbXBsZSBub25jZQ==
@@ -9,179 +9,176 @@
 //!   SHA-1     b3 7a 4f 2c c0 62 4f 16 90 f6 46 06 cf 38 59 45 b2 be c4 ea
 //!   base64    s3pPLMBiTxaQ9kYGzzhZRbK+xOo=
 //! ```
-//!
-//! The subtle thing: the accept value is made of the key as it was sent, not of what it decodes to. It proves that the
-//! server has read the request as a WebSocket handshake, and nothing else; it is no secret and no authentication.
 
+use base64::Engine;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
-use base64::{DecodeSliceError, Engine};
 use sha1::{Digest, Sha1};
 
 use super::extension;
-use super::request::{Rejection, Request, bad_request, is_token, shown};
+use super::request::{Rejection, Request, bad_request, is_token, quoted};
 
-/// A request that meets §4.2.1 and asks for the WebSocket protocol.
-#[derive(Debug, PartialEq, Eq)]
+/// Headers of a 426. RFC 9110 §15.5.22 requires `Upgrade`; RFC 9110 §7.8 requires `Connection` too. §4.4: "it MUST
+/// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
+const UPGRADE_REQUIRED: &[(&str, &str)] =
+    &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
+
+/// The rejection of a plain HTTP request to a WebSocket endpoint.
+pub fn upgrade_required() -> Rejection {
+    let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
+                `wscat -c url` does (RFC 6455 §4.1).";
+    Rejection { status: 426, headers: UPGRADE_REQUIRED, body: body.into() }
+}
+
+/// A handshake request that has passed every check of §4.2.1.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Upgrade<'h> {
     key: &'h [u8],
     /// The subprotocols that the client offers, in its order of preference.
     pub subprotocols: Vec<&'h str>,
 }
 
-/// What goes with a 426: RFC 9110 §15.5.22 and RFC 9110 §7.8 demand the first two, §4.4 the version that would do.
-const UPGRADE_REQUIRED: &[(&str, &str)] =
-    &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
-
-/// The 426 for a plain request to a WebSocket endpoint.
-pub fn upgrade_required() -> Rejection {
-    Rejection {
-        status: 426,
-        headers: UPGRADE_REQUIRED,
-        body: "This is a WebSocket endpoint: ask with Upgrade: websocket, as a browser's `new WebSocket(url)` or \
-               `wscat -c url` does (RFC 6455 §4.1)."
-            .into(),
-    }
-}
-
 impl<'h> Upgrade<'h> {
-    /// Checks items 1 and 4–9 of §4.2.1 in the order of the protocol page: HTTP version, `Connection`,
-    /// `Sec-WebSocket-Version`, `Sec-WebSocket-Key`, extensions, subprotocols.
-    ///
-    /// # Errors
-    /// 400, or 426 with the version that would do.
-    ///
-    /// ```
-    /// use wirechat::ws::{handshake::Upgrade, request::Request};
-    /// let head = b"GET /chat HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-    ///     Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    /// let rejection = Upgrade::check(&Request::parse(head, 64).unwrap()).unwrap_err();
-    /// assert_eq!(rejection.status, 426);
-    /// assert!(rejection.body.ends_with("(RFC 6455 §4.4)."));
-    /// ```
+    /// Checks a request against §4.2.1. The error is the first of [`rejections`].
     pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Rejection> {
-        if request.minor_version == 0 {
-            return Err(bad_request("An upgrade needs HTTP/1.1; this was HTTP/1.0 (RFC 6455 §4.2.1)."));
-        }
-        if !request.has_token("Connection", "upgrade") {
-            let seen: Vec<_> = request.header("Connection").map(shown).collect();
-            let seen = if seen.is_empty() { "nothing".into() } else { seen.join(", ") };
-            return Err(bad_request(format!("Connection must hold Upgrade; it was {seen} (RFC 6455 §4.2.1).")));
-        }
-        check_version(request)?;
-        let key = read_key(request)?;
-        let extensions = joined(request, "Sec-WebSocket-Extensions");
-        if extensions.is_some_and(|offer| !offer.is_ok_and(|offer| extension::is_offer(&offer))) {
-            return Err(bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."));
-        }
-        Ok(Upgrade { key, subprotocols: read_subprotocols(request)? })
+        let mut upgrade = Upgrade::default();
+        upgrade.apply_rules(request).into_iter().collect::<Result<(), _>>().map(|()| upgrade)
     }
 
-    /// The bytes of the 101 (§4.2.2 item 5). `own` is the endpoint's subprotocol: it is named if it was offered, and
-    /// else none is, which §4.2.2 allows and a client may accept or not (§1.9). It stands there once, as does the accept key
-    /// (§11.3.4, §11.3.3).
-    pub fn switching_protocols(&self, own: &str) -> Vec<u8> {
-        // With room for the first frames, which go out with it.
+    /// Applies every rule of §4.2.1 in a fixed order, and stores the parts of the request that the 101 needs.
+    fn apply_rules(&mut self, request: &Request<'h>) -> [Result<(), Rejection>; 9] {
+        [
+            // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
+            require(request.method == "GET", || {
+                let method = quoted(request.method.as_bytes());
+                let body = format!("The method must be GET, not {method} (RFC 6455 §4.2.1).");
+                // RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+                Rejection { status: 405, headers: &[("Allow", "GET")], body }
+            }),
+            // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
+            require(request.minor_version > 0, || {
+                bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")
+            }),
+            request.host().map(drop),
+            // §4.2.1 item 3: "An |Upgrade| header field containing the value "websocket"".
+            require(request.has_token("Upgrade", "websocket"), upgrade_required),
+            // §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
+            require(request.has_token("Connection", "upgrade"), || {
+                let received: Vec<_> = request.header("Connection").map(quoted).collect();
+                let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
+                bad_request(format!("Connection must contain Upgrade; it is {received} (RFC 6455 §4.2.1)."))
+            }),
+            check_version(request),
+            read_key(request).map(|key| self.key = key),
+            check_extensions(request),
+            read_subprotocols(request).map(|names| self.subprotocols = names),
+        ]
+    }
+
+    /// Writes the 101 response (§4.2.2 item 5). `supported` is the endpoint's only subprotocol.
+    pub fn switching_protocols(&self, supported: &str) -> Vec<u8> {
+        // 1 KiB leaves room to append the first frames, which are sent in the same write.
         let mut head = String::with_capacity(1024);
-        head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n");
-        head.push_str("Sec-WebSocket-Accept: ");
-        head.push_str(&accept_key(self.key));
-        if self.subprotocols.contains(&own) {
-            head.push_str("\r\nSec-WebSocket-Protocol: ");
-            head.push_str(own);
+        // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
+        head +=
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
+        head += &accept_value(self.key);
+        // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
+        // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
+        if self.subprotocols.contains(&supported) {
+            head += "\r\nSec-WebSocket-Protocol: ";
+            head += supported;
         }
-        head.push_str("\r\n\r\n");
+        head += "\r\n\r\n";
         head.into_bytes()
     }
 }
 
+/// One rejection for every rule of §4.2.1 that a request breaks, in the order in which [`Upgrade::check`] checks them.
+pub fn rejections(request: &Request) -> Vec<Rejection> {
+    Upgrade::default().apply_rules(request).into_iter().filter_map(Result::err).collect()
+}
+
+fn require(is_obeyed: bool, rejection: impl FnOnce() -> Rejection) -> Result<(), Rejection> {
+    if is_obeyed { Ok(()) } else { Err(rejection()) }
+}
+
+/// §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
 fn check_version(request: &Request) -> Result<(), Rejection> {
-    let mut versions = request.header("Sec-WebSocket-Version");
-    let body = match (versions.next(), versions.next()) {
-        (Some(b"13"), None) => return Ok(()),
-        (_, Some(_)) => {
-            return Err(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5)."));
-        }
-        (Some(other), None) => format!("Sec-WebSocket-Version must be 13; it was {} (RFC 6455 §4.4).", shown(other)),
-        (None, None) => "Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into(),
+    let body = match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
+        [b"13"] => return Ok(()),
+        [] => "Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into(),
+        [other] => format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quoted(other)),
+        _ => return Err(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
     };
+    // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
     Err(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
 }
 
-/// §4.2.1 item 5: "a base64-encoded value that, when decoded, is 16 bytes in length", and only one (§11.3.1).
+/// §4.2.1 item 5: a value "that, when decoded, is 16 bytes in length". §11.3.1 allows the header only once.
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
-    let mut keys = request.header("Sec-WebSocket-Key");
-    let (Some(key), None) = (keys.next(), keys.next()) else {
-        let count = request.header("Sec-WebSocket-Key").count();
-        let body = format!("Sec-WebSocket-Key must be sent once, not {count} times (RFC 6455 §4.2.1).");
-        return Err(bad_request(body));
+    let keys: Vec<&[u8]> = request.header("Sec-WebSocket-Key").collect();
+    let body = match keys[..] {
+        [key] => match decoded_key_len(key) {
+            Some(16) => return Ok(key),
+            Some(len) => format!("Sec-WebSocket-Key must decode to 16 bytes, not {len} (RFC 6455 §4.2.1)."),
+            None => format!("Sec-WebSocket-Key {} is not base64 (RFC 6455 §4.2.1).", quoted(key)),
+        },
+        _ => format!("Sec-WebSocket-Key must be sent once, not {} times (RFC 6455 §4.2.1).", keys.len()),
     };
-    match key_len(key) {
-        Some(16) => Ok(key),
-        Some(len) => Err(bad_request(format!("Sec-WebSocket-Key must be 16 bytes, not {len} (RFC 6455 §4.2.1)."))),
-        None => Err(bad_request(format!("Sec-WebSocket-Key {} is not base64 (RFC 6455 §4.2.1).", shown(key)))),
-    }
+    Err(bad_request(body))
 }
 
-/// How many bytes a key decodes to; `None`: it is not base64.
-pub fn key_len(key: &[u8]) -> Option<usize> {
-    // 16 bytes leave four spare bits in the last character. Keys written by hand set them; RFC 4648 §3.5 lets a
-    // decoder pass over them, and the answer is made of the string as sent.
+/// The decoded length of a key in bytes, or `None` if the key is not base64.
+pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
+    // The base64 form of 16 bytes has four unused bits, and handwritten keys often set those bits. RFC 4648 §3.5 lets a
+    // decoder ignore unused bits, and the accept value depends only on the string as sent.
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
-    match BASE64.decode_slice(key, &mut [0; 18]) {
-        Err(DecodeSliceError::OutputSliceTooSmall) => BASE64.decode(key).ok().map(|decoded| decoded.len()),
-        decoded => decoded.ok(),
-    }
+    BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// §4.1 item 10 with §4.3: a list of tokens, each "MUST be unique".
+/// §4.2.1 item 9. §9.1: the recipient of malformed extension offers "MUST immediately _Fail the WebSocket Connection_".
+fn check_extensions(request: &Request) -> Result<(), Rejection> {
+    // §11.3.2: the header may appear several times. Join all its lines into one list.
+    let lines: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
+    let is_list = || String::from_utf8(lines.join(&b", "[..])).is_ok_and(|list| extension::is_offer(&list));
+    require(lines.is_empty() || is_list(), || bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
+}
+
+/// Reads the list of subprotocols (§4.2.1 item 8, §4.3). §4.1 item 10: subprotocols "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
+    let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
         match std::str::from_utf8(element.trim_ascii()) {
+            // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
             Ok("") => {}
+            // Limit the number of names (§10.4), because the duplicate check takes quadratic time.
+            Ok(_) if offered.len() == 32 => return error("has over 32 names", "10.4"),
             Ok(name) if offered.contains(&name) => {
-                return Err(bad_request(format!("{NAME} names {} twice (RFC 6455 §4.1).", shown(name.as_bytes()))));
+                return error(&format!("has {} twice", quoted(name.as_bytes())), "4.1");
             }
             Ok(name) if is_token(name) => offered.push(name),
-            _ => {
-                return Err(bad_request(format!("{NAME} is malformed: {} (RFC 6455 §4.3).", shown(element))));
-            }
+            _ => return error(&format!("is malformed: {}", quoted(element)), "4.3"),
         }
     }
-    if offered.is_empty() && request.header(NAME).next().is_some() {
-        return Err(bad_request(format!("{NAME} is sent and names nothing (RFC 6455 §4.3).")));
-    }
-    Ok(offered)
+    if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }
 }
 
-/// All lines of a list header as one (§11.3.2, RFC 9110 §5.3): `None` if it was not sent, `Err` if it is not ASCII.
-fn joined(request: &Request, name: &str) -> Option<Result<String, std::string::FromUtf8Error>> {
-    let lines: Vec<&[u8]> = request.header(name).collect();
-    (!lines.is_empty()).then(|| String::from_utf8(lines.join(&b", "[..])))
-}
-
-/// §1.3: what a server that speaks another protocol would not think of.
+/// §1.3: appended to the key before hashing, so only a server that speaks WebSocket produces the right accept value.
 pub const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// §1.3 and §4.2.2 item 5.4: the value of `Sec-WebSocket-Accept` that proves to the client that its key was read.
-/// `key` is the string as sent, not decoded.
-///
-/// ```
-/// use wirechat::ws::handshake::accept_key;
-/// assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-/// ```
-pub fn accept_key(key: &[u8]) -> String {
-    let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
-    STANDARD.encode(hash)
+/// §4.2.2 item 5.4: the value of `Sec-WebSocket-Accept`. `key` is `Sec-WebSocket-Key` as sent, still in base64.
+pub fn accept_value(key: &[u8]) -> String {
+    STANDARD.encode(Sha1::new().chain_update(key).chain_update(GUID).finalize())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The request of §1.2, with one of its lines taken out and others put in.
+    /// The example request of §1.2: drops lines that start with `without`, and adds the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",
@@ -193,7 +190,7 @@ mod tests {
         ];
         let kept = lines.into_iter().filter(|line| without.is_empty() || !line.starts_with(without));
         let mut head = kept.chain(with.split('|').filter(|line| !line.is_empty())).collect::<Vec<_>>();
-        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line that was put in comes first
+        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line from `with` must come first
         head.join("\r\n") + "\r\n\r\n"
     }
 
@@ -204,17 +201,21 @@ mod tests {
     }
 
     #[test]
-    fn rfc_1_3_the_accept_key() {
-        assert_eq!(accept_key(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
-        assert_ne!(accept_key(b"dGhlIHNhbXBsZSBub25jZR=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "the string is hashed");
+    fn rfc_1_3_accept_value() {
+        assert_eq!(accept_value(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_ne!(
+            accept_value(b"dGhlIHNhbXBsZSBub25jZR=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+            "the key is hashed as sent"
+        );
     }
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let key = "dGhlIHNhbXBsZSBub25jZQ==";
         let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
         let hash = crate::pictures::hex(&hash);
-        let rows = [("key", key), ("and GUID", GUID), ("SHA-1", &hash), ("base64", &accept_key(key.as_bytes()))];
+        let rows = [("key", key), ("and GUID", GUID), ("SHA-1", &hash), ("base64", &accept_value(key.as_bytes()))];
         let picture = rows.map(|(name, value)| format!("  {name:10}{value}"));
         crate::pictures::assert_drawn(include_str!("handshake.rs"), &picture.join("\n"));
     }
@@ -224,6 +225,9 @@ mod tests {
         let cases = [
             ("", "", Ok(())),
             ("GET", "GET / HTTP/1.0", Err(400)),
+            ("Host", "", Err(400)),
+            ("Upgrade", "", Err(426)),
+            ("Upgrade", "Upgrade: h2c, WebSocket", Ok(())),
             ("Connection", "", Err(400)),
             ("Connection", "Connection: keep-alive, UPGRADE", Ok(())),
             ("Connection", "Connection: keep-alive|connection: upgrade", Ok(())),
@@ -255,13 +259,33 @@ mod tests {
             ("", "Sec-WebSocket-Protocol: a b", Err(400)),
             ("", "Sec-WebSocket-Protocol:", Err(400)),
         ];
-        for (without, with, verdict) in cases {
-            assert_eq!(status(without, with), verdict, "without {without:?}, with {with:?}");
+        for (without, with, expected) in cases {
+            assert_eq!(status(without, with), expected, "without {without:?}, with {with:?}");
+        }
+        for (count, expected) in [(32, Ok(())), (33, Err(400))] {
+            let names: Vec<_> = (0..count).map(|number| number.to_string()).collect();
+            assert_eq!(status("", &format!("Sec-WebSocket-Protocol: {}", names.join(","))), expected, "{count} names");
         }
     }
 
     #[test]
-    fn rfc_4_2_2_the_answer() {
+    fn rfc_4_2_1_every_broken_rule_has_a_rejection() {
+        let head = b"POST / HTTP/1.0\r\nHost: a b\r\nSec-WebSocket-Version: 8\r\nSec-WebSocket-Key: short\r\n\
+            Sec-WebSocket-Extensions: ;\r\nSec-WebSocket-Protocol: a, a\r\n\r\n";
+        let request = Request::parse(head, 64).unwrap();
+        let rejections = rejections(&request);
+        let subjects =
+            ["method", "HTTP/1.1", "Host", "Upgrade:", "Connection", "-Version", "-Key", "-Extensions", "-Protocol"];
+        assert_eq!(rejections.len(), subjects.len());
+        for (rejection, subject) in rejections.iter().zip(subjects) {
+            assert!(rejection.body.contains(subject), "{subject}: {rejection:?}");
+            assert!(rejection.body.contains("§"), "{rejection:?}");
+        }
+        assert_eq!(Upgrade::check(&request).as_ref(), Err(&rejections[0]));
+    }
+
+    #[test]
+    fn rfc_4_2_2_response() {
         let plain = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
         let cases = [
@@ -271,11 +295,11 @@ mod tests {
             ("Sec-WebSocket-Protocol: other, chat.events", "Sec-WebSocket-Protocol: chat.events\r\n"),
             ("Sec-WebSocket-Extensions: permessage-deflate", ""),
         ];
-        for (offer, answered) in cases {
+        for (offer, selected) in cases {
             let head = head("", offer);
             let request = Request::parse(head.as_bytes(), 64).unwrap();
-            let answer = Upgrade::check(&request).unwrap().switching_protocols("chat.events");
-            assert_eq!(String::from_utf8(answer).unwrap(), format!("{plain}{answered}\r\n"), "{offer}");
+            let response = Upgrade::check(&request).unwrap().switching_protocols("chat.events");
+            assert_eq!(String::from_utf8(response).unwrap(), format!("{plain}{selected}\r\n"), "{offer}");
         }
     }
 }

@@ -1,16 +1,14 @@
-//! §5 and §7: the state machine of one open connection. Bytes in, one event out at a time, replies queued.
+//! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
+//! outgoing frames are queued. This module knows no sockets and no clock, and does not interpret messages. A message is
+//! copied only if it is fragmented or spans several reads; an idle connection holds no message buffer.
 //!
 //! ```text
-//!            close(), a broken rule, framing intact            peer's Close
-//!   Open ──────────────────────────────────▶ Closing(Intact) ──────────────▶ Closed
-//!    │ │                                          │                            ▲
-//!    │ └── a broken rule, framing lost ──▶ Closing(Lost) ◀── a bad header      │
-//!    │                                                                         │
-//!    └──────────── peer's Close, answered (§5.5.1) ────────────────────────────┘
+//!   Open ──▶ Closing(Intact) ──▶ Closed           the server sends the first Close, the peer replies
+//!   Open ──────────────────────▶ Closed           the peer sends the first Close, the server echoes it (§5.5.1)
+//!   Open ──▶ Closing(Lost) ◀── Closing(Intact)    the peer sends an invalid header, and its later frames are lost
 //! ```
 //!
-//! The same with everything that can happen: what the owner is told, what is sent, and where that leads. In an empty
-//! cell it is passed over, and in all columns but the first nothing is sent any more: our one Close is out.
+//! For each input, in each state: the event, the frame sent, the next state. Empty cell: the input is ignored.
 //!
 //! | | `Open` | `Closing(Intact)` | `Closing(Lost)` | `Closed` |
 //! |---|---|---|---|---|
@@ -19,126 +17,102 @@
 //! | a Pong | `Pong` |  |  |  |
 //! | a Close | `Close`, sends Close 1000, → `Closed` | `Close`, → `Closed` |  |  |
 //! | a Close with a reserved code | `Failed`, sends Close 1002, → `Closing(Lost)` | `Close`, → `Closed` |  |  |
-//! | a Close, its reason not UTF-8 | `Failed`, sends Close 1007, → `Closed` | `Close`, → `Closed` |  |  |
+//! | a Close whose reason is not UTF-8 | `Failed`, sends Close 1007, → `Closed` | `Close`, → `Closed` |  |  |
 //! | text that is not UTF-8 | `Failed`, sends Close 1007, → `Closing(Intact)` |  |  |  |
-//! | a fragment too many | `Failed`, sends Close 1008, → `Closing(Intact)` |  |  |  |
-//! | a message over the limit | `Failed`, sends Close 1009, → `Closing(Lost)` |  |  |  |
-//! | a header that breaks a rule | `Failed`, sends Close 1002, → `Closing(Lost)` | → `Closing(Lost)` |  |  |
-//! | we call `close` | sends Close 1001, → `Closing(Intact)` |  |  |  |
-//! | we call `ping` | sends Ping |  |  |  |
-//!
-//! This file does not know sockets, time or what a message means. Whoever owns it feeds [`Protocol::receive`], sends
-//! what [`Protocol::take_replies`] gives, and ends the connection when [`Protocol::state`] says so.
-//!
-//! The subtle thing: the input is unmasked where it lies. A message that came whole is handed out as a slice of the
-//! caller's own buffer; only what a cut went through is copied, and between messages nothing is held.
+//! | one fragment over the limit | `Failed`, sends Close 1008, → `Closing(Intact)` |  |  |  |
+//! | a message over the size limit | `Failed`, sends Close 1009, → `Closing(Lost)` |  |  |  |
+//! | an invalid header | `Failed`, sends Close 1002, → `Closing(Lost)` | → `Closing(Lost)` |  |  |
+//! | a call of `close` | sends Close 1001, → `Closing(Intact)` |  |  |  |
+//! | a call of `ping` | sends Ping |  |  |  |
 
 use std::borrow::Cow;
 
 use super::close::{CloseCode, CloseFrame, ProtocolError};
 use super::frame::{self, FrameHeader, Opcode};
-use super::message::{self, Assembler, Message, MessageKind};
-use super::reader::{FrameReader, Piece};
+use super::message::{Assembler, Message};
+use super::reader::{Chunk, FrameReader};
 
-/// §10.4: what one peer may make this side hold.
+/// §10.4: limits on one incoming message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one message, whatever its frames.
+    /// Maximum payload bytes of a message, summed over all its frames.
     pub message: usize,
-    /// Frames of one message, empty ones counted: a message in a million pieces costs time, if not memory.
+    /// Maximum number of frames in a message. Bounds floods of empty frames, which no size limit stops.
     pub fragments: u32,
-    /// Whether binary messages are taken.
     pub binary: bool,
 }
 
-/// Where the connection stands (§7.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Both sides may send data.
     Open,
-    /// Our Close is out, the peer's has not come (§7.1.3).
+    /// The server has sent a Close and is waiting for the peer's Close (§7.1.3).
     Closing(Framing),
-    /// Both Closes have passed. §7.1.1: the server ends the TCP connection, and with it all is closed (§7.1.4).
+    /// Both endpoints have sent a Close. The server closes TCP (§7.1.1), which closes the WebSocket (§7.1.4).
     Closed,
 }
 
-/// Whether the next frame can still be found in what the peer sends.
+/// Whether the server can find the peer's next frame. `Lost` after an invalid header or a payload over the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
-    /// Frames can be skipped until the peer's Close.
     Intact,
-    /// A header made no sense, or its payload is over the limit: nothing more can be read.
     Lost,
 }
 
-/// What the peer did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A whole message.
     Message(Message<'a>),
-    /// §5.5.2. The Pong is already among the replies.
+    /// A Ping from the peer (§5.5.2). The Pong is already in `output`.
     Ping(Cow<'a, [u8]>),
-    /// §5.5.3. Nothing is to be done.
+    /// A Pong from the peer (§5.5.3), which needs no response.
     Pong(Cow<'a, [u8]>),
-    /// The peer's Close: its code (§7.1.5) and reason (§7.1.6). If it is the first, the answer is already among the replies.
+    /// The peer's code (§7.1.5) and reason (§7.1.6). A Close in response, if due, is already in `output`.
     Close(Option<CloseCode>, String),
-    /// §7.1.7: a rule was broken. The Close that says so is already among the replies.
+    /// §7.1.7: the peer broke a protocol rule. A Close with the error is already in `output`.
     Failed(ProtocolError),
 }
 
-/// The server's side of one connection after the upgrade.
+/// The server's endpoint of one connection after the upgrade.
 #[derive(Debug)]
 pub struct Protocol {
     limits: Limits,
     state: State,
     frames: FrameReader,
-    message: Assembler,
-    /// The payload of a control frame of which not everything has come; §5.5 bounds it.
+    message: Option<(Assembler, u32)>, // an incomplete message, and how many of its frames have started
+    /// Partial payload of an incomplete control frame: at most 125 bytes (§5.5).
     control: Vec<u8>,
-    replies: Vec<u8>,
+    output: Vec<u8>,
 }
 
 impl Protocol {
-    /// A connection that has just been upgraded.
     pub fn new(limits: Limits) -> Protocol {
-        Protocol {
-            limits,
-            state: State::Open,
-            frames: FrameReader::default(),
-            message: Assembler::default(),
-            control: Vec::new(),
-            replies: Vec::new(),
-        }
+        let frames = FrameReader::default();
+        Protocol { limits, state: State::Open, frames, message: None, control: Vec::new(), output: Vec::new() }
     }
 
-    /// Where the connection stands.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// Whether no frame and no message has begun that is not received to its end.
+    /// False in the middle of a frame or of a fragmented message.
     pub fn is_between_messages(&self) -> bool {
-        self.frames.is_between_frames() && !self.message.is_open()
+        self.frames.is_between_frames() && self.message.is_none()
     }
 
-    /// How much memory an unfinished message holds, in bytes.
+    /// Number of frames that have started arriving, including control frames and invalid frames.
+    pub fn frames_received(&self) -> u64 {
+        self.frames.frames_begun
+    }
+
+    /// Bytes of memory allocated for an incomplete message.
     pub fn buffered(&self) -> usize {
-        self.message.capacity()
+        self.message.as_ref().map_or(0, |(message, _)| message.capacity())
     }
 
-    /// The frames that are to be sent in answer to what was received so far, in order.
-    pub fn take_replies(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.replies)
+    pub fn take_output(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.output)
     }
 
-    /// Begins the closing handshake (§7.1.2, §7.3), if it has not begun. A reason is cut at 123 bytes.
-    ///
-    /// ```
-    /// use wirechat::ws::{close::CloseCode, protocol::{Limits, Protocol}};
-    /// let mut protocol = Protocol::new(Limits { message: 100, fragments: 10, binary: false });
-    /// protocol.close(CloseCode::GOING_AWAY, "bye");
-    /// assert_eq!(protocol.take_replies(), b"\x88\x05\x03\xe9bye");
-    /// ```
+    /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Truncates `reason` to 123 bytes.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.state == State::Open {
             self.send_close(CloseFrame { code: Some(code), reason });
@@ -146,156 +120,138 @@ impl Protocol {
         }
     }
 
-    /// Sends a Ping with an empty payload, if data may still be sent.
+    /// Queues an empty Ping, unless the server has already sent a Close.
     pub fn ping(&mut self) {
         if self.state == State::Open {
-            frame::append(&mut self.replies, Opcode::Ping, b"");
+            frame::append(&mut self.output, Opcode::Ping, b"");
         }
     }
 
-    /// §6.2: reads up to the next event, and leaves the rest in `input`. `None`: all was read. Unmasks in place.
-    ///
-    /// ```
-    /// use wirechat::ws::protocol::{Event, Limits, Protocol};
-    /// use wirechat::ws::message::Message;
-    /// let mut protocol = Protocol::new(Limits { message: 100, fragments: 10, binary: false });
-    /// let mut bytes = *b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58"; // §5.7, a masked "Hello"
-    /// let mut input = &mut bytes[..];
-    /// assert_eq!(protocol.receive(&mut input), Some(Event::Message(Message::Text("Hello".into()))));
-    /// assert_eq!(protocol.receive(&mut input), None);
-    /// ```
+    /// §6.2: reads up to the next event and leaves the rest in `input`. `None` means that `input` is used up.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
         loop {
+            // §7.1.7: an endpoint that fails the connection "MUST NOT continue to attempt to process data". §1.4: after
+            // receiving a Close, "a peer discards any further data received".
             if matches!(self.state, State::Closing(Framing::Lost) | State::Closed) {
                 *input = &mut [];
                 return None;
             }
             let Protocol { limits, state, message, .. } = self;
-            let judge = |header: &FrameHeader| match state {
-                State::Open => judge(header, message, limits),
-                _ => Ok(()), // to be skipped
+            let validate = |header: &FrameHeader| match state {
+                State::Open => check_data(header, message.as_ref(), limits),
+                _ => Ok(()), // the server skips this frame, so no limit applies
             };
-            let step = match self.frames.next(input, judge) {
-                Ok(None) => return None,
-                Ok(Some(piece)) if piece.opcode.is_control() => self.receive_control(&piece),
-                Ok(Some(piece)) if self.state == State::Open => self.receive_data(&piece),
-                Ok(Some(_)) => Ok(None), // skipped, on the way to the peer's Close
+            let result = match self.frames.next(input, validate).transpose()? {
+                Ok(chunk) if chunk.opcode.is_control() => self.receive_control(&chunk),
+                Ok(chunk) if self.state == State::Open => self.receive_data(&chunk),
+                Ok(_) => Ok(None), // skip data frames until the peer's Close arrives
                 Err(error) => Err(error),
             };
-            match step {
-                Ok(None) => {}
-                Ok(event) => return event,
-                Err(error) => {
-                    if let Some(event) = self.fail(error) {
-                        return Some(event);
-                    }
-                }
+            if let Some(event) = result.unwrap_or_else(|error| self.fail(error)) {
+                return Some(event);
             }
         }
     }
 
-    /// Takes a piece of a text, binary or continuation frame.
-    fn receive_data<'a>(&mut self, piece: &Piece<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
-        let kind = match piece.opcode {
-            Opcode::Text => Some(MessageKind::Text),
-            Opcode::Binary => Some(MessageKind::Binary),
-            _ => None,
-        };
-        let is_whole = piece.fin && piece.is_first && piece.is_last;
-        if let (Some(kind), true) = (kind, is_whole) {
-            return message::whole(kind, piece.payload).map(|message| Some(Event::Message(message)));
+    fn receive_data<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+        let is_complete = chunk.fin && chunk.is_last;
+        debug_assert_eq!(chunk.is_first && chunk.opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
+        // Common case, without a copy: borrow an unfragmented message that is complete in one chunk.
+        if is_complete && self.message.is_none() {
+            return Ok(Some(Event::Message(Message::borrowed(chunk.opcode, chunk.payload)?)));
         }
-        if piece.is_first {
-            self.message.begin_frame(kind);
+        // `take` the message: if a call below fails, the incomplete message is dropped.
+        let (mut message, fragments) = self.message.take().unwrap_or_else(|| (Assembler::new(chunk.opcode), 0));
+        // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
+        message.push(chunk.payload, chunk.remaining as usize)?;
+        if is_complete {
+            return Ok(Some(Event::Message(message.finish()?)));
         }
-        self.message.push(piece.payload, piece.expected as usize)?;
-        match piece.fin && piece.is_last {
-            true => self.message.finish().map(|message| Some(Event::Message(message))),
-            false => Ok(None),
-        }
+        self.message = Some((message, fragments + u32::from(chunk.is_first)));
+        Ok(None)
     }
 
-    /// Takes a piece of a control frame, and acts when the frame is complete.
-    fn receive_control<'a>(&mut self, piece: &Piece<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
-        let payload = match (piece.is_first, piece.is_last) {
-            (true, true) => Cow::Borrowed(piece.payload),
-            (_, is_last) => {
-                self.control.extend_from_slice(piece.payload);
-                if !is_last {
-                    return Ok(None);
-                }
-                Cow::Owned(std::mem::take(&mut self.control))
+    fn receive_control<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+        let payload = if chunk.is_first && chunk.is_last {
+            Cow::Borrowed(chunk.payload)
+        } else {
+            self.control.extend_from_slice(chunk.payload);
+            if !chunk.is_last {
+                return Ok(None);
             }
+            Cow::Owned(std::mem::take(&mut self.control))
         };
-        match (piece.opcode, self.state) {
+        match (chunk.opcode, self.state) {
             (Opcode::Close, _) => self.receive_close(&payload).map(Some),
             (Opcode::Ping, State::Open) => {
-                // §5.5.3: "MUST have identical 'Application data' as found in the message body of the Ping frame"
-                frame::append(&mut self.replies, Opcode::Pong, &payload);
+                // §5.5.3: a Pong "must have identical "Application data" as found in the message body of the Ping".
+                frame::append(&mut self.output, Opcode::Pong, &payload);
                 Ok(Some(Event::Ping(payload)))
             }
+            // §5.5.3: "A response to an unsolicited Pong frame is not expected."
             (Opcode::Pong, State::Open) => Ok(Some(Event::Pong(payload))),
-            _ => Ok(None), // no Pong after our Close
+            // §1.4: after sending a Close, "a peer does not send any further data", so the server sends no Pong.
+            _ => Ok(None),
         }
     }
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let close = match CloseFrame::parse(payload) {
-            // Ours is out already: whatever the peer's says, there is nothing more to answer.
+            // The server has already sent its only Close and cannot report this error. Treat the Close as an empty one.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
         if self.state == State::Open {
-            // §5.5.1: "the endpoint typically echos the status code it received", and no more than that.
+            // §5.5.1: an endpoint that "did not previously send a Close frame […] MUST send a Close frame in response",
+            // and "typically echos the status code it received".
             self.send_close(CloseFrame { code: close.code, reason: "" });
         }
         self.state = State::Closed;
         Ok(Event::Close(close.code, close.reason.to_owned()))
     }
 
-    /// §7.1.7, _Fail the WebSocket Connection_.
+    /// §7.1.7, _Fail the WebSocket Connection_. Returns `None` if the connection was already closing.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
         let was_open = self.state == State::Open;
         if was_open {
+            // §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code".
             self.send_close(CloseFrame { code: Some(error.code()), reason: &error.to_string() });
         }
-        self.state = match error {
-            // The peer's Close has come, even if there is something wrong with it.
-            ProtocolError::CloseReasonNotUtf8 => State::Closed,
-            _ if error.loses_framing() => State::Closing(Framing::Lost),
+        self.state = match (error, error.code()) {
+            // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
+            (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
+            // The next frame cannot be found: the header is invalid, or the payload is too long to read and skip.
+            (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::Closing(Framing::Lost),
+            // Keep skipping frames until the peer's Close. Closing TCP with unread data would send a reset.
             _ => State::Closing(Framing::Intact),
         };
         was_open.then_some(Event::Failed(error))
     }
 
     fn send_close(&mut self, close: CloseFrame) {
-        debug_assert_eq!(self.state, State::Open, "one Close a connection");
-        frame::append(&mut self.replies, Opcode::Close, &close.encode());
-        self.message.clear();
+        debug_assert_eq!(self.state, State::Open, "§5.5.1: one Close per connection");
+        frame::append(&mut self.output, Opcode::Close, &close.encode());
+        // The server ignores data frames from now on, so free the incomplete message.
+        self.message = None;
     }
 }
 
-/// The rules that depend on what came before, in the order in which they speak: fragment order, message type, size,
-/// number of fragments.
-fn judge(header: &FrameHeader, message: &Assembler, limits: &Limits) -> Result<(), ProtocolError> {
+/// Checks the rules that depend on earlier frames, in this order: fragment order, type, size, number of fragments.
+fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: &Limits) -> Result<(), ProtocolError> {
     if header.opcode.is_control() {
-        return Ok(()); // §5.4: they "MAY be injected in the middle of a fragmented message"
+        return Ok(()); // §5.4: control frames "MAY be injected in the middle of a fragmented message"
     }
+    let is_continuation = header.opcode == Opcode::Continuation;
+    ProtocolError::UnexpectedContinuation.unless(!is_continuation || message.is_some())?;
     // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
-    match (header.opcode, message.is_open()) {
-        (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
-        (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
-        (Opcode::Binary, false) if !limits.binary => return Err(ProtocolError::UnsupportedData),
-        _ => {}
-    }
-    let room = limits.message - message.received();
-    if header.payload_len > room as u64 {
-        return Err(ProtocolError::MessageTooBig);
-    }
-    if message.fragments() == limits.fragments {
-        return Err(ProtocolError::TooManyFragments);
-    }
-    Ok(())
+    ProtocolError::ExpectedContinuation.unless(is_continuation || message.is_none())?;
+    // §7.4.1: "an endpoint that understands only text data MAY send" 1003.
+    ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.binary)?;
+    let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.received(), *fragments));
+    debug_assert!(received <= limits.message, "earlier frames passed this check");
+    // Check the announced length: a message over the limit fails before its payload arrives.
+    ProtocolError::MessageTooBig.unless(header.payload_len <= (limits.message - received) as u64)?;
+    ProtocolError::TooManyFragments.unless(fragments < limits.fragments)
 }
 
 #[cfg(test)]
@@ -304,7 +260,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { message: 200, fragments: 4, binary: true };
 
-    /// A frame with the masking key 0, under which a payload reads as it is (§5.3). `first` is FIN, RSV and opcode.
+    /// A client frame with masking key 0, so the payload stays readable. `first` holds FIN, RSV and the opcode.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let len = payload.len();
         let length = if len < 126 { vec![0x80 | len as u8] } else { vec![0xfe, (len >> 8) as u8, len as u8] };
@@ -315,31 +271,31 @@ mod tests {
         Event::Message(Message::Text(Cow::Owned(text.to_owned())))
     }
 
-    /// Feeds `bytes` in pieces of `size`, and gives the events, the replies and the state.
+    /// Feeds `bytes` in pieces of `size` bytes. Returns the events, the output and the final state.
     fn run(limits: Limits, bytes: &[u8], size: usize) -> (Vec<String>, Vec<u8>, State) {
         let mut protocol = Protocol::new(limits);
-        let (mut events, mut replies) = (Vec::new(), Vec::new());
+        let (mut events, mut output) = (Vec::new(), Vec::new());
         for piece in bytes.to_vec().chunks_mut(size.max(1)) {
             let mut input = piece;
             while let Some(event) = protocol.receive(&mut input) {
                 events.push(format!("{event:?}"));
-                replies.extend(protocol.take_replies());
+                output.extend(protocol.take_output());
             }
-            assert!(input.is_empty(), "everything is read");
+            assert!(input.is_empty(), "all input is consumed");
         }
-        (events, replies, protocol.state())
+        (events, output, protocol.state())
     }
 
-    /// Asserts the events of a stream, whole and in pieces of every small size.
-    fn expect(bytes: &[u8], events: &[Event], replies: &[u8], state: State) {
+    /// Asserts the same result for `bytes` in one piece and in pieces of 1 to 19 bytes.
+    fn expect(bytes: &[u8], events: &[Event], output: &[u8], state: State) {
         let events: Vec<_> = events.iter().map(|event| format!("{event:?}")).collect();
         for size in std::iter::once(bytes.len()).chain(1..20) {
             let got = run(LIMITS, bytes, size);
-            assert_eq!(got, (events.clone(), replies.to_vec(), state), "{bytes:02x?} in pieces of {size}");
+            assert_eq!(got, (events.clone(), output.to_vec(), state), "{bytes:02x?} in pieces of {size}");
         }
     }
 
-    fn close_reply(error: ProtocolError) -> Vec<u8> {
+    fn close_for(error: ProtocolError) -> Vec<u8> {
         let mut out = Vec::new();
         let close = CloseFrame { code: Some(error.code()), reason: &error.to_string() };
         frame::append(&mut out, Opcode::Close, &close.encode());
@@ -347,7 +303,7 @@ mod tests {
     }
 
     fn expect_failure(bytes: &[u8], error: ProtocolError, framing: Framing) {
-        expect(bytes, &[Event::Failed(error)], &close_reply(error), State::Closing(framing));
+        expect(bytes, &[Event::Failed(error)], &close_for(error), State::Closing(framing));
     }
 
     #[test]
@@ -369,28 +325,28 @@ mod tests {
         expect_failure(&[frame(0x02, b"a"), frame(0x01, b"b")].concat(), early, lost);
         let after_the_end = [frame(0x81, b"a"), frame(0x80, b"b")].concat();
         let error = ProtocolError::UnexpectedContinuation;
-        expect(&after_the_end, &[text("a"), Event::Failed(error)], &close_reply(error), State::Closing(lost));
+        expect(&after_the_end, &[text("a"), Event::Failed(error)], &close_for(error), State::Closing(lost));
     }
 
     #[test]
-    fn rfc_5_5_2_a_ping_is_answered_with_its_payload() {
+    fn rfc_5_5_2_pong_repeats_the_ping_payload() {
         let all: Vec<u8> = (0..125).collect();
         for payload in [&b""[..], b"ping", b"\xff\x00", &all] {
             let mut pong = Vec::new();
             frame::append(&mut pong, Opcode::Pong, payload);
             expect(&frame(0x89, payload), &[Event::Ping(payload.into())], &pong, State::Open);
         }
-        expect(&frame(0x8a, b"unasked"), &[Event::Pong(b"unasked".into())], b"", State::Open);
+        expect(&frame(0x8a, b"unsolicited"), &[Event::Pong(b"unsolicited".into())], b"", State::Open);
     }
 
     #[test]
-    fn rfc_8_1_bad_text_fails_in_the_middle_of_its_frame() {
-        let whole = frame(0x81, b"ok \xff and a long tail that never has to come");
+    fn rfc_8_1_invalid_text_fails_before_its_frame_is_complete() {
+        let whole = frame(0x81, b"ok \xff and a long tail that need not arrive");
         let error = ProtocolError::TextNotUtf8;
         for cut in 10..whole.len() {
-            let (events, replies, state) = run(LIMITS, &whole[..cut], 1);
+            let (events, output, state) = run(LIMITS, &whole[..cut], 1);
             assert_eq!(events, [format!("{:?}", Event::Failed(error))], "cut at {cut}");
-            assert_eq!((replies, state), (close_reply(error), State::Closing(Framing::Intact)));
+            assert_eq!((output, state), (close_for(error), State::Closing(Framing::Intact)));
         }
     }
 
@@ -411,14 +367,14 @@ mod tests {
     }
 
     #[test]
-    fn a_header_over_the_limit_fails_before_its_masking_key_is_there() {
+    fn a_length_over_the_limit_fails_before_its_masking_key_arrives() {
         let huge = [0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
         expect_failure(&huge, ProtocolError::MessageTooBig, Framing::Lost);
     }
 
-    /// The order in which rules speak where one header breaks several of them.
+    /// If a header breaks several rules, the error is the first in the documented order.
     #[test]
-    fn the_first_broken_rule_speaks() {
+    fn the_first_broken_rule_decides() {
         let order: [(&[u8], ProtocolError); 6] = [
             (&[0xf3, 0x7f], ProtocolError::ReservedBits),
             (&[0x03, 0x7f], ProtocolError::ReservedOpcode(3)),
@@ -432,11 +388,10 @@ mod tests {
         }
         let no_binary = Limits { binary: false, ..LIMITS };
         let (events, _, state) = run(no_binary, &frame(0x82, &[0; 201]), 1000);
-        assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::UnsupportedData))], "before the size");
+        assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::UnsupportedData))], "type before size");
         assert_eq!(state, State::Closing(Framing::Intact));
     }
 
-    /// §7.1: what each state makes of each thing that a peer can send.
     #[test]
     fn rfc_7_1_states_and_events() {
         let (intact, lost) = (State::Closing(Framing::Intact), State::Closing(Framing::Lost));
@@ -450,7 +405,7 @@ mod tests {
         let failed = |error| format!("{:?}", Event::Failed(error));
         let message = format!("{:?}", text("x"));
         let ping = format!("{:?}", Event::Ping(b"".into()));
-        /// State before, bytes, events, first bytes of the replies, state after.
+        /// State before, input, events, first byte of the output for each piece of input, state after.
         type Row<'a> = (State, &'a [u8], &'a [String], &'a [u8], State);
         let table: [Row; 22] = [
             (State::Open, &frame(0x81, b"x"), &[message], &[], State::Open),
@@ -476,86 +431,87 @@ mod tests {
             (State::Closed, &close, &[], &[], State::Closed),
             (State::Closed, &frame(0x89, b""), &[], &[], State::Closed),
         ];
-        for (before, bytes, events, replies, after) in table {
+        for (before, bytes, events, output, after) in table {
             for size in [bytes.len(), 1] {
                 let mut protocol = in_state(before);
-                let (mut got_events, mut got_replies) = (Vec::new(), Vec::new());
+                let (mut got_events, mut got_output) = (Vec::new(), Vec::new());
                 for piece in bytes.to_vec().chunks_mut(size) {
                     let mut input = piece;
                     while let Some(event) = protocol.receive(&mut input) {
                         got_events.push(format!("{event:?}"));
                     }
-                    got_replies.extend(protocol.take_replies().first().copied());
+                    got_output.extend(protocol.take_output().first().copied());
                 }
                 assert_eq!(got_events, events, "{before:?} and {bytes:02x?}");
-                assert_eq!(got_replies, replies, "{before:?} and {bytes:02x?}");
+                assert_eq!(got_output, output, "{before:?} and {bytes:02x?}");
                 assert_eq!(protocol.state(), after, "{before:?} and {bytes:02x?}");
                 protocol.close(CloseCode::NORMAL, "");
                 protocol.ping();
-                let speaks = after == State::Open;
-                assert_eq!(!protocol.take_replies().is_empty(), speaks, "only an open connection says more");
+                let is_open = after == State::Open;
+                assert_eq!(!protocol.take_output().is_empty(), is_open, "only an open connection sends");
             }
         }
     }
 
-    /// The table in the module doc is printed from here: each thing that can happen, in each state.
+    /// Rebuilds the module doc's table by applying every input in every state.
     #[test]
-    fn rfc_7_1_the_picture_and_the_table_are_true() {
+    fn rfc_7_1_picture_and_table_match_the_code() {
         let [intact, lost] = [Framing::Intact, Framing::Lost].map(State::Closing);
         let states = [State::Open, intact, lost, State::Closed];
-        type Happening<'a> = (&'a str, &'a dyn Fn(&mut Protocol) -> Option<String>);
-        let comes = |bytes: &[u8]| {
+        type Input<'a> = (&'a str, &'a dyn Fn(&mut Protocol) -> Option<String>);
+        let receive = |bytes: &[u8]| {
             let bytes = bytes.to_vec();
             move |protocol: &mut Protocol| {
                 let event = format!("{:?}", protocol.receive(&mut &mut bytes.clone()[..])?);
                 event.split('(').next().map(str::to_owned)
             }
         };
-        let happenings: [Happening; 12] = [
-            ("a message", &comes(&frame(0x81, b"x"))),
-            ("a Ping", &comes(&frame(0x89, b"x"))),
-            ("a Pong", &comes(&frame(0x8a, b"x"))),
-            ("a Close", &comes(&frame(0x88, b"\x03\xe8bye"))),
-            ("a Close with a reserved code", &comes(&frame(0x88, b"\x03\xed"))),
-            ("a Close, its reason not UTF-8", &comes(&frame(0x88, b"\x03\xe8\xff"))),
-            ("text that is not UTF-8", &comes(&frame(0x81, b"\xff"))),
-            ("a fragment too many", &comes(&[frame(0x01, b""), frame(0x00, b"").repeat(4)].concat())),
-            ("a message over the limit", &comes(&frame(0x82, &[0; 201]))),
-            ("a header that breaks a rule", &comes(&[0x81, 0x05])),
-            ("we call `close`", &|protocol| {
+        let inputs: [Input; 12] = [
+            ("a message", &receive(&frame(0x81, b"x"))),
+            ("a Ping", &receive(&frame(0x89, b"x"))),
+            ("a Pong", &receive(&frame(0x8a, b"x"))),
+            ("a Close", &receive(&frame(0x88, b"\x03\xe8bye"))),
+            ("a Close with a reserved code", &receive(&frame(0x88, b"\x03\xed"))),
+            ("a Close whose reason is not UTF-8", &receive(&frame(0x88, b"\x03\xe8\xff"))),
+            ("text that is not UTF-8", &receive(&frame(0x81, b"\xff"))),
+            ("one fragment over the limit", &receive(&[frame(0x01, b""), frame(0x00, b"").repeat(4)].concat())),
+            ("a message over the size limit", &receive(&frame(0x82, &[0; 201]))),
+            ("an invalid header", &receive(&[0x81, 0x05])),
+            ("a call of `close`", &|protocol| {
                 protocol.close(CloseCode::GOING_AWAY, "");
                 None
             }),
-            ("we call `ping`", &|protocol| {
+            ("a call of `ping`", &|protocol| {
                 protocol.ping();
                 None
             }),
         ];
-        let mut moves = std::collections::BTreeSet::new();
+        let mut transitions = std::collections::BTreeSet::new();
         let heads = states.map(|state| format!(" `{state:?}` |"));
         let mut table = format!("| |{}\n|---|---|---|---|---|", heads.concat());
-        for (name, happens) in happenings {
+        for (name, apply) in inputs {
             table += &format!("\n| {name} |");
             for before in states {
                 let mut protocol = in_state(before);
-                let told = happens(&mut protocol).map(|event| format!("`{event}`"));
-                let (replies, after) = (protocol.take_replies(), protocol.state());
-                let sent = replies.first().map(|first| match Opcode::from_bits(first & 0x0f).unwrap() {
-                    Opcode::Close => format!("sends Close {}", u16::from_be_bytes([replies[2], replies[3]])),
+                let event = apply(&mut protocol).map(|event| format!("`{event}`"));
+                let (output, after) = (protocol.take_output(), protocol.state());
+                let sent = output.first().map(|first| match Opcode::from_bits(first & 0x0f).unwrap() {
+                    Opcode::Close => format!("sends Close {}", u16::from_be_bytes([output[2], output[3]])),
                     opcode => format!("sends {opcode:?}"),
                 });
-                let leads = (after != before).then(|| format!("→ `{after:?}`"));
-                moves.extend(leads.is_some().then(|| format!("{before:?} → {after:?}")));
-                let cell = [told, sent, leads].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let next = (after != before).then(|| format!("→ `{after:?}`"));
+                transitions.extend(next.is_some().then(|| format!("{before:?} → {after:?}")));
+                let cell = [event, sent, next].into_iter().flatten().collect::<Vec<_>>().join(", ");
                 table += &format!(" {cell} |");
             }
         }
         crate::pictures::assert_drawn(include_str!("protocol.rs"), &table);
-        // And the arrows of the picture above it: one head a move, and none between two others.
+        // The picture must have one arrowhead per transition in the table.
         let doc = crate::pictures::module_doc(include_str!("protocol.rs"));
         let picture = doc.split("```").nth(1).unwrap();
-        assert_eq!(picture.matches(['▶', '◀', '▲']).count(), moves.len(), "{moves:#?}");
-        assert!(moves.iter().all(|a_move| !a_move.starts_with("Closed") && !a_move.ends_with("Open")), "{moves:#?}");
+        assert_eq!(picture.matches(['▶', '◀', '▲']).count(), transitions.len(), "{transitions:#?}");
+        let is_forward = |transition: &String| !transition.starts_with("Closed") && !transition.ends_with("Open");
+        assert!(transitions.iter().all(is_forward), "{transitions:#?}");
     }
 
     fn in_state(state: State) -> Protocol {
@@ -571,14 +527,28 @@ mod tests {
         };
         let mut input = &mut bytes[..];
         while protocol.receive(&mut input).is_some() {}
-        protocol.take_replies();
+        protocol.take_output();
         assert_eq!(protocol.state(), state);
         protocol
     }
 
-    /// Any stream, legal or not, has the same events wherever it is cut.
     #[test]
-    fn random_streams_read_the_same_whatever_the_cuts() {
+    fn frames_are_counted_from_their_first_byte() {
+        let mut protocol = Protocol::new(LIMITS);
+        let mut bytes = [frame(0x01, b"a"), frame(0x89, b""), frame(0x80, b"b"), vec![0x81], vec![0x05]].concat();
+        let last = bytes.len() - 1;
+        let (mut whole, rest) = bytes.split_at_mut(last - 1);
+        while protocol.receive(&mut whole).is_some() {}
+        assert_eq!(protocol.frames_received(), 3);
+        for byte in rest.chunks_mut(1) {
+            protocol.receive(&mut &mut *byte);
+            assert_eq!(protocol.frames_received(), 4, "an invalid frame counts too");
+        }
+    }
+
+    /// A stream, valid or not, gives the same result however the stream is split into reads.
+    #[test]
+    fn random_streams_have_the_same_result_wherever_they_are_cut() {
         let mut random = fastrand::Rng::with_seed(6455);
         for _ in 0..2000 {
             let mut stream = Vec::new();

@@ -1,25 +1,16 @@
-//! §4.2.1, first half: the bytes of a request head become a [`Request`] or a [`Rejection`].
-//!
-//! [`HeadReader`] finds the end of the head in whatever pieces it comes, and `httparse` then parses it once. What HTTP
-//! itself demands is checked here (RFC 9112, RFC 9110); what makes a request an upgrade is in `handshake.rs`.
-//!
-//! The subtle thing: `httparse` starts over at the first byte of whatever it is given, so a head that drips in must
-//! not be parsed before it is complete (CVE-2023-43669). The reader remembers how far it has searched for the blank
-//! line, looks at no byte twice, and judges on the way only what could otherwise keep it waiting for nothing.
+//! §4.2.1, the HTTP layer: turns the bytes of a request head into a [`Request`] or [`Rejection`]. [`HeadReader`] finds
+//! the end of a head that arrives in pieces, then `httparse` parses the head. This module checks the HTTP rules
+//! (RFC 9112, RFC 9110); `handshake.rs` checks the WebSocket rules.
 
-/// Why a request is not upgraded: an HTTP status, headers that go with it, and a sentence or two for the client.
+/// An HTTP error response to a request: status, additional headers, and one or two sentences for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// The HTTP status code.
     pub status: u16,
-    /// Headers beside those that every plain answer has.
     pub headers: &'static [(&'static str, &'static str)],
-    /// Plain text: the rule, what was received, the section.
     pub body: String,
 }
 
 impl Rejection {
-    /// A rejection without headers of its own.
     pub fn new(status: u16, body: impl Into<String>) -> Rejection {
         Rejection { status, headers: &[], body: body.into() }
     }
@@ -29,273 +20,227 @@ pub(super) fn bad_request(body: impl Into<String>) -> Rejection {
     Rejection::new(400, body)
 }
 
-/// Bytes of a peer as they may be shown in an answer or a log: escaped, and not too long.
-pub fn shown(bytes: &[u8]) -> String {
+/// Quotes, escapes and truncates received bytes to 100 bytes, for a response or a log line.
+pub fn quoted(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]);
     let dots = if bytes.len() > 100 { "…" } else { "" };
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Collects a request head that may come in pieces of any size, and finds its end.
+/// Buffers a request head that arrives in pieces of any size, and finds the end of the head. Calling `httparse` after
+/// each read would reparse the head every time: quadratic time if the head arrives byte by byte (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
-    /// Everything before this has been searched for the end of a line.
-    searched: usize,
-    /// Where the line that is being searched begins.
-    line: usize,
-    /// Where the request line begins: behind the blank lines that RFC 9112 §2.2 lets a client send first.
-    request_line: usize,
+    line: usize,         // offset of the current line
+    request_line: usize, // offset of the request line, after any blank lines
 }
 
 impl HeadReader {
-    /// Takes received bytes. `Ok(Some(n))`: the head is complete, its last byte was `input[n - 1]`, and what is behind
-    /// belongs to the protocol. `Ok(None)`: not complete yet. `max` is the limit for the whole head in bytes.
-    ///
-    /// # Errors
-    /// 400 for what no HTTP head can begin with, 414 or 431 for one over `max`.
+    /// Receives bytes. `Ok(Some(n))` means that the head ends at `input[n - 1]`, and frames start at `input[n]`.
+    /// `Ok(None)` means that the head is incomplete. `max` limits the size of the head in bytes.
     ///
     /// ```
     /// let mut reader = wirechat::ws::request::HeadReader::default();
     /// assert_eq!(reader.receive(b"GET / HTTP/1.1\r\nHost: a\r\n", 8192), Ok(None));
-    /// assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // what is behind is a frame
+    /// assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // 0x81 starts a frame
     /// ```
     pub fn receive(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, Rejection> {
         let before = self.bytes.len();
-        let taken = input.len().min(max.saturating_sub(before));
-        self.bytes.extend_from_slice(&input[..taken]);
-        while let Some(found) = memchr::memchr(b'\n', &self.bytes[self.searched..]) {
-            let newline = self.searched + found;
-            self.searched = newline + 1;
-            if self.end_line(newline)? {
-                self.bytes.truncate(newline + 1);
-                return Ok(Some(newline + 1 - before));
+        let accepted = &input[..input.len().min(max.saturating_sub(before))];
+        self.bytes.extend_from_slice(accepted);
+        for newline in memchr::memchr_iter(b'\n', accepted) {
+            if self.end_line(before + newline)? {
+                self.bytes.truncate(before + newline + 1);
+                return Ok(Some(newline + 1));
             }
         }
-        self.searched = self.bytes.len();
-        self.judge_unfinished(max)?;
-        Ok(None)
+        self.check_first_byte()?;
+        if self.bytes.len() < max {
+            return Ok(None);
+        }
+        if self.line == self.request_line && !self.head().is_empty() {
+            return Err(Rejection::new(414, format!("The request line is over {max} bytes (RFC 9110 §15.5.15).")));
+        }
+        Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")))
     }
 
-    /// The complete head, without the blank lines before it.
+    /// The bytes received so far, starting at the request line.
     pub fn head(&self) -> &[u8] {
         &self.bytes[self.request_line..]
     }
 
-    /// Whether anything has come at all.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// Ends the current line at `newline`; `true` if that was the end of the head.
+    /// Finishes the current line. Returns true if the line is blank and therefore finishes the head.
     fn end_line(&mut self, newline: usize) -> Result<bool, Rejection> {
-        let is_first = self.line == self.request_line;
-        if is_first {
-            self.judge_start()?;
-        }
+        self.check_first_byte()?;
+        // RFC 9112 §2.2 lets a recipient accept a bare LF. This server rejects bare LF, because a proxy that treats LF
+        // differently would see different headers (request smuggling).
         let Some((b'\r', content)) = self.bytes[self.line..newline].split_last() else {
             return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
         };
-        let is_blank = content.is_empty();
+        let is_first = self.line == self.request_line;
         self.line = newline + 1;
-        match (is_first, is_blank) {
+        match (is_first, content.is_empty()) {
+            (false, is_blank) => return Ok(is_blank),
+            // RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF)" before the request line.
             (true, true) => self.request_line = self.line,
-            // What does not begin like HTTP may never send a blank line.
+            // Parse the request line at once: a peer that does not speak HTTP may never send the final blank line.
             (true, false) => drop(Request::parse(&self.bytes[self.request_line..self.line], 0)?),
-            _ => {}
         }
-        Ok(is_blank && !is_first)
+        Ok(false)
     }
 
-    /// What nothing in HTTP can begin with.
-    fn judge_start(&self) -> Result<(), Rejection> {
-        let is_wrong = self.head().first().is_some_and(|&byte| !is_token_byte(byte) && !b"\r\n".contains(&byte));
-        if is_wrong { Err(not_http(self.head())) } else { Ok(()) }
-    }
-
-    fn judge_unfinished(&self, max: usize) -> Result<(), Rejection> {
-        self.judge_start()?;
-        if self.bytes.len() < max {
-            return Ok(());
-        }
-        let request_line_is_whole = self.line > self.request_line;
-        if self.head().is_empty() || request_line_is_whole {
-            return Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")));
-        }
-        Err(Rejection::new(414, format!("The request line is over {max} bytes (RFC 9110 §15.5.15).")))
+    /// Rejects a non-HTTP protocol by its first byte. A TLS ClientHello, for example, may never contain a newline.
+    fn check_first_byte(&self) -> Result<(), Rejection> {
+        let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
+        if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
     }
 }
 
-/// Names what came in place of HTTP, as far as it can be told. What follows a `?` or `:` is not shown: it may be a token.
+/// Builds the 400 for input that is not HTTP. Names common protocols such as TLS or SSH.
 fn not_http(bytes: &[u8]) -> Rejection {
+    // The server logs the rejection's body. Omit everything from `?` or `:` on, which may contain an access token.
     let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
         [b'S', b'S', b'H', b'-', ..] => "an SSH banner",
         [b'P', b'R', b'I', b' ', b'*', ..] => "an HTTP/2 preface",
-        _ => {
-            return bad_request(format!("Not an HTTP/1.1 request: {} (RFC 9112 §3).", shown(bytes)));
-        }
+        _ => return bad_request(format!("Not an HTTP/1.1 request: {} (RFC 9112 §3).", quoted(bytes))),
     };
     bad_request(format!("Not an HTTP/1.1 request but {what} (RFC 9112 §3)."))
 }
 
-/// A request head, parsed.
 #[derive(Debug)]
 pub struct Request<'h> {
-    /// As sent; methods are case-sensitive (RFC 9110 §9.1).
-    pub method: &'h str,
-    /// The target as sent: use [`Request::target`].
+    pub method: &'h str, // case-sensitive (RFC 9110 §9.1)
     raw_target: &'h str,
-    /// HTTP/1.x: the x.
-    pub minor_version: u8,
+    pub minor_version: u8, // the x in HTTP/1.x: 0 or 1
     headers: Vec<httparse::Header<'h>>,
 }
 
 /// The parts of a request target (§3, RFC 9112 §3.2), still percent-encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'h> {
-    /// What stood between `http://` and the path, if the target was in absolute form.
+    /// Host and port if the target is in absolute form, such as `http://host:port/path`. Otherwise `None`.
     pub authority: Option<&'h str>,
-    /// Up to the first `?`.
     pub path: &'h str,
-    /// What follows the first `?`; empty without one.
+    /// Everything after the first `?`. Empty if the target has no `?`.
     pub query: &'h str,
 }
 
 impl<'h> Request<'h> {
-    /// Parses a complete head. A line alone, with `max_headers` 0, is judged as a request line.
-    ///
-    /// # Errors
-    /// 400, 431 for more than `max_headers`, 505 for a version other than 1.0 and 1.1. A body that is announced is
-    /// an error too: nobody would read it, and what it holds must not be taken for frames.
+    /// Parses a complete head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        // A header takes a line, so there is no need of room for more.
+        // A head has fewer headers than lines, so a short head needs fewer than `max_headers` entries.
         let lines = memchr::memchr_iter(b'\n', head).count();
         let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
-        match parsed.parse(head) {
-            Ok(_) => {}
-            Err(httparse::Error::TooManyHeaders) => {
-                return Err(Rejection::new(431, format!("The request has over {max_headers} headers (RFC 6585 §5).")));
-            }
-            Err(httparse::Error::Version) if names_another_version(head) => {
-                return Err(Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6)."));
-            }
-            Err(error) => return Err(malformed(head, error)),
-        }
-        let (method, raw_target) = (parsed.method.unwrap_or_default(), parsed.path.unwrap_or_default());
+        parsed.parse(head).map_err(|error| malformed(head, max_headers, error))?;
+        let (Some(method), Some(raw_target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
+            return Err(bad_request("The request line is incomplete (RFC 9112 §3)."));
+        };
+        // §3: "Fragment identifiers are meaningless […] and MUST NOT be used on these URIs."
         if !raw_target.is_ascii() || raw_target.contains('#') {
-            return Err(bad_request("The request target holds a # (RFC 6455 §3) or a byte that is not ASCII."));
+            return Err(bad_request("The request target contains a # (RFC 6455 §3) or a byte that is not ASCII."));
         }
-        let (minor_version, count) = (parsed.version.unwrap_or_default(), parsed.headers.len());
-        headers.truncate(count);
-        let request = Request { method, raw_target, minor_version, headers };
-        request.refuse_body()?;
+        let request = Request { method, raw_target, minor_version, headers: parsed.headers.to_vec() };
+        // Reject requests with a body: the server would mistake the body for WebSocket frames.
+        let has_length = request.header("Content-Length").any(|value| value != b"0");
+        if has_length || request.header("Transfer-Encoding").next().is_some() {
+            return Err(bad_request("This server accepts no request with a body (RFC 6455 §4.1, RFC 9112 §6)."));
+        }
         Ok(request)
     }
 
-    /// The values of a header, in the order of its lines, without the blanks around them.
+    /// The values of all header lines called `name`, in order, without surrounding white space.
     pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
-        let is_it = move |found: &str| found == name || found.eq_ignore_ascii_case(name);
-        self.headers.iter().filter(move |h| is_it(h.name)).map(|h| h.value.trim_ascii())
+        // §4.2.1: "as per [RFC2616], the order of the header fields is not important", and names are case-insensitive.
+        self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
-    /// Whether `token` is in a header that is a list of tokens. Several lines are one list (RFC 9110 §5.3), and
-    /// §4.2.1 has these tokens compared without regard to case.
+    /// Whether the header `name`, a list of tokens, contains `token`. Ignores case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        let is_it = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
-        self.header(name).any(|line| line.split(|&byte| byte == b',').any(is_it))
+        let matches = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
+        // RFC 9110 §5.3: several header lines with the same name form one list.
+        self.header(name).any(|line| line.split(|&byte| byte == b',').any(matches))
     }
 
-    /// The target, taken apart.
     pub fn target(&self) -> Target<'h> {
-        let scheme = ["http://", "ws://"]
-            .into_iter()
-            .find(|scheme| self.raw_target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme)));
-        let (authority, rest) = match scheme {
-            None => (None, self.raw_target),
-            Some(scheme) => {
-                let rest = &self.raw_target[scheme.len()..];
+        let is_scheme = |text: &str| ["http", "ws"].iter().any(|scheme| text.eq_ignore_ascii_case(scheme));
+        let (authority, rest) = match self.raw_target.split_once("://") {
+            Some((scheme, rest)) if is_scheme(scheme) => {
                 let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
                 (Some(authority), rest)
             }
+            _ => (None, self.raw_target),
         };
-        let end = memchr::memchr(b'?', rest.as_bytes()).unwrap_or(rest.len());
-        // RFC 9112 §3.2.2 with RFC 3986 §6.2.3: an absolute form without a path means "/".
-        let path = if end == 0 && authority.is_some() { "/" } else { &rest[..end] };
-        Target { authority, path, query: rest.get(end + 1..).unwrap_or_default() }
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        // RFC 9112 §3.2.2 with RFC 3986 §6.2.3: in absolute form, an empty path means "/".
+        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
+        Target { authority, path, query }
     }
 
-    /// The one `Host` (§4.2.1 item 2). HTTP/1.0 may leave it out: then it is empty.
-    ///
-    /// # Errors
-    /// 400 for none or several, or for one that is no authority (RFC 9112 §3.2).
+    /// The value of `Host` (§4.2.1 item 2). Empty if an HTTP/1.0 request has no `Host` header.
     pub fn host(&self) -> Result<&'h str, Rejection> {
-        let mut values = self.header("Host");
-        let host = match (values.next(), values.next(), self.minor_version) {
-            (Some(host), None, _) => host,
-            (None, _, 0) => b"",
+        // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
+        // that lacks a Host header field and to any request message that contains more than one".
+        let host = match self.header("Host").collect::<Vec<_>>()[..] {
+            [host] => host,
+            [] if self.minor_version == 0 => b"",
             _ => return Err(bad_request("Host must be sent once (RFC 9112 §3.2).")),
         };
         match std::str::from_utf8(host) {
             Ok(host) if host.is_empty() || is_authority(host) => Ok(host),
-            _ => Err(bad_request(format!("Host {} is no host and port (RFC 9112 §3.2).", shown(host)))),
+            _ => Err(bad_request(format!("Host {} is not a valid host and port (RFC 9112 §3.2).", quoted(host)))),
         }
-    }
-
-    fn refuse_body(&self) -> Result<(), Rejection> {
-        let has_length = self.header("Content-Length").any(|value| value != b"0");
-        if has_length || self.header("Transfer-Encoding").next().is_some() {
-            return Err(bad_request("No request here may have a body (RFC 6455 §4.1, RFC 9112 §6)."));
-        }
-        Ok(())
     }
 }
 
-fn names_another_version(head: &[u8]) -> bool {
+fn malformed(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
+    use httparse::Error;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let words: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-    match words[..] {
-        [b"PRI", b"*", _] => false, // HTTP/2 begins like a request, and is none (RFC 9113 §3.4)
-        [_, _, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]] => major.is_ascii_digit() && minor.is_ascii_digit(),
-        _ => false,
+    // The HTTP/2 preface only looks like a request line (RFC 9113 §3.4): call `not_http` instead of sending 505.
+    let version = line.splitn(3, |&byte| byte == b' ').nth(2).filter(|_| !line.starts_with(b"PRI * "));
+    match (error, version) {
+        (Error::HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),
+        (Error::HeaderValue, _) => bad_request("A header value contains a forbidden byte (RFC 9110 §5.5)."),
+        (Error::NewLine, _) => bad_request("A CR is not followed by LF (RFC 9112 §2.2)."),
+        (Error::TooManyHeaders, _) => {
+            Rejection::new(431, format!("The request has over {max_headers} headers (RFC 6585 §5)."))
+        }
+        (Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])) => {
+            Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6).")
+        }
+        _ => not_http(line),
     }
 }
 
-fn malformed(head: &[u8], error: httparse::Error) -> Rejection {
-    let line_end = head.iter().position(|&byte| byte == b'\r').unwrap_or(head.len());
-    match error {
-        httparse::Error::HeaderName => bad_request("A header name is malformed (RFC 9112 §5)."),
-        httparse::Error::HeaderValue => bad_request("A header value holds a forbidden byte (RFC 9110 §5.5)."),
-        httparse::Error::NewLine => bad_request("A CR stands without its LF (RFC 9112 §2.2)."),
-        _ => not_http(&head[..line_end]),
-    }
-}
-
-/// RFC 9110 §5.6.2, `tchar`.
+/// Whether `byte` is a `tchar`, a character allowed in a token (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 9110 §5.6.2: one or more `tchar`.
+/// Whether `text` is a token: one or more `tchar` (RFC 9110 §5.6.2).
 pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
-/// Whether `text` is a host, and perhaps a port (RFC 3986 §3.2). There is no user information: RFC 9110 §4.2.4 has it
-/// treated as an error.
+/// Whether `text` is a host with an optional port (RFC 3986 §3.2).
 pub fn is_authority(text: &str) -> bool {
+    // Reject `@`: RFC 9110 §4.2.4 tells recipients to treat user information, which can disguise a host, as an error.
     let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'$'..=b'.' | b'!' | b';' | b'=' | b'_' | b'~');
-    let is_literal = |byte: u8| is_host(byte) || byte == b':';
-    let (host_is_good, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((literal, port)) => (literal.bytes().all(is_literal), port),
-        None => {
-            let (host, port) = text.split_at(text.bytes().position(|byte| byte == b':').unwrap_or(text.len()));
-            (!host.is_empty() && host.bytes().all(is_host), port)
-        }
+    let host = match text.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => text,
     };
-    host_is_good && (port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit())))
+    match host.strip_prefix('[') {
+        Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.bytes().all(|b| is_host(b) || b == b':')),
+        None => !host.is_empty() && host.bytes().all(is_host),
+    }
 }
 
 #[cfg(test)]
@@ -316,8 +261,8 @@ mod tests {
     }
 
     #[test]
-    fn a_head_in_any_pieces_ends_at_the_same_byte() {
-        let stream = [HEAD, "\x01\u{2}behind the head\r\n\r\n"].concat();
+    fn a_head_ends_at_the_same_byte_wherever_it_is_cut() {
+        let stream = [HEAD, "\x01\u{2}after the head\r\n\r\n"].concat();
         let with_blank_lines = ["\r\n".repeat(10).as_str(), &stream].concat();
         for size in 1..stream.len() {
             assert_eq!(read(stream.as_bytes(), size, 8192), Ok(Some(HEAD.len())), "pieces of {size}");
@@ -327,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_its_limit_at_n_and_n_plus_1() {
+    fn the_limit_of_a_head_at_n_and_n_plus_1() {
         for size in [1, 7, HEAD.len()] {
             assert_eq!(read(HEAD.as_bytes(), size, HEAD.len()), Ok(Some(HEAD.len())));
             assert_eq!(read(HEAD.as_bytes(), size, HEAD.len() - 1), Err(431));
@@ -337,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_become_a_head_is_refused_at_once() {
+    fn bytes_that_cannot_become_a_head_are_rejected_at_once() {
         let cases: [&[u8]; 7] = [
             b"\x16\x03\x01",
             b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -349,10 +294,10 @@ mod tests {
         ];
         for bytes in cases {
             for size in [1, bytes.len()] {
-                assert_eq!(read(bytes, size, 8192), Err(400), "{}", shown(bytes));
+                assert_eq!(read(bytes, size, 8192), Err(400), "{}", quoted(bytes));
             }
         }
-        // Of two faults the first speaks, however it comes.
+        // If a head has two errors, the first error is reported, however the head is split.
         for size in [1, 100] {
             assert_eq!(read(b"GET / HTTP/2.0\r\nHost:\na\r\n\r\n", size, 8192), Err(505));
         }
@@ -389,14 +334,14 @@ mod tests {
             (many(64), Ok(())),
             (many(65), Err(431)),
         ];
-        for (head, verdict) in cases {
+        for (head, expected) in cases {
             let parsed = Request::parse(head.as_bytes(), 64).map(|_| ()).map_err(|rejection| rejection.status);
-            assert_eq!(parsed, verdict, "{head:?}");
+            assert_eq!(parsed, expected, "{head:?}");
         }
     }
 
     #[test]
-    fn headers_are_lists_and_names_have_no_case() {
+    fn header_names_ignore_case_and_several_lines_are_one_list() {
         let request = Request::parse(HEAD.as_bytes(), 64).unwrap();
         for token in ["one", "ONE", "two", "three"] {
             assert!(request.has_token("x", token), "{token}");
@@ -406,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_taken_apart() {
+    fn targets() {
         let cases = [
             ("/chat?x=1", (None, "/chat", "x=1")),
             ("/", (None, "/", "")),
@@ -424,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_one_host() {
+    fn host_must_be_sent_once() {
         fn host(head: &str) -> Result<String, u16> {
             let host = Request::parse(head.as_bytes(), 64).unwrap().host().map(str::to_owned);
             host.map_err(|rejection| rejection.status)

@@ -1,25 +1,31 @@
-//! What a message costs on its way, without the kernel: `cargo bench`.
-//!
-//! One group a hop. Where a simpler way was given up for a faster one, both stand side by side, so that what counts is
-//! a ratio of one run and not a time of one machine.
+//! The cost of a message on its way through the server, without the kernel: `cargo bench`. One group per hop, then a whole
+//! turn. Where a faster way replaced a simpler one, both are measured, so that the result is a ratio within one run.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::hint::black_box;
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant, SystemTime};
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mio::Token;
-use wirechat::chat::access::Grant;
+use wirechat::broker::RoomId;
+use wirechat::broker::memory::{self, MemoryBroker};
 use wirechat::chat::dialect::Dialect;
-use wirechat::chat::{Audience, Chat, Delivery, Newcomer, Now};
+use wirechat::chat::event::{Effect, Event as ChatEvent};
+use wirechat::chat::{Chat, Identity, JoinRequest, Now};
 use wirechat::config::Config;
-use wirechat::inspect::{Records, Tap};
-use wirechat::server::batch::Batches;
-use wirechat::server::connection::{Connection, Received};
-use wirechat::server::outbox::Outbox;
-use wirechat::server::watch::Watch;
+use wirechat::http::access::Access;
+use wirechat::inspect::filter::Filter;
+use wirechat::inspect::text::{Detail, Style};
+use wirechat::inspect::{Inspect, Options, Records, Tap, Trace};
+use wirechat::server::connection::{Connection, Socket};
+use wirechat::server::fanout::Fanout;
+use wirechat::server::limits::Limits as ServerLimits;
+use wirechat::server::observer::{Observer, Observers, Stage};
+use wirechat::server::{Readiness, Server};
 use wirechat::ws::frame::{self, FrameHeader, Opcode, Role};
 use wirechat::ws::mask;
 use wirechat::ws::message::Message;
@@ -28,6 +34,50 @@ use wirechat::ws::protocol::{Event, Limits, Protocol};
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, binary: true };
 const TEXT: &str = r#"{"event":"message","data":{"text":"the quick brown fox jumps over the lazy dog, twice over"}}"#;
+const REQUEST: &[u8] =
+    b"GET /?token=dev-token HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
+const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+const ROOM_SIZES: [usize; 3] = [1, 100, 1000];
+
+/// A socket that accepts every byte. The first read returns the last of these inputs, and so on; the first one can be read
+/// without end.
+struct MemorySocket(Vec<Vec<u8>>);
+
+impl Read for MemorySocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let input = self.0.last().ok_or(io::ErrorKind::WouldBlock)?;
+        let len = input.len();
+        buffer[..len].copy_from_slice(input);
+        self.0.truncate(1.max(self.0.len() - 1));
+        Ok(len)
+    }
+}
+
+impl Write for MemorySocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(black_box(bytes).len())
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(black_box(slices).iter().map(|slice| slice.len()).sum())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Socket for MemorySocket {
+    fn has_pending(&self, _: wirechat::server::connection::Direction) -> bool {
+        false
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 fn masked(payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
@@ -45,7 +95,7 @@ fn parse(c: &mut Criterion) {
         ("7-bit", &b"\x81\x85\x37\xfa\x21\x3d"[..]),
         ("64-bit", b"\x82\xff\x00\x00\x00\x00\x00\x01\x00\x00\x37\xfa\x21\x3d"),
     ] {
-        group.bench_function(name, |b| b.iter(|| FrameHeader::parse(black_box(header))));
+        group.bench_function(name, |b| b.iter(|| FrameHeader::parse(Role::Client, black_box(header))));
     }
 }
 
@@ -100,136 +150,164 @@ fn encode(c: &mut Criterion) {
     });
 }
 
-fn now() -> Now {
-    Now { time: SystemTime::UNIX_EPOCH, steady: Duration::ZERO }
+fn config() -> Config {
+    let config = Config::parse_from(["wirechat", "--rate-limit", "0"]);
+    config.validate().expect("a valid configuration");
+    config
 }
 
-/// A chat of one room, with as many members.
-fn chat_of(members: usize) -> Chat {
-    let mut chat = Chat::new(&Config::parse_from(["wirechat", "--rate-limit", "0"]));
+/// A chat with one room, and its number of members.
+fn chat(members: usize) -> (Chat, RoomId) {
+    let limits = memory::Limits { messages: 100, bytes: 1 << 24, rooms: 1, empty_rooms: 1, ttl: Duration::MAX };
+    let broker = MemoryBroker::new(limits, Box::new(|bytes| bytes.fill(7)), |_| None);
+    let mut chat = Chat::new(&config(), Box::new(broker));
     for number in 0..members {
-        let newcomer = Newcomer {
+        let request = JoinRequest {
             dialect: Dialect::Events,
             username: format!("user{number}").into(),
             room: "general".into(),
-            grant: Grant::default(),
+            identity: Identity::default(),
             client_id: None,
             resume: None,
-            ticket: None,
+            extra: None,
         };
-        chat.join(Token(number), newcomer, now());
+        chat.join(Token(number), request, NOW);
     }
-    chat
+    while chat.next_effect().is_some() {}
+    let room = chat.room_of(Token(0)).expect("a member");
+    (chat, room)
 }
 
-/// From a text to the outboxes of all members, and out of them: everything but the system calls.
+/// From a text to its effects: the dialect, the checks, the broker.
+fn submit(c: &mut Criterion) {
+    let (mut chat, _) = chat(100);
+    c.bench_function("text to effects", |b| {
+        b.iter(|| {
+            chat.receive(Token(0), black_box(TEXT), NOW);
+            while let Some(effect) = chat.next_effect() {
+                black_box(effect);
+            }
+        });
+    });
+}
+
+/// The event that the message in `TEXT` causes.
+fn message_event(chat: &mut Chat) -> ChatEvent {
+    chat.receive(Token(0), TEXT, NOW);
+    let effects = std::iter::from_fn(|| chat.next_effect());
+    let mut events = effects.filter_map(|effect| match effect {
+        Effect::Broadcast { event, .. } => Some(event),
+        _ => None,
+    });
+    events.next().expect("a message for the room")
+}
+
+/// From an event to the sockets of all members.
 fn fan_out(c: &mut Criterion) {
-    for members in [1, 100, 1000] {
-        let mut group = c.benchmark_group(format!("fan out to {members}"));
-        group.throughput(Throughput::Elements(members as u64));
-        let mut chat = chat_of(members);
-        let mut outboxes: Vec<Outbox> = (0..members).map(|_| Outbox::default()).collect();
-        let mut batches = Batches::default();
-        group.bench_function("one message a turn", |b| {
-            b.iter(|| {
-                for delivery in chat.receive(Token(0), black_box(TEXT), now()) {
-                    let Delivery::Tell { to: Audience::Room(room), notice } = delivery else { continue };
-                    batches.append(room, chat.dialects(room), &notice);
-                }
-                while let Some((room, batch)) = batches.take_next() {
-                    let (frames, mut shared) = (batch.frames(Dialect::Events), None);
-                    for (member, _) in chat.members(room) {
-                        let sent = outboxes[member.0].send_shared(frames, &mut shared, &mut io::sink());
-                        sent.expect("a sink takes everything");
+    for members in ROOM_SIZES {
+        let mut group = c.benchmark_group(format!("fan-out, room of {members}"));
+        let (mut chat, room) = chat(members);
+        let event = message_event(&mut chat);
+        let mut connections: Vec<_> = (0..members).map(|_| connection(None)).collect();
+        let mut fanout = Fanout::default();
+        for messages in [1, 10] {
+            group.throughput(Throughput::Elements((members * messages) as u64));
+            group.bench_function(format!("messages: {messages}"), |b| {
+                b.iter(|| {
+                    for _ in 0..messages {
+                        fanout.append(room, chat.dialects(room), &event);
                     }
-                    batches.recycle(batch);
-                }
+                    let (_, batch) = fanout.take_next().expect("a batch");
+                    let mut shared = None;
+                    for (member, dialect) in chat.members(room) {
+                        let frames = batch.rendering(dialect);
+                        let sent = connections[member.0].send_shared(frames, 1, &mut shared);
+                        sent.expect("the socket accepts everything");
+                    }
+                });
+            });
+        }
+    }
+}
+
+fn connection(observer: Option<Box<dyn Observer>>) -> Connection<MemorySocket> {
+    Connection::new(MemorySocket(vec![masked(TEXT.as_bytes())]), ADDRESS, observer, Duration::ZERO)
+}
+
+/// An observer that writes a trace to nowhere, after the handshake.
+fn tracer() -> Box<dyn Observer> {
+    let style = Style { detail: Detail::Line, colour: false };
+    let write = Box::new(|line: &str| _ = black_box(line));
+    let trace = Some(Trace { style, filter: Filter::default(), write });
+    let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20, first_connection: Token(0) };
+    let mut inspect = Inspect::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
+    let mut observer = inspect.accepted(Token(0)).expect("every connection is traced");
+    observer.bytes(Role::Client, REQUEST);
+    observer.stage(Stage::Upgraded { limits: LIMITS, username: None, watches: false, has_welcome_field: false });
+    observer.bytes(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    observer
+}
+
+/// A small message from the socket through the protocol and back.
+fn echo(c: &mut Criterion) {
+    let mut group = c.benchmark_group("echo a small message");
+    for (name, observer) in [("not observed", None), ("traced", Some(tracer()))] {
+        let (mut connection, mut protocol) = (connection(observer), Protocol::new(LIMITS));
+        let mut scratch = vec![0; 64 * 1024];
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let len = connection.read(&mut scratch).expect("a socket").expect("a message");
+                let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut &mut scratch[..len]) else {
+                    panic!("a text message")
+                };
+                let mut reply = Vec::new();
+                frame::append(&mut reply, Opcode::Text, text.as_bytes());
+                connection.outbox.push(&reply);
+                connection.flush().expect("the socket accepts everything");
             });
         });
     }
 }
 
-/// A connection of the server, and the client's end of it.
-fn connection(watch: Option<Tap>) -> (Connection, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
-    let (stream, peer) = listener.accept().expect("the other end");
-    client.set_nodelay(true).expect("a socket");
-    stream.set_nonblocking(true).expect("a socket");
-    let mut connection = Connection::new(mio::net::TcpStream::from_std(stream), peer, Instant::now());
-    connection.watch = watch.map(|tap| Box::new(Watch::of(tap)));
-    (connection, client)
-}
-
-/// A small message from the socket through the protocol and back, many times: what it takes in all.
-fn echo(client: &mut TcpStream, frame: &[u8], mut serve: impl FnMut()) -> Duration {
-    const MESSAGES: usize = 2_000;
-    let mut back = vec![0; TEXT.len() + 2];
-    let began = Instant::now();
-    for _ in 0..MESSAGES {
-        client.write_all(frame).expect("the server's end takes it");
-        serve();
-        client.read_exact(&mut back).expect("the echo");
-    }
-    began.elapsed()
-}
-
-/// What it costs that a connection can be watched, where nobody does, and where somebody does: ratios of rounds that take
-/// turns, to a socket that is read and written by hand.
-fn watch(_: &mut Criterion) {
-    const ROUNDS: usize = 31;
-    let (frame, mut scratch, mut protocol) = (masked(TEXT.as_bytes()), vec![0; 64 * 1024], Protocol::new(LIMITS));
-    let records = Records::default();
-    let (mut by_hand, mut client_by_hand) = connection(None);
-    let (mut untapped, mut client_untapped) = connection(None);
-    let (mut tapped, mut client_tapped) = connection(Some(Tap::open(1, records.clone())));
-    let mut answer = |input: &mut [u8], outbox: &mut Outbox| {
-        let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut &mut *input) else { return };
-        outbox.push_own(|out| frame::append(out, Opcode::Text, text.as_bytes()));
-    };
-    let mut through = |connection: &mut Connection, client: &mut TcpStream| {
-        echo(client, &frame, || {
-            let Ok(Received::Bytes(len)) = connection.read_some(&mut scratch) else { panic!("the message is there") };
-            answer(&mut scratch[..len], &mut connection.outbox);
-            connection.flush().expect("the socket takes it");
-            records.take();
-        })
-    };
-    let mut ratios = [const { Vec::new() }; 2];
-    for _ in 0..ROUNDS {
-        let untapped = through(&mut untapped, &mut client_untapped);
-        let tapped = through(&mut tapped, &mut client_tapped);
-        let mut outbox = Outbox::default();
-        let stream = by_hand.source();
-        let (mut scratch, mut protocol) = (vec![0; 64 * 1024], Protocol::new(LIMITS));
-        let by_hand = echo(&mut client_by_hand, &frame, || {
-            let len = stream.read(&mut scratch).expect("the message is there");
-            let mut input = &mut scratch[..len];
-            let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut input) else { return };
-            outbox.push_own(|out| frame::append(out, Opcode::Text, text.as_bytes()));
-            outbox.flush(stream).expect("the socket takes it");
-        });
-        for (ratios, time) in ratios.iter_mut().zip([untapped, tapped]) {
-            ratios.push(time.as_secs_f64() / by_hand.as_secs_f64());
-        }
-    }
-    for (name, mut ratios) in ["untapped", "tapped"].into_iter().zip(ratios) {
-        ratios.sort_by(f64::total_cmp);
-        println!("echo of a small message, {name} : by hand = {:.3} (median of {ROUNDS} rounds)", ratios[ROUNDS / 2]);
-    }
-}
-
-/// What the tap itself takes of it.
+/// One read through the tap, without the rest of the connection.
 fn tap(c: &mut Criterion) {
-    let (frame, records, now) = (masked(TEXT.as_bytes()), Records::default(), SystemTime::now());
+    let (frame, records) = (masked(TEXT.as_bytes()), Records::default());
     let mut tap = Tap::open(1, records.clone());
     c.bench_function("tap a small message", |b| {
         b.iter(|| {
-            tap.see(Role::Client, black_box(&frame), now);
+            tap.bytes(Role::Client, black_box(&frame), NOW.time);
             records.take()
         });
     });
 }
 
-criterion_group!(benches, parse, unmask, receive, encode, fan_out, tap, watch);
+/// A whole turn of the server: one member of the room sends a message, and all members receive it.
+fn turn(c: &mut Criterion) {
+    let readable = Readiness { readable: true, writable: false, read_closed: false, error: false };
+    for members in ROOM_SIZES {
+        let config = config();
+        let access = Access::new(&config, None).expect("no token file is needed");
+        let limits = ServerLimits::new(&config, members + 1, 1);
+        let mut server =
+            Server::new(config, access, limits, Token(0), Box::new(()), Box::new(|bytes| bytes.fill(7)), NOW);
+        for number in 0..members {
+            server.begin_turn(NOW);
+            server.accepted(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);
+            server.ready(Token(number), readable);
+            server.finish_turn();
+        }
+        let mut group = c.benchmark_group(format!("turn of the server, room of {members}"));
+        group.throughput(Throughput::Elements(members as u64));
+        group.bench_function("one message", |b| {
+            b.iter(|| {
+                server.begin_turn(NOW);
+                server.ready(Token(0), readable);
+                server.finish_turn();
+            });
+        });
+        assert_eq!(server.connection_count(), members, "every member is still connected");
+    }
+}
+
+criterion_group!(benches, parse, unmask, receive, encode, submit, fan_out, echo, tap, turn);
 criterion_main!(benches);

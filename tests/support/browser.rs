@@ -1,15 +1,15 @@
-//! A person at a browser: headless Chromium, driven over the DevTools protocol.
+//! Headless Chromium, driven over the DevTools protocol.
 //!
 //! One WebSocket to the browser carries everything; a tab is a `sessionId` in each message ("flat" sessions). Calls are
-//! made one at a time and wait for their answer. What the browser says on its own is dropped, except for what no test
-//! of the page may ever see: an exception that nobody caught, a dialog, a line that the content policy blocked. Those
-//! are kept, and [`Browser::complaints`] hands them out.
+//! made one at a time and wait for their response. Events of the browser are dropped, except those that must never
+//! happen: an uncaught exception, a dialog, a violation of the content security policy. [`Browser::page_errors`] returns
+//! them.
 //!
-//! Tabs are used from outside, as by a person: a button is found by its text, a field by its label, a click goes to a
-//! point on the screen, keys go to whatever has the focus.
+//! A test uses a tab as a person does: it finds a button by its text and a field by its label, clicks at a point on the
+//! screen, and types into whatever has the focus.
 #![allow(dead_code)] // each test binary uses its own part
 
-use crate::support::{DEADLINE, comes_true, require_tool, wait_until};
+use crate::support::{DEADLINE, becomes_true, require_tool, wait_until};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
@@ -20,21 +20,21 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tungstenite::{Message, WebSocket};
 
-/// No sandbox, since tests often run as root in a container; nothing that calls home; and tabs in the background run
-/// at full speed, since of two tabs that talk to each other one always is.
+/// No sandbox, because tests often run as root in a container; no background networking; and full speed for background
+/// tabs, because of two tabs that chat with each other one is always in the background.
 const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --disable-breakpad
     --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
     --remote-debugging-port=0";
 
-/// Runs in the page before its own script: finds things the way a person names them.
+/// Runs in the page before its own script: finds elements by their visible names.
 const FINDERS: &str = r#"
     window.__named = (tag, text) => [...document.querySelectorAll(tag)].find((e) => e.textContent.trim() === text);
     window.__button = (text) => __named('button', text);
     window.__field = (text) => __named('label', text)?.control;
     window.__frame = () => new Promise(requestAnimationFrame);
     window.__centre = async (find, use = () => {}) => {
-        await __frame().then(__frame); // what has just changed may still be moving other things
+        await __frame().then(__frame); // a change may still move other elements
         const element = find();
         if (!element) return null;
         element.scrollIntoView({ block: 'nearest', behavior: 'instant' });
@@ -51,13 +51,13 @@ const FINDERS: &str = r#"
     });
 "#;
 
-/// Headless Chromium with a profile of its own. Killed, and its profile removed, when dropped.
+/// Headless Chromium with a fresh profile. Killed, and its profile removed, when dropped.
 pub struct Browser {
     child: Child,
     profile: PathBuf,
     devtools: RefCell<WebSocket<TcpStream>>,
     last_id: Cell<u64>,
-    complaints: RefCell<Vec<String>>,
+    page_errors: RefCell<Vec<String>>,
 }
 
 impl Browser {
@@ -76,15 +76,15 @@ impl Browser {
             .spawn()
             .expect("Chromium starts");
         let devtools = RefCell::new(connect(&profile.join("DevToolsActivePort")));
-        Some(Browser { child, profile, devtools, last_id: Cell::new(0), complaints: RefCell::default() })
+        Some(Browser { child, profile, devtools, last_id: Cell::new(0), page_errors: RefCell::default() })
     }
 
-    /// Opens a new tab, and waits until the page in it has loaded.
+    /// Opens a new tab, and waits until its page has loaded.
     pub fn open(&self, url: &str) -> Tab<'_> {
         self.open_with(url, "")
     }
 
-    /// The same, with a script that runs before those of the page.
+    /// The same, with a script that runs before the page's own.
     pub fn open_with(&self, url: &str, script: &str) -> Tab<'_> {
         let target = &self.call("", "Target.createTarget", json!({"url": "about:blank"}))["targetId"];
         let attached = self.call("", "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
@@ -98,11 +98,11 @@ impl Browser {
     }
 
     /// Exceptions, dialogs and policy violations so far, in all tabs.
-    pub fn complaints(&self) -> Vec<String> {
-        self.complaints.borrow().clone()
+    pub fn page_errors(&self) -> Vec<String> {
+        self.page_errors.borrow().clone()
     }
 
-    /// One call and its answer. An empty `session` is the browser itself.
+    /// Makes a call and waits for its result. An empty `session` is the browser itself.
     fn call(&self, session: &str, method: &str, params: Value) -> Value {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);
@@ -113,36 +113,36 @@ impl Browser {
         let mut devtools = self.devtools.borrow_mut();
         devtools.send(Message::text(call.to_string())).expect("Chromium listens");
         loop {
-            let said = devtools.read().expect("Chromium answers");
-            let mut said: Value = serde_json::from_str(said.to_text().expect("text")).expect("JSON");
-            if said["id"] == id {
-                assert!(said["error"].is_null(), "{method}: {}", said["error"]);
-                return said["result"].take();
+            let message = devtools.read().expect("Chromium responds");
+            let mut message: Value = serde_json::from_str(message.to_text().expect("text")).expect("JSON");
+            if message["id"] == id {
+                assert!(message["error"].is_null(), "{method}: {}", message["error"]);
+                return message["result"].take();
             }
-            self.note(&said);
+            self.record(&message);
         }
     }
 
-    fn note(&self, event: &Value) {
-        let complaint = match event["method"].as_str().unwrap_or_default() {
+    fn record(&self, event: &Value) {
+        let is_error = match event["method"].as_str().unwrap_or_default() {
             "Runtime.exceptionThrown" | "Page.javascriptDialogOpening" => true,
             "Log.entryAdded" => event["params"]["entry"]["source"] == "security",
             _ => false,
         };
-        if complaint {
-            self.complaints.borrow_mut().push(event.to_string());
+        if is_error {
+            self.page_errors.borrow_mut().push(event.to_string());
         }
     }
 }
 
-/// Waits for the file in which Chromium says where DevTools listens: the port, and on the next line the path.
+/// Waits for the file in which Chromium writes the port of DevTools and, on the next line, the path.
 fn connect(active_port: &Path) -> WebSocket<TcpStream> {
-    let mut said = String::new();
-    wait_until("Chromium says its DevTools port", || {
-        said = std::fs::read_to_string(active_port).unwrap_or_default();
-        said.lines().count() == 2
+    let mut text = String::new();
+    wait_until("Chromium writes its DevTools port", || {
+        text = std::fs::read_to_string(active_port).unwrap_or_default();
+        text.lines().count() == 2
     });
-    let (port, path) = said.trim_end().split_once('\n').unwrap();
+    let (port, path) = text.trim_end().split_once('\n').unwrap();
     let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("DevTools accepts");
     stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
     tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).expect("DevTools speaks WebSocket").0
@@ -152,7 +152,7 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Its helpers end on their own, a moment later, and may still be writing.
+        // Its child processes exit a moment later, and may still be writing.
         (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(20));
             std::fs::remove_dir_all(&self.profile).is_ok()
@@ -160,7 +160,7 @@ impl Drop for Browser {
     }
 }
 
-/// One tab. It stays open as long as its browser.
+/// A tab, open as long as its browser.
 pub struct Tab<'a> {
     browser: &'a Browser,
     session: String,
@@ -177,7 +177,7 @@ impl Tab<'_> {
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'");
     }
 
-    /// The value of an expression; a promise is waited for.
+    /// The value of an expression; of a promise, its result.
     pub fn eval(&self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let mut done = self.call("Runtime.evaluate", params);
@@ -190,13 +190,13 @@ impl Tab<'_> {
     }
 
     pub fn wait_for(&self, expression: &str) {
-        if !comes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
-            panic!("never happened: {expression}\nThe page says: {}", self.text("document.body.innerText"));
+        if !becomes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
+            panic!("never happened: {expression}\nThe page shows: {}", self.text("document.body.innerText"));
         }
     }
 
-    /// Clicks on the middle of an element, once it is there and nothing covers it. What has moved away between the look
-    /// and the click, as things do while the page tries again, is aimed at anew.
+    /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
+    /// and the click, as elements do while the page reconnects, tries again.
     pub fn click(&self, element: &str) {
         self.call("Page.bringToFront", json!({}));
         wait_until(&format!("{element} is clicked"), || {
@@ -222,7 +222,7 @@ impl Tab<'_> {
         self.click(&format!("__button({})", json!(text)));
     }
 
-    /// Puts `text` into the field with this label, in place of what it holds.
+    /// Replaces the content of the field with this label.
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&format!("__field({})", json!(label)));
         self.call("Input.dispatchKeyEvent", json!({"type": "keyDown", "commands": ["selectAll"]}));
@@ -234,7 +234,7 @@ impl Tab<'_> {
         self.call("Input.insertText", json!({"text": text}));
     }
 
-    /// Presses one of the keys that are more than a character. `shift` is held down meanwhile.
+    /// Presses a key that is not a character, with or without Shift.
     pub fn press_key(&self, key: &str, shift: bool) {
         let (code, text) = match key {
             "Tab" => (9, ""),
@@ -246,7 +246,7 @@ impl Tab<'_> {
             "ArrowUp" => (38, ""),
             "ArrowRight" => (39, ""),
             "ArrowDown" => (40, ""),
-            _ => panic!("a key that this driver does not know: {key}"),
+            _ => panic!("this driver does not know the key {key}"),
         };
         self.call("Page.bringToFront", json!({}));
         for (kind, text) in [("keyDown", text), ("keyUp", "")] {
@@ -257,20 +257,20 @@ impl Tab<'_> {
         }
     }
 
-    /// A screen of this size in CSS pixels, for somebody who prefers this colour scheme.
+    /// Sets the size of the screen in CSS pixels, and the preferred colour scheme.
     pub fn view(&self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", screen);
         self.prefer(&[("prefers-color-scheme", scheme)]);
     }
 
-    /// The media features that the system would report, all others as they are by default.
+    /// Sets media features; all others have their default.
     pub fn prefer(&self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));
     }
 
-    /// Writes a picture of the tab to the directory that `WIRECHAT_SCREENSHOTS` names, if it names one.
+    /// Writes a screenshot of the tab to the directory in `WIRECHAT_SCREENSHOTS`, if it is set.
     pub fn screenshot(&self, name: &str) {
         let Some(dir) = std::env::var_os("WIRECHAT_SCREENSHOTS") else {
             return;

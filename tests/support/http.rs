@@ -1,18 +1,18 @@
-//! HTTP as a client sees it: a request with one thing odd about it, and an answer taken apart.
+//! HTTP for the client: requests that differ from a valid one in one detail, and a parser for responses.
 
 use super::{KEY, RawClient, Server};
 
-/// A request that is put together line by line, so that a test shows only what is odd about it.
+/// A request, built line by line, so that a test shows only how it differs from a valid one.
 #[derive(Clone)]
 pub struct Request {
     method: &'static str,
     target: String,
     version: &'static str,
     headers: Vec<Vec<u8>>,
-    behind: Vec<u8>,
+    trailing: Vec<u8>,
 }
 
-/// The valid request of the catalogue: everything that RFC 6455 §4.2.1 asks for, and a demo token.
+/// A valid upgrade request: everything that RFC 6455 §4.2.1 requires, and a demo token.
 pub fn handshake() -> Request {
     let request = get("/?token=dev-token&username=bot&room=general");
     request
@@ -22,10 +22,10 @@ pub fn handshake() -> Request {
         .add("Sec-WebSocket-Version: 13")
 }
 
-/// A plain request, with nothing but a `Host`.
+/// A plain request with no header but `Host`.
 pub fn get(target: &str) -> Request {
     let (method, version) = ("GET", "HTTP/1.1");
-    Request { method, target: target.into(), version, headers: vec![], behind: vec![] }.add("Host: 127.0.0.1")
+    Request { method, target: target.into(), version, headers: vec![], trailing: vec![] }.add("Host: 127.0.0.1")
 }
 
 impl Request {
@@ -44,13 +44,13 @@ impl Request {
         self
     }
 
-    /// One more header line, whatever is there already.
+    /// Adds a header line, even if there is one of that name.
     pub fn add(mut self, header: impl AsRef<[u8]>) -> Request {
         self.headers.push(header.as_ref().to_vec());
         self
     }
 
-    /// The header line in place of the one with that name.
+    /// Replaces the header line of that name.
     pub fn set(self, header: &str) -> Request {
         let name = header.split(':').next().unwrap_or(header);
         self.without(name).add(header)
@@ -60,13 +60,13 @@ impl Request {
         let prefix = format!("{name}:").into_bytes();
         let before = self.headers.len();
         self.headers.retain(|line| !line.get(..prefix.len()).is_some_and(|p| p.eq_ignore_ascii_case(&prefix)));
-        assert!(self.headers.len() < before, "there is a {name} to take away");
+        assert!(self.headers.len() < before, "there is a {name} to remove");
         self
     }
 
-    /// Bytes behind the head.
+    /// Adds bytes after the head.
     pub fn followed_by(mut self, bytes: impl AsRef<[u8]>) -> Request {
-        self.behind.extend_from_slice(bytes.as_ref());
+        self.trailing.extend_from_slice(bytes.as_ref());
         self
     }
 
@@ -77,11 +77,11 @@ impl Request {
             bytes.extend_from_slice(b"\r\n");
         }
         bytes.extend_from_slice(b"\r\n");
-        bytes.extend_from_slice(&self.behind);
+        bytes.extend_from_slice(&self.trailing);
         bytes
     }
 
-    /// Pads the head with one header line until it is `len` bytes.
+    /// Pads the request with one header line to `len` bytes.
     pub fn padded_to(self, len: usize) -> Request {
         let missing = len - self.bytes().len() - "X-Pad: \r\n".len();
         self.add(format!("X-Pad: {}", "x".repeat(missing)))
@@ -94,7 +94,7 @@ impl From<Request> for Vec<u8> {
     }
 }
 
-/// An answer: status line, headers, and all that came after them.
+/// A response: status, headers, and everything after them.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -103,10 +103,10 @@ pub struct Response {
 }
 
 impl Response {
-    /// Takes an answer apart. Its lines end with CRLF, as RFC 9112 §2.1 wants.
+    /// Parses a response. Its lines must end in CRLF (RFC 9112 §2.1).
     pub fn parse(bytes: &[u8]) -> Response {
-        let text = String::from_utf8(bytes.to_vec()).expect("an answer is UTF-8");
-        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no whole head: {text:?}"));
+        let text = String::from_utf8(bytes.to_vec()).expect("a response is UTF-8");
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no complete head: {text:?}"));
         let mut lines = head.split("\r\n");
         let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).expect("a status line");
         let status = status.split(' ').next().and_then(|code| code.parse().ok()).expect("a status");
@@ -117,7 +117,7 @@ impl Response {
         Response { status, headers: lines.map(header).collect(), body: body.to_owned() }
     }
 
-    /// The value of a header that is there once; an empty string if it is not there.
+    /// The value of a header that may appear once; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         let mut values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         let value = values.next().map_or("", |(_, value)| value);
@@ -133,7 +133,7 @@ impl Response {
 }
 
 impl Server {
-    /// The status of the answer to a request.
+    /// The status of the response to a request.
     pub fn status(&self, request: &Request) -> u16 {
         let mut client = self.connect();
         client.send(&request.bytes());
@@ -142,15 +142,15 @@ impl Server {
 }
 
 impl RawClient {
-    /// Everything until the server ends the stream, which it does without a reset: a reset could take away from the
-    /// peer what it has not read yet.
+    /// Reads until the server ends the stream. A reset fails the test, because it can destroy bytes that the peer has not
+    /// read yet.
     pub fn read_to_clean_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
-        std::io::Read::read_to_end(&mut self.stream, &mut all).expect("the stream ends, and in order");
+        std::io::Read::read_to_end(&mut self.stream, &mut all).expect("the stream ends without a reset");
         all
     }
 
-    /// An answer that ends its connection.
+    /// Reads a response that ends its connection.
     pub fn read_response(&mut self) -> Response {
         Response::parse(&self.read_to_clean_end())
     }

@@ -1,13 +1,13 @@
-//! What every test of the running server needs: the server itself on a port of its own, a raw socket that
-//! speaks bytes, and the one rule about tools that may be missing.
+//! Common parts of the tests of the running server: a server on a free port, a client made of a raw socket, and the rule
+//! for tools that may be missing.
 //!
-//! Nothing here uses the code under test: the client half is written again, as plainly as possible, so that a
-//! mistake in `ws/` cannot hide behind the same mistake in its test.
+//! Nothing here uses the code under test. The client side is written a second time, as plainly as possible, so that the
+//! same mistake in `ws/` and in its test cannot go unnoticed.
 #![allow(dead_code)] // each test binary uses its own part
 
 pub mod http;
-pub mod people;
 pub mod table;
+pub mod users;
 pub mod watched;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,15 +17,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Far beyond what anything here takes on a loaded machine; a test that reaches it has failed.
+/// Far longer than anything here needs on a loaded machine. A test that reaches it has failed.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The upgrade request of RFC 6455 §1.2's shape that every raw client here sends; `{path}` is filled in.
+/// The key of RFC 6455 §1.2, which every raw client here sends.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// §1.3: the accept value that answers [`KEY`].
+/// §1.3: the accept value for [`KEY`].
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// The program under test, listening on a loopback port of its own; killed when dropped.
+/// The program under test, listening on a free loopback port; killed when dropped.
 pub struct Server {
     child: Child,
     addr: SocketAddr,
@@ -35,24 +35,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server with these arguments besides `--listen 127.0.0.1:0`, and waits until it says where it listens.
+    /// Starts the server with `--listen 127.0.0.1:0` and these arguments, and waits until it prints its address.
     pub fn start(args: &[&str]) -> Server {
         Server::start_at("127.0.0.1:0", args)
     }
 
-    /// The same on an address of the caller's choice, to come back on a port that clients already know.
+    /// The same on a given address, for a restart on a port that clients already know.
     pub fn start_at(listen: &str, args: &[&str]) -> Server {
         Server::launch(&mut Server::command(listen, args))
     }
 
-    /// The command that [`Server::start_at`] runs, for a caller who wants more said first: an environment variable, say.
+    /// The command that [`Server::start_at`] runs, for callers that add to it: an environment variable, for example.
     pub fn command(listen: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
         command
     }
 
-    /// Runs a command that ends up being the server, and waits until it says where it listens.
+    /// Runs a command that becomes the server, and waits until it prints its address.
     pub fn launch(command: &mut Command) -> Server {
         let mut child = command
             .stdin(Stdio::null())
@@ -72,7 +72,7 @@ impl Server {
                 rest[..end].parse().expect("an address and a port")
             });
         }
-        // The rest of the banner is read on, so that the server never meets a full pipe.
+        // Keep reading: a full pipe would block the server.
         let printed = collect(stdout);
         Server { child, addr: addr.unwrap(), banner, printed, log }
     }
@@ -89,47 +89,47 @@ impl Server {
         self.child.id()
     }
 
-    /// What the server has written to stdout so far.
+    /// The server's stdout so far.
     pub fn printed(&self) -> String {
         self.banner.clone() + &self.printed.lock().unwrap()
     }
 
-    /// What the server has written to stderr so far.
+    /// The server's stderr so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until the log holds `needle`.
+    /// Waits until the log contains `needle`.
     pub fn wait_for_log(&self, needle: &str) {
-        wait_until(&format!("the log says {needle:?}"), || self.log().contains(needle));
+        wait_until(&format!("the log contains {needle:?}"), || self.log().contains(needle));
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("the child can be asked").is_none()
+        self.child.try_wait().expect("the child has a status").is_none()
     }
 
-    /// Sends a signal by its name, as `kill` takes it: `TERM`, `INT`, `STOP`, `CONT`.
+    /// Sends a signal by its name: `TERM`, `INT`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         let done = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status();
         assert!(done.expect("kill runs").success());
     }
 
-    /// Waits for the server's own end.
+    /// Waits until the server exits.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
-        wait_until("the server ends", || {
-            status = self.child.try_wait().expect("the child can be asked");
+        wait_until("the server exits", || {
+            status = self.child.try_wait().expect("the child has a status");
             status.is_some()
         });
         status.unwrap()
     }
 
-    /// A socket to the server with nothing sent yet.
+    /// A socket to the server; nothing has been sent yet.
     pub fn connect(&self) -> RawClient {
         RawClient::new(TcpStream::connect(self.addr).expect("the server accepts"))
     }
 
-    /// A socket that is past the upgrade: `path` with its query, for example `/echo?token=dev-token`.
+    /// A client after the upgrade. `path` includes the query: `/echo?token=dev-token`.
     pub fn upgrade(&self, path: &str) -> RawClient {
         let mut client = self.connect();
         client.send(upgrade_request(path).as_bytes());
@@ -146,7 +146,7 @@ impl Drop for Server {
     }
 }
 
-/// Reads a stream of the server's on a thread of its own, line by line, into a string that grows.
+/// Reads a stream of the server line by line into a string, on another thread.
 fn collect(stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
     let sink = Arc::clone(&text);
@@ -169,7 +169,7 @@ pub fn upgrade_request(path: &str) -> String {
     )
 }
 
-/// One frame as it came from the server.
+/// One frame from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The first byte: FIN, RSV and opcode.
@@ -183,11 +183,11 @@ impl Frame {
     }
 
     pub fn text(&self) -> &str {
-        assert_eq!(self.first, 0x81, "a whole text frame: {self:?}");
+        assert_eq!(self.first, 0x81, "a complete text frame: {self:?}");
         std::str::from_utf8(&self.payload).expect("text is UTF-8")
     }
 
-    /// The code and the reason of a close frame; 1005 stands for an empty one (RFC 6455 §7.1.5).
+    /// The code and the reason of a Close frame; 1005 stands for an empty one (RFC 6455 §7.1.5).
     pub fn close(&self) -> (u16, String) {
         assert_eq!(self.first, 0x88, "a close frame: {self:?}");
         match self.payload.as_slice() {
@@ -200,7 +200,7 @@ impl Frame {
     }
 }
 
-/// A client that is nothing but a socket: it sends what it is told and reads frames strictly.
+/// A client made of a raw socket: it sends arbitrary bytes, and reads frames strictly.
 pub struct RawClient {
     pub stream: TcpStream,
 }
@@ -214,10 +214,10 @@ impl RawClient {
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the server takes bytes");
+        self.stream.write_all(bytes).expect("the server accepts bytes");
     }
 
-    /// Sends, and does not mind a server that has already hung up.
+    /// Sends, and ignores that the server may have closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -232,7 +232,7 @@ impl RawClient {
         bytes
     }
 
-    /// Reads an HTTP head, through its blank line and not a byte further.
+    /// Reads an HTTP head up to and including its blank line, and not a byte more.
     pub fn read_head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -241,38 +241,32 @@ impl RawClient {
         String::from_utf8(head).expect("a head is ASCII")
     }
 
-    /// Reads one frame. A server's frame is unmasked, has no RSV bit, and has its length in the shortest form
-    /// (RFC 6455 §5.1, §5.2): anything else fails the test here.
+    /// Reads one frame, and not a byte more.
     pub fn read_frame(&mut self) -> Frame {
-        let head = self.read_exact(2);
-        assert_eq!(head[0] & 0x70, 0, "RSV bits are 0");
-        assert_eq!(head[1] & 0x80, 0, "a server never masks");
-        let len = match head[1] {
-            126 => {
-                let len = u16::from_be_bytes(self.read_exact(2).try_into().unwrap());
-                assert!(len > 125, "the shortest length form");
-                len as usize
+        let mut bytes = self.read_exact(2);
+        assert_eq!(bytes[1] & 0x80, 0, "a server never masks");
+        let len = match bytes[1] {
+            short @ 0..=125 => short.into(),
+            long => {
+                let extended = self.read_exact(if long == 126 { 2 } else { 8 });
+                bytes.extend(&extended);
+                extended.iter().fold(0, |len, byte| len << 8 | usize::from(*byte))
             }
-            127 => {
-                let len = u64::from_be_bytes(self.read_exact(8).try_into().unwrap());
-                assert!(len > 65535, "the shortest length form");
-                len as usize
-            }
-            short => short as usize,
         };
-        Frame { first: head[0], payload: self.read_exact(len) }
+        bytes.extend(self.read_exact(len));
+        split_frame(&bytes).expect("a whole frame").0
     }
 
     pub fn read_text(&mut self) -> String {
         self.read_frame().text().to_owned()
     }
 
-    /// Reads a text frame that holds a JSON object.
+    /// Reads a text frame that contains JSON.
     pub fn read_json(&mut self) -> serde_json::Value {
         serde_json::from_str(&self.read_text()).expect("JSON")
     }
 
-    /// Reads frames until one is an event of this name, and returns its `data`.
+    /// Skips frames until an event of this name, and returns its `data`.
     pub fn read_event(&mut self, event: &str) -> serde_json::Value {
         loop {
             let mut message = self.read_json();
@@ -282,7 +276,7 @@ impl RawClient {
         }
     }
 
-    /// All bytes until the server ends the stream. A reset counts as an end.
+    /// Reads until the server ends the stream. A reset counts as an end.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut chunk = [0; 4096];
@@ -291,19 +285,19 @@ impl RawClient {
                 Ok(0) => return all,
                 Ok(n) => all.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return all,
-                Err(e) => panic!("the server neither spoke nor hung up: {e}"),
+                Err(e) => panic!("the server neither sent anything nor ended the stream: {e}"),
             }
         }
     }
 
-    /// Asserts that nothing more comes before the end of the stream.
+    /// Asserts that the stream ends without another byte.
     pub fn expect_end(&mut self) {
         assert_eq!(self.read_to_end(), b"", "nothing more before the end");
     }
 }
 
-/// A client frame with the masking key 00 00 00 00, so that its payload can be read in the bytes (RFC 6455 §5.3).
-/// `first` is FIN, RSV and opcode: `0x81` is a whole text message.
+/// A client frame with the masking key 00 00 00 00, which leaves the payload readable (RFC 6455 §5.3). `first` is FIN, RSV
+/// and opcode: `0x81` is an unfragmented text message.
 pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -322,7 +316,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The whole frames that a server's bytes are, and the beginning of one that is not whole.
+/// Splits a server's bytes into complete frames and the start of an incomplete one.
 pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     let mut frames = Vec::new();
     while let Some((frame, rest)) = split_frame(bytes) {
@@ -332,18 +326,23 @@ pub fn whole_frames(mut bytes: &[u8]) -> (Vec<Frame>, &[u8]) {
     (frames, bytes)
 }
 
-fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
+/// The first frame of a server's bytes, if it is complete, and the bytes after it. As RFC 6455 §5.1 and §5.2 demand, it is
+/// not masked, has no RSV bit, and has its length in the shortest form; otherwise the test fails here.
+pub fn split_frame(bytes: &[u8]) -> Option<(Frame, &[u8])> {
     let (&[first, second], rest) = bytes.split_first_chunk()?;
-    let (len, rest) = match second {
-        126 => rest.split_first_chunk().map(|(len, rest)| (u64::from(u16::from_be_bytes(*len)), rest))?,
-        127 => rest.split_first_chunk().map(|(len, rest)| (u64::from_be_bytes(*len), rest))?,
-        short => (u64::from(short), rest),
+    assert_eq!(first & 0x70, 0, "RSV bits are 0");
+    assert_eq!(second & 0x80, 0, "a server never masks");
+    let (len, min, rest) = match second {
+        126 => rest.split_first_chunk().map(|(len, rest)| (u64::from(u16::from_be_bytes(*len)), 126, rest))?,
+        127 => rest.split_first_chunk().map(|(len, rest)| (u64::from_be_bytes(*len), 65536, rest))?,
+        short => (u64::from(short), 0, rest),
     };
+    assert!(len >= min, "the shortest length form");
     let (payload, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
     Some((Frame { first, payload: payload.to_vec() }, rest))
 }
 
-/// A file of tokens with this content, for `--tokens`; `name` keeps apart the files of tests that run at once.
+/// A token file with this content, for `--tokens`. `name` distinguishes the files of tests that run at the same time.
 pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}", std::process::id()));
     std::fs::write(&path, content).expect("a temporary file");
@@ -352,11 +351,11 @@ pub fn token_file(name: &str, content: impl AsRef<[u8]>) -> PathBuf {
 
 /// Waits for a condition, and fails the test at the deadline.
 pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
-    assert!(comes_true(condition), "never happened: {what}");
+    assert!(becomes_true(condition), "never happened: {what}");
 }
 
-/// Waits for a condition until the deadline, and says whether it came true.
-pub fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
+/// Waits for a condition, and returns `false` if it is still not met at the deadline.
+pub fn becomes_true(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + DEADLINE;
     while !condition() {
         if Instant::now() > end {
@@ -367,8 +366,8 @@ pub fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The path of a tool that a test needs, looked for at `candidates` and then in `PATH`. A machine without it skips the
-/// test and says so; with `WIRECHAT_NO_SKIP` set, as in CI, that is a failure.
+/// The path of a tool that a test needs: one of `candidates`, or in `PATH`. If it is missing, the test is skipped with a
+/// message; with `WIRECHAT_NO_SKIP` set, as in CI, the test fails.
 pub fn require_tool(name: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
     let in_path = std::env::var_os("PATH").unwrap_or_default();
     let found = candidates
@@ -378,12 +377,12 @@ pub fn require_tool(name: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
         .find(|path| path.is_file());
     if found.is_none() {
         assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "{name} is missing and nothing may be skipped");
-        say_skipped(&format!("this test needs {name}, which is not installed"));
+        print_skipped(&format!("this test needs {name}, which is not installed"));
     }
     found
 }
 
-/// Says aloud that a test was skipped. `eprintln!` would not do: what a passing test prints that way is never shown.
-pub fn say_skipped(why: &str) {
+/// Prints that a test is skipped. `eprintln!` will not do: the test harness hides it when the test passes.
+pub fn print_skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {why} ***\n");
 }

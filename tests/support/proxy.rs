@@ -1,7 +1,5 @@
-//! A line that can be broken: it stands between the page and the server, and passes bytes on for as long as it is told.
-//!
-//! A browser that is told to be offline leaves its open WebSockets alone, and a server that is stopped takes everybody
-//! with it. Here one line breaks, and both ends live.
+//! A TCP proxy between the page and the server that can break a connection while both ends stay alive. A browser that is
+//! set offline keeps its open WebSockets, and a stopped server disconnects every client, so neither would do.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::io::{Read, Write};
@@ -11,9 +9,9 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Whole,
-    /// What the server says is lost; what the client says arrives.
-    Deaf,
-    /// Nothing is passed on, and nobody new is let through.
+    /// Bytes from the server are lost; bytes from the client arrive.
+    OneWay,
+    /// No byte is forwarded and no connection is accepted.
     Cut,
 }
 
@@ -33,7 +31,7 @@ impl Proxy {
         let addr = listener.local_addr().expect("an address");
         let line = Arc::new(Mutex::new(Line { state: State::Whole, streams: Vec::new() }));
         let shared = Arc::clone(&line);
-        // It ends with the process.
+        // The thread ends with the process.
         std::thread::spawn(move || listener.incoming().flatten().for_each(|client| join(client, server, &shared)));
         Proxy { addr, line }
     }
@@ -42,8 +40,9 @@ impl Proxy {
         self.addr.port()
     }
 
-    pub fn deafen(&self) {
-        self.line.lock().unwrap().state = State::Deaf;
+    /// Drops everything that the server sends from now on.
+    pub fn drop_responses(&self) {
+        self.line.lock().unwrap().state = State::OneWay;
     }
 
     pub fn cut(&self) {
@@ -54,12 +53,12 @@ impl Proxy {
         }
     }
 
-    pub fn mend(&self) {
+    pub fn restore(&self) {
         self.line.lock().unwrap().state = State::Whole;
     }
 }
 
-/// Under the lock, so that no client slips through while the line is cut.
+/// Connects a client to the server. It holds the lock, so that no client slips through while the line is cut.
 fn join(client: TcpStream, server: SocketAddr, shared: &Arc<Mutex<Line>>) {
     let mut line = shared.lock().unwrap();
     if line.state == State::Cut {
@@ -73,11 +72,11 @@ fn join(client: TcpStream, server: SocketAddr, shared: &Arc<Mutex<Line>>) {
     let (up, down) = ((clone(&client), clone(&server)), (server, client));
     let always = Arc::new(Mutex::new(Line { state: State::Whole, streams: Vec::new() }));
     for ((from, to), line) in [(up, always), (down, Arc::clone(shared))] {
-        std::thread::spawn(move || pass_on(from, to, &line));
+        std::thread::spawn(move || forward(from, to, &line));
     }
 }
 
-fn pass_on(mut from: TcpStream, mut to: TcpStream, line: &Mutex<Line>) {
+fn forward(mut from: TcpStream, mut to: TcpStream, line: &Mutex<Line>) {
     let mut chunk = [0; 4096];
     while let Ok(n @ 1..) = from.read(&mut chunk) {
         if line.lock().unwrap().state == State::Whole && to.write_all(&chunk[..n]).is_err() {

@@ -1,9 +1,10 @@
-//! The sources of this repository as text, for the tests that hold its documentation against them.
+//! The sources of this repository as text, for the tests that compare its documentation with them.
+#![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
 use std::path::Path;
 
-/// Every Rust file under `folder` of the repository: its path there, and what it says.
+/// The path and the text of every Rust file under a folder of the repository.
 pub fn read_all(folder: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).expect("a folder of sources") {
@@ -19,13 +20,13 @@ pub fn read_all(folder: &str) -> Vec<(String, String)> {
     found
 }
 
-/// The module doc of a source: what stands behind its `//!`.
+/// The module doc of a source file, without its `//!`.
 pub fn module_doc(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
     lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
 }
 
-/// The cells of each row of the tables in some Markdown, without the heads.
+/// The cells of each row of the tables in some Markdown, without their header rows.
 pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
     let mut rows = Vec::new();
     let mut is_body = false;
@@ -40,7 +41,20 @@ pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
     rows
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 pub fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The fenced blocks of some Markdown: the word after each opening fence, and the lines between.
+pub fn fences(markdown: &str) -> Vec<(&str, &str)> {
+    let mut found = Vec::new();
+    let mut rest = markdown;
+    while let Some((_, after)) = rest.split_once("\n```") {
+        let (kind, after) = after.split_once('\n').expect("a line after an opening fence");
+        let (text, after) = after.split_at(after.find("```").expect("a closing fence"));
+        found.push((kind, text));
+        rest = &after[3..];
+    }
+    found
 }

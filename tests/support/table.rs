@@ -1,10 +1,9 @@
-//! Tests that are tables: a row's bytes in a notation that reads like the catalogue of rude peers, and a runner that
-//! reports every row that fails, not just the first.
+//! Table tests: a notation for the bytes of a row, and a runner that reports every row that fails, not just the first.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Bytes in the notation of a frame table: hexadecimal pairs, `M0` for the masking key 00 00 00 00, which leaves a
-/// payload as it is, and `'text'` for its ASCII bytes. `81 82 M0 'hi'` is a masked text message.
+/// Parses the notation of a frame table: hexadecimal pairs, `M0` for the masking key 00 00 00 00 (which leaves a payload
+/// as it is), and `'text'` for ASCII bytes. `81 82 M0 'hi'` is a masked text message.
 pub fn hex(notation: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (i, part) in notation.split('\'').enumerate() {
@@ -25,7 +24,7 @@ pub fn hex(notation: &str) -> Vec<u8> {
     bytes
 }
 
-/// Runs `check` on every row and then reports all that failed.
+/// Runs `check` on every row, then reports all rows that failed.
 pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMut(&R)) {
     let mut failed = Vec::new();
     for row in rows {
@@ -38,20 +37,20 @@ pub fn each_row<R>(rows: &[R], name: impl Fn(&R) -> String, mut check: impl FnMu
     assert!(failed.is_empty(), "{} of {} rows failed:\n{}\n", failed.len(), rows.len(), failed.join("\n"));
 }
 
-/// How a row's bytes are handed to the server.
+/// How the bytes of a row are written to the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// In one write.
     Whole,
-    /// One byte a write, each one read by the server before the next is sent.
+    /// One byte per write. The server reads each before the next is sent.
     Bytes,
 }
 
 impl Cut {
     pub const BOTH: [Cut; 2] = [Cut::Whole, Cut::Bytes];
 
-    /// The pieces to write. Past the first 2 KiB a piece is 997 bytes: by then every header has been cut everywhere, and
-    /// an odd prime goes on cutting payloads at places that nobody chose.
+    /// The pieces to write. After the first 2 KiB a piece has 997 bytes: by then every header has been cut everywhere, and
+    /// an odd prime cuts payloads at arbitrary places.
     pub fn pieces(self, bytes: &[u8]) -> Vec<&[u8]> {
         match self {
             Cut::Whole => vec![bytes],

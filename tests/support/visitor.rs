@@ -1,7 +1,6 @@
-//! What the tests of the page have in common: a person who opens it, talks and looks; a guest without a browser; and a
-//! server that does as it is told.
+//! Common parts of the tests of the page: a visitor with a browser, a guest with a raw socket, and a scripted server.
 //!
-//! Everything is asked of what can be seen: texts, fields, focus. Nothing waits for time to pass.
+//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a time.
 #![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its own part
 
 use crate::browser::{Browser, Tab};
@@ -13,7 +12,7 @@ use tungstenite::{Message, WebSocket};
 
 pub const LOG: &str = "document.querySelector('[role=log]')";
 
-/// A browser, or a test that has nothing to do on this machine and says so.
+/// Starts a browser; without one the test is skipped with a message.
 macro_rules! browser {
     () => {
         match crate::browser::Browser::start() {
@@ -24,9 +23,9 @@ macro_rules! browser {
 }
 pub(crate) use browser;
 
-// ---- What a person does, and sees ----
+// ---- The visitor ----
 
-/// The page as it lies on the disk, with this query string.
+/// The page opened from disk, with this query string.
 pub fn page(query: &str) -> String {
     format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
 }
@@ -51,13 +50,13 @@ pub fn wait_for_state(tab: &Tab, state: &str) {
     tab.wait_for(&format!("document.body.dataset.state === '{state}'"));
 }
 
-pub fn say(tab: &Tab, text: &str) {
+pub fn type_message(tab: &Tab, text: &str) {
     tab.click("__field('Message')");
     tab.type_text(text);
     tab.press_key("Enter", false);
 }
 
-/// Waits until the conversation holds this. What is only waiting to be sent does not count.
+/// Waits until the conversation contains this. Messages that have not been sent yet do not count.
 pub fn wait_for_log(tab: &Tab, text: &str) {
     tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
 }
@@ -70,13 +69,13 @@ pub fn messages(tab: &Tab) -> Value {
     )
 }
 
-/// Waits until the list of who is here reads like this.
+/// Waits until the list of members is this.
 pub fn wait_for_members(tab: &Tab, expected: &[&str]) {
     let list = "[...document.querySelectorAll('#members li')].map((li) => li.textContent.trim())";
     tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
 }
 
-/// State and advice, as words on the screen.
+/// The texts that show the state of the connection and what to do.
 pub fn words(tab: &Tab) -> String {
     tab.text("[...document.querySelectorAll('[role=status]')].map((s) => s.innerText).join(' ')")
 }
@@ -85,7 +84,7 @@ pub fn field(tab: &Tab, label: &str) -> String {
     tab.text(&format!("__field({}).value", json!(label)))
 }
 
-/// Presses Tab until `what` has the focus, and sees that it shows it.
+/// Presses Tab until `what` has the focus, and checks that the focus is visible.
 pub fn tab_to(tab: &Tab, what: &str) {
     for _ in 0..20 {
         if tab.eval(&format!("document.activeElement === {what}")) == true {
@@ -94,7 +93,7 @@ pub fn tab_to(tab: &Tab, what: &str) {
         }
         tab.press_key("Tab", false);
     }
-    panic!("Tab never comes to {what}");
+    panic!("Tab never reaches {what}");
 }
 
 // ---- A guest without a browser ----
@@ -103,12 +102,13 @@ pub fn guest(server: &Server, room: &str, name: &str) -> RawClient {
     server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
 }
 
-pub fn tell(guest: &mut RawClient, tab: &Tab, text: &str) {
+/// Sends a message as the guest, and waits until the page shows it.
+pub fn send_as_guest(guest: &mut RawClient, tab: &Tab, text: &str) {
     guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
     wait_for_log(tab, text);
 }
 
-/// Nothing sticks out sideways, and nothing that is there has to be scrolled to sideways.
+/// Nothing is wider than the screen, and nothing has to be scrolled sideways.
 pub fn assert_fits(tab: &Tab, what: &str) {
     let outside = tab.eval(
         "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
@@ -135,7 +135,7 @@ pub fn axe() -> Option<String> {
     Some(std::fs::read_to_string(path).unwrap())
 }
 
-/// Every rule of axe-core, its advice on good practice too.
+/// Checks every rule of axe-core, including its best practices.
 pub fn assert_accessible(tab: &Tab, axe: &str, what: &str) {
     tab.eval(&format!("{axe}; 0"));
     let violations = tab.eval(
@@ -149,9 +149,9 @@ pub fn percent(text: &str) -> String {
     text.bytes().map(|b| format!("%{b:02X}")).collect()
 }
 
-// ---- A server that does as it is told ----
+// ---- A scripted server ----
 
-/// Takes the next connection that asks for an upgrade. Others get no answer, so `/health` is silent too.
+/// Accepts the next connection that requests an upgrade. Others get no response, not even `/health`.
 pub fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
     loop {
         let (stream, _) = listener.accept().unwrap();
@@ -168,7 +168,7 @@ pub fn welcome(peer: &mut WebSocket<TcpStream>, room: &str) {
     peer.send(Message::text(json!({"event": "welcome", "data": data}).to_string())).unwrap();
 }
 
-pub fn tell_message(peer: &mut WebSocket<TcpStream>, text: &str) {
+pub fn send_message(peer: &mut WebSocket<TcpStream>, text: &str) {
     let data = json!({"username": "bob", "text": text, "id": 1, "time": "2026-01-01T00:00:00.000Z"});
     peer.send(Message::text(json!({"event": "message", "data": data}).to_string())).unwrap();
 }

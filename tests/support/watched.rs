@@ -1,54 +1,54 @@
-//! A server under watch while somebody is rude to it: two people who go on chatting, and a log that keeps secrets.
+//! A server that a hostile client talks to while two witnesses keep chatting. At the end, its log must contain no secret.
 
 use std::ops::{Deref, DerefMut};
 
 use super::table::Cut;
 use super::{RawClient, Server, masked};
 
-/// The tokens a server takes when it was told of none (the demo set).
+/// The tokens of a server that was started without `--tokens`.
 pub const DEMO_TOKENS: [&str; 4] = ["token-alice", "token-bob", "token-carol", "dev-token"];
 
 pub struct Watched {
     server: Server,
-    speaker: RawClient,
-    listener: RawClient,
-    /// On `/echo`, for [`Watched::barrier`] alone.
-    pacer: RawClient,
-    said: u64,
+    sender: RawClient,
+    receiver: RawClient,
+    /// A client of `/echo` that only [`Watched::barrier`] uses.
+    pinger: RawClient,
+    sent: u64,
 }
 
 impl Watched {
-    /// Starts a server with the demo tokens, with pings so rare that none comes between the lines of a test, and for
-    /// people who may talk as fast as they like.
+    /// Starts a server with the demo tokens, without a rate limit, and with Pings so rare that a test sees none.
     pub fn start(args: &[&str]) -> Watched {
         let rare = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
         Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
-    /// Watches a server that is running, with a token it takes. It must have no limit to how fast people talk, if the
-    /// witnesses are to talk more than a few times.
+    /// Lets witnesses join a running server with this token. If they are to send more than a few messages, it must have no
+    /// rate limit.
     pub fn new(server: Server, token: &str) -> Watched {
         let room = format!("/?token={token}&username=witness&room=witnesses");
-        let (mut speaker, listener) = (server.upgrade(&room), server.upgrade(&room));
-        speaker.read_event("joined");
-        let pacer = server.upgrade(&format!("/echo?token={token}"));
-        Watched { server, speaker, listener, pacer, said: 0 }
+        let (mut sender, receiver) = (server.upgrade(&room), server.upgrade(&room));
+        sender.read_event("joined");
+        let pinger = server.upgrade(&format!("/echo?token={token}"));
+        Watched { server, sender, receiver, pinger, sent: 0 }
     }
 
-    /// Returns when the server has read whatever was sent to it before: it is one loop, and has answered something later.
+    /// Returns when the server has read everything that was sent to it before: it has one loop, and has replied to
+    /// something later.
     pub fn barrier(&mut self) {
-        self.pacer.send(&masked(0x89, b"pace"));
-        assert_eq!(self.pacer.read_frame().payload, b"pace");
+        self.pinger.send(&masked(0x89, b"barrier"));
+        assert_eq!(self.pinger.read_frame().payload, b"barrier");
     }
 
-    /// The same, and what the server had to answer has been written as well. A turn of the loop may write the answer to
-    /// the pacer before that to another; by the end of a second one the first is over.
+    /// The same, and the server has written its replies as well. Within a turn of the loop, the Pong may be written before
+    /// another client's reply; when a second Pong arrives, that turn is over.
     pub fn quiet(&mut self) {
         self.barrier();
         self.barrier();
     }
 
-    /// Sends in pieces. A server that has heard enough may hang up in the middle of it.
+    /// Sends bytes in pieces. The server may close the connection before it has read all of them.
     pub fn send(&mut self, client: &mut RawClient, bytes: &[u8], cut: Cut) {
         for piece in cut.pieces(bytes) {
             client.try_send(piece);
@@ -58,27 +58,27 @@ impl Watched {
         }
     }
 
-    /// The witnesses talk: what one says, both hear.
+    /// One witness sends a message, and both receive it.
     pub fn still_chats(&mut self) {
-        self.said += 1;
-        let text = format!("ok {}", self.said);
+        self.sent += 1;
+        let text = format!("ok {}", self.sent);
         let event = serde_json::json!({"event": "message", "data": {"text": text}});
-        self.speaker.send_text(&event.to_string());
-        for witness in [&mut self.speaker, &mut self.listener] {
+        self.sender.send_text(&event.to_string());
+        for witness in [&mut self.sender, &mut self.receiver] {
             assert_eq!(witness.read_event("message")["text"], text, "the witnesses chat");
         }
     }
 
-    /// At the end of a table: the server runs, and its log holds neither a token nor a control character.
+    /// To be called after the last row: the server runs, and its log contains neither a token nor a control character.
     pub fn finish(mut self, secrets: &[&str]) {
         self.still_chats();
         assert!(self.is_running(), "the server runs");
         let log = self.log();
         for secret in DEMO_TOKENS.iter().chain(secrets) {
-            assert!(!log.contains(secret), "the log holds the token {secret}:\n{log}");
+            assert!(!log.contains(secret), "the log contains the token {secret}:\n{log}");
         }
         let raw = log.chars().find(|c| c.is_control() && *c != '\n');
-        assert_eq!(raw, None, "the log holds a raw control character:\n{log}");
+        assert_eq!(raw, None, "the log contains a raw control character:\n{log}");
     }
 }
 

@@ -1,166 +1,151 @@
-//! What a case of the catalogue is: data. What is done to a server, what it must answer, and the rule.
-//!
-//! Bytes are written in the notation of [`notation`], so that a case reads like the frames that
-//! it sends. This file does not know how a case is played ([`play`](super::play)) or judged
-//! ([`verdict`](super::verdict)).
-//!
-//! The subtle thing: what is expected are codes, messages and the end of a connection, never the words of a reason,
-//! because a case must be fair to any server. What else RFC 6455 lets a server do is listed, with the sentence that
-//! allows it.
+//! A test case: what the client sends, what the server must send back, and the rule behind the test. Cases are data, in
+//! the byte notation of [`notation`], so the catalogue reads like the frames on the wire. A case checks close codes,
+//! messages and how the connection ends, never the text of a close reason, because the RFC leaves that text to the
+//! server. A case also lists other behaviour that an RFC permits, and cites the section.
 
 use crate::tools::notation;
 use crate::ws::close::ProtocolError;
 use crate::ws::mask;
 
-/// One thing to do to a server, and what it must answer.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// How it is called on the command line.
+    /// The CASE argument on the command line.
     pub name: &'static str,
-    /// What it does, in a line.
-    pub what: &'static str,
-    /// What must be at the other end.
+    pub summary: &'static str,
     pub needs: Needs,
-    /// How the connection begins.
     pub opening: Opening,
-    /// What is done then, in order.
+    /// The client's actions after the opening handshake, in order.
     pub steps: &'static [Step],
-    /// The messages and Pongs that must come back.
-    pub back: &'static [Back],
-    /// What must become of the connection.
+    /// The messages and Pongs expected from the server, in order.
+    pub replies: &'static [Reply],
+    /// The expected final state of the connection, such as closed with code 1002, or still open.
     pub end: End,
-    /// What else is right, and why.
+    /// Final states that an RFC permits instead of `end`, each with the section and a paraphrase of the rule.
     pub allowed: &'static [(End, &'static str)],
-    /// The section of RFC 6455 (or of another RFC, named), and what it says in our words.
+    /// The section that the case tests (of RFC 6455 unless named), and a paraphrase of the requirement.
     pub rule: (&'static str, &'static str),
-    /// The rule as this project's own code has it, if the case breaks one.
+    /// The protocol error that wirechat must detect; `None` if every frame is acceptable.
     pub error: Option<ProtocolError>,
 }
 
-/// What a case needs of the server.
+/// The kind of endpoint that a case requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Any endpoint that takes a WebSocket connection.
+    /// Any endpoint that accepts an upgrade.
     Upgrade,
-    /// One that gives every message back.
+    /// An endpoint that echoes every message.
     Echo,
-    /// wirechat's own `/echo`: what is tried is no rule of the RFC, but this server's own.
-    OwnEcho,
-    /// wirechat's own chat, for the same reason.
-    OwnChat,
+    /// wirechat's `/echo`, because the case tests wirechat's own rules or limits.
+    WirechatEcho,
+    /// wirechat's chat endpoint, because the case tests wirechat's own rules or limits.
+    WirechatChat,
 }
 
-/// How a connection begins.
 #[derive(Debug, Clone, Copy)]
 pub enum Opening {
-    /// With a valid handshake (§4.1).
-    Usual,
-    /// With a handshake that has something odd about it.
-    Odd(&'static [Edit]),
-    /// With nothing: the first step's bytes are the first that the server sees.
-    Silent,
+    /// A valid handshake (§4.1).
+    Valid,
+    /// The valid request with these edits, which may make the request invalid.
+    Edited(&'static [Edit]),
+    /// No handshake: the client starts with the first step.
+    Skipped,
 }
 
-/// What is odd about a request. In lines, `{host}`, `{target}` and `{key}` stand for what the usual one would have.
+/// A change to a valid request. In lines, `{host}`, `{target}` and `{key}` expand to the values of the valid request.
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
-    /// Another request line.
     RequestLine(&'static str),
-    /// A line in place of the one with the same name.
+    /// Replaces the header line with the same name, or adds the line if there is none.
     Set(&'static str),
-    /// One more line.
+    /// Adds a header line, even if the request already has a header with that name.
     Add(&'static str),
-    /// No line of this name.
+    /// Removes all header lines with this name.
     Without(&'static str),
-    /// A line `X-Long: ` of so many bytes.
+    /// Adds an `X-Long` header whose value has this many bytes.
     LongLine(usize),
-    /// So many more lines.
+    /// Adds this many short header lines.
     ManyLines(usize),
-    /// A query of so many bytes more.
+    /// Appends `&` and this many bytes to the query.
     LongTarget(usize),
-    /// Something else for CR LF.
+    /// Terminates lines with these bytes instead of CR LF.
     LineEnd(&'static str),
-    /// Bytes in front of the request.
+    /// Sends these bytes before the request, in the same write.
     Before(&'static str),
-    /// Bytes behind the request, in the same write.
-    Behind(&'static str),
-    /// One byte at a time.
+    /// Sends these bytes after the request, in the same write.
+    After(&'static str),
+    /// Sends the request one byte at a time.
     Slowly,
 }
 
-/// Something that is done once the connection is open.
+/// An action of the client after the opening handshake.
 #[derive(Debug, Clone, Copy)]
 pub enum Step {
-    /// These bytes, in one write.
+    /// Sends bytes in one write.
     Bytes(&'static str),
-    /// These bytes, one at a time, with the delay between them.
+    /// Sends one byte per write, and pauses for `--delay` after each.
     Slowly(&'static str),
-    /// A whole frame: the byte with FIN, RSV and opcode, then a payload, masked with a key of chance.
+    /// Sends a whole frame: the first byte (FIN, RSV, opcode), and a payload that is masked with a random key.
     Frame(u8, &'static str),
-    /// The same with so many letters for its payload.
+    /// Sends a whole frame with a payload of this many letters.
     Letters(u8, usize),
-    /// All of this so many times, in one write.
+    /// Sends the inner steps this many times, in one write.
     Repeat(usize, &'static [Step]),
-    /// Goes on when so many messages and Pongs have come in all.
+    /// Waits until the server has sent this many messages and Pongs in total.
     Await(usize),
-    /// Waits for the delay.
     Pause,
-    /// Ends the stream of bytes in this direction (TCP's FIN), and goes on reading.
+    /// Shuts down the sending direction of TCP (FIN), and continues to read.
     HalfClose,
-    /// This frame again and again, without reading, until the server takes no more or has taken [`FLOOD`] bytes.
+    /// Repeats a frame of letters without reading, until the server accepts no more, or has accepted [`FLOOD`] bytes.
     Flood(u8, usize),
 }
 
-/// Far more than the kernel's buffers between two programs hold: a server that has taken so much holds the rest itself.
+/// Maximum bytes in a flood: far more than kernel socket buffers hold, so a server that accepts them all buffers them.
 pub const FLOOD: u64 = 96 << 20;
 
-/// Something that comes back.
+/// A message or Pong that the server must send.
 #[derive(Debug, Clone, Copy)]
-pub enum Back {
-    /// A text message.
+pub enum Reply {
     Text(&'static str),
-    /// A binary message.
     Binary(&'static str),
-    /// A text message (1) or a binary one (2) of so many letters.
+    /// A text (opcode 1) or binary (opcode 2) message of this many letters.
     Letters(u8, usize),
-    /// A Pong.
     Pong(&'static str),
-    /// A Pong that need not come (§5.5.3: only the most recent Ping must be answered).
-    MaybePong(&'static str),
+    /// An optional Pong: §5.5.3 requires a Pong only for the most recent Ping.
+    OptionalPong(&'static str),
 }
 
-/// What becomes of a connection.
+/// The final state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// It is as alive as before: a Ping is answered.
+    /// The connection stays open, even after a final Ping from the client.
     Open,
-    /// The server says nothing, and waits.
+    /// The server sends nothing and waits for more bytes.
     Waits,
-    /// A Close with one of these codes (1005: none), then the end of the TCP connection.
+    /// The server sends a Close with one of these codes (1005: no code), then closes TCP.
     Closes(&'static [u16]),
-    /// A Close with any code, then the end of the TCP connection.
-    ClosesAnyhow,
-    /// The end of the TCP connection, without a Close.
-    Cut,
-    /// An HTTP answer with this status in place of the 101.
+    /// The server sends a Close with any code, then closes TCP.
+    ClosesWithAnyCode,
+    /// The server closes TCP without sending a Close.
+    Disconnects,
+    /// An HTTP response with this status instead of the 101.
     Status(u16),
-    /// An HTTP answer with a status from 400 on.
-    Refused,
-    /// The same, and Sec-WebSocket-Version in it names 13.
+    /// An HTTP response with a status of 400 or above.
+    HttpError,
+    /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
     NamesVersion,
-    /// Any HTTP answer but a 101.
+    /// Any final HTTP response (a status of 200 or above).
     NoUpgrade,
-    /// The server stops reading a peer that does not read.
-    Stalls,
+    /// Backpressure: the server stops reading from a client that does not read.
+    StopsReading,
 }
 
 impl Case {
-    /// Whether the case tries a rule of wirechat's own, which another server need not have.
-    pub fn is_policy(&self) -> bool {
-        matches!(self.needs, Needs::OwnEcho | Needs::OwnChat)
+    /// Whether the case tests wirechat's own rules or limits.
+    pub fn is_wirechat_rule(&self) -> bool {
+        matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// What the steps send, as one stream; `None` if there is more to them than bytes. `key` gives the masking keys.
+    /// All bytes that the steps send, without pauses; `None` for a half-close. `key` generates the masking keys.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for step in self.steps.iter().filter(|step| !matches!(step, Step::Await(_) | Step::Pause)) {
@@ -171,7 +156,7 @@ impl Case {
 }
 
 impl Step {
-    /// The bytes that the step sends; `None` if it does something else.
+    /// The bytes that the step sends; `None` if the step only waits or shuts down TCP.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
             Step::Bytes(bytes) | Step::Slowly(bytes) => Some(notation::bytes(bytes)),
@@ -189,9 +174,10 @@ impl Step {
     }
 }
 
-/// A frame as a client sends it (§5.2, §5.3), its length in the shortest form. `first` is FIN, RSV and opcode.
+/// Encode a masked client frame (§5.2, §5.3). `first` is the byte with FIN, RSV and opcode.
 pub fn masked(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![first];
+    // §5.2: "the minimal number of bytes MUST be used to encode the length"
     match payload.len() {
         len @ 0..=125 => frame.push(0x80 | len as u8),
         len @ 126..=0xffff => {
@@ -209,7 +195,7 @@ pub fn masked(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// The alphabet, over and over.
+/// `len` letters: the alphabet, repeated.
 pub fn letters(len: usize) -> Vec<u8> {
     (b'a'..=b'z').cycle().take(len).collect()
 }

@@ -1,10 +1,6 @@
-//! Plays a case: connects, does what the case says, and takes down what comes back.
-//!
-//! This file does not judge: that is [`verdict`](super::verdict). It does not know sockets: that is
-//! [`wire`](super::wire).
-//!
-//! The subtle thing: a Ping of the server's is not answered. No case lasts long enough to need it, and a Pong in the
-//! middle of a frame that goes out in pieces would spoil it.
+//! Plays a case: connects, runs the steps, and records what the server sent in a [`Transcript`]. [`super::check`]
+//! decides whether the result is right. The client never replies to the server's Pings: no case lasts long enough to
+//! need a Pong, and a Pong between the pieces of a split frame would corrupt that frame.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,185 +8,211 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::case::{Back, Case, Edit, End, FLOOD, Opening, Step, masked};
-use super::request;
-use super::url::Url;
-use super::wire::{Ended, Wire};
+use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, masked};
+use super::connection::{Connection, Tcp};
+use super::request::{self, Url};
 use crate::inspect::Record;
-use crate::tools::inbox::{Came, Inbox};
+use crate::tools::received::{Inbox, NO_CODE, Received};
 
-/// The payload of the Ping that asks whether a connection is still alive.
+/// The payload of the Ping that tests whether a connection still works.
 pub const PROBE: &[u8] = b"still there?";
-/// The first byte of a Close.
+/// First bytes of frames: FIN and the opcode.
+const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
-/// How long a server that does not know Ping yet must keep the connection open to have kept it open.
+/// Code 1000 (§7.4.1): "the purpose for which the connection was established has been fulfilled"
+const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
+/// How long to wait for replies to the final Ping and Close of a case. An unfinished server may support neither, and
+/// `poke all` then waits this long in every case.
 const SILENCE: Duration = Duration::from_secs(1);
-/// How long a server that takes no more is given to think better of it.
+/// A flood has stalled when the server accepts nothing for this long.
 const STALL: Duration = Duration::from_secs(2);
 
-/// How long a case waits.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
-    /// For each answer.
+pub struct Timing {
+    /// The maximum wait for each reply.
     pub timeout: Duration,
-    /// Between the pieces of what is sent slowly.
+    /// The pause after each byte or piece of a slow write.
     pub delay: Duration,
 }
 
-/// What came of a case.
+/// Everything that the server did during a case.
 #[derive(Debug)]
-pub struct Outcome {
-    /// What the server sent.
+pub struct Transcript {
+    /// Everything received before the final closing handshake, and any violation up to the end.
     pub inbox: Inbox,
-    /// Whether the TCP connection is over.
-    pub ended: Ended,
-    /// Whether the server was asked, with a Ping, if the connection is still alive.
+    /// The state of TCP before the final closing handshake.
+    pub tcp: Tcp,
+    /// Whether the client sent a Ping to test the connection.
     pub is_probed: bool,
-    /// How a flood went.
     pub flood: Option<Flood>,
+    /// The final closing handshake; `None` if the client did not start this handshake.
+    pub closing: Option<Closing>,
 }
 
-/// How a flood went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// Bytes that the server took, or the kernel for it.
-    pub taken: u64,
-    /// Whether it took no more in the end.
+    /// Number of bytes that the server or kernel buffers accepted.
+    pub accepted: u64,
+    /// Whether the server stopped accepting bytes.
     pub has_stalled: bool,
 }
 
-/// Plays a case against the server at one of `addresses`. `show` gets what the tracer sees, as it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// The server sent a Close.
+    Completed,
+    /// The server sent no Close within the timeout.
+    Unanswered,
+}
+
+/// Plays a case against the server at one of `addresses`. `show` receives the records of the tracer as they happen.
 ///
 /// # Errors
-/// A line: nobody listens there.
+/// A one-line message if the server cannot be reached.
 pub fn play(
     case: &Case,
     url: &Url,
     addresses: &[SocketAddr],
-    patience: Patience,
+    timing: Timing,
     show: &mut dyn FnMut(Record),
-) -> Result<Outcome, String> {
-    let wire = Wire::connect(addresses, patience.timeout, show);
-    let wire = wire.map_err(|error| format!("{}: {error}", url.authority()))?;
-    let mut player = Player { wire, patience, flood: None, has_closed: false };
-    let are_frames_due = player.open(case.opening, url);
-    if are_frames_due {
-        for step in case.steps {
-            player.step(step);
-        }
+) -> Result<Transcript, String> {
+    let connection = Connection::open(addresses, timing.timeout, show);
+    let connection = connection.map_err(|error| format!("cannot connect to {}: {error}", url.authority()))?;
+    let mut player = Player { connection, timing, flood: None, has_sent_close: false };
+    let is_open = player.open(case.opening, url);
+    if is_open {
+        case.steps.iter().for_each(|step| player.step(step));
     }
-    // Who did not answer the request within the timeout has had the time to.
-    let is_unanswered = !are_frames_due && player.wire.inbox.answer.is_none();
-    let is_probed = !is_unanswered && player.wait(case);
-    player.close(case);
-    player.wire.end();
-    Ok(Outcome { inbox: player.wire.inbox, ended: player.wire.ended, is_probed, flood: player.flood })
+    // A silent server has already used up one timeout. Do not wait for a second timeout.
+    let is_silent = !is_open && player.connection.inbox.response.is_none();
+    let is_probed = !is_silent && player.wait(case);
+    player.reply_to_close(case);
+    let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
+    let closing = player.close_politely(is_probed);
+    // Include any violation during the closing handshake.
+    inbox.violation = player.connection.inbox.violation.take();
+    player.connection.end();
+    Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
 }
 
-/// Whether the Ping of [`PROBE`] was answered with a Pong.
-pub fn is_answered(inbox: &Inbox) -> bool {
-    inbox.back.iter().any(|came| matches!(came, Came::Pong(payload) if payload == PROBE))
+/// Whether the server replied to the [`PROBE`] Ping with a Pong.
+pub fn has_probe_pong(inbox: &Inbox) -> bool {
+    inbox.received.iter().any(|received| matches!(received, Received::Pong(payload) if payload == PROBE))
 }
 
-/// Whether this answers the Ping of [`PROBE`]: with a Pong, or as a server does that takes every frame for a message.
-pub fn is_probe(came: &Came) -> bool {
-    let (Came::Pong(payload) | Came::Text(payload) | Came::Binary(payload)) = came;
+/// Whether this is a reply to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
+pub fn is_probe(received: &Received) -> bool {
+    let (Received::Pong(payload) | Received::Text(payload) | Received::Binary(payload)) = received;
     payload == PROBE
 }
 
-/// A key that nobody can guess (§5.3: "derived from a strong source of entropy").
+/// §5.3: a masking key MUST be "derived from a strong source of entropy".
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Without a source of chance the key is 0, which is legal, and protects nobody from a tool that means to be rude.
+    // If no entropy is available, the bytes stay zero: legal, and a test client has nothing to protect.
     let _ = getrandom::fill(&mut bytes);
     bytes
 }
 
 struct Player<'s> {
-    wire: Wire<'s>,
-    patience: Patience,
+    connection: Connection<'s>,
+    timing: Timing,
     flood: Option<Flood>,
-    /// A Close of ours is out.
-    has_closed: bool,
+    /// The client has sent a Close.
+    has_sent_close: bool,
 }
 
 impl Player<'_> {
-    /// Sends the request and reads the answer. `false`: there was no upgrade, so no frames are due.
+    /// Sends the request and reads the response. Returns `false` if the server did not upgrade: send no frames.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
-            Opening::Usual => &[],
-            Opening::Odd(edits) => edits,
-            Opening::Silent => return true,
+            Opening::Valid => &[],
+            Opening::Edited(edits) => edits,
+            Opening::Skipped => return true,
         };
         let key = STANDARD.encode(random::<16>());
         let request = request::bytes(url, &key, edits);
-        self.wire.inbox = Inbox::new(&request);
+        self.connection.inbox = Inbox::new(&request);
         if edits.iter().any(|edit| matches!(edit, Edit::Slowly)) {
-            self.wire.send_slowly(&request, self.patience.delay);
+            self.connection.send_slowly(&request, self.timing.delay);
         } else {
-            self.wire.send(&request);
+            self.connection.send(&request);
         }
-        self.wire.read_until(self.patience.timeout, |inbox| inbox.answer.is_some());
-        self.is_upgraded()
-    }
-
-    fn is_upgraded(&self) -> bool {
-        self.wire.inbox.answer.as_ref().is_some_and(|answer| answer.status == 101)
+        self.connection.read_until(self.timing.timeout, |inbox| inbox.response.is_some());
+        self.connection.inbox.is_upgraded()
     }
 
     fn step(&mut self, step: &Step) {
-        let Patience { timeout, delay } = self.patience;
+        let Timing { timeout, delay } = self.timing;
         let bytes = step.bytes(&mut random).unwrap_or_default();
         match *step {
-            Step::Await(count) => self.wire.read_until(timeout, |inbox| inbox.back.len() >= count),
-            Step::Pause => self.wire.pause(delay),
-            Step::HalfClose => self.wire.half_close(),
-            Step::Slowly(_) => self.wire.send_slowly(&bytes, delay),
+            Step::Await(count) => self.connection.read_until(timeout, |inbox| inbox.received.len() >= count),
+            Step::Pause => self.connection.pause(delay),
+            Step::HalfClose => self.connection.half_close(),
+            Step::Slowly(_) => self.connection.send_slowly(&bytes, delay),
             Step::Flood(..) => {
-                let (taken, has_stalled) = self.wire.flood(&bytes, FLOOD, timeout.min(STALL));
-                self.flood = Some(Flood { taken, has_stalled });
+                let (accepted, has_stalled) = self.connection.flood(&bytes, FLOOD, timeout.min(STALL));
+                self.flood = Some(Flood { accepted, has_stalled });
             }
             Step::Bytes(_) | Step::Frame(..) | Step::Letters(..) | Step::Repeat(..) => {
-                self.has_closed |= bytes.first() == Some(&CLOSE);
-                self.wire.send(&bytes);
+                self.has_sent_close |= bytes.first() == Some(&CLOSE);
+                self.connection.send(&bytes);
             }
         }
     }
 
-    /// Waits for what is expected. `true`: the server was asked whether the connection is still alive.
+    /// Waits for the expected replies. Returns `true` if the client then tested the connection with a Ping.
     fn wait(&mut self, case: &Case) -> bool {
-        let timeout = self.patience.timeout;
-        let expects_http = matches!(case.end, End::Status(_) | End::Refused | End::NamesVersion | End::NoUpgrade);
+        let timeout = self.timing.timeout;
+        let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::NamesVersion | End::NoUpgrade);
         match self.flood {
-            // Who does not read has nothing to wait for, unless the server has hung up.
-            Some(Flood { taken, has_stalled }) if has_stalled || taken >= FLOOD => false,
-            // A server that was to refuse and did not may still do what is allowed: go on.
-            None if self.is_upgraded() && (case.end == End::Open || expects_http) => {
-                let is_needed = |back: &&Back| !matches!(back, Back::MaybePong(_));
-                let needed = case.back.iter().filter(is_needed).count();
-                self.wire.read_until(timeout, |inbox| inbox.back.len() >= needed);
-                self.wire.send(&masked(0x89, PROBE.to_vec(), random()));
-                self.wire.read_until(timeout.min(SILENCE), |inbox| inbox.back.iter().any(is_probe));
+            // A flooding client does not read, so there is nothing to wait for, unless the server has disconnected.
+            Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
+            // Test the connection even if the server should have rejected the request: a case may permit the upgrade.
+            None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
+                let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
+                let required = case.replies.iter().filter(is_required).count();
+                self.connection.read_until(timeout, |inbox| inbox.received.len() >= required);
+                self.connection.send(&masked(PING, PROBE.to_vec(), random()));
+                self.connection.read_until(timeout.min(SILENCE), |inbox| inbox.received.iter().any(is_probe));
                 true
             }
             _ => {
-                self.wire.read_until(timeout, |_| false);
+                self.connection.read_until(timeout, |_| false);
                 false
             }
         }
     }
 
-    /// §7.1.1: a Close is answered, and the server ends the TCP connection.
-    fn close(&mut self, case: &Case) {
-        let Some(close) = self.wire.inbox.close.clone() else { return };
-        if !self.has_closed {
-            let code = if close.code == 1005 { vec![] } else { close.code.to_be_bytes().to_vec() };
-            self.wire.send(&masked(CLOSE, code, random()));
+    /// §5.5.1: "If an endpoint receives a Close frame and did not previously send a Close frame, the endpoint MUST send
+    /// a Close frame in response." The server then closes TCP (§7.1.1).
+    fn reply_to_close(&mut self, case: &Case) {
+        let Some(close) = self.connection.inbox.close.clone() else { return };
+        if !self.has_sent_close {
+            let code = if close.code == NO_CODE { vec![] } else { close.code.to_be_bytes().to_vec() };
+            self.connection.send(&masked(CLOSE, code, random()));
         }
         if case.error.is_some() {
-            // The server may have lost its way in what we send, and not find our Close. The end of the stream it finds.
-            self.wire.half_close();
+            // After an invalid frame, the server may be unable to parse this Close, but it always notices FIN.
+            self.connection.half_close();
         }
-        self.wire.read_to_end(self.patience.timeout);
+        self.connection.read_to_end(self.timing.timeout);
+    }
+
+    /// Closes an open connection with a closing handshake (§7.1.2), but only after the test with a Ping. Otherwise the
+    /// server may be waiting for the rest of a frame, and would read the Close as payload.
+    fn close_politely(&mut self, is_probed: bool) -> Option<Closing> {
+        let connection = &mut self.connection;
+        let is_open = connection.tcp == Tcp::Open && !connection.is_half_closed && !connection.inbox.is_final();
+        if !is_probed || !is_open || self.has_sent_close {
+            return None;
+        }
+        connection.send(&masked(CLOSE, NORMAL_CLOSURE.to_vec(), random()));
+        connection.read_until(self.timing.timeout.min(SILENCE), |_| false);
+        if connection.inbox.close.is_none() {
+            return Some(Closing::Unanswered);
+        }
+        connection.read_to_end(self.timing.timeout.min(SILENCE));
+        Some(Closing::Completed)
     }
 }

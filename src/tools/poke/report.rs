@@ -1,162 +1,184 @@
-//! What `poke` tells a person: the exchange, what was expected, what came, the rule, the verdict.
-//!
-//! The subtle thing: a server may send without end. Of an exchange the first lines are shown as they happen, and the
-//! last ones once it is over; what is between is counted.
+//! Prints cases: the exchange as it happens, then what the case expects, what the server sent, the rule and the
+//! outcome. A server may never stop sending, so `poke` prints only the first and last records of an exchange.
 
 use std::collections::VecDeque;
 
 use super::Target;
 use super::case::Case;
 use super::catalogue::{self, PARTS};
-use super::play::{Outcome, Patience};
-use super::verdict::{self, Verdict, judge};
+use super::check::{Outcome, check, describe_expected, describe_received};
+use super::play::{Timing, Transcript};
 use crate::inspect::text::Detail;
 use crate::inspect::{Record, What};
 use crate::tools::screen::{Screen, Tone, escaped};
 
-/// So many records are shown as they come, and so many of the last.
+/// Print this many records of an exchange as they happen.
 const FIRST: usize = 30;
+/// Print this many of the last records after the exchange.
 const LAST: usize = 10;
-/// Of a server that does not even answer the first case.
-const NOTHING: &str =
-    "Nothing came back at all, so the other cases are left out. Is it a WebSocket server that listens there?";
+const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
-/// Tells of cases on standard output.
 #[derive(Debug)]
 pub struct Report {
     screen: Screen,
 }
 
+#[derive(Debug, Default)]
+struct Counts {
+    expected: usize,
+    allowed: usize,
+    unexpected: usize,
+    skipped: usize,
+}
+
+impl Counts {
+    fn played(&self) -> usize {
+        self.expected + self.allowed + self.unexpected
+    }
+}
+
 impl Report {
-    /// `is_full`: every frame is drawn, field by field.
+    /// `is_full`: draw frames field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
 
-    /// The catalogue, a line a case.
+    /// Prints the catalogue, one line per case.
     pub fn list(&self) {
         for (title, cases) in PARTS {
             self.screen.line(&self.screen.toned(Tone::Heading, title));
             for case in *cases {
-                let own = if case.is_policy() { " (wirechat's own rule)" } else { "" };
-                self.screen.line(&format!("  {:<30} {}{own}", case.name, case.what));
+                let own = if case.is_wirechat_rule() { " (wirechat only)" } else { "" };
+                self.screen.line(&format!("  {:<30} {}{own}", case.name, case.summary));
             }
             self.screen.line("");
         }
-        self.screen.line("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] all of them.");
+        self.screen.line("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
     }
 
-    /// Plays one case, and tells all about it. `true`: the answer was right.
+    /// Plays one case and prints all details. Returns `true` if the server did what the RFC requires or permits.
     ///
     /// # Errors
-    /// A line: nobody listens, or the case makes no sense there.
-    pub fn one(&self, target: &Target, case: &Case, patience: Patience) -> Result<bool, String> {
-        self.screen.line(&format!("{}: {}", self.screen.toned(Tone::Heading, case.name), case.what));
+    /// A one-line message if the server cannot be reached, or the case does not apply to it.
+    pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
+        self.screen.line(&format!("{}: {}", self.screen.toned(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
-        let outcome = target.play(case, patience, &mut |record| exchange.take(&self.screen, &record))?;
+        let transcript = target.play(case, timing, &mut |record| exchange.add(&self.screen, &record))?;
         exchange.finish(&self.screen);
         self.screen.line("");
-        self.told(case, &outcome).iter().for_each(|line| self.screen.line(line));
-        let verdict = judge(case, &outcome);
-        self.screen.line(&self.verdict(&verdict));
-        Ok(!matches!(verdict, Verdict::Wrong(_)))
+        details(case, &transcript).iter().for_each(|line| self.screen.line(line));
+        let outcome = check(case, &transcript);
+        self.screen.line(&self.describe(&outcome));
+        Ok(!matches!(outcome, Outcome::Unexpected(_)))
     }
 
-    /// Plays all cases that make sense, and tells what came of each in a line. `true`: all answers were right.
+    /// Plays all cases that apply to the server and prints one line for each. Returns `true` if the server did what the
+    /// RFC requires or permits in every case.
     ///
     /// # Errors
-    /// A line: nobody listens.
-    pub fn all(&self, target: &Target, patience: Patience) -> Result<bool, String> {
-        let (mut expected, mut allowed, mut wrong, mut skipped) = (0, 0, 0, 0);
+    /// A one-line message if the server cannot be reached.
+    pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
+        let mut counts = Counts::default();
         for (title, cases) in PARTS {
             self.screen.line(&self.screen.toned(Tone::Heading, title));
             for case in *cases {
-                let line = |text: &str| self.screen.line(&format!("  {:<30} {text}", case.name));
-                if !target.takes(case) {
-                    skipped += 1;
-                    continue;
-                }
-                let outcome = match target.play(case, patience, &mut |_| {}) {
-                    Ok(outcome) => outcome,
-                    Err(error) if expected + allowed + wrong == 0 => return Err(error),
-                    Err(error) => {
-                        // It listened before.
-                        line(&self.screen.toned(Tone::Bad, &format!("NOT as expected: {error}; is the server down?")));
-                        return Ok(false);
-                    }
-                };
-                let verdict = judge(case, &outcome);
-                line(&self.verdict(&verdict));
-                if expected + allowed + wrong == 0 && outcome.inbox.is_empty() {
-                    self.screen.line(NOTHING);
+                if !self.play_row(target, case, timing, &mut counts)? {
                     return Ok(false);
-                }
-                match verdict {
-                    Verdict::Expected => expected += 1,
-                    Verdict::Allowed(_) => allowed += 1,
-                    Verdict::Wrong(_) => {
-                        wrong += 1;
-                        self.told(case, &outcome).iter().for_each(|line| self.screen.line(&format!("      {line}")));
-                    }
                 }
             }
         }
-        debug_assert_eq!(expected + allowed + wrong + skipped, catalogue::all().count());
+        debug_assert_eq!(counts.played() + counts.skipped, catalogue::all().count());
+        let Counts { expected, allowed, unexpected, skipped } = counts;
         self.screen.line(&format!(
-            "\n{expected} as expected, {allowed} allowed by the RFC, {wrong} not as expected, {skipped} left out"
+            "\n{expected} as expected, {allowed} allowed by the RFC, {unexpected} not as expected, {skipped} skipped"
         ));
-        Ok(wrong == 0)
+        Ok(unexpected == 0)
     }
 
-    /// What was expected, what came, and why.
-    fn told(&self, case: &Case, outcome: &Outcome) -> [String; 3] {
-        let (section, rule) = case.rule;
-        [
-            format!("expected: {}", verdict::expected(case)),
-            format!("came:     {}", verdict::came(outcome)),
-            format!("rule:     {section}: {rule}"),
-        ]
+    /// Plays a case and prints one line. Returns `false` if the server is silent or gone: skip the remaining cases.
+    fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
+        if !target.supports(case) {
+            counts.skipped += 1;
+            return Ok(true);
+        }
+        let line = |text: &str| self.screen.line(&format!("  {:<30} {text}", case.name));
+        let is_first = counts.played() == 0;
+        let transcript = match target.play(case, timing, &mut |_| {}) {
+            Ok(transcript) => transcript,
+            Err(error) if is_first => return Err(error),
+            // The server was reachable before, so the previous case may have crashed it.
+            Err(error) => {
+                line(&self.screen.toned(Tone::Bad, &format!("NOT as expected: {error}; is the server down?")));
+                return Ok(false);
+            }
+        };
+        let outcome = check(case, &transcript);
+        line(&self.describe(&outcome));
+        if is_first && transcript.inbox.is_empty() {
+            self.screen.line(NO_RESPONSE);
+            return Ok(false);
+        }
+        match outcome {
+            Outcome::Expected => counts.expected += 1,
+            Outcome::Allowed(_) => counts.allowed += 1,
+            Outcome::Unexpected(_) => {
+                counts.unexpected += 1;
+                details(case, &transcript).iter().for_each(|line| self.screen.line(&format!("      {line}")));
+            }
+        }
+        Ok(true)
     }
 
-    fn verdict(&self, verdict: &Verdict) -> String {
-        match verdict {
-            Verdict::Expected => self.screen.toned(Tone::Good, "as expected"),
-            Verdict::Allowed(why) => format!("{}: {why}", self.screen.toned(Tone::Good, "allowed by the RFC")),
-            Verdict::Wrong(None) => self.screen.toned(Tone::Bad, "NOT as expected"),
-            Verdict::Wrong(Some(fault)) => {
-                format!("{}: {}", self.screen.toned(Tone::Bad, "NOT as expected"), escaped(fault))
+    fn describe(&self, outcome: &Outcome) -> String {
+        match outcome {
+            Outcome::Expected => self.screen.toned(Tone::Good, "as expected"),
+            Outcome::Allowed(sentence) => {
+                format!("{}: {sentence}", self.screen.toned(Tone::Good, "allowed by the RFC"))
+            }
+            Outcome::Unexpected(None) => self.screen.toned(Tone::Bad, "NOT as expected"),
+            Outcome::Unexpected(Some(violation)) => {
+                format!("{}: {}", self.screen.toned(Tone::Bad, "NOT as expected"), escaped(violation))
             }
         }
     }
 }
 
-/// The lines of an exchange, of which there may be too many.
+fn details(case: &Case, transcript: &Transcript) -> [String; 3] {
+    let (section, rule) = case.rule;
+    [
+        format!("expected: {}", describe_expected(case)),
+        format!("received: {}", describe_received(transcript)),
+        format!("rule:     {section}: {rule}"),
+    ]
+}
+
+/// The records of a connection. Prints the first records at once, keeps the last, and counts those in between.
 #[derive(Debug, Default)]
 struct Exchange {
     shown: usize,
     last: VecDeque<String>,
-    left_out: u64,
+    skipped: u64,
 }
 
 impl Exchange {
-    fn take(&mut self, screen: &Screen, record: &Record) {
+    fn add(&mut self, screen: &Screen, record: &Record) {
         if let What::Missed(count) = record.what {
-            self.left_out += count;
+            self.skipped += count;
         } else if self.shown < FIRST {
             self.shown += 1;
             screen.line(&screen.drawn(record));
         } else {
             if self.last.len() == LAST {
                 self.last.pop_front();
-                self.left_out += 1;
+                self.skipped += 1;
             }
             self.last.push_back(screen.drawn(record));
         }
     }
 
     fn finish(self, screen: &Screen) {
-        if self.left_out > 0 {
-            screen.line(&format!("… {} more …", self.left_out));
+        if self.skipped > 0 {
+            screen.line(&format!("… {} more …", self.skipped));
         }
         self.last.iter().for_each(|line| screen.line(line));
     }

@@ -1,83 +1,84 @@
-//! Cases of what a server must not be made to hold: long messages, many fragments, a peer that does not read (§10.4).
+//! Cases that try to exhaust the server's memory: long messages, many fragments, an unread echo (§10.4).
 
-use super::{CASE, CUT};
+use super::{CASE, DISCONNECTS};
 use crate::tools::poke::case::Step::{Bytes, Flood, Frame, Repeat};
 use crate::tools::poke::case::{Case, End, Needs};
 use crate::ws::close::ProtocolError;
 
-const LIMITS: (&str, &str) = ("§10.4", "a server has limits and protects itself against those who exceed them");
-const PATIENT: (End, &str) = (End::Waits, "§10.4 demands protection, and a server that sets nothing aside may wait");
-const ANY_CODE: (End, &str) = (End::ClosesAnyhow, "§7.4.1: 1009 is for what is too big; the RFC does not demand it");
+const LIMITS_RULE: (&str, &str) = ("§10.4", "a server with limits protects itself against clients that exceed them");
+const WAITS: (End, &str) =
+    (End::Waits, "§10.4 demands protection; a server that allocates nothing in advance may wait for the payload");
+const ANY_CODE: (End, &str) = (End::ClosesWithAnyCode, "§7.4.1: 1009 means too big; the RFC does not demand that code");
 
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "huge-length",
-        what: "A frame that announces 2^62 bytes",
+        summary: "A frame that announces 2^62 bytes",
         steps: &[Bytes("82 ff 40 00 00 00 00 00 00 00")],
         end: End::Closes(&[1009]),
-        allowed: &[CUT, ANY_CODE, PATIENT],
-        rule: LIMITS,
+        allowed: &[DISCONNECTS, ANY_CODE, WAITS],
+        rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
         ..CASE
     },
     Case {
         name: "huge-length-in-a-fragment",
-        what: "A fragment of one byte, and one that announces 2^62",
+        summary: "A fragment of one byte, then one that announces 2^62",
         steps: &[Bytes("02 81 M0 'a' 80 ff 40 00 00 00 00 00 00 00")],
         end: End::Closes(&[1009]),
-        allowed: &[CUT, ANY_CODE, PATIENT],
-        rule: LIMITS,
+        allowed: &[DISCONNECTS, ANY_CODE, WAITS],
+        rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
         ..CASE
     },
     Case {
         name: "one-over-the-limit",
-        what: "A message on /echo that is announced as 16 MiB and one byte",
-        needs: Needs::OwnEcho,
+        summary: "A message of 16 MiB and one byte on /echo, announced in its header",
+        needs: Needs::WirechatEcho,
         steps: &[Bytes("82 ff 00 00 00 00 01 00 00 01")],
         end: End::Closes(&[1009]),
-        rule: LIMITS,
+        rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
         ..CASE
     },
     Case {
         name: "one-over-the-limit-on-the-chat",
-        what: "A message on the chat that is announced as 64 KiB and one byte",
-        needs: Needs::OwnChat,
+        summary: "A message of 64 KiB and one byte on the chat, announced in its header",
+        needs: Needs::WirechatChat,
         steps: &[Bytes("81 ff 00 00 00 00 00 01 00 01")],
         end: End::Closes(&[1009]),
-        rule: LIMITS,
+        rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
         ..CASE
     },
     Case {
         name: "binary-on-the-chat",
-        what: "A binary message where only text is taken",
-        needs: Needs::OwnChat,
+        summary: "A binary message on the chat, which accepts only text",
+        needs: Needs::WirechatChat,
         steps: &[Frame(0x82, "00 ff 80")],
         end: End::Closes(&[1003]),
-        rule: ("§7.4.1", "1003 is for a kind of data that the endpoint does not take"),
+        rule: ("§7.4.1", "1003 is for a type of data that the endpoint does not accept"),
         error: Some(ProtocolError::UnsupportedData),
         ..CASE
     },
     Case {
         name: "too-many-fragments",
-        what: "A message in 100,001 empty fragments",
-        needs: Needs::OwnEcho,
+        summary: "A message in 100,001 empty fragments",
+        needs: Needs::WirechatEcho,
         steps: &[Frame(0x01, ""), Repeat(100_000, &[Bytes("00 80 M0")])],
         end: End::Closes(&[1008]),
-        rule: LIMITS,
+        rule: LIMITS_RULE,
         error: Some(ProtocolError::TooManyFragments),
         ..CASE
     },
     Case {
         name: "slow-reader",
-        what: "Messages without end, of which no echo is read",
+        summary: "Endless messages whose echo is not read",
         needs: Needs::Echo,
         steps: &[Flood(0x82, 64 * 1024)],
-        end: End::Stalls,
-        allowed: &[CUT, ANY_CODE],
-        rule: ("§10.4", "what one peer does not read must not pile up without bound: stop reading it, or close"),
+        end: End::StopsReading,
+        allowed: &[DISCONNECTS, ANY_CODE],
+        rule: ("§10.4", "a server must bound what it buffers for a slow consumer: stop reading, or close"),
         ..CASE
     },
 ];

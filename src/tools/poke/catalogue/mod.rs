@@ -1,88 +1,81 @@
-//! The catalogue: everything that `wirechat poke` can do to a server.
-//!
-//! One list, two uses: a person plays its cases one by one against whatever server, and this project's own tests play
-//! all of them against its own (`tests/poke.rs`, `tests/hostile_frames.rs`, `tests/hostile_handshake.rs`).
-//!
-//! A case is added by writing it down in the file where it belongs.
+//! The cases that `wirechat poke` can play. Users play cases against any server, and this project's tests play all
+//! cases against wirechat (`tests/poke.rs`, `tests/hostile_frames.rs`, `tests/hostile_handshake.rs`).
 
-mod closes;
 mod control;
-mod fragments;
 mod frames;
 mod handshake;
 mod headers;
 mod limits;
-mod text;
+mod messages;
 
 use super::case::{Case, End, Needs, Opening};
 
-/// The parts of the catalogue, with what they are about.
 pub const PARTS: &[(&str, &[Case])] = &[
     ("The opening handshake (§4)", handshake::CASES),
     ("The request as HTTP (§4.2.1, RFC 9112)", headers::CASES),
     ("Frames (§5.1–§5.3)", frames::CASES),
-    ("Fragments (§5.4)", fragments::CASES),
-    ("Text (§5.6, §8.1)", text::CASES),
-    ("Ping and Pong (§5.5)", control::CASES),
-    ("Closing (§5.5.1, §7)", closes::CASES),
-    ("Limits and patience (§10.4)", limits::CASES),
+    ("Fragments (§5.4)", messages::FRAGMENT_CASES),
+    ("Text (§5.6, §8.1)", messages::TEXT_CASES),
+    ("Ping and Pong (§5.5)", control::PING_CASES),
+    ("Closing (§5.5.1, §7)", control::CLOSE_CASES),
+    ("Limits (§10.4)", limits::CASES),
 ];
 
-/// All cases, in order.
 pub fn all() -> impl Iterator<Item = &'static Case> {
     PARTS.iter().flat_map(|(_, cases)| cases.iter())
 }
 
-/// What most cases have in common; the rest of a case is what is special about it.
+/// Default field values for a case.
 const CASE: Case = Case {
     name: "",
-    what: "",
+    summary: "",
     needs: Needs::Upgrade,
-    opening: Opening::Usual,
+    opening: Opening::Valid,
     steps: &[],
-    back: &[],
+    replies: &[],
     end: End::Open,
     allowed: &[],
     rule: ("", ""),
     error: None,
 };
 
-/// A case that wants its messages back.
+/// A case in which the server must echo every message.
 const ECHO: Case = Case { needs: Needs::Echo, ..CASE };
 
-/// A broken rule that fails the connection (§7.1.7).
-const FAILS: Case = Case { end: PROTOCOL_ERROR, allowed: &[CUT], ..CASE };
+/// A case that breaks a rule: the server must fail the connection (§7.1.7).
+const FAILS: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECTS], ..CASE };
 
 const PROTOCOL_ERROR: End = End::Closes(&[1002]);
-const CUT: (End, &str) =
-    (End::Cut, "§7.1.7: an endpoint that fails the connection should send a Close first, and may leave it out");
+const DISCONNECTS: (End, &str) =
+    (End::Disconnects, "§7.1.7: an endpoint that fails the connection should send a Close first, and may omit it");
 
-/// Of a frame that never ends.
-const UNFINISHED: (End, &str) = (End::Waits, "§5.2 does not say when; a server may wait for the whole frame");
+/// Permitted if the client leaves a frame incomplete.
+const WAITS_FOR_THE_FRAME: (End, &str) =
+    (End::Waits, "§5.2 does not say when a rule is checked; a server may wait for the whole frame");
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::tools::poke::case::{Back, Edit};
-    use crate::tools::poke::url::Url;
-    use crate::tools::{notation, poke::request};
+    use crate::tools::notation;
+    use crate::tools::poke::case::{Edit, Reply};
+    use crate::tools::poke::request::{self, Url};
 
     #[test]
     fn every_case_can_be_read() {
         let url = Url::parse("ws://127.0.0.1:3000/").unwrap();
         for case in all() {
             let _ = case.bytes(&mut || [0; 4]);
-            for back in case.back {
-                match back {
-                    Back::Text(bytes) | Back::Binary(bytes) | Back::Pong(bytes) | Back::MaybePong(bytes) => {
-                        assert!(notation::parse(bytes).is_ok(), "{}", case.name);
+            for reply in case.replies {
+                match reply {
+                    Reply::Text(bytes) | Reply::Binary(bytes) | Reply::Pong(bytes) | Reply::OptionalPong(bytes) => {
+                        assert!(notation::read(bytes).is_ok(), "{}", case.name);
                     }
-                    Back::Letters(..) => {}
+                    Reply::Letters(..) => {}
                 }
             }
-            if let Opening::Odd(edits) = case.opening {
+            if let Opening::Edited(edits) = case.opening {
                 assert!(!request::bytes(&url, "", edits).is_empty());
                 for edit in edits {
                     assert!(!matches!(edit, Edit::Set("") | Edit::Add("")), "{}", case.name);
@@ -92,16 +85,20 @@ mod tests {
     }
 
     #[test]
-    fn every_case_has_a_name_of_its_own_and_says_what_it_is_about() {
+    fn every_case_has_a_unique_name_a_summary_and_a_rule() {
         let mut names = BTreeSet::new();
         for case in all() {
             assert!(names.insert(case.name), "{} twice", case.name);
             assert!(case.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.'));
             assert!(!["list", "all"].contains(&case.name));
-            assert!(!case.what.is_empty() && case.what.len() < 90 && !case.what.ends_with('.'), "{}", case.name);
-            assert!(!case.rule.0.is_empty() && !case.rule.1.is_empty(), "{} names its rule", case.name);
+            assert!(
+                !case.summary.is_empty() && case.summary.len() < 90 && !case.summary.ends_with('.'),
+                "{}",
+                case.name
+            );
+            assert!(!case.rule.0.is_empty() && !case.rule.1.is_empty(), "{} has a rule", case.name);
             let (section, why) = (case.rule.0, case.allowed.iter().all(|(_, why)| why.contains('§')));
-            assert!(why, "{}: what allows it is a section", case.name);
+            assert!(why, "{}: an allowed end cites its section", case.name);
             assert!(section.starts_with('§') || section.starts_with("RFC "), "{}", case.name);
         }
         assert!(names.len() >= 60, "{}", names.len());

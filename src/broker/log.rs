@@ -1,0 +1,178 @@
+//! The history of one room: an epoch, message ids, and a ring of the newest messages. A client can resume if it knows
+//! the epoch and the id of the last message that it saw. After five published messages, with the last three kept:
+//!
+//! ```text
+//!   published    1 2 3 4 5
+//!   new client       3 4 5   not resumed
+//!   since 4              5   resumed
+//!   since 2          3 4 5   resumed
+//!   since 1          3 4 5   not resumed: message 2 is gone
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use super::{Backlog, Message, Resume};
+
+#[derive(Debug)]
+pub struct RoomLog {
+    epoch: Rc<str>,
+    pub last_id: u64, // never decreases, even when messages are dropped
+    pub messages: VecDeque<Rc<Message>>,
+    /// Ids of kept messages by username and nonce: searching up to 10,000 messages for each nonce would be slow.
+    nonces: HashMap<(Rc<str>, Rc<str>), u64>,
+    pub bytes: usize, // estimated memory use of the kept messages
+}
+
+impl RoomLog {
+    pub fn new(epoch: Rc<str>) -> RoomLog {
+        RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
+    }
+
+    /// Assigns the next id to a message and appends the message. The caller must first check [`RoomLog::find`].
+    pub fn append(&mut self, mut message: Message) -> Rc<Message> {
+        self.last_id += 1;
+        message.id = self.last_id;
+        if let Some(key) = nonce_key(&message) {
+            let older = self.nonces.insert(key, message.id);
+            debug_assert_eq!(older, None, "a nonce names one message");
+        }
+        self.bytes += size(&message);
+        let message = Rc::new(message);
+        self.messages.push_back(Rc::clone(&message));
+        message
+    }
+
+    /// Returns the kept message with the same username and the same nonce.
+    pub fn find(&self, message: &Message) -> Option<&Rc<Message>> {
+        let id = *self.nonces.get(&nonce_key(message)?)?;
+        // Ids have no gaps, so the distance from the oldest kept id is the index.
+        self.messages.get((id - self.dropped_count() - 1) as usize)
+    }
+
+    /// Drops the oldest message and returns the number of freed bytes.
+    pub fn drop_oldest(&mut self) -> usize {
+        let Some(oldest) = self.messages.pop_front() else { return 0 };
+        nonce_key(&oldest).and_then(|key| self.nonces.remove(&key));
+        self.bytes -= size(&oldest);
+        size(&oldest)
+    }
+
+    /// Returns the messages after `resume.since` if all of them are still kept, else every kept message.
+    pub fn backlog(&self, resume: Option<&Resume>) -> Backlog {
+        let kept_after = |since: u64| (self.dropped_count()..=self.last_id).contains(&since);
+        let resume = resume.filter(|resume| *resume.epoch == *self.epoch && kept_after(resume.since));
+        let seen = resume.map_or(0, |resume| (resume.since - self.dropped_count()) as usize);
+        let messages = self.messages.iter().skip(seen).map(Rc::clone).collect();
+        Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: resume.is_some(), messages }
+    }
+
+    /// The number of dropped messages, which equals the id of the newest dropped message.
+    fn dropped_count(&self) -> u64 {
+        self.last_id - self.messages.len() as u64
+    }
+}
+
+fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
+    Some((Rc::clone(&message.username), Rc::clone(message.nonce.as_ref()?)))
+}
+
+pub fn size(message: &Message) -> usize {
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: an entry in a half-full hash table
+    // 160: structs, reference counts, allocator headers, and a share of the timestamp.
+    160 + message.username.len() + message.text.len() + nonce
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(username: &str, text: &str, nonce: Option<&str>) -> Message {
+        let nonce = nonce.map(Rc::from);
+        Message { username: username.into(), text: text.into(), id: 0, time: "t".into(), nonce }
+    }
+
+    /// A log that keeps three messages.
+    fn log_of(texts: &[&str]) -> RoomLog {
+        let mut log = RoomLog::new("e".into());
+        for text in texts {
+            log.append(message("a", text, Some(text)));
+            if log.messages.len() > 3 {
+                log.drop_oldest();
+            }
+        }
+        log
+    }
+
+    fn resume(epoch: &str, since: u64) -> Option<Resume> {
+        Some(Resume { epoch: epoch.into(), since })
+    }
+
+    fn texts(backlog: &Backlog) -> Vec<&str> {
+        backlog.messages.iter().map(|message| &*message.text).collect()
+    }
+
+    #[test]
+    fn the_picture_is_true() {
+        let log = log_of(&["1", "2", "3", "4", "5"]);
+        let mut picture = "  published    1 2 3 4 5".to_owned();
+        let rows = [("new client", None), ("since 4", resume("e", 4)), ("since 2", resume("e", 2))];
+        for (name, resume) in rows.into_iter().chain([("since 1", resume("e", 1))]) {
+            let backlog = log.backlog(resume.as_ref());
+            let resumed = match (backlog.resumed, resume) {
+                (true, _) => "resumed",
+                (false, None) => "not resumed",
+                (false, Some(_)) => "not resumed: message 2 is gone",
+            };
+            picture += &format!("\n  {name:13}{:>9}   {resumed}", texts(&backlog).join(" "));
+        }
+        crate::pictures::assert_drawn(include_str!("log.rs"), &picture);
+    }
+
+    #[test]
+    fn a_backlog_is_the_kept_messages_or_exactly_the_missed_ones() {
+        let empty = log_of(&[]);
+        let backlog = empty.backlog(None);
+        assert_eq!((backlog.last_id, backlog.messages.len(), backlog.resumed), (0, 0, false));
+        assert!(empty.backlog(resume("e", 0).as_ref()).resumed, "nothing was missed, as nothing was published");
+        let log = log_of(&["one", "two", "three", "four", "five"]);
+        let backlog = log.backlog(None);
+        assert_eq!((backlog.last_id, texts(&backlog)), (5, vec!["three", "four", "five"]));
+        let cases: [(u64, bool, &[&str]); 7] = [
+            (5, true, &[]),
+            (4, true, &["five"]),
+            (2, true, &["three", "four", "five"]),
+            (1, false, &["three", "four", "five"]),
+            (0, false, &["three", "four", "five"]),
+            (6, false, &["three", "four", "five"]),
+            (1 << 63, false, &["three", "four", "five"]),
+        ];
+        for (since, resumed, expected) in cases {
+            let backlog = log.backlog(resume("e", since).as_ref());
+            assert_eq!((backlog.resumed, &texts(&backlog)[..]), (resumed, expected), "since {since}");
+        }
+        assert!(!log.backlog(resume("other", 4).as_ref()).resumed);
+    }
+
+    #[test]
+    fn a_nonce_is_found_as_long_as_its_message_is_kept() {
+        let find = |log: &RoomLog, username: &str, nonce: &str| {
+            log.find(&message(username, "", Some(nonce))).map(|message| message.id)
+        };
+        let mut log = log_of(&["one", "two", "three"]);
+        assert_eq!((find(&log, "a", "one"), find(&log, "a", "three")), (Some(1), Some(3)));
+        assert_eq!((find(&log, "b", "one"), find(&log, "a", "other")), (None, None));
+        log = log_of(&["one", "two", "three", "four"]);
+        assert_eq!((find(&log, "a", "one"), find(&log, "a", "two"), find(&log, "a", "four")), (None, Some(2), Some(4)));
+    }
+
+    #[test]
+    fn an_emptied_log_counts_no_bytes_and_goes_on_counting_ids() {
+        let mut log = log_of(&["one", "two"]);
+        assert!(log.bytes > 320);
+        (0..3).for_each(|_| _ = log.drop_oldest());
+        assert_eq!((log.bytes, log.nonces.len(), log.messages.len(), log.last_id), (0, 0, 0, 2));
+        assert_eq!(log.append(message("a", "x", None)).id, 3);
+        assert!(log.backlog(resume("e", 2).as_ref()).resumed);
+    }
+}

@@ -1,0 +1,146 @@
+//! The broker puts the events of each room in order and keeps the room's messages. The chat submits a [`Request`] and
+//! does not wait. When the broker returns a [`RoomEvent`], the chat updates its tables and sends events to clients. The
+//! tables, the sender's echo and the other members' events cannot disagree: all derive from one `RoomEvent`. The memory
+//! broker returns events at once; a broker that waits for a disk may return events later. Every broker guarantees:
+//!
+//! - All members of a room see the room's events in the same order.
+//! - The requests of one client take effect in the order of submission, and the broker returns their events in that
+//!   order. A message submitted after a join or a switch goes to the new room.
+//! - The broker silently drops a request other than a join if the client is not a member of any room.
+//! - Every join results in exactly one [`RoomEvent::Entered`] or [`RoomEvent::JoinRejected`]. Every client that
+//!   joined causes exactly one [`RoomEvent::Left`], when the client leaves or is replaced.
+//! - [`RoomEvent::Opened`] precedes all other events of a room that had no members on this server.
+
+pub mod log;
+pub mod memory;
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::Token;
+use serde::Serialize;
+
+use crate::token_map::CounterHasher;
+
+/// Fills a slice with random bytes, for values that must be unguessable or unique.
+pub type Random = Box<dyn FnMut(&mut [u8])>;
+
+/// Returns the key for uniqueness checks of a username; `None` if many clients may share the username.
+pub type UniqueKey = fn(&str) -> Option<Rc<str>>;
+
+pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
+
+pub trait Broker {
+    /// Accepts a client's request. `now` is the monotonic time since the server's start.
+    fn submit(&mut self, client: Token, request: Request, now: Duration);
+    fn next_event(&mut self) -> Option<RoomEvent>;
+}
+
+/// Identifies a room while it has members on this server. Ids are never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoomId(pub u64);
+
+/// A member of a room: a connection to this server or to another instance. Local members sort before remote ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum MemberId {
+    Local(Token),
+    Remote { instance: u32, connection: u64 },
+}
+
+/// A client's request. The chat has already trimmed and validated all names and texts. If a username must be unique and
+/// another client holds this username, the broker rejects the request. A client holds the username of its last accepted
+/// message (before the first message: of its join) and receives the private messages to this username.
+#[derive(Debug)]
+pub enum Request {
+    Join(Join),
+    Leave,
+    Switch { room: Rc<str> }, // a no-op if `room` is the current room
+    Publish(Message),
+    Private(PrivateMessage),
+    Typing { username: Rc<str> },
+}
+
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// A resuming client replaces the current holder of a username if both presented the same credential.
+    pub username: Rc<str>,
+    pub room: Rc<str>,
+    /// A new connection replaces an older connection with the same client id, even if their usernames differ.
+    pub client_id: Option<Rc<str>>,
+    pub credential: Option<u32>, // which token the client presented; `None`: the server requires no token
+    pub resume: Option<Resume>,
+}
+
+/// Where a reconnecting client resumes: after the message with the id `since`, in the history `epoch`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    pub epoch: String,
+    pub since: u64,
+}
+
+/// A message in a room. Serializes to the JSON of the `events` dialect.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Message {
+    pub username: Rc<str>,
+    pub text: Box<str>,
+    pub id: u64,       // counts from 1 in each room; 0 until the broker assigns an id
+    pub time: Rc<str>, // RFC 3339, UTC, milliseconds; messages of one event loop turn share a time
+    /// The sender chooses a nonce to recognise the echo of its own message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Rc<str>>,
+}
+
+/// A message to all connections with one username. Private messages belong to no room and are never stored.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct PrivateMessage {
+    pub from: Rc<str>,
+    pub to: Rc<str>,
+    pub text: Box<str>,
+    pub time: Rc<str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<Rc<str>>,
+}
+
+/// The part of a room's history that a client receives when entering the room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Backlog {
+    pub epoch: Rc<str>, // identifies the history that the message ids belong to
+    pub last_id: u64,   // id of the newest message; 0 before the first message
+    pub resumed: bool,  // whether `messages` is exactly what the client missed
+    #[serde(rename = "history")]
+    pub messages: Vec<Rc<Message>>, // oldest first
+}
+
+#[derive(Debug)]
+pub enum RoomEvent {
+    /// A room is about to get its first member on this server. `members` are the members on other instances.
+    Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
+    /// A client of this server has joined, or has switched from another room.
+    Entered { client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog },
+    /// A client of another instance has joined, or has switched to this room.
+    RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
+    /// A member left: on request, or replaced by a newer connection. A room closes with its last member on this server.
+    Left { room: RoomId, member: MemberId },
+    /// The broker has assigned an id to a message, which now goes to every member of the room.
+    Published { room: RoomId, message: Rc<Message> },
+    /// The sender already published a message with this nonce. Only the sender receives that message again.
+    Duplicate { client: Token, message: Rc<Message> },
+    /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
+    Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
+    /// A member is typing. `client` is the sender, which does not receive the event; `None` if on another instance.
+    Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
+    /// A join was rejected. The broker drops all later requests of the client.
+    JoinRejected { client: Token, error: BrokerError },
+    /// A member's request was rejected. The member stays in the room.
+    Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BrokerError {
+    NameInUse,
+    TooManyRooms,
+    NoSuchUser(Rc<str>),
+    NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again
+}

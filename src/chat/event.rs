@@ -1,0 +1,91 @@
+//! Events for clients, and effects for the server. An [`Event`] says what happened. An [`Effect`] says what the server
+//! must do, such as deliver an event to a room. The server executes effects in order.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use mio::Token;
+use serde::Serialize;
+
+use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
+
+/// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", with the fields in this order.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+pub enum Event {
+    /// Sent to the client that joined, as its first event. Only the `events` dialect has a welcome.
+    Welcome {
+        message: String,
+        members: Vec<Rc<str>>, // usernames of the members already in the room, one per connection
+        room: Rc<str>,
+        username: Rc<str>,
+        #[serde(flatten)]
+        backlog: Backlog,
+        #[serde(flatten)]
+        extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
+    },
+    /// Sent to the other members of the room, and to the new member itself if its dialect has no welcome.
+    Joined {
+        username: Rc<str>,
+        #[serde(skip)]
+        members: Vec<Rc<str>>, // empty unless a client in the room has a dialect with member lists
+    },
+    /// Sent to the remaining members of the room.
+    Left {
+        username: Rc<str>,
+        #[serde(skip)]
+        members: Vec<Rc<str>>,
+    },
+    /// Sent to every member of the room, including the sender.
+    Message(Rc<Message>),
+    /// Sent to the client that switched rooms.
+    Switched { room: Rc<str>, members: Vec<Rc<str>>, epoch: Rc<str>, last_id: u64, history: Vec<Rc<Message>> },
+    /// Sent to the other members of the room.
+    Typing { username: Rc<str> },
+    /// Sent to all connections of the recipient, and to the sender.
+    Private(Rc<PrivateMessage>),
+    /// The reply to a `ping` command, not to a Ping frame.
+    Pong {},
+    /// Sent to the client whose message caused the error, with that message's nonce. The connection stays open.
+    Error {
+        message: ErrorText,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        nonce: Option<Rc<str>>,
+    },
+}
+
+/// The text of a client error, as specified word for word in PROTOCOL.md.
+pub type ErrorText = Cow<'static, str>;
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Deliver an event to one client.
+    Send { client: Token, event: Event },
+    /// Deliver an event to all clients in a room, except to `but`.
+    Broadcast { room: RoomId, but: Option<Token>, event: Event },
+    /// The client is now a member of `to`: it receives events of `from` up to this effect, and events of `to` after it.
+    Moved { client: Token, from: Option<RoomId>, to: RoomId },
+    /// Close the connection. If the client is a member, `left` follows when the server calls [`super::Chat::leave`].
+    Close { client: Token, reason: CloseReason },
+}
+
+/// Why the server closes a client. The Close frame contains [`CloseReason::text`]; the server chooses the close code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    Flooding,
+    NameInUse,
+    Replaced,
+    TooManyRooms,
+}
+
+impl CloseReason {
+    pub fn text(self) -> &'static str {
+        match self {
+            CloseReason::Flooding => "flooding",
+            CloseReason::NameInUse => "username already in use",
+            CloseReason::Replaced => "replaced by a newer connection",
+            CloseReason::TooManyRooms => "there are too many rooms",
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A room's members on all server instances, and its local recipients. The broker checks names and keeps the history.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use mio::Token;
+
+use super::dialect::Dialect;
+use crate::broker::MemberId;
+
+#[derive(Debug)]
+pub struct Room {
+    pub name: Rc<str>,
+    // In connection order, so member lists need no sort: 2,000 joins in a row produce lists of 2,000,000 names.
+    usernames: BTreeMap<MemberId, Rc<str>>,
+    /// Local members that are not leaving. Separate from `usernames` because each broadcast walks these small entries.
+    pub recipients: BTreeMap<Token, Dialect>,
+    // Recipients per dialect. An event is rendered once per dialect in use, found without a walk over all recipients.
+    dialect_counts: [usize; Dialect::ALL.len()],
+}
+
+impl Room {
+    pub fn new(name: Rc<str>, members: Vec<(MemberId, Rc<str>)>) -> Room {
+        let (usernames, recipients) = (members.into_iter().collect(), BTreeMap::new());
+        Room { name, usernames, recipients, dialect_counts: [0; Dialect::ALL.len()] }
+    }
+
+    /// `dialect` is `Some` if the member is a client of this server and receives the room's events.
+    pub fn add_member(&mut self, member: MemberId, username: Rc<str>, dialect: Option<Dialect>) {
+        let before = self.usernames.insert(member, username);
+        debug_assert_eq!(before, None, "a member joins a room once");
+        if let (MemberId::Local(client), Some(dialect)) = (member, dialect) {
+            self.recipients.insert(client, dialect);
+            self.dialect_counts[dialect as usize] += 1;
+        }
+    }
+
+    pub fn remove_member(&mut self, member: MemberId) -> Rc<str> {
+        if let MemberId::Local(client) = member {
+            self.remove_recipient(client);
+        }
+        let Some(username) = self.usernames.remove(&member) else { unreachable!("only a member leaves") };
+        username
+    }
+
+    /// Stops delivering events to a client. A no-op if the client has already asked to leave.
+    pub fn remove_recipient(&mut self, client: Token) {
+        if let Some(dialect) = self.recipients.remove(&client) {
+            self.dialect_counts[dialect as usize] -= 1;
+        }
+    }
+
+    /// Whether the room has no local members, which sort first. Only local members keep a room open.
+    pub fn is_closed(&self) -> bool {
+        !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
+    }
+
+    /// The usernames of all members, one per connection. Local members come first, in connection order.
+    pub fn usernames(&self) -> Vec<Rc<str>> {
+        self.usernames.values().cloned().collect()
+    }
+
+    pub fn dialects(&self) -> impl Iterator<Item = Dialect> {
+        Dialect::ALL.into_iter().filter(|dialect| self.dialect_counts[*dialect as usize] > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_are_listed_and_recipients_are_counted_by_dialect() {
+        let remote = MemberId::Remote { instance: 1, connection: 0 };
+        let mut room = Room::new("general".into(), vec![(remote, "remote".into())]);
+        assert!(room.is_closed(), "it has no member here yet");
+        for (token, dialect) in [(9, Dialect::Events), (2, Dialect::Rooms), (3, Dialect::Events)] {
+            room.add_member(MemberId::Local(Token(token)), format!("user{token}").into(), Some(dialect));
+        }
+        let usernames = |room: &Room| room.usernames().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"]);
+        assert!(room.dialects().eq([Dialect::Events, Dialect::Rooms]));
+        assert!(room.recipients.keys().map(|client| client.0).eq([2, 3, 9]));
+        room.remove_recipient(Token(2));
+        room.remove_recipient(Token(2));
+        assert!(room.dialects().eq([Dialect::Events]), "a client that is leaving receives nothing more");
+        assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"], "but it is a member until it has left");
+        for token in [2, 3, 9] {
+            assert!(!room.is_closed());
+            assert_eq!(*room.remove_member(MemberId::Local(Token(token))), *format!("user{token}"));
+        }
+        assert!(room.is_closed() && room.recipients.is_empty() && usernames(&room) == ["remote"]);
+    }
+}

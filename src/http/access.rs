@@ -1,0 +1,338 @@
+//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Loopback is not enough: any web
+//! page can open `ws://localhost`, so the server checks origins. Any site can resolve its own name to 127.0.0.1 (DNS
+//! rebinding), so the server checks hosts. Programs other than browsers can forge `Origin`, so tokens are required.
+
+use std::net::IpAddr;
+
+use subtle::ConstantTimeEq;
+use url::{Host, Url};
+
+use crate::chat::{Identity, names};
+use crate::config::Config;
+
+// Accepted only on loopback and without a token file, because the README publishes these tokens.
+const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
+
+/// The access rules of a server. `None` allows everything.
+#[derive(Debug)]
+pub struct Access {
+    tokens: Option<Vec<(String, Identity)>>,
+    origins: Option<Vec<String>>,
+    hosts: Option<Vec<String>>,
+}
+
+impl Access {
+    /// `token_file` is the text of the `--tokens` file. An error names the option, shows its value and suggests a fix.
+    pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
+        let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
+        let tokens = (!config.open).then(|| parse_tokens(token_file.unwrap_or(DEMO_TOKENS), config.max_head));
+        let tokens = tokens.transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
+        let (mut origins, mut hosts) = (config.allow_origin.clone(), config.allow_host.clone());
+        if hosts.is_empty() && !config.is_loopback() {
+            hosts.push("*".into()); // a public server cannot know all of its own host names
+        }
+        // Pages opened from disk have the origin null. So do sandboxed frames of any site, but they lack a token.
+        if config.is_loopback() && tokens.is_some() {
+            origins.push("null".into());
+        }
+        Ok(Access { tokens, origins: parse_all(&origins, check_origin)?, hosts: parse_all(&hosts, check_host)? })
+    }
+
+    /// Whether a request may name this authority (a host, perhaps with a port) in `Host`.
+    pub fn allows_host(&self, authority: &str) -> bool {
+        let Some(hosts) = &self.hosts else { return true };
+        parse_host(authority).is_some_and(|host| is_loopback(&host) || hosts.contains(&host))
+    }
+
+    /// Whether a page of this origin may connect. `http://` plus the request's `authority` is always allowed.
+    pub fn allows_origin(&self, origin: &str, authority: &str) -> bool {
+        let Some(origins) = &self.origins else { return true };
+        let own = parse_origin(&format!("http://{authority}"));
+        parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own == Some(origin))
+    }
+
+    /// Returns the identity of a token. `None` if the token is wrong, or if a required token is missing.
+    pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
+        let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
+        let token = token?.as_bytes();
+        // Compare every token in constant time. Otherwise the response time would show how much of a guess is right.
+        let is_match = |known: &str| bool::from(known.as_bytes().ct_eq(token));
+        tokens.iter().fold(None, |found, known| if is_match(&known.0) { Some(&known.1) } else { found }).cloned()
+    }
+}
+
+/// Parses the values of an option. `None` if a value is `*`, which allows everything.
+fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
+    let named = values.iter().filter(|value| *value != "*");
+    let allowed = named.clone().map(|value| parse(value)).collect::<Result<_, _>>()?;
+    Ok(if named.count() < values.len() { None } else { Some(allowed) })
+}
+
+fn check_origin(value: &str) -> Result<String, String> {
+    let (scheme, authority) = split_url(value);
+    let scheme = match scheme {
+        "ws" => "http",
+        "" if parse_host(authority).is_some_and(|host| is_loopback(&host)) => "http",
+        "wss" | "" => "https",
+        scheme => scheme,
+    };
+    let suggestion = parse_origin(&format!("{scheme}://{authority}"));
+    let rule = "an origin is the scheme, host and port of a page, such as https://chat.example";
+    parse_origin(value).ok_or_else(|| option_error("--allow-origin", value, rule, suggestion))
+}
+
+fn check_host(value: &str) -> Result<String, String> {
+    // An IPv6 address needs brackets only before a port, so accept an address without brackets.
+    let host = parse_host(value).or_else(|| parse_host(&format!("[{value}]")));
+    let rule = "a host is a name without scheme and path, such as chat.example";
+    host.ok_or_else(|| option_error("--allow-host", value, rule, parse_host(split_url(value).1)))
+}
+
+fn option_error(option: &str, value: &str, rule: &str, suggestion: Option<String>) -> String {
+    let advice = suggestion.map_or("in ASCII; only * alone is a wildcard".into(), |value| format!("write {value}"));
+    format!("invalid value '{value}' for '{option}': {rule}; {advice}")
+}
+
+/// Splits off the scheme and the authority as far as possible. `text` need not be a valid URL.
+fn split_url(text: &str) -> (&str, &str) {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    (scheme, rest.split(['/', '?', '#']).next().unwrap_or_default())
+}
+
+/// Normalizes an origin to lowercase `scheme://host:port`, without a default port, for comparison (RFC 6454 §5).
+pub(super) fn parse_origin(text: &str) -> Option<String> {
+    if text.eq_ignore_ascii_case("null") {
+        return Some("null".into());
+    }
+    let (_, authority) = text.split_once("://")?;
+    // Unlike a URL, an origin has no path, username or extra slashes (RFC 6454 §6.2).
+    let url = Url::parse(text).ok().filter(|_| is_plain(authority))?;
+    // Reject ws:// and wss://: no page has such an origin, so the option would have no effect.
+    (!matches!(url.scheme(), "ws" | "wss")).then(|| format!("{}://{}", url.scheme(), url.authority()))
+}
+
+/// Returns the host of an authority in lowercase. A number in any notation becomes a dotted IPv4 address.
+pub(super) fn parse_host(authority: &str) -> Option<String> {
+    let name = authority.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(authority);
+    let name = name.strip_suffix('.').unwrap_or(name); // a fully qualified name may end with a dot
+    Host::parse(name).ok().filter(|_| is_plain(authority)).map(|host| host.to_string())
+}
+
+fn is_plain(authority: &str) -> bool {
+    // Reject other bytes, although URLs allow some: an operator may paste the name from a log into a shell.
+    authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
+    host.rsplit('.').next() == Some("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Errors name the line but never quote a token.
+fn parse_tokens(text: &str, max_head: usize) -> Result<Vec<(String, Identity)>, String> {
+    let mut tokens = Vec::new();
+    // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (number, line) in (1..).zip(text.lines()) {
+        parse_line(line, max_head, &mut tokens).map_err(|error| format!("line {number}: {error}"))?;
+    }
+    if tokens.is_empty() { Err("the file contains no token; write one per line".into()) } else { Ok(tokens) }
+}
+
+/// Parses a line: a token, optionally followed by the username that the token is bound to.
+fn parse_line(line: &str, max_head: usize, tokens: &mut Vec<(String, Identity)>) -> Result<(), String> {
+    // A # starts a comment only at the start of the line or after whitespace.
+    let comment = line.match_indices('#').find(|(at, _)| *at == 0 || line[..*at].ends_with(char::is_whitespace));
+    let line = comment.map_or(line, |(at, _)| &line[..at]).trim();
+    let (token, username) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
+    let is_hidden = |c: char| matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
+    if let Some(invisible) = token.chars().find(|c| c.is_control() || is_hidden(*c)) {
+        return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(invisible)));
+    }
+    if token.len() > max_head {
+        return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
+    }
+    if tokens.iter().any(|(known, _)| known == token) {
+        return Err("this token is already in the file; remove one of them".into());
+    }
+    if !token.is_empty() {
+        let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
+        let identity = Identity { credential: Some(tokens.len() as u32), username: username.map(Into::into) };
+        tokens.push((token.to_owned(), identity));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn try_access(args: &[&str]) -> Result<Access, String> {
+        let args = std::iter::once("wirechat").chain(args.iter().copied());
+        Access::new(&Config::try_parse_from(args).unwrap(), None)
+    }
+
+    fn access(args: &[&str]) -> Access {
+        try_access(args).unwrap()
+    }
+
+    #[test]
+    fn origins() {
+        let default = access(&[]);
+        let open = access(&["--open"]);
+        let public = access(&["--open", "--listen", "0.0.0.0:80"]);
+        let named = access(&["--allow-origin", "https://Chat.example", "--allow-origin", "http://a.example:8080"]);
+        let odd = access(&["--allow-origin", "file://,moz-extension://ab-c,app://x"]);
+        let null = access(&["--open", "--allow-origin", "null"]);
+        let any = access(&["--allow-origin", "*"]);
+        let host = "127.0.0.1:3000";
+        let cases = [
+            (&default, "http://127.0.0.1:3000", true),
+            (&default, "http://127.0.0.1", false),
+            (&default, "https://127.0.0.1:3000", false),
+            (&default, "http://localhost:3000", false),
+            (&default, "http://127.0.0.1:3000.evil.example", false),
+            (&default, "http://evil.example", false),
+            (&default, "null", true),
+            (&default, "file://", false),
+            (&public, "null", false),
+            (&open, "null", false),
+            (&open, "http://127.0.0.1:3000", true),
+            (&named, "https://chat.example", true),
+            (&named, "https://chat.example:443", true),
+            (&named, "http://chat.example", false),
+            (&named, "https://chat.example.evil", false),
+            (&named, "http://a.example:8080", true),
+            (&named, "http://a.example", false),
+            (&odd, "file://", true),
+            (&odd, "moz-extension://ab-c", true),
+            (&odd, "moz-extension://ab-d", false),
+            (&odd, "app://x", true),
+            (&null, "null", true),
+            (&any, "http://evil.example", true),
+            (&any, "null", true),
+            (&default, "", false),
+            (&default, "nonsense", false),
+            (&default, "http://127.0.0.1:3000/", false),
+            (&default, "http://127.0.0.1:3000/path", false),
+            (&default, "http:127.0.0.1:3000", false),
+            (&default, "http:///127.0.0.1:3000", false),
+            (&default, "http://127.0.0.1:3000@", false),
+            (&default, "http://127.0.0.1:30\t00", false),
+        ];
+        for (access, origin, is_allowed) in cases {
+            assert_eq!(access.allows_origin(origin, host), is_allowed, "{origin}");
+        }
+        assert!(default.allows_origin("http://localhost", "localhost:80"), "80 is the default port of http");
+    }
+
+    #[test]
+    fn hosts_on_loopback() {
+        let default = access(&[]);
+        let loopback =
+            ["localhost", "LOCALHOST:1", "a.localhost", "127.0.0.1:9", "127.9.9.9", "[::1]:3000", "localhost."];
+        for host in loopback.into_iter().chain(["[::ffff:127.0.0.1]", "[0:0::1]", "localhost.:80"]) {
+            assert!(default.allows_host(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "128.0.0.1",
+            "[::2]",
+            "127.0.0.1.evil.example",
+            "notlocalhost",
+        ] {
+            assert!(!default.allows_host(host), "{host}");
+        }
+        assert!(access(&["--allow-host", "Chat.lan"]).allows_host("chat.LAN:80"));
+        assert!(access(&["--allow-host", "chat.lan."]).allows_host("chat.lan"));
+        assert!(access(&["--allow-host", "fe80::1"]).allows_host("[fe80::0:1]:80"));
+        assert!(access(&["--allow-host", "*"]).allows_host("anything"));
+    }
+
+    #[test]
+    fn hosts_off_loopback_are_checked_only_against_a_list() {
+        assert!(access(&["--open", "--listen", "0.0.0.0:80"]).allows_host("anything"));
+        let listed = access(&["--open", "--listen", "0.0.0.0:80", "--allow-host", "chat.example"]);
+        assert!(listed.allows_host("chat.example:80") && listed.allows_host("localhost"));
+        assert!(!listed.allows_host("evil.example"));
+    }
+
+    /// Each row: an option, an invalid value, and the value that the error suggests, if any.
+    #[test]
+    fn an_error_suggests_a_value_that_is_accepted() {
+        let rows = [
+            ("--allow-origin", "chat.example", Some("https://chat.example")),
+            ("--allow-origin", "chat.example:8443", Some("https://chat.example:8443")),
+            ("--allow-origin", "localhost:8080", Some("http://localhost:8080")),
+            ("--allow-origin", "[::1]:8080", Some("http://[::1]:8080")),
+            ("--allow-origin", "https://chat.example/", Some("https://chat.example")),
+            ("--allow-origin", "https://chat.example/a?b#c", Some("https://chat.example")),
+            ("--allow-origin", "wss://chat.example", Some("https://chat.example")),
+            ("--allow-origin", "ws://chat.example:80", Some("http://chat.example")),
+            ("--allow-origin", "https://*.example", None),
+            ("--allow-origin", "https://", None),
+            ("--allow-origin", "https://a b", None),
+            ("--allow-origin", "https://chat.example:99999", None),
+            ("--allow-origin", "https://me@chat.example", None),
+            ("--allow-origin", "https://münchen.example", None),
+            ("--allow-host", "https://chat.example", Some("chat.example")),
+            ("--allow-host", "https://chat.example:8443/", Some("chat.example")),
+            ("--allow-host", "chat.example/", Some("chat.example")),
+            ("--allow-host", "*.example", None),
+            ("--allow-host", "a b", None),
+            ("--allow-host", "chat.example:port", None),
+            ("--allow-host", "münchen.example", None),
+            ("--allow-host", "300.1.1.1", None),
+        ];
+        for (option, value, suggestion) in rows {
+            let error = try_access(&[option, value]).unwrap_err();
+            assert!(error.contains(option) && error.contains(value), "{error}");
+            assert_eq!(error.split_once("write ").map(|(_, suggestion)| suggestion), suggestion, "{error}");
+            let example = if option == "--allow-host" { "chat.example" } else { "https://chat.example" };
+            assert!(suggestion.is_some() || error.contains(example), "{error}");
+            assert!(try_access(&[option, suggestion.unwrap_or(example)]).is_ok(), "{error}");
+        }
+    }
+
+    #[test]
+    fn token_files() {
+        let parse = |text: &str| parse_tokens(text, 1000);
+        let tokens = parse("# ours\n\nsecret\nother  Al ice # hers\nwith#hash\r\n").unwrap();
+        let tokens: Vec<_> =
+            tokens.iter().map(|(token, identity)| (token.as_str(), identity.username.as_deref())).collect();
+        assert_eq!(tokens, [("secret", None), ("other", Some("Al ice")), ("with#hash", None)]);
+        assert_eq!(parse("\u{feff}secret\n").unwrap()[0].0, "secret", "a byte-order mark is no part of a token");
+        let long = "x".repeat(1001);
+        let bad = [
+            ("", "one per line"),
+            ("\u{feff}# nothing", "one per line"),
+            ("one\none", "line 2"),
+            ("token \u{200b}", "line 1"),
+            ("one\n\u{feff}two", "U+FEFF"),
+            ("one\u{1b}", "U+001B"),
+            (&long, "--max-head 1000"),
+        ];
+        for (text, words) in bad {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(words), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn tokens() {
+        let demo = access(&[]);
+        assert!(DEMO_TOKENS.lines().all(|token| demo.identify(Some(token)).is_some()));
+        let credential = |token| demo.identify(Some(token)).unwrap().credential;
+        assert_ne!(credential("token-alice"), credential("token-bob"));
+        for wrong in [None, Some(""), Some("dev-toke"), Some("dev-token "), Some("DEV-TOKEN")] {
+            assert_eq!(demo.identify(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(access(&["--open"]).identify(None), Some(Identity::default()));
+    }
+}

@@ -1,0 +1,355 @@
+//! Everything before the upgrade: [`decide`] turns a request into the page, the health response, an upgrade or a
+//! rejection. The checks run in the order that PROTOCOL.md lists under "Rejections", up to the first failure.
+//! `ws::handshake` checks the rules of RFC 6455 §4.2. `server` may still reject an upgrade, for example if full.
+
+pub mod access;
+
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use ::http::StatusCode;
+use percent_encoding::percent_decode_str;
+
+use crate::chat::dialect::Dialect;
+use crate::chat::{DEFAULT_ROOM, Identity, JoinRequest, Resume, names};
+use crate::ws::handshake::{Upgrade, upgrade_required};
+use crate::ws::request::{Rejection, Request, is_authority, quoted};
+use access::{Access, parse_host, parse_origin};
+
+const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
+const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
+const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
+
+#[derive(Debug)]
+pub enum Outcome {
+    Response(Vec<u8>),
+    Upgrade { response: Vec<u8>, entry: Entry }, // the 101, and the endpoint for the connection
+}
+
+#[derive(Debug)]
+pub enum Entry {
+    Echo,
+    Chat(JoinRequest),
+    Observe { secret: String }, // the server issued the secret to the connection to observe
+}
+
+pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Outcome, Rejection> {
+    let target = request.target();
+    let authority = check_authority(request, target.authority, access)?;
+    // Split the path before decoding. Otherwise %2f in a room name would act as a separator.
+    let room = target.path.strip_prefix("/ws/").filter(|room| !room.contains('/'));
+    let dialect = match target.path {
+        "/" => Some(Dialect::Events),
+        "/ws" => Some(Dialect::Presence),
+        _ => room.map(|_| Dialect::Rooms),
+    };
+    let has_page = matches!(target.path, "/" | "/health");
+    // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
+    let is_head = has_page && request.method == "HEAD";
+    if request.method != "GET" && !is_head {
+        let headers = if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] };
+        let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quoted(request.method.as_bytes()));
+        return Err(Rejection { status: 405, headers, body });
+    }
+    let wants_websocket = request.has_token("Upgrade", "websocket");
+    let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
+    match target.path {
+        "/health" => return Ok(Outcome::Response(page(HEALTH))),
+        "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
+        path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
+            let body = format!("There is nothing at {} (RFC 9110 §15.5.5).", quoted(path.as_bytes()));
+            return Err(Rejection::new(404, body));
+        }
+        _ if !wants_websocket => return Err(upgrade_required()),
+        _ => {}
+    }
+    let upgrade = Upgrade::check(request)?;
+    check_origin(request, access, authority)?;
+    let query = target.query;
+    // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
+    let has_ticket = target.path == "/inspect";
+    let identity = if has_ticket { Identity::default() } else { check_token(request, access, query)? };
+    decode(query)?; // reject a malformed parameter even if its name is unknown
+    let (entry, subprotocol) = match dialect {
+        Some(dialect) => (Entry::Chat(join(dialect, room, query, identity)?), dialect.subprotocol()),
+        None if has_ticket => (Entry::Observe { secret: require("ticket", parameter(query, "ticket"))? }, "inspect"),
+        None => (Entry::Echo, "echo"),
+    };
+    Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), entry })
+}
+
+/// The 503 for a request that exceeds a capacity limit. `what` is a clause, such as "The server is full".
+pub fn full(what: &str) -> Rejection {
+    let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
+    Rejection { status: 503, headers: &[("Retry-After", "5")], body }
+}
+
+/// The 429 that replaces the 401 for an address that has sent too many wrong tokens.
+pub fn too_many_wrong_tokens() -> Rejection {
+    let body = "Too many wrong tokens from this address. Try again in a minute (RFC 6585 §4).".into();
+    Rejection { status: 429, headers: &[("Retry-After", "60")], body }
+}
+
+pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
+    let headers = [&[("Content-Type", "text/plain; charset=utf-8")], rejection.headers].concat();
+    // Clients compare the body of a 401 byte for byte. Every other body ends with a newline, for terminals.
+    let newline = if rejection.status == 401 { "" } else { "\n" };
+    response(rejection.status, &headers, &format!("{}{newline}", rejection.body), is_head, now)
+}
+
+fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
+    let (date, length) = (httpdate::fmt_http_date(now), body.len());
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
+    let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    // RFC 6455 §7.2.2: close after every response but a 101. The Connection of a 426 must list Upgrade (RFC 9110 §7.8).
+    let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
+    // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
+    let body = if is_head { "" } else { body };
+    // no-store: a cached page could outlive a server update. nosniff: browsers must not render quoted input as HTML.
+    let response = format!(
+        "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Length: {length}\r\n{lines}{close}Cache-Control: no-store\r\n\
+         X-Content-Type-Options: nosniff\r\n\r\n{body}"
+    );
+    response.into_bytes()
+}
+
+/// Checks `Host` and the authority of an absolute-form target. Returns the target's authority, else `Host`.
+fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &Access) -> Result<&'h str, Rejection> {
+    let host = request.host()?;
+    let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
+    for authority in [Some(host).filter(|_| !is_absent), target].into_iter().flatten() {
+        let seen = quoted(authority.as_bytes());
+        if !authority.is_empty() && !is_authority(authority) {
+            let body = format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).");
+            return Err(Rejection::new(400, body));
+        }
+        if !access.allows_host(authority) {
+            let value = parse_host(authority).unwrap_or_else(|| "'*'".into());
+            let body = format!(
+                "{seen} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
+                 §7.4). Start the server with --allow-host {value} to allow it."
+            );
+            return Err(Rejection::new(403, body));
+        }
+    }
+    // RFC 9112 §3.2.2: for an absolute-form target, a server "MUST ignore the received Host header field (if any)".
+    Ok(target.unwrap_or(host))
+}
+
+fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(), Rejection> {
+    let mut origins = request.header("Origin");
+    // Browsers always send Origin, and this check protects only their users (RFC 6455 §10.2).
+    let Some(origin) = origins.next() else { return Ok(()) };
+    if origins.next().is_some() {
+        return Err(Rejection::new(400, "Origin must be sent once, not twice (RFC 6454 §7.3)."));
+    }
+    if origin.len() > MAX_ORIGIN {
+        let body = format!("Origin has {} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).", origin.len());
+        return Err(Rejection::new(400, body));
+    }
+    let text = str::from_utf8(origin).unwrap_or_default(); // not UTF-8: "" matches no allowed origin except *
+    if access.allows_origin(text, authority) {
+        return Ok(());
+    }
+    let (seen, value) = (quoted(origin), parse_origin(text).unwrap_or_else(|| "'*'".into()));
+    let body = format!(
+        "Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). Start it with --allow-origin \
+         {value} to allow them."
+    );
+    Err(Rejection::new(403, body))
+}
+
+/// Identifies the client by `?token=` or, if that is absent, by `Authorization: Bearer` (RFC 6750 §2.1).
+fn check_token(request: &Request, access: &Access, query: &str) -> Result<Identity, Rejection> {
+    let in_header = |value| {
+        let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+        // RFC 9110 §11.1: the scheme is case-insensitive.
+        scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
+    };
+    let token = parameter(query, "token").or_else(|| request.header("Authorization").find_map(in_header));
+    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
+    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
+    access.identify(token.as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+}
+
+/// `room` is the room in the path, still percent-encoded.
+fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -> Result<JoinRequest, Rejection> {
+    let bad_request = |error: String| Rejection::new(400, format!("{error}."));
+    let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
+    let room = names::room_name(&room).map_err(bad_request)?.into();
+    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", parameter(query, "client_id")));
+    let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
+    if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
+        return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}")));
+    }
+    // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
+    let username = parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
+    let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
+    // All 400 checks must precede this 403: the token is bound to a different username.
+    let username = match (username, &identity.username) {
+        (Some(username), Some(bound)) if *username != **bound => {
+            let seen = quoted(username.as_bytes());
+            let body = format!("This token is bound to another username than {seen} (RFC 6455 §10.5).");
+            return Err(Rejection::new(403, body));
+        }
+        (_, Some(bound)) => Rc::clone(bound),
+        (Some(username), None) => username.into(),
+        (None, None) => require("username", dialect.default_username())?.into(),
+    };
+    // Only the dialect `events` sends the message ids that a client needs to resume.
+    let epoch = parameter(query, "epoch").filter(|_| dialect == Dialect::Events);
+    let since = parameter(query, "since").and_then(|since| since.parse().ok()); // ignored unless a number
+    let resume = epoch.zip(since).map(|(epoch, since)| Resume { epoch, since });
+    Ok(JoinRequest { dialect, username, room, identity, client_id, resume, extra: None })
+}
+
+/// Returns the value of a query parameter, or "" if the value is not valid percent-encoding.
+fn parameter(query: &str, wanted: &str) -> Option<String> {
+    // In a query, unlike in a path, + means a space.
+    let decode = |text: &str| decode(&text.replace('+', " ")).unwrap_or_default();
+    // Use the first parameter with this name: a proxy may have validated only that one.
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(name, _)| decode(name) == wanted).map(|(_, value)| decode(value))
+}
+
+fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
+    value.ok_or_else(|| Rejection::new(400, format!("The query parameter {parameter} is missing.")))
+}
+
+/// Percent-decodes a path segment or a query (RFC 3986 §2.1).
+fn decode(text: &str) -> Result<String, Rejection> {
+    // The percent_encoding crate accepts a malformed %, so a proxy and this server could decode a URL differently.
+    let is_digits = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
+    let is_well_formed = text.split('%').skip(1).all(|rest| rest.as_bytes().first_chunk().is_some_and(is_digits));
+    let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| is_well_formed);
+    // Do not quote the text in the body: the text may be a mistyped token.
+    let body = "A query parameter, or the room in the path, is not percent-encoded UTF-8 (RFC 3986 §2.1).";
+    decoded.map(String::from).ok_or_else(|| Rejection::new(400, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::config::Config;
+
+    /// The outcome of a request to a loopback server with the demo tokens, as a short text.
+    fn outcome(request_line: &str, headers: &str) -> String {
+        let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
+        let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
+        let request = Request::parse(head.as_bytes(), 64).unwrap();
+        match decide(&request, &access, SystemTime::UNIX_EPOCH) {
+            Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
+            Ok(Outcome::Upgrade { entry: Entry::Echo, .. }) => "echo".into(),
+            Ok(Outcome::Upgrade { entry: Entry::Observe { secret }, .. }) => format!("observe {secret}"),
+            Ok(Outcome::Upgrade { entry: Entry::Chat(JoinRequest { dialect, username, room, .. }), .. }) => {
+                format!("{dialect:?} {username} in {room}")
+            }
+            Err(rejection) => rejection.status.to_string(),
+        }
+    }
+
+    #[test]
+    fn targets_and_their_outcomes() {
+        const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+                               Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        let rows = [
+            ("GET / HTTP/1.1", "", "200"),
+            ("HEAD / HTTP/1.1", UPGRADE, "200"),
+            ("GET /health HTTP/1.1", UPGRADE, "200"),
+            ("POST /health HTTP/1.1", "", "405"),
+            ("GET /nope HTTP/1.1", UPGRADE, "404"),
+            ("GET /echo?token=dev-token HTTP/1.1", "", "426"),
+            ("GET /echo?token=dev-token HTTP/1.1", UPGRADE, "echo"),
+            ("GET /echo?token=%zz HTTP/1.1", UPGRADE, "401"),
+            ("GET /echo?token=dev-token&unknown=%zz HTTP/1.1", UPGRADE, "400"),
+            ("GET /?token=dev-token HTTP/1.1", UPGRADE, "Events anonymous in general"),
+            ("GET /?token=dev-token&username=+al+&room=a%2fb HTTP/1.1", UPGRADE, "Events al in a/b"),
+            ("GET /ws/a+b?token=dev-token&username=al HTTP/1.1", UPGRADE, "Rooms Anonymous in a+b"),
+            ("GET /ws/a%2fb?token=dev-token HTTP/1.1", UPGRADE, "Rooms Anonymous in a/b"),
+            ("GET /ws/a/b?token=dev-token HTTP/1.1", UPGRADE, "404"),
+            ("GET /ws?token=dev-token&username=al&client_id=7 HTTP/1.1", UPGRADE, "Presence al in general"),
+            ("GET /ws?token=dev-token&username=al HTTP/1.1", UPGRADE, "400"),
+            ("GET /ws?token=dev-token&client_id=7 HTTP/1.1", UPGRADE, "400"),
+            ("GET /inspect?ticket=t HTTP/1.1", UPGRADE, "observe t"),
+            ("GET /inspect HTTP/1.1", UPGRADE, "400"),
+        ];
+        for (request_line, headers, expected) in rows {
+            assert_eq!(outcome(request_line, headers), expected, "{request_line}");
+        }
+    }
+
+    fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
+        let value = parameter(query, name);
+        match decode(query) {
+            Ok(_) => Ok(value),
+            Err(rejection) => {
+                assert_eq!(
+                    value.as_deref(),
+                    Some(""),
+                    "{query}: a later parameter does not take the place of a bad one"
+                );
+                Err(rejection.status)
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_of_duplicate_parameters_wins() {
+        let cases = [
+            ("token=a&token=b", Ok(Some("a"))),
+            ("x=1&token=a%20b+c", Ok(Some("a b c"))),
+            ("%74oken=a", Ok(Some("a"))),
+            ("token", Ok(Some(""))),
+            ("token=a=b", Ok(Some("a=b"))),
+            ("?=&&", Ok(None)),
+            ("", Ok(None)),
+            ("Token=a", Ok(None)),
+            ("token=%e2%82%ac", Ok(Some("€"))),
+            ("token=%2B%25", Ok(Some("+%"))),
+            ("token=%zz", Err(400)),
+            ("token=%", Err(400)),
+            ("token=%4", Err(400)),
+            ("token=%+1", Err(400)),
+            ("token=%€", Err(400)),
+            ("token=%e2%82", Err(400)),
+            ("token=%ed%a0%80", Err(400)),
+            ("token=%zz&token=a", Err(400)),
+        ];
+        for (query, expected) in cases {
+            assert_eq!(get(query, "token"), expected.map(|value| value.map(str::to_owned)), "{query}");
+        }
+    }
+
+    #[test]
+    fn unknown_parameters_are_checked_too() {
+        assert!(decode("a=1&b=%41").is_ok());
+        assert!(decode("a=1&b=%4").is_err());
+        assert!(decode("a=1&%ff=b").is_err());
+    }
+
+    #[test]
+    fn a_plus_in_a_path_is_a_plus() {
+        assert_eq!(decode("a+b%20c").unwrap(), "a+b c");
+    }
+
+    fn rejected(status: u16, is_head: bool) -> String {
+        let rejection = Rejection { status, headers: &[("Retry-After", "5")], body: "Why.".into() };
+        String::from_utf8(rejection_response(&rejection, is_head, SystemTime::UNIX_EPOCH)).unwrap()
+    }
+
+    #[test]
+    fn a_rejection_in_full() {
+        let head = "HTTP/1.1 503 Service Unavailable\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\nContent-Length: 5\r\n\
+                    Content-Type: text/plain; charset=utf-8\r\nRetry-After: 5\r\nConnection: close\r\n\
+                    Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\r\n";
+        assert_eq!(rejected(503, false), format!("{head}Why.\n"));
+        assert_eq!(rejected(503, true), head, "a HEAD gets the length of the body, and no body");
+    }
+
+    #[test]
+    fn only_a_401_has_no_newline() {
+        assert!(rejected(401, false).ends_with("\r\n\r\nWhy."));
+    }
+}

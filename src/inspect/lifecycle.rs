@@ -1,0 +1,115 @@
+//! Tracks an observed connection's state, as named in RFC 6455, and which side sent the first Close. State changes
+//! follow the bytes on the wire, although the server may have decided to close earlier. When the TCP connection closes,
+//! any state changes to CLOSED.
+//!
+//! ```text
+//!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other side's Close──▶ CLOSED
+//! ```
+
+use super::{End, State, StateChange};
+use crate::ws::close::CloseFrame;
+use crate::ws::frame::Role;
+
+#[derive(Debug)]
+pub struct Lifecycle {
+    state: State,
+    first_close: Option<FirstClose>,
+}
+
+#[derive(Debug)]
+struct FirstClose {
+    by: Role,
+    code: Option<u16>,
+    reason: String,
+}
+
+impl Lifecycle {
+    pub fn new(state: State) -> Lifecycle {
+        Lifecycle { state, first_close: None }
+    }
+
+    /// Called when the server has sent its 101 response (§4.1).
+    pub fn opened(&mut self) -> Option<StateChange> {
+        self.change(State::Open, "the server sent 101".into())
+    }
+
+    /// Called when `from` has sent a Close with this unmasked payload (§7.1.3).
+    pub fn close_passed(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
+        // Decode the code directly: `CloseFrame::parse` rejects codes that "MUST NOT be set" (§7.4.1).
+        let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
+        let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
+        let code_text = code.map(|code| format!(" {code}")).unwrap_or_default();
+        let because = format!("the {} sent Close{code_text}", role_name(from));
+        match &self.first_close {
+            None => {
+                // §7.1.5, §7.1.6: the first Close determines the connection's close code and reason.
+                self.first_close = Some(FirstClose { by: from, code, reason });
+                self.change(State::Closing, because)
+            }
+            Some(first) if first.by != from => self.change(State::Closed, because),
+            // §5.5.1: nothing may follow a Close, so ignore a second Close from the same side.
+            Some(_) => None,
+        }
+    }
+
+    /// Called when the TCP connection has closed (§7.1.4): "cleanly" if both sides had sent a Close.
+    pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
+        let is_clean = self.state == State::Closed;
+        let change = self.change(State::Closed, "the TCP connection ended".into());
+        let first = self.first_close.take();
+        let end = End {
+            first_close: first.as_ref().map(|first| first.by),
+            code: first.as_ref().and_then(|first| first.code),
+            reason: first.map(|first| first.reason).unwrap_or_default(),
+            is_clean,
+            cause: cause.into(),
+        };
+        (change, end)
+    }
+
+    fn change(&mut self, to: State, because: String) -> Option<StateChange> {
+        let from = std::mem::replace(&mut self.state, to);
+        (from != to).then_some(StateChange { from, to, because })
+    }
+}
+
+pub(super) fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Client => "client",
+        Role::Server => "server",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_picture_is_true() {
+        let mut lifecycle = Lifecycle::new(State::Connecting);
+        let mut states = vec![lifecycle.state.name()];
+        let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());
+        pass(lifecycle.opened());
+        pass(lifecycle.close_passed(Role::Client, b""));
+        assert_eq!(lifecycle.close_passed(Role::Client, b""), None, "a second Close of the same side");
+        pass(lifecycle.close_passed(Role::Server, b""));
+        let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
+        let picture =
+            format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
+        crate::pictures::assert_drawn(include_str!("lifecycle.rs"), &picture);
+    }
+
+    #[test]
+    fn rfc_7_1_4_closed_cleanly_after_both_closes() {
+        let mut lifecycle = Lifecycle::new(State::Open);
+        lifecycle.close_passed(Role::Server, b"\x03\xe9going");
+        lifecycle.close_passed(Role::Client, b"\x03\xe9");
+        let (change, end) = lifecycle.close_tcp("both Closes passed");
+        assert_eq!((change, end.is_clean, end.first_close), (None, true, Some(Role::Server)));
+        assert_eq!((end.code, &end.reason[..], &end.cause[..]), (Some(1001), "going", "both Closes passed"));
+
+        let (change, end) = Lifecycle::new(State::Open).close_tcp("reset");
+        assert_eq!(change.map(|change| change.to), Some(State::Closed));
+        assert_eq!((end.is_clean, end.first_close), (false, None));
+    }
+}

@@ -1,0 +1,591 @@
+//! Implements the server's [`Observers`]: picks the connections to observe, starting at the first byte, and passes
+//! their bytes to a [`Tap`] (`--trace`, inspectors), a [`Recorder`] (`--record`) and a [`HandshakeCapture`]. Writes
+//! trace lines immediately, but queues records for inspectors: the server cannot send to an inspector while it is
+//! processing another connection.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::SystemTime;
+
+use mio::Token;
+
+use super::filter::Filter;
+use super::inspection::{HandshakeCapture, Inspection, Link, Numbers, Queue};
+use super::recorder::{Recorder, Recordings};
+use super::reframe;
+use super::text::{self, Style};
+use super::{Record, Records, Tap};
+use crate::server::observer::{Action, Observer, Observers, OpenConnection, Stage};
+use crate::ws::frame::{self, Role};
+use crate::ws::request::Rejection;
+
+/// The settings of `--trace`, `--record` and `--inspect`.
+pub struct Options {
+    pub trace: Option<Trace>,
+    /// The directory of `--record`, and `--record-limit` in bytes.
+    pub record: Option<(PathBuf, u64)>,
+    /// Whether a page may inspect its own connection.
+    pub inspection: bool,
+    /// Maximum outbox size of a connection, in bytes.
+    pub max_outbox: usize,
+    /// The token of the first client. All output calls this client `#1`.
+    pub first_connection: Token,
+}
+
+/// Where `--trace` writes its lines.
+pub struct Trace {
+    pub style: Style,
+    pub filter: Filter,
+    /// Called once per record, with one or more newline-terminated lines.
+    pub write: Box<dyn Fn(&str)>,
+}
+
+impl Trace {
+    fn write(&self, record: &Record) {
+        if self.filter.matches(record) {
+            let mut text = String::new();
+            text::write(record, self.style, &mut text);
+            (self.write)(&text);
+        }
+    }
+}
+
+/// All observers of a server.
+pub struct Inspect {
+    context: Rc<Context>,
+    recordings: Option<Recordings>,
+    /// `None` if inspection is disabled.
+    inspection: Option<Inspection>,
+    numbers: Numbers,
+}
+
+/// State shared by the observers of all connections.
+struct Context {
+    // The time when this event-loop turn started. Reading the clock for every read and write would be wasteful.
+    now: Cell<SystemTime>,
+    trace: Option<Trace>,
+    queue: Rc<Queue>,
+}
+
+impl Inspect {
+    /// `random` fills a buffer with cryptographically secure random bytes. Only inspection needs `random`.
+    ///
+    /// # Errors
+    /// Fails if the recordings directory cannot be created or is not writable.
+    pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
+        // Report a bad directory at startup rather than at the first connection.
+        let recordings = options.record.map(|(dir, limit)| Recordings::new(&dir, limit)).transpose()?;
+        let numbers = Numbers { first: options.first_connection };
+        let queue = Rc::<Queue>::default();
+        // A recorded connection keeps one observer until the connection closes. The server cannot attach a second
+        // observer with a tap later, so the first observer needs a tap from the start.
+        let taps_all = options.trace.is_some() || recordings.is_some();
+        let inspection = options
+            .inspection
+            .then(|| Inspection::new(numbers, options.max_outbox, taps_all, Rc::clone(&queue), random));
+        let context = Context { now: Cell::new(SystemTime::UNIX_EPOCH), trace: options.trace, queue };
+        Ok(Inspect { context: Rc::new(context), recordings, inspection, numbers })
+    }
+}
+
+impl Observers for Inspect {
+    fn begin_turn(&mut self, time: SystemTime) {
+        self.context.now.set(time);
+    }
+
+    fn accepted(&mut self, connection: Token) -> Option<Box<dyn Observer>> {
+        let (number, now) = (self.numbers.number(connection), self.context.now.get());
+        let recorder = self.recordings.as_mut().and_then(|recordings| recordings.begin(number, now)).map(Box::new);
+        let has_tap = self.context.trace.is_some() || (self.recordings.is_some() && self.inspection.is_some());
+        let observed = has_tap.then(|| {
+            let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
+            let records = Records::default();
+            let tap = Tap::new(number, records.clone()).beside_server();
+            Box::new(Observed { tap, records, link, is_temporary: false })
+        });
+        // Capture every handshake: which connections are chat clients with a ticket is known only after the request.
+        let capture = self.inspection.as_ref().map(|inspection| inspection.capture_handshake(connection));
+        let observer = ConnectionObserver { context: Rc::clone(&self.context), observed, recorder, capture };
+        // Do not allocate an observer that has nothing to observe.
+        if observer.is_done() { None } else { Some(Box::new(observer)) }
+    }
+
+    fn attach(&mut self, connection: Token, open: OpenConnection) -> Option<Box<dyn Observer>> {
+        let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
+        let records = Records::default();
+        let mut tap = Tap::open(self.numbers.number(connection), records.clone()).beside_server();
+        // No redaction needed: the `welcome` event, which carries the ticket, has already been sent.
+        tap.set_limits(open.limits);
+        tap.skip_frames(open.frames_received, open.frames_sent, self.context.now.get());
+        let observed = Observed { tap, records, link, is_temporary: true };
+        observed.publish(&self.context);
+        let context = Rc::clone(&self.context);
+        let observed = Some(Box::new(observed));
+        Some(Box::new(ConnectionObserver { context, observed, recorder: None, capture: None }))
+    }
+
+    fn removed(&mut self, connection: Token) {
+        self.inspection.iter_mut().for_each(|inspection| inspection.removed(connection));
+    }
+
+    fn welcome_field(&mut self, connection: Token) -> Option<(&'static str, String)> {
+        self.inspection.as_ref().map(|inspection| ("ticket", inspection.ticket(connection)))
+    }
+
+    fn admit(
+        &mut self,
+        client: Token,
+        ticket: &str,
+        backlog: &dyn Fn(Token) -> Option<usize>,
+    ) -> Result<(), Rejection> {
+        match &mut self.inspection {
+            Some(inspection) => inspection.admit(client, ticket, backlog, self.context.now.get()),
+            None => Err(Rejection::new(403, "Inspection is not enabled on this server. Start it with --inspect.")),
+        }
+    }
+
+    fn receive(&mut self, client: Token, text: &str, backlog: &dyn Fn(Token) -> Option<usize>) {
+        self.inspection.iter_mut().for_each(|inspection| inspection.receive(client, text, backlog));
+    }
+
+    fn next_action(&mut self, backlog: &dyn Fn(Token) -> Option<usize>) -> Option<Action> {
+        self.inspection.as_mut().and_then(|inspection| inspection.next_action(backlog))
+    }
+}
+
+/// The observer of one connection. All parts are optional. The large parts are boxed, to save memory on connections
+/// that only capture the handshake.
+struct ConnectionObserver {
+    context: Rc<Context>,
+    observed: Option<Box<Observed>>,
+    recorder: Option<Box<Recorder>>,
+    capture: Option<HandshakeCapture>,
+}
+
+/// A tap, and the destination of its records.
+struct Observed {
+    tap: Tap,
+    /// Filled and drained within each call of the observer.
+    records: Records,
+    link: Rc<Link>,
+    /// Whether the tap was attached for an inspector, and can be dropped when the inspector disconnects.
+    is_temporary: bool,
+}
+
+impl Observed {
+    fn publish(&self, context: &Context) {
+        for record in self.records.take() {
+            // Write immediately, so that trace lines and log lines interleave in the order of the events.
+            context.trace.iter().for_each(|trace| trace.write(&record));
+            context.queue.push(&self.link, record);
+        }
+        self.link.frames.set(self.tap.frames());
+    }
+}
+
+impl Observer for ConnectionObserver {
+    fn bytes(&mut self, from: Role, bytes: &[u8]) {
+        let now = self.context.now.get();
+        if let Some(observed) = &mut self.observed {
+            observed.tap.bytes(from, bytes, now);
+            observed.publish(&self.context);
+        }
+        self.recorder.iter_mut().for_each(|recorder| recorder.bytes(from, bytes, now));
+        self.capture.take_if(|capture| capture.bytes(from, bytes, now));
+    }
+
+    fn stage(&mut self, stage: Stage<'_>) {
+        match stage {
+            Stage::Upgraded { limits, username, watches, has_welcome_field } => {
+                if let Some(observed) = &mut self.observed {
+                    observed.tap.upgraded(limits, username.cloned(), has_welcome_field);
+                    // Tracing an inspector's connection would loop: each record sent would itself produce a record.
+                    if watches {
+                        observed.tap.set_private();
+                    }
+                }
+                if let Some(recorder) = &mut self.recorder {
+                    if watches {
+                        recorder.set_private();
+                    }
+                    let user = username.map(AsRef::as_ref);
+                    recorder.upgraded(limits, user, has_welcome_field, self.context.now.get());
+                }
+                self.capture.take_if(|capture| capture.upgraded(has_welcome_field));
+            }
+            Stage::Closing => {
+                self.observed.iter_mut().for_each(|observed| observed.tap.closing());
+                self.recorder.iter_mut().for_each(|recorder| recorder.closing(self.context.now.get()));
+            }
+        }
+    }
+
+    fn closed(&mut self, reason: &str) {
+        let now = self.context.now.get();
+        // `capture` needs no handling: only a handshake with a response is useful to an inspector.
+        if let Some(observed) = &mut self.observed {
+            observed.tap.closed(reason, now);
+            observed.publish(&self.context);
+        }
+        self.recorder.iter_mut().for_each(|recorder| recorder.closed(reason, now));
+    }
+
+    fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
+        let observed = self.observed.as_ref()?;
+        // §5.5: control frames "MUST NOT be fragmented", so keep `fragment_next` set until a data frame is sent.
+        let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
+        (is_data && observed.link.fragment_next.take()).then(|| {
+            let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER);
+            reframe::append_in_fragments(&mut fragments, frames);
+            fragments
+        })
+    }
+
+    fn buffered(&self) -> usize {
+        // These buffers grow with the peer's input, up to `--max-message` and `--max-head`.
+        self.observed.as_ref().map_or(0, |observed| observed.tap.buffered())
+            + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered())
+            + self.capture.as_ref().map_or(0, HandshakeCapture::buffered)
+    }
+
+    fn is_done(&self) -> bool {
+        let is_unused = |observed: &Observed| observed.is_temporary && observed.link.inspector.get().is_none();
+        self.observed.as_deref().is_none_or(is_unused) && self.recorder.is_none() && self.capture.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::inspect::text::Detail;
+    use crate::ws::Limits;
+    use crate::ws::close::CloseCode;
+
+    const FIRST: Token = Token(4);
+    const MAX_OUTBOX: usize = 1000;
+    const LIMITS: Limits = Limits { message: 1000, fragments: 9, binary: false };
+    const REQUEST: &[u8] = b"GET /?token=secret HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
+    const PING: &[u8] = b"\x89\x80\0\0\0\0";
+
+    /// A minimal fake server that drives the observers.
+    struct Server {
+        inspect: Inspect,
+        observers: HashMap<Token, Box<dyn Observer>>,
+        /// The number of queued bytes of each open connection.
+        backlogs: HashMap<Token, usize>,
+        next: usize,
+        trace: Rc<RefCell<String>>,
+    }
+
+    impl Server {
+        fn new(has_trace: bool, record: Option<PathBuf>) -> Server {
+            let trace = Rc::<RefCell<String>>::default();
+            let written = Rc::clone(&trace);
+            let options = Options {
+                trace: has_trace.then(|| Trace {
+                    style: Style { detail: Detail::Line, colour: false },
+                    filter: Filter::default(),
+                    write: Box::new(move |text| written.borrow_mut().push_str(text)),
+                }),
+                record: record.map(|dir| (dir, 1 << 20)),
+                inspection: true,
+                max_outbox: MAX_OUTBOX,
+                first_connection: FIRST,
+            };
+            let inspect = Inspect::new(options, &mut |bytes| bytes.fill(7));
+            let inspect = inspect.expect("a writable folder");
+            Server { inspect, observers: HashMap::new(), backlogs: HashMap::new(), next: FIRST.0, trace }
+        }
+
+        fn accept(&mut self) -> Token {
+            let token = Token(self.next);
+            self.next += 1;
+            self.observers.extend(self.inspect.accepted(token).map(|observer| (token, observer)));
+            token
+        }
+
+        fn bytes(&mut self, connection: Token, from: Role, bytes: &[u8]) {
+            let Some(observer) = self.observers.get_mut(&connection) else { return };
+            observer.bytes(from, bytes);
+            if observer.is_done() {
+                self.observers.remove(&connection);
+            }
+        }
+
+        /// Connects a chat client and joins. Returns the client's token and ticket.
+        fn join(&mut self) -> (Token, String) {
+            let connection = self.accept();
+            self.bytes(connection, Role::Client, REQUEST);
+            let (name, ticket) = self.inspect.welcome_field(connection).expect("a ticket");
+            assert_eq!(name, "ticket");
+            self.upgrade(connection, true);
+            let mut welcome = RESPONSE.to_vec();
+            frame::append(&mut welcome, frame::Opcode::Text, format!("{{\"ticket\":\"{ticket}\"}}").as_bytes());
+            self.bytes(connection, Role::Server, &welcome);
+            (connection, ticket)
+        }
+
+        fn upgrade(&mut self, connection: Token, is_chat: bool) {
+            self.backlogs.insert(connection, 0);
+            let stage =
+                Stage::Upgraded { limits: LIMITS, username: None, watches: !is_chat, has_welcome_field: is_chat };
+            self.observers.entry(connection).and_modify(|observer| observer.stage(stage));
+        }
+
+        fn admit(&mut self, client: Token, ticket: &str) -> Result<(), Rejection> {
+            let backlogs = &self.backlogs;
+            self.inspect.admit(client, ticket, &|token| backlogs.get(&token).copied())
+        }
+
+        fn inspect(&mut self, ticket: &str) -> Token {
+            let inspector = self.accept();
+            self.admit(inspector, ticket).expect("a good ticket");
+            self.upgrade(inspector, false);
+            inspector
+        }
+
+        fn command(&mut self, inspector: Token, text: &str) {
+            let backlogs = &self.backlogs;
+            self.inspect.receive(inspector, text, &|token| backlogs.get(&token).copied());
+        }
+
+        fn action(&mut self) -> Option<Action> {
+            let backlogs = &self.backlogs;
+            self.inspect.next_action(&|token| backlogs.get(&token).copied())
+        }
+
+        /// Executes all pending actions. Returns the records sent to inspectors, as JSON.
+        fn records(&mut self) -> Vec<Value> {
+            let mut records = Vec::new();
+            while let Some(action) = self.action() {
+                match action {
+                    Action::Send(_, text) => records.push(serde_json::from_str(&text).expect("JSON")),
+                    Action::Attach(connection) => {
+                        let open = OpenConnection { limits: LIMITS, frames_received: 2, frames_sent: 3 };
+                        let observer = self.inspect.attach(connection, open).unwrap();
+                        self.observers.insert(connection, observer);
+                    }
+                    Action::Detach(connection) => {
+                        self.observers.remove(&connection);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            records
+        }
+
+        fn remove(&mut self, connection: Token, reason: &str) {
+            self.backlogs.remove(&connection);
+            if let Some(mut observer) = self.observers.remove(&connection) {
+                observer.closed(reason);
+            }
+            self.inspect.removed(connection);
+        }
+    }
+
+    fn kinds(records: &[Value]) -> Vec<&str> {
+        records.iter().filter_map(|record| record["record"].as_str()).collect()
+    }
+
+    #[test]
+    fn an_inspector_gets_the_handshake_the_number_of_earlier_frames_and_then_every_frame() {
+        let mut server = Server::new(false, None);
+        let (alice, ticket) = server.join();
+        assert!(server.observers.is_empty(), "a connection without an inspector has no observer");
+        server.inspect(&ticket);
+        let records = server.records();
+        assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
+        assert_eq!((&records[3]["count"], &records[3]["earlier"]), (&5.into(), &true.into()));
+        assert!(!records[0]["head"].to_string().contains("secret"));
+        server.bytes(alice, Role::Client, PING);
+        server.bytes(alice, Role::Server, b"\x8a\0");
+        let records = server.records();
+        assert_eq!(
+            (kinds(&records), &records[0]["number"], &records[1]["number"]),
+            (vec!["frame", "frame"], &3.into(), &4.into())
+        );
+        server.remove(alice, "hung up");
+        assert!(matches!(server.action(), Some(Action::Send(..))), "CLOSED");
+        let Some(Action::Send(_, text)) = server.action() else { panic!("the end") };
+        assert!(text.contains("\"record\":\"end\"") && text.contains("hung up"), "{text}");
+        let close = server.action();
+        let Some(Action::Close(_, CloseCode::NORMAL, reason)) = close else { panic!("{close:?}") };
+        assert_eq!(reason, "the inspected connection is over");
+    }
+
+    #[test]
+    fn a_ticket_is_good_once_for_its_own_open_connection() {
+        let mut server = Server::new(false, None);
+        let ((alice, ticket), (bob, other)) = (server.join(), server.join());
+        assert_ne!(ticket, other);
+        let inspector = server.accept();
+        for guess in ["", "x", &ticket[1..], &ticket.to_uppercase(), &format!("{}{}", &other[..12], &ticket[12..])] {
+            assert_eq!(server.admit(inspector, guess).map_err(|rejection| rejection.status), Err(403), "{guess}");
+        }
+        assert!(server.admit(inspector, &ticket).is_ok());
+        assert!(server.admit(inspector, &ticket).is_err(), "used");
+        server.backlogs.remove(&bob);
+        assert!(server.admit(inspector, &other).is_err(), "closing");
+        server.remove(alice, "");
+        assert!(server.admit(inspector, &ticket).is_err(), "removed");
+    }
+
+    #[test]
+    fn a_slow_inspector_misses_records_but_never_the_end() {
+        let mut server = Server::new(false, None);
+        let (alice, ticket) = server.join();
+        let inspector = server.inspect(&ticket);
+        server.records();
+        server.backlogs.insert(inspector, MAX_OUTBOX / 2 + 1);
+        (0..3).for_each(|_| server.bytes(alice, Role::Client, PING));
+        assert_eq!(server.records(), [Value::Null; 0]);
+        server.backlogs.insert(inspector, 0);
+        server.bytes(alice, Role::Client, PING);
+        let records = server.records();
+        assert_eq!((kinds(&records), &records[0]["count"]), (vec!["missed", "frame"], &3.into()));
+        assert_eq!(records[0]["earlier"], Value::Null);
+        server.backlogs.insert(inspector, MAX_OUTBOX);
+        server.bytes(alice, Role::Client, PING);
+        server.remove(alice, "done");
+        let mut sent = Vec::new();
+        while let Some(Action::Send(_, text)) = server.action() {
+            sent.push(serde_json::from_str::<Value>(&text).expect("JSON"));
+        }
+        assert_eq!((kinds(&sent), &sent[0]["count"]), (vec!["missed", "end"], &2.into()));
+    }
+
+    /// A single event-loop turn can produce more records than the queue can hold.
+    #[test]
+    fn records_that_do_not_fit_into_the_queue_are_counted() {
+        let mut server = Server::new(false, None);
+        let (alice, ticket) = server.join();
+        server.inspect(&ticket);
+        server.records();
+        (0..3).for_each(|_| server.bytes(alice, Role::Client, &PING.repeat(10_000)));
+        server.bytes(alice, Role::Client, b"\x88\x80\0\0\0\0");
+        let queued = server.records();
+        server.bytes(alice, Role::Server, b"\x88\0");
+        let records = server.records();
+        let missed = records[0]["count"].as_u64().expect("a count");
+        assert_eq!(records[0]["record"], "missed");
+        // Neither the Close frame nor the resulting state change fit into the queue.
+        assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
+    }
+
+    #[test]
+    fn commands() {
+        let mut server = Server::new(false, None);
+        let (alice, ticket) = server.join();
+        let inspector = server.inspect(&ticket);
+        server.records();
+        server.command(inspector, r#"{"do":"ping"}"#);
+        let action = server.action();
+        assert!(matches!(action, Some(Action::Ping(connection)) if connection == alice), "{action:?}");
+
+        let message = b"\x81\x03abc";
+        let observer = server.observers.get_mut(&alice).expect("an observer");
+        assert_eq!(observer.reframe(message), None);
+        server.command(inspector, r#"{"do":"fragment"}"#);
+        let observer = server.observers.get_mut(&alice).expect("an observer");
+        assert_eq!(observer.reframe(b"\x89\0"), None, "§5.5: a control frame is not fragmented");
+        assert_eq!(observer.reframe(message).as_deref(), Some(&b"\x01\x01a\x00\x01b\x80\x01c"[..]));
+        assert_eq!(observer.reframe(message), None, "one message only");
+
+        server.backlogs.insert(alice, 4097);
+        for (text, error) in
+            [(r#"{"do":"ping"}"#, "Too many bytes are queued"), (r#"{"do":"harm"}"#, "no command"), ("", "no command")]
+        {
+            server.command(inspector, text);
+            let records = server.records();
+            assert_eq!(kinds(&records), ["error"], "{text}");
+            assert!(records[0]["message"].as_str().is_some_and(|message| message.contains(error)), "{records:?}");
+        }
+        server.backlogs.remove(&alice);
+        server.command(inspector, r#"{"do":"fragment"}"#);
+        assert_eq!(server.records()[0]["message"], "The connection is over.");
+    }
+
+    #[test]
+    fn a_connection_is_left_alone_when_its_inspector_has_gone() {
+        let mut server = Server::new(false, None);
+        let (alice, ticket) = server.join();
+        let inspector = server.inspect(&ticket);
+        server.records();
+        server.remove(inspector, "hung up");
+        assert!(server.observers[&alice].is_done());
+        assert_eq!(server.records(), [Value::Null; 0]);
+        assert!(!server.observers.contains_key(&alice));
+        assert!(server.admit(inspector, &ticket).is_err(), "the ticket stays used");
+    }
+
+    #[test]
+    fn the_trace_is_written_at_once_and_goes_on_without_an_inspector() {
+        let mut server = Server::new(true, None);
+        let (alice, ticket) = server.join();
+        let lines = |server: &Server| server.trace.borrow().lines().count();
+        assert_eq!(lines(&server), 4, "request, response, state, welcome");
+        assert!(!server.trace.borrow().contains(&ticket), "redacted");
+        let inspector = server.inspect(&ticket);
+        let records = server.records();
+        assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
+        assert_eq!(records[3]["count"], 1);
+        server.bytes(inspector, Role::Client, PING);
+        server.bytes(alice, Role::Client, PING);
+        assert_eq!(lines(&server), 5, "an inspector's frames are not traced");
+        assert_eq!(kinds(&server.records()), ["frame"]);
+        server.remove(inspector, "hung up");
+        server.bytes(alice, Role::Client, PING);
+        assert_eq!(server.records(), [Value::Null; 0]);
+        assert!(server.trace.borrow().contains("#2 = over") && server.trace.borrow().ends_with("§5.2 §5.3 §5.5.2\n"));
+    }
+
+    #[test]
+    fn a_recorded_connection_can_be_inspected() {
+        let dir = std::env::temp_dir().join(format!("wirechat-recorded-{}", std::process::id()));
+        let mut server = Server::new(false, Some(dir.clone()));
+        let (alice, ticket) = server.join();
+        server.inspect(&ticket);
+        assert_eq!(kinds(&server.records()), ["request", "answer", "state", "missed"]);
+        server.bytes(alice, Role::Client, PING);
+        assert_eq!(kinds(&server.records()), ["frame"]);
+        server.remove(alice, "both Closes passed; the server ended TCP (§7.1.1)");
+        let files = std::fs::read_dir(&dir).expect("the folder").map(|entry| entry.expect("an entry").path());
+        let recorded: String = files.map(|path| std::fs::read_to_string(path).expect("a file")).collect();
+        std::fs::remove_dir_all(&dir).expect("the folder can be removed");
+        assert!(recorded.contains("\"end\":\"both Closes passed; the server ended TCP (§7.1.1)\""), "{recorded}");
+        assert!(recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::visible::digits(PING))), "{recorded}");
+    }
+
+    #[test]
+    fn the_newest_handshakes_are_kept_unless_they_are_too_long() {
+        const KEPT: usize = 256;
+        let mut server = Server::new(false, None);
+        let tickets: Vec<String> = (0..KEPT + 1).map(|_| server.join().1).collect();
+        let long = server.accept();
+        server.bytes(long, Role::Client, &[&REQUEST[..REQUEST.len() - 2], &[b'x'; 8 * 1024]].concat());
+        assert!(!server.observers.contains_key(&long), "the observer has given up");
+        let mut handshake = |ticket: &str| {
+            server.inspect(ticket);
+            kinds(&server.records()).contains(&"request")
+        };
+        assert!(!handshake(&tickets[0]), "displaced");
+        assert!(handshake(&tickets[1]) && handshake(&tickets[KEPT]));
+    }
+
+    #[test]
+    fn without_trace_recordings_and_inspection_nothing_is_observed() {
+        let options =
+            Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX, first_connection: FIRST };
+        let inspect = Inspect::new(options, &mut |_| panic!("no ticket, no randomness"));
+        let mut inspect = inspect.expect("no folder is needed");
+        assert!(inspect.accepted(FIRST).is_none() && inspect.welcome_field(FIRST).is_none());
+        assert_eq!(inspect.admit(Token(5), "", &|_| Some(0)).map_err(|rejection| rejection.status), Err(403));
+    }
+}

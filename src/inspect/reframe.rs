@@ -1,0 +1,39 @@
+//! §5.4: splits a message into fragments on request, so that a learner can see fragmentation.
+
+use crate::ws::frame::{self, FrameHeader, Opcode, Role};
+
+const FIN: u8 = 0x80;
+
+/// Appends complete server frames to `out` and splits the first frame into three fragments. The first frame must be an
+/// unfragmented data frame.
+pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
+    let (frame, rest) = frames.split_at(frame::server_frame_len(frames).min(frames.len()));
+    let Ok(Some(FrameHeader { opcode, size, .. })) = FrameHeader::parse(Role::Server, frame) else {
+        debug_assert!(false, "not a frame that `append` wrote: {frame:02x?}");
+        return out.extend_from_slice(frames);
+    };
+    debug_assert!(!opcode.is_control(), "§5.5: control frames must not be fragmented");
+    let payload = &frame[size..];
+    let (first, others) = payload.split_at(payload.len() / 3);
+    let (second, third) = others.split_at(first.len());
+    // §5.4: the first fragment has the opcode and no FIN, later fragments have opcode 0, only the last has FIN.
+    let fragments = [(opcode, 0, first), (Opcode::Continuation, 0, second), (Opcode::Continuation, FIN, third)];
+    for (opcode, fin, payload) in fragments {
+        let start = out.len();
+        frame::append(out, opcode, payload);
+        out[start] = fin | opcode as u8;
+    }
+    out.extend_from_slice(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::append_in_fragments;
+
+    #[test]
+    fn only_the_first_frame_is_split() {
+        let mut out = Vec::new();
+        append_in_fragments(&mut out, b"\x81\x05Hello\x81\x02hi");
+        assert_eq!(out, b"\x01\x01H\x00\x01e\x80\x03llo\x81\x02hi");
+    }
+}

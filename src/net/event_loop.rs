@@ -1,0 +1,155 @@
+//! Drives the server with mio: one poll loop for the listener, the signals and every connection.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use super::listener::{Listener, places};
+use super::log_writer::LogWriter;
+use crate::broker::Random;
+use crate::chat::Now;
+use crate::config::Config;
+use crate::http::access::Access;
+use crate::server::limits::Limits;
+use crate::server::{Readiness, Server};
+
+const LISTENER: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const FIRST_CLIENT: Token = Token(2);
+
+/// Maximum readiness events per poll. Further events wait for the next turn.
+const MAX_EVENTS: usize = 1024;
+/// Maximum clients accepted per turn. Further clients wait for the next turn.
+const MAX_ACCEPTS: usize = 64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped {
+    /// The server sent every client a Close frame and gave every client time to reply.
+    Cleanly,
+    /// A second signal cut the shutdown short.
+    AtOnce,
+}
+
+pub struct EventLoop {
+    poll: Poll,
+    /// `None` once the server is stopping.
+    listener: Option<Listener>,
+    signals: Signals,
+    log: LogWriter,
+    server: Server<TcpStream>,
+    started: Instant,
+    /// The bound address. For port 0, includes the port that the system chose.
+    pub address: SocketAddr,
+    pub max_connections: usize,
+}
+
+impl EventLoop {
+    /// Opens the listening socket and builds the server. `config` must be valid. `Err` is a message for the operator.
+    pub fn bind(config: Config, access: Access, log: LogWriter) -> Result<EventLoop, String> {
+        let (max_connections, max_lingering) = places(&config)?;
+        let mut listener = Listener::bind(config.listen)?;
+        let error = |error| format!("The system cannot poll: {error}.");
+        let poll = Poll::new().map_err(error)?;
+        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(error)?;
+        poll.registry().register(&mut listener.socket, LISTENER, Interest::READABLE).map_err(error)?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
+        let address = listener.socket.local_addr().unwrap_or(config.listen);
+        let mut random = system_random()?;
+        let observers = Box::new(super::inspect(&config, &log, FIRST_CLIENT, &mut random)?);
+        let started = Instant::now();
+        let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
+        let limits = Limits::new(&config, max_connections, max_lingering);
+        let server = Server::new(config, access, limits, FIRST_CLIENT, observers, random, now);
+        Ok(EventLoop { poll, listener: Some(listener), signals, log, server, started, address, max_connections })
+    }
+
+    /// Runs until a signal stops the server. `Err` if the poll itself fails.
+    pub fn run(mut self) -> io::Result<Stopped> {
+        let mut events = Events::with_capacity(MAX_EVENTS);
+        loop {
+            let polled = self.poll.poll(&mut events, self.timeout());
+            polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
+            let now = Now { time: SystemTime::now(), monotonic: self.started.elapsed() };
+            let is_idle = events.is_empty() && self.server.next_turn_at().is_none_or(|at| at > now.monotonic);
+            self.log.lines().begin_turn(now, is_idle);
+            self.server.begin_turn(now);
+            let mut has_signal = false;
+            for event in &events {
+                match event.token() {
+                    LISTENER => self.listener.iter_mut().for_each(|listener| listener.is_ready = true),
+                    SIGNALS => has_signal = true,
+                    token => {
+                        let (read_closed, error) = (event.is_read_closed(), event.is_error());
+                        let (readable, writable) = (event.is_readable(), event.is_writable());
+                        self.server.ready(token, Readiness { readable, writable, read_closed, error });
+                    }
+                }
+            }
+            // Handle signals after readiness events: messages that arrived before a signal must still be published.
+            if has_signal && !self.handle_signals() {
+                self.server.stop_observers();
+                return Ok(Stopped::AtOnce);
+            }
+            self.accept(now.monotonic);
+            let count = self.server.connection_count();
+            self.server.finish_turn();
+            if self.server.connection_count() < count {
+                self.listener.iter_mut().for_each(|listener| listener.retry_at = None);
+            }
+            if self.server.is_stopped() {
+                self.server.stop_observers();
+                return Ok(Stopped::Cleanly);
+            }
+        }
+    }
+
+    /// Returns the poll timeout: the time until the server, the listener or the log has work to do.
+    fn timeout(&self) -> Option<Duration> {
+        let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(Listener::next_accept_at);
+        let next = [self.server.next_turn_at(), accept].into_iter().flatten().min();
+        let next = next.map(|at| at.saturating_sub(self.started.elapsed()));
+        [next, self.log.lines().timeout()].into_iter().flatten().min()
+    }
+
+    fn accept(&mut self, now: Duration) {
+        for _ in 0..MAX_ACCEPTS {
+            let Some(listener) = self.listener.as_mut().filter(|_| self.server.may_accept()) else { return };
+            let Some((mut stream, peer)) = listener.accept(now) else { return };
+            let (token, interest) = (self.server.next_token(), Interest::READABLE | Interest::WRITABLE);
+            match self.poll.registry().register(&mut stream, token, interest) {
+                Ok(()) => self.server.accepted(stream, peer),
+                Err(error) => log::warn!("REJECT {peer} {error}"),
+            }
+        }
+    }
+
+    /// Returns `false` if a second signal has arrived.
+    fn handle_signals(&mut self) -> bool {
+        let count = self.signals.pending().count();
+        if count > 0 {
+            self.listener = None;
+        }
+        count == 0 || (self.server.shut_down() && count == 1)
+    }
+}
+
+impl Drop for EventLoop {
+    /// Flush the log even on a panic: the last lines show what led to the panic.
+    fn drop(&mut self) {
+        self.log.lines().flush();
+    }
+}
+
+fn system_random() -> Result<Random, String> {
+    // If the system has no randomness, fail at start, not while serving a client.
+    getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
+    Ok(Box::new(|bytes| {
+        #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
+        getrandom::fill(bytes).expect("the system had random bytes at start"); // invariant: checked above
+    }))
+}

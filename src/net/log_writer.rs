@@ -1,0 +1,301 @@
+//! The log writer batches lines and writes them to stderr at 4 KiB or after a few milliseconds. A blocking write to a
+//! stopped terminal, or to a pipe that nobody reads, would delay every client. So the writer polls a pipe first and
+//! never writes more than a writable pipe accepts. The writer drops and counts lines that do not fit into the queue.
+//! (Another process that writes to the same pipe could still fill the pipe between the poll and the write.)
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use log::{Log, Metadata, Record};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+
+use crate::chat::Now;
+
+/// A writable pipe accepts at least this many bytes (`PIPE_BUF`).
+const PIECE: usize = 4096;
+/// Maximum bytes queued while stderr accepts no more.
+const MAX_QUEUED: usize = 64 * 1024;
+/// How long a line may wait to be batched. One write per turn would cost 5 % of the time of a short connection.
+const MAX_WAIT: Duration = Duration::from_millis(5);
+
+/// Clones share the queued lines.
+#[derive(Debug, Clone)]
+pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
+
+#[derive(Debug)]
+pub(super) struct Lines<W> {
+    queued: Vec<u8>,
+    dropped: usize,
+    /// Monotonic time of the first line queued since the last flush. `None`: no line was queued since.
+    waiting_since: Option<Duration>,
+    /// The time at the start of this turn.
+    now: Now,
+    stderr: W,
+}
+
+struct Logger {
+    filter: env_filter::Filter,
+    writer: LogWriter,
+}
+
+/// Standard error as a writer that never blocks.
+#[derive(Debug)]
+pub(super) enum Stderr {
+    /// A terminal, opened a second time: the new descriptor can be non-blocking without affecting other processes.
+    /// Polling would not help, because a terminal polls as writable even if it accepts only a single byte.
+    Terminal(File),
+    /// A pipe or a file, polled before each write.
+    Polled(io::Stderr),
+}
+
+impl LogWriter {
+    /// Installs the global logger. The environment variable `WIRECHAT_LOG` (`env_filter` syntax) overrides `level`.
+    pub fn install(level: log::LevelFilter) -> Result<LogWriter, String> {
+        let directives = std::env::var("WIRECHAT_LOG").unwrap_or_default();
+        let mut builder = env_filter::Builder::new();
+        builder.filter_level(level);
+        builder.try_parse(&directives).map_err(|error| format!("WIRECHAT_LOG={directives:?}: {error}."))?;
+        let filter = builder.build();
+        log::set_max_level(filter.filter());
+        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(Stderr::open()))));
+        let installed = log::set_boxed_logger(Box::new(Logger { filter, writer: writer.clone() }));
+        debug_assert!(installed.is_ok(), "the logger is installed once");
+        Ok(writer)
+    }
+
+    /// Queues whole lines that are not log records, such as a trace. The log level does not filter these lines.
+    pub fn write(&self, text: &str) {
+        let mut lines = self.lines();
+        text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes()));
+    }
+
+    pub(super) fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        self.filter.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record) {
+        if self.filter.matches(record) {
+            self.writer.lines().log(record);
+        }
+    }
+
+    fn flush(&self) {} // the event loop flushes
+}
+
+impl Stderr {
+    fn open() -> Stderr {
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+        let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
+        let terminal = io::stderr().is_terminal().then(reopen).flatten();
+        terminal.map_or_else(|| Stderr::Polled(io::stderr()), Stderr::Terminal)
+    }
+}
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let stderr = match self {
+            Stderr::Terminal(terminal) => return terminal.write(bytes),
+            Stderr::Polled(stderr) => stderr,
+        };
+        let mut polled = [PollFd::new(stderr, PollFlags::OUT)];
+        // If the poll fails, the write will report the error.
+        if poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready == 0) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        stderr.write(&bytes[..bytes.len().min(PIECE)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<W: Write> Lines<W> {
+    fn new(stderr: W) -> Lines<W> {
+        let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
+        Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, stderr }
+    }
+
+    /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_WAIT`.
+    pub fn begin_turn(&mut self, now: Now, is_idle: bool) {
+        self.now = now;
+        // If lines are queued but `waiting_since` is `None`, stderr was full at the last flush: retry every turn.
+        let has_waited = self.waiting_since.is_none_or(|since| now.monotonic - since >= MAX_WAIT);
+        if is_idle || has_waited || self.queued.len() >= PIECE {
+            self.flush();
+        }
+    }
+
+    /// How long the loop may sleep before the next `begin_turn`. `None`: without limit.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.waiting_since.map(|since| MAX_WAIT.saturating_sub(self.now.monotonic - since))
+    }
+
+    fn log(&mut self, record: &Record) {
+        let time = humantime::format_rfc3339_millis(self.now.time);
+        self.push(format!("{time} {:<5} {}\n", record.level(), record.args()).as_bytes());
+    }
+
+    fn push(&mut self, line: &[u8]) {
+        if self.queued.len() + line.len() > MAX_QUEUED {
+            self.flush();
+        }
+        if self.queued.len() + line.len() > MAX_QUEUED {
+            self.dropped += 1;
+        } else {
+            self.queued.extend_from_slice(line);
+            self.waiting_since.get_or_insert(self.now.monotonic);
+        }
+    }
+
+    /// Writes as many queued bytes as stderr accepts without blocking.
+    pub fn flush(&mut self) {
+        self.waiting_since = None;
+        let mut written = 0;
+        while written < self.queued.len() {
+            match self.stderr.write(&self.queued[written..]) {
+                Ok(len) => written += len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Discard the lines: stderr is closed, so there is nowhere to report the error.
+                Err(_) => written = self.queued.len(),
+            }
+        }
+        self.queued.drain(..written);
+        if self.queued.is_empty() && self.dropped > 0 {
+            let dropped = std::mem::take(&mut self.dropped);
+            self.push(format!("{dropped} log lines were dropped: stderr was full\n").as_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A fake stderr that accepts `room` bytes and then returns `WouldBlock`.
+    struct Pipe {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+            let len = piece.len().min(self.room).min(PIECE);
+            self.room -= len;
+            self.taken.extend_from_slice(&piece[..len]);
+            if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(room: usize) -> Lines<Pipe> {
+        Lines::new(Pipe { taken: Vec::new(), room })
+    }
+
+    /// Begins a turn `wait` milliseconds after the last turn, and returns the bytes written.
+    fn turn(lines: &mut Lines<Pipe>, wait: u64, is_idle: bool) -> Vec<u8> {
+        let monotonic = lines.now.monotonic + Duration::from_millis(wait);
+        lines.begin_turn(Now { time: SystemTime::UNIX_EPOCH, monotonic }, is_idle);
+        std::mem::take(&mut lines.stderr.taken)
+    }
+
+    #[test]
+    fn lines_are_written_together_when_there_is_nothing_else_to_do() {
+        let mut lines = lines(usize::MAX);
+        lines.push(b"one\n");
+        assert_eq!(turn(&mut lines, 0, false), b"");
+        lines.push(b"two\n");
+        assert_eq!(turn(&mut lines, 0, true), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn a_loop_that_is_never_idle_writes_what_is_enough_or_has_waited() {
+        let mut lines = lines(usize::MAX);
+        lines.push(b"one\n");
+        assert_eq!(turn(&mut lines, 4, false), b"");
+        lines.push(b"two\n");
+        assert_eq!(turn(&mut lines, 1, false), b"one\ntwo\n");
+        lines.push(&[b'x'; PIECE - 1]);
+        assert_eq!(turn(&mut lines, 0, false), b"");
+        lines.push(b"\n");
+        assert_eq!(turn(&mut lines, 0, false).len(), PIECE);
+    }
+
+    #[test]
+    fn a_line_for_which_others_had_to_go_keeps_the_loop_awake() {
+        let mut by_push = lines(usize::MAX);
+        let mut by_log = lines(usize::MAX);
+        for lines in [&mut by_push, &mut by_log] {
+            lines.push(&[b'x'; MAX_QUEUED]);
+        }
+        by_push.push(b"one\n");
+        by_log.log(&Record::builder().args(format_args!("one")).build());
+        for lines in [by_push, by_log] {
+            assert_eq!(lines.stderr.taken.len(), MAX_QUEUED);
+            assert!(lines.waiting_since.is_some() && lines.queued.ends_with(b"one\n"));
+        }
+    }
+
+    #[test]
+    fn a_stderr_that_took_no_more_is_offered_the_rest_in_every_turn() {
+        let mut lines = lines(0);
+        lines.push(b"one\n");
+        assert_eq!(turn(&mut lines, 0, true), b"");
+        assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
+        lines.stderr.room = usize::MAX;
+        assert_eq!(turn(&mut lines, 0, false), b"one\n");
+    }
+
+    #[test]
+    fn a_line_says_when_and_how_bad() {
+        let mut lines = lines(usize::MAX);
+        let mut log = |level, millis| {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            lines.begin_turn(Now { time, monotonic: Duration::ZERO }, false);
+            lines.log(&Record::builder().level(level).args(format_args!("what")).build());
+        };
+        log(log::Level::Info, 1_700_000_000_001);
+        log(log::Level::Info, 1_700_000_000_001);
+        log(log::Level::Error, 1_700_000_000_002);
+        lines.flush();
+        let written = "2023-11-14T22:13:20.001Z INFO  what\n2023-11-14T22:13:20.001Z INFO  what\n\
+                       2023-11-14T22:13:20.002Z ERROR what\n";
+        assert_eq!(String::from_utf8(lines.stderr.taken).unwrap(), written);
+    }
+
+    #[test]
+    fn a_stderr_that_takes_no_more_loses_lines_and_is_told_how_many() {
+        let mut lines = lines(0);
+        for _ in 0..100 {
+            lines.push(&[b'x'; 1024]);
+            lines.flush();
+        }
+        assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED, 36));
+        lines.stderr.room = usize::MAX;
+        lines.flush();
+        lines.flush();
+        assert_eq!(lines.stderr.taken.len(), MAX_QUEUED + "36 log lines were dropped: stderr was full\n".len());
+    }
+
+    #[test]
+    fn a_long_turn_loses_nothing_if_stderr_takes_it() {
+        let mut lines = lines(usize::MAX);
+        (0..1000).for_each(|_| lines.push(&[b'x'; 1024]));
+        lines.flush();
+        assert_eq!((lines.stderr.taken.len(), lines.dropped), (1000 * 1024, 0));
+    }
+}

@@ -1,0 +1,41 @@
+//! The operating system: the only module of the server that uses the poll, signals, the clock and random numbers.
+
+pub mod event_loop;
+pub mod listener;
+pub mod log_writer;
+mod socket;
+
+use std::io::IsTerminal;
+
+use mio::Token;
+
+use crate::broker::Random;
+use crate::config::{Config, TraceDetail};
+use crate::inspect::filter::Filter;
+use crate::inspect::text::{Detail, Style};
+use crate::inspect::{Inspect, Options, Trace};
+use log_writer::LogWriter;
+
+/// Parses `--trace-filter`. `Err` is a one-line message that names the option.
+pub fn trace_filter(config: &Config) -> Result<Filter, String> {
+    let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
+    Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
+}
+
+/// Builds the trace, the recorder and the inspector that `config` enables.
+fn inspect(config: &Config, log: &LogWriter, first: Token, random: &mut Random) -> Result<Inspect, String> {
+    let (filter, writer) = (trace_filter(config)?, log.clone());
+    let trace = config.trace.map(|detail| {
+        let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
+        let style = Style::new(detail, std::io::stderr().is_terminal());
+        Trace { style, filter, write: Box::new(move |lines: &str| writer.write(lines)) }
+    });
+    let options = Options {
+        trace,
+        record: config.record.clone().map(|dir| (dir, config.record_limit)),
+        inspection: config.inspect || config.is_loopback(),
+        max_outbox: config.max_outbox,
+        first_connection: first,
+    };
+    Inspect::new(options, random)
+}

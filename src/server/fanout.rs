@@ -1,0 +1,195 @@
+//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members.
+//!
+//! Each room has one batch per turn. Each member receives the batch with one write at the end of the turn, so many
+//! messages cost one system call per member. This module knows rooms and members only as numbers, and no sockets.
+//!
+//! Some members receive only part of a batch: a new member must not see earlier messages; a member that receives a
+//! private event mid-turn gets the batch so far first; and `joined` goes only to the other members. A *cursor* handles
+//! all three: it marks how much of the batch a member has received. Most batches have no cursors.
+//!
+//! When "one" was sent to the room, then a private message to alice, then "two" to the room:
+//!
+//! ```text
+//!   cursor      before   at the end of the turn
+//!   alice  46   one      two
+//!   bob    0             one, two
+//! ```
+
+use std::collections::VecDeque;
+
+use mio::Token;
+
+use crate::broker::{RoomId, RoomMap};
+use crate::chat::dialect::Dialect;
+use crate::chat::event::Event;
+use crate::token_map::TokenMap;
+use crate::ws::frame::{self, Opcode};
+
+/// A batch of this size is sent early, so that the kernel takes some of it before an outbox reaches its bound.
+const FULL: usize = 64 * 1024;
+
+/// The batches of this turn.
+#[derive(Debug, Default)]
+pub struct Fanout {
+    rooms: RoomMap<Batch>,
+    /// Rooms in the order of their first event this turn. `rooms` may lack a room whose batch was sent early.
+    order: VecDeque<RoomId>,
+    /// Rooms whose batch filled up this turn.
+    pub full_rooms: Vec<RoomId>,
+}
+
+/// One room's frames of this turn, rendered in every dialect that its members use.
+#[derive(Debug, Default)]
+pub struct Batch {
+    renderings: [Vec<u8>; Dialect::ALL.len()],
+    cursors: TokenMap<usize>,
+}
+
+impl Batch {
+    pub fn rendering(&self, dialect: Dialect) -> &[u8] {
+        &self.renderings[dialect as usize]
+    }
+
+    /// How many bytes of the batch, in the member's dialect, the member has already received or skipped.
+    pub fn cursor(&self, member: Token) -> usize {
+        self.cursors.get(&member).copied().unwrap_or_default()
+    }
+}
+
+impl Fanout {
+    /// Appends an event to a room's batch in the given dialects. Returns `true` if the batch is full: send it now.
+    pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
+        let batch = self.rooms.entry(room).or_insert_with(|| {
+            self.order.push_back(room);
+            Batch::default()
+        });
+        let mut is_full = false;
+        for dialect in dialects {
+            let rendering = &mut batch.renderings[dialect as usize];
+            append_frame(dialect, event, rendering);
+            is_full |= rendering.len() > FULL;
+        }
+        is_full
+    }
+
+    /// The size of a room's batch in bytes, over all dialects.
+    pub fn len(&self, room: RoomId) -> usize {
+        self.rooms.get(&room).map_or(0, |batch| batch.renderings.iter().map(Vec::len).sum())
+    }
+
+    /// Moves a member's cursor to the end of the batch. Returns the frames that the cursor passed.
+    pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
+        let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
+        let frames = &batch.renderings[dialect as usize];
+        let start = batch.cursors.insert(member, frames.len()).unwrap_or_default();
+        &frames[start..]
+    }
+
+    /// Removes and returns a full batch. Records the room in `full_rooms`.
+    pub fn take_full(&mut self, room: RoomId) -> Option<Batch> {
+        self.full_rooms.push(room);
+        self.rooms.remove(&room)
+    }
+
+    /// Removes and returns the oldest batch.
+    pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
+        let Fanout { rooms, order, .. } = self;
+        std::iter::from_fn(|| order.pop_front()).find_map(|room| Some((room, rooms.remove(&room)?)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
+    }
+}
+
+/// Appends an event to `out` as a frame, or appends nothing if the dialect has no such event.
+pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
+    let mut json = Vec::with_capacity(256); // enough for most events
+    dialect.write(event, &mut json);
+    if !json.is_empty() {
+        frame::append(out, Opcode::Text, &json);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Token = Token(1);
+    const BOB: Token = Token(2);
+    const EVENTS: Dialect = Dialect::Events;
+    const ROOM: RoomId = RoomId(1);
+
+    fn joined(username: &str) -> Event {
+        Event::Joined { username: username.into(), members: Vec::new() }
+    }
+
+    fn append(fanout: &mut Fanout, room: RoomId, username: &str) {
+        fanout.append(room, [EVENTS].into_iter(), &joined(username));
+    }
+
+    fn frame(username: &str) -> Vec<u8> {
+        let json = format!(r#"{{"event":"joined","data":{{"username":"{username}"}}}}"#);
+        [&[0x81, json.len() as u8], json.as_bytes()].concat()
+    }
+
+    #[test]
+    fn the_picture_matches_the_code() {
+        let mut fanout = Fanout::default();
+        append(&mut fanout, ROOM, "one");
+        let before = fanout.catch_up(ROOM, ALICE, EVENTS).to_vec();
+        append(&mut fanout, ROOM, "two");
+        let (_, batch) = fanout.take_next().unwrap();
+        let all = batch.rendering(EVENTS);
+        let names = |frames: &[u8]| {
+            let text = String::from_utf8_lossy(frames);
+            ["one", "two"].into_iter().filter(|name| text.contains(name)).collect::<Vec<_>>().join(", ")
+        };
+        let mut picture = format!("  {:12}{:9}at the end of the turn", "cursor", "before");
+        for (name, token, before) in [("alice", ALICE, &before[..]), ("bob", BOB, b"")] {
+            let cursor = batch.cursor(token);
+            picture += &format!("\n  {name:7}{cursor:<5}{:9}{}", names(before), names(&all[cursor..]));
+        }
+        crate::pictures::assert_drawn(include_str!("fanout.rs"), &picture);
+    }
+
+    #[test]
+    fn a_cursor_skips_what_was_read() {
+        let mut fanout = Fanout::default();
+        append(&mut fanout, ROOM, "one");
+        assert_eq!(fanout.catch_up(ROOM, ALICE, EVENTS), &frame("one")[..]);
+        assert_eq!(fanout.catch_up(ROOM, ALICE, EVENTS), b"");
+        append(&mut fanout, ROOM, "two");
+        append(&mut fanout, ROOM, "three");
+        let (_, batch) = fanout.take_next().unwrap();
+        assert_eq!(batch.rendering(EVENTS), [frame("one"), frame("two"), frame("three")].concat());
+        assert_eq!((batch.cursor(ALICE), batch.cursor(BOB)), (frame("one").len(), 0));
+        assert!(fanout.is_empty() && fanout.take_next().is_none());
+    }
+
+    #[test]
+    fn each_room_is_served_once_and_in_order() {
+        let mut fanout = Fanout::default();
+        let rooms = [1, 2, 3].map(RoomId);
+        rooms.into_iter().chain(rooms).for_each(|room| append(&mut fanout, room, "x"));
+        assert!(fanout.take_full(rooms[1]).is_some() && fanout.full_rooms == [rooms[1]]);
+        append(&mut fanout, rooms[1], "x");
+        let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next()).map(|(room, _)| room).collect();
+        assert_eq!(served, rooms);
+        assert!(fanout.is_empty());
+    }
+
+    #[test]
+    fn each_dialect_has_its_own_frames_or_none() {
+        let mut fanout = Fanout::default();
+        fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
+        let (_, batch) = fanout.take_next().unwrap();
+        let rendered = |dialect| {
+            let frames = batch.rendering(dialect);
+            String::from_utf8_lossy(frames.get(2..).unwrap_or_default()).into_owned()
+        };
+        assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);
+        assert_eq!(rendered(Dialect::Rooms), r#"{"type":"typing","username":"a"}"#);
+        assert_eq!(rendered(Dialect::Presence), "", "it has no such event");
+    }
+}

@@ -1,0 +1,130 @@
+//! Timers: at most one deadline per connection, for the handshake, pings, silence and the closing handshake.
+//!
+//! Received bytes do not move a deadline. When a deadline expires, the server checks the time of the last byte and sets
+//! the next deadline. So a message costs no timer work, and an idle connection costs one check per interval. The
+//! earliest deadline is the poll timeout. With the default options, a client that connects at second 0 and sends its
+//! last byte at second 8 is checked three times:
+//!
+//! ```text
+//!   check at    10                    38                    68
+//!   silent for  2                     30                    60
+//!   result      next check at 38      ping, next at 68      removed
+//! ```
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mio::Token;
+
+/// All deadlines in monotonic time, earliest first. Setting a deadline removes the connection's previous one, so there
+/// are never more deadlines than connections.
+#[derive(Debug, Default)]
+pub struct Timers(BTreeSet<(Duration, Token)>);
+
+impl Timers {
+    /// Sets a connection's deadline. `current` is the connection's copy of the deadline.
+    pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Duration) {
+        self.cancel(token, current);
+        self.0.insert((at, token));
+        *current = Some(at);
+    }
+
+    pub fn cancel(&mut self, token: Token, current: &mut Option<Duration>) {
+        if let Some(at) = current.take() {
+            let was_queued = self.0.remove(&(at, token));
+            debug_assert!(was_queued, "the connection's copy is the entry in the queue");
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn next(&self) -> Option<Duration> {
+        self.0.first().map(|(at, _)| *at)
+    }
+
+    /// Removes and returns the earliest deadline, if it is not after `now`.
+    pub fn pop_expired(&mut self, now: Duration) -> Option<(Duration, Token)> {
+        self.0.first().filter(|(at, _)| *at <= now)?;
+        self.0.pop_first()
+    }
+}
+
+/// The result of checking an open connection for silence.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Check again after `wait`.
+    Short { wait: Duration },
+    /// Send a Ping, and check again after `wait`.
+    Ping { wait: Duration },
+    /// The idle timeout has passed: remove the connection.
+    TooLong,
+}
+
+/// `silent` is measured up to the scheduled check, not up to now, because a suspended server is not the peer's fault.
+/// The server pings after every interval of silence because proxies cut idle connections.
+pub fn silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Silence {
+    if silent >= idle_timeout {
+        Silence::TooLong
+    } else if silent >= ping_interval {
+        Silence::Ping { wait: ping_interval.min(idle_timeout - silent) }
+    } else {
+        Silence::Short { wait: ping_interval - silent }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_picture_matches_the_code() {
+        let config = crate::config::Config::try_parse_from(["wirechat"]).unwrap();
+        let mut rows = ["  check at", "  silent for", "  result"].map(|name| format!("{name:14}"));
+        let (last_byte, mut check) = (at(8), Some(config.handshake_timeout));
+        while let Some(now) = check {
+            let (result, next) = match silence(now - last_byte, config.ping_interval, config.idle_timeout) {
+                Silence::Short { wait } => (format!("next check at {}", (now + wait).as_secs()), Some(now + wait)),
+                Silence::Ping { wait } => (format!("ping, next at {}", (now + wait).as_secs()), Some(now + wait)),
+                Silence::TooLong => ("removed".to_owned(), None),
+            };
+            let cells = [now.as_secs().to_string(), (now - last_byte).as_secs().to_string(), result];
+            rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:22}"));
+            check = next;
+        }
+        crate::pictures::assert_drawn(include_str!("timers.rs"), &rows.join("\n"));
+    }
+
+    #[test]
+    fn a_ping_follows_every_interval_of_silence() {
+        let check = |now: u64, last| silence(at(now - last), at(10), at(60));
+        assert_eq!(check(10, 0), Silence::Ping { wait: at(10) });
+        assert_eq!(check(20, 0), Silence::Ping { wait: at(10) }, "a peer that never replies is pinged again");
+        assert_eq!(check(20, 11), Silence::Short { wait: at(1) }, "the Pong arrived at second 11");
+        assert_eq!(check(21, 11), Silence::Ping { wait: at(10) });
+        assert_eq!(check(55, 0), Silence::Ping { wait: at(5) });
+        assert_eq!(check(60, 0), Silence::TooLong);
+    }
+
+    #[test]
+    fn a_connection_has_one_deadline_and_the_earliest_expires_first() {
+        let mut timers = Timers::default();
+        let (mut first, mut second) = (None, None);
+        timers.set(Token(1), &mut first, at(10));
+        timers.set(Token(2), &mut second, at(20));
+        assert_eq!((timers.next(), timers.pop_expired(at(9))), (Some(at(10)), None));
+        timers.set(Token(1), &mut first, at(30));
+        assert_eq!(timers.next(), Some(at(20)));
+        assert_eq!(timers.pop_expired(at(20)), Some((at(20), Token(2))));
+        timers.cancel(Token(1), &mut first);
+        timers.cancel(Token(1), &mut first);
+        assert_eq!((timers.next(), timers.pop_expired(at(99)), first), (None, None, None));
+    }
+}

@@ -1,0 +1,212 @@
+//! Compares the transcript of a case with what the RFC requires and permits, and describes both in words. A server may
+//! send more than a case expects: Pings, unsolicited Pongs (RFC 6455 §5.5.3) and, in cases without an echo, messages. A
+//! missing Pong or Close fails only the cases about Ping and Close; other cases just mention it, because an unfinished
+//! server may not support those frames yet.
+
+use super::case::{Case, End, Needs, Reply, letters};
+use super::connection::Tcp;
+use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
+use crate::tools::notation;
+use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
+use crate::tools::screen::{escaped, quoted, start};
+
+/// Describe at most this many messages and Pongs; count the rest.
+const MAX_DESCRIBED: usize = 4;
+/// Show only the length of a payload with more bytes than this.
+const MAX_SHOWN: usize = 60;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Expected,
+    /// Not as expected, but permitted by the RFC section in this text.
+    Allowed(&'static str),
+    /// Neither expected nor permitted. `Some` describes a protocol violation by the server outside the tested rule.
+    Unexpected(Option<String>),
+}
+
+pub fn check(case: &Case, transcript: &Transcript) -> Outcome {
+    if let Some(violation) = &transcript.inbox.violation {
+        return Outcome::Unexpected(Some(violation.clone()));
+    }
+    if matches(case.end, transcript) && replies_match(case, transcript, true) {
+        return Outcome::Expected;
+    }
+    // A server that closes early may leave out replies, so a prefix of the messages is enough.
+    let fits = |end: End| matches(end, transcript) && replies_match(case, transcript, end == End::Open);
+    match case.allowed.iter().find(|(end, _)| fits(*end)) {
+        Some((_, sentence)) => Outcome::Allowed(sentence),
+        None => Outcome::Unexpected(None),
+    }
+}
+
+fn matches(end: End, transcript: &Transcript) -> bool {
+    let inbox = &transcript.inbox;
+    let status = inbox.response.as_ref().map_or(0, |response| response.status);
+    let is_over = transcript.tcp != Tcp::Open;
+    let code = inbox.close.as_ref().map(|close| close.code).filter(|_| is_over);
+    match end {
+        End::Open => status == 101 && inbox.close.is_none() && !is_over && transcript.is_probed,
+        End::Waits => {
+            let is_quiet = inbox.close.is_none() && inbox.received.is_empty();
+            (status == 101 || inbox.is_empty()) && is_quiet && !is_over
+        }
+        End::Closes(codes) => code.is_some_and(|code| codes.contains(&code)),
+        End::ClosesWithAnyCode => code.is_some(),
+        End::Disconnects => inbox.close.is_none() && is_over && (status == 101 || inbox.is_empty()),
+        End::Status(expected) => status == expected,
+        End::HttpError => status >= 400,
+        End::NamesVersion => status >= 400 && inbox.response.as_ref().is_some_and(Response::names_version_13),
+        End::NoUpgrade => status >= 200,
+        End::StopsReading => transcript.flood.is_some_and(|flood| flood.has_stalled),
+    }
+}
+
+/// Whether the server sent the expected messages and Pongs. If `all` is false, a prefix of the messages is enough.
+fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
+    let is_message = |received: &&Received| !matches!(received, Received::Pong(_)) && !is_probe(received);
+    let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
+    let expected: Vec<&Received> = replies.iter().filter(is_message).collect();
+    let received: Vec<&Received> = transcript.inbox.received.iter().filter(is_message).collect();
+    // If the case expects no echo, the server may send any message. In a flood, the client does not read the echo.
+    let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
+    let fits = if all { received == expected } else { expected.starts_with(&received) };
+    (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))
+}
+
+/// Whether all required Pongs arrived, in order. Extra Pongs are permitted.
+fn pongs_match(case: &Case, received: &[Received]) -> bool {
+    let mut received = received.iter();
+    let required = case.replies.iter().filter(|reply| matches!(reply, Reply::Pong(_)));
+    required.map(expected_reply).all(|pong| received.any(|received| *received == pong))
+}
+
+fn expected_reply(reply: &Reply) -> Received {
+    match *reply {
+        Reply::Text(bytes) => Received::Text(notation::bytes(bytes)),
+        Reply::Binary(bytes) => Received::Binary(notation::bytes(bytes)),
+        Reply::Letters(1, len) => Received::Text(letters(len)),
+        Reply::Letters(_, len) => Received::Binary(letters(len)),
+        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => Received::Pong(notation::bytes(bytes)),
+    }
+}
+
+/// Text for the report's `expected:` line.
+pub fn describe_expected(case: &Case) -> String {
+    let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
+    with_replies(&replies, describe_end(case.end))
+}
+
+fn describe_end(end: End) -> String {
+    match end {
+        End::Open => "the connection stays open".into(),
+        End::Waits => "nothing; the server waits".into(),
+        End::Closes(codes) => {
+            let codes: Vec<String> = codes.iter().map(|code| describe_close(*code)).collect();
+            format!("{}, then the end of TCP", codes.join(" or "))
+        }
+        End::ClosesWithAnyCode => "a Close, then the end of TCP".into(),
+        End::Disconnects => "the end of TCP".into(),
+        End::Status(status) => format!("HTTP {status}"),
+        End::HttpError => "an HTTP error".into(),
+        End::NamesVersion => "an HTTP error, such as 426, with Sec-WebSocket-Version: 13".into(),
+        End::NoUpgrade => "an HTTP response without an upgrade".into(),
+        End::StopsReading => "the server stops reading, or closes".into(),
+    }
+}
+
+fn describe_close(code: u16) -> String {
+    if code == NO_CODE { "an empty Close".into() } else { format!("Close {code}") }
+}
+
+/// Text for the report's `received:` line.
+pub fn describe_received(transcript: &Transcript) -> String {
+    let inbox = &transcript.inbox;
+    let replies: Vec<Received> = inbox.received.iter().filter(|received| !is_probe(received)).cloned().collect();
+    if inbox.violation.is_some() {
+        // Leave out the violation: `Outcome::Unexpected` describes it.
+        return with_replies(&replies, "something that breaks a rule; nothing after it was read".into());
+    }
+    let end = describe_actual_end(transcript);
+    if let Some(Flood { accepted, has_stalled }) = transcript.flood {
+        let then = match (has_stalled, transcript.tcp) {
+            (true, _) => ", then no more".to_owned(),
+            (false, Tcp::Open) => ", and would have accepted more".to_owned(),
+            (false, _) => format!("; {end}"),
+        };
+        return format!("the server accepted {} MiB while its echo was not read{then}", accepted >> 20);
+    }
+    if let Some(response) = inbox.response.as_ref().filter(|response| response.status != 101) {
+        let body = String::from_utf8_lossy(&response.body);
+        let versions = response.versions.as_ref().map(|versions| format!(" with Sec-WebSocket-Version: {versions}"));
+        let line = quoted_after_blank(body.lines().next().unwrap_or_default());
+        return format!("HTTP {}{}{line}", response.status, escaped(&versions.unwrap_or_default()));
+    }
+    with_replies(&replies, end)
+}
+
+fn describe_actual_end(transcript: &Transcript) -> String {
+    let inbox = &transcript.inbox;
+    if inbox.response.is_none() {
+        let begun = if inbox.is_empty() {
+            "nothing".into()
+        } else {
+            format!("the start of a response, {}", start(inbox.unread()))
+        };
+        return match transcript.tcp {
+            Tcp::Open => format!("{begun}; the server waits"),
+            Tcp::Ended => format!("{begun}, then the end of TCP"),
+            Tcp::Reset => format!("{begun}, then a reset of TCP"),
+        };
+    }
+    match (&inbox.close, transcript.tcp) {
+        (None, Tcp::Open) => format!("the connection stays open{}", describe_silence(transcript)),
+        (None, Tcp::Ended) => "the end of TCP".into(),
+        (None, Tcp::Reset) => "a reset of TCP".into(),
+        (Some(ReceivedClose { code, reason }), tcp) => {
+            let then = match tcp {
+                Tcp::Open => "but TCP does not end",
+                Tcp::Ended => "then the end of TCP",
+                Tcp::Reset => "then a reset of TCP",
+            };
+            format!("{}{}, {then}", describe_close(*code), quoted_after_blank(reason))
+        }
+    }
+}
+
+/// Names the control frames that got no reply on a connection that stayed open.
+fn describe_silence(transcript: &Transcript) -> &'static str {
+    let is_ping_ignored = transcript.is_probed && !has_probe_pong(&transcript.inbox);
+    let is_close_ignored = transcript.closing == Some(Closing::Unanswered);
+    match (is_ping_ignored, is_close_ignored) {
+        (false, false) => "",
+        (true, false) => ", but a Ping gets no Pong",
+        (false, true) => ", but a Close gets no Close",
+        (true, true) => ", but a Ping gets no Pong, and a Close no Close",
+    }
+}
+
+fn quoted_after_blank(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!(" {}", quoted(text)) }
+}
+
+fn with_replies(replies: &[Received], end: String) -> String {
+    let mut parts: Vec<String> = replies.iter().take(MAX_DESCRIBED).map(describe_reply).collect();
+    if replies.len() > MAX_DESCRIBED {
+        parts.push(format!("{} more", replies.len() - MAX_DESCRIBED));
+    }
+    parts.push(end);
+    parts.join(", ")
+}
+
+fn describe_reply(received: &Received) -> String {
+    let (kind, empty, payload) = match received {
+        Received::Text(text) => ("text", "an empty text message", text),
+        Received::Binary(bytes) => ("binary", "an empty binary message", bytes),
+        Received::Pong(payload) => ("Pong", "an empty Pong", payload),
+    };
+    match payload.len() {
+        0 => empty.into(),
+        len if len > MAX_SHOWN => format!("{kind} of {len} bytes"),
+        _ => format!("{kind} {}", start(payload)),
+    }
+}

@@ -1,0 +1,166 @@
+//! The client connection of `poke`: a blocking socket, a tracer, and an [`Inbox`] that parses the server's bytes. No
+//! server can block `poke` forever: each read has a deadline that incoming bytes do not extend, and each write has a
+//! timeout.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::inspect::Record;
+use crate::tools::Tracer;
+use crate::tools::received::Inbox;
+use crate::ws::frame::Role;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tcp {
+    Open,
+    /// The server sent FIN, the orderly way to close TCP.
+    Ended,
+    /// The server sent RST, or the network failed.
+    Reset,
+}
+
+pub struct Connection<'s> {
+    stream: TcpStream,
+    tracer: Tracer,
+    show: &'s mut dyn FnMut(Record),
+    pub inbox: Inbox,
+    pub tcp: Tcp,
+    /// The client has sent FIN and can send no more data.
+    pub is_half_closed: bool,
+}
+
+impl<'s> Connection<'s> {
+    /// Connects to the first of `addresses` that accepts within the timeout. `show` receives the records of the tracer.
+    ///
+    /// # Errors
+    /// The error from the last address tried.
+    pub fn open(
+        addresses: &[SocketAddr],
+        timeout: Duration,
+        show: &'s mut dyn FnMut(Record),
+    ) -> std::io::Result<Connection<'s>> {
+        let stream = connect(addresses, timeout)?;
+        // Disable Nagle's algorithm: cases that split a frame need a separate TCP segment for each write.
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(timeout))?;
+        let (tracer, inbox) = (Tracer::new(), Inbox::default());
+        Ok(Connection { stream, tracer, show, inbox, tcp: Tcp::Open, is_half_closed: false })
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.trace(Role::Client, bytes);
+        // Ignore the error: if the server disconnects during the write, the next reads return the bytes that the server
+        // sent before, then report the disconnect.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Sends one byte per write. Stops early if the server disconnects or the result is final.
+    pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
+        for byte in bytes.chunks(1) {
+            if self.tcp == Tcp::Open && !self.inbox.is_final() {
+                self.send(byte);
+                self.pause(delay);
+            }
+        }
+    }
+
+    /// Waits for `delay`, and reads incoming bytes in the meantime.
+    pub fn pause(&mut self, delay: Duration) {
+        let deadline = Instant::now() + delay;
+        while self.read(deadline) {}
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    /// Shuts down the sending direction of TCP (FIN).
+    pub fn half_close(&mut self) {
+        self.is_half_closed = true;
+        // Ignore the error: the next read reports a lost connection.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Sends `bytes` repeatedly without reading, until the server accepts nothing for `patience` or has accepted `max`
+    /// bytes. Returns the number of accepted bytes, and whether the last write timed out.
+    pub fn flood(&mut self, bytes: &[u8], max: u64, patience: Duration) -> (u64, bool) {
+        let mut accepted = 0;
+        if self.stream.set_write_timeout(Some(patience)).is_err() {
+            return (accepted, false);
+        }
+        while accepted < max {
+            self.trace(Role::Client, bytes);
+            let mut rest = bytes;
+            while !rest.is_empty() {
+                match self.stream.write(rest) {
+                    Ok(len) => {
+                        rest = &rest[len..];
+                        accepted += len as u64;
+                    }
+                    Err(error) => return (accepted, is_timeout(&error)),
+                }
+            }
+        }
+        (accepted, false)
+    }
+
+    /// Reads until `is_enough` returns true, the case is decided, TCP closes, or the timeout expires.
+    pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
+        let deadline = Instant::now() + timeout;
+        while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
+    }
+
+    /// Reads until TCP closes, the server violates the RFC, or the timeout expires.
+    pub fn read_to_end(&mut self, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while self.inbox.violation.is_none() && self.read(deadline) {}
+    }
+
+    /// Reads once. Returns `false` if TCP is closed or the deadline has passed.
+    fn read(&mut self, deadline: Instant) -> bool {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.tcp != Tcp::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
+            return false;
+        }
+        let mut bytes = [0; 16 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.tcp = Tcp::Ended,
+            Ok(len) => {
+                self.trace(Role::Server, &bytes[..len]);
+                self.inbox.receive(&bytes[..len]);
+            }
+            Err(error) if is_timeout(&error) => return false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => self.tcp = Tcp::Reset,
+        }
+        self.tcp == Tcp::Open
+    }
+
+    /// Adds a trace record that says how the connection closed.
+    pub fn end(&mut self) {
+        let cause = match self.tcp {
+            Tcp::Open => "the client disconnected",
+            Tcp::Ended => "the server ended TCP",
+            Tcp::Reset => "the server reset TCP",
+        };
+        self.tracer.end(cause, SystemTime::now()).into_iter().for_each(&mut self.show);
+    }
+
+    fn trace(&mut self, role: Role, bytes: &[u8]) {
+        self.tracer.see(role, bytes, SystemTime::now()).into_iter().for_each(&mut self.show);
+    }
+}
+
+/// A socket timeout is `WouldBlock` on Unix and `TimedOut` on Windows.
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+fn connect(addresses: &[SocketAddr], timeout: Duration) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::from(ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect_timeout(address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

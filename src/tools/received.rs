@@ -1,0 +1,447 @@
+//! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close
+//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit, which the parser checks as soon as a
+//! header announces a size. Parsing stops at the first violation of the RFC.
+
+use std::borrow::Cow;
+
+use super::screen::{escaped, quoted, start};
+use crate::ws::close::{CloseFrame, ProtocolError};
+use crate::ws::frame::{FrameHeader, Opcode, Role};
+use crate::ws::handshake::accept_value;
+
+/// Limit for a response head and for a response body, in bytes.
+const MAX_RESPONSE: usize = 64 * 1024;
+/// Limit for all frames together, in bytes. No `poke` case makes a correct server echo this much.
+const MAX_HELD: u64 = 4 << 20;
+/// Limit for the number of frames. Empty frames hardly count towards the limit in bytes.
+const MAX_FRAMES: u32 = 50_000;
+const MAX_HEADERS: usize = 128;
+/// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered to be
+/// 1005."
+pub const NO_CODE: u16 = 1005;
+
+// ---- The HTTP response ----
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Response {
+    pub status: u16,
+    /// The value of `Sec-WebSocket-Version`: the versions that the server supports (§4.4).
+    pub versions: Option<String>,
+    content_length: Option<usize>,
+    pub body: Vec<u8>,
+    /// Reasons for a client to fail the connection although the status is 101 (§4.1).
+    pub violations: Vec<String>,
+}
+
+/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: no offer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Offer {
+    pub key: Option<String>,
+    extensions: Option<String>,
+    subprotocols: Option<String>,
+}
+
+impl Offer {
+    /// An offer with a known key, but unknown extensions and subprotocols.
+    pub fn of_key(key: &str) -> Offer {
+        Offer { key: Some(key.to_owned()), ..Offer::default() }
+    }
+
+    pub fn of_request(head: &[u8]) -> Offer {
+        let head = String::from_utf8_lossy(head);
+        let lines: Lines = head.lines().filter_map(|line| line.split_once(':')).map(|(n, v)| (n, v.into())).collect();
+        let value = |name| Some(joined(&lines, name).unwrap_or_default());
+        Offer {
+            key: joined(&lines, "Sec-WebSocket-Key"),
+            extensions: value("Sec-WebSocket-Extensions"),
+            subprotocols: value("Sec-WebSocket-Protocol"),
+        }
+    }
+}
+
+impl Response {
+    /// Parses the head at the start of `bytes`, and also returns its length. `Ok(None)` if the head is incomplete.
+    ///
+    /// # Errors
+    /// A one-line message if `bytes` is not HTTP.
+    pub fn parse(bytes: &[u8], offer: &Offer) -> Result<Option<(Response, usize)>, String> {
+        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut parsed = httparse::Response::new(&mut headers);
+        let len = match parsed.parse(bytes) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(error) => return Err(format!("the response is not HTTP ({error}); it begins with {}", start(bytes))),
+        };
+        let status = parsed.code.unwrap_or_default();
+        let lines: Lines = parsed.headers.iter().map(|line| (line.name, String::from_utf8_lossy(line.value))).collect();
+        let content_length = joined(&lines, "Content-Length").and_then(|length| length.parse().ok());
+        let violations = if status == 101 { violations(&lines, offer) } else { Vec::new() };
+        let versions = joined(&lines, "Sec-WebSocket-Version");
+        Ok(Some((Response { status, versions, content_length, body: Vec::new(), violations }, len)))
+    }
+
+    pub fn names_version_13(&self) -> bool {
+        let versions = self.versions.as_deref().unwrap_or_default();
+        versions.split(',').any(|version| version.trim() == "13")
+    }
+
+    /// Whether the whole body of a rejection has arrived. Without Content-Length, a body lasts until TCP closes.
+    pub fn is_complete(&self) -> bool {
+        self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
+    }
+}
+
+/// The name and value of each header line.
+type Lines<'h> = Vec<(&'h str, Cow<'h, str>)>;
+
+/// Joins all values of a header: in RFC 9110 §5.3, repeated header lines equal one line with comma-separated values.
+fn joined(lines: &Lines, name: &str) -> Option<String> {
+    let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
+    let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
+    (!values.is_empty()).then(|| values.join(", "))
+}
+
+/// The elements of a comma-separated list, without their parameters.
+fn elements(list: &str) -> impl Iterator<Item = &str> {
+    let elements = list.split(',').map(|element| element.split(';').next().unwrap_or_default().trim());
+    elements.filter(|element| !element.is_empty())
+}
+
+/// Returns every reason in a 101 response for a client to fail the connection (§4.1).
+fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
+    let value = |name: &str| joined(response, name);
+    let has = |name: &str, token: &str| {
+        elements(&value(name).unwrap_or_default()).any(|found| found.eq_ignore_ascii_case(token))
+    };
+    let mut found = Vec::new();
+    if !has("Upgrade", "websocket") {
+        found.push("the 101 has no Upgrade: websocket (RFC 6455 §4.2.2)".into());
+    }
+    if !has("Connection", "upgrade") {
+        found.push("the 101 has no Connection: Upgrade (RFC 6455 §4.2.2)".into());
+    }
+    let accept = value("Sec-WebSocket-Accept");
+    let expected = offer.key.as_ref().map(|key| accept_value(key.as_bytes()));
+    match (&accept, expected) {
+        (None, _) => found.push("the 101 has no Sec-WebSocket-Accept (RFC 6455 §4.2.2)".into()),
+        (Some(accept), Some(expected)) if *accept != expected => found.push(format!(
+            "Sec-WebSocket-Accept must be {expected} for the key {}; it is {} (RFC 6455 §4.2.2)",
+            escaped(offer.key.as_deref().unwrap_or_default()),
+            escaped(accept)
+        )),
+        _ => {}
+    }
+    if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Extensions"), &offer.extensions) {
+        // §4.1: fail the connection on an extension "not present in the client's handshake".
+        let extra = elements(&chosen).filter(|chosen| !elements(offered).any(|offered| offered == *chosen));
+        found.extend(extra.map(|extra| {
+            format!("the 101 names the extension {}, which was not offered (RFC 6455 §4.1)", quoted(extra))
+        }));
+    }
+    if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Protocol"), &offer.subprotocols) {
+        // A server selects exactly one subprotocol, so compare the whole value: a list never matches an offered name.
+        if !elements(offered).any(|offered| offered == chosen) {
+            found.push(format!(
+                "the 101 names the subprotocol {}, which was not offered (RFC 6455 §4.1)",
+                quoted(&chosen)
+            ));
+        }
+    }
+    found
+}
+
+// ---- Frames ----
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Received {
+    Text(Vec<u8>),
+    Binary(Vec<u8>),
+    Pong(Vec<u8>),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReceivedClose {
+    /// The code of the Close frame, or [`NO_CODE`].
+    pub code: u16,
+    pub reason: String,
+}
+
+/// Everything that a server has sent so far.
+#[derive(Debug, Clone, Default)]
+pub struct Inbox {
+    /// The bytes of an incomplete response or frame.
+    unread: Vec<u8>,
+    offer: Offer,
+    pub response: Option<Response>,
+    /// The fragments of a message whose last fragment has not arrived.
+    unfinished: Option<(Opcode, Vec<u8>)>,
+    held: u64,
+    frames: u32,
+    /// Messages and Pongs, in order.
+    pub received: Vec<Received>,
+    pub close: Option<ReceivedClose>,
+    /// The first violation of the RFC. The parser ignores all later bytes.
+    pub violation: Option<String>,
+}
+
+impl Inbox {
+    /// An inbox that expects the response to this request.
+    pub fn new(request: &[u8]) -> Inbox {
+        Inbox { offer: Offer::of_request(request), ..Inbox::default() }
+    }
+
+    /// An inbox that expects frames, as after a handshake.
+    pub fn open() -> Inbox {
+        Inbox { response: Some(Response { status: 101, ..Response::default() }), ..Inbox::default() }
+    }
+
+    pub fn receive(&mut self, bytes: &[u8]) {
+        if self.violation.is_some() {
+            return;
+        }
+        self.unread.extend_from_slice(bytes);
+        if self.response.is_none() {
+            self.read_response();
+        }
+        match &mut self.response {
+            Some(response) if response.status == 101 => self.read_frames(),
+            Some(response) => {
+                let room = MAX_RESPONSE.saturating_sub(response.body.len());
+                response.body.extend(self.unread.drain(..).take(room));
+            }
+            None => {}
+        }
+    }
+
+    pub fn is_upgraded(&self) -> bool {
+        self.response.as_ref().is_some_and(|response| response.status == 101)
+    }
+
+    /// Whether the server has sent nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.response.is_none() && self.unread.is_empty()
+    }
+
+    /// The bytes of a response or frame that is still incomplete.
+    pub fn unread(&self) -> &[u8] {
+        &self.unread
+    }
+
+    /// Whether later bytes cannot change the result: after a Close, a violation, or the whole body of a rejection.
+    pub fn is_final(&self) -> bool {
+        self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
+    }
+
+    fn read_response(&mut self) {
+        match Response::parse(&self.unread, &self.offer) {
+            Ok(Some((response, len))) => {
+                self.unread.drain(..len);
+                self.violation = response.violations.first().cloned();
+                self.response = Some(response);
+            }
+            Ok(None) if self.unread.len() > MAX_RESPONSE => {
+                self.violation = Some(format!("the head of the response does not end within {MAX_RESPONSE} bytes"));
+            }
+            Ok(None) => {}
+            Err(violation) => self.violation = Some(violation),
+        }
+    }
+
+    fn read_frames(&mut self) {
+        let bytes = std::mem::take(&mut self.unread);
+        let mut rest = bytes.as_slice();
+        while self.violation.is_none() {
+            match self.read_frame(rest) {
+                Ok(Some(len)) => rest = &rest[len..],
+                Ok(None) => break,
+                Err(violation) => self.violation = Some(violation),
+            }
+        }
+        self.unread = rest.to_vec();
+    }
+
+    /// Reads the frame at the start of `bytes` and returns its length; `None` if it is incomplete.
+    fn read_frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
+        // Check the mask bit as soon as the second byte arrives, without waiting for the masking key.
+        if bytes.get(1).is_some_and(|second| second & 0x80 != 0) {
+            return Err("the server masked a frame (RFC 6455 §5.1)".into());
+        }
+        let broken = |error: ProtocolError| format!("the server broke a rule: {error}");
+        let Some(header) = FrameHeader::parse(Role::Server, bytes).map_err(broken)? else { return Ok(None) };
+        if self.close.is_some() {
+            return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
+        }
+        let held = self.held + header.size as u64 + header.payload_len;
+        if held > MAX_HELD {
+            return Err(format!(
+                "the server sent or announced over {} MiB, far more than was sent to it",
+                MAX_HELD >> 20
+            ));
+        }
+        if self.frames == MAX_FRAMES {
+            return Err(format!("the server sent over {MAX_FRAMES} frames, far more than were sent to it"));
+        }
+        let len = header.size + header.payload_len as usize;
+        let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };
+        (self.held, self.frames) = (held, self.frames + 1);
+        self.keep(&header, payload).map_err(broken)?;
+        Ok(Some(len))
+    }
+
+    fn keep(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
+        match (header.opcode, self.unfinished.is_some()) {
+            (Opcode::Ping, _) => return Ok(()),
+            (Opcode::Pong, _) => self.received.push(Received::Pong(payload.to_vec())),
+            (Opcode::Close, _) => {
+                let close = CloseFrame::parse(payload)?;
+                let code = close.code.map_or(NO_CODE, |code| code.get());
+                self.close = Some(ReceivedClose { code, reason: close.reason.to_owned() });
+            }
+            (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
+            (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
+            (opcode, _) => {
+                let (_, message) = self.unfinished.get_or_insert((opcode, Vec::new()));
+                message.extend_from_slice(payload);
+            }
+        }
+        if header.fin && !header.opcode.is_control() {
+            self.finish_message()?;
+        }
+        Ok(())
+    }
+
+    fn finish_message(&mut self) -> Result<(), ProtocolError> {
+        match self.unfinished.take() {
+            // §8.1 applies to both endpoints: a client must also fail a connection if a text is not UTF-8.
+            Some((Opcode::Text, text)) if std::str::from_utf8(&text).is_err() => {
+                return Err(ProtocolError::TextNotUtf8);
+            }
+            Some((Opcode::Text, text)) => self.received.push(Received::Text(text)),
+            Some((_, binary)) => self.received.push(Received::Binary(binary)),
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+    /// Parses `frames` after a valid response, whole and in pieces of 1 to 8 bytes. The results must be equal.
+    fn inbox(frames: &[u8]) -> Inbox {
+        let bytes = [RESPONSE, frames].concat();
+        let mut whole = Inbox::new(REQUEST);
+        whole.receive(&bytes);
+        for size in 1..9 {
+            let mut cut = Inbox::new(REQUEST);
+            bytes.chunks(size).for_each(|piece| cut.receive(piece));
+            let result = |inbox: &Inbox| (inbox.received.clone(), inbox.close.clone(), inbox.violation.clone());
+            assert_eq!(result(&cut), result(&whole), "pieces of {size}");
+        }
+        whole
+    }
+
+    #[test]
+    fn frames_become_messages_wherever_they_are_cut() {
+        let inbox = inbox(b"\x81\x02hi\x8a\x01?\x02\x01\xff\x89\x00\x80\x01\xfe\x88\x05\x03\xe8bye");
+        let expected =
+            [Received::Text(b"hi".to_vec()), Received::Pong(b"?".to_vec()), Received::Binary(b"\xff\xfe".to_vec())];
+        assert_eq!(inbox.received, expected);
+        assert_eq!(inbox.close, Some(ReceivedClose { code: 1000, reason: "bye".into() }));
+        assert_eq!(inbox.violation, None);
+    }
+
+    #[test]
+    fn violations_of_a_server_name_their_section() {
+        let cases: [(&[u8], &str); 9] = [
+            (b"\x81\x80\0\0\0\0", "§5.1"),
+            (b"\xc1\x00", "§5.2"),
+            (b"\x81\x7e\x00\x01a", "§5.2"),
+            (b"\x80\x00", "§5.4"),
+            (b"\x01\x00\x81\x00", "§5.4"),
+            (b"\x81\x01\xff", "§8.1"),
+            (b"\x88\x02\x03\xee", "§7.4"),
+            (b"\x88\x00\x8a\x00", "§5.5.1"),
+            (b"\x82\x7f\x00\x00\x00\x00\x10\x00\x00\x00", "MiB"),
+        ];
+        for (frames, words) in cases {
+            let violation = inbox(frames).violation.unwrap();
+            assert!(violation.contains(words), "{frames:02x?}: {violation}");
+        }
+    }
+
+    fn violations_of(response: &str, request: &str) -> Vec<String> {
+        let request = format!("GET / HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{request}\r\n");
+        let response = format!("HTTP/1.1 101 Switching Protocols\r\n{response}\r\n");
+        let (parsed, len) =
+            Response::parse(response.as_bytes(), &Offer::of_request(request.as_bytes())).unwrap().unwrap();
+        assert_eq!(len, response.len());
+        parsed.violations
+    }
+
+    fn violation(response: &str, request: &str) -> String {
+        let [violation] = &violations_of(response, request)[..] else { panic!("one violation: {response}") };
+        violation.clone()
+    }
+
+    #[test]
+    fn rfc_4_1_what_a_client_checks_of_a_101() {
+        let good =
+            "Upgrade: WebSocket\r\nConnection: x, upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        assert_eq!(violations_of(good, ""), [""; 0]);
+        assert_eq!(violations_of("", "").len(), 3);
+        let with = |line: &str| format!("{good}{line}\r\n");
+        assert_eq!(violations_of(&with("Sec-WebSocket-Protocol: b"), "Sec-WebSocket-Protocol: a, b\r\n"), [""; 0]);
+        assert!(violation(&with("Sec-WebSocket-Protocol: b"), "").contains("subprotocol"));
+        assert!(violation(&with("Sec-WebSocket-Extensions: x; a=1"), "").contains("the extension \"x\""));
+        let offer = "Sec-WebSocket-Extensions: x; a=1\r\nSec-WebSocket-Extensions: z\r\n";
+        assert_eq!(violations_of(&with("Sec-WebSocket-Extensions: x; a=1, z"), offer), [""; 0]);
+        assert!(violation(&with("Sec-WebSocket-Extensions: x, y"), offer).contains("the extension \"y\""));
+        let offer = "Sec-WebSocket-Protocol: a, b\r\n";
+        assert!(violation(&with("Sec-WebSocket-Protocol: a, b"), offer).contains("the subprotocol \"a, b\""));
+        assert!(violation(&good.replace("s3pP", "S3pP"), "").contains("it is S3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+        assert!(violation(&good.replace("Accept", "Except"), "").contains("no Sec-WebSocket-Accept"));
+        assert!(violation(&good.replace("WebSocket\r\nC", "h2c\r\nC"), "").contains("Upgrade: websocket"));
+        assert!(violation(&good.replace(", upgrade", ""), "").contains("Connection: Upgrade"));
+    }
+
+    /// RFC 9110 §5.3: only list headers may repeat. Sec-WebSocket-Accept is not a list.
+    #[test]
+    fn several_lines_of_one_name() {
+        let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        let good = format!("Upgrade: websocket\r\nConnection: keep-alive\r\nConnection: Upgrade\r\n{accept}");
+        assert_eq!(violations_of(&good, ""), [""; 0]);
+        let twice = violation(&(good + accept), "");
+        assert!(twice.contains("it is s3pPLMBiTxaQ9kYGzzhZRbK+xOo=, s3pPLMBiTxaQ9kYGzzhZRbK+xOo= "), "{twice}");
+    }
+
+    #[test]
+    fn an_error_shows_how_a_response_that_is_not_http_begins() {
+        let error = |bytes| Response::parse(bytes, &Offer::default()).unwrap_err();
+        assert!(error(b"SSH-2.0-x\r\n").ends_with("; it begins with \"SSH-2.0-x\\r\\n\""));
+        assert!(error(b"\x1b[31mred").ends_with("; it begins with \"\\u{1b}[31mred\""));
+        assert!(error(b"\x16\x03\xff").ends_with("; it begins with 16 03 ff"));
+        let long = error(&[b'x'; 1000]);
+        assert!(long.ends_with("xxx\"…") && long.len() < 200, "{long}");
+    }
+
+    #[test]
+    fn a_response_may_come_in_pieces() {
+        let response = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno";
+        let offer = Offer::default();
+        for cut in 0..response.len() - 2 {
+            assert_eq!(Response::parse(&response[..cut], &offer), Ok(None), "cut at {cut}");
+        }
+        let (mut parsed, len) = Response::parse(response, &offer).unwrap().unwrap();
+        assert_eq!((parsed.status, &response[len..]), (400, &b"no"[..]));
+        assert!(!parsed.is_complete());
+        parsed.body = b"no".to_vec();
+        assert!(parsed.is_complete());
+        assert!(Response::parse(b"\x81\x05Hello", &offer).is_err());
+    }
+}

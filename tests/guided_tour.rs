@@ -1,0 +1,109 @@
+//! The guided tour in `src/lib.rs` is true: its layers are those that `tests/layering.rs` enforces, its reading order is that
+//! of the README, and its exercises name code that exists.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/sources.rs"]
+mod sources;
+
+use clap::CommandFactory;
+use sources::{module_doc, quoted, read_all, table_rows};
+use wirechat::config::Config;
+
+const README: &str = include_str!("../README.md");
+
+fn tour() -> String {
+    module_doc(include_str!("../src/lib.rs"))
+}
+
+/// The text below this heading.
+fn chapter<'a>(markdown: &'a str, heading: &str) -> &'a str {
+    let (_, chapter) = markdown.split_once(&format!("# {heading}\n")).expect(heading);
+    chapter.split("\n# ").next().and_then(|chapter| chapter.split("\n## ").next()).unwrap_or_default()
+}
+
+#[test]
+fn layers_are_those_that_are_enforced() {
+    let tour = tour();
+    let picture = chapter(&tour, "Layers").split("```").nth(1).expect("a picture");
+    let drawn = picture.lines().skip(1).map(|line| {
+        let (layer, rest) = line.split_once(' ').expect("a layer and what it does");
+        let named = rest.trim_start().strip_prefix("─▶ ").and_then(|rest| rest.split("  ").next());
+        (layer.to_owned(), named.unwrap_or_default().to_owned())
+    });
+    let walls = include_str!("layering.rs").split_once("const ARROWS").expect("the arrows").1;
+    let rows = walls.lines().skip(1).take_while(|line| !line.starts_with("];"));
+    let allowed = rows.filter_map(|row| {
+        let mut names = row.split('"').skip(1).step_by(2);
+        let layer = names.next().filter(|layer| *layer != "token_map")?;
+        Some((layer.to_owned(), names.filter(|name| *name != "token_map").collect::<Vec<_>>().join(", ")))
+    });
+    let (mut drawn, mut allowed): (Vec<_>, Vec<_>) = (drawn.collect(), allowed.collect());
+    drawn.sort();
+    allowed.sort();
+    assert_eq!(drawn, allowed, "the picture, and the arrows that are enforced");
+}
+
+/// The README's tables say the same with links to files: `src/ws/frame.rs` there is `ws::frame` here.
+#[test]
+fn the_reading_order_is_that_of_the_readme() {
+    let tour = tour();
+    let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
+    let steps = chapter(&tour, "Reading order").lines().filter(is_step);
+    let modules: Vec<Vec<&str>> = steps.map(quoted).collect();
+    let rows = table_rows(chapter(README, "Read it"));
+    let in_tour = |module: &String| module != "token_map"; // a table with a hasher: the README suffices
+    let files = rows.iter().map(|row| quoted(row[1]).into_iter().map(module_of).filter(in_tour).collect());
+    let files: Vec<Vec<String>> = files.collect();
+    assert_eq!(modules, files, "the tour, and the README");
+}
+
+/// The module of a file as the README writes it: `ws/mod.rs` is `ws`, `chat/dialect.rs` is `chat::dialect`.
+fn module_of(path: &str) -> String {
+    if path == "main.rs" {
+        return path.to_owned(); // it is another crate
+    }
+    path.trim_end_matches(".rs").trim_end_matches("/mod").trim_end_matches('/').replace('/', "::")
+}
+
+/// The protocol page shows limits to people who write clients.
+#[test]
+fn limits_of_the_protocol_page_are_those_of_the_configuration() {
+    let command = Config::command();
+    for row in table_rows(chapter(include_str!("../src/chat/PROTOCOL.md"), "Limits and timeouts")) {
+        let name = quoted(row[0])[0].trim_start_matches("--");
+        let option = command.get_arguments().find(|arg| arg.get_long() == Some(name)).expect(name);
+        assert_eq!(option.get_default_values()[0], row[1], "--{name}");
+    }
+}
+
+/// Each file that an exercise names exists and declares the names that precede it.
+#[test]
+fn exercises_name_code_that_exists() {
+    let (tour, sources) = (tour(), [read_all("src"), read_all("tests")].concat());
+    let exercises = table_rows(chapter(&tour, "Ten exercises"));
+    assert_eq!(exercises.len(), 10);
+    let mut missing = Vec::new();
+    for row in &exercises {
+        for cell in [row[2], row[3]] {
+            let mut names = Vec::new();
+            let mut files = 0;
+            for word in quoted(cell) {
+                if !word.contains('/') {
+                    names.push(word);
+                    continue;
+                }
+                files += 1;
+                let text = sources.iter().find(|(path, _)| path == word).map_or("", |(_, text)| text);
+                for name in names.drain(..) {
+                    let declared = ["fn ", "struct ", "enum "].map(|keyword| format!("{keyword}{name}"));
+                    if !declared.iter().any(|declared| text.contains(declared)) {
+                        missing.push(format!("exercise {}: {name} is not in {word}", row[0]));
+                    }
+                }
+            }
+            assert!(files > 0 && names.is_empty(), "exercise {}: {names:?} are in no file", row[0]);
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}

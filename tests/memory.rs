@@ -1,0 +1,1139 @@
+//! The server driven with sockets made of memory and a virtual clock: timeouts, limits, the end of connections, and what
+//! happens in one turn. No test waits, and each has one outcome.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/memory.rs"]
+mod memory;
+mod support;
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use memory::{Client, End, MAX_LINGERING, NO_EDGE, World};
+use mio::Token;
+use serde_json::{Value, json};
+use support::http::{Request, Response, get, handshake};
+use support::table::{each_row, hex};
+use support::users::{DIALECTS, Dialect, path};
+use support::{Frame, masked, upgrade_request};
+use wirechat::server::Readiness;
+
+const ECHO: &str = "/echo?token=dev-token";
+const CHAT: &str = "/?token=dev-token";
+const PING: &str = r#"{"event":"ping"}"#;
+const CLOSE_TIMEOUT: Duration = seconds(5);
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// Pings so rare that none comes between the frames of a test, and no limit of messages per second.
+const CALM: [&str; 6] = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
+
+fn calm(args: &[&str]) -> World {
+    World::new(&[args, &CALM].concat())
+}
+
+/// A member that has read its first event: `welcome`, or its own join.
+fn join(world: &mut World, dialect: Dialect, name: &str, room: &str) -> Client {
+    let client = world.upgrade(&path(dialect, name, room));
+    client.read_json();
+    client
+}
+
+fn member(world: &mut World, name: &str) -> Client {
+    join(world, Dialect::Events, name, "general")
+}
+
+fn message(dialect: Dialect, name: &str, text: &str) -> String {
+    match dialect {
+        Dialect::Events => json!({"event": "message", "data": {"text": text}}).to_string(),
+        Dialect::Rooms => json!({"username": name, "text": text}).to_string(),
+        Dialect::Presence => text.to_owned(),
+    }
+}
+
+fn error(dialect: Dialect, message: &str) -> Value {
+    match dialect {
+        Dialect::Events => json!({"event": "error", "data": {"message": message}}),
+        Dialect::Rooms => json!({"type": "error", "message": message}),
+        Dialect::Presence => json!({"error": message}),
+    }
+}
+
+fn send_message(client: &Client, text: &str) {
+    client.send_text(&message(Dialect::Events, "", text));
+}
+
+fn close_frame(code: u16) -> Vec<u8> {
+    masked(0x88, &code.to_be_bytes())
+}
+
+fn json_of(frame: &Frame) -> Value {
+    serde_json::from_str(frame.text()).expect("JSON")
+}
+
+/// Two members of a separate room. Their chat shows that the server still serves other clients.
+struct Witnesses([Client; 2], u32);
+
+impl Witnesses {
+    fn join(world: &mut World) -> Witnesses {
+        let clients = ["first", "second"].map(|name| join(world, Dialect::Events, name, "witnesses"));
+        clients[0].read_event("joined");
+        Witnesses(clients, 0)
+    }
+
+    fn chat(&mut self, world: &mut World) {
+        self.1 += 1;
+        let text = format!("message {}", self.1);
+        send_message(&self.0[0], &text);
+        world.settle();
+        self.0.iter().for_each(|client| assert_eq!(client.read_event("message")["text"], text));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- handshake timeout
+
+/// At the deadline the response is 408 if anything was received, and otherwise nothing.
+#[test]
+fn requests_that_never_end() {
+    let rows: [(&str, &[u8], &str); 5] = [
+        ("nothing", b"", ""),
+        ("one byte", b"G", "HTTP/1.1 408 "),
+        ("a blank line", b"\r\n", "HTTP/1.1 408 "),
+        ("half a request", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", "HTTP/1.1 408 "),
+        ("all but the last byte", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r", "HTTP/1.1 408 "),
+    ];
+    let mut world = calm(&[]);
+    let mut witnesses = Witnesses::join(&mut world);
+    let clients = rows.map(|(_, sent, _)| {
+        let client = world.connect();
+        client.send(sent);
+        client
+    });
+    world.advance(millis(9_999));
+    clients.iter().for_each(Client::expect_nothing);
+    world.advance(millis(1));
+    for ((name, _, expected), client) in rows.iter().zip(&clients) {
+        let response = String::from_utf8(client.read()).unwrap();
+        assert!(response.starts_with(expected) && response.is_empty() == expected.is_empty(), "{name}: {response:?}");
+        client.expect_end();
+        witnesses.chat(&mut world);
+    }
+}
+
+/// A byte every second does not move the deadline.
+#[test]
+fn a_request_that_trickles() {
+    let mut world = calm(&[]);
+    let mut witnesses = Witnesses::join(&mut world);
+    let client = world.connect();
+    let request = handshake().padded_to(8192).bytes();
+    for byte in request.chunks(1).take(10) {
+        client.expect_nothing();
+        client.send(byte);
+        world.advance(seconds(1));
+    }
+    let response = Response::parse(&client.read());
+    assert_eq!((response.status, response.header("Connection")), (408, "close"));
+    assert!(response.body.contains("§15.5.9"), "{response:?}");
+    client.expect_end();
+    witnesses.chat(&mut world);
+}
+
+/// A crowd sends its requests at the last moment. Those that wait for their turn at the deadline are accepted.
+#[test]
+fn a_request_that_waits_for_its_turn_is_not_late() {
+    let mut world = calm(&[]);
+    let clients: Vec<Client> = (0..60).map(|_| world.connect()).collect();
+    world.advance(millis(9_900));
+    clients.iter().for_each(|client| client.send(upgrade_request(ECHO).as_bytes()));
+    world.jump(millis(200));
+    let turns = world.settle();
+    assert!(turns >= 4, "the requests of a crowd take several turns, not {turns}");
+    clients.iter().for_each(|client| assert!(client.read_head().starts_with("HTTP/1.1 101 ")));
+    // From then on their deadline is that of any connection.
+    world.advance(seconds(1201));
+    assert_eq!(world.connection_count(), 0);
+}
+
+// ---------------------------------------------------------------------------------------------------- pings, silence
+
+/// The times, in whole seconds, at which a client receives a ping within `time`.
+fn pings_within(world: &mut World, client: &Client, time: u64) -> Vec<u64> {
+    let mut pings = Vec::new();
+    for _ in 0..time {
+        world.advance(seconds(1));
+        pings.extend(client.read_frames().iter().map(|frame| {
+            assert_eq!((frame.first, &frame.payload[..]), (0x89, &b""[..]));
+            world.now().as_secs()
+        }));
+    }
+    pings
+}
+
+/// PROTOCOL.md, section 12: a ping after every interval without a byte from the peer.
+#[test]
+fn a_ping_after_every_interval_of_silence() {
+    let mut world = World::new(&["--ping-interval", "10", "--idle-timeout", "60"]);
+    let client = world.upgrade(ECHO);
+    assert_eq!(pings_within(&mut world, &client, 45), [10, 20, 30, 40], "repeatedly");
+    client.send(&masked(0x8a, b""));
+    assert_eq!(pings_within(&mut world, &client, 30), [55, 65, 75], "after a Pong that arrived at second 45");
+    // While the peer sends, there is no silence to interrupt.
+    for _ in 0..100 {
+        client.send(&masked(0x8a, b""));
+        assert_eq!(pings_within(&mut world, &client, 9), [0; 0]);
+    }
+    let last = world.now().as_secs() - 9;
+    let expected: Vec<u64> = (1..=5).map(|i| last + 10 * i).collect();
+    assert_eq!(pings_within(&mut world, &client, 50), expected);
+    world.advance(seconds(1));
+    client.expect_end();
+}
+
+/// A silent peer is pinged and then cut, also in the middle of a header or of a message. Its room receives `left`.
+#[test]
+fn silent_peers() {
+    let rows = [
+        ("silent", vec![]),
+        ("in the middle of a header", hex("81 ff 00 00")),
+        ("in the middle of a frame", hex("81 85 M0 'He'")),
+        ("in the middle of a message", hex("01 82 M0 'He'")),
+    ];
+    let mut world = World::observed(&["--ping-interval", "10", "--idle-timeout", "60"]);
+    let (listener, sleeper) = (member(&mut world, "listener"), member(&mut world, "sleeper"));
+    listener.read_event("joined");
+    let clients = rows.each_ref().map(|(_, sent)| {
+        let client = world.upgrade(ECHO);
+        client.send(sent);
+        client
+    });
+    world.advance(seconds(50));
+    listener.send(&masked(0x8a, b""));
+    world.advance(seconds(10));
+    for ((name, _), client) in rows.iter().zip(clients.iter().chain([&sleeper])) {
+        let pings = client.read_frames();
+        assert!(pings.len() == 5 && pings.iter().all(|frame| frame.first == 0x89), "{name}: {pings:?}");
+        client.expect_end();
+        assert_eq!(world.reason(client), "the peer was silent for 60 seconds", "{name}");
+    }
+    let frames = listener.read_frames();
+    let events: Vec<Value> = frames.iter().filter(|frame| frame.first == 0x81).map(json_of).collect();
+    assert_eq!(events, [json!({"event": "left", "data": {"username": "sleeper"}})]);
+    assert_eq!(world.reason(&sleeper), "the peer was silent for 60 seconds");
+}
+
+/// A peer that replies to pings stays for longer than the idle timeout.
+#[test]
+fn a_peer_that_replies_to_pings_stays() {
+    let mut world = World::new(&["--ping-interval", "10", "--idle-timeout", "15"]);
+    let client = world.upgrade(ECHO);
+    for _ in 0..7 {
+        world.advance(seconds(10));
+        let ping = client.read_frame();
+        assert_eq!(ping.first, 0x89);
+        client.send(&masked(0x8a, &ping.payload));
+    }
+    client.send_text("still here");
+    world.settle();
+    assert_eq!(client.read_frame().text(), "still here");
+}
+
+/// Only received bytes count. A client that receives a lot and sends nothing is cut, and its room receives `left` once.
+#[test]
+fn a_silent_peer_in_a_busy_room() {
+    let mut world = World::new(&["--rate-limit", "0"]);
+    let (talker, sleeper) = (member(&mut world, "talker"), member(&mut world, "sleeper"));
+    talker.read_event("joined");
+    for _ in 0..59 {
+        send_message(&talker, "are you there?");
+        world.advance(seconds(1));
+        assert_eq!(talker.read_event("message")["text"], "are you there?");
+    }
+    world.advance(seconds(1));
+    assert_eq!(talker.read_event("left"), json!({"username": "sleeper"}));
+    send_message(&talker, "and now?");
+    world.settle();
+    talker.read_event("message");
+    talker.expect_nothing();
+    let frames = sleeper.read_frames();
+    assert_eq!(frames.iter().filter(|frame| frame.first == 0x89).count(), 1, "a ping at second 30");
+    assert_eq!(frames.iter().filter(|frame| frame.first == 0x81).count(), 59, "all messages");
+    sleeper.expect_end();
+}
+
+/// The time in which the machine was suspended does not count as silence of the peer: it is pinged, and stays if it replies.
+#[test]
+fn a_suspended_machine_does_not_cut_its_peers() {
+    let mut world = World::new(&[]);
+    let client = world.upgrade(ECHO);
+    world.jump(seconds(3600));
+    world.settle();
+    assert_eq!(client.read_frame().first, 0x89);
+    client.send(&masked(0x8a, b""));
+    world.advance(seconds(29));
+    client.expect_nothing();
+}
+
+/// PROTOCOL.md, section 12: only received bytes count. An edge alone postpones no ping.
+#[test]
+fn spurious_edges_postpone_no_ping() {
+    for spurious in [NO_EDGE, Readiness { readable: true, writable: true, ..NO_EDGE }] {
+        let mut world = World::observed(&["--ping-interval", "10", "--idle-timeout", "60"]);
+        world.spurious = spurious;
+        let client = world.upgrade(ECHO);
+        for _ in 0..60 {
+            world.advance(seconds(1));
+            if !client.is_cut() {
+                world.turn();
+            }
+        }
+        assert_eq!(client.read_frames().len(), 5, "{spurious:?}");
+        assert_eq!(world.reason(&client), "the peer was silent for 60 seconds");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ end of a connection
+
+/// The connection is cut at the close deadline, whatever the peer does.
+#[test]
+fn peers_that_do_not_reply_to_a_close() {
+    let binary = || hex("82 81 M0 'x'");
+    let rows = [
+        ("silent after 1003", CHAT, binary(), 1003, vec![]),
+        ("silent after 1002", ECHO, hex("81 7f"), 1002, vec![]),
+        ("silent after 1007", ECHO, hex("81 81 M0 ff"), 1007, vec![]),
+        ("texts after 1003", CHAT, binary(), 1003, masked(0x81, PING.as_bytes())),
+        ("pings after 1003", CHAT, binary(), 1003, masked(0x89, b"")),
+        ("half a frame after 1003", CHAT, binary(), 1003, hex("82 fe ff ff M0")),
+        ("noise after 1002", ECHO, hex("81 7f"), 1002, vec![0xff; 1000]),
+        ("noise after 1009", ECHO, hex("82 ff 7f ff ff ff ff ff ff ff"), 1009, vec![0; 1000]),
+    ];
+    each_row(
+        &rows,
+        |row| row.0.to_owned(),
+        |(_, at, sent, code, then)| {
+            let mut world = calm(&[]);
+            let mut witnesses = Witnesses::join(&mut world);
+            let client = world.upgrade(at);
+            client.send(sent);
+            world.settle();
+            assert_eq!(client.read_frames().last().expect("a Close").close().0, *code);
+            let end = world.now() + CLOSE_TIMEOUT;
+            while world.now() + millis(100) < end {
+                client.send(then);
+                world.advance(millis(100));
+                assert!(!client.is_cut(), "at {:?}", world.now());
+            }
+            world.advance(millis(100));
+            assert!(client.is_cut());
+            client.expect_end();
+            witnesses.chat(&mut world);
+        },
+    );
+}
+
+/// A rejected connection lingers so that its response can be read, and not for longer than that.
+#[test]
+fn a_rejected_peer_that_stays_is_cut() {
+    let mut world = calm(&[]);
+    let client = world.connect();
+    client.send(&handshake().target("/").bytes());
+    world.settle();
+    assert_eq!(Response::parse(&client.read()).status, 401);
+    for _ in 0..5 {
+        assert!(!client.is_cut());
+        client.send(b"and another thing");
+        world.advance(seconds(1));
+    }
+    assert!(client.is_cut());
+    client.expect_end();
+}
+
+/// The client's Close arrives a turn before the signal to stop, together with it, or a turn after it.
+#[test]
+fn both_close_at_once() {
+    for (turn, codes) in [(-1, &[1000][..]), (0, &[1000, 1001]), (1, &[1001])] {
+        let mut world = calm(&[]);
+        let client = world.upgrade(ECHO);
+        if turn <= 0 {
+            client.send(&close_frame(1000));
+        }
+        if turn < 0 {
+            world.turn();
+        }
+        world.shut_down();
+        if turn > 0 {
+            client.send(&close_frame(1000));
+        }
+        world.settle();
+        let closes: Vec<u16> = client.read_frames().iter().map(|frame| frame.close().0).collect();
+        assert!(closes.len() == 1 && codes.contains(&closes[0]), "one Close of {codes:?}, not {closes:?}");
+        client.expect_end();
+        assert!(world.is_stopped);
+    }
+}
+
+/// PROTOCOL.md, section 12: messages received before a stop are published and acknowledged first.
+#[test]
+fn a_message_that_arrives_with_the_signal_is_acknowledged() {
+    let mut world = calm(&[]);
+    let mut witnesses = Witnesses::join(&mut world);
+    witnesses.chat(&mut world);
+    send_message(&witnesses.0[0], "last words");
+    world.shut_down();
+    for client in &witnesses.0 {
+        assert_eq!(client.read_event("message")["text"], "last words");
+        assert_eq!(client.read_frame().close().0, 1001);
+    }
+}
+
+/// No history: a backlog of such texts would be more than an outbox may hold.
+const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
+
+/// Sends messages of 16,000 letters until a slow consumer has been closed, and returns its name. The talker never waits for it.
+fn talk_until_left(world: &mut World, talker: &Client) -> Value {
+    let text = "x".repeat(16_000);
+    for _ in 0..100 {
+        send_message(talker, &text);
+        world.settle();
+        assert_eq!(talker.read_event("message")["text"], text);
+        if let Some(frame) = talker.next_frame() {
+            talker.expect_nothing();
+            let event = json_of(&frame);
+            assert_eq!(event["event"], "left");
+            return event["data"]["username"].clone();
+        }
+    }
+    panic!("100 messages, and every consumer is in time");
+}
+
+/// A slow consumer that does not even read its Close is cut. Until then, no Close is sent inside a frame.
+#[test]
+fn a_slow_consumer_that_never_reads_again_is_cut() {
+    let mut world = calm(&BIG_TEXTS);
+    let mut witnesses = Witnesses::join(&mut world);
+    let talker = member(&mut world, "talker");
+    for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
+        world.capacity = capacity;
+        let slow = member(&mut world, "slow");
+        talker.read_event("joined");
+        slow.set_reading(false);
+        assert_eq!(talk_until_left(&mut world, &talker), "slow");
+        for _ in 0..5 {
+            assert!(!slow.is_cut());
+            slow.send(&masked(0x8a, b""));
+            world.advance(seconds(1));
+        }
+        assert!(slow.is_cut());
+        slow.set_reading(true);
+        for frame in slow.read_frames() {
+            json_of(&frame);
+        }
+        let rest = slow.read();
+        let payload = rest.get(4..).unwrap_or_default();
+        assert!(rest.is_empty() || rest[0] == 0x81 && payload.iter().all(|byte| (0x20..0x7f).contains(byte)));
+        assert_eq!(slow.server_end(), End::Ended);
+        witnesses.chat(&mut world);
+    }
+}
+
+/// A slow consumer that reads again gets the rest of the half-sent frame and a Close, and nothing in between.
+#[test]
+fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
+    for capacity in [1, 100, 4096, 16_000, 16_100, 40_000] {
+        let mut world = calm(&BIG_TEXTS);
+        world.capacity = capacity;
+        let slow = member(&mut world, "slow");
+        let talker = member(&mut world, "talker");
+        slow.read_event("joined");
+        slow.set_reading(false);
+        assert_eq!(talk_until_left(&mut world, &talker), "slow");
+        slow.set_reading(true);
+        world.settle();
+        let mut frames = slow.read_frames();
+        assert_eq!(frames.pop().unwrap().close(), (1008, "too slow to read".to_owned()));
+        assert!(frames.len() <= 1 + capacity / 16_000, "the rest was dropped: {}", frames.len());
+        let ids: Vec<Value> = frames.iter().map(|frame| json_of(frame)["data"]["id"].clone()).collect();
+        assert!(ids.iter().zip(1..).all(|(id, expected)| *id == expected), "whole and in order: {ids:?}");
+        slow.send(&close_frame(1008));
+        world.settle();
+        slow.expect_end();
+    }
+}
+
+/// A client that is behind and ends its side has the close timeout to read what is queued for it.
+#[test]
+fn a_client_that_is_behind_and_ends_its_side() {
+    for returns in [false, true] {
+        let args = ["--max-outbox", "67108864", "--max-text", "20000", "--history", "0"];
+        let mut world = World::observed(&[&args[..], &CALM].concat());
+        world.capacity = 4096;
+        let (late, talker) = (member(&mut world, "late"), member(&mut world, "talker"));
+        late.read_event("joined");
+        late.set_reading(false);
+        for _ in 0..20 {
+            send_message(&talker, &"x".repeat(16_000));
+            world.settle();
+            talker.read_event("message");
+        }
+        late.end();
+        world.settle();
+        assert_eq!(talker.read_event("left"), json!({"username": "late"}), "at once");
+        world.advance(millis(4_900));
+        assert!(!late.is_cut());
+        if returns {
+            late.set_reading(true);
+            world.settle();
+            assert_eq!(late.read_frames().len(), 20);
+            late.expect_end();
+            assert_eq!(world.reason(&late), "the peer ended the stream without a Close");
+        } else {
+            world.advance(millis(100));
+            assert!(late.is_cut());
+            assert_eq!(world.reason(&late), "the peer did not read the last bytes in time");
+        }
+    }
+}
+
+/// Sends bytes on an upgraded connection.
+fn upgrade_and_send(world: &mut World, at: &str, sent: &[u8]) -> Client {
+    let client = world.upgrade(at);
+    client.send(sent);
+    world.settle();
+    client
+}
+
+/// Sends bytes on a connection that is not upgraded.
+fn connect_and_send(world: &mut World, sent: &[u8]) -> Client {
+    let client = world.connect();
+    client.send(sent);
+    world.settle();
+    client
+}
+
+#[derive(Debug)]
+enum Peer {
+    Waits,
+    Replies,
+    Ends,
+    Resets,
+}
+
+use Peer::{Ends, Replies, Resets, Waits};
+
+impl Peer {
+    fn act(&self, client: &Client) {
+        match self {
+            Waits => {}
+            Replies => client.send(&close_frame(1000)),
+            Ends => client.end(),
+            Resets => client.reset(),
+        }
+    }
+}
+
+const CLEAN: &str = "both Closes passed; the server ended TCP (§7.1.1)";
+const NO_REPLY: &str = "the peer did not reply to the Close in time";
+const NO_END: &str = "the peer did not end the stream in time";
+const NO_CLOSE: &str = "the peer ended the stream without a Close";
+const RESET: &str = "connection reset";
+
+/// A clean end has its reason as every other end has.
+#[test]
+#[rustfmt::skip]
+fn every_end_has_its_reason() {
+    let page = get("/health").bytes();
+    let nowhere = get("/nowhere").bytes();
+    let half = b"GET / HTTP/1.1\r\n".to_vec();
+    let close_and_more = [close_frame(1000), vec![0; 9]].concat();
+    // Where the client is ("": not upgraded), what it sends and does, the seconds that pass, the reason of the end.
+    let rows = [
+        (ECHO, close_frame(1000), Waits, 0, CLEAN),
+        (ECHO, masked(0x88, b""), Waits, 0, CLEAN),
+        (ECHO, close_and_more, Ends, 0, CLEAN),
+        (CHAT, hex("82 81 M0 'x'"), Replies, 0, CLEAN),
+        (CHAT, hex("82 81 M0 'x'"), Ends, 0, NO_CLOSE),
+        (CHAT, hex("82 81 M0 'x'"), Waits, 5, NO_REPLY),
+        (CHAT, hex("82 81 M0 'x'"), Resets, 0, RESET),
+        (ECHO, hex("81 7f"), Ends, 0, "the peer ended the stream after the server's Close"),
+        (ECHO, hex("81 7f"), Replies, 5, NO_END),
+        (ECHO, vec![], Waits, 60, "the peer was silent for 60 seconds"),
+        (ECHO, vec![], Ends, 0, NO_CLOSE),
+        (ECHO, vec![], Resets, 0, RESET),
+        ("", page.clone(), Ends, 0, "the response was sent"),
+        ("", page, Waits, 5, NO_END),
+        ("", nowhere.clone(), Ends, 0, "the request was rejected"),
+        ("", nowhere.clone(), Waits, 5, NO_END),
+        ("", nowhere, Resets, 0, RESET),
+        ("", vec![], Waits, 10, "no request arrived in time"),
+        ("", half.clone(), Ends, 0, "the peer ended the stream before its request was complete"),
+        ("", half.clone(), Resets, 0, RESET),
+        ("", half, Waits, 15, NO_END),
+    ];
+    each_row(
+        &rows,
+        |(at, sent, peer, ..)| format!("{at:?} {:?} {peer:?}", String::from_utf8_lossy(sent)),
+        |(at, sent, peer, time, reason)| {
+            let mut world = World::observed(&[]);
+            let client = if at.is_empty() { connect_and_send(&mut world, sent) } else { upgrade_and_send(&mut world, at, sent) };
+            peer.act(&client);
+            world.settle();
+            let limit = seconds(*time);
+            if !limit.is_zero() {
+                world.advance(limit - millis(1));
+                assert_eq!(world.connection_count(), 1, "not before its time");
+                world.advance(millis(1));
+            }
+            assert_eq!(world.reason(&client), *reason);
+            assert_eq!(world.connection_count(), 0);
+        },
+    );
+}
+
+#[test]
+fn every_end_in_a_shutdown_has_its_reason() {
+    let rows = [
+        (ECHO, Replies, 0, CLEAN),
+        (CHAT, Replies, 0, CLEAN),
+        (ECHO, Ends, 0, NO_CLOSE),
+        (ECHO, Resets, 0, RESET),
+        (ECHO, Waits, 2, "the server stopped"),
+        ("", Waits, 0, "the server is shutting down"),
+    ];
+    for (at, peer, time, reason) in rows {
+        let mut world = World::observed(&[]);
+        let client = if at.is_empty() { connect_and_send(&mut world, b"GET") } else { world.upgrade(at) };
+        world.shut_down();
+        peer.act(&client);
+        world.advance(seconds(time));
+        assert!(world.is_stopped, "{at:?} {peer:?}");
+        assert_eq!(world.reason(&client), reason);
+    }
+}
+
+#[test]
+fn the_end_of_a_slow_consumer_has_its_reason() {
+    for (peer, time, reason) in [(Waits, 5, NO_REPLY), (Replies, 0, CLEAN), (Ends, 0, NO_CLOSE), (Resets, 0, RESET)] {
+        let mut world = World::observed(&[&BIG_TEXTS[..], &CALM].concat());
+        let (slow, talker) = (member(&mut world, "slow"), member(&mut world, "talker"));
+        slow.set_reading(false);
+        talk_until_left(&mut world, &talker);
+        peer.act(&slow);
+        if time == 0 {
+            slow.set_reading(true);
+        }
+        world.advance(seconds(time));
+        assert_eq!(world.reason(&slow), reason, "{peer:?}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- places for connections
+
+fn status(client: &Client) -> u16 {
+    client.read_head().split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+}
+
+/// The status of the response to an upgrade request whose connection then stays open.
+fn request_upgrade(world: &mut World) -> (Client, u16) {
+    let client = connect_and_send(world, upgrade_request(ECHO).as_bytes());
+    let status = status(&client);
+    (client, status)
+}
+
+/// A rejected connection that lingers does not count towards `--max-connections`.
+#[test]
+fn a_rejected_connection_is_not_counted() {
+    let mut world = calm(&["--max-connections", "8"]);
+    let mut members: Vec<Client> = (0..8).map(|_| world.upgrade(ECHO)).collect();
+    let (rejected, code) = request_upgrade(&mut world);
+    assert_eq!(code, 503);
+    for _ in 0..5 {
+        members.pop().unwrap().send(&close_frame(1000));
+        world.settle();
+        let (next, code) = request_upgrade(&mut world);
+        assert_eq!(code, 101, "the next client gets in at once");
+        members.push(next);
+        assert_eq!(request_upgrade(&mut world).1, 503, "and no more than it");
+    }
+    assert!(!rejected.is_cut(), "the rejected client held its response open all the time");
+}
+
+/// Rejected connections that linger are bounded in number and time.
+#[test]
+fn rejected_connections_are_bounded_in_number_and_time() {
+    let mut world = World::observed(&[&["--max-connections", "8"], &CALM[..]].concat());
+    let members: Vec<Client> = (0..8).map(|_| world.upgrade(ECHO)).collect();
+    let rejected: Vec<Client> = (0..50)
+        .map(|_| {
+            let (client, code) = request_upgrade(&mut world);
+            assert_eq!(code, 503, "each one gets a response, however many linger");
+            assert!(world.connection_count() <= 8 + MAX_LINGERING, "{}", world.connection_count());
+            client
+        })
+        .collect();
+    let (cut, lingering) = rejected.split_at(50 - (MAX_LINGERING - 1));
+    assert!(cut.iter().all(|client| world.reason(client) == "too many rejected connections linger"), "the oldest");
+    assert!(lingering.iter().all(|client| !client.is_cut()));
+    world.advance(CLOSE_TIMEOUT);
+    assert!(lingering.iter().all(|client| world.reason(client) == "the peer did not end the stream in time"));
+    assert_eq!(world.connection_count(), 8);
+    members.iter().for_each(Client::expect_nothing);
+}
+
+/// The client over the limit is rejected, and a place is free when another client has left, however it left.
+#[test]
+fn limit_of_connections() {
+    let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
+    for leave in leave {
+        let mut world = calm(&["--max-connections", "2"]);
+        let (first, _second) = (world.upgrade(CHAT), world.upgrade(ECHO));
+        assert_eq!(request_upgrade(&mut world).1, 503);
+        assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
+        leave(&first);
+        world.settle();
+        // A response that is held open counts until the close timeout, unless it is a rejection.
+        world.advance(CLOSE_TIMEOUT);
+        assert_eq!(request_upgrade(&mut world).1, 101);
+    }
+}
+
+/// Addresses other than loopback have a share of the connections.
+#[test]
+fn each_address_has_its_share() {
+    let mut world = calm(&["--max-per-address", "2"]);
+    let mut from = |address: &str| {
+        let client = world.connect_from(address.parse().unwrap());
+        client.send(upgrade_request(ECHO).as_bytes());
+        world.settle();
+        status(&client)
+    };
+    assert_eq!([from("192.0.2.1"), from("192.0.2.1"), from("192.0.2.1")], [101, 101, 503]);
+    assert_eq!([from("192.0.2.2"), from("127.0.0.1"), from("127.0.0.1"), from("127.0.0.1")], [101; 4]);
+    // The first 64 bits of an IPv6 address count.
+    assert_eq!([from("2001:db8::1"), from("2001:db8::2"), from("2001:db8::3")], [101, 101, 503]);
+    assert_eq!(from("2001:db8:0:1::1"), 101);
+}
+
+/// A rejected connection that lingers does not count towards `--max-per-address`.
+#[test]
+fn a_rejected_connection_is_not_counted_for_its_address() {
+    let mut world = calm(&["--max-per-address", "2"]);
+    let from = |world: &mut World| {
+        let client = world.connect_from("192.0.2.1".parse().unwrap());
+        client.send(upgrade_request(ECHO).as_bytes());
+        world.settle();
+        let status = status(&client);
+        (client, status)
+    };
+    let (first, _second, rejected) = (from(&mut world), from(&mut world), from(&mut world));
+    assert_eq!((first.1, rejected.1), (101, 503));
+    first.0.send(&close_frame(1000));
+    world.settle();
+    assert_eq!(from(&mut world).1, 101, "at once");
+    assert!(!rejected.0.is_cut());
+    world.advance(CLOSE_TIMEOUT);
+    assert_eq!(from(&mut world).1, 503, "the end of the lingering connection frees no second place");
+}
+
+// ------------------------------------------------------------------------------------------------- limits of messages
+
+/// The result of bytes that follow an upgrade.
+enum Outcome {
+    /// An echo, or an event, that contains this.
+    Sends(&'static str),
+    Closes(u16, &'static str),
+}
+
+use Outcome::{Closes, Sends};
+
+/// A name, arguments, an endpoint, what is sent there, and the outcome.
+type Limit<'a> = (&'a str, &'a [&'a str], &'a str, Vec<u8>, Outcome);
+
+/// Each limit at n and at n + 1.
+#[test]
+fn limits_of_messages() {
+    let fragments = |count: usize| [hex("01 80 M0"), hex("00 80 M0").repeat(count - 1)].concat();
+    let whole = |count: usize| [fragments(count - 1), hex("80 83 M0 'end'")].concat();
+    let ping = |len: usize| masked(0x81, format!("{PING:len$}").as_bytes());
+    let text = |text: &str| masked(0x81, message(Dialect::Events, "", text).as_bytes());
+    let limit = ["--max-message", "300", "--max-text", "10"];
+    let parts = ["--max-fragments", "4"];
+    let rows: Vec<Limit> = vec![
+        ("--max-message at", &limit, CHAT, ping(300), Sends("pong")),
+        ("--max-message over", &limit, CHAT, ping(301), Closes(1009, "")),
+        ("--max-message does not bind /echo", &limit, ECHO, masked(0x81, &[b'x'; 301]), Sends("xxx")),
+        ("--max-echo at", &["--max-echo", "1000"], ECHO, masked(0x82, &[b'x'; 1000]), Sends("xxx")),
+        ("--max-echo over", &["--max-echo", "1000"], ECHO, masked(0x82, &[b'x'; 1001]), Closes(1009, "")),
+        ("--max-echo does not bind the chat", &["--max-echo", "1000"], CHAT, ping(1001), Sends("pong")),
+        ("--max-text at", &["--max-text", "10"], CHAT, text("ääääääääää"), Sends("ääääääääää")),
+        ("--max-text over", &["--max-text", "10"], CHAT, text("äääääääääää"), Sends("Message too long")),
+        ("--max-fragments at", &parts, ECHO, whole(4), Sends("end")),
+        ("--max-fragments over", &parts, ECHO, whole(5), Closes(1008, "fragments")),
+        ("--max-fragments over, no end", &parts, ECHO, fragments(5), Closes(1008, "fragments")),
+        ("--max-fragments counts each message", &parts, ECHO, whole(4).repeat(3), Sends("end")),
+    ];
+    each_row(
+        &rows,
+        |row| row.0.to_owned(),
+        |(_, args, at, sent, outcome)| {
+            let mut world = calm(args);
+            let client = world.upgrade(at);
+            if *at == CHAT {
+                client.read_event("welcome");
+            }
+            client.send(sent);
+            world.settle();
+            let frame = client.read_frame();
+            match outcome {
+                Sends(what) => assert!(String::from_utf8_lossy(&frame.payload).contains(what), "{frame:?}"),
+                Closes(code, word) => {
+                    let (got, reason) = frame.close();
+                    assert!(got == *code && reason.contains(word), "{got} {reason:?}");
+                }
+            }
+            Witnesses::join(&mut world).chat(&mut world);
+        },
+    );
+}
+
+#[test]
+fn limits_of_request_heads() {
+    let with = |count| (0..count).fold(handshake(), |request, i| request.add(format!("X-{i}: y")));
+    let head = ["--max-head", "512"];
+    let headers = ["--max-headers", "8"];
+    let rows: Vec<(&str, &[&str], Request, u16)> = vec![
+        ("--max-head at", &head, handshake().padded_to(512), 101),
+        ("--max-head over", &head, handshake().padded_to(513), 431),
+        ("--max-headers at", &headers, with(3), 101),
+        ("--max-headers over", &headers, with(4), 431),
+    ];
+    each_row(
+        &rows,
+        |row| row.0.to_owned(),
+        |(_, args, sent, expected)| {
+            let mut world = calm(args);
+            assert_eq!(status(&connect_and_send(&mut world, &sent.bytes())), *expected);
+        },
+    );
+}
+
+const BUFFERED: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
+
+/// `--max-buffered` bounds the unfinished messages of all connections together. The connection that crosses it is closed.
+#[test]
+fn limit_of_buffered_bytes() {
+    let mut world = calm(&BUFFERED);
+    let mut witnesses = Witnesses::join(&mut world);
+    let half = masked(0x02, &[b'x'; 60_000]);
+    for _ in 0..2 {
+        let clients: Vec<Client> = (0..3).map(|_| upgrade_and_send(&mut world, ECHO, &half)).collect();
+        let last = upgrade_and_send(&mut world, ECHO, &half);
+        let (code, reason) = last.read_frame().close();
+        assert_eq!(code, 1013);
+        assert!(reason.contains("buffer"), "{reason}");
+        last.send(&close_frame(code));
+        world.settle();
+        last.expect_end();
+        for client in &clients {
+            client.send(&masked(0x80, b"end"));
+            world.settle();
+            assert_eq!(client.read_frame().payload.len(), 60_003, "the others go on");
+            client.reset();
+        }
+        witnesses.chat(&mut world);
+    }
+}
+
+/// A client that sends too much after its request is upgraded before it is closed.
+#[test]
+fn too_much_after_the_request() {
+    let mut world = calm(&["--max-buffered", "2000", "--max-echo", "2000", "--max-message", "2000"]);
+    let half = masked(0x02, &[b'x'; 1500]);
+    let first = upgrade_and_send(&mut world, ECHO, &half);
+    let client = connect_and_send(&mut world, &[upgrade_request(ECHO).as_bytes(), &half].concat());
+    assert_eq!(status(&client), 101);
+    assert_eq!(client.read_frame().close().0, 1013);
+    first.expect_nothing();
+}
+
+/// A connection that holds many times as much as another is closed in its place when buffers are full.
+#[test]
+fn the_largest_holder_is_closed_when_buffers_are_full() {
+    let mut world = calm(&BUFFERED);
+    let mut witnesses = Witnesses::join(&mut world);
+    let largest = upgrade_and_send(&mut world, ECHO, &masked(0x02, &[b'x'; 190_000]));
+    largest.expect_nothing();
+    let other = upgrade_and_send(&mut world, ECHO, &masked(0x02, &[b'y'; 20_000]));
+    let (code, reason) = largest.read_frame().close();
+    assert_eq!(code, 1013);
+    assert!(reason.contains("buffer"), "{reason}");
+    other.send(&masked(0x80, b"end"));
+    world.settle();
+    assert_eq!(other.read_frame().payload.len(), 20_003);
+    witnesses.chat(&mut world);
+}
+
+// -------------------------------------------------------------------------------------------------------- rate limit
+
+/// A rate at which a second message must wait for ten seconds.
+const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
+
+/// A burst is twice the rate. After that, one message is allowed in each interval and not before.
+#[test]
+fn bursts() {
+    let rows: [(&[&str], usize, f64); 4] =
+        [(&[], 10, 5.0), (&["--rate-limit", "1"], 2, 1.0), (&["--rate-limit", "20"], 40, 20.0), (&SLOW, 1, 0.1)];
+    each_row(
+        &rows,
+        |row| row.0.join(" "),
+        |(args, burst, rate)| {
+            let mut world = World::new(args);
+            let bot = member(&mut world, "bot");
+            (0..burst + 3).for_each(|_| send_message(&bot, "hello"));
+            world.settle();
+            (0..*burst).for_each(|_| drop(bot.read_event("message")));
+            (0..3).for_each(|_| assert_eq!(bot.read_json(), error(Dialect::Events, "Slow down")));
+            let interval = Duration::from_secs_f64(1.0 / rate);
+            for _ in 0..3 {
+                world.advance(interval - millis(10));
+                send_message(&bot, "too early");
+                world.settle();
+                assert_eq!(bot.read_json(), error(Dialect::Events, "Slow down"));
+                world.advance(millis(11));
+                send_message(&bot, "again");
+                world.settle();
+                bot.read_event("message");
+            }
+            bot.expect_nothing();
+        },
+    );
+}
+
+/// A flood ends after five bursts of `Slow down`. The room receives `left` once.
+#[test]
+fn a_flood_is_closed() {
+    let mut world = World::new(&SLOW);
+    let listener = member(&mut world, "listener");
+    for dialect in DIALECTS {
+        let bot = join(&mut world, dialect, "bot", "general");
+        let data = listener.read_event("joined");
+        let frame = masked(0x81, message(dialect, "bot", "hello").as_bytes());
+        // One message is allowed and four are not. The client stays.
+        bot.send(&frame.repeat(5));
+        world.settle();
+        assert!(bot.read_json().to_string().contains("hello"));
+        (0..4).for_each(|_| assert_eq!(bot.read_json(), error(dialect, "Slow down")));
+        bot.expect_nothing();
+        assert_eq!(listener.read_event("message")["text"], "hello");
+        listener.expect_nothing();
+        bot.send(&frame.repeat(20));
+        world.settle();
+        assert_eq!(bot.read_json(), error(dialect, "Slow down"));
+        assert_eq!(bot.read_frame().close(), (1008, "flooding".to_owned()));
+        bot.send(&close_frame(1008));
+        world.settle();
+        bot.expect_end();
+        assert_eq!(listener.read_json(), json!({"event": "left", "data": data}));
+    }
+    listener.expect_nothing();
+}
+
+/// The same with a burst of two; and `Slow down` counts for ten seconds.
+#[test]
+fn a_flood_of_five_bursts() {
+    let mut world = World::new(&["--rate-limit", "1"]);
+    let bot = member(&mut world, "bot");
+    (0..200).for_each(|_| send_message(&bot, "hello"));
+    world.settle();
+    let mut frames = bot.read_frames();
+    assert_eq!(frames.pop().unwrap().close(), (1008, "flooding".to_owned()));
+    let slow_down = error(Dialect::Events, "Slow down");
+    assert_eq!(frames.iter().filter(|frame| json_of(frame) == slow_down).count(), 10, "five bursts of two");
+
+    let patient = member(&mut world, "patient");
+    for _ in 0..10 {
+        (0..9).for_each(|_| send_message(&patient, "hello"));
+        world.advance(seconds(12));
+    }
+    assert!(patient.read_frames().iter().all(|frame| frame.first == 0x81), "it stays");
+}
+
+// --------------------------------------------------------------------------------------------------- turns and edges
+
+/// A batch that fills stops the reading for the members of that room only, and only until the next turn.
+#[test]
+fn a_full_batch_stops_its_own_room() {
+    let mut world = World::new(&[]);
+    world.capacity = 1 << 20; // no write blocks
+    let crowd: Vec<Client> = (0..8).map(|i| member(&mut world, &format!("member{i}"))).collect();
+    let other = join(&mut world, Dialect::Events, "other", "elsewhere");
+    let has_pong = |client: &Client| client.read_frames().iter().any(|frame| frame.first == 0x8a);
+    crowd.iter().for_each(|client| drop(client.read_frames()));
+    // Escaped, each text is 3 KB of JSON, so the third member fills the batch of 64 KiB.
+    let text = format!("a{}b", "\u{1}".repeat(498));
+    for client in &crowd {
+        (0..10).for_each(|_| send_message(client, &text));
+        client.send(&masked(0x89, b""));
+    }
+    other.send(&masked(0x89, b""));
+    world.turn();
+    assert!(has_pong(&other), "members of other rooms are served in the same turn");
+    let served = crowd.iter().filter(|client| has_pong(client)).count();
+    assert_eq!(served, 3, "the room's other members wait");
+    let turns = world.settle();
+    assert_eq!(crowd.iter().filter(|client| has_pong(client)).count(), 8 - served);
+    assert!(turns <= 2, "{turns}");
+}
+
+/// A burst of handshakes is spread over many turns, so it delays other clients by one turn at most.
+#[test]
+fn a_burst_of_handshakes_does_not_delay_others() {
+    let mut world = World::new(&[]);
+    let other = join(&mut world, Dialect::Events, "other", "elsewhere");
+    let crowd: Vec<Client> = (0..200).map(|_| world.connect()).collect();
+    crowd.iter().enumerate().for_each(|(i, client)| {
+        client.send(upgrade_request(&path(Dialect::Events, &format!("member{i}"), "general")).as_bytes());
+    });
+    let mut turns = 0;
+    let mut joined = 0;
+    while joined < crowd.len() {
+        other.send(&masked(0x89, b""));
+        world.turn();
+        turns += 1;
+        assert!(turns < 100, "{joined} of 200 have joined");
+        assert_eq!(other.read_frame().first, 0x8a, "a Pong in every turn");
+        let before = joined;
+        joined = crowd.iter().filter(|client| !client.received().is_empty()).count();
+        assert!(joined - before <= 16, "{} handshakes in one turn", joined - before);
+    }
+}
+
+/// A conversation on all endpoints and dialects, one step after the other. Returns all bytes that each client received.
+fn conversation(world: &mut World) -> Vec<Vec<u8>> {
+    let paths = DIALECTS.map(|dialect| path(dialect, "member", "general"));
+    let clients: Vec<Client> =
+        paths.iter().map(|path| connect_and_send(world, upgrade_request(path).as_bytes())).collect();
+    let echo = connect_and_send(world, upgrade_request(ECHO).as_bytes());
+    let rejected = connect_and_send(world, upgrade_request("/?token=wrong").as_bytes());
+    for (client, dialect) in clients.iter().zip(DIALECTS) {
+        for text in ["hello", "/msg member a private message", &"long ".repeat(60)] {
+            client.send_text(&message(dialect, "member", text));
+            client.send(&masked(0x89, text.get(..9).unwrap_or(text).as_bytes()));
+            world.settle();
+        }
+    }
+    let switch = masked(0x81, br#"{"event":"switch_room","data":{"room":"elsewhere"}}"#);
+    let echoed = [hex("01 82 M0 'He'"), masked(0x89, b"ping"), masked(0x80, &[b'l'; 400])].concat();
+    for (client, sent) in
+        [(&echo, echoed), (&clients[0], switch), (&clients[1], close_frame(1000)), (&clients[2], hex("81 7f"))]
+    {
+        client.send(&sent);
+        world.settle();
+    }
+    echo.end();
+    rejected.end();
+    world.settle();
+    clients.iter().chain([&echo, &rejected]).map(Client::received).collect()
+}
+
+/// The same bytes arrive at every client, however few of them the kernel accepts at once.
+#[test]
+fn partial_writes_at_every_size() {
+    let expected = conversation(&mut World::new(&[]));
+    assert!(expected.iter().all(|bytes| bytes.len() > 100));
+    for capacity in (1..300).chain([500, 1000, 2000]) {
+        let mut world = World::new(&[]);
+        world.capacity = capacity;
+        assert!(conversation(&mut world) == expected, "{capacity} bytes at once");
+    }
+}
+
+/// Edges without a cause change nothing, in either direction.
+#[test]
+fn spurious_edges() {
+    let expected = conversation(&mut World::new(&[]));
+    for (readable, writable) in [(true, false), (false, true), (true, true)] {
+        for capacity in [7, 64 * 1024] {
+            let mut world = World::new(&[]);
+            world.capacity = capacity;
+            world.spurious = Readiness { readable, writable, ..NO_EDGE };
+            assert!(conversation(&mut world) == expected, "{:?}", world.spurious);
+        }
+    }
+}
+
+/// Edges for tokens of no connection, or of one that was removed, are ignored.
+#[test]
+fn edges_for_unknown_tokens() {
+    let every_edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
+    let mut world = World::new(&[]);
+    let client = member(&mut world, "member");
+    let removed = world.upgrade(ECHO);
+    removed.reset();
+    world.settle();
+    let tokens = [removed.token(), Token(0), Token(1), Token(1000), Token(usize::MAX)];
+    world.turn_with(|server| tokens.into_iter().for_each(|token| server.ready(token, every_edge)));
+    world.settle();
+    assert_eq!(world.connection_count(), 1);
+    client.expect_nothing();
+}
+
+// ------------------------------------------------------------------------------------------------------- determinism
+
+/// Clients that join, talk, switch, stop reading, leave and vanish at random moments. Returns what each received.
+fn random_scenario(seed: u64) -> Vec<Vec<u8>> {
+    let mut random = Rng::with_seed(seed);
+    let mut world = World::build(&["--max-outbox", "4096", "--rate-limit", "0", "--history", "5"], seed, false);
+    let mut clients: Vec<(Dialect, Client)> = Vec::new();
+    for step in 0..500 {
+        if clients.len() < 8 || random.u8(0..8) == 0 {
+            world.capacity = random.usize(1..2000);
+            let dialect = random.choice(DIALECTS).unwrap();
+            let room = random.choice(["a", "b"]).unwrap();
+            let client = world.connect();
+            client.send(upgrade_request(&path(dialect, &format!("user{step}"), room)).as_bytes());
+            clients.push((dialect, client));
+        }
+        let (dialect, client) = &clients[random.usize(0..clients.len())];
+        let text = format!("{step} {}", "x".repeat(random.usize(0..400)));
+        match random.u8(0..16) {
+            _ if !client.is_open() => {}
+            0 => client.reset(),
+            1 => client.end(),
+            2 => client.send(&close_frame(1000)),
+            3..=5 => client.set_reading(false),
+            6 => client.set_reading(true),
+            7 => client.send_text(r#"{"event":"switch_room","data":{"room":"b"}}"#),
+            8 => client.send(&masked(0x89, b"ping")),
+            _ => client.send_text(&message(*dialect, "member", &text)),
+        }
+        match random.u8(0..4) {
+            0 => world.advance(millis(random.u64(0..5000))),
+            1 | 2 => world.turn(),
+            _ => {}
+        }
+    }
+    world.shut_down();
+    world.advance(seconds(2));
+    assert!(world.is_stopped);
+    clients.iter().map(|(_, client)| client.received()).collect()
+}
+
+/// Two runs of one seed give the same bytes to every client: nothing in the server depends on anything else.
+#[test]
+fn one_seed_has_one_outcome() {
+    let mut outcomes = Vec::new();
+    for seed in 0..20 {
+        let first = random_scenario(seed);
+        assert!(first == random_scenario(seed), "seed {seed}");
+        assert!(!outcomes.contains(&first), "seed {seed} differs from the others");
+        outcomes.push(first);
+    }
+}

@@ -1,0 +1,319 @@
+//! Executes the examples of `src/chat/PROTOCOL.md` against the real server.
+//!
+//! A fence marked `session` is a list of steps, one a line; a fence marked `http` is a request and the response to it. The
+//! fences under one heading share a server and its clients. The page itself explains the notation.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use support::http::Response;
+use support::table::hex;
+use support::users::TIME;
+use support::{Frame, RawClient, Server, masked};
+
+const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
+
+/// Values that the server chooses. Where a client receives one of these words, the test remembers the value; where a client sends
+/// the word, the test sends the value.
+const VARIABLES: [&str; 2] = ["EPOCH", "TICKET"];
+
+#[derive(Debug)]
+struct Example {
+    heading: &'static str,
+    /// The language of its fence.
+    kind: &'static str,
+    /// The line of the page at which it starts.
+    line: usize,
+    text: String,
+}
+
+fn examples() -> Vec<Example> {
+    let (mut examples, mut heading, mut open) = (Vec::new(), "", None);
+    for (number, line) in (1..).zip(PAGE.lines()) {
+        open = match (open, line.strip_prefix("```")) {
+            (None, Some(kind)) => Some(Example { heading, kind, line: number, text: String::new() }),
+            (Some(example), Some(_)) => {
+                examples.push(example);
+                None
+            }
+            (Some(example), None) => Some(Example { text: example.text + line + "\n", ..example }),
+            (None, None) => {
+                assert!(!line.contains("{\""), "line {number}: JSON belongs into an example, where it is executed");
+                heading = if line.starts_with('#') { line } else { heading };
+                None
+            }
+        };
+    }
+    assert!(open.is_none(), "an open fence");
+    examples
+}
+
+/// What the examples under one heading share.
+#[derive(Default)]
+struct Session {
+    server: Option<Server>,
+    clients: BTreeMap<String, Client>,
+    variables: BTreeMap<&'static str, String>,
+}
+
+struct Client {
+    socket: RawClient,
+    /// Set by `< …`: messages are skipped until the next expected one.
+    skips: bool,
+}
+
+#[test]
+fn links_within_the_page_have_a_heading() {
+    let headings = PAGE
+        .lines()
+        .filter_map(|line| line.trim_start_matches('#').strip_prefix(' ').filter(|_| line.starts_with('#')));
+    let anchors: Vec<String> =
+        headings.map(|heading| heading.replace('`', "").replace(' ', "-").to_lowercase()).collect();
+    for link in PAGE.split("](#").skip(1) {
+        let link = link.split(')').next().unwrap_or_default();
+        assert!(anchors.iter().any(|anchor| anchor == link), "#{link}");
+    }
+}
+
+#[test]
+fn every_example_is_what_the_server_does() {
+    let examples = examples();
+    let mut failed = Vec::new();
+    for section in examples.chunk_by(|a, b| a.heading == b.heading) {
+        let result = std::panic::catch_unwind(|| {
+            let mut session = Session::default();
+            section.iter().for_each(|example| session.play(example));
+            session.finish();
+        });
+        failed.extend(result.is_err().then_some(section[0].heading));
+    }
+    assert!(examples.len() > 20, "the page has examples");
+    assert!(failed.is_empty(), "the messages above tell what differs in: {failed:?}");
+}
+
+impl Session {
+    fn server(&mut self) -> &Server {
+        self.server.get_or_insert_with(|| Server::start(&[]))
+    }
+
+    fn play(&mut self, example: &Example) {
+        match example.kind {
+            "session" => steps(&example.text).iter().for_each(|(line, step)| self.step(step, example.line + line)),
+            "http" => self.exchange(&example.text, example.line),
+            kind => panic!("line {}: no test executes a fence marked {kind:?}", example.line),
+        }
+    }
+
+    fn step(&mut self, step: &str, line: usize) {
+        if let Some(command) = step.strip_prefix("$ wirechat") {
+            self.finish();
+            self.clients.clear();
+            let arguments: Vec<&str> = command.split_whitespace().collect();
+            self.server = Some(Server::start(&arguments));
+            return;
+        }
+        let (name, step) = step.split_once(' ').unwrap_or_else(|| panic!("line {line}: no step"));
+        let step = step.trim_start();
+        if let Some(url) = step.strip_prefix("connects to ws://127.0.0.1:3000") {
+            let path = self.filled_in(url);
+            let client = Client { socket: self.server().upgrade(&path), skips: false };
+            self.clients.insert(name.to_owned(), client);
+        } else if step == "disconnects" {
+            let mut client = self.clients.remove(name).expect(step);
+            client.socket.send(&masked(0x88, &1000u16.to_be_bytes()));
+            let mut frame = client.next_frame();
+            while client.skips && frame.opcode() != 8 {
+                frame = client.next_frame();
+            }
+            assert_eq!(shown(&frame), "close 1000", "line {line}: {name} has received something else before");
+            client.socket.expect_end();
+        } else if step == "is cut off" {
+            self.clients.remove(name).expect(step);
+        } else if let Some(text) = step.strip_prefix("> ") {
+            let frame = client_frame(&self.filled_in(text));
+            self.clients.get_mut(name).unwrap_or_else(|| panic!("line {line}: {name}?")).socket.send(&frame);
+        } else if let Some(expected) = step.strip_prefix("< ") {
+            self.receive(name, expected, line);
+        } else {
+            panic!("line {line}: no step: {step}");
+        }
+    }
+
+    fn receive(&mut self, name: &str, expected: &str, line: usize) {
+        let client = self.clients.get_mut(name).unwrap_or_else(|| panic!("line {line}: {name}?"));
+        if expected == "…" {
+            client.skips = true;
+            return;
+        }
+        loop {
+            let received = shown(&client.next_frame());
+            match matches(expected, &received, &self.variables) {
+                Some(variables) => {
+                    self.variables.extend(variables);
+                    client.skips = false;
+                    break;
+                }
+                None => assert!(client.skips, "line {line}, {name}\nexpected {expected}\nreceived {received}"),
+            }
+        }
+        if expected.starts_with("close") {
+            let mut client = self.clients.remove(name).expect("a client");
+            client.socket.try_send(&masked(0x88, &1000u16.to_be_bytes()));
+            let _ = client.socket.stream.shutdown(std::net::Shutdown::Write);
+            client.socket.expect_end();
+        }
+    }
+
+    /// Sends the request, and compares the response: its status line, the headers that the page shows, and the body.
+    fn exchange(&mut self, text: &str, line: usize) {
+        let (request, response) = text.split_once("\n\nHTTP/1.1 ").expect("a request, a blank line, a response");
+        let request = self.filled_in(request);
+        let mut client = self.server().connect();
+        client.send(format!("{}\r\n\r\n", request.replace('\n', "\r\n")).as_bytes());
+        let (head, body) = response.split_once("\n\n").unwrap_or((response.trim_end(), ""));
+        let received = if head.starts_with("101") { client.read_head().into() } else { client.read_to_clean_end() };
+        let mut lines = head.lines();
+        let status_line = format!("HTTP/1.1 {}\r\n", lines.next().unwrap_or_default());
+        assert!(received.starts_with(status_line.as_bytes()), "line {line}: {}", String::from_utf8_lossy(&received));
+        let received = Response::parse(&received);
+        for header in lines {
+            let (name, value) = header.split_once(": ").expect("a header");
+            assert_eq!(received.header(name), value, "line {line}, {name}");
+        }
+        let is_same = matches(body.trim_end(), received.body.trim_end(), &self.variables).is_some();
+        let is_shown = !body.is_empty() || head.starts_with("101") || request.starts_with("HEAD");
+        assert!(is_same && is_shown, "line {line}: the body is {}", received.body);
+    }
+
+    /// No client has received anything that the page does not show.
+    fn finish(&mut self) {
+        for (name, client) in &mut self.clients {
+            client.socket.send(&masked(0x89, b"the end"));
+            let mut received = shown(&client.next_frame());
+            while client.skips && received != "pong the end" {
+                received = shown(&client.next_frame());
+            }
+            assert_eq!(received, "pong the end", "{name} receives something that the page does not show");
+        }
+    }
+
+    /// A text that a client sends, with the values of the variables in it.
+    fn filled_in(&self, text: &str) -> String {
+        let replace = |text: String, (name, value): (&&str, &String)| text.replace(*name, value);
+        self.variables.iter().fold(text.to_owned(), replace)
+    }
+}
+
+impl Client {
+    /// The next frame other than a Ping, which a client replies to; the fragments of a message count as one frame.
+    fn next_frame(&mut self) -> Frame {
+        let mut message: Option<Frame> = None;
+        loop {
+            let frame = self.socket.read_frame();
+            let is_final = frame.first & 0x80 != 0;
+            match (frame.opcode(), &mut message) {
+                (9, _) => self.socket.send(&masked(0x8a, &frame.payload)),
+                (0, Some(message)) => {
+                    message.payload.extend(frame.payload);
+                    message.first |= frame.first;
+                }
+                _ if is_final => return frame,
+                _ => message = Some(frame),
+            }
+            if is_final && let Some(message) = message.take_if(|message| message.first & 0x80 != 0) {
+                return message;
+            }
+        }
+    }
+}
+
+/// The steps of a session with the numbers of their lines; an indented line continues the one above it.
+fn steps(text: &str) -> Vec<(usize, String)> {
+    let mut steps: Vec<(usize, String)> = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        match (line.strip_prefix(' '), steps.last_mut()) {
+            (Some(rest), Some((_, step))) => step.push_str(rest.trim_start()),
+            _ => steps.push((number, line.to_owned())),
+        }
+    }
+    steps
+}
+
+/// The frame of `> TEXT`, `> binary 00 01` or `> close 1000 "reason"`.
+fn client_frame(text: &str) -> Vec<u8> {
+    match text.split_once(' ') {
+        Some(("binary", bytes)) => masked(0x82, &hex(bytes)),
+        Some(("close", rest)) => {
+            let (code, reason) = rest.split_once(' ').unwrap_or((rest, ""));
+            let code: u16 = code.parse().expect("a close code");
+            masked(0x88, &[&code.to_be_bytes(), reason.trim_matches('"').as_bytes()].concat())
+        }
+        None if text == "close" => masked(0x88, b""),
+        _ => masked(0x81, text.as_bytes()),
+    }
+}
+
+/// A received frame in the notation of the page.
+fn shown(frame: &Frame) -> String {
+    match frame.opcode() {
+        8 => match frame.close() {
+            (1005, _) => "close".to_owned(),
+            (code, reason) if reason.is_empty() => format!("close {code}"),
+            (code, reason) => format!("close {code} \"{reason}\""),
+        },
+        10 => format!("pong {}", String::from_utf8_lossy(&frame.payload)),
+        _ => frame.text().to_owned(),
+    }
+}
+
+/// Compares a received text with an expected one, in which `…` stands for anything and a variable for one value. Times
+/// need only have the same format. Returns the variables that became known.
+fn matches(
+    expected: &str,
+    received: &str,
+    known: &BTreeMap<&'static str, String>,
+) -> Option<BTreeMap<&'static str, String>> {
+    let (expected, received) = (without_times(expected), without_times(received));
+    let mut found = BTreeMap::new();
+    let (mut expected, mut received) = (expected.as_str(), received.as_str());
+    // The gap before the literal that comes next: `None` at the start, where nothing may be skipped.
+    let mut gap: Option<&'static str> = None;
+    loop {
+        let next = VARIABLES.iter().chain(&["…"]).filter_map(|name| Some((expected.find(name)?, *name))).min();
+        let (literal, rest) = next.map_or((expected, ""), |(at, name)| (&expected[..at], &expected[at + name.len()..]));
+        let at = match (gap, next) {
+            (None, _) => received.starts_with(literal).then_some(0)?,
+            (Some(_), None) => received.ends_with(literal).then(|| received.len() - literal.len())?,
+            (Some(_), Some(_)) => received.find(literal)?,
+        };
+        if let Some(name) = gap.filter(|name| *name != "…") {
+            let value = received[..at].to_owned();
+            if known.get(name).is_some_and(|known| expects_same(name) && *known != value) {
+                return None;
+            }
+            found.insert(name, value);
+        }
+        received = &received[at + literal.len()..];
+        let Some((_, name)) = next else { return received.is_empty().then_some(found) };
+        (expected, gap) = (rest, Some(name));
+    }
+}
+
+/// A room has one epoch; every connection has a ticket of its own.
+fn expects_same(name: &str) -> bool {
+    name == "EPOCH"
+}
+
+/// The text with [`TIME`] in place of every RFC 3339 time in UTC with milliseconds.
+fn without_times(text: &str) -> String {
+    let mut parts: Vec<&str> = text.split('"').collect();
+    for part in &mut parts {
+        if part.len() == 24 && part.ends_with('Z') && humantime::parse_rfc3339(part).is_ok() {
+            *part = TIME;
+        }
+    }
+    parts.join("\"")
+}

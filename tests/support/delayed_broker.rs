@@ -1,0 +1,156 @@
+//! A broker for tests whose events come back late. It lets a memory broker decide, holds the events back, and releases
+//! them one by one: in random order across rooms, but never out of order within one room or for one client. It can also
+//! fail a message, reject a join, and pretend that members are on other instances.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use mio::Token;
+use wirechat::broker::memory::MemoryBroker;
+use wirechat::broker::{Broker, BrokerError, MemberId, Request, RoomEvent, RoomId};
+
+pub struct DelayedBroker(Rc<RefCell<State>>);
+
+/// The test's end of a [`DelayedBroker`].
+#[derive(Clone)]
+pub struct Control(Rc<RefCell<State>>);
+
+struct State {
+    decisions: MemoryBroker,
+    /// In the order in which they happened.
+    pending: Vec<Pending>,
+    released: VecDeque<RoomEvent>,
+    /// The room of each client once all pending events are released.
+    rooms: HashMap<Token, RoomId>,
+    random: Rng,
+    fails_next_publish: bool,
+    rejects_next_join: Option<BrokerError>,
+    remote_members: HashMap<String, Vec<(MemberId, Rc<str>)>>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    event: RoomEvent,
+    /// An event must not overtake another one with which it shares a key.
+    keys: Vec<Key>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Room(RoomId),
+    Client(Token),
+}
+
+impl DelayedBroker {
+    pub fn new(decisions: MemoryBroker, seed: u64) -> (DelayedBroker, Control) {
+        let state = State {
+            decisions,
+            pending: Vec::new(),
+            released: VecDeque::new(),
+            rooms: HashMap::new(),
+            random: Rng::with_seed(seed),
+            fails_next_publish: false,
+            rejects_next_join: None,
+            remote_members: HashMap::new(),
+        };
+        let state = Rc::new(RefCell::new(state));
+        (DelayedBroker(Rc::clone(&state)), Control(state))
+    }
+}
+
+impl Broker for DelayedBroker {
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        self.0.borrow_mut().submit(client, request, now);
+    }
+
+    fn next_event(&mut self) -> Option<RoomEvent> {
+        self.0.borrow_mut().released.pop_front()
+    }
+}
+
+impl Control {
+    /// Releases one event at random, of those that overtake no other one with which they share a key. Returns `false` if
+    /// none is pending.
+    pub fn release_one(&self) -> bool {
+        let state = &mut *self.0.borrow_mut();
+        let shares_key = |a: &Pending, b: &Pending| a.keys.iter().any(|key| b.keys.contains(key));
+        let may_go = |at: &usize| !state.pending[..*at].iter().any(|earlier| shares_key(earlier, &state.pending[*at]));
+        let candidates: Vec<usize> = (0..state.pending.len()).filter(may_go).collect();
+        let Some(at) = state.random.choice(candidates) else { return false };
+        let event = state.pending.remove(at).event;
+        state.released.push_back(event);
+        true
+    }
+
+    pub fn fail_next_publish(&self) {
+        self.0.borrow_mut().fails_next_publish = true;
+    }
+
+    pub fn reject_next_join(&self, error: BrokerError) {
+        self.0.borrow_mut().rejects_next_join = Some(error);
+    }
+
+    /// Lets a room have members on other instances when it opens here.
+    pub fn add_remote_members(&self, room: &str, members: &[(MemberId, &str)]) {
+        let members = members.iter().map(|(member, username)| (*member, Rc::from(*username))).collect();
+        self.0.borrow_mut().remote_members.insert(room.to_owned(), members);
+    }
+
+    /// Lets something happen on another instance.
+    pub fn happen(&self, event: RoomEvent) {
+        self.0.borrow_mut().hold(event, None);
+    }
+}
+
+impl State {
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        match request {
+            Request::Join(_) if self.rejects_next_join.is_some() => {
+                let Some(error) = self.rejects_next_join.take() else { return };
+                self.hold(RoomEvent::JoinRejected { client, error }, Some(client));
+            }
+            Request::Publish(message) if self.fails_next_publish && self.rooms.contains_key(&client) => {
+                self.fails_next_publish = false;
+                let (error, nonce) = (BrokerError::NotStored, message.nonce);
+                self.hold(RoomEvent::Rejected { client, error, nonce }, Some(client));
+            }
+            request => self.decisions.submit(client, request, now),
+        }
+        while let Some(event) = self.decisions.next_event() {
+            self.hold(event, Some(client));
+        }
+    }
+
+    /// Holds an event back that a client caused. Its keys are the rooms and clients that it is about, and the client that
+    /// caused it with its room.
+    fn hold(&mut self, mut event: RoomEvent, client: Option<Token>) {
+        let mut keys: Vec<Key> = client.into_iter().map(Key::Client).collect();
+        keys.extend(client.and_then(|client| self.rooms.get(&client)).copied().map(Key::Room));
+        match &mut event {
+            RoomEvent::Opened { room, name, members } => {
+                members.extend(self.remote_members.remove(&**name).unwrap_or_default());
+                keys.push(Key::Room(*room));
+            }
+            RoomEvent::Left { room, member, .. } => {
+                keys.push(Key::Room(*room));
+                if let MemberId::Local(client) = member {
+                    keys.push(Key::Client(*client));
+                    self.rooms.remove(client);
+                }
+            }
+            RoomEvent::Entered { client, from, to, .. } => {
+                keys.extend(from.iter().chain([&*to]).map(|room| Key::Room(*room)));
+                self.rooms.insert(*client, *to);
+            }
+            RoomEvent::RemoteJoined { room, .. }
+            | RoomEvent::Published { room, .. }
+            | RoomEvent::Typing { room, .. } => keys.push(Key::Room(*room)),
+            RoomEvent::Private { recipients, .. } => keys.extend(recipients.iter().map(|client| Key::Client(*client))),
+            RoomEvent::Duplicate { .. } | RoomEvent::JoinRejected { .. } | RoomEvent::Rejected { .. } => {}
+        }
+        self.pending.push(Pending { event, keys });
+    }
+}

@@ -1,0 +1,260 @@
+//! One TCP connection in memory: the server's end is a [`MemorySocket`], the other end a [`Client`].
+//!
+//! Edges are those of epoll: a socket is reported once after a change (new bytes, the first room after a blocked write, the
+//! end of the stream, a reset), with its state at the time of the report.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::mem;
+use std::rc::Rc;
+
+use mio::Token;
+use serde_json::Value;
+use wirechat::server::Readiness;
+use wirechat::server::connection::Socket;
+
+use super::NO_EDGE;
+use crate::support::{Frame, masked, split_frame};
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    #[default]
+    Open,
+    /// The end of the stream follows the bytes that were sent.
+    Ended,
+    Reset,
+}
+
+pub type SharedLink = Rc<RefCell<Link>>;
+
+/// The state that both ends share.
+#[derive(Default)]
+pub struct Link {
+    pub token: Option<Token>,
+    capacity: usize,
+    to_server: VecDeque<u8>,
+    to_client: VecDeque<u8>,
+    client_end: End,
+    server_end: End,
+    /// The server has closed its socket.
+    pub is_dropped: bool,
+    /// A change since the last report.
+    pub has_edge: bool,
+    /// The last write did not write all its bytes.
+    is_blocked: bool,
+    is_reading: bool,
+    received: Vec<u8>,
+}
+
+impl Link {
+    pub fn take_edge(&mut self, spurious: Readiness) -> Option<Readiness> {
+        let is_reset = self.client_end == End::Reset;
+        let is_ended = self.client_end != End::Open && self.to_server.len() <= self.capacity;
+        let readiness = Readiness {
+            readable: spurious.readable || is_ended || !self.to_server.is_empty(),
+            writable: spurious.writable || is_reset || self.to_client.len() < self.capacity,
+            read_closed: is_ended,
+            error: is_reset,
+        };
+        (mem::take(&mut self.has_edge) || spurious != NO_EDGE).then_some(readiness)
+    }
+
+    pub fn deliver(&mut self) {
+        if self.is_reading && !self.to_client.is_empty() {
+            self.received.extend(self.to_client.drain(..));
+            self.has_edge |= mem::take(&mut self.is_blocked);
+        }
+    }
+}
+
+/// The server's end of a connection.
+pub struct MemorySocket(pub SharedLink);
+
+impl Read for MemorySocket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let link = &mut *self.0.borrow_mut();
+        let len = link.to_server.len().min(link.capacity).min(buffer.len());
+        buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
+        // The rest arrives now, or the end of the stream.
+        link.has_edge |= len > 0 && (!link.to_server.is_empty() || link.client_end != End::Open);
+        match (len, link.client_end) {
+            (0, End::Open) => Err(ErrorKind::WouldBlock.into()),
+            (0, End::Reset) => Err(ErrorKind::ConnectionReset.into()),
+            _ => Ok(len),
+        }
+    }
+}
+
+impl Write for MemorySocket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let link = &mut *self.0.borrow_mut();
+        assert_eq!(link.server_end, End::Open, "no write follows the end of the stream");
+        if link.client_end == End::Reset {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let room = link.capacity - link.to_client.len();
+        let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        link.is_blocked = total > room;
+        if room == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        link.to_client.extend(slices.iter().flat_map(|slice| slice.iter()).take(room));
+        Ok(total.min(room))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Socket for MemorySocket {
+    fn has_pending(&self, _: wirechat::server::connection::Direction) -> bool {
+        false
+    }
+
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.0.borrow_mut().server_end = End::Ended;
+        Ok(())
+    }
+}
+
+impl Drop for MemorySocket {
+    fn drop(&mut self) {
+        let link = &mut *self.0.borrow_mut();
+        link.is_dropped = true;
+        if !link.to_server.is_empty() {
+            // Closing a socket with input unread sends a reset, which destroys what the peer has not read yet.
+            link.to_client.clear();
+            link.server_end = End::Reset;
+        } else if link.server_end == End::Open {
+            link.server_end = End::Ended;
+        }
+    }
+}
+
+/// The client's end of a connection. Sending never blocks. The server reads what was sent in its next turn, and what it
+/// writes can be read after the turn.
+pub struct Client(pub SharedLink);
+
+impl Client {
+    /// `capacity`: the bytes that one read returns, and those that the client need not read before a write blocks.
+    pub fn new(capacity: usize) -> Client {
+        Client(Rc::new(RefCell::new(Link { capacity, is_reading: true, ..Link::default() })))
+    }
+
+    fn link(&self) -> RefMut<'_, Link> {
+        self.0.borrow_mut()
+    }
+
+    pub fn token(&self) -> Token {
+        self.link().token.expect("the server has accepted the client")
+    }
+
+    pub fn send(&self, bytes: &[u8]) {
+        assert!(self.is_open(), "the client has ended its stream");
+        let mut link = self.link();
+        if link.is_dropped {
+            link.server_end = End::Reset; // a closed socket replies to data with a reset
+        } else {
+            link.to_server.extend(bytes);
+            link.has_edge = true;
+        }
+    }
+
+    pub fn send_text(&self, text: &str) {
+        self.send(&masked(0x81, text.as_bytes()));
+    }
+
+    /// While a client does not read, its bytes stay in the queue until it is full.
+    pub fn set_reading(&self, is_reading: bool) {
+        self.link().is_reading = is_reading;
+        self.link().deliver();
+    }
+
+    /// Ends the client's side of the stream. Reading goes on.
+    pub fn end(&self) {
+        let mut link = self.link();
+        (link.client_end, link.has_edge) = (End::Ended, true);
+    }
+
+    pub fn reset(&self) {
+        let mut link = self.link();
+        link.to_client.clear();
+        (link.client_end, link.has_edge) = (End::Reset, true);
+    }
+
+    /// Whether the server has closed its socket.
+    pub fn is_cut(&self) -> bool {
+        self.link().is_dropped
+    }
+
+    /// How the server has ended its side, once the client has received everything before that.
+    pub fn server_end(&self) -> End {
+        let link = self.link();
+        if link.to_client.is_empty() { link.server_end } else { End::Open }
+    }
+
+    /// Whether the client may still send.
+    pub fn is_open(&self) -> bool {
+        self.link().client_end == End::Open
+    }
+
+    /// All bytes that are unread. They stay unread.
+    pub fn received(&self) -> Vec<u8> {
+        self.link().received.clone()
+    }
+
+    pub fn read(&self) -> Vec<u8> {
+        mem::take(&mut self.link().received)
+    }
+
+    /// An HTTP head, through its blank line.
+    pub fn read_head(&self) -> String {
+        let received = &mut self.link().received;
+        let end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a whole head");
+        String::from_utf8(received.drain(..end + 4).collect()).expect("a head is ASCII")
+    }
+
+    /// The next frame, if a whole one has arrived.
+    pub fn next_frame(&self) -> Option<Frame> {
+        let received = &mut self.link().received;
+        let (frame, rest) = split_frame(received)?;
+        *received = rest.to_vec();
+        Some(frame)
+    }
+
+    pub fn read_frame(&self) -> Frame {
+        self.next_frame().unwrap_or_else(|| panic!("no frame, but {:?}", self.read()))
+    }
+
+    /// All whole frames that are unread.
+    pub fn read_frames(&self) -> Vec<Frame> {
+        std::iter::from_fn(|| self.next_frame()).collect()
+    }
+
+    pub fn read_json(&self) -> Value {
+        serde_json::from_str(self.read_frame().text()).expect("JSON")
+    }
+
+    /// The next frame is an event of this name. Returns its data.
+    pub fn read_event(&self, event: &str) -> Value {
+        let mut json = self.read_json();
+        assert_eq!(json["event"], event, "{json}");
+        json["data"].take()
+    }
+
+    /// Nothing is unread, and the server has not ended the stream.
+    pub fn expect_nothing(&self) {
+        assert_eq!((self.next_frame(), self.read(), self.server_end()), (None, vec![], End::Open));
+    }
+
+    /// Nothing is unread before the end of the stream, which is no reset.
+    pub fn expect_end(&self) {
+        assert_eq!((self.next_frame(), self.read(), self.server_end()), (None, vec![], End::Ended));
+    }
+}

@@ -1,0 +1,285 @@
+//! Users of the chat, each with one of the three dialects: how they join, what they send, and exactly what they receive.
+
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{DEADLINE, Frame, RawClient, Server, masked};
+
+/// In an expected object: any time in the format of `time` and `timestamp`.
+pub const TIME: &str = "<a time>";
+
+/// The dialect of a [`User`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    Events,
+    Rooms,
+    Presence,
+}
+
+pub const DIALECTS: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Presence];
+
+/// How a connection ends: see [`User::disconnects`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// A Close with 1000, to which the server replies.
+    Close,
+    /// The end of the stream.
+    Eof,
+    /// A reset.
+    Reset,
+}
+
+pub struct User {
+    pub client: RawClient,
+    dialect: Dialect,
+    /// The name in each message of the dialect `rooms`; empty for none.
+    pub name: String,
+    /// Numbers the Pings of [`User::receives_nothing`].
+    pings: u32,
+}
+
+/// A server without a rate limit.
+pub fn chat(args: &[&str]) -> Server {
+    Server::start(&[args, &["--rate-limit", "0"]].concat())
+}
+
+/// Percent-encodes every byte, so that no character of a name is special in a query or a path.
+pub fn encode(name: &str) -> String {
+    name.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
+pub fn events_path(name: &str, room: &str) -> String {
+    format!("/?token=dev-token&username={}&room={}", encode(name), encode(room))
+}
+
+pub fn rooms_path(room: &str) -> String {
+    format!("/ws/{}?token=dev-token", encode(room))
+}
+
+pub fn presence_path(name: &str, id: &str, room: &str) -> String {
+    format!("/ws?token=dev-token&username={}&client_id={}&room={}", encode(name), encode(id), encode(room))
+}
+
+/// The path to join with a dialect. In `rooms` a user has no name before its first message.
+pub fn path(dialect: Dialect, name: &str, room: &str) -> String {
+    match dialect {
+        Dialect::Events => events_path(name, room),
+        Dialect::Rooms => rooms_path(room),
+        Dialect::Presence => presence_path(name, &format!("{name} in {room}"), room),
+    }
+}
+
+impl User {
+    /// Connects to `path`, and reads nothing after the upgrade.
+    pub fn at(server: &Server, dialect: Dialect, path: &str, name: &str) -> User {
+        User::new(server.upgrade(path), dialect, name)
+    }
+
+    pub fn new(client: RawClient, dialect: Dialect, name: &str) -> User {
+        User { client, dialect, name: name.to_owned(), pings: 0 }
+    }
+
+    pub fn joins(server: &Server, dialect: Dialect, name: &str, room: &str) -> User {
+        User::at(server, dialect, &path(dialect, name, room), name)
+    }
+
+    /// Joins with `events`, and reads the `welcome`.
+    pub fn events(server: &Server, name: &str, room: &str) -> User {
+        let mut user = User::joins(server, Dialect::Events, name, room);
+        user.receives_event("welcome", json!({"room": room.trim()}));
+        user
+    }
+
+    /// Joins with `rooms`, and reads the event for its own join.
+    pub fn rooms(server: &Server, name: &str, room: &str) -> User {
+        let mut user = User::joins(server, Dialect::Rooms, name, room);
+        user.receives(json!({"type": "system", "message": "A user joined the chat"}));
+        user
+    }
+
+    /// Joins with `presence`, and reads the event for its own join.
+    pub fn presence(server: &Server, name: &str, room: &str) -> User {
+        let mut user = User::joins(server, Dialect::Presence, name, room);
+        let received = user.receive();
+        assert_eq!((&received["type"], &received["username"]), (&json!("user_joined"), &json!(name)), "{received}");
+        user
+    }
+
+    pub fn send(&mut self, text: &str) {
+        self.client.send_text(text);
+    }
+
+    /// Sends an event with data, even if the dialect is another.
+    pub fn sends_event(&mut self, event: &str, data: Value) {
+        self.send(&json!({"event": event, "data": data}).to_string());
+    }
+
+    /// The message with this text, in the dialect of this user.
+    pub fn message(&self, text: &str) -> String {
+        match self.dialect {
+            Dialect::Events => json!({"event": "message", "data": {"text": text}}).to_string(),
+            Dialect::Rooms if self.name.is_empty() => json!({"text": text}).to_string(),
+            Dialect::Rooms => json!({"username": self.name, "text": text}).to_string(),
+            Dialect::Presence => text.to_owned(),
+        }
+    }
+
+    pub fn sends_message(&mut self, text: &str) {
+        let message = self.message(text);
+        self.send(&message);
+    }
+
+    /// An error without a nonce, in the dialect of this user.
+    pub fn error(&self, message: &str) -> Value {
+        match self.dialect {
+            Dialect::Events => json!({"event": "error", "data": {"message": message}}),
+            Dialect::Rooms => json!({"type": "error", "message": message}),
+            Dialect::Presence => json!({"error": message}),
+        }
+    }
+
+    /// A private message without a nonce, in the dialect of this user.
+    pub fn private(&self, from: &str, to: &str, text: &str) -> Value {
+        match self.dialect {
+            Dialect::Events => {
+                json!({"event": "private", "data": {"from": from, "to": to, "text": text, "time": TIME}})
+            }
+            Dialect::Rooms => json!({"type": "private", "from": from, "to": to, "text": text}),
+            Dialect::Presence => {
+                json!({"type": "private_message", "from": from, "to": to, "text": text, "timestamp": TIME})
+            }
+        }
+    }
+
+    /// A message of the room without a nonce, in the dialect of this user.
+    pub fn room_message(&self, name: &str, text: &str, id: u64) -> Value {
+        match self.dialect {
+            Dialect::Events => {
+                json!({"event": "message", "data": {"username": name, "text": text, "id": id, "time": TIME}})
+            }
+            Dialect::Rooms => json!({"type": "message", "username": name, "text": text}),
+            Dialect::Presence => json!({"type": "chat_message", "username": name, "text": text, "timestamp": TIME}),
+        }
+    }
+
+    /// The next frame other than a Ping. The user replies to Pings, which do not extend the deadline.
+    pub fn frame(&mut self) -> Frame {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let frame = self.client.read_frame();
+            if frame.first != 0x89 {
+                return frame;
+            }
+            assert!(Instant::now() < end, "the server sends nothing but Pings");
+            self.client.send(&masked(0x8a, &frame.payload));
+        }
+    }
+
+    /// Receives the next message, whatever it is.
+    pub fn receive(&mut self) -> Value {
+        serde_json::from_str(self.frame().text()).expect("JSON")
+    }
+
+    /// The next message is exactly this, except for times and the order of names.
+    pub fn receives(&mut self, expected: Value) -> Value {
+        let received = self.receive();
+        assert!(same(&expected, &received), "received {received}\nexpected {expected}");
+        received
+    }
+
+    /// The next message is this event, with at least these fields in its data. Returns the data.
+    pub fn receives_event(&mut self, event: &str, data: Value) -> Value {
+        let mut received = self.receive();
+        assert_eq!(received["event"], event, "{received}");
+        for (name, value) in data.as_object().expect("fields") {
+            assert!(same(value, &received["data"][name]), "{name}, expected {value}: {received}");
+        }
+        assert!(received["data"].is_object(), "{received}");
+        received["data"].take()
+    }
+
+    /// The next message is an error in the dialect of this user. Returns its text.
+    pub fn receives_error(&mut self) -> String {
+        let received = self.receive();
+        let message = match self.dialect {
+            Dialect::Events => &received["data"]["message"],
+            Dialect::Rooms => &received["message"],
+            Dialect::Presence => &received["error"],
+        };
+        let message = message.as_str().unwrap_or_else(|| panic!("an error, not {received}")).to_owned();
+        assert!(same(&self.error(&message), &received), "an error, not {received}");
+        message
+    }
+
+    /// Every message for this user has been read. A Ping frame does not count for the rate limit, and its Pong follows
+    /// everything that was sent before it.
+    pub fn receives_nothing(&mut self) {
+        self.pings += 1;
+        let ping = format!("nothing? {}", self.pings);
+        self.client.send(&masked(0x89, ping.as_bytes()));
+        let frame = self.frame();
+        let text = String::from_utf8_lossy(&frame.payload);
+        assert!(frame.first == 0x8a && text == ping, "an unexpected message: {text}");
+    }
+
+    /// The next frame is a Close with this code and this reason, followed by the end of the stream.
+    pub fn receives_close(mut self, code: u16, reason: &str) {
+        assert_eq!(self.frame().close(), (code, reason.to_owned()));
+        self.client.try_send(&masked(0x88, &code.to_be_bytes()));
+        self.client.expect_end();
+    }
+
+    /// Ends the connection. After an [`End::Close`], the server knows it when this returns.
+    pub fn disconnects(mut self, how: End) {
+        match how {
+            End::Close => {
+                self.client.send(&masked(0x88, &1000u16.to_be_bytes()));
+                while self.frame().opcode() != 8 {}
+                self.client.expect_end();
+            }
+            End::Eof => {
+                let _ = self.client.stream.shutdown(Shutdown::Both);
+            }
+            End::Reset => {
+                let socket = socket2::SockRef::from(&self.client.stream);
+                socket.set_linger(Some(Duration::ZERO)).expect("a socket option");
+            }
+        }
+    }
+
+    pub fn leaves(self) {
+        self.disconnects(End::Close);
+    }
+}
+
+/// Whether a received value is the expected one: the same fields, [`TIME`] for any time, lists of names in any order.
+pub fn same(expected: &Value, received: &Value) -> bool {
+    match (expected, received) {
+        (Value::String(word), Value::String(time)) if word == TIME => is_time(time),
+        (Value::Object(expected), Value::Object(received)) => {
+            expected.len() == received.len()
+                && expected.iter().all(|(name, value)| received.get(name).is_some_and(|received| same(value, received)))
+        }
+        (Value::Array(expected), Value::Array(received)) if expected.iter().chain(received).all(Value::is_string) => {
+            let sorted = |list: &[Value]| {
+                let mut names: Vec<String> = list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                names.sort();
+                names
+            };
+            sorted(expected) == sorted(received)
+        }
+        (Value::Array(expected), Value::Array(received)) => {
+            expected.len() == received.len()
+                && expected.iter().zip(received).all(|(expected, received)| same(expected, received))
+        }
+        _ => expected == received,
+    }
+}
+
+/// RFC 3339, UTC, milliseconds.
+fn is_time(text: &str) -> bool {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    shape == "0000-00-00T00:00:00.000Z" && humantime::parse_rfc3339(text).is_ok()
+}
