@@ -26,8 +26,8 @@ Without --tokens and --open, the demo tokens work on loopback. Try:
 and type:
   {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
 
-/// A chat server over WebSockets that handles every byte of RFC 6455 by hand. Start it without options, then open
-/// client.html in a browser.
+/// A WebSocket chat server that implements RFC 6455 from scratch. Start it without options, then open client.html in
+/// a browser.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
@@ -46,7 +46,7 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
-    pub allow_host: Vec<String>, // off loopback, an empty list allows all: the server cannot know its own names
+    pub allow_host: Vec<String>, // unless on loopback, an empty list allows all: the server cannot know its names
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub unique_names: bool,
@@ -103,7 +103,7 @@ pub struct Config {
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_rooms: usize, // otherwise clients could fill memory with the tables of new rooms
+    pub max_rooms: usize, // each room takes memory, and a client can open room after room
     /// Allow each client this many messages per second, in bursts twice as many; 0: no limit
     #[arg(long, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
     pub rate_limit: f64, // no user types five messages a second for long
@@ -124,7 +124,7 @@ pub struct Config {
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
-    pub ping_interval: Duration, // only a ping reveals a dead connection; many proxies drop one after a silent minute
+    pub ping_interval: Duration, // only a ping reveals a dead peer; many proxies drop connections idle for a minute
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
     pub idle_timeout: Duration,
@@ -178,7 +178,7 @@ impl Config {
 
     pub fn read_token_file(&self) -> Result<Option<String>, String> {
         let Some(path) = &self.tokens else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, which some editors save
+        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, in which some editors save text
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
     }
 
@@ -212,7 +212,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
-    // Require brackets around IPv6: `::1:3000` could be an address alone, or an address and a port.
+    // Require brackets around an IPv6 address: `::1:3000` could be an address alone, or an address and a port.
     let is_host = |host: &str| host.starts_with('[') || !(host.is_empty() || host.contains([':', '/']));
     if !text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok()) {
         return Err("write HOST:PORT, such as 127.0.0.1:3000, or a port from 0 to 65535 alone".into());

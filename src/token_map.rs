@@ -5,14 +5,13 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use mio::Token;
 
-/// A map keyed by connection.
 pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
 
 /// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
 ///
 /// The low bits, which select the bucket, are the number itself. Consecutive numbers are therefore adjacent in memory,
-/// and a loop over a room's members visits their connections in memory order. The top seven bits, which the standard
-/// map compares before comparing keys, are mixed.
+/// and a loop over a room's members visits their connections in memory order. The standard map compares the top seven
+/// bits before it compares keys, so only those seven are mixed.
 #[derive(Debug, Default)]
 pub struct CounterHasher(u64);
 

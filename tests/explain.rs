@@ -366,7 +366,7 @@ fn tools_and_server_options_are_separate() {
     ] {
         assert!(help.contains(words), "{words:?} in\n{help}");
     }
-    assert!(help.starts_with("A chat server over WebSockets"), "{help}");
+    assert!(help.starts_with("A WebSocket chat server"), "{help}");
     for tool in ["explain", "poke", "replay"] {
         let help = run(program().args([tool, "--help"]));
         let text = String::from_utf8(help.stdout).expect("UTF-8");

@@ -392,7 +392,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
 
 /// Echoes messages until the connection is closed or the client is gone.
 fn echo_late(stream: &mut TcpStream) {
-    let mut protocol = Protocol::new(Limits { message: 1 << 20, fragments: 1000, binary: true });
+    let mut protocol = Protocol::new(Limits { message: 1 << 20, fragments: 1000, accepts_binary: true });
     while protocol.state() == State::Open {
         let Some(mut frame) = read_whole_frame(stream) else { return };
         let mut answer = Vec::new();

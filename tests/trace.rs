@@ -19,7 +19,7 @@ use wirechat::ws::frame::Role;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Protocol};
 
-const LIMITS: Limits = Limits { message: 70_000, fragments: 4, binary: true };
+const LIMITS: Limits = Limits { message: 70_000, fragments: 4, accepts_binary: true };
 
 /// The time of every record in these tests.
 fn noon() -> SystemTime {
@@ -90,7 +90,7 @@ fn golden_the_frames_of_rfc_5_7() {
 /// One bad frame for each rule, and bytes that are not a frame at all.
 #[test]
 fn golden_one_failure_for_each_rule() {
-    let text_only = Limits { binary: false, ..LIMITS };
+    let text_only = Limits { accepts_binary: false, ..LIMITS };
     let five = "01 80 M0 00 80 M0 00 80 M0 00 80 M0 00 80 M0";
     let rules: [(&str, Limits, ProtocolError); 18] = [
         ("c1 85 M0 'Hello'", LIMITS, ProtocolError::ReservedBits),

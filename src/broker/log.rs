@@ -17,9 +17,9 @@ use super::{Backlog, Message, Resume};
 #[derive(Debug)]
 pub struct RoomLog {
     epoch: Rc<str>,
-    pub last_id: u64, // never decreases, even when messages are dropped
+    pub last_id: u64, // id of the newest message ever appended; 0 if none
     pub messages: VecDeque<Rc<Message>>,
-    /// Ids of kept messages by username and nonce: searching up to 10,000 messages for each nonce would be slow.
+    /// Ids of kept messages by username and nonce. A map, because searching up to 10,000 messages would be slow.
     nonces: HashMap<(Rc<str>, Rc<str>), u64>,
     pub bytes: usize, // estimated memory use of the kept messages
 }
@@ -78,8 +78,8 @@ fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
 }
 
 pub fn size(message: &Message) -> usize {
-    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: an entry in a half-full hash table
-    // 160: structs, reference counts, allocator headers, and a share of the timestamp.
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: one hash-table entry at 50 % load
+    // 160 bytes: structs, reference counts, allocator headers, and a share of the timestamp.
     160 + message.username.len() + message.text.len() + nonce
 }
 

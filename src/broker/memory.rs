@@ -15,17 +15,17 @@ use crate::token_map::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    pub messages: usize,    // the most messages to keep per room
-    pub bytes: usize,       // the most memory for all histories together
-    pub rooms: usize,       // the most rooms with members
-    pub empty_rooms: usize, // the most empty rooms whose history is kept
+    pub messages: usize,    // maximum number of messages kept per room
+    pub bytes: usize,       // maximum memory for all histories together
+    pub rooms: usize,       // maximum number of rooms with members
+    pub empty_rooms: usize, // maximum number of empty rooms whose history is kept
     pub ttl: Duration,      // how long to keep the history of an empty room
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Member>,
+    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table would be as large as a `Member`
     rooms: Rooms,
-    /// All members by username. Not a map of lists: 100,000 clients may be `anonymous`, and list removal would be slow.
+    /// All members by username. Not a map of lists: a list of 100,000 `anonymous` clients is slow to search.
     present: BTreeSet<(Rc<str>, Token)>,
     claims: HashMap<Claim, Token>,
     unique_key: UniqueKey,
@@ -34,7 +34,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>,          // from the last accepted message, or else from the join
+    username: Rc<str>,          // the username of the last accepted message, else of the join
     claims: [Option<Claim>; 2], // the member's unique username and client id, if any
     credential: Option<u32>,
 }
@@ -78,12 +78,12 @@ impl MemoryBroker {
         let (to, backlog) = self.enter(&room, resume.as_ref(), now);
         self.present.insert((Rc::clone(&username), client));
         self.claims.extend(claims.iter().flatten().map(|claim| (claim.clone(), client)));
-        self.members.insert(client, Member { room: to, username, claims, credential });
+        self.members.insert(client, Box::new(Member { room: to, username, claims, credential }));
         Some(RoomEvent::Entered { client, from: None, to, backlog })
     }
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
-        let Member { room, username, claims, .. } = self.members.remove(&client)?;
+        let Member { room, username, claims, .. } = *self.members.remove(&client)?;
         self.present.remove(&(username, client));
         claims.iter().flatten().for_each(|claim| _ = self.claims.remove(claim));
         self.rooms.remove_member(room, now);
@@ -95,7 +95,7 @@ impl MemoryBroker {
         if self.rooms.find(name) == Some(from) {
             return None;
         }
-        // At the limit, only the last member of a room may open another room, because the old room closes.
+        // At the limit, only a room's last member may switch to a new room, because the old room then closes.
         if !self.rooms.has_place_for(name) && self.rooms.get(from).members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
@@ -193,8 +193,8 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    /// Empty rooms in eviction order: first by whether they have messages, then by when they emptied. Rooms without
-    /// messages go first; otherwise, a client that visits many new rooms would evict the histories of other rooms.
+    /// Empty rooms in eviction order: rooms without messages first, then by the time when they became empty. A client
+    /// that visits many new rooms and writes nothing must not evict the histories of other rooms.
     empty: BTreeSet<(bool, Duration, RoomId)>,
     last_id: u64,
     bytes: usize,
@@ -223,7 +223,7 @@ impl Rooms {
         room
     }
 
-    /// Opens a room that has no members yet, and restores the history kept under the room's name, if any.
+    /// Opens a room that has no members yet, and restores its kept history, if any.
     fn open(&mut self, name: &Rc<str>, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
         // Drop an expired history here. No timer is needed, because `limits.bytes` already bounds the memory.

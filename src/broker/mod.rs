@@ -33,7 +33,7 @@ pub type UniqueKey = fn(&str) -> Option<Rc<str>>;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 pub trait Broker {
-    /// Accepts a client's request. `now` is the monotonic time since the server's start.
+    /// Handles a request; `next_event` returns the resulting events. `now` is monotonic time since server start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
@@ -51,7 +51,7 @@ pub enum MemberId {
 
 /// A client's request. The chat has already trimmed and validated all names and texts. If a username must be unique and
 /// another client holds this username, the broker rejects the request. A client holds the username of its last accepted
-/// message (before the first message: of its join) and receives the private messages to this username.
+/// message (or of its join, before the first message) and receives the private messages to this username.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -86,7 +86,7 @@ pub struct Message {
     pub username: Rc<str>,
     pub text: Box<str>,
     pub id: u64,       // counts from 1 in each room; 0 until the broker assigns an id
-    pub time: Rc<str>, // RFC 3339, UTC, milliseconds; messages of one event loop turn share a time
+    pub time: Rc<str>, // RFC 3339 in UTC, with milliseconds; the same for all messages of an event loop turn
     /// The sender chooses a nonce to recognise the echo of its own message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Rc<str>>,
@@ -108,7 +108,7 @@ pub struct PrivateMessage {
 pub struct Backlog {
     pub epoch: Rc<str>, // identifies the history that the message ids belong to
     pub last_id: u64,   // id of the newest message; 0 before the first message
-    pub resumed: bool,  // whether `messages` is exactly what the client missed
+    pub resumed: bool,  // whether `messages` are exactly those that the client missed
     #[serde(rename = "history")]
     pub messages: Vec<Rc<Message>>, // oldest first
 }
@@ -121,7 +121,7 @@ pub enum RoomEvent {
     Entered { client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined, or has switched to this room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
-    /// A member left: on request, or replaced by a newer connection. A room closes with its last member on this server.
+    /// A member left or was replaced by a newer connection. A room closes when its last member on this server leaves.
     Left { room: RoomId, member: MemberId },
     /// The broker has assigned an id to a message, which now goes to every member of the room.
     Published { room: RoomId, message: Rc<Message> },
@@ -129,7 +129,7 @@ pub enum RoomEvent {
     Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
-    /// A member is typing. `client` is the sender, which does not receive the event; `None` if on another instance.
+    /// A member is typing; all other members receive an event. `client` is that member, or `None` if it is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
     /// A join was rejected. The broker drops all later requests of the client.
     JoinRejected { client: Token, error: BrokerError },

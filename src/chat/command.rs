@@ -1,11 +1,11 @@
-//! Client commands. A [`Command`] borrows texts and names from the client's message, neither trimmed nor validated.
+//! Client commands. A [`Command`] borrows untrimmed, unvalidated texts and names from the client's message.
 
 use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::event::ErrorText;
 
-/// A parsed command or its error, and the message's nonce (1 to 64 characters), which the event or error will repeat.
+/// A parsed command or an error, and the message's nonce (1 to 64 characters), which the resulting event carries.
 pub type Parsed<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Command<'a> {
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
     /// Leaves the current room and joins `room`.
     SwitchRoom { room: Cow<'a, str> },
-    /// Shows the other members of the room that the client is typing.
+    /// Tells the other members of the room that the client is typing.
     Typing { username: Option<Cow<'a, str>> },
     /// Requests a `pong` event. Ping frames never reach the chat: the `ws` module replies to them.
     Ping,
@@ -22,7 +22,7 @@ pub enum Command<'a> {
 
 /// Splits `/msg NAME TEXT` into NAME and TEXT; `None` for other texts. NAME is a word, or a phrase in double quotes.
 pub fn split_private(text: &str) -> Option<(&str, &str)> {
-    // Require whitespace or nothing after `/msg`: `/message` is ordinary text.
+    // `/msg` must be a whole word: `/message` is ordinary text.
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;
     let words = words.trim_start();
     let quoted = words.strip_prefix('"').and_then(|quoted| quoted.split_once('"'));

@@ -68,7 +68,7 @@ impl Dialect {
                 let (from, to) = (&message.from, &message.to);
                 Output::PrivateMessage { from, to, text: &message.text, timestamp: &message.time }
             }
-            // The only object in the dialects `rooms` and `presence` without a `type`.
+            // Unlike all other objects of the dialects `rooms` and `presence`, this object has no `type`.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
             (_, Event::Welcome { .. } | Event::Switched { .. } | Event::Typing { .. } | Event::Pong {}) => return,
         };
@@ -76,7 +76,7 @@ impl Dialect {
     }
 }
 
-/// JSON output: the variants up to `Error` belong to the `rooms` dialect, the others to `presence`.
+/// Events as JSON. The `rooms` dialect uses the variants up to `Error`; `presence` uses the others.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Output<'a> {
@@ -122,7 +122,7 @@ fn parse_events(text: &str) -> Parsed<'_> {
     (command, nonce)
 }
 
-/// Fast path for a message by `JSON.stringify`, without a nonce; else `None`. 29 ns, not 215 (4 % of `pingpong`).
+/// Fast path for `JSON.stringify` messages without a nonce: 29 ns instead of 215 (4 % of `pingpong`). Else `None`.
 fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -210,14 +210,14 @@ impl<'a> Object<'a> {
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
     }
 
-    /// Returns the value of an optional field, which must be a string.
+    /// Returns a field's string, `None` if the field is missing, or an error if the value is not a string.
     fn string(&self, name: &str) -> Result<Option<Cow<'a, str>>, ErrorText> {
         let Some(value) = self.fields.get(name) else { return Ok(None) };
         let text = serde_json::from_str(value.get()).map(|Text(text)| Some(text));
         text.map_err(|error| match error.to_string().split_once(" at line ") {
             // Drop serde's line and column: they are relative to the value, not to the client's message.
             Some((what, _)) if error.is_data() => self.invalid(name, what),
-            // For example a lone surrogate, which serde detects only when it decodes a string.
+            // For example, serde detects a lone surrogate only when it decodes the string.
             _ => "Invalid JSON".into(),
         })
     }
@@ -249,7 +249,7 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// A wrapper for `serde(borrow)`. Without this attribute, serde copies even a string without escapes.
+// A struct, because `serde(borrow)` works only on fields. Without it, serde copies even a string without escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -348,7 +348,7 @@ mod tests {
             for nonce in [None, Some(Rc::from(text))] {
                 let (username, time) = (text.into(), "1970-01-01T00:00:00.000Z".into());
                 let event = Event::Message(Message { id: u64::MAX, username, text: text.into(), time, nonce }.into());
-                assert_eq!(written(&event), serde_json::to_string(&event).unwrap());
+                assert_eq!(render(&event), serde_json::to_string(&event).unwrap());
             }
         }
     }
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(error(&long), format!("Unknown event: {}", "é".repeat(64)));
     }
 
-    fn written(event: &Event) -> String {
+    fn render(event: &Event) -> String {
         let mut out = Vec::new();
         Dialect::Events.write(event, &mut out);
         let text = String::from_utf8(out).expect("text");
@@ -429,14 +429,14 @@ mod tests {
         let seven = r#"{"username":"al\"","text":"é\n\\ [hi]","id":7,"time":"1970-01-01T00:00:00.000Z"}"#;
         let eight = seven.replace("7,", "8,").replace("Z\"", r#"Z","nonce":"\u0001n\"""#);
         assert_eq!(
-            written(&Event::Message(message(8, Some("\u{1}n\"".into())))),
+            render(&Event::Message(message(8, Some("\u{1}n\"".into())))),
             format!(r#"{{"event":"message","data":{eight}}}"#)
         );
         let (room, username) = (Rc::from("r\""), Rc::from("al\""));
         let backlog = |messages| Backlog { epoch: "e".into(), last_id: 8, messages, resumed: true };
         let messages = vec![message(7, None), message(8, Some("\u{1}n\"".into()))];
         assert_eq!(
-            written(&Event::Switched {
+            render(&Event::Switched {
                 room: Rc::clone(&room),
                 members: Vec::new(),
                 epoch: "e".into(),
@@ -451,7 +451,7 @@ mod tests {
         let extra = [("ticket", "AAec-_".into())].into();
         let message = "Welcome to #r\", al\"!".into();
         assert_eq!(
-            written(&Event::Welcome { message, username, room, members, backlog: backlog(Vec::new()), extra }),
+            render(&Event::Welcome { message, username, room, members, backlog: backlog(Vec::new()), extra }),
             concat!(
                 r#"{"event":"welcome","data":{"message":"Welcome to #r\", al\"!","members":["al\"","bob"],"#,
                 r#""room":"r\"","username":"al\"","epoch":"e","last_id":8,"resumed":true,"history":[],"ticket":"AAec-_"}}"#

@@ -66,11 +66,11 @@ pub enum Effect {
     Broadcast { room: RoomId, but: Option<Token>, event: Event },
     /// The client is now a member of `to`: it receives events of `from` up to this effect, and events of `to` after it.
     Moved { client: Token, from: Option<RoomId>, to: RoomId },
-    /// Close the connection. If the client is a member, `left` follows when the server calls [`super::Chat::leave`].
+    /// Close the connection. A member's room receives `left` after the server calls [`super::Chat::leave`].
     Close { client: Token, reason: CloseReason },
 }
 
-/// Why the server closes a client. The Close frame contains [`CloseReason::text`]; the server chooses the close code.
+/// Why the chat closes a connection. The Close frame contains [`CloseReason::text`]; the server chooses the close code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
     Flooding,

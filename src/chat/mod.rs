@@ -42,12 +42,12 @@ use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
 const TYPING_INTERVAL: Duration = Duration::from_secs(1);
-const MAX_HELD: usize = 64; // events queued until the welcome, limited because a client can cause many
+const MAX_HELD: usize = 64; // maximum events held per client before its welcome: replies to `ping`, and errors
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     pub time: SystemTime,
-    pub monotonic: Duration, // since the server's start; never goes back, so use it for durations
+    pub monotonic: Duration, // time since the server's start; never goes back, so use it for durations
 }
 
 /// A request to join from a client that has passed the handshake.
@@ -65,16 +65,16 @@ pub struct JoinRequest {
 /// What an access token proves about a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
-    pub credential: Option<u32>,   // which token it is; `None`: the server requires no token
+    pub credential: Option<u32>,   // index of the client's token; `None`: no token is required
     pub username: Option<Rc<str>>, // the only username that the token allows; `None`: any username
 }
 
 pub struct Chat {
-    clients: TokenMap<Box<Client>>, // boxed, because a hash table is up to half empty and a `Client` is large
+    clients: TokenMap<Box<Client>>, // boxed, because an empty slot of the hash table would be as large as a `Client`
     rooms: RoomMap<Room>,
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
-    formatted_time: Option<(SystemTime, Rc<str>)>, // a cache: all messages of one event loop turn share a time
+    formatted_time: Option<(SystemTime, Rc<str>)>, // a cache: all messages of an event loop turn get the same time
     config: Config,
 }
 
@@ -84,13 +84,13 @@ struct Client {
     username: Rc<str>, // the username given on join, shown in `joined`, `left` and `members`
     identity: Identity,
     rate_limiter: RateLimiter,
-    typed_at: Option<Duration>, // time of the last `typing` command that passed `TYPING_INTERVAL`
+    typed_at: Option<Duration>, // time of the last accepted `typing`; at most one per `TYPING_INTERVAL`
 }
 
-/// A client stays in the tables until the broker returns `Left` or `JoinRejected`.
+/// In any stage, a client is removed when the broker returns `Left` or `JoinRejected`.
 enum Stage {
     // `held`: errors and pongs to send after the welcome, which must be the client's first event.
-    Joining { extra: Option<(&'static str, String)>, held: Vec<Event> },
+    Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
     Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
 }
@@ -109,7 +109,7 @@ impl Chat {
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
         let JoinRequest { dialect, username, room, identity, client_id, resume, extra } = request;
         let join = Join { username: Rc::clone(&username), room, client_id, credential: identity.credential, resume };
-        let stage = Stage::Joining { extra, held: Vec::new() };
+        let stage = Stage::Joining { extra: extra.map(Box::new), held: Vec::new() };
         let rate_limiter = RateLimiter::new(self.config.rate_limit, now.monotonic);
         let record = Client { dialect, stage, username, identity, rate_limiter, typed_at: None };
         let before = self.clients.insert(client, Box::new(record));
@@ -117,9 +117,9 @@ impl Chat {
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
-    /// `reason` is for the log. A no-op if the client is unknown or already leaving.
+    /// Makes a client leave. A no-op if it is unknown or already leaving. `reason` is for the log.
     pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
-        let Some(record) = self.active(client) else { return };
+        let Some(record) = self.active_client(client) else { return };
         if let Stage::Member(room) = std::mem::replace(&mut record.stage, Stage::Leaving(reason.into())) {
             self.room_mut(room).remove_recipient(client);
         }
@@ -136,9 +136,9 @@ impl Chat {
     /// Parses a text in the client's dialect, applies the rate limit, and submits the command to the broker.
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let rate = self.config.rate_limit;
-        let Some(record) = self.active(client) else { return };
+        let Some(record) = self.active_client(client) else { return };
         let (parsed, nonce) = record.dialect.parse(text);
-        // The rate limit includes malformed texts, because parsing them takes as much time as parsing commands.
+        // The rate limit also counts malformed texts, because parsing them takes as much time as parsing commands.
         let is_typing = matches!(parsed, Ok(Command::Typing { .. }));
         let decision = if is_typing { Decision::Pass } else { record.rate_limiter.check(rate, now.monotonic) };
         let result = match decision {
@@ -151,9 +151,9 @@ impl Chat {
         }
     }
 
-    /// Call this until it returns `None`, after every other call and whenever the broker has new events.
+    /// Call this until it returns `None`: after `join`, `leave` and `receive`, and when the broker has new events.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        // Return all effects of one event before applying the next one: the server looks up recipients in the tables.
+        // Drain one event's effects before applying the next event, which may change a room's recipients.
         while self.effects.is_empty() {
             let event = self.broker.next_event()?;
             self.apply(event);
@@ -180,7 +180,7 @@ impl Chat {
         self.rooms.get(&room).map_or(0, |room| room.recipients.len())
     }
 
-    /// Returns the set of dialects in use among the clients of this server that receive a room's events.
+    /// Returns the dialects of a room's recipients on this server, without duplicates.
     pub fn dialects(&self, room: RoomId) -> impl Iterator<Item = Dialect> + use<'_> {
         self.rooms.get(&room).into_iter().flat_map(Room::dialects)
     }
@@ -197,7 +197,7 @@ impl Chat {
                 if text.is_empty() {
                     return Ok(());
                 }
-                // A text has at least as many bytes as characters, so a text with few bytes needs no counting.
+                // No text has more characters than bytes, so count characters only if the bytes exceed the limit.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
@@ -212,8 +212,8 @@ impl Chat {
             }
             Command::SwitchRoom { room } => Request::Switch { room: names::room_name(&room)?.into() },
             Command::Typing { username } => {
-                let Some(record) = self.active(client) else { return Ok(()) };
-                // The only rate limit for `typing`. Check it before the username, to limit username errors too.
+                let Some(record) = self.active_client(client) else { return Ok(()) };
+                // The only rate limit for `typing`. Check it before the username, so that username errors count too.
                 if record.typed_at.is_some_and(|at| now.monotonic.saturating_sub(at) < TYPING_INTERVAL) {
                     return Ok(());
                 }
@@ -229,7 +229,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Returns a command's username, validated, or the username from the join if the command gives none.
+    /// Validates and returns a command's username, or returns the username from the join if the command has none.
     fn sender(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
         let record = &self.clients[&client];
         let Some(username) = username else { return Ok(Rc::clone(&record.username)) };
@@ -272,7 +272,7 @@ impl Chat {
                 self.remove_member(room, member);
             }
             RoomEvent::Published { room, message } => {
-                let name = || logged(&self.rooms[&room].name); // a closure: called only if the line is logged
+                let name = || logged(&self.rooms[&room].name); // a closure, so that it runs only if the line is logged
                 log::debug!("MSG room={} user={} {:?}", name(), logged(&message.username), excerpt(&message.text));
                 self.send_room(room, None, Event::Message(message));
             }
@@ -301,12 +301,12 @@ impl Chat {
         }
     }
 
-    /// Moves a client into its new room. The other members see the join even if the client is already leaving.
+    /// Moves a client into its new room. Announces the join even if the client is already leaving: `left` will follow.
     fn entered(&mut self, client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let member = MemberId::Local(client);
         let Client { dialect, ref username, .. } = *self.clients[&client];
         let username = Rc::clone(username);
-        let before = self.active(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
+        let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
         let new = self.room_mut(to);
         let (room, mut members) = (Rc::clone(&new.name), new.usernames());
         new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
@@ -322,10 +322,10 @@ impl Chat {
             let username = Rc::clone(&username);
             if dialect == Dialect::Events {
                 let message = format!("Welcome to #{room}, {username}!");
-                let extra = extra.into_iter().collect();
+                let extra = extra.into_iter().map(|field| *field).collect();
                 self.send(client, Event::Welcome { message, members, room, username, backlog, extra });
             } else {
-                // Dialects without a welcome: the client receives its own `joined`, then the history as messages.
+                // In dialects without a welcome, the client receives its own `joined`, then the history as messages.
                 members.push(Rc::clone(&username));
                 self.send(client, Event::Joined { username, members });
                 backlog.messages.into_iter().for_each(|message| self.send(client, Event::Message(message)));
@@ -348,7 +348,7 @@ impl Chat {
         }
     }
 
-    /// Queues an event for one client: held until its welcome, and dropped if the client is leaving.
+    /// Queues an event for one client. Holds the event until the client's welcome; drops it if the client is leaving.
     fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.stage) {
             Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
@@ -368,7 +368,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason });
     }
 
-    /// Returns the member list if a dialect in the room shows it, else an empty list, because building a list is O(n).
+    /// Returns a room's usernames, but only if a recipient's dialect has member lists: building the list is O(n).
     fn active_users(&self, room: RoomId) -> Vec<Rc<str>> {
         let room = &self.rooms[&room];
         if room.dialects().any(|dialect| dialect == Dialect::Presence) { room.usernames() } else { Vec::new() }
@@ -380,7 +380,7 @@ impl Chat {
     }
 
     /// Returns a client's record, or `None` if the client is unknown or leaving.
-    fn active(&mut self, client: Token) -> Option<&mut Client> {
+    fn active_client(&mut self, client: Token) -> Option<&mut Client> {
         let record = self.clients.get_mut(&client)?;
         (!matches!(record.stage, Stage::Leaving(_))).then_some(record)
     }

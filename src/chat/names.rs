@@ -6,12 +6,12 @@ use unicase::UniCase;
 
 use super::dialect::Dialect;
 
-/// Trims and validates a username. The error is a sentence for the client that states the violated rule.
+/// Trims and validates a username. The error tells the client which rule the username violates.
 pub fn username(text: &str) -> Result<&str, String> {
     validate("username", text, 32, 128)
 }
 
-/// Like [`username`], but for room names.
+/// Trims and validates a room name.
 pub fn room_name(text: &str) -> Result<&str, String> {
     validate("room", text, 64, 256)
 }

@@ -58,7 +58,7 @@ impl RateLimiter {
 }
 
 fn burst(rate: f64) -> f64 {
-    (rate * BURST_SECONDS).max(1.0) // at least one token, or a low rate would never let a message pass
+    (rate * BURST_SECONDS).max(1.0) // at least one token: with less, no message could ever pass
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use crate::broker::MemberId;
 #[derive(Debug)]
 pub struct Room {
     pub name: Rc<str>,
-    // In connection order, so member lists need no sort: 2,000 joins in a row produce lists of 2,000,000 names.
+    // In connection order, so member lists need no sort: the lists for 2,000 joins hold 2,000,000 names.
     usernames: BTreeMap<MemberId, Rc<str>>,
-    /// Local members that are not leaving. Separate from `usernames` because each broadcast walks these small entries.
+    /// Local members that are not leaving. Separate from `usernames`, because broadcasts walk small entries faster.
     pub recipients: BTreeMap<Token, Dialect>,
-    // Recipients per dialect. An event is rendered once per dialect in use, found without a walk over all recipients.
+    // Number of recipients per dialect, to find the dialects in use without a walk over all recipients.
     dialect_counts: [usize; Dialect::ALL.len()],
 }
 
@@ -43,14 +43,14 @@ impl Room {
         username
     }
 
-    /// Stops delivering events to a client. A no-op if the client has already asked to leave.
+    /// Stops delivering the room's events to a client. A no-op if the client is not a recipient.
     pub fn remove_recipient(&mut self, client: Token) {
         if let Some(dialect) = self.recipients.remove(&client) {
             self.dialect_counts[dialect as usize] -= 1;
         }
     }
 
-    /// Whether the room has no local members, which sort first. Only local members keep a room open.
+    /// Whether the room has no local member to keep it open. Local members sort first, so check only the first member.
     pub fn is_closed(&self) -> bool {
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }

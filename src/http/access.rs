@@ -1,5 +1,5 @@
-//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Loopback is not enough: any web
-//! page can open `ws://localhost`, so the server checks origins. Any site can resolve its own name to 127.0.0.1 (DNS
+//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). A loopback address is not enough:
+//! any page can open `ws://localhost`, so the server checks origins. Any site can resolve its name to 127.0.0.1 (DNS
 //! rebinding), so the server checks hosts. Programs other than browsers can forge `Origin`, so tokens are required.
 
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use url::{Host, Url};
 use crate::chat::{Identity, names};
 use crate::config::Config;
 
-// Accepted only on loopback and without a token file, because the README publishes these tokens.
+// The server accepts these tokens only on loopback and without a token file: the README publishes them.
 const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 /// The access rules of a server. `None` allows everything.
@@ -29,9 +29,9 @@ impl Access {
         let tokens = tokens.transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
         let (mut origins, mut hosts) = (config.allow_origin.clone(), config.allow_host.clone());
         if hosts.is_empty() && !config.is_loopback() {
-            hosts.push("*".into()); // a public server cannot know all of its own host names
+            hosts.push("*".into()); // allow every host: a public server cannot know all of its own names
         }
-        // Pages opened from disk have the origin null. So do sandboxed frames of any site, but they lack a token.
+        // Allow pages opened from disk: they send `null`. Sandboxed frames of any site do, too, but lack a token.
         if config.is_loopback() && tokens.is_some() {
             origins.push("null".into());
         }
@@ -93,7 +93,7 @@ fn option_error(option: &str, value: &str, rule: &str, suggestion: Option<String
     format!("invalid value '{value}' for '{option}': {rule}; {advice}")
 }
 
-/// Splits off the scheme and the authority as far as possible. `text` need not be a valid URL.
+/// Returns the scheme (or "") and the authority of `text`, which need not be a valid URL.
 fn split_url(text: &str) -> (&str, &str) {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     (scheme, rest.split(['/', '?', '#']).next().unwrap_or_default())
@@ -107,7 +107,7 @@ pub(super) fn parse_origin(text: &str) -> Option<String> {
     let (_, authority) = text.split_once("://")?;
     // Unlike a URL, an origin has no path, username or extra slashes (RFC 6454 §6.2).
     let url = Url::parse(text).ok().filter(|_| is_plain(authority))?;
-    // Reject ws:// and wss://: no page has such an origin, so the option would have no effect.
+    // Reject ws:// and wss://: no page has such an origin, so allowing one would have no effect.
     (!matches!(url.scheme(), "ws" | "wss")).then(|| format!("{}://{}", url.scheme(), url.authority()))
 }
 
@@ -119,7 +119,7 @@ pub(super) fn parse_host(authority: &str) -> Option<String> {
 }
 
 fn is_plain(authority: &str) -> bool {
-    // Reject other bytes, although URLs allow some: an operator may paste the name from a log into a shell.
+    // Allow only harmless characters, fewer than in URLs: an operator may paste the name from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }
 
@@ -129,7 +129,7 @@ fn is_loopback(host: &str) -> bool {
     host.rsplit('.').next() == Some("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// Errors name the line but never quote a token.
+/// `Err` names the bad line but never quotes a token: an error message may end up in a log.
 fn parse_tokens(text: &str, max_head: usize) -> Result<Vec<(String, Identity)>, String> {
     let mut tokens = Vec::new();
     // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.

@@ -1,6 +1,6 @@
 //! Everything before the upgrade: [`decide`] turns a request into the page, the health response, an upgrade or a
 //! rejection. The checks run in the order that PROTOCOL.md lists under "Rejections", up to the first failure.
-//! `ws::handshake` checks the rules of RFC 6455 §4.2. `server` may still reject an upgrade, for example if full.
+//! `ws::handshake` checks the rules of RFC 6455 §4.2. `server` may still reject an upgrade, for example if it is full.
 
 pub mod access;
 
@@ -23,14 +23,14 @@ const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at mo
 #[derive(Debug)]
 pub enum Outcome {
     Response(Vec<u8>),
-    Upgrade { response: Vec<u8>, entry: Entry }, // the 101, and the endpoint for the connection
+    Upgrade { response: Vec<u8>, route: Route }, // the 101 response, and the endpoint that the client asked for
 }
 
 #[derive(Debug)]
-pub enum Entry {
+pub enum Route {
     Echo,
     Chat(JoinRequest),
-    Observe { secret: String }, // the server issued the secret to the connection to observe
+    Observe { secret: String }, // the ticket that the server sent on the connection to observe
 }
 
 pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Outcome, Rejection> {
@@ -70,12 +70,12 @@ pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Out
     let has_ticket = target.path == "/inspect";
     let identity = if has_ticket { Identity::default() } else { check_token(request, access, query)? };
     decode(query)?; // reject a malformed parameter even if its name is unknown
-    let (entry, subprotocol) = match dialect {
-        Some(dialect) => (Entry::Chat(join(dialect, room, query, identity)?), dialect.subprotocol()),
-        None if has_ticket => (Entry::Observe { secret: require("ticket", parameter(query, "ticket"))? }, "inspect"),
-        None => (Entry::Echo, "echo"),
+    let (route, subprotocol) = match dialect {
+        Some(dialect) => (Route::Chat(join(dialect, room, query, identity)?), dialect.subprotocol()),
+        None if has_ticket => (Route::Observe { secret: require("ticket", parameter(query, "ticket"))? }, "inspect"),
+        None => (Route::Echo, "echo"),
     };
-    Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), entry })
+    Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), route })
 }
 
 /// The 503 for a request that exceeds a capacity limit. `what` is a clause, such as "The server is full".
@@ -92,7 +92,7 @@ pub fn too_many_wrong_tokens() -> Rejection {
 
 pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
     let headers = [&[("Content-Type", "text/plain; charset=utf-8")], rejection.headers].concat();
-    // Clients compare the body of a 401 byte for byte. Every other body ends with a newline, for terminals.
+    // End bodies with a newline, for terminals, except in a 401: clients compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     response(rejection.status, &headers, &format!("{}{newline}", rejection.body), is_head, now)
 }
@@ -101,7 +101,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // RFC 6455 §7.2.2: close after every response but a 101. The Connection of a 426 must list Upgrade (RFC 9110 §7.8).
+    // Announce that the server closes (RFC 6455 §7.2.2). A 426 has its own Connection, with Upgrade (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -138,7 +138,7 @@ fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &
 
 fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(), Rejection> {
     let mut origins = request.header("Origin");
-    // Browsers always send Origin, and this check protects only their users (RFC 6455 §10.2).
+    // A client without Origin is not a browser, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(()) };
     if origins.next().is_some() {
         return Err(Rejection::new(400, "Origin must be sent once, not twice (RFC 6454 §7.3)."));
@@ -147,7 +147,7 @@ fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(
         let body = format!("Origin has {} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).", origin.len());
         return Err(Rejection::new(400, body));
     }
-    let text = str::from_utf8(origin).unwrap_or_default(); // not UTF-8: "" matches no allowed origin except *
+    let text = str::from_utf8(origin).unwrap_or_default(); // if not UTF-8, only * allows the origin
     if access.allows_origin(text, authority) {
         return Ok(());
     }
@@ -172,7 +172,7 @@ fn check_token(request: &Request, access: &Access, query: &str) -> Result<Identi
     access.identify(token.as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
-/// `room` is the room in the path, still percent-encoded.
+/// Builds a join request. `room` is the room in the path, still percent-encoded.
 fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -> Result<JoinRequest, Rejection> {
     let bad_request = |error: String| Rejection::new(400, format!("{error}."));
     let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
@@ -185,7 +185,7 @@ fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -
     // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
     let username = parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
-    // All 400 checks must precede this 403: the token is bound to a different username.
+    // Finish every check that returns 400 first, then check that the token allows this username.
     let username = match (username, &identity.username) {
         (Some(username), Some(bound)) if *username != **bound => {
             let seen = quoted(username.as_bytes());
@@ -198,7 +198,7 @@ fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -
     };
     // Only the dialect `events` sends the message ids that a client needs to resume.
     let epoch = parameter(query, "epoch").filter(|_| dialect == Dialect::Events);
-    let since = parameter(query, "since").and_then(|since| since.parse().ok()); // ignored unless a number
+    let since = parameter(query, "since").and_then(|since| since.parse().ok()); // ignored if not a number
     let resume = epoch.zip(since).map(|(epoch, since)| Resume { epoch, since });
     Ok(JoinRequest { dialect, username, room, identity, client_id, resume, extra: None })
 }
@@ -209,7 +209,8 @@ fn parameter(query: &str, wanted: &str) -> Option<String> {
     let decode = |text: &str| decode(&text.replace('+', " ")).unwrap_or_default();
     // Use the first parameter with this name: a proxy may have validated only that one.
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(name, _)| decode(name) == wanted).map(|(_, value)| decode(value))
+    let is_wanted = |name: &str| name == wanted || (name.contains(['%', '+']) && decode(name) == wanted);
+    pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| decode(value))
 }
 
 fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
@@ -218,7 +219,7 @@ fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
 
 /// Percent-decodes a path segment or a query (RFC 3986 §2.1).
 fn decode(text: &str) -> Result<String, Rejection> {
-    // The percent_encoding crate accepts a malformed %, so a proxy and this server could decode a URL differently.
+    // Check every %: the percent_encoding crate accepts malformed escapes, which proxies may decode differently.
     let is_digits = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
     let is_well_formed = text.split('%').skip(1).all(|rest| rest.as_bytes().first_chunk().is_some_and(is_digits));
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| is_well_formed);
@@ -241,9 +242,9 @@ mod tests {
         let request = Request::parse(head.as_bytes(), 64).unwrap();
         match decide(&request, &access, SystemTime::UNIX_EPOCH) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
-            Ok(Outcome::Upgrade { entry: Entry::Echo, .. }) => "echo".into(),
-            Ok(Outcome::Upgrade { entry: Entry::Observe { secret }, .. }) => format!("observe {secret}"),
-            Ok(Outcome::Upgrade { entry: Entry::Chat(JoinRequest { dialect, username, room, .. }), .. }) => {
+            Ok(Outcome::Upgrade { route: Route::Echo, .. }) => "echo".into(),
+            Ok(Outcome::Upgrade { route: Route::Observe { secret }, .. }) => format!("observe {secret}"),
+            Ok(Outcome::Upgrade { route: Route::Chat(JoinRequest { dialect, username, room, .. }), .. }) => {
                 format!("{dialect:?} {username} in {room}")
             }
             Err(rejection) => rejection.status.to_string(),

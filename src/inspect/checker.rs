@@ -12,7 +12,7 @@ use crate::ws::protocol::{Event, Framing, Protocol, State};
 
 // Generous defaults for use until the server's limits are known: the checker must not enforce a stricter limit than the
 // server does.
-const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, binary: true };
+const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
 pub struct RuleChecker {

@@ -7,7 +7,7 @@ use super::{Failure, Frame};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
 
-/// Explains the rule that `frame`, possibly incomplete, broke. `limits` are the server's limits.
+/// Explains how `frame`, which may be incomplete, broke a rule. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let because = match foreign_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", because(error, frame, limits)),
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
 
-/// Explains a masked frame from a server. [`ProtocolError`] lacks this error because only a client checks for it.
+/// Explains a masked frame from a server. [`ProtocolError`] omits this error: only a client checks for it.
 pub fn masked_by_server(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -94,7 +94,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
 fn length_not_minimal(frame: &Frame) -> String {
     let (form, long) = (frame.header.length_form(), frame.header.long_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // Six zero bytes prove that a 64-bit length is not minimal, so the last two bytes may be missing.
+    // Six zero bytes prove that a 64-bit length is not minimal, even before its last two bytes arrive.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),
@@ -109,7 +109,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // A record may truncate the payload. A character split by the truncation is not the error.
+        // If the record truncates the payload, a character split at the cut is not the error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
@@ -127,7 +127,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
 /// Recognizes HTTP or TLS bytes received in place of a frame, and names the protocol.
 pub fn foreign_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
-    // Sent by a proxy that does not know WebSocket, or by a client that reuses the connection for HTTP.
+    // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];
     if bytes.starts_with(b"HTTP/1.") {
         Some("these bytes are an HTTP response".into())

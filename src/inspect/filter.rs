@@ -13,7 +13,7 @@ enum Condition {
     User(String),
     /// Control frames, state changes, and the close of the TCP connection.
     Control,
-    /// Protocol errors, rejected requests, dropped records, and connections that did not close cleanly.
+    /// Protocol errors, rejected requests, dropped records, and incomplete closing handshakes.
     Errors,
 }
 
@@ -21,7 +21,7 @@ impl Filter {
     /// Parses comma-separated conditions: `#7` or `connection=7`, `user=alice`, `control`, `errors`.
     ///
     /// # Errors
-    /// An error message that lists the valid conditions.
+    /// Returns a message that lists the valid conditions.
     ///
     /// ```
     /// use wirechat::inspect::filter::Filter;
@@ -44,7 +44,7 @@ impl Filter {
 
 impl Condition {
     fn parse(text: &str) -> Result<Condition, String> {
-        // Accept both spellings: the trace prints `#7`, but `#` starts a comment in a shell.
+        // The trace prints `#7`. Accept `connection=7` too: an unquoted `#` starts a shell comment.
         let number = text.strip_prefix('#').or(text.strip_prefix("connection="));
         match (number.map(str::parse), text.strip_prefix("user="), text) {
             (Some(Ok(number)), ..) => Ok(Condition::Connection(number)),

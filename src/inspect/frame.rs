@@ -10,7 +10,7 @@ use crate::ws::mask;
 
 /// The most reads or writes that a record lists. A frame sent byte by byte must not grow its record without bound.
 pub const MAX_PARTS: usize = 16;
-/// The longest payload excerpt: `EXCERPT` characters of text or `EXCERPT_BYTES` bytes of binary data.
+/// The most characters in a text excerpt. A binary excerpt has at most `EXCERPT_BYTES` bytes.
 const EXCERPT: usize = 60;
 const EXCERPT_BYTES: usize = 16;
 
@@ -18,8 +18,8 @@ const EXCERPT_BYTES: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
-    /// The first [`MAX_PARTS`] parts: the number of the read or write on its connection, from 1, and how many of its
-    /// bytes belong to this frame or head.
+    /// The first [`MAX_PARTS`] parts: the number of the read or write, counted per connection from 1, and how many
+    /// bytes of this frame or head it carried.
     pub listed: Vec<(u64, u64)>,
 }
 
@@ -62,11 +62,11 @@ pub struct Header {
 /// How the payload length is encoded (§5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LengthForm {
-    /// In the low seven bits of the second byte.
+    /// The low seven bits of the second byte are the length.
     Bits7,
-    /// In the two bytes after the value 126.
+    /// The seven length bits are 126, and the next two bytes are the length.
     Bits16,
-    /// In the eight bytes after the value 127.
+    /// The seven length bits are 127, and the next eight bytes are the length.
     Bits64,
 }
 
@@ -85,7 +85,7 @@ impl Header {
         2 + self.length_form().size() + if self.is_masked() { 4 } else { 0 }
     }
 
-    /// Drops any bytes beyond the end of the header.
+    /// Drops any bytes that follow the header.
     pub fn cut_to_size(&mut self) {
         let len = usize::from(self.len).min(self.size());
         self.bytes[len..].fill(0);
@@ -158,7 +158,7 @@ impl Header {
 
     /// The masking key, if the frame is masked and the key is complete.
     pub fn masking_key(&self) -> Option<[u8; 4]> {
-        // §5.2: the masking key follows the payload length, which takes 0, 2 or 8 bytes beyond the second.
+        // §5.2: the masking key follows the payload length, which extends 0, 2 or 8 bytes past the second byte.
         let at = 2 + self.length_form().size();
         self.is_masked().then(|| self.bytes().get(at..)?.first_chunk().copied()).flatten()
     }
@@ -207,7 +207,7 @@ impl Frame {
             let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
             return format!("{}{reason}", code.get());
         }
-        // A record may truncate the payload, so `wire` alone does not show whether the excerpt needs an ellipsis.
+        // Add an ellipsis if the record holds fewer payload bytes than the header's length.
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {

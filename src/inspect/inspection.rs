@@ -1,6 +1,6 @@
 //! The page's inspectors: their tickets, their commands, and which records each one receives. An inspector is a client
-//! of the server. While over half of its outbox is in use, the server drops records and later sends their number. An
-//! inspector's own connection is never inspected, because each record would cause another record.
+//! of the server. While an inspector's outbox is over half full, the server drops its records and later reports how
+//! many. An inspector's own connection is never inspected, because each record would cause another record.
 //!
 //! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table and a
 //! connection without an inspector costs no memory. A connection's ticket is sent only in its own `welcome`, so no
@@ -28,7 +28,7 @@ use crate::ws::request::Rejection;
 const MAX_HANDSHAKES: usize = 256;
 /// The longest request head kept for inspectors, in bytes. Browsers send less than 1,000.
 const MAX_REQUEST: usize = 8 * 1024;
-/// The most records queued for all inspectors together. One turn of the server can include many reads.
+/// The most records queued for all inspectors together. The server may read a lot before it sends a record.
 const MAX_QUEUED: usize = 16 * 1024;
 /// Above this many queued bytes, the server rejects an inspector's ping, which would only lengthen the queue.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
@@ -72,8 +72,8 @@ pub struct Link {
     missed: Cell<u64>,
 }
 
-/// Records queued for inspectors, oldest first, each with the inspector's token. `None` if the inspected connection was
-/// removed and no more records follow.
+/// Records queued for inspectors, oldest first, each with the inspector's token. `None` means that the inspected
+/// connection was removed and no more records follow.
 #[derive(Debug, Default)]
 pub struct Queue(RefCell<VecDeque<(Token, Option<Record>)>>);
 
@@ -113,9 +113,9 @@ pub struct Inspection {
     taps_all: bool,
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Keyed by the inspected connection. An entry outlives the inspector to mark the ticket as used.
+    /// Links by inspected connection. A link outlives its inspector to mark the ticket as used.
     links: TokenMap<Rc<Link>>,
-    /// Keyed by the inspector's own connection.
+    /// Inspectors by their own connection.
     inspectors: TokenMap<Inspector>,
     actions: VecDeque<Action>,
 }
@@ -190,7 +190,7 @@ impl Inspection {
     /// Lets a client inspect the connection that its ticket names, and queues that connection's handshake records.
     ///
     /// # Errors
-    /// 403 if the ticket is invalid or already used, or if its connection is no longer open.
+    /// Returns a 403 if the ticket is invalid or already used, or if its connection is no longer open.
     pub fn admit(
         &mut self,
         client: Token,
@@ -212,7 +212,7 @@ impl Inspection {
         // Queue the handshake before any other record: an inspector attaches after the handshake but shows it first.
         let handshake = self.handshakes.borrow().records(connection, self.numbers.number(connection));
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // A tap present from the first byte has counted all frames. A new tap gets the frame count from the server.
+        // Report the number of earlier frames: a tap that saw the first byte has it, and the server tells a new tap.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
@@ -225,7 +225,7 @@ impl Inspection {
     /// Executes a command from an inspector.
     pub fn receive(&mut self, client: Token, text: &str, backlog: &dyn Fn(Token) -> Option<usize>) {
         let Some(connection) = self.inspectors.get(&client).map(|inspector| inspector.connection) else { return };
-        // Text that is not JSON becomes `null`, which has no field `do`.
+        // Text that is not JSON becomes `null`, which has no `do` field and counts as an unknown command.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), backlog(connection)) {
             (Some("ping" | "fragment"), None) => CONNECTION_OVER,
@@ -237,7 +237,7 @@ impl Inspection {
         self.send(client, &json!({ "record": "error", "message": error }));
     }
 
-    /// Returns the next action for the server. `backlog` returns the bytes queued for a client.
+    /// Returns the next action for the server. `backlog` returns the number of bytes queued for a client.
     pub fn next_action(&mut self, backlog: &dyn Fn(Token) -> Option<usize>) -> Option<Action> {
         loop {
             if let Some(action) = self.actions.pop_front() {
@@ -257,7 +257,7 @@ impl Inspection {
 
     /// Called when any connection is removed: an inspected connection, an inspector, or neither.
     pub fn removed(&mut self, connection: Token) {
-        // The connection and its inspector may be removed in either order.
+        // `detach` does nothing unless this connection is an inspector.
         self.detach(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
@@ -269,7 +269,7 @@ impl Inspection {
     fn send_record(&mut self, client: Token, record: Record, backlog: &dyn Fn(Token) -> Option<usize>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let Some(queued) = backlog(client) else { return self.detach(client) };
-        // Use at most half of the outbox: the server's own frames need room, and a full outbox would get the inspector
+        // Use at most half of the outbox: the server's own frames need room, and an inspector with a full outbox is
         // closed as a slow consumer. Always send `End`, preceded by the number of dropped records.
         if queued > self.max_backlog && !matches!(record.what, What::End(_)) {
             inspector.missed += if let What::Missed(count) = record.what { count } else { 1 };
@@ -290,7 +290,7 @@ impl Inspection {
     fn detach(&mut self, client: Token) {
         let Some(Inspector { connection, .. }) = self.inspectors.remove(&client) else { return };
         let Some(link) = self.links.get(&connection) else { return };
-        // Keep the link until the connection is removed, because the link marks the ticket as used.
+        // Keep the link until the connection is removed: the link marks the ticket as used.
         link.inspector.set(None);
         if !self.taps_all {
             self.actions.push_back(Action::Detach(connection));
@@ -331,8 +331,8 @@ impl Handshakes {
     }
 }
 
-/// Collects the request head and the 101 of one connection for a later inspector. Frames are not kept: a 100-byte
-/// message adds 10% to an idle connection's memory, and takes 38 ns to scan, compared with 50 ns to deliver.
+/// Collects the request head and the 101 of one connection for a later inspector. It keeps no frames: a 100-byte
+/// message would add 10% to an idle connection's memory and take 38 ns to scan, when its delivery takes 50 ns.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,
@@ -367,7 +367,7 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Called when the request is accepted. Returns whether the capture is finished: inspection requires a ticket.
+    /// Called when the request is accepted. Returns `true` to end the capture if no ticket allows inspection.
     pub fn upgraded(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -44,7 +44,7 @@ fn response_value(response: &Response) -> Value {
             "answered": steps.in_response,
         })
     });
-    // The names `answer`, `refusal` and `answered` are part of the JSON format that pages depend on.
+    // Pages depend on the names `answer`, `refusal` and `answered`, so the JSON format keeps them.
     json!({
         "record": "answer",
         "head": String::from_utf8_lossy(&response.head.bytes),
@@ -103,7 +103,7 @@ fn failure_value(failure: &Failure) -> Value {
 fn end_value(end: &End) -> Value {
     json!({
         "record": "end",
-        // `began` and `code` are `null` if neither side sent a Close: code 1006 (§7.1.5) is never sent on the wire.
+        // If neither side sent a Close, `began` and `code` are `null`. 1006 (§7.1.5) is never on the wire.
         "began": end.first_close.map(role_name),
         "code": end.code,
         "reason": end.reason,

@@ -1,6 +1,6 @@
 //! Tracks an observed connection's state, as named in RFC 6455, and which side sent the first Close. State changes
 //! follow the bytes on the wire, although the server may have decided to close earlier. When the TCP connection closes,
-//! any state changes to CLOSED.
+//! the state becomes CLOSED.
 //!
 //! ```text
 //!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other side's Close──▶ CLOSED
@@ -35,7 +35,7 @@ impl Lifecycle {
 
     /// Called when `from` has sent a Close with this unmasked payload (§7.1.3).
     pub fn close_passed(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
-        // Decode the code directly: `CloseFrame::parse` rejects codes that "MUST NOT be set" (§7.4.1).
+        // Record any code, even one that "MUST NOT be set" (§7.4.1), which `CloseFrame::parse` rejects.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let code_text = code.map(|code| format!(" {code}")).unwrap_or_default();
@@ -52,7 +52,7 @@ impl Lifecycle {
         }
     }
 
-    /// Called when the TCP connection has closed (§7.1.4): "cleanly" if both sides had sent a Close.
+    /// Called when the TCP connection has closed. It closed "cleanly" (§7.1.4) if both sides had sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

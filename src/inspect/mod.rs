@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
-//! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`visible`] (output), [`secret`] (what is
-//! redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and [`inspection`] (the
-//! link to the server).
+//! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`visible`] (output), [`secret`] (what
+//! is redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and
+//! [`inspection`] (the link to the server).
 
 pub mod checker;
 pub mod failure;
@@ -71,7 +71,7 @@ pub enum What {
     Failure(Failure),
     /// The TCP connection has closed (§7.1.1, §7.1.4).
     End(End),
-    /// Number of records dropped here because a buffer was full.
+    /// Number of records dropped at this point because a buffer was full.
     Missed(u64),
     /// Number of frames that passed before the tap or the inspector was attached.
     Earlier(u64),
@@ -82,7 +82,7 @@ pub enum What {
 pub struct Head {
     /// The head up to and including its final blank line, if received.
     pub bytes: Vec<u8>,
-    /// Number of bytes in blank lines before the first line.
+    /// Size in bytes of the blank lines before the first line.
     pub blank: usize,
     /// Whether the final blank line was received.
     pub is_complete: bool,
@@ -140,11 +140,11 @@ pub struct Failure {
     pub by: Role,
     /// [`Frame::number`] of the frame that broke the rule.
     pub frame: u64,
-    /// The close code that fails the connection (§7.4).
+    /// The close code for the error (§7.4).
     pub code: u16,
     /// The section of RFC 6455 that contains the rule.
     pub section: &'static str,
-    /// The error, the rule, and the bytes that break the rule.
+    /// States the error, the rule, and the bytes that break the rule.
     pub because: String,
 }
 
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_without_room_are_counted() {
+    fn records_dropped_by_a_full_queue_are_counted() {
         let records = Records::default();
         let mut reporter = Reporter::new(7, records.clone());
         (0..MAX_RECORDS + 37).for_each(|_| reporter.report(What::Missed(0)));

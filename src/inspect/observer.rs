@@ -1,7 +1,6 @@
-//! Implements the server's [`Observers`]: picks the connections to observe, starting at the first byte, and passes
-//! their bytes to a [`Tap`] (`--trace`, inspectors), a [`Recorder`] (`--record`) and a [`HandshakeCapture`]. Writes
-//! trace lines immediately, but queues records for inspectors: the server cannot send to an inspector while it is
-//! processing another connection.
+//! Implements the server's [`Observers`]: decides which connections to observe, and passes their bytes to a [`Tap`]
+//! (`--trace`, inspectors), a [`Recorder`] (`--record`) and a [`HandshakeCapture`]. Writes trace lines immediately, but
+//! queues records for inspectors: the server cannot send to an inspector while processing another connection.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -23,13 +22,13 @@ use crate::ws::request::Rejection;
 /// The settings of `--trace`, `--record` and `--inspect`.
 pub struct Options {
     pub trace: Option<Trace>,
-    /// The directory of `--record`, and `--record-limit` in bytes.
+    /// The `--record` directory, and the `--record-limit` in bytes.
     pub record: Option<(PathBuf, u64)>,
     /// Whether a page may inspect its own connection.
     pub inspection: bool,
     /// Maximum outbox size of a connection, in bytes.
     pub max_outbox: usize,
-    /// The token of the first client. All output calls this client `#1`.
+    /// The token of the first client, which is `#1` in all output.
     pub first_connection: Token,
 }
 
@@ -51,7 +50,7 @@ impl Trace {
     }
 }
 
-/// All observers of a server.
+/// Creates the observers of all connections and serves the inspectors.
 pub struct Inspect {
     context: Rc<Context>,
     recordings: Option<Recordings>,
@@ -104,7 +103,7 @@ impl Observers for Inspect {
             let tap = Tap::new(number, records.clone()).beside_server();
             Box::new(Observed { tap, records, link, is_temporary: false })
         });
-        // Capture every handshake: which connections are chat clients with a ticket is known only after the request.
+        // Capture every handshake: only after the request does the server know whether the client gets a ticket.
         let capture = self.inspection.as_ref().map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), observed, recorder, capture };
         // Do not allocate an observer that has nothing to observe.
@@ -166,7 +165,7 @@ struct ConnectionObserver {
 /// A tap, and the destination of its records.
 struct Observed {
     tap: Tap,
-    /// Filled and drained within each call of the observer.
+    /// New records from the tap. Each observer call drains them.
     records: Records,
     link: Rc<Link>,
     /// Whether the tap was attached for an inspector, and can be dropped when the inspector disconnects.
@@ -223,7 +222,7 @@ impl Observer for ConnectionObserver {
 
     fn closed(&mut self, reason: &str) {
         let now = self.context.now.get();
-        // `capture` needs no handling: only a handshake with a response is useful to an inspector.
+        // Ignore `capture`: without a response, there is no handshake to show to an inspector.
         if let Some(observed) = &mut self.observed {
             observed.tap.closed(reason, now);
             observed.publish(&self.context);
@@ -269,7 +268,7 @@ mod tests {
 
     const FIRST: Token = Token(4);
     const MAX_OUTBOX: usize = 1000;
-    const LIMITS: Limits = Limits { message: 1000, fragments: 9, binary: false };
+    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
     const REQUEST: &[u8] = b"GET /?token=secret HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
     const PING: &[u8] = b"\x89\x80\0\0\0\0";
@@ -278,7 +277,7 @@ mod tests {
     struct Server {
         inspect: Inspect,
         observers: HashMap<Token, Box<dyn Observer>>,
-        /// The number of queued bytes of each open connection.
+        /// Queued bytes per open connection.
         backlogs: HashMap<Token, usize>,
         next: usize,
         trace: Rc<RefCell<String>>,
@@ -475,7 +474,7 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // Neither the Close frame nor the resulting state change fit into the queue.
+        // `+ 2`: the Close frame and the resulting state change, which do not fit into the queue.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

@@ -23,21 +23,21 @@ use super::secret::{self, TicketRedactor};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
 
-/// Bytes of quota that each file reserves for a [`Step::Cut`] as its last line.
+/// Bytes of quota that each file reserves for a final [`Step::Cut`] line.
 const LAST_LINE: usize = 80;
 
-/// Maximum number of read boundaries stored for a buffered request. Storing a boundary for every byte of a request that
-/// arrives byte by byte would cost 24 bytes of memory per byte.
+/// Maximum number of read boundaries stored for a buffered request. Without this limit, a request that arrives byte by
+/// byte would cost 24 bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// The directory of `--record`, and the shared quota of its files.
+/// The `--record` directory, and the quota shared by its files.
 #[derive(Debug)]
 pub struct Recordings {
     dir: PathBuf,
     quota: Rc<Quota>,
 }
 
-/// How many more bytes all recordings of this server process together may write.
+/// The bytes that all recordings of this server process may still write, in total.
 #[derive(Debug)]
 struct Quota {
     left: Cell<u64>,
@@ -68,7 +68,7 @@ impl Quota {
 
     /// Stops all recordings, and logs the reason once.
     fn exhaust(&self, why: &str) {
-        // With a quota of zero, every other recording writes `Step::Cut` and stops at its next line.
+        // With the quota at zero, each other recording ends with `Step::Cut` instead of its next line.
         self.left.set(0);
         if !self.is_logged.replace(true) {
             log::warn!("RECORD stopped: {why}");
@@ -169,7 +169,7 @@ impl Recorder {
         self.held.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_HELD;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Merge this read with the previous one: the boundary between them is lost, but no bytes.
+            // Merge this read into the previous one. This loses a boundary, but no bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -179,11 +179,11 @@ impl Recorder {
         let (held, reads) = (std::mem::take(&mut self.held), std::mem::take(&mut self.reads));
         let rest = self.client.head.read(&held, 0);
         let head = secret::redacted(&held[..held.len() - rest.len()]);
-        // An inspector's frames contain its commands, which are as private as the records that the inspector receives.
+        // Do not record an inspector's frames: its commands are as private as the records that it receives.
         let rest = if self.is_private { Vec::new() } else { self.redact_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // In a private recording, `redacted` is shorter than the sum of the reads.
+        // A private recording omits the frames, so `redacted` may be shorter than the reads' total.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -201,7 +201,7 @@ impl Recorder {
     }
 
     fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
-        // A response means that the request is complete, or that the server will never complete it.
+        // After responding, the server parses no more of the request, so the buffer is complete.
         self.write_held();
         let mut bytes = bytes.to_vec();
         let rest = self.response.read(&bytes, 0).len();

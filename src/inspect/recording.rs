@@ -20,7 +20,7 @@ use super::{Record, Records, Tap};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
 
-/// The first line of a file.
+/// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Title {
     pub connection: usize,
@@ -28,7 +28,7 @@ pub struct Title {
     pub wirechat: String,
 }
 
-/// Any line of a file after the first.
+/// A line of a recording, except the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     #[serde(with = "time")]
@@ -58,7 +58,6 @@ pub enum Step {
     Cut,
 }
 
-/// A parsed recording file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recording {
     pub connection: usize,
@@ -66,10 +65,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Parses the text of a file.
+    /// Parses a whole recording.
     ///
     /// # Errors
-    /// Returns the line number and the error in that line.
+    /// If a line is invalid, returns its number and the error.
     ///
     /// ```
     /// use wirechat::inspect::recording::Recording;
@@ -91,7 +90,7 @@ impl Recording {
         for (number, line) in lines {
             match serde_json::from_str(line) {
                 Ok(entry) => entries.push(entry),
-                // A full disk or a killed server can truncate the last line. The lines before the last are still valid.
+                // A full disk or a killed server can truncate the last line. Ignore that line; the others are valid.
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
                 Err(error) => return Err(error_at(number, error)),
             }
@@ -99,7 +98,7 @@ impl Recording {
         Ok(Recording { connection: title.connection, entries })
     }
 
-    /// Feeds the bytes to a tap and calls `show` for each record. Drains [`Records`] after each step, because a long
+    /// Feeds the steps to a tap and calls `show` for each record. Drains [`Records`] after each step, because a long
     /// recording produces more records than [`Records`] can hold.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
@@ -109,7 +108,7 @@ impl Recording {
             match step {
                 Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
                 Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
-                // `false`: the ticket is already redacted in the file.
+                // `has_ticket` is `false`: the ticket in the file is already redacted.
                 Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), false),
                 Step::Closing => tap.closing(),
                 Step::End(cause) => tap.closed(cause, *at),
@@ -126,7 +125,8 @@ impl Recording {
 struct LimitsFormat {
     message: usize,
     fragments: u32,
-    binary: bool,
+    #[serde(rename = "binary")]
+    accepts_binary: bool,
 }
 
 /// RFC 3339 timestamps in UTC with microseconds.

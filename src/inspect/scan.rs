@@ -12,7 +12,7 @@ use super::{Frame, Head, Header, MAX_SHOWN, Parts, Place};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
-/// Maximum head bytes to store. Equals the largest `--max-head` that the server accepts.
+/// Maximum bytes stored per head. Equals the largest `--max-head` that the server accepts.
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
@@ -29,7 +29,7 @@ impl Head {
         if self.blank == before {
             self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
-        // Search only the new bytes and the three before them, in linear time even if a head arrives byte by byte.
+        // Search only the new bytes and the three before them: even a head that arrives byte by byte takes linear time.
         let from = before.saturating_sub(END.len() - 1).max(self.blank);
         let found = self.bytes[from..].windows(END.len()).position(|end| end == END);
         let end = found.map_or(self.bytes.len(), |at| from + at + END.len());
@@ -61,7 +61,7 @@ impl Head {
     }
 }
 
-/// One direction of a connection.
+/// The parsing state of one direction of a connection.
 #[derive(Debug)]
 pub struct Direction {
     /// Number of reads or writes so far.
@@ -70,7 +70,7 @@ pub struct Direction {
     pub frames: FrameScanner,
     /// Whether the current frame was reported early, before its last byte, because the frame broke a rule.
     pub is_reported: bool,
-    /// Whether the scanner lost the frame boundaries, so it cannot find any further frame.
+    /// Whether the scanner lost the frame boundaries and cannot find further frames.
     pub is_out_of_sync: bool,
 }
 
@@ -194,12 +194,12 @@ impl FrameScanner {
         Ok(())
     }
 
-    /// Numbers a data frame's message and fragment (§5.4). `None` for control frames and stray continuations.
+    /// Numbers a data frame's message and fragment (§5.4). Returns `None` for control frames and stray continuations.
     fn place(&mut self, header: &FrameHeader) -> Option<Place> {
         match header.opcode {
             // §5.4: "Control frames … MAY be injected in the middle of a fragmented message."
             opcode if opcode.is_control() => return None,
-            Opcode::Continuation if self.fragments == 0 => return None, // protocol error: no message to continue
+            Opcode::Continuation if self.fragments == 0 => return None, // Protocol error: no message to continue.
             Opcode::Continuation => self.fragments += 1,
             _ => {
                 self.messages += 1;

@@ -13,7 +13,7 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
     let mut is_secret = false;
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
-            continue; // the empty piece between CR and LF
+            continue; // Between CR and LF, there is no text.
         }
         // RFC 9112 §5.2: a line that starts with a space or tab continues the previous line's value (obs-fold).
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));

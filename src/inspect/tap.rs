@@ -31,11 +31,11 @@ pub struct Tap {
     stage: Stage,
     client: Direction,
     server: Direction,
-    /// The reads, each with its number, that the client sent after its request and before the response.
+    /// Bytes that the client sent between its request and the response, with the number of each read.
     early: Vec<(u64, Vec<u8>)>,
     checker: RuleChecker,
     lifecycle: Lifecycle,
-    /// `Some` from the upgrade until the server has sent its ticket.
+    /// `Some` from the upgrade until the server has sent the ticket.
     ticket: Option<TicketRedactor>,
     /// Whether the tap reports only the handshake and the close of the connection, not the frames.
     is_private: bool,
@@ -89,13 +89,13 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// For a tap inside a server: reports a failure only if the server's Close frame confirms the failure.
+    /// Makes a tap inside a server report a failure only if the server's Close frame confirms it.
     pub fn beside_server(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
     }
 
-    /// Reports the number of frames before the tap was attached as [`What::Earlier`], and continues their numbering.
+    /// Reports the number of frames before the tap ([`What::Earlier`]), and continues their numbering.
     pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.skip_numbers(received);
         self.server.frames.skip_numbers(sent);
@@ -107,7 +107,7 @@ impl Tap {
 
     /// The server accepted the request. If `has_ticket`, the server's `welcome` event will contain a ticket to redact.
     pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
-        // Safe before the first frame only: setting limits resets the checker.
+        // Safe only before the first frame, because setting limits resets the checker.
         self.set_limits(limits);
         self.reporter.user = user;
         self.ticket = has_ticket.then(TicketRedactor::default);
@@ -123,7 +123,7 @@ impl Tap {
         self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Buffered bytes of an incomplete message or handshake.
+    /// Number of bytes buffered for an incomplete message or handshake.
     pub fn buffered(&self) -> usize {
         self.checker.buffered() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
@@ -278,7 +278,7 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the header of a server frame, because `Protocol` can only validate frames from clients.
+    /// Checks only the header of a server frame, because `Protocol` can validate only frames from clients.
     fn check_server(&mut self, step: &Step) {
         let broken = match step {
             Step::Lost(_, error) => Some(*error),
@@ -309,9 +309,9 @@ impl Tap {
             // The `welcome` event, always the server's first message, contains the ticket.
             Role::Server if is_text => self.ticket.take().iter_mut().for_each(|ticket| ticket.redact(&mut frame.wire)),
             Role::Server => {}
-            // Bytes with the mask bit set are a genuine client frame, and frames never contain tokens.
+            // In ASCII, the mask bit is never set, so this is a frame, not an HTTP request. Frames contain no tokens.
             Role::Client if frame.header.is_masked() => {}
-            // These bytes may be an HTTP request instead of a frame, with a token where a frame has its payload.
+            // An unmasked frame may really be an HTTP request, so its payload may contain a token.
             Role::Client => {
                 let header = frame.header.bytes();
                 frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());

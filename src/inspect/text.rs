@@ -1,4 +1,4 @@
-//! Formats a record as one line of text. [`Detail::Full`] adds the bytes of a frame, with field names below (§5.2).
+//! Formats a record as one line of text. [`Detail::Full`] adds the bytes of a frame, labelled by field (§5.2).
 //!
 //! ```text
 //! 2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
@@ -21,10 +21,10 @@ use super::visible::{Paint, digits, escaped, hex, quoted, start_of};
 use super::{End, Failure, Frame, Head, LengthForm, Place, Record, Response, State, StateChange, What};
 use crate::ws::frame::Role;
 
-/// The column where the RFC sections start, for lines with and without a timestamp. A longer line moves them right.
+/// The column where the RFC section numbers start, with and without a timestamp. A longer line moves them right.
 const SECTIONS_AT: usize = 100;
 const SECTIONS_AT_WITHOUT_TIME: usize = 71;
-/// Maximum length, in characters, of a request line. Response bodies get two or three times this length.
+/// Maximum characters shown of a start line. Response bodies get a multiple of this.
 const EXCERPT: usize = 120;
 /// Indents detail lines, so that only the first line of a record starts in the first column.
 const INDENT: &str = "  ";
@@ -41,12 +41,12 @@ pub struct Style {
 pub enum Detail {
     /// Exactly one line per record, even for a large payload.
     Line,
-    /// One line, followed by the HTTP head or by the frame field by field.
+    /// One line, followed by the HTTP head or by each field of the frame.
     Full,
 }
 
 impl Style {
-    /// Enables colours for a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// Enables colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
     pub fn new(detail: Detail, is_terminal: bool) -> Style {
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Style { detail, colour: is_terminal && !declined }
@@ -79,7 +79,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
-    // On a long line, move the sections to the right instead of truncating.
+    // On a long line, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
     // invariant: writing to a String cannot fail. This applies to every `let _` in this file.
@@ -136,7 +136,7 @@ fn head_line(head: &Head) -> String {
     format!("{}  {} bytes{end}", escaped(start_of(&line, EXCERPT)), head.bytes.len())
 }
 
-/// The first line and size of a response, and for an error status an excerpt of the body, which explains the error.
+/// The first line and size of a response. For an error status, adds an excerpt of the body, which explains the error.
 fn response_line(Response { head, status, body, .. }: &Response) -> String {
     let line = head_line(head) + &in_parts(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
@@ -174,7 +174,7 @@ fn frame_line(frame: &Frame) -> String {
     if let Some(Place { message, fragment, is_last }) = frame.place
         && (fragment > 1 || !is_last)
     {
-        // Number the fragments, but not the common unfragmented messages.
+        // Number only fragmented messages: most messages are unfragmented.
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
@@ -193,7 +193,7 @@ fn parts_name(frame: &Frame) -> &'static str {
 }
 
 fn in_parts(count: u64, name: &str) -> String {
-    // Mention only the case that surprises readers: TCP may split a frame or head at any byte.
+    // Mention a split, which may surprise the reader: TCP can split a frame or head anywhere.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
 
@@ -308,7 +308,7 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         (bytes, names, column) = (bytes + " " + &hex(wire), names + " ", column + 1);
         match (is_masked, rows.len()) {
             (true, _) => names.push_str("payload, masked"),
-            (false, 1) => names += &format!("payload  {}", meaning(frame)),
+            (false, 1) => names += &format!("payload  {}", payload_excerpt(frame)),
             (false, _) => names += &format!("payload  {}", row_text(frame, plain)),
         }
     }
@@ -327,9 +327,9 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
-        let text = if rows.len() == 1 { meaning(frame) } else { row_text(frame, plain) };
+        let text = if rows.len() == 1 { payload_excerpt(frame) } else { row_text(frame, plain) };
         match (is_masked, index) {
-            (false, 0) => {} // already written next to the header
+            (false, 0) => {} // The first row is already next to the header.
             (false, _) => write_line(&format!("{blank}{}   {text}", hex(wire)), out),
             (true, _) => {
                 if index > 0 {
@@ -346,7 +346,7 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
 }
 
 /// The payload excerpt, or an empty string if the excerpt would only repeat the bytes in hexadecimal.
-fn meaning(frame: &Frame) -> String {
+fn payload_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
     if excerpt == hex(&frame.unmasked()) { String::new() } else { excerpt }
 }
@@ -361,7 +361,7 @@ fn row_text(frame: &Frame, row: &[u8]) -> String {
     quoted(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
-/// Lists the sizes of the reads or writes that the frame was split across, if more than one.
+/// If the frame was split across several reads or writes, lists their sizes.
 fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();

@@ -31,7 +31,7 @@ pub fn quoted(text: &str) -> String {
 
 /// Text with every non-printable character escaped.
 pub fn escaped(text: &str) -> String {
-    // `escape_debug` also escapes quotes and backslashes. Both are harmless, and escaping them makes JSON unreadable.
+    // Unlike `escape_debug`, keep quotes and backslashes: they are harmless, and JSON stays readable.
     let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
     text.chars().map(visible).collect()
 }

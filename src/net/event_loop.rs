@@ -131,9 +131,7 @@ impl EventLoop {
     /// Returns `false` if a second signal has arrived.
     fn handle_signals(&mut self) -> bool {
         let count = self.signals.pending().count();
-        if count > 0 {
-            self.listener = None;
-        }
+        self.listener.take_if(|_| count > 0);
         count == 0 || (self.server.shut_down() && count == 1)
     }
 }

@@ -1,8 +1,8 @@
-//! The listening socket, and when the server may accept.
+//! Listens for clients, and decides when to accept the next one.
 //!
-//! Polling is edge-triggered: it announces a waiting client once. If descriptors run out or the server is full, clients
-//! stay in the backlog without another edge. So the listener remembers that clients are waiting and retries after a
-//! connection closes or after a short pause. The listener neither spins nor misses a client.
+//! The poll is edge-triggered: it reports a waiting client once. If descriptors run out or the server is full, clients
+//! stay in the backlog, and the poll does not report them again. So the listener remembers that clients are waiting,
+//! and retries after a connection closes or after a short pause. The listener neither spins nor misses a client.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ pub struct Listener {
     pub socket: TcpListener,
     /// Whether a client may be waiting in the backlog.
     pub is_ready: bool,
-    /// Monotonic time before which the listener does not accept. Reset when a connection closes and frees a descriptor.
+    /// Accept no client before this monotonic time. Reset when a connection closes and frees a descriptor.
     pub retry_at: Option<Duration>,
     logged_at: Option<Duration>,
 }
@@ -39,7 +39,7 @@ impl Listener {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             // A restart must not wait for old connections in TIME_WAIT.
             socket.set_reuse_address(true)?;
-            // Accepted sockets inherit TCP_NODELAY. A turn's frames go out in one write, so Nagle could merge nothing.
+            // Accepted sockets inherit TCP_NODELAY. A turn's frames share one write, so Nagle's delay gains nothing.
             socket.set_tcp_nodelay(true)?;
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
@@ -70,7 +70,7 @@ impl Listener {
             };
             match error.kind() {
                 ErrorKind::WouldBlock => self.is_ready = false,
-                // accept(2): these errors concern the pending connection, not this process.
+                // accept(2): these errors concern only one pending connection, so try the next one.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {
@@ -87,7 +87,7 @@ impl Listener {
 }
 
 /// Whether a client is waiting to be accepted. A poll takes 80 ns. An `accept` that finds no client takes 900 ns,
-/// because `accept` creates a socket first. The difference is 8 % of the time of a short connection.
+/// because `accept` creates a socket first. The difference is 8 % of a short connection's time.
 fn has_waiting(socket: &TcpListener) -> bool {
     let mut polled = [PollFd::new(socket, PollFlags::IN)];
     // If the poll fails, `accept` will report the error.
@@ -102,7 +102,7 @@ pub fn places(config: &Config) -> Result<(usize, usize), String> {
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);
     let spare = RESERVED_DESCRIPTORS / 2;
     let most = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
-    // Each recorded connection needs a second descriptor, even if the server then rejects the client.
+    // Each recorded connection needs a second descriptor, for its file, even if the server then rejects the client.
     let most = if config.record.is_some() { most.saturating_sub(spare) / 2 } else { most };
     let max_connections = config.max_connections.unwrap_or(most);
     if most == 0 || max_connections > most {

@@ -15,14 +15,14 @@ use rustix::fs::OFlags;
 
 use crate::chat::Now;
 
-/// A writable pipe accepts at least this many bytes (`PIPE_BUF`).
+/// A writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`).
 const PIECE: usize = 4096;
 /// Maximum bytes queued while stderr accepts no more.
 const MAX_QUEUED: usize = 64 * 1024;
-/// How long a line may wait to be batched. One write per turn would cost 5 % of the time of a short connection.
+/// How long a line may wait to be batched. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
-/// Clones share the queued lines.
+/// Queues log lines for stderr. Clones share one queue.
 #[derive(Debug, Clone)]
 pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
 
@@ -30,7 +30,7 @@ pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
 pub(super) struct Lines<W> {
     queued: Vec<u8>,
     dropped: usize,
-    /// Monotonic time of the first line queued since the last flush. `None`: no line was queued since.
+    /// Monotonic time of the first line queued since the last flush. `None`: there is no such line.
     waiting_since: Option<Duration>,
     /// The time at the start of this turn.
     now: Now,
@@ -89,7 +89,7 @@ impl Log for Logger {
         }
     }
 
-    fn flush(&self) {} // the event loop flushes
+    fn flush(&self) {} // nothing to do: the event loop flushes
 }
 
 impl Stderr {
@@ -136,7 +136,7 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// How long the loop may sleep before the next `begin_turn`. `None`: without limit.
+    /// How long the loop may sleep before the next `begin_turn`. `None`: no limit.
     pub fn timeout(&self) -> Option<Duration> {
         self.waiting_since.map(|since| MAX_WAIT.saturating_sub(self.now.monotonic - since))
     }

@@ -1,4 +1,4 @@
-//! The operating system: the only module of the server that uses the poll, signals, the clock and random numbers.
+//! Connects the server to the operating system. No other server code uses poll, signals, clocks or randomness.
 
 pub mod event_loop;
 pub mod listener;

@@ -1,8 +1,8 @@
 //! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows no
 //! rooms, no usernames, no other connections and no clock.
 //!
-//! Polling is edge-triggered: the poll reports each edge only once. So `input` remembers the last edge, and the
-//! connection's state alone decides what to do next. The columns are the bytes in the outbox:
+//! Polling is edge-triggered: each edge is reported only once. So `input` records the last edge, and the connection's
+//! state decides when to read and write. The columns are outbox sizes in bytes:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -45,7 +45,7 @@ use crate::ws::frame::{self, Role};
 use crate::ws::protocol::{Framing, Protocol, State};
 use crate::ws::request::HeadReader;
 
-/// Pause processing of a read once this many echoed bytes are queued.
+/// While more echoed bytes than this are queued, the server processes no more input.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
 
 /// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
@@ -73,23 +73,23 @@ pub struct Connection<S> {
     input: Input,
     /// Whether the connection is in `Connections::to_read` or `Connections::handshakes`.
     pub is_queued_to_read: bool,
-    pub cold: Box<Cold>,
+    pub cold: Box<ColdFields>,
 }
 
 /// The fields that a broadcast does not touch.
-pub struct Cold {
+pub struct ColdFields {
     pub peer: SocketAddr,
     /// `None` until the upgrade.
     pub endpoint: Option<Endpoint>,
     pub stage: Stage,
-    /// Monotonic time of the last poll edge or received byte.
+    /// Monotonic time of the last received byte, or of the last edge while reads are paused.
     pub last_received: Duration,
     /// A copy of the entry in the server's timers. `None` if the connection started closing this turn.
     pub deadline: Option<Duration>,
-    /// This connection's last contribution to `Limits::buffered`, in bytes.
+    /// The bytes that `Limits::buffered` includes for this connection.
     pub buffered: usize,
     /// Input that was read but not processed, because the outbox had no room for the replies.
-    pub unprocessed: Vec<u8>,
+    pub unprocessed: Box<[u8]>,
     /// Whether the server rejected the request. Such a connection counts as lingering.
     pub lingers: bool,
 }
@@ -111,18 +111,18 @@ pub enum Stage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     Chat,
-    /// Returns each message to the client.
+    /// Sends each message back to its client.
     Echo,
     Observers,
 }
 
-/// What the connection knows about the socket's input.
+/// Last known input state of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
     /// All input was read. A new edge announces the next input.
     Drained,
     Readable,
-    /// Input, and then the end of the stream or an error, which no further edge will announce.
+    /// Unread input, then the end of the stream or an error. No further edge will announce either.
     Ending,
     Ended,
 }
@@ -152,12 +152,12 @@ pub enum Reads {
     Nothing,
     FramesUntilClose,
     /// Closing a socket with unread input makes the kernel send a reset, which can destroy the last bytes before the
-    /// peer has read them. So the server shuts down its write side and discards input first.
+    /// peer has read them. So the server first shuts down its write side and discards input.
     DiscardUntilEnd,
 }
 
 impl Cause {
-    /// This cause's row in the second table of the module documentation.
+    /// Returns this cause's row in the second table of the module docs.
     pub const fn ending(self) -> (Sends, Reads) {
         match self {
             Cause::Response | Cause::BothClosed { has_input: true } => (Sends::Outbox, Reads::DiscardUntilEnd),
@@ -179,27 +179,27 @@ impl Endpoint {
             Endpoint::Chat => config.max_message,
             Endpoint::Observers => 1024, // observers' commands are short
         };
-        Limits { message, fragments: config.max_fragments, binary: self == Endpoint::Echo }
+        Limits { message, fragments: config.max_fragments, accepts_binary: self == Endpoint::Echo }
     }
 }
 
 impl<S: Socket> Connection<S> {
     pub fn new(socket: S, peer: SocketAddr, observer: Option<Box<dyn Observer>>, now: Duration) -> Connection<S> {
-        let cold = Cold {
+        let cold = ColdFields {
             peer,
             endpoint: None,
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
             deadline: None,
             buffered: 0,
-            unprocessed: Vec::new(),
+            unprocessed: Box::default(),
             lingers: false,
         };
         let (outbox, input, cold) = (Outbox::default(), Input::Drained, Box::new(cold));
         Connection { socket, outbox, frames_sent: 0, observer, input, is_queued_to_read: false, cold }
     }
 
-    /// Records a readable edge. `is_last`: the peer ended the stream, or the socket failed.
+    /// Records a readable edge. `is_last` means that the peer ended the stream or the socket failed.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
@@ -235,8 +235,8 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_empty() && !self.socket.has_pending(Direction::Write)
     }
 
-    /// Reads into `buffer` once. Returns `None` if there is nothing to read now, and 0 at the end of the stream. Here
-    /// and below, `Err` means that the socket failed.
+    /// Reads into `buffer` once. Returns `None` if there is nothing to read now, and 0 at the end of the stream. As
+    /// in `flush` and `send_shared`, `Err` means that the socket failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let len = match self.socket.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None), // retry in the next turn
@@ -273,7 +273,7 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    /// Sends a room's `count` frames after the queued output. For `shared`, see [`Outbox::send_shared`].
+    /// Sends `count` frames of a room after the queued output. For `shared`, see [`Outbox::send_shared`].
     pub fn send_shared(&mut self, frames: &[u8], count: u64, shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
         if self.observer.is_some() {
             self.push_frames(frames);
@@ -310,7 +310,7 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_over_bound(max_outbox) && self.is_bounded()
     }
 
-    /// Queues the protocol's replies. If the protocol reads no more frames, starts draining.
+    /// Queues the protocol's replies. Starts draining if the protocol reads no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
@@ -328,7 +328,7 @@ impl<S: Socket> Connection<S> {
         }
     }
 
-    /// Starts draining: the outbox is still sent, no more frames are read. `cause` decides whether to discard input.
+    /// Starts draining: the server sends the outbox and reads no more frames. `cause` decides whether to discard input.
     pub fn drain(&mut self, cause: Cause, reason: impl Into<Cow<'static, str>>) {
         let (_, reads) = cause.ending();
         debug_assert_ne!(reads, Reads::FramesUntilClose, "a closing connection is still open");
@@ -357,7 +357,7 @@ pub struct Connections<S> {
     /// Tokens increase and are never reused, so a late poll event cannot reach a newer connection.
     pub next_token: Token,
     pub to_read: Vec<Token>,
-    /// Connections in the handshake that have input. Their queue is separate: a handshake costs more than a message.
+    /// Connections in the handshake that have input. A separate queue limits how many a turn handles: each is costly.
     pub handshakes: VecDeque<Token>,
     pub to_write: VecDeque<Token>,
     pub slow_consumers: Vec<Token>,
@@ -469,7 +469,7 @@ mod tests {
     }
 
     fn open() -> Stage {
-        Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, binary: true }))
+        Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, accepts_binary: true }))
     }
 
     fn draining(discards: bool) -> Stage {

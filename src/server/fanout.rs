@@ -7,7 +7,7 @@
 //! private event mid-turn gets the batch so far first; and `joined` goes only to the other members. A *cursor* handles
 //! all three: it marks how much of the batch a member has received. Most batches have no cursors.
 //!
-//! When "one" was sent to the room, then a private message to alice, then "two" to the room:
+//! Example: the room receives "one", then alice receives a private message, then the room receives "two":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -32,7 +32,7 @@ const FULL: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their first event this turn. `rooms` may lack a room whose batch was sent early.
+    /// Rooms in the order of their first event this turn. A batch that was sent early is no longer in `rooms`.
     order: VecDeque<RoomId>,
     /// Rooms whose batch filled up this turn.
     pub full_rooms: Vec<RoomId>,
@@ -50,14 +50,14 @@ impl Batch {
         &self.renderings[dialect as usize]
     }
 
-    /// How many bytes of the batch, in the member's dialect, the member has already received or skipped.
+    /// How many bytes of the batch, rendered in its dialect, the member has already received or skipped.
     pub fn cursor(&self, member: Token) -> usize {
         self.cursors.get(&member).copied().unwrap_or_default()
     }
 }
 
 impl Fanout {
-    /// Appends an event to a room's batch in the given dialects. Returns `true` if the batch is full: send it now.
+    /// Appends an event to a room's batch in the given dialects. Returns `true` if the full batch must be sent.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
         let batch = self.rooms.entry(room).or_insert_with(|| {
             self.order.push_back(room);

@@ -8,16 +8,16 @@ use std::time::Duration;
 use mio::Token;
 
 use super::Server;
-use super::connection::{Cause, Cold, Connection, Endpoint, Sends, Socket, Stage};
+use super::connection::{Cause, ColdFields, Connection, Endpoint, Sends, Socket, Stage};
 use super::observer::Stage as ObservedStage;
 use super::timers::{Silence, silence};
 use crate::chat::dialect::Dialect;
-use crate::http::{self, Entry, Outcome};
+use crate::http::{self, Outcome, Route};
 use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
 use crate::ws::request::{Rejection, Request};
 
-/// If a connection overfills the buffers, close the largest instead if that holds this many times as much.
+/// If a connection fills the buffers, but the largest holds over `HOG` times as much, the server closes the largest.
 const HOG: usize = 4;
 /// How long a shutdown waits for clients to close.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -58,8 +58,8 @@ impl<S: Socket> Server<S> {
         let request = Request::parse(head.head(), self.config.max_headers);
         match request.and_then(|request| http::decide(&request, &self.access, self.now.time)) {
             Ok(Outcome::Response(bytes)) => self.send_response(token, bytes, "the response was sent"),
-            Ok(Outcome::Upgrade { response, entry }) => match self.check_capacity(token, peer, &entry) {
-                Ok(()) => self.upgrade(token, response, entry),
+            Ok(Outcome::Upgrade { response, route }) => match self.check_capacity(token, peer, &route) {
+                Ok(()) => self.upgrade(token, response, route),
                 Err(rejection) => self.reject(token, &rejection, is_head),
             },
             Err(rejection) if rejection.status == 401 && self.limits.is_guessing(peer, self.now.monotonic) => {
@@ -70,18 +70,18 @@ impl<S: Socket> Server<S> {
     }
 
     /// Checks whether the server has room for a client that has passed all other checks.
-    fn check_capacity(&mut self, token: Token, peer: IpAddr, entry: &Entry) -> Result<(), Rejection> {
+    fn check_capacity(&mut self, token: Token, peer: IpAddr, route: &Route) -> Result<(), Rejection> {
         if self.limits.is_full(self.connection_count()) || self.limits.is_over_share(peer) {
             return Err(http::full("The server is full"));
         }
-        match entry {
-            Entry::Chat(join) if !self.chat.has_place_for(&join.room) => Err(http::full("There are too many rooms")),
-            Entry::Observe { secret } => self.observers.admit(token, secret, &|token| self.connections.backlog(token)),
-            Entry::Chat(_) | Entry::Echo => Ok(()),
+        match route {
+            Route::Chat(join) if !self.chat.has_place_for(&join.room) => Err(http::full("There are too many rooms")),
+            Route::Observe { secret } => self.observers.admit(token, secret, &|token| self.connections.backlog(token)),
+            Route::Chat(_) | Route::Echo => Ok(()),
         }
     }
 
-    /// Rejects a request with a response that gives the reason. `is_head`: a `HEAD` request; send no body.
+    /// Rejects a request with a response that gives the reason. If `is_head` (a `HEAD` request), sends no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.cold.lingers = true;
@@ -104,11 +104,11 @@ impl<S: Socket> Server<S> {
     }
 
     /// Turns an HTTP connection into a WebSocket connection (§4.2.2).
-    fn upgrade(&mut self, token: Token, response: Vec<u8>, entry: Entry) {
-        let (endpoint, mut join) = match entry {
-            Entry::Echo => (Endpoint::Echo, None),
-            Entry::Chat(join) => (Endpoint::Chat, Some(join)),
-            Entry::Observe { .. } => (Endpoint::Observers, None),
+    fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
+        let (endpoint, mut join) = match route {
+            Route::Echo => (Endpoint::Echo, None),
+            Route::Chat(join) => (Endpoint::Chat, Some(join)),
+            Route::Observe { .. } => (Endpoint::Observers, None),
         };
         if let Some(join) = join.as_mut().filter(|join| join.dialect == Dialect::Events) {
             join.extra = self.observers.welcome_field(token);
@@ -187,9 +187,9 @@ impl<S: Socket> Server<S> {
         self.apply_protocol_state(token, reason);
     }
 
-    /// Queues the protocol's replies. If the connection is now closing, the client leaves the chat with this reason.
+    /// Queues the protocol's replies. If the connection is now closing, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
-        // Queue the room's batch so far before the replies.
+        // First queue the room's batch so far, so that the client receives events and replies in order.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
@@ -217,7 +217,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Cancels a closing connection's timer. The next write removes the connection or starts the close timeout.
+    /// Cancels the timer. After the next write, the server removes the connection or starts the close timeout.
     fn await_end(&mut self, token: Token) {
         if let Some(connection) = self.connections.get_mut(token) {
             self.timers.cancel(token, &mut connection.cold.deadline);
@@ -252,7 +252,7 @@ impl<S: Socket> Server<S> {
             self.limits.disconnected(connection.cold.peer.ip());
         }
         self.limits.buffered -= connection.cold.buffered;
-        // A chat client already has a LEAVE line in the log, and a rejected client a REJECT line.
+        // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
         let has_line = matches!(connection.cold.endpoint, Some(Endpoint::Chat) | None);
         let level = if has_line { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {} reason={reason:?}", connection.cold.peer);
@@ -272,9 +272,9 @@ impl<S: Socket> Server<S> {
         if !connection.is_open() {
             return self.end(token, "the server's buffers are full");
         }
-        // Flush first, or `close` could drop a queued handshake response. A later write reports a failed socket.
+        // Flush first, or `close` could drop a queued handshake response. A later write reports a socket failure.
         let _ = connection.flush();
-        connection.cold.unprocessed = Vec::new();
+        connection.cold.unprocessed = Box::default();
         self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
         self.recount_buffered(token);
     }
@@ -287,7 +287,7 @@ impl<S: Socket> Server<S> {
         held
     }
 
-    /// Starts the shutdown: sends every client a Close with 1001, accepts no more. `false` if already shutting down.
+    /// Accepts no more connections and sends every client a Close with 1001. Returns `false` if already shutting down.
     pub fn shut_down(&mut self) -> bool {
         if self.stop_at.is_some() {
             return false;
@@ -300,15 +300,15 @@ impl<S: Socket> Server<S> {
         while let Some((room, batch)) = self.fanout.take_next() {
             self.send_batch(room, &batch);
         }
-        // All clients leave at once, without `left` events: `n` members would each receive one for every other member.
+        // All clients leave at once, without `left` events: `n` members would receive `n - 1` each.
         self.chat.disband();
         let mut tokens: Vec<Token> = self.connections.table.keys().copied().collect();
         tokens.sort_unstable(); // a deterministic order
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
-                Some(Cold { stage: Stage::Handshake(_), .. }) => self.end(token, REASON),
-                // An observing client closes after the connection it watches, to see that connection's Close.
-                Some(Cold { endpoint: Some(Endpoint::Observers), .. }) => {}
+                Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.end(token, REASON),
+                // An observing client stays open until it has seen the Close of the connection that it watches.
+                Some(ColdFields { endpoint: Some(Endpoint::Observers), .. }) => {}
                 _ => self.close(token, Cause::ServerCloses, CloseCode::GOING_AWAY, REASON),
             }
         }

@@ -52,7 +52,7 @@ impl Limits {
         }
     }
 
-    /// Whether to accept another socket, with `count` open. The server may accept a client just to reject it.
+    /// Whether to accept another socket while `count` are open. This allows a few extra, which the server then rejects.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_connections + self.max_lingering
     }
@@ -65,12 +65,12 @@ impl Limits {
     /// Lets a rejected connection linger. If too many linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
-        // Keep one place free for the next client to reject.
+        // Keep one place free, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
     }
 
     pub fn stop_lingering(&mut self, token: Token) {
-        self.lingering.retain(|other| *other != token); // at most 256 entries
+        self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
     pub fn connected(&mut self, address: IpAddr) {
@@ -97,7 +97,7 @@ impl Limits {
         let Some(address) = key(address) else { return false };
         if self.wrong_tokens.len() >= MAX_REMEMBERED && !self.wrong_tokens.contains_key(&address) {
             self.wrong_tokens.retain(|_, (_, since)| now - *since < WINDOW);
-            // Clearing the table allows a few more guesses. Otherwise, an attacker could lock out new addresses.
+            // A full table must not lock out new addresses, so clear it. This allows a few more guesses.
             if self.wrong_tokens.len() >= MAX_REMEMBERED {
                 self.wrong_tokens.clear();
             }
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_wrong_tokens_is_bounded() {
+    fn the_number_of_addresses_with_wrong_tokens_is_bounded() {
         let mut limits = limits();
         for number in 0..30_000_u32 {
             limits.is_guessing(IpAddr::from(number.to_be_bytes()), Duration::ZERO);

@@ -33,13 +33,13 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
-use connection::{Cause, Cold, Connections, Endpoint, Socket, Stage, count_frames};
+use connection::{Cause, ColdFields, Connections, Endpoint, Socket, Stage, count_frames};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
 use observer::{Action, Observers, OpenConnection};
 use timers::Timers;
 
-/// Handshakes per turn. A join to a large room costs as much as a hundred messages, which would delay other rooms.
+/// Handshakes per turn, limited because a join to a large room costs as much as a hundred messages.
 const HANDSHAKES_PER_TURN: usize = 16;
 /// A turn handles no more handshakes once a room's batch, multiplied by the room's members, exceeds this many bytes. In
 /// the dialect `presence`, each join sends the names of all members to every member.
@@ -64,7 +64,7 @@ pub struct Server<S> {
     stop_at: Option<Duration>,
 }
 
-/// The readiness of a socket, as an edge from the poll reports it.
+/// A socket's readiness, as reported by one edge from the poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     pub readable: bool,
@@ -116,7 +116,7 @@ impl<S: Socket> Server<S> {
         self.fanout.full_rooms.clear();
     }
 
-    /// Reports an edge. `finish_turn` then serves the connection. Ignores late edges of removed connections.
+    /// Handles an edge from the poll. `finish_turn` then serves the connection. Ignores edges of removed connections.
     pub fn ready(&mut self, token: Token, readiness: Readiness) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if readiness.readable || readiness.read_closed || readiness.error {
@@ -124,7 +124,7 @@ impl<S: Socket> Server<S> {
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
         if readiness.readable && !wants_read {
-            // If backpressure stops reads, an edge proves activity. Otherwise, only bytes do: edges may be spurious.
+            // While reads are paused, an edge counts as activity; otherwise only bytes do, as edges can be spurious.
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.writable && !connection.is_flushed() {
@@ -158,7 +158,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for token in std::mem::take(&mut self.connections.to_read) {
-            // Once a room's batch fills up, its members' input waits until next turn: recipients need time to read.
+            // Once a room's batch fills up, its members' input waits until the next turn: recipients need time to read.
             if self.chat.room_of(token).is_some_and(|room| self.fanout.full_rooms.contains(&room)) {
                 self.connections.to_read.push(token);
             } else {
@@ -176,7 +176,7 @@ impl<S: Socket> Server<S> {
         self.scratch = scratch;
     }
 
-    /// Reads once from one connection, so that the server reads every ready connection before any connection again.
+    /// Reads only once, so that the other connections do not wait for a second read from this one.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.is_queued_to_read = false;
@@ -222,11 +222,12 @@ impl<S: Socket> Server<S> {
         while !input.is_empty() {
             let Some(connection) = self.connections.get_mut(token) else { return };
             if connection.is_congested(self.config.max_outbox) {
-                connection.cold.unprocessed = input.to_vec();
+                connection.cold.unprocessed = (&*input).into();
                 break;
             }
             let was_open = connection.is_open();
-            let Cold { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &mut *connection.cold else {
+            let ColdFields { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &mut *connection.cold
+            else {
                 break;
             };
             let endpoint = *endpoint;
@@ -244,7 +245,7 @@ impl<S: Socket> Server<S> {
                 ProtocolEvent::Close(code, reason) => {
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
                     let reason = ["closed by the client:", &code, &reason].join(" ");
-                    // If the server closed first, the client's Close is only a reply, and not the reason.
+                    // If the server closed first, the client's Close is only a reply, not the reason for closing.
                     self.apply_protocol_state(token, if was_open { reason.trim_end() } else { "" });
                 }
                 ProtocolEvent::Failed(error) => {
@@ -318,7 +319,7 @@ impl<S: Socket> Server<S> {
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Move the cursor of `but` before the batch is sent, or that member would receive the event.
+        // Skip the event for `but` before the batch is sent, or that member would receive it.
         but.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full(room) {
             self.send_batch(room, &batch);
@@ -342,8 +343,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes and removes until nothing is left. Writing finds slow consumers and failed sockets; their rooms receive
-    /// `left`, which is more to write. The loop terminates: each round after the first has lost a member.
+    /// Writes and removes until no work is left. Writing reveals slow consumers and failed sockets. When these clients
+    /// leave, their rooms must receive `left`. The loop terminates because each further round has fewer members.
     fn write_and_remove(&mut self) {
         loop {
             // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
@@ -354,7 +355,7 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
             while let Some(token) = self.connections.slow_consumers.pop() {
-                // A token may be in the list twice. The second `close` must not drop the queued Close.
+                // `slow_consumers` may hold a token twice. A second `close` must not drop the queued Close.
                 if self.connections.get_mut(token).is_some_and(|connection| connection.is_bounded()) {
                     self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
                 }
@@ -364,7 +365,7 @@ impl<S: Socket> Server<S> {
             }
             self.serve_observers();
             self.attach_observers();
-            self.serve_observers(); // a newly attached observer has output
+            self.serve_observers(); // newly attached observers have output
             if self.fanout.is_empty() && self.connections.is_settled() {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;
@@ -439,7 +440,7 @@ impl<S: Socket> Server<S> {
         for token in std::mem::take(&mut self.to_observe) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
             let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
-            if let Cold { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &*connection.cold
+            if let ColdFields { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &*connection.cold
                 && protocol.state() == State::Open
             {
                 if is_quiet && protocol.is_between_messages() {

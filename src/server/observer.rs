@@ -1,6 +1,6 @@
 //! The interface for wire inspection: the tracer, recordings, the page's inspector. An [`Observer`] sees the bytes of
 //! one connection; a connection without an observer pays one branch per read and write. [`Observers`] chooses the
-//! connections, and serves an endpoint for watching. The server does not know how observers use the bytes.
+//! connections to observe, and serves clients that watch. The server does not know how observers use the bytes.
 
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -22,29 +22,29 @@ pub trait Observer {
     /// Reports that the TCP connection has closed, and why.
     fn closed(&mut self, reason: &str);
 
-    /// May replace frames before the server queues them. The replacement must carry the same messages.
+    /// Returns frames to queue instead of `frames`, with the same messages; `None` to queue `frames` unchanged.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// Bytes buffered from the peer's input, which count towards `--max-buffered`.
+    /// Input bytes that the observer holds. These bytes count towards `--max-buffered`.
     fn buffered(&self) -> usize;
 
-    /// Whether the observer needs no more bytes, so that the server may drop the observer.
+    /// Whether the observer needs no more bytes. If so, the server drops the observer.
     fn is_done(&self) -> bool;
 }
 
 /// A stage that a connection has entered.
 #[derive(Debug, Clone, Copy)]
 pub enum Stage<'a> {
-    /// The server accepted the request; the 101 comes next. `watches`: the client itself observes, so do not show its
+    /// The server accepted the request; the 101 comes next. `watches`: this client watches others, so do not show its
     /// frames. `has_welcome_field`: the client's welcome will carry [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, watches: bool, has_welcome_field: bool },
-    /// The server has started the closing handshake, but has not written its Close frame yet.
+    /// The server's Close frame is queued but not yet written.
     Closing,
 }
 
-/// Chooses the connections to observe, and serves clients that watch. By default, as in `()`, nothing is observed.
+/// Chooses the connections to observe, and serves clients that watch. The default methods observe nothing.
 pub trait Observers {
-    /// Starts a turn of the event loop. Everything in the turn happens at this time.
+    /// Starts a turn of the event loop. `_time` is the time of every event in the turn.
     fn begin_turn(&mut self, _time: SystemTime) {}
 
     /// Returns an observer for a newly accepted connection; `None` to leave the connection unobserved.

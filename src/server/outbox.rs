@@ -31,14 +31,13 @@ pub struct Outbox {
     sent: usize,
     /// Unsent bytes of all chunks.
     len: usize,
-    /// Length of the HTTP response at the start of the first chunk, or 0. The response counts as one frame.
-    response: usize,
 }
 
-/// A buffer of whole frames.
+/// A buffer of whole frames, or an HTTP response, which counts as one frame.
 #[derive(Debug)]
 enum Chunk {
-    /// One copy for all members whose socket did not accept everything at once.
+    Response(Vec<u8>),
+    /// A copy shared by all members whose sockets did not accept everything at once.
     Shared(Rc<[u8]>),
     Own(Vec<u8>),
 }
@@ -47,7 +46,7 @@ impl Chunk {
     fn bytes(&self) -> &[u8] {
         match self {
             Chunk::Shared(bytes) => bytes,
-            Chunk::Own(bytes) => bytes,
+            Chunk::Own(bytes) | Chunk::Response(bytes) => bytes,
         }
     }
 }
@@ -65,8 +64,8 @@ impl Outbox {
     /// Queues the HTTP response, which must precede every frame.
     pub fn push_response(&mut self, response: Vec<u8>) {
         debug_assert!(self.chunks.is_empty(), "the response comes first");
-        (self.len, self.response) = (response.len(), response.len());
-        self.chunks.push_back(Chunk::Own(response));
+        self.len = response.len();
+        self.chunks.push_back(Chunk::Response(response));
     }
 
     /// Queues frames for this client only.
@@ -79,8 +78,8 @@ impl Outbox {
         }
     }
 
-    /// Sends frames that other members receive too. Usually the socket accepts everything without a copy. The first write
-    /// that would block copies the frames to `shared`, which all blocked outboxes queue. `Err`: see [`Outbox::flush`].
+    /// Sends frames that several members receive. Usually the socket accepts them all uncopied. The first write that
+    /// would block copies them to `shared`, and all blocked outboxes queue that copy. `Err`: see [`Outbox::flush`].
     pub fn send_shared(
         &mut self,
         frames: &[u8],
@@ -133,7 +132,6 @@ impl Outbox {
         self.sent += written;
         while let Some(len) = self.chunks.front().map(|chunk| chunk.bytes().len()).filter(|len| *len <= self.sent) {
             self.sent -= len;
-            self.response = 0;
             self.chunks.pop_front();
         }
         if self.is_empty() {
@@ -155,12 +153,12 @@ impl Outbox {
         self.push(&rest);
     }
 
-    /// The end offset, in the first chunk, of the frame that contains byte `position - 1`; 0 for position 0. A chunk
+    /// Returns where, in the first chunk, the frame with byte `position - 1` ends; 0 for position 0. A chunk
     /// starts with a frame header, unless it is a response or the rest that `drop_unsent` keeps (only a Close follows).
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
-        let mut end = if position > 0 { self.response } else { 0 };
+        let mut end = if position > 0 && matches!(chunk, Chunk::Response(_)) { bytes.len() } else { 0 };
         while end < position.min(bytes.len()) {
             end += frame::server_frame_len(&bytes[end..]);
         }
@@ -315,8 +313,8 @@ mod tests {
         }
     }
 
-    /// `outbox` holds `all`, whose frames end at `ends`. After the socket accepts `cut` bytes and `drop_unsent` runs,
-    /// the socket must receive the rest of the half-sent frame, and nothing else.
+    /// `outbox` holds the bytes `all`; their frames end at `ends`. After the socket accepts `cut` bytes and
+    /// `drop_unsent` runs, the socket must receive the rest of the half-sent frame, and nothing else.
     fn assert_dropped_at_an_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
         let mut socket = pipe(cut);
         outbox.flush(&mut socket, None).unwrap();
@@ -328,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_and_the_frames_after_it_are_one_chunk() {
+    fn a_response_counts_as_one_frame() {
         let response = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
         let all = [response, &frame(3)[..], &frame(1)].concat();
         let ends = [0, response.len(), response.len() + 5, all.len()];
@@ -337,7 +335,7 @@ mod tests {
             outbox.push_response(response.to_vec());
             outbox.push(&(frame(3)));
             outbox.push(&(frame(1)));
-            assert_eq!((outbox.chunks().len(), outbox.len()), (1, all.len()));
+            assert_eq!((outbox.chunks().len(), outbox.len()), (2, all.len()));
             assert_dropped_at_an_end(outbox, &all, &ends, cut);
         }
     }

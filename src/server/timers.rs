@@ -2,7 +2,7 @@
 //!
 //! Received bytes do not move a deadline. When a deadline expires, the server checks the time of the last byte and sets
 //! the next deadline. So a message costs no timer work, and an idle connection costs one check per interval. The
-//! earliest deadline is the poll timeout. With the default options, a client that connects at second 0 and sends its
+//! earliest deadline sets the poll timeout. With the default options, a client that connects at second 0 and sends its
 //! last byte at second 8 is checked three times:
 //!
 //! ```text

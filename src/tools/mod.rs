@@ -64,7 +64,7 @@ impl Tracer {
 
     fn with(mut tap: Tap, records: Records) -> Tracer {
         // Lift all limits: limits are a server's choice, and the tools report only violations of the RFC.
-        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, binary: true });
+        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
         Tracer { tap, records }
     }
 

@@ -9,18 +9,16 @@ use crate::ws::close::{CloseFrame, ProtocolError};
 use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
 
-/// Limit for a response head and for a response body, in bytes.
+/// Maximum size of a response head, and of a response body, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
-/// Limit for all frames together, in bytes. No `poke` case makes a correct server echo this much.
+/// Maximum size of all frames together, in bytes. No `poke` case makes a correct server echo this much.
 const MAX_HELD: u64 = 4 << 20;
-/// Limit for the number of frames. Empty frames hardly count towards the limit in bytes.
+/// Maximum number of frames. Empty frames hardly count towards the byte limit.
 const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
-/// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered to be
-/// 1005."
+/// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered
+/// to be 1005."
 pub const NO_CODE: u16 = 1005;
-
-// ---- The HTTP response ----
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Response {
@@ -29,11 +27,11 @@ pub struct Response {
     pub versions: Option<String>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
-    /// Reasons for a client to fail the connection although the status is 101 (§4.1).
+    /// Why a client must fail the connection despite the status 101 (§4.1).
     pub violations: Vec<String>,
 }
 
-/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: no offer.
+/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -60,7 +58,7 @@ impl Offer {
 }
 
 impl Response {
-    /// Parses the head at the start of `bytes`, and also returns its length. `Ok(None)` if the head is incomplete.
+    /// Parses the response head at the start of `bytes`, and returns it with its length; `None` if it is incomplete.
     ///
     /// # Errors
     /// A one-line message if `bytes` is not HTTP.
@@ -85,7 +83,7 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether the whole body of a rejection has arrived. Without Content-Length, a body lasts until TCP closes.
+    /// Whether the whole body of a rejection has arrived. Without Content-Length, a body ends when TCP closes.
     pub fn is_complete(&self) -> bool {
         self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
     }
@@ -94,7 +92,7 @@ impl Response {
 /// The name and value of each header line.
 type Lines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
-/// Joins all values of a header: in RFC 9110 §5.3, repeated header lines equal one line with comma-separated values.
+/// Joins a header's values with commas: by RFC 9110 §5.3, this is equivalent to several lines of the same name.
 fn joined(lines: &Lines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
@@ -107,7 +105,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
     elements.filter(|element| !element.is_empty())
 }
 
-/// Returns every reason in a 101 response for a client to fail the connection (§4.1).
+/// Returns every reason why a client must fail the connection after this 101 response (§4.1).
 fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
     let value = |name: &str| joined(response, name);
     let has = |name: &str, token: &str| {
@@ -149,8 +147,6 @@ fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
     }
     found
 }
-
-// ---- Frames ----
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Received {
@@ -227,7 +223,7 @@ impl Inbox {
         &self.unread
     }
 
-    /// Whether later bytes cannot change the result: after a Close, a violation, or the whole body of a rejection.
+    /// Whether no later byte can change the result: after a Close, a violation, or the whole body of a rejection.
     pub fn is_final(&self) -> bool {
         self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
     }
@@ -410,7 +406,7 @@ mod tests {
         assert!(violation(&good.replace(", upgrade", ""), "").contains("Connection: Upgrade"));
     }
 
-    /// RFC 9110 §5.3: only list headers may repeat. Sec-WebSocket-Accept is not a list.
+    /// RFC 9110 §5.3: only a list may be sent in several lines. Sec-WebSocket-Accept is not a list.
     #[test]
     fn several_lines_of_one_name() {
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";

@@ -1,7 +1,7 @@
 //! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
 //! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
-//! §5.5). Replay does not compare frames that the client's bytes did not cause: messages, Pings, and a Close that the
-//! server started. Replay skips the handshake, because recordings redact tokens.
+//! §5.5). Replay ignores frames with other causes: messages, Pings, and a Close that the server sent first. Replay also
+//! skips the handshake, because recordings hide tokens.
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ struct Reactions {
     closed_first: bool,
 }
 
-/// Draws a recording and compares it with this version. `true` if the protocol reacts as recorded.
+/// Draws a recording and compares it with this version. Returns `true` if the protocol reacts as recorded.
 ///
 /// # Errors
 /// A one-line message if the file cannot be read or is not a recording.
@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let bytes = fs::read(&arguments.file).map_err(|error| format!("cannot read {path}: {error}"))?;
     let recording = parse(&path, bytes)?;
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
-    recording.replay(|record| screen.line(&screen.drawn(record)));
+    recording.replay(|record| screen.line(&screen.format_record(record)));
     match recording.entries.last().map(|entry| &entry.step) {
         Some(Step::End(_)) => {}
         Some(Step::Cut) => screen.line("The recording was cut here: --record-limit was reached."),
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::inspect::visible::digits;
 
-    /// A recording of an upgrade, followed by `steps`.
+    /// A recording that consists of an upgrade and then `steps`.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
         let mut file = String::from("{\"connection\":7,\"wirechat\":\"0.1.0\"}\n");

@@ -48,14 +48,14 @@ impl Screen {
     }
 
     /// Formats a record as the tracer draws it, without the trailing newline.
-    pub fn drawn(&self, record: &Record) -> String {
+    pub fn format_record(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write(record, self.style, &mut drawn);
         drawn.truncate(drawn.trim_end().len());
         drawn
     }
 
-    /// Like [`Screen::drawn`], but without the time, for bytes that did not come from a connection.
+    /// Like [`Screen::format_record`], but without the time, for bytes that did not come from a connection.
     pub fn drawn_without_time(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write_without_time(record, self.style, &mut drawn);
@@ -71,7 +71,7 @@ pub fn quoted(text: &str) -> String {
     visible::quoted(start) + dots
 }
 
-/// The first bytes of data from the wire: as quoted text if it is UTF-8, else as hexadecimal digits.
+/// The start of data from the wire: quoted text if the data is UTF-8, else hexadecimal digits.
 pub fn start(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quoted(text),

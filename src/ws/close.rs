@@ -17,7 +17,7 @@ impl CloseCode {
     pub const PROTOCOL_ERROR: CloseCode = CloseCode(1002);
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
-    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later by the IANA registry (§11.7)
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later to the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
         // §7.4.1 defines the codes up to 1011, and the IANA registry (§11.7) adds 1012–1014. §7.4.2: 3000–3999 are for
@@ -48,7 +48,7 @@ impl<'a> CloseFrame<'a> {
             [_] => Err(ProtocolError::ClosePayloadOfOneByte),
             [high, low, reason @ ..] => {
                 let code = CloseCode::from_wire(u16::from_be_bytes([*high, *low]))?;
-                // §5.5.1: "the body MAY contain UTF-8-encoded data". §8.1: anything else fails the connection.
+                // §5.5.1: "the body MAY contain UTF-8-encoded data". §8.1: invalid UTF-8 fails the connection.
                 let reason = std::str::from_utf8(reason).map_err(|_| ProtocolError::CloseReasonNotUtf8)?;
                 Ok(CloseFrame { code: Some(code), reason })
             }
@@ -88,10 +88,10 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// The close code, the section of RFC 6455, and the error text for the peer.
+    /// Returns the close code, the section of RFC 6455, and the error text for the peer.
     fn rule(self) -> (u16, &'static str, Cow<'static, str>) {
         use ProtocolError::*;
-        // Two variants allocate to format a number from the peer. The cost is harmless: the connection is closing.
+        // Two variants allocate to format a number from the peer. That is cheap: a connection fails at most once.
         match self {
             ReservedBits => (1002, "5.2", "RSV bits must be 0: no extension was negotiated".into()),
             ReservedOpcode(opcode) => (1002, "5.2", format!("opcode {opcode:#x} is reserved").into()),

@@ -23,7 +23,7 @@ const RSV: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASK: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
-// Values of the 7-bit length: a 16-bit or 64-bit length follows.
+// Values of the 7-bit length field: a 16-bit or 64-bit extended length follows.
 const LENGTH_16: u8 = 126;
 const LENGTH_64: u8 = 127;
 
@@ -96,7 +96,7 @@ pub struct FrameHeader {
 
 impl FrameHeader {
     /// Parses the header of a frame that `role` sent, at the start of `bytes`. `Ok(None)` means that the
-    /// parser needs more bytes and no rule is broken so far. If several are broken, it reports the first checked.
+    /// parser needs more bytes and no rule is broken so far. An error names the first broken rule in checking order.
     ///
     /// ```
     /// use wirechat::ws::{close::ProtocolError, frame::{FrameHeader, Opcode, Role}};
@@ -115,11 +115,11 @@ impl FrameHeader {
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
         ProtocolError::FragmentedControl.unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
-        // 126 and 127 always mean a length over 125, so do not wait for the 16-bit or 64-bit length.
+        // A control frame with 126 or 127 is invalid whatever its longer length, so do not wait for that length.
         let short_len = second & LENGTH;
         ProtocolError::ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
-        // §5.1: "The server MUST close the connection upon receiving a frame that is not masked." Frames
-        // from a server may be masked here: rejecting a masked server frame is the client's duty.
+        // §5.1: "The server MUST close the connection upon receiving a frame that is not masked." This
+        // parser also accepts masked frames from a server, because only a client must reject those.
         let is_masked = second & MASK != 0;
         ProtocolError::Unmasked.unless(is_masked || role == Role::Server)?;
         let Some((payload_len, length_size)) = parse_length(short_len, &bytes[2..])? else { return Ok(None) };
@@ -160,7 +160,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Size in bytes, header included, of the first frame in `frames`. `frames` must be output of [`append`].
+/// The byte size of the first frame in `frames`, header included. `frames` must be output of [`append`].
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
@@ -197,7 +197,7 @@ mod tests {
 
     type Parsed = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
 
-    /// §5.2 and §5.5: headers and their parse results, without masking keys because no rule depends on a key.
+    /// §5.2 and §5.5: headers and their expected parse results. Masking keys are omitted: no rule depends on them.
     const HEADERS: &[(&[u8], Parsed)] = &[
         (&[], Ok(None)),
         (&[0x81], Ok(None)),

@@ -22,7 +22,7 @@ use super::request::{Rejection, Request, bad_request, is_token, quoted};
 const UPGRADE_REQUIRED: &[(&str, &str)] =
     &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
 
-/// The rejection of a plain HTTP request to a WebSocket endpoint.
+/// The 426 response to a plain HTTP request for a WebSocket endpoint.
 pub fn upgrade_required() -> Rejection {
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
                 `wscat -c url` does (RFC 6455 §4.1).";
@@ -38,7 +38,7 @@ pub struct Upgrade<'h> {
 }
 
 impl<'h> Upgrade<'h> {
-    /// Checks a request against §4.2.1. The error is the first of [`rejections`].
+    /// Checks a request against §4.2.1. On failure, returns the first of its [`rejections`].
     pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Rejection> {
         let mut upgrade = Upgrade::default();
         upgrade.apply_rules(request).into_iter().collect::<Result<(), _>>().map(|()| upgrade)
@@ -93,7 +93,7 @@ impl<'h> Upgrade<'h> {
     }
 }
 
-/// One rejection for every rule of §4.2.1 that a request breaks, in the order in which [`Upgrade::check`] checks them.
+/// Returns one rejection per broken rule of §4.2.1, in the checking order of [`Upgrade::check`].
 pub fn rejections(request: &Request) -> Vec<Rejection> {
     Upgrade::default().apply_rules(request).into_iter().filter_map(Result::err).collect()
 }
@@ -130,8 +130,8 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
 
 /// The decoded length of a key in bytes, or `None` if the key is not base64.
 pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
-    // The base64 form of 16 bytes has four unused bits, and handwritten keys often set those bits. RFC 4648 §3.5 lets a
-    // decoder ignore unused bits, and the accept value depends only on the string as sent.
+    // Ignore the four unused bits in the base64 form of 16 bytes, because handwritten keys often set them.
+    // RFC 4648 §3.5 permits this, and the accept value depends only on the string as sent.
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
     BASE64.decode(key).ok().map(|decoded| decoded.len())
@@ -166,7 +166,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }
 }
 
-/// §1.3: appended to the key before hashing, so only a server that speaks WebSocket produces the right accept value.
+/// §1.3: the server appends this GUID to the key and hashes the result. A server without WebSocket support would not.
 pub const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// §4.2.2 item 5.4: the value of `Sec-WebSocket-Accept`. `key` is `Sec-WebSocket-Key` as sent, still in base64.
@@ -178,7 +178,7 @@ pub fn accept_value(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// The example request of §1.2: drops lines that start with `without`, and adds the `|`-separated lines of `with`.
+    /// Returns the request of §1.2 without the lines that start with `without`, plus the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",

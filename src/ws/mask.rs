@@ -9,8 +9,7 @@
 //!   masked   7f 9f 4d 51 58
 //! ```
 
-/// XORs `payload` with `key` in place. `payload` may be part of a frame's payload: `offset` is the position of the
-/// slice within the frame's payload.
+/// XORs `payload` with `key` in place. `offset` is the position of `payload` in the frame's whole payload.
 pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
     // Rotate the key to align it with the first byte of this slice.
     key.rotate_left(offset % 4);
@@ -21,7 +20,7 @@ pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
     for bytes in words {
         *bytes = (u64::from_ne_bytes(*bytes) ^ word).to_ne_bytes();
     }
-    // Eight is a multiple of the key size, so the rotated key also fits the remaining bytes.
+    // Each 8-byte chunk uses the 4-byte key exactly twice, so the remaining bytes start at `key[0]`.
     for (byte, key) in rest.iter_mut().zip(key.into_iter().cycle()) {
         *byte ^= key;
     }

@@ -65,7 +65,7 @@ impl Assembler {
         }
     }
 
-    /// Appends unmasked payload. Fails at the first byte that makes a text invalid UTF-8. `remaining` is the number
+    /// Appends unmasked payload. In a text message, fails at the first invalid UTF-8 byte. `remaining` is the number
     /// of bytes from the start of `payload` to the end of the frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
@@ -117,7 +117,7 @@ fn growth(len: usize, capacity: usize, needed: usize, remaining: usize) -> usize
 
 /// Splits an incomplete character off the end of `bytes`. Does not validate `bytes`.
 fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
-    // Leading 1 bits of a UTF-8 byte: 0 in ASCII, 1 in a continuation byte, otherwise the size of the character.
+    // Leading 1 bits: none in ASCII, one in a continuation byte, n in the first byte of an n-byte character (n ≥ 2).
     let first = (bytes.len().saturating_sub(3)..bytes.len()).rfind(|&at| bytes[at].leading_ones() >= 2);
     let is_incomplete = |&at: &usize| bytes[at].leading_ones() as usize > bytes.len() - at;
     bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()))
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(message.finish(), Ok(Message::Text("Hé€!".into())));
     }
 
-    /// Characters at the boundaries of each UTF-8 length and of the surrogate gap, noncharacters, and ordinary ones.
+    /// Ordinary characters, noncharacters, and the characters next to each UTF-8 length limit and the surrogate gap.
     const VALID: &str = "a\u{7f}\u{80}é\u{7ff}\u{800}€\u{d7ff}\u{e000}\u{fffe}\u{ffff}\u{10000}😀\u{10ffff}";
 
     #[test]
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn rfc_8_1_an_invalid_byte_fails_at_once() {
-        // (bytes, length of the longest prefix that more bytes could make valid)
+        // (bytes, number of bytes accepted before the first invalid byte)
         let cases: [(&[u8], usize); 12] = [
             (b"\x80", 0),
             (b"\xc0\xaf", 0),

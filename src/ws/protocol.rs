@@ -1,6 +1,6 @@
 //! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
-//! outgoing frames are queued. This module knows no sockets and no clock, and does not interpret messages. A message is
-//! copied only if it is fragmented or spans several reads; an idle connection holds no message buffer.
+//! outgoing frames collect in a buffer. This module knows no sockets and no clock, and does not interpret messages. A
+//! message is copied only if it is fragmented or spans several reads; an idle connection holds no message buffer.
 //!
 //! ```text
 //!   Open ──▶ Closing(Intact) ──▶ Closed           the server sends the first Close, the peer replies
@@ -8,7 +8,7 @@
 //!   Open ──▶ Closing(Lost) ◀── Closing(Intact)    the peer sends an invalid header, and its later frames are lost
 //! ```
 //!
-//! For each input, in each state: the event, the frame sent, the next state. Empty cell: the input is ignored.
+//! Each cell lists the event, the frame sent and the next state. In an empty cell, the server ignores the input.
 //!
 //! | | `Open` | `Closing(Intact)` | `Closing(Lost)` | `Closed` |
 //! |---|---|---|---|---|
@@ -37,9 +37,9 @@ use super::reader::{Chunk, FrameReader};
 pub struct Limits {
     /// Maximum payload bytes of a message, summed over all its frames.
     pub message: usize,
-    /// Maximum number of frames in a message. Bounds floods of empty frames, which no size limit stops.
+    /// Maximum number of frames in a message. Stops floods of empty frames, which never reach a size limit.
     pub fragments: u32,
-    pub binary: bool,
+    pub accepts_binary: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,11 +47,11 @@ pub enum State {
     Open,
     /// The server has sent a Close and is waiting for the peer's Close (§7.1.3).
     Closing(Framing),
-    /// Both endpoints have sent a Close. The server closes TCP (§7.1.1), which closes the WebSocket (§7.1.4).
+    /// Both endpoints have sent a Close. The server next closes TCP (§7.1.1), which closes the WebSocket (§7.1.4).
     Closed,
 }
 
-/// Whether the server can find the peer's next frame. `Lost` after an invalid header or a payload over the limit.
+/// Whether the server can find the peer's next frame. An invalid header or a payload over the limit causes `Lost`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     Intact,
@@ -65,19 +65,19 @@ pub enum Event<'a> {
     Ping(Cow<'a, [u8]>),
     /// A Pong from the peer (§5.5.3), which needs no response.
     Pong(Cow<'a, [u8]>),
-    /// The peer's code (§7.1.5) and reason (§7.1.6). A Close in response, if due, is already in `output`.
+    /// The peer's Close: code (§7.1.5) and reason (§7.1.6). A Close in response, if due, is already in `output`.
     Close(Option<CloseCode>, String),
     /// §7.1.7: the peer broke a protocol rule. A Close with the error is already in `output`.
     Failed(ProtocolError),
 }
 
-/// The server's endpoint of one connection after the upgrade.
+/// The server's end of one connection, after the opening handshake.
 #[derive(Debug)]
 pub struct Protocol {
     limits: Limits,
     state: State,
     frames: FrameReader,
-    message: Option<(Assembler, u32)>, // an incomplete message, and how many of its frames have started
+    message: Option<Box<(Assembler, u32)>>, // an incomplete message, and how many of its frames have started
     /// Partial payload of an incomplete control frame: at most 125 bytes (§5.5).
     control: Vec<u8>,
     output: Vec<u8>,
@@ -93,7 +93,7 @@ impl Protocol {
         self.state
     }
 
-    /// False in the middle of a frame or of a fragmented message.
+    /// False inside a frame or a fragmented message.
     pub fn is_between_messages(&self) -> bool {
         self.frames.is_between_frames() && self.message.is_none()
     }
@@ -105,7 +105,7 @@ impl Protocol {
 
     /// Bytes of memory allocated for an incomplete message.
     pub fn buffered(&self) -> usize {
-        self.message.as_ref().map_or(0, |(message, _)| message.capacity())
+        self.message.as_ref().map_or(0, |message| message.0.capacity())
     }
 
     pub fn take_output(&mut self) -> Vec<u8> {
@@ -120,7 +120,7 @@ impl Protocol {
         }
     }
 
-    /// Queues an empty Ping, unless the server has already sent a Close.
+    /// Appends an empty Ping to `output`, unless the server has already sent a Close.
     pub fn ping(&mut self) {
         if self.state == State::Open {
             frame::append(&mut self.output, Opcode::Ping, b"");
@@ -138,7 +138,7 @@ impl Protocol {
             }
             let Protocol { limits, state, message, .. } = self;
             let validate = |header: &FrameHeader| match state {
-                State::Open => check_data(header, message.as_ref(), limits),
+                State::Open => check_data(header, message.as_deref(), limits),
                 _ => Ok(()), // the server skips this frame, so no limit applies
             };
             let result = match self.frames.next(input, validate).transpose()? {
@@ -161,13 +161,14 @@ impl Protocol {
             return Ok(Some(Event::Message(Message::borrowed(chunk.opcode, chunk.payload)?)));
         }
         // `take` the message: if a call below fails, the incomplete message is dropped.
-        let (mut message, fragments) = self.message.take().unwrap_or_else(|| (Assembler::new(chunk.opcode), 0));
+        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(chunk.opcode), 0)));
         // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
-        message.push(chunk.payload, chunk.remaining as usize)?;
+        message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {
-            return Ok(Some(Event::Message(message.finish()?)));
+            return Ok(Some(Event::Message(message.0.finish()?)));
         }
-        self.message = Some((message, fragments + u32::from(chunk.is_first)));
+        message.1 += u32::from(chunk.is_first);
+        self.message = Some(message);
         Ok(None)
     }
 
@@ -197,7 +198,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let close = match CloseFrame::parse(payload) {
-            // The server has already sent its only Close and cannot report this error. Treat the Close as an empty one.
+            // Treat an invalid Close as an empty one: the server has sent its only Close and cannot report errors.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -222,7 +223,7 @@ impl Protocol {
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
             // The next frame cannot be found: the header is invalid, or the payload is too long to read and skip.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::Closing(Framing::Lost),
-            // Keep skipping frames until the peer's Close. Closing TCP with unread data would send a reset.
+            // Read and skip frames until the peer's Close: closing TCP with unread data would reset the connection.
             _ => State::Closing(Framing::Intact),
         };
         was_open.then_some(Event::Failed(error))
@@ -246,7 +247,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
     ProtocolError::ExpectedContinuation.unless(is_continuation || message.is_none())?;
     // §7.4.1: "an endpoint that understands only text data MAY send" 1003.
-    ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.binary)?;
+    ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.received(), *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
     // Check the announced length: a message over the limit fails before its payload arrives.
@@ -258,7 +259,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { message: 200, fragments: 4, binary: true };
+    const LIMITS: Limits = Limits { message: 200, fragments: 4, accepts_binary: true };
 
     /// A client frame with masking key 0, so the payload stays readable. `first` holds FIN, RSV and the opcode.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -286,7 +287,7 @@ mod tests {
         (events, output, protocol.state())
     }
 
-    /// Asserts the same result for `bytes` in one piece and in pieces of 1 to 19 bytes.
+    /// Feeds `bytes` whole, then in pieces of 1 to 19 bytes, and asserts the result each time.
     fn expect(bytes: &[u8], events: &[Event], output: &[u8], state: State) {
         let events: Vec<_> = events.iter().map(|event| format!("{event:?}")).collect();
         for size in std::iter::once(bytes.len()).chain(1..20) {
@@ -372,7 +373,7 @@ mod tests {
         expect_failure(&huge, ProtocolError::MessageTooBig, Framing::Lost);
     }
 
-    /// If a header breaks several rules, the error is the first in the documented order.
+    /// A header that breaks several rules fails with the error that comes first in the documented order.
     #[test]
     fn the_first_broken_rule_decides() {
         let order: [(&[u8], ProtocolError); 6] = [
@@ -386,7 +387,7 @@ mod tests {
         for (bytes, error) in order {
             expect_failure(bytes, error, Framing::Lost);
         }
-        let no_binary = Limits { binary: false, ..LIMITS };
+        let no_binary = Limits { accepts_binary: false, ..LIMITS };
         let (events, _, state) = run(no_binary, &frame(0x82, &[0; 201]), 1000);
         assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::UnsupportedData))], "type before size");
         assert_eq!(state, State::Closing(Framing::Intact));
@@ -405,7 +406,7 @@ mod tests {
         let failed = |error| format!("{:?}", Event::Failed(error));
         let message = format!("{:?}", text("x"));
         let ping = format!("{:?}", Event::Ping(b"".into()));
-        /// State before, input, events, first byte of the output for each piece of input, state after.
+        /// (state before, input, expected events, first byte of each expected frame, state after)
         type Row<'a> = (State, &'a [u8], &'a [String], &'a [u8], State);
         let table: [Row; 22] = [
             (State::Open, &frame(0x81, b"x"), &[message], &[], State::Open),
@@ -546,7 +547,7 @@ mod tests {
         }
     }
 
-    /// A stream, valid or not, gives the same result however the stream is split into reads.
+    /// Any stream, valid or not, gives the same result however it is split into reads.
     #[test]
     fn random_streams_have_the_same_result_wherever_they_are_cut() {
         let mut random = fastrand::Rng::with_seed(6455);

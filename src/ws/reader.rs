@@ -1,6 +1,6 @@
 //! §5.2 on a stream: finds frames in a byte stream that TCP may split anywhere, unmasks payload in place and returns
 //! payload in chunks. [`FrameReader`] tracks only the current frame; the caller validates each header against earlier
-//! frames. The reader copies only incomplete headers, so its memory use is independent of the announced length.
+//! frames. The reader stores header bytes but no payload, so an announced length costs no memory.
 //! A masked "Hello" and an empty Ping, in four reads:
 //!
 //! ```text
@@ -18,10 +18,10 @@ use super::mask;
 #[derive(Debug, Default)]
 pub struct FrameReader {
     header: [u8; MAX_HEADER],
-    header_len: u8,             // bytes of an incomplete header in `header`; otherwise 0
-    frame: Option<FrameHeader>, // header of the current frame, once complete with masking key
+    header_len: u8,             // length of an incomplete header in `header`; 0 if none
+    frame: Option<FrameHeader>, // the current frame's header; `None` until the masking key is complete
     received: u64,              // payload bytes of the current frame received so far
-    pub frames_begun: u64,      // counts a frame from the first byte of its header
+    pub frames_begun: u64,      // number of frames whose first byte has arrived
 }
 
 /// A chunk of a frame's unmasked payload. If `is_first` and `is_last` are both true, the chunk is the whole payload.
@@ -37,7 +37,7 @@ pub struct Chunk<'a> {
 }
 
 impl FrameReader {
-    /// False in the middle of a frame.
+    /// False inside a frame.
     pub fn is_between_frames(&self) -> bool {
         self.frame.is_none() && self.header_len == 0
     }
@@ -51,7 +51,7 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate without waiting for the masking key. `validate` may therefore see the same header several times.
+            // Validate even before the masking key arrives. `validate` may therefore see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         let Some(FrameHeader { fin, opcode, payload_len, masking_key: Some(key), .. }) = self.frame else {
@@ -72,7 +72,7 @@ impl FrameReader {
         Ok(Some(Chunk { fin, opcode, payload, is_first: received == 0, is_last, remaining }))
     }
 
-    /// Returns a header as soon as all of it but the masking key has arrived. Advances `input` past the header, so that
+    /// Returns a header once it is complete except for the masking key. Advances `input` past the header, so that
     /// the caller can skip a frame that fails validation.
     fn read_header(&mut self, input: &mut &mut [u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let kept = usize::from(self.header_len);

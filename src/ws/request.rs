@@ -20,7 +20,7 @@ pub(super) fn bad_request(body: impl Into<String>) -> Rejection {
     Rejection::new(400, body)
 }
 
-/// Quotes, escapes and truncates received bytes to 100 bytes, for a response or a log line.
+/// Escapes and quotes the first 100 of the received bytes, for a response or a log line.
 pub fn quoted(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]);
     let dots = if bytes.len() > 100 { "…" } else { "" };
@@ -37,7 +37,7 @@ pub struct HeadReader {
 }
 
 impl HeadReader {
-    /// Receives bytes. `Ok(Some(n))` means that the head ends at `input[n - 1]`, and frames start at `input[n]`.
+    /// Buffers `input`. `Ok(Some(n))` means that the head ends at `input[n - 1]`, and frames start at `input[n]`.
     /// `Ok(None)` means that the head is incomplete. `max` limits the size of the head in bytes.
     ///
     /// ```
@@ -94,16 +94,16 @@ impl HeadReader {
         Ok(false)
     }
 
-    /// Rejects a non-HTTP protocol by its first byte. A TLS ClientHello, for example, may never contain a newline.
+    /// Rejects a non-HTTP protocol by its first byte, without waiting for a newline: a TLS ClientHello may have none.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
     }
 }
 
-/// Builds the 400 for input that is not HTTP. Names common protocols such as TLS or SSH.
+/// Builds the 400 for input that is not HTTP/1.1. The body names the protocol if it is TLS, SSH or HTTP/2.
 fn not_http(bytes: &[u8]) -> Rejection {
-    // The server logs the rejection's body. Omit everything from `?` or `:` on, which may contain an access token.
+    // Cut at the first `?` or `:`: the server logs this body, and the rest may contain an access token.
     let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
@@ -135,11 +135,11 @@ pub struct Target<'h> {
 impl<'h> Request<'h> {
     /// Parses a complete head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        // A head has fewer headers than lines, so a short head needs fewer than `max_headers` entries.
+        // Each header takes a line, so allocate no more entries than the head has lines.
         let lines = memchr::memchr_iter(b'\n', head).count();
         let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
-        parsed.parse(head).map_err(|error| malformed(head, max_headers, error))?;
+        parsed.parse(head).map_err(|error| parse_rejection(head, max_headers, error))?;
         let (Some(method), Some(raw_target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(bad_request("The request line is incomplete (RFC 9112 §3)."));
         };
@@ -162,7 +162,7 @@ impl<'h> Request<'h> {
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
-    /// Whether the header `name`, a list of tokens, contains `token`. Ignores case (§4.2.1).
+    /// Whether the token list in the header `name` contains `token`. Ignores case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         let matches = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
         // RFC 9110 §5.3: several header lines with the same name form one list.
@@ -200,7 +200,7 @@ impl<'h> Request<'h> {
     }
 }
 
-fn malformed(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
+fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
     use httparse::Error;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     // The HTTP/2 preface only looks like a request line (RFC 9113 §3.4): call `not_http` instead of sending 505.

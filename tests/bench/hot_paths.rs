@@ -32,7 +32,7 @@ use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol};
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, binary: true };
+const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, accepts_binary: true };
 const TEXT: &str = r#"{"event":"message","data":{"text":"the quick brown fox jumps over the lazy dog, twice over"}}"#;
 const REQUEST: &[u8] =
     b"GET /?token=dev-token HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\

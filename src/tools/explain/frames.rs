@@ -12,19 +12,19 @@ use crate::ws::frame::Role;
 
 #[derive(Debug, Default)]
 pub struct Explanation {
-    /// Printed first: the result of checking the opening handshake.
+    /// The result of checking the opening handshake, printed first.
     pub handshake: Vec<String>,
-    /// Printed after the handshake: frames and the violations in them.
+    /// The frames and their violations, printed after the handshake.
     pub records: Vec<Record>,
     pub notes: Vec<String>,
-    /// False if the bytes break a rule or are incomplete. Determines the exit code.
+    /// False if the bytes break a rule or are incomplete. The exit code depends on this field.
     pub is_valid: bool,
 }
 
 /// Explains bytes sent by one endpoint, or a request followed by its response. To check a response without its request,
 /// pass the request's `Sec-WebSocket-Key` as `key`.
 pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
-    // A TLS record starts with content type 20–23 and version 3.x.
+    // A TLS record starts with a content type of 20 to 23 and a version of 3.x.
     if matches!(bytes, [0x14..=0x17, 3, 0..=4, ..]) {
         let note =
             "This is TLS, as wss:// uses it. The frames are encrypted: capture them inside the client or the server.";
@@ -39,7 +39,7 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     let mut tracer = Tracer::open();
     let mut records = tracer.see(role, frames, SystemTime::UNIX_EPOCH);
     records.extend(tracer.end("", SystemTime::UNIX_EPOCH));
-    // Drop records of connection state: the state also depends on the other endpoint, whose bytes are unknown.
+    // Drop connection states: they also depend on the other endpoint's bytes, which are unknown.
     records.retain(|record| matches!(record.what, What::Frame(_) | What::Failure(_) | What::Missed(_)));
     let (mut notes, mut is_valid) = notes(&records, frames.len(), role);
     if role == Role::Server && is_valid {
@@ -82,7 +82,7 @@ fn notes(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
     (notes, is_valid)
 }
 
-/// Returns a hint for a frame with the wrong mask bit: the other endpoint probably sent the frame.
+/// Returns a hint for a frame with the wrong mask bit: the other endpoint probably sent it.
 fn other_role(role: Role) -> &'static str {
     match role {
         Role::Client => "A server sends its frames like this, without a mask. If a server sent it, add --from-server.",
@@ -90,9 +90,9 @@ fn other_role(role: Role) -> &'static str {
     }
 }
 
-/// Describes the number of unread bytes after the last frame. Returns `None` if that number is zero or unknown.
+/// Says how many bytes follow the last frame. Returns `None` if that number is zero or unknown.
 fn unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
-    // After dropped records (`Missed`), the total length of the frames is unknown.
+    // If the tracer dropped records (`Missed`), the total length of the frames is unknown.
     let is_known = !records.iter().any(|record| matches!(record.what, What::Missed(_)));
     let read: u64 = frames.iter().map(|frame| frame.header.bytes().len() as u64 + frame.received).sum();
     let count = (len as u64).saturating_sub(read);
@@ -142,7 +142,7 @@ pub fn without_clock(drawn: &str) -> String {
     let mut lines = drawn.lines();
     let first = lines.next().unwrap_or_default();
     let first = first.split_once(CONNECTION).map_or(first, |(_clock, rest)| rest);
-    // The second line starts with the frame's first byte, so the leading spaces of this line are the common indent.
+    // The second line starts with the frame's first byte, so its leading spaces are the common indent.
     let indent = drawn.lines().nth(1).map_or(0, |line| line.len() - line.trim_start().len());
     let rest = lines.map(|line| format!("\n  {}", line.get(indent..).unwrap_or_default()));
     first.to_owned() + &rest.collect::<String>()

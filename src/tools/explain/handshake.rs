@@ -1,6 +1,6 @@
 //! Checks an opening handshake: a request against the server's rules (RFC 6455 §4.2.1), a response against a client's
-//! rules (§4.1). A server stops at the first violation. To list all violations, this module repairs line endings and
-//! parses each header line separately.
+//! rules (§4.1). A server stops at the first violation. To list all violations, this module repairs line endings
+//! and parses each header line separately.
 
 use crate::tools::notation::Reading;
 use crate::tools::received::{Offer, Response};
@@ -174,7 +174,7 @@ fn all_rejections(head: &Head) -> Vec<Rejection> {
         Ok(None) => add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..]))),
         Err(rejection) => {
             add(rejection);
-            // The reader stopped at this error, so the blank line was not checked yet.
+            // The reader stops at its first error, so it has not reported a missing blank line.
             if !head.is_complete {
                 add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..])));
             }

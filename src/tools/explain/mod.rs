@@ -93,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
 fn print(screen: &Screen, explanation: &Explanation) {
     explanation.handshake.iter().for_each(|line| screen.line(line));
     for record in &explanation.records {
-        screen.line(&frames::without_clock(&screen.drawn(record)));
+        screen.line(&frames::without_clock(&screen.format_record(record)));
     }
     let tone = if explanation.is_valid { Tone::Good } else { Tone::Bad };
     explanation.notes.iter().for_each(|note| screen.line(&screen.toned(tone, note)));
@@ -106,7 +106,7 @@ fn joined(words: &[&str]) -> String {
     words.join(if are_lines { "\n" } else { " " })
 }
 
-/// Reads standard input: text in `notation` (detected if `None`), or anything else as raw bytes.
+/// Reads standard input. Text is read in `notation` (detected if `None`), anything else as raw bytes.
 fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
@@ -125,8 +125,8 @@ fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // This text is not a frame: its first byte sets a reserved bit (§5.2). Probably, bytes were decoded, as by
-        // JSON.stringify(data.toString('latin1')), and the original bytes cannot be restored with certainty.
+        // Not a frame: the first byte sets a reserved bit (§5.2). Probably a program converted bytes to characters, as
+        // in JSON.stringify(data.toString('latin1')), so the original bytes are unknown.
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

@@ -41,7 +41,7 @@ const OPCODES: &[(Opcode, &str, &str)] = &[
     (Opcode::Pong, "5.5.3", "Replies to a Ping. Without a Ping, it shows that the sender is alive."),
 ];
 
-/// Explains the topic that `words` name. `None` if there is none: the caller then parses `words` as bytes.
+/// Explains the topic that `words` name. Returns `None` if they name no topic; the caller then parses them as bytes.
 ///
 /// # Errors
 /// A one-line message if the question has no answer, for example about a section that does not exist.
@@ -76,7 +76,7 @@ fn single(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // One digit is not a byte. Bytes 0x10 to 0x15 set a reserved bit (§5.2), so no valid frame starts with them.
+        // Not bytes: a byte has two digits, and a frame that starts with 0x10 to 0x15 would set a reserved bit (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(
@@ -84,8 +84,8 @@ fn single(word: &str) -> Result<Option<String>, String> {
                 &format!("Read as an opcode. If it is a section: explain §{word}; a byte: explain {byte}."),
             )
         }
-        // Four digits could also be two bytes. But bytes 0x10 to 0x49 set a reserved bit (§5.2), so no valid frame
-        // starts with them.
+        // Four digits could also be two bytes, but no valid frame starts with 0x10 to 0x49: these bytes set a reserved
+        // bit (§5.2).
         (true, 4, Ok(1000..=4999)) => {
             with(close_code(word), &format!("Read as a close code. If it is two bytes: explain --as hex {word}."))
         }
@@ -104,7 +104,7 @@ fn is_section_number(word: &str) -> bool {
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Finds the sections that mention a word. Returns `None` if there are none, or if `word` could be bytes.
+/// Finds the sections that mention `word`. Returns `None` if none do, or if `word` also parses as bytes.
 fn mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');
@@ -133,8 +133,6 @@ fn see_also(sections: &[&Section]) -> String {
     if sections.is_empty() { String::new() } else { format!("\n\nAlso in:\n{}", titles(sections.iter().copied())) }
 }
 
-// ---- Keys ----
-
 /// Shows each step in computing the accept value (§1.3, §4.2.2).
 fn key_steps(key: &str) -> String {
     let joined = format!("{key}{GUID}");
@@ -151,8 +149,6 @@ fn key_steps(key: &str) -> String {
         accept_value(key.as_bytes())
     )
 }
-
-// ---- Close codes ----
 
 fn codes() -> String {
     CODES.iter().map(|(code, name, _)| format!("{code}  {name}")).collect::<Vec<_>>().join("\n")
@@ -174,7 +170,7 @@ fn close_code(asked: &str) -> Result<String, String> {
     Ok(format!("Close code {code}: {name}\n{text}\n{wire}\n§7.4; src/ws/close.rs"))
 }
 
-/// Returns the name and meaning of the range of an unregistered close code (§7.4.2).
+/// Name and meaning of the range an unregistered close code falls in (§7.4.2).
 fn range(code: u16) -> (&'static str, &'static str) {
     match code {
         0..=999 => ("not used", "Close codes start at 1000."),
@@ -186,8 +182,6 @@ fn range(code: u16) -> (&'static str, &'static str) {
         _ => ("not used", "Close codes end at 4999."),
     }
 }
-
-// ---- Opcodes ----
 
 fn opcodes() -> String {
     let line = |(opcode, section, text): &(Opcode, &str, &str)| {
@@ -223,7 +217,7 @@ fn by_name(asked: &str) -> Option<u8> {
     OPCODES.iter().find(|(opcode, ..)| opcode.name().eq_ignore_ascii_case(asked)).map(|(opcode, ..)| *opcode as u8)
 }
 
-/// Parses an opcode such as `9`, `0x9` or `a`. Tries decimal before hexadecimal.
+/// Parses an opcode such as `9`, `0x9` or `a`, first as decimal, then as hexadecimal.
 fn by_number(asked: &str) -> Option<u8> {
     // Check every digit: `from_str_radix` would also accept a sign.
     let is_number = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -235,8 +229,6 @@ fn by_number(asked: &str) -> Option<u8> {
     };
     number.filter(|number| *number < 16)
 }
-
-// ---- Sections ----
 
 fn section(asked: &str) -> Result<String, String> {
     let number = asked.trim_start_matches('§').trim_end_matches('.');

@@ -5,18 +5,18 @@
 
 use super::{Reading, quoted, read_hex};
 
-/// Limits how far `*`, which abbreviates repeated lines, expands: a short dump could otherwise fill gigabytes.
+/// Maximum size of a dump once each `*` is expanded to the lines it repeats: a short text could ask for gigabytes.
 const MAX_BYTES: usize = 1 << 20;
 /// The shortest offsets are Wireshark's, with four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
-/// Some programs insert a space into the text column after this many characters.
+/// Some programs insert a space after this many characters of the text column.
 const MIDDLE: usize = 8;
 
 /// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
-/// must be zero or followed by a colon, or `read` must accept the whole text of several lines.
+/// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely(text: &str) -> bool {
     let Ok(lines) = lines(text) else {
-        // Some line has no offset. If the first line clearly belongs to a dump, let `read` report the error.
+        // Some line has no offset. If the first line is clearly from a dump, return true, so `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
@@ -26,7 +26,7 @@ pub fn is_likely(text: &str) -> bool {
     }
 }
 
-/// Reads a dump, detecting the notation of bytes and offsets.
+/// Reads a dump, and detects the notation of its bytes and offsets.
 ///
 /// # Errors
 /// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor their text.
@@ -55,11 +55,11 @@ pub fn read(text: &str) -> Result<Reading, String> {
         }
     }
     let Some((bytes, kind, base)) = found.first().cloned() else {
-        // Report the error of the notation that matched the most bytes: the user probably meant that notation.
+        // Report the error of the notation that got furthest: the user probably meant that notation.
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };
-    // A three-digit group can be octal or decimal. Other notations are hard to confuse.
+    // Three-digit groups can be octal or decimal. The parser does not guess which.
     if kind == Kind::Octal && found.iter().any(|(_, other, _)| *other == Kind::Decimal) {
         return Err("the bytes of this dump could be octal or decimal: use od -tx1 or xxd".into());
     }
@@ -74,8 +74,8 @@ pub fn read(text: &str) -> Result<Reading, String> {
             });
             Ok(reading.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // The offset of a single line could also be bytes, but 00 00 at the start is unlikely: opcode 0 continues a
-        // message and cannot start one (§5.4).
+        // The offset of a single line could also be bytes. But such bytes start with 00 00, and a first byte of 00
+        // continues a message, so it cannot start one (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(reading.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -105,7 +105,7 @@ impl Kind {
         }
     }
 
-    /// Appends the bytes of a group to `bytes`. Returns `false` if the group is not of this kind.
+    /// Appends a group's bytes to `bytes`, or returns `false` if the group is not of this kind.
     fn read_group(self, group: &str, bytes: &mut Vec<u8>) -> bool {
         let (radix, is_right_size) = match self {
             Kind::Bits => (2, group.len() == 8),
@@ -189,7 +189,7 @@ fn lines(text: &str) -> Result<Vec<Line<'_>>, String> {
     Ok(lines)
 }
 
-/// The error from trying to read a dump in one notation.
+/// The error that stopped the parser in one notation.
 struct Mismatch {
     line: usize,
     /// Number of bytes read from the line before the error.
@@ -328,7 +328,7 @@ mod tests {
     const HELLO: &[u8] = b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58";
 
     #[test]
-    fn one_frame_in_the_dumps_of_many_programs() {
+    fn hex_dumps_of_common_tools_parse_to_the_same_frame() {
         let dumps = [
             ("xxd", "00000000: 8185 37fa 213d 7f9f 4d51 58              ..7.!=..MQX\n"),
             (

@@ -1,7 +1,7 @@
 //! Parses bytes in common notations: hexadecimal digits, hex dumps, byte strings and arrays of programming languages,
 //! base64, bits. [`read`] recognizes a notation by its shape. The result names the notation and any likely alternative,
 //! so the user can notice a wrong guess. `bytes` reads this project's own tables, such as `81 85 M0 'Hello'`: `M0` is a
-//! masking key of zeros, which leaves the payload readable (RFC 6455 §5.3), and `'Hello'` is text.
+//! masking key of zeros, which leaves the payload unchanged (RFC 6455 §5.3), and `'Hello'` is text.
 
 mod dump;
 
@@ -71,7 +71,7 @@ impl Reading {
 pub fn read(text: &str) -> Result<Reading, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
-        // A quoted string without escapes is rarely a frame: a printable first byte sets a reserved bit (§5.2).
+        // Without escapes, parse the quoted text: it cannot itself be a frame, since printable bytes set RSV bits.
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
             Some(reading) => Ok(reading.with_alternative("the text between the quotes: --as string")),
@@ -103,7 +103,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
 /// Reads bytes in a given notation.
 ///
 /// # Errors
-/// A one-line message about what is invalid in this notation.
+/// A one-line message if `text` is invalid in this notation.
 pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
@@ -129,8 +129,6 @@ pub(crate) fn bytes(text: &str) -> Vec<u8> {
     read_hex(text).expect("a valid row") // invariant: the test `every_case_can_be_read` reads every row
 }
 
-// ---- Hexadecimal digits ----
-
 /// Whether `c` can separate bytes: whitespace, array punctuation, the colons of fingerprints, the hyphens of C#.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, ',' | ';' | ':' | '-' | '[' | ']' | '{' | '}' | '(' | ')')
@@ -144,7 +142,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
 fn read_hex(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let parts: Vec<&str> = text.split('\'').collect();
-    // Balanced quotes split the text into an odd number of parts.
+    // An even number of quotes splits the text into an odd number of parts.
     if parts.len().is_multiple_of(2) {
         return Err("a ' has no partner: write text as 'Hello', in two quotes".into());
     }
@@ -175,7 +173,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(no_byte());
     }
-    // Accept a single digit only after 0x. Without 0x, a second digit is probably missing.
+    // Accept a single digit only after 0x. Without 0x, the user probably forgot the second digit.
     if digits.len() == 1 && has_prefix {
         bytes.extend(hex_byte(digits));
         return Ok(());
@@ -195,12 +193,10 @@ fn hex_byte(digits: &str) -> Option<u8> {
 fn label_hex(text: &str, bytes: Vec<u8>) -> Reading {
     let reading =
         Reading::new(bytes, if text.contains('\'') { "hexadecimal digits and text" } else { "hexadecimal digits" });
-    // Programs print decimal lists with commas, so `81, 85` could just as well be decimal.
+    // Programs print decimal lists with commas, so `81, 85` could also be decimal.
     let is_decimal_list = text.contains(',') && words(text).all(|word| word.bytes().all(|b| b.is_ascii_digit()));
     if is_decimal_list { reading.with_alternative("decimal numbers: --as decimal") } else { reading }
 }
-
-// ---- Bits, percent-encoding, base64 ----
 
 /// Reads bits. Returns `None` unless every word is eight digits of 0 and 1.
 fn read_bits(text: &str) -> Option<Vec<u8>> {
@@ -216,8 +212,8 @@ fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
-/// Whether text that is not hexadecimal is probably base64, not a word. Padding, `+`, `/`, or upper and lower case with
-/// a digit are enough evidence; "hello" has none of these.
+/// Whether text that is not hexadecimal is probably base64, not a word. Evidence is padding, `+`, `/`, or a mixture of
+/// upper case, lower case and digits; "hello" has none of these.
 fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
@@ -237,10 +233,8 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quoted(&one_line)))
 }
 
-// ---- Decimal and octal numbers ----
-
-/// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for a single word, for a word
-/// that is not a number, and if every word has two digits, as in hexadecimal.
+/// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for a single word, if a word
+/// is not a number, or if every word has two digits and so looks hexadecimal.
 fn read_numbers(text: &str) -> Option<Result<Reading, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
     let are_numbers = words.iter().all(|word| word.len() <= 3 && word.bytes().all(|digit| digit.is_ascii_digit()));
@@ -276,8 +270,6 @@ fn read_radix(text: &str, radix: u32) -> Result<Vec<u8>, String> {
     };
     words.iter().map(byte).collect()
 }
-
-// ---- Lists ----
 
 /// The innermost bracketed list in a text such as `Uint8Array(2) [ 129, 133 ]` or `char f[] = {0x81, 0x85};`.
 struct List<'t> {
@@ -358,15 +350,13 @@ impl<'t> List<'t> {
     fn announced_len(&self) -> Option<usize> {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         let after = self.after.split(|c| !is_word(c)).rev().find_map(|word| word.parse().ok());
-        // Before the list, a number is a length only if a closing bracket follows: `frame 2: […]` has none.
+        // A number before the list is its length only if a closing bracket follows the number, unlike `frame 2: […]`.
         let closings = self.before.rmatch_indices([')', ']', '>']);
         after.or_else(|| {
             closings.into_iter().find_map(|(at, _)| self.before[..at].rsplit(|c| !is_word(c)).next()?.parse().ok())
         })
     }
 }
-
-// ---- String literals ----
 
 /// Returns the contents of adjacent string literals: `"…"`, `b"…"`, `b'…'`, `$'…'`, and `'…'` with an escape inside.
 /// C and Python join adjacent literals, even if a backslash and a line break separate the literals.
@@ -380,7 +370,7 @@ fn literals(text: &str) -> Option<Vec<&str>> {
         let quote = &start[..1];
         let end = end_of_literal(&start[1..], quote)?;
         let inside = &start[1..=end];
-        // `read_hex` reads single quotes as plain text, as in 'a' 81 'b'.
+        // Without a backslash, leave single quotes to `read_hex`, as in 'a' 81 'b'.
         let is_literal = match (prefix, quote) {
             ("b" | "B", _) | ("", "\"") | ("$", "'") => true,
             ("", "'") => inside.contains('\\'),
@@ -428,7 +418,7 @@ fn unescape(literal: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Returns the byte of an escape sequence, and the length of the sequence without its backslash.
+/// Returns an escape sequence's byte, and the sequence's length without the backslash.
 fn read_escape(rest: &str) -> Result<(u8, usize), String> {
     let octal = rest.bytes().take(3).take_while(|digit| matches!(digit, b'0'..=b'7')).count();
     let simple = |byte| Ok((byte, 1));

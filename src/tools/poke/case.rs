@@ -1,5 +1,5 @@
-//! A test case: what the client sends, what the server must send back, and the rule behind the test. Cases are data, in
-//! the byte notation of [`notation`], so the catalogue reads like the frames on the wire. A case checks close codes,
+//! A test case: what the client sends, what the server must send back, and the rule under test. Cases are data,
+//! in the byte notation of [`notation`], so the catalogue shows the bytes on the wire. A case checks close codes,
 //! messages and how the connection ends, never the text of a close reason, because the RFC leaves that text to the
 //! server. A case also lists other behaviour that an RFC permits, and cites the section.
 
@@ -22,7 +22,7 @@ pub struct Case {
     pub end: End,
     /// Final states that an RFC permits instead of `end`, each with the section and a paraphrase of the rule.
     pub allowed: &'static [(End, &'static str)],
-    /// The section that the case tests (of RFC 6455 unless named), and a paraphrase of the requirement.
+    /// The section under test (of RFC 6455 unless another RFC is named), and a paraphrase of its requirement.
     pub rule: (&'static str, &'static str),
     /// The protocol error that wirechat must detect; `None` if every frame is acceptable.
     pub error: Option<ProtocolError>,
@@ -45,13 +45,13 @@ pub enum Needs {
 pub enum Opening {
     /// A valid handshake (§4.1).
     Valid,
-    /// The valid request with these edits, which may make the request invalid.
+    /// A valid request changed by these edits, which may make it invalid.
     Edited(&'static [Edit]),
     /// No handshake: the client starts with the first step.
     Skipped,
 }
 
-/// A change to a valid request. In lines, `{host}`, `{target}` and `{key}` expand to the values of the valid request.
+/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to the values of that request.
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
     RequestLine(&'static str),
@@ -84,9 +84,9 @@ pub enum Step {
     Bytes(&'static str),
     /// Sends one byte per write, and pauses for `--delay` after each.
     Slowly(&'static str),
-    /// Sends a whole frame: the first byte (FIN, RSV, opcode), and a payload that is masked with a random key.
+    /// Sends a whole frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
     Frame(u8, &'static str),
-    /// Sends a whole frame with a payload of this many letters.
+    /// Sends a whole frame with this first byte and a payload of this many letters.
     Letters(u8, usize),
     /// Sends the inner steps this many times, in one write.
     Repeat(usize, &'static [Step]),
@@ -95,11 +95,11 @@ pub enum Step {
     Pause,
     /// Shuts down the sending direction of TCP (FIN), and continues to read.
     HalfClose,
-    /// Repeats a frame of letters without reading, until the server accepts no more, or has accepted [`FLOOD`] bytes.
+    /// Sends a frame of letters repeatedly without reading, until the server stalls or has accepted [`FLOOD`] bytes.
     Flood(u8, usize),
 }
 
-/// Maximum bytes in a flood: far more than kernel socket buffers hold, so a server that accepts them all buffers them.
+/// Maximum bytes in a flood. Kernel socket buffers hold far less, so a server without backpressure buffers the rest.
 pub const FLOOD: u64 = 96 << 20;
 
 /// A message or Pong that the server must send.
@@ -114,7 +114,7 @@ pub enum Reply {
     OptionalPong(&'static str),
 }
 
-/// The final state of a connection.
+/// How the connection must be at the end of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// The connection stays open, even after a final Ping from the client.
@@ -127,13 +127,13 @@ pub enum End {
     ClosesWithAnyCode,
     /// The server closes TCP without sending a Close.
     Disconnects,
-    /// An HTTP response with this status instead of the 101.
+    /// The server sends an HTTP response with this status.
     Status(u16),
-    /// An HTTP response with a status of 400 or above.
+    /// The server sends an HTTP response with a status of 400 or above.
     HttpError,
-    /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
+    /// The server sends an HTTP error whose `Sec-WebSocket-Version` header lists 13.
     NamesVersion,
-    /// Any final HTTP response (a status of 200 or above).
+    /// The server sends any final HTTP response (a status of 200 or above).
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.
     StopsReading,
@@ -145,7 +145,7 @@ impl Case {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// All bytes that the steps send, without pauses; `None` for a half-close. `key` generates the masking keys.
+    /// All bytes that the steps send; `None` if a step is a half-close. `key` generates the masking keys.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for step in self.steps.iter().filter(|step| !matches!(step, Step::Await(_) | Step::Pause)) {

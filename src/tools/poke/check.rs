@@ -10,17 +10,17 @@ use crate::tools::notation;
 use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
 use crate::tools::screen::{escaped, quoted, start};
 
-/// Describe at most this many messages and Pongs; count the rest.
+/// The report describes at most this many messages and Pongs, and counts the rest.
 const MAX_DESCRIBED: usize = 4;
-/// Show only the length of a payload with more bytes than this.
+/// The report shows only the length of a payload longer than this, in bytes.
 const MAX_SHOWN: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Expected,
-    /// Not as expected, but permitted by the RFC section in this text.
+    /// Not as expected, but permitted by an RFC; this text cites the section.
     Allowed(&'static str),
-    /// Neither expected nor permitted. `Some` describes a protocol violation by the server outside the tested rule.
+    /// Neither expected nor permitted. `Some` describes a violation of any rule, not only the one under test.
     Unexpected(Option<String>),
 }
 
@@ -31,7 +31,7 @@ pub fn check(case: &Case, transcript: &Transcript) -> Outcome {
     if matches(case.end, transcript) && replies_match(case, transcript, true) {
         return Outcome::Expected;
     }
-    // A server that closes early may leave out replies, so a prefix of the messages is enough.
+    // A server that ends the connection early may have sent only the first of the expected messages.
     let fits = |end: End| matches(end, transcript) && replies_match(case, transcript, end == End::Open);
     match case.allowed.iter().find(|(end, _)| fits(*end)) {
         Some((_, sentence)) => Outcome::Allowed(sentence),
@@ -61,13 +61,13 @@ fn matches(end: End, transcript: &Transcript) -> bool {
     }
 }
 
-/// Whether the server sent the expected messages and Pongs. If `all` is false, a prefix of the messages is enough.
+/// Whether the server sent the expected messages and Pongs. If `all` is false, the last messages may be missing.
 fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
     let is_message = |received: &&Received| !matches!(received, Received::Pong(_)) && !is_probe(received);
     let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
     let expected: Vec<&Received> = replies.iter().filter(is_message).collect();
     let received: Vec<&Received> = transcript.inbox.received.iter().filter(is_message).collect();
-    // If the case expects no echo, the server may send any message. In a flood, the client does not read the echo.
+    // Ignore messages if the case neither needs an echo nor expects messages, or if a flooding client reads none.
     let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
     (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))
@@ -123,7 +123,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
     let inbox = &transcript.inbox;
     let replies: Vec<Received> = inbox.received.iter().filter(|received| !is_probe(received)).cloned().collect();
     if inbox.violation.is_some() {
-        // Leave out the violation: `Outcome::Unexpected` describes it.
+        // Omit details: `Outcome::Unexpected` already describes the violation.
         return with_replies(&replies, "something that breaks a rule; nothing after it was read".into());
     }
     let end = describe_actual_end(transcript);
@@ -173,7 +173,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
     }
 }
 
-/// Names the control frames that got no reply on a connection that stayed open.
+/// Says whether the server left the client's Ping or Close without a reply.
 fn describe_silence(transcript: &Transcript) -> &'static str {
     let is_ping_ignored = transcript.is_probed && !has_probe_pong(&transcript.inbox);
     let is_close_ignored = transcript.closing == Some(Closing::Unanswered);

@@ -41,7 +41,7 @@ impl<'s> Connection<'s> {
         show: &'s mut dyn FnMut(Record),
     ) -> std::io::Result<Connection<'s>> {
         let stream = connect(addresses, timeout)?;
-        // Disable Nagle's algorithm: cases that split a frame need a separate TCP segment for each write.
+        // Disable Nagle's algorithm, which would merge the parts of a split frame into one TCP segment.
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(timeout))?;
         let (tracer, inbox) = (Tracer::new(), Inbox::default());
@@ -50,12 +50,12 @@ impl<'s> Connection<'s> {
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.trace(Role::Client, bytes);
-        // Ignore the error: if the server disconnects during the write, the next reads return the bytes that the server
-        // sent before, then report the disconnect.
+        // Ignore the error: if the server disconnects during the write, later reads return its remaining bytes, then
+        // report the disconnect.
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Sends one byte per write. Stops early if the server disconnects or the result is final.
+    /// Sends one byte per write, `delay` apart, until the server disconnects or later bytes cannot change the result.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
             if self.tcp == Tcp::Open && !self.inbox.is_final() {
@@ -75,7 +75,7 @@ impl<'s> Connection<'s> {
     /// Shuts down the sending direction of TCP (FIN).
     pub fn half_close(&mut self) {
         self.is_half_closed = true;
-        // Ignore the error: the next read reports a lost connection.
+        // Ignore the error: if the connection is lost, the next read reports it.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -102,7 +102,7 @@ impl<'s> Connection<'s> {
         (accepted, false)
     }
 
-    /// Reads until `is_enough` returns true, the case is decided, TCP closes, or the timeout expires.
+    /// Reads until `is_enough` returns true, later bytes cannot change the result, TCP closes, or the timeout expires.
     pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
         let deadline = Instant::now() + timeout;
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
@@ -149,7 +149,7 @@ impl<'s> Connection<'s> {
     }
 }
 
-/// A socket timeout is `WouldBlock` on Unix and `TimedOut` on Windows.
+/// Whether a socket timeout expired: `WouldBlock` on Unix, `TimedOut` on Windows.
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

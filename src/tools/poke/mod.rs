@@ -22,9 +22,9 @@ use self::report::Report;
 use self::request::Url;
 use crate::inspect::Record;
 
-/// The URL of a wirechat that runs with the default options.
+/// The URL of a wirechat that was started with the default options.
 const LOCAL_WIRECHAT: &str = "ws://127.0.0.1:3000/";
-/// wirechat's endpoints, with a demo token.
+/// Paths of wirechat's endpoints, with a demo token.
 const WIRECHAT_ECHO: &str = "/echo?token=dev-token";
 const WIRECHAT_CHAT: &str = "/?token=dev-token&username=poke&room=poke";
 
@@ -115,7 +115,7 @@ impl Target {
         })
     }
 
-    /// The endpoint to play a case against, or the reason why the case does not apply.
+    /// Returns the URL for playing a case. The error says why the case does not apply to this server.
     fn endpoint(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
             (Needs::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),

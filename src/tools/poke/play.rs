@@ -1,6 +1,6 @@
 //! Plays a case: connects, runs the steps, and records what the server sent in a [`Transcript`]. [`super::check`]
 //! decides whether the result is right. The client never replies to the server's Pings: no case lasts long enough to
-//! need a Pong, and a Pong between the pieces of a split frame would corrupt that frame.
+//! need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::tools::received::{Inbox, NO_CODE, Received};
 
 /// The payload of the Ping that tests whether a connection still works.
 pub const PROBE: &[u8] = b"still there?";
-/// First bytes of frames: FIN and the opcode.
+/// The first byte of a Ping or Close frame: FIN and the opcode.
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 /// Code 1000 (§7.4.1): "the purpose for which the connection was established has been fulfilled"
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// How long to wait for replies to the final Ping and Close of a case. An unfinished server may support neither, and
-/// `poke all` then waits this long in every case.
+/// Timeout for the reply to the final Ping or Close of a case. Short, because a server that does not support these
+/// frames yet makes `poke all` wait this long in every case.
 const SILENCE: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for this long.
 const STALL: Duration = Duration::from_secs(2);
@@ -38,20 +38,20 @@ pub struct Timing {
 /// Everything that the server did during a case.
 #[derive(Debug)]
 pub struct Transcript {
-    /// Everything received before the final closing handshake, and any violation up to the end.
+    /// Everything received before the final closing handshake, and any violation during that handshake.
     pub inbox: Inbox,
     /// The state of TCP before the final closing handshake.
     pub tcp: Tcp,
     /// Whether the client sent a Ping to test the connection.
     pub is_probed: bool,
     pub flood: Option<Flood>,
-    /// The final closing handshake; `None` if the client did not start this handshake.
+    /// The result of the final closing handshake; `None` if the client did not start one.
     pub closing: Option<Closing>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// Number of bytes that the server or kernel buffers accepted.
+    /// Number of bytes accepted by the server or by kernel buffers.
     pub accepted: u64,
     /// Whether the server stopped accepting bytes.
     pub has_stalled: bool,
@@ -83,13 +83,13 @@ pub fn play(
     if is_open {
         case.steps.iter().for_each(|step| player.step(step));
     }
-    // A silent server has already used up one timeout. Do not wait for a second timeout.
+    // If the server sent no response, `open` has already waited for the timeout: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
     let is_probed = !is_silent && player.wait(case);
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
     let closing = player.close_politely(is_probed);
-    // Include any violation during the closing handshake.
+    // `inbox` was copied before the closing handshake: add any violation found since.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
@@ -109,7 +109,7 @@ pub fn is_probe(received: &Received) -> bool {
 /// §5.3: a masking key MUST be "derived from a strong source of entropy".
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // If no entropy is available, the bytes stay zero: legal, and a test client has nothing to protect.
+    // Without entropy, the bytes stay zero: frames remain valid, and a test client has nothing to protect.
     let _ = getrandom::fill(&mut bytes);
     bytes
 }
@@ -123,7 +123,7 @@ struct Player<'s> {
 }
 
 impl Player<'_> {
-    /// Sends the request and reads the response. Returns `false` if the server did not upgrade: send no frames.
+    /// Sends the request and reads the response. Returns `false` if the case's steps must be skipped.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
             Opening::Valid => &[],
@@ -161,14 +161,14 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. Returns `true` if the client then tested the connection with a Ping.
+    /// Waits for the expected replies. Returns `true` if the client then sent a Ping to test the connection.
     fn wait(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::NamesVersion | End::NoUpgrade);
         match self.flood {
-            // A flooding client does not read, so there is nothing to wait for, unless the server has disconnected.
+            // Do not read after a flood unless a write failed; then read to learn how the connection ended.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
-            // Test the connection even if the server should have rejected the request: a case may permit the upgrade.
+            // Send the test Ping even if the case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
                 let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
                 let required = case.replies.iter().filter(is_required).count();
@@ -199,8 +199,8 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Closes an open connection with a closing handshake (§7.1.2), but only after the test with a Ping. Otherwise the
-    /// server may be waiting for the rest of a frame, and would read the Close as payload.
+    /// Closes an open connection with a closing handshake (§7.1.2), but only if the client sent the test Ping.
+    /// Otherwise, the server may be waiting for the rest of a frame, and would read the Close as payload.
     fn close_politely(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == Tcp::Open && !connection.is_half_closed && !connection.inbox.is_final();

@@ -12,9 +12,9 @@ use crate::inspect::text::Detail;
 use crate::inspect::{Record, What};
 use crate::tools::screen::{Screen, Tone, escaped};
 
-/// Print this many records of an exchange as they happen.
+/// `poke` prints this many records of an exchange as they happen.
 const FIRST: usize = 30;
-/// Print this many of the last records after the exchange.
+/// After the exchange, `poke` prints at most this many of the last records.
 const LAST: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
@@ -38,7 +38,7 @@ impl Counts {
 }
 
 impl Report {
-    /// `is_full`: draw frames field by field.
+    /// If `is_full`, the report draws every frame field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
@@ -95,7 +95,7 @@ impl Report {
         Ok(unexpected == 0)
     }
 
-    /// Plays a case and prints one line. Returns `false` if the server is silent or gone: skip the remaining cases.
+    /// Plays a case and prints one line. Returns `false` to skip the remaining cases if the server is silent or gone.
     fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;
@@ -152,7 +152,7 @@ fn details(case: &Case, transcript: &Transcript) -> [String; 3] {
     ]
 }
 
-/// The records of a connection. Prints the first records at once, keeps the last, and counts those in between.
+/// Prints the first records of a connection at once, keeps the last ones, and counts the records in between.
 #[derive(Debug, Default)]
 struct Exchange {
     shown: usize,
@@ -166,13 +166,13 @@ impl Exchange {
             self.skipped += count;
         } else if self.shown < FIRST {
             self.shown += 1;
-            screen.line(&screen.drawn(record));
+            screen.line(&screen.format_record(record));
         } else {
             if self.last.len() == LAST {
                 self.last.pop_front();
                 self.skipped += 1;
             }
-            self.last.push_back(screen.drawn(record));
+            self.last.push_back(screen.format_record(record));
         }
     }
 

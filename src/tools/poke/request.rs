@@ -21,7 +21,7 @@ impl Url {
     /// Parses a URL (§3).
     ///
     /// # Errors
-    /// A one-line message: what is wrong with the URL, and how to correct it.
+    /// A one-line message that says what is wrong with the URL, and how to correct it.
     pub fn parse(text: &str) -> Result<Url, String> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         match scheme.to_ascii_lowercase().as_str() {
@@ -60,7 +60,7 @@ impl Url {
         Url { target: target.to_owned(), ..self.clone() }
     }
 
-    /// The value of the `Host` header. §4.1: includes the port "when not using the default port".
+    /// The value of the `Host` header. §4.1: it includes the port "when not using the default port".
     pub fn authority(&self) -> String {
         if self.port == 80 { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
@@ -100,7 +100,7 @@ fn split_port(authority: &str) -> Option<(&str, u16)> {
 }
 
 impl std::fmt::Display for Url {
-    /// Omits the query, which may contain a token.
+    /// Prints the URL without its query, which may contain a token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ws://{}{}", self.authority(), self.target.split('?').next().unwrap_or_default())
     }
@@ -142,7 +142,7 @@ pub fn bytes(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
             Edit::LineEnd(end) => line_end = notation::bytes(end),
             Edit::Before(bytes) => before = notation::bytes(bytes),
             Edit::After(bytes) => after = notation::bytes(bytes),
-            // Only changes how the player sends the request, not the bytes.
+            // `Slowly` changes how the player sends the request, not the bytes.
             Edit::Slowly => {}
         }
     }

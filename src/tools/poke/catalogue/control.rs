@@ -83,10 +83,10 @@ pub(super) const PING_CASES: &[Case] = &[
     },
 ];
 
-/// 125 letters: the longest payload that a control frame may have.
+/// 125 letters: the longest payload of a control frame (§5.5).
 const LONGEST_PING: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
-/// A valid Close: the server must reply with a Close.
+/// A case with a valid Close: the server must reply with a Close.
 const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };
 const BAD_CODE: Case = Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, OTHER_CODE)], rule: CODE_RULE, ..FAILS };
 
@@ -96,7 +96,7 @@ const OTHER_CODE: &str = "§7.4 says which codes must not be sent, and not which
 const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
 const CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
-const NOTHING_FOLLOWS_RULE: (&str, &str) =
+const NO_FRAME_AFTER_CLOSE_RULE: (&str, &str) =
     ("§5.5.1", "no frame may follow a Close, and a frame that does gets no reply");
 
 pub(super) const CLOSE_CASES: &[Case] = &[
@@ -221,7 +221,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         needs: Needs::Echo,
         steps: &[Bytes("88 82 M0 03 e8 81 81 M0 'a'")],
         end: End::Closes(&[1000]),
-        rule: NOTHING_FOLLOWS_RULE,
+        rule: NO_FRAME_AFTER_CLOSE_RULE,
         ..CLOSES
     },
     Case {
@@ -229,7 +229,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "A Ping after a Close",
         steps: &[Bytes("88 82 M0 03 e8 89 80 M0")],
         end: End::Closes(&[1000]),
-        rule: NOTHING_FOLLOWS_RULE,
+        rule: NO_FRAME_AFTER_CLOSE_RULE,
         ..CLOSES
     },
     Case {
@@ -237,7 +237,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         summary: "Two Closes; the first one counts",
         steps: &[Bytes("88 82 M0 03 e8 88 82 M0 03 e9")],
         end: End::Closes(&[1000]),
-        rule: NOTHING_FOLLOWS_RULE,
+        rule: NO_FRAME_AFTER_CLOSE_RULE,
         ..CLOSES
     },
     Case {

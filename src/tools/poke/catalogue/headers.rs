@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
-/// A request that breaks a rule of HTTP.
+/// A case with a request that breaks a rule of HTTP.
 const BAD: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
@@ -147,8 +147,8 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "tls",
         summary: "The first bytes of wss:// on a port for ws://",
-        // The start of a 200-byte TLS 1.0 handshake record (type 22): a ClientHello (type 1) of 196 bytes. The two CR
-        // LF let a server that reads whole lines notice that these bytes are not HTTP.
+        // The start of a 200-byte TLS 1.0 handshake record (type 22): a ClientHello (type 1) of 196 bytes. Two
+        // CR LFs follow, because a server that reads whole lines waits for the end of a line.
         steps: &[Bytes("16 03 01 00 c8 01 00 00 c4 03 03"), Bytes("0d 0a 0d 0a")],
         ..NOT_HTTP
     },

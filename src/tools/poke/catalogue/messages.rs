@@ -125,7 +125,8 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
 ];
 
 const UTF8: (&str, &str) = ("§8.1", "text that is not UTF-8 fails the connection; 1007 is the code for it");
-const WHOLE_RULE: (&str, &str) = ("§5.6", "a text message is UTF-8 as a whole; a fragment may end inside a character");
+const UTF8_ACROSS_FRAGMENTS_RULE: (&str, &str) =
+    ("§5.6", "a text message is UTF-8 as a whole; a fragment may end inside a character");
 const NOT_UTF8: Case = Case {
     end: End::Closes(&[1007]),
     allowed: &[DISCONNECTS, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
@@ -148,7 +149,7 @@ pub(super) const TEXT_CASES: &[Case] = &[
         summary: "A character of three bytes in three fragments",
         steps: &[Frame(0x01, "e1"), Frame(0x00, "bd"), Frame(0x80, "b9")],
         replies: &[Reply::Text("e1 bd b9")],
-        rule: WHOLE_RULE,
+        rule: UTF8_ACROSS_FRAGMENTS_RULE,
         ..ECHO
     },
     Case {

@@ -49,7 +49,7 @@ const PROTOCOL_ERROR: End = End::Closes(&[1002]);
 const DISCONNECTS: (End, &str) =
     (End::Disconnects, "§7.1.7: an endpoint that fails the connection should send a Close first, and may omit it");
 
-/// Permitted if the client leaves a frame incomplete.
+/// If a case leaves a frame incomplete, the server may wait for the rest.
 const WAITS_FOR_THE_FRAME: (End, &str) =
     (End::Waits, "§5.2 does not say when a rule is checked; a server may wait for the whole frame");
 
