@@ -47,8 +47,8 @@ impl Access {
     /// Whether a page of this origin may connect. `http://` plus the request's `authority` is always allowed.
     pub fn allows_origin(&self, origin: &str, authority: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
-        let own = parse_origin(&format!("http://{authority}"));
-        parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own == Some(origin))
+        let own = || parse_origin(&format!("http://{authority}"));
+        parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
     }
 
     /// Returns the identity of a token. `None` if the token is wrong, or if a required token is missing.

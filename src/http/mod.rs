@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
 use crate::chat::{DEFAULT_ROOM, Identity, JoinRequest, Resume, names};
-use crate::ws::handshake::{Upgrade, upgrade_required};
+use crate::ws::handshake::{Upgrade, method_rejection, upgrade_required};
 use crate::ws::request::{Rejection, Request, is_authority, quoted};
 use access::{Access, parse_host, parse_origin};
 
@@ -48,8 +48,7 @@ pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Out
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
         let headers = if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] };
-        let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quoted(request.method.as_bytes()));
-        return Err(Rejection { status: 405, headers, body });
+        return Err(method_rejection(request, headers));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
     let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);

@@ -287,7 +287,7 @@ impl<S: Socket> Connection<S> {
     pub fn push_frames(&mut self, frames: &[u8]) {
         self.frames_sent += count_frames(frames);
         let reframed = self.observer.as_mut().and_then(|observer| observer.reframe(frames));
-        self.outbox.push(reframed.as_deref().unwrap_or(frames));
+        self.outbox.push(reframed.map_or(Cow::Borrowed(frames), Cow::Owned));
     }
 
     /// Whether the server may still send data frames.
@@ -315,7 +315,7 @@ impl<S: Socket> Connection<S> {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
         self.frames_sent += count_frames(&replies);
-        self.outbox.push(&replies);
+        self.outbox.push(replies);
         match state {
             State::Open | State::Closing(Framing::Intact) => {}
             State::Closing(Framing::Lost) => {
@@ -463,7 +463,7 @@ mod tests {
         let peer = "192.0.2.1:1".parse().unwrap();
         let mut connection = Connection::new(Silent { pending: None }, peer, None, Duration::ZERO);
         (connection.cold.stage, connection.cold.endpoint) = (stage, Some(endpoint));
-        connection.outbox.push(&vec![0; queued]);
+        connection.outbox.push(vec![0; queued]);
         connection.set_readable(false);
         connection
     }

@@ -155,11 +155,12 @@ impl<S: Socket> Server<S> {
         self.connections.table.len()
     }
 
-    pub(super) fn read(&mut self) {
+    fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for token in std::mem::take(&mut self.connections.to_read) {
             // Once a room's batch fills up, its members' input waits until the next turn: recipients need time to read.
-            if self.chat.room_of(token).is_some_and(|room| self.fanout.full_rooms.contains(&room)) {
+            let full = &self.fanout.full_rooms;
+            if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
                 self.connections.to_read.push(token);
             } else {
                 self.read_from(token, &mut scratch);
@@ -279,7 +280,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let mut bytes = Vec::new();
         frame::append(&mut bytes, opcode, payload);
-        connection.outbox.push(&bytes);
+        connection.outbox.push(bytes);
         self.connections.queue_write(token);
     }
 
@@ -374,7 +375,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Writes a room's batch to every member, after the member's queued output.
-    pub(super) fn send_batch(&mut self, room: RoomId, batch: &Batch) {
+    fn send_batch(&mut self, room: RoomId, batch: &Batch) {
         let mut shared = [const { None }; Dialect::ALL.len()];
         let counts = Dialect::ALL.map(|dialect| count_frames(batch.rendering(dialect)));
         let mut failed = Vec::new();

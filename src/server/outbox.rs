@@ -10,6 +10,7 @@
 //!   queued   205 bytes
 //! ```
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::rc::Rc;
@@ -69,12 +70,13 @@ impl Outbox {
     }
 
     /// Queues frames for this client only.
-    pub fn push(&mut self, frames: &[u8]) {
+    pub fn push<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
+        let frames = frames.into();
         self.len += frames.len();
         match self.chunks.back_mut() {
             _ if frames.is_empty() => {}
-            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => bytes.extend_from_slice(frames),
-            _ => self.chunks.push_back(Chunk::Own(frames.to_vec())),
+            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => bytes.extend_from_slice(&frames),
+            _ => self.chunks.push_back(Chunk::Own(frames.into_owned())),
         }
     }
 
@@ -150,7 +152,7 @@ impl Outbox {
         let end = self.frame_end(self.sent);
         let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
         *self = Outbox::default();
-        self.push(&rest);
+        self.push(rest);
     }
 
     /// Returns where, in the first chunk, the frame with byte `position - 1` ends; 0 for position 0. A chunk
@@ -233,7 +235,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
         outbox.send_shared(&shared, &mut None, &mut pipe(0)).unwrap();
-        outbox.push(&(frame(1)));
+        outbox.push(frame(1));
         (outbox, [shared, frame(1)].concat())
     }
 
@@ -333,8 +335,8 @@ mod tests {
         for cut in 0..=all.len() {
             let mut outbox = Outbox::default();
             outbox.push_response(response.to_vec());
-            outbox.push(&(frame(3)));
-            outbox.push(&(frame(1)));
+            outbox.push(frame(3));
+            outbox.push(frame(1));
             assert_eq!((outbox.chunks().len(), outbox.len()), (2, all.len()));
             assert_dropped_at_an_end(outbox, &all, &ends, cut);
         }
@@ -343,7 +345,7 @@ mod tests {
     #[test]
     fn one_frame_alone_is_never_over_the_bound() {
         let mut outbox = Outbox::default();
-        outbox.push(&(frame(100)));
+        outbox.push(frame(100));
         assert!(!outbox.is_over_bound(10));
         outbox.send_shared(&frame(0), &mut None, &mut pipe(0)).unwrap();
         assert!(outbox.is_over_bound(1) && !outbox.is_over_bound(2));
@@ -354,7 +356,7 @@ mod tests {
         let mut outbox = Outbox::default();
         let mut socket = pipe(0);
         for _ in 0..1000 {
-            outbox.push(&(frame(100)));
+            outbox.push(frame(100));
             socket.room = if outbox.len() > 500 { 102 } else { 0 };
             outbox.flush(&mut socket, None).unwrap();
             assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));

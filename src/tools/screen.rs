@@ -56,7 +56,7 @@ impl Screen {
     }
 
     /// Like [`Screen::format_record`], but without the time, for bytes that did not come from a connection.
-    pub fn drawn_without_time(&self, record: &Record) -> String {
+    pub fn format_without_time(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write_without_time(record, self.style, &mut drawn);
         drawn.truncate(drawn.trim_end().len());

@@ -29,6 +29,12 @@ pub fn upgrade_required() -> Rejection {
     Rejection { status: 426, headers: UPGRADE_REQUIRED, body: body.into() }
 }
 
+/// A 405. RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'static str)]) -> Rejection {
+    let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quoted(request.method.as_bytes()));
+    Rejection { status: 405, headers: allow, body }
+}
+
 /// A handshake request that has passed every check of §4.2.1.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Upgrade<'h> {
@@ -48,12 +54,7 @@ impl<'h> Upgrade<'h> {
     fn apply_rules(&mut self, request: &Request<'h>) -> [Result<(), Rejection>; 9] {
         [
             // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
-            require(request.method == "GET", || {
-                let method = quoted(request.method.as_bytes());
-                let body = format!("The method must be GET, not {method} (RFC 6455 §4.2.1).");
-                // RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
-                Rejection { status: 405, headers: &[("Allow", "GET")], body }
-            }),
+            require(request.method == "GET", || method_rejection(request, &[("Allow", "GET")])),
             // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
             require(request.minor_version > 0, || {
                 bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")
@@ -76,12 +77,12 @@ impl<'h> Upgrade<'h> {
 
     /// Writes the 101 response (§4.2.2 item 5). `supported` is the endpoint's only subprotocol.
     pub fn switching_protocols(&self, supported: &str) -> Vec<u8> {
-        // 1 KiB leaves room to append the first frames, which are sent in the same write.
-        let mut head = String::with_capacity(1024);
         // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
-        head +=
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ";
-        head += &accept_value(self.key);
+        let mut head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {}",
+            accept_value(self.key)
+        );
         // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
         // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
         if self.subprotocols.contains(&supported) {

@@ -21,7 +21,7 @@ use wirechat::http::access::Access;
 use wirechat::inspect::filter::Filter;
 use wirechat::inspect::text::{Detail, Style};
 use wirechat::inspect::{Inspect, Options, Records, Tap, Trace};
-use wirechat::server::connection::{Connection, Socket};
+use wirechat::server::connection::{Connection, Direction, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::Limits as ServerLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
@@ -70,7 +70,7 @@ impl Write for MemorySocket {
 }
 
 impl Socket for MemorySocket {
-    fn has_pending(&self, _: wirechat::server::connection::Direction) -> bool {
+    fn has_pending(&self, _: Direction) -> bool {
         false
     }
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use mio::Token;
 use serde_json::Value;
 use wirechat::server::Readiness;
-use wirechat::server::connection::Socket;
+use wirechat::server::connection::{Direction, Socket};
 
 use super::NO_EDGE;
 use crate::support::{Frame, masked, split_frame};
@@ -113,7 +113,7 @@ impl Write for MemorySocket {
 }
 
 impl Socket for MemorySocket {
-    fn has_pending(&self, _: wirechat::server::connection::Direction) -> bool {
+    fn has_pending(&self, _: Direction) -> bool {
         false
     }
 

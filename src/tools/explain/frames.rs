@@ -135,15 +135,3 @@ fn missing(frame: &Frame) -> Option<String> {
 fn more_bytes(count: u64) -> String {
     if count == 1 { "1 more byte is".into() } else { format!("{count} more bytes are") }
 }
-
-/// Removes the time and the connection number from a rendered record: captured bytes have neither.
-pub fn without_clock(drawn: &str) -> String {
-    const CONNECTION: &str = "  #1 ";
-    let mut lines = drawn.lines();
-    let first = lines.next().unwrap_or_default();
-    let first = first.split_once(CONNECTION).map_or(first, |(_clock, rest)| rest);
-    // The second line starts with the frame's first byte, so its leading spaces are the common indent.
-    let indent = drawn.lines().nth(1).map_or(0, |line| line.len() - line.trim_start().len());
-    let rest = lines.map(|line| format!("\n  {}", line.get(indent..).unwrap_or_default()));
-    first.to_owned() + &rest.collect::<String>()
-}

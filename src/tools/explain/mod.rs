@@ -93,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
 fn print(screen: &Screen, explanation: &Explanation) {
     explanation.handshake.iter().for_each(|line| screen.line(line));
     for record in &explanation.records {
-        screen.line(&frames::without_clock(&screen.format_record(record)));
+        screen.line(&screen.format_without_time(record));
     }
     let tone = if explanation.is_valid { Tone::Good } else { Tone::Bad };
     explanation.notes.iter().for_each(|note| screen.line(&screen.toned(tone, note)));
