@@ -1015,6 +1015,27 @@ fn a_burst_of_handshakes_does_not_delay_others() {
     }
 }
 
+/// In the dialect `presence`, each join sends every member the names of all, so in a large room one join fills a turn.
+#[test]
+fn a_join_to_a_large_room_with_active_users_fills_a_turn() {
+    let mut world = calm(&[]);
+    let request = |world: &mut World, dialect, number: usize| {
+        let client = world.connect();
+        client.send(upgrade_request(&path(dialect, &format!("{number:0>30}"), "general")).as_bytes());
+        client
+    };
+    let joined = |clients: &[Client]| clients.iter().filter(|client| !client.received().is_empty()).count();
+    let crowd: Vec<Client> = (0..800).map(|number| request(&mut world, Dialect::Events, number)).collect();
+    world.settle();
+    assert_eq!(joined(&crowd), 800);
+    let visitors: Vec<Client> = (900..905).map(|number| request(&mut world, Dialect::Presence, number)).collect();
+    world.turn(); // accepts them
+    for turn in 1..=5 {
+        world.turn();
+        assert_eq!(joined(&visitors), turn, "turn {turn}");
+    }
+}
+
 /// A conversation on all endpoints and dialects, one step after the other. Returns all bytes that each client received.
 fn conversation(world: &mut World) -> Vec<Vec<u8>> {
     let paths = DIALECTS.map(|dialect| path(dialect, "member", "general"));
