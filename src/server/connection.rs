@@ -502,6 +502,17 @@ mod tests {
     }
 
     #[test]
+    fn every_queued_frame_is_counted_for_later_observers() {
+        let mut connection = connection(open(), Endpoint::Chat, 0);
+        let frames = b"\x81\x01a\x81\x01b";
+        connection.send_shared(frames, 2, &mut None).unwrap();
+        connection.push_frames(frames);
+        connection.open_protocol().unwrap().ping();
+        connection.apply_protocol_state();
+        assert_eq!(connection.frames_sent, 5);
+    }
+
+    #[test]
     fn bytes_inside_the_transport_count_as_input_and_as_unsent() {
         let mut connection = connection(open(), Endpoint::Chat, 0);
         connection.input = Input::Drained;
