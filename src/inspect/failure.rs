@@ -2,7 +2,7 @@
 //! rule. The text of a [`ProtocolError`] is the short close reason for the peer. The explanation here is for a person
 //! debugging the frame. This module does not detect errors.
 
-use super::visible::{hex, quoted};
+use super::escape::{hex, quoted};
 use super::{Failure, Frame};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;

@@ -3,7 +3,7 @@
 //! can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
-use super::visible::{hex, quoted, start_of};
+use super::escape::{hex, quoted, start_of};
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;

@@ -18,7 +18,7 @@ use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
 use super::{Head, Record, Records, Tap, What, json};
-use crate::server::observer::Action;
+use crate::server::observer::{Action, QueuedBytes};
 use crate::token_map::TokenMap;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Role;
@@ -108,7 +108,7 @@ pub struct Inspection {
     // Random in each run, so tickets from an earlier run are invalid.
     key: [u8; 64],
     numbers: Numbers,
-    max_backlog: usize,
+    max_queued: usize,
     /// Whether every connection has a tap from its first byte, so an inspector need not attach a tap.
     taps_all: bool,
     queue: Rc<Queue>,
@@ -134,7 +134,7 @@ impl Inspection {
         Inspection {
             key,
             numbers,
-            max_backlog: max_outbox / 2,
+            max_queued: max_outbox / 2,
             taps_all,
             queue,
             handshakes: Rc::default(),
@@ -195,12 +195,12 @@ impl Inspection {
         &mut self,
         client: Token,
         ticket: &str,
-        backlog: &dyn Fn(Token) -> Option<usize>,
+        queued_bytes: QueuedBytes<'_>,
         now: SystemTime,
     ) -> Result<(), Rejection> {
         let wrong = || Rejection::new(403, WRONG_TICKET);
         // Reject a ticket for a closing connection: nothing is left to inspect.
-        let connection = self.connection_of(ticket).filter(|connection| backlog(*connection).is_some());
+        let connection = self.connection_of(ticket).filter(|connection| queued_bytes(*connection).is_some());
         let connection = connection.ok_or_else(wrong)?;
         let link = self.link(connection);
         // Single use: a ticket is part of a URL, and URLs end up in browser histories and logs.
@@ -223,11 +223,11 @@ impl Inspection {
     }
 
     /// Executes a command from an inspector.
-    pub fn receive(&mut self, client: Token, text: &str, backlog: &dyn Fn(Token) -> Option<usize>) {
+    pub fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
         let Some(connection) = self.inspectors.get(&client).map(|inspector| inspector.connection) else { return };
         // Text that is not JSON becomes `null`, which has no `do` field and counts as an unknown command.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
-        let error = match (command["do"].as_str(), backlog(connection)) {
+        let error = match (command["do"].as_str(), queued_bytes(connection)) {
             (Some("ping" | "fragment"), None) => CONNECTION_OVER,
             (Some("ping"), Some(queued)) if queued > MAX_BACKLOG_FOR_PING => BACKLOG,
             (Some("ping"), Some(_)) => return self.actions.push_back(Action::Ping(connection)),
@@ -237,16 +237,16 @@ impl Inspection {
         self.send(client, &json!({ "record": "error", "message": error }));
     }
 
-    /// Returns the next action for the server. `backlog` returns the number of bytes queued for a client.
-    pub fn next_action(&mut self, backlog: &dyn Fn(Token) -> Option<usize>) -> Option<Action> {
+    /// Returns the next action for the server. `queued_bytes` returns the number of bytes queued for a client.
+    pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Some(action);
             }
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
-                // Query the backlog for each record, because each sent record adds to the backlog.
-                Some(record) => self.send_record(client, record, backlog),
+                // Query the queue for each record, because each sent record adds to it.
+                Some(record) => self.send_record(client, record, queued_bytes),
                 None => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
@@ -266,12 +266,12 @@ impl Inspection {
         }
     }
 
-    fn send_record(&mut self, client: Token, record: Record, backlog: &dyn Fn(Token) -> Option<usize>) {
+    fn send_record(&mut self, client: Token, record: Record, queued_bytes: QueuedBytes<'_>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
-        let Some(queued) = backlog(client) else { return self.detach(client) };
+        let Some(queued) = queued_bytes(client) else { return self.detach(client) };
         // Use at most half of the outbox: the server's own frames need room, and an inspector with a full outbox is
         // closed as a slow consumer. Always send `End`, preceded by the number of dropped records.
-        if queued > self.max_backlog && !matches!(record.what, What::End(_)) {
+        if queued > self.max_queued && !matches!(record.what, What::End(_)) {
             inspector.missed += if let What::Missed(count) = record.what { count } else { 1 };
             return;
         }

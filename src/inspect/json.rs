@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::escape::digits;
 use super::lifecycle::role_name;
-use super::visible::digits;
 use super::{End, Failure, Frame, Head, Parts, Record, Response, StateChange, What};
 
 pub fn value(record: &Record) -> Value {

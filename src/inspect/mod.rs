@@ -15,6 +15,7 @@
 //! [`inspection`] (the link to the server).
 
 pub mod checker;
+pub mod escape;
 pub mod failure;
 pub mod filter;
 pub mod frame;
@@ -29,7 +30,6 @@ pub mod scan;
 pub mod secret;
 pub mod tap;
 pub mod text;
-pub mod visible;
 
 use std::cell::RefCell;
 use std::rc::Rc;

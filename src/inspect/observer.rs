@@ -15,7 +15,7 @@ use super::recorder::{Recorder, Recordings};
 use super::reframe;
 use super::text::{self, Style};
 use super::{Record, Records, Tap};
-use crate::server::observer::{Action, Observer, Observers, OpenConnection, Stage};
+use crate::server::observer::{Action, Observer, Observers, OpenConnection, QueuedBytes, Stage};
 use crate::ws::frame::{self, Role};
 use crate::ws::request::Rejection;
 
@@ -100,7 +100,7 @@ impl Observers for Inspect {
         let observed = has_tap.then(|| {
             let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
             let records = Records::default();
-            let tap = Tap::new(number, records.clone()).beside_server();
+            let tap = Tap::new(number, records.clone()).awaiting_close();
             Box::new(Observed { tap, records, link, is_temporary: false })
         });
         // Capture every handshake: only after the request does the server know whether the client gets a ticket.
@@ -113,7 +113,7 @@ impl Observers for Inspect {
     fn attach(&mut self, connection: Token, open: OpenConnection) -> Option<Box<dyn Observer>> {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
-        let mut tap = Tap::open(self.numbers.number(connection), records.clone()).beside_server();
+        let mut tap = Tap::open(self.numbers.number(connection), records.clone()).awaiting_close();
         // No redaction needed: the `welcome` event, which carries the ticket, has already been sent.
         tap.set_limits(open.limits);
         tap.skip_frames(open.frames_received, open.frames_sent, self.context.now.get());
@@ -132,24 +132,19 @@ impl Observers for Inspect {
         self.inspection.as_ref().map(|inspection| ("ticket", inspection.ticket(connection)))
     }
 
-    fn admit(
-        &mut self,
-        client: Token,
-        ticket: &str,
-        backlog: &dyn Fn(Token) -> Option<usize>,
-    ) -> Result<(), Rejection> {
+    fn admit(&mut self, client: Token, ticket: &str, queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         match &mut self.inspection {
-            Some(inspection) => inspection.admit(client, ticket, backlog, self.context.now.get()),
+            Some(inspection) => inspection.admit(client, ticket, queued_bytes, self.context.now.get()),
             None => Err(Rejection::new(403, "Inspection is not enabled on this server. Start it with --inspect.")),
         }
     }
 
-    fn receive(&mut self, client: Token, text: &str, backlog: &dyn Fn(Token) -> Option<usize>) {
-        self.inspection.iter_mut().for_each(|inspection| inspection.receive(client, text, backlog));
+    fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
+        self.inspection.iter_mut().for_each(|inspection| inspection.receive(client, text, queued_bytes));
     }
 
-    fn next_action(&mut self, backlog: &dyn Fn(Token) -> Option<usize>) -> Option<Action> {
-        self.inspection.as_mut().and_then(|inspection| inspection.next_action(backlog))
+    fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
+        self.inspection.as_mut().and_then(|inspection| inspection.next_action(queued_bytes))
     }
 }
 
@@ -278,7 +273,7 @@ mod tests {
         inspect: Inspect,
         observers: HashMap<Token, Box<dyn Observer>>,
         /// Queued bytes per open connection.
-        backlogs: HashMap<Token, usize>,
+        queued_bytes: HashMap<Token, usize>,
         next: usize,
         trace: Rc<RefCell<String>>,
     }
@@ -300,7 +295,7 @@ mod tests {
             };
             let inspect = Inspect::new(options, &mut |bytes| bytes.fill(7));
             let inspect = inspect.expect("a writable folder");
-            Server { inspect, observers: HashMap::new(), backlogs: HashMap::new(), next: FIRST.0, trace }
+            Server { inspect, observers: HashMap::new(), queued_bytes: HashMap::new(), next: FIRST.0, trace }
         }
 
         fn accept(&mut self) -> Token {
@@ -332,15 +327,15 @@ mod tests {
         }
 
         fn upgrade(&mut self, connection: Token, is_chat: bool) {
-            self.backlogs.insert(connection, 0);
+            self.queued_bytes.insert(connection, 0);
             let stage =
                 Stage::Upgraded { limits: LIMITS, username: None, watches: !is_chat, has_welcome_field: is_chat };
             self.observers.entry(connection).and_modify(|observer| observer.stage(stage));
         }
 
         fn admit(&mut self, client: Token, ticket: &str) -> Result<(), Rejection> {
-            let backlogs = &self.backlogs;
-            self.inspect.admit(client, ticket, &|token| backlogs.get(&token).copied())
+            let queued_bytes = &self.queued_bytes;
+            self.inspect.admit(client, ticket, &|token| queued_bytes.get(&token).copied())
         }
 
         fn inspect(&mut self, ticket: &str) -> Token {
@@ -351,13 +346,13 @@ mod tests {
         }
 
         fn command(&mut self, inspector: Token, text: &str) {
-            let backlogs = &self.backlogs;
-            self.inspect.receive(inspector, text, &|token| backlogs.get(&token).copied());
+            let queued_bytes = &self.queued_bytes;
+            self.inspect.receive(inspector, text, &|token| queued_bytes.get(&token).copied());
         }
 
         fn action(&mut self) -> Option<Action> {
-            let backlogs = &self.backlogs;
-            self.inspect.next_action(&|token| backlogs.get(&token).copied())
+            let queued_bytes = &self.queued_bytes;
+            self.inspect.next_action(&|token| queued_bytes.get(&token).copied())
         }
 
         /// Executes all pending actions. Returns the records sent to inspectors, as JSON.
@@ -381,7 +376,7 @@ mod tests {
         }
 
         fn remove(&mut self, connection: Token, reason: &str) {
-            self.backlogs.remove(&connection);
+            self.queued_bytes.remove(&connection);
             if let Some(mut observer) = self.observers.remove(&connection) {
                 observer.closed(reason);
             }
@@ -430,7 +425,7 @@ mod tests {
         }
         assert!(server.admit(inspector, &ticket).is_ok());
         assert!(server.admit(inspector, &ticket).is_err(), "used");
-        server.backlogs.remove(&bob);
+        server.queued_bytes.remove(&bob);
         assert!(server.admit(inspector, &other).is_err(), "closing");
         server.remove(alice, "");
         assert!(server.admit(inspector, &ticket).is_err(), "removed");
@@ -442,15 +437,15 @@ mod tests {
         let (alice, ticket) = server.join();
         let inspector = server.inspect(&ticket);
         server.records();
-        server.backlogs.insert(inspector, MAX_OUTBOX / 2 + 1);
+        server.queued_bytes.insert(inspector, MAX_OUTBOX / 2 + 1);
         (0..3).for_each(|_| server.bytes(alice, Role::Client, PING));
         assert_eq!(server.records(), [Value::Null; 0]);
-        server.backlogs.insert(inspector, 0);
+        server.queued_bytes.insert(inspector, 0);
         server.bytes(alice, Role::Client, PING);
         let records = server.records();
         assert_eq!((kinds(&records), &records[0]["count"]), (vec!["missed", "frame"], &3.into()));
         assert_eq!(records[0]["earlier"], Value::Null);
-        server.backlogs.insert(inspector, MAX_OUTBOX);
+        server.queued_bytes.insert(inspector, MAX_OUTBOX);
         server.bytes(alice, Role::Client, PING);
         server.remove(alice, "done");
         let mut sent = Vec::new();
@@ -497,7 +492,7 @@ mod tests {
         assert_eq!(observer.reframe(message).as_deref(), Some(&b"\x01\x01a\x00\x01b\x80\x01c"[..]));
         assert_eq!(observer.reframe(message), None, "one message only");
 
-        server.backlogs.insert(alice, 4097);
+        server.queued_bytes.insert(alice, 4097);
         for (text, error) in
             [(r#"{"do":"ping"}"#, "Too many bytes are queued"), (r#"{"do":"harm"}"#, "no command"), ("", "no command")]
         {
@@ -506,7 +501,7 @@ mod tests {
             assert_eq!(kinds(&records), ["error"], "{text}");
             assert!(records[0]["message"].as_str().is_some_and(|message| message.contains(error)), "{records:?}");
         }
-        server.backlogs.remove(&alice);
+        server.queued_bytes.remove(&alice);
         server.command(inspector, r#"{"do":"fragment"}"#);
         assert_eq!(server.records()[0]["message"], "The connection is over.");
     }
@@ -559,7 +554,7 @@ mod tests {
         let recorded: String = files.map(|path| std::fs::read_to_string(path).expect("a file")).collect();
         std::fs::remove_dir_all(&dir).expect("the folder can be removed");
         assert!(recorded.contains("\"end\":\"both Closes passed; the server ended TCP (§7.1.1)\""), "{recorded}");
-        assert!(recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::visible::digits(PING))), "{recorded}");
+        assert!(recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::escape::digits(PING))), "{recorded}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::visible::digits;
+use super::escape::digits;
 use super::{Record, Records, Tap};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
@@ -103,7 +103,7 @@ impl Recording {
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
         // As in a live trace, report a failure only if the server's Close frame confirms the failure.
-        let mut tap = Tap::new(self.connection, records.clone()).beside_server();
+        let mut tap = Tap::new(self.connection, records.clone()).awaiting_close();
         for Entry { at, step } in &self.entries {
             match step {
                 Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),

@@ -90,7 +90,7 @@ impl Tap {
     }
 
     /// Makes a tap inside a server report a failure only if the server's Close frame confirms it.
-    pub fn beside_server(mut self) -> Tap {
+    pub fn awaiting_close(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
     }

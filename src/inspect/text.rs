@@ -16,8 +16,8 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
+use super::escape::{Paint, digits, escaped, hex, quoted, start_of};
 use super::lifecycle::role_name;
-use super::visible::{Paint, digits, escaped, hex, quoted, start_of};
 use super::{End, Failure, Frame, Head, LengthForm, Place, Record, Response, State, StateChange, What};
 use crate::ws::frame::Role;
 

@@ -384,7 +384,7 @@ impl<S: Socket> Connections<S> {
     }
 
     /// Bytes queued for a connection; `None` if the connection is not open.
-    pub fn backlog(&self, token: Token) -> Option<usize> {
+    pub fn queued_bytes(&self, token: Token) -> Option<usize> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
 

@@ -76,7 +76,9 @@ impl<S: Socket> Server<S> {
         }
         match route {
             Route::Chat(join) if !self.chat.has_place_for(&join.room) => Err(http::full("There are too many rooms")),
-            Route::Observe { secret } => self.observers.admit(token, secret, &|token| self.connections.backlog(token)),
+            Route::Observe { secret } => {
+                self.observers.admit(token, secret, &|token| self.connections.queued_bytes(token))
+            }
             Route::Chat(_) | Route::Echo => Ok(()),
         }
     }
@@ -261,12 +263,12 @@ impl<S: Socket> Server<S> {
     /// Counts a connection's buffered bytes. If the total passes the bound, closes this connection or a far larger one.
     pub(super) fn count_buffered(&mut self, token: Token) {
         let before = self.limits.buffered;
-        let held = self.recount_buffered(token);
+        let buffered = self.recount_buffered(token);
         if self.limits.buffered <= before || self.limits.buffered <= self.config.max_buffered {
             return;
         }
         let largest = self.connections.table.iter().max_by_key(|(_, connection)| connection.cold.buffered);
-        let hog = largest.filter(|(_, connection)| connection.cold.buffered / HOG > held);
+        let hog = largest.filter(|(_, connection)| connection.cold.buffered / HOG > buffered);
         let token = hog.map_or(token, |(hog, _)| *hog);
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.is_open() {
@@ -281,10 +283,10 @@ impl<S: Socket> Server<S> {
 
     fn recount_buffered(&mut self, token: Token) -> usize {
         let Some(connection) = self.connections.get_mut(token) else { return 0 };
-        let held = connection.buffered();
-        self.limits.buffered = self.limits.buffered - connection.cold.buffered + held;
-        connection.cold.buffered = held;
-        held
+        let buffered = connection.buffered();
+        self.limits.buffered = self.limits.buffered - connection.cold.buffered + buffered;
+        connection.cold.buffered = buffered;
+        buffered
     }
 
     /// Accepts no more connections and sends every client a Close with 1001. Returns `false` if already shutting down.

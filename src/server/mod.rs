@@ -266,7 +266,7 @@ impl<S: Socket> Server<S> {
                 self.apply_effects();
             }
             (Endpoint::Observers, Message::Text(text)) => {
-                self.observers.receive(token, text, &|token| self.connections.backlog(token));
+                self.observers.receive(token, text, &|token| self.connections.queued_bytes(token));
             }
             (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
             (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
@@ -423,7 +423,7 @@ impl<S: Socket> Server<S> {
     }
 
     fn serve_observers(&mut self) {
-        while let Some(action) = self.observers.next_action(&|token| self.connections.backlog(token)) {
+        while let Some(action) = self.observers.next_action(&|token| self.connections.queued_bytes(token)) {
             match action {
                 Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
                 Action::Ping(token) => self.ping(token),

@@ -66,14 +66,14 @@ pub trait Observers {
 
     /// Admits a client to the observers' endpoint. Rejects the client with 403 if the secret is wrong, was used before,
     /// or belongs to a connection that is no longer open.
-    fn admit(&mut self, _client: Token, _secret: &str, _backlog: Backlog<'_>) -> Result<(), Rejection> {
+    fn admit(&mut self, _client: Token, _secret: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         Err(Rejection::new(403, "Inspection is off on this server."))
     }
 
     /// Handles a text message from a client of the observers' endpoint.
-    fn receive(&mut self, _client: Token, _text: &str, _backlog: Backlog<'_>) {}
+    fn receive(&mut self, _client: Token, _text: &str, _queued_bytes: QueuedBytes<'_>) {}
 
-    fn next_action(&mut self, _backlog: Backlog<'_>) -> Option<Action> {
+    fn next_action(&mut self, _queued_bytes: QueuedBytes<'_>) -> Option<Action> {
         None
     }
 }
@@ -81,7 +81,7 @@ pub trait Observers {
 impl Observers for () {}
 
 /// Returns the number of bytes queued for a connection; `None` if the connection is not open.
-pub type Backlog<'a> = &'a dyn Fn(Token) -> Option<usize>;
+pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 
 /// The state of an open connection when an observer attaches.
 #[derive(Debug, Clone, Copy)]

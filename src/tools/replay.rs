@@ -156,7 +156,7 @@ impl Reactions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::visible::digits;
+    use crate::inspect::escape::digits;
 
     /// A recording that consists of an upgrade and then `steps`.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {

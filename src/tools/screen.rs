@@ -5,9 +5,9 @@ use std::io::{IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style as Ansi};
 
+pub use crate::inspect::escape::escaped;
 use crate::inspect::text::{Detail, Style};
-pub use crate::inspect::visible::escaped;
-use crate::inspect::{Record, text, visible};
+use crate::inspect::{Record, escape, text};
 
 /// Maximum length of quoted text, in characters.
 const MAX_QUOTED: usize = 100;
@@ -66,9 +66,9 @@ impl Screen {
 
 /// Quotes and escapes text from the wire, and truncates long text.
 pub fn quoted(text: &str) -> String {
-    let start = visible::start_of(text, MAX_QUOTED);
+    let start = escape::start_of(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
-    visible::quoted(start) + dots
+    escape::quoted(start) + dots
 }
 
 /// The start of data from the wire: quoted text if the data is UTF-8, else hexadecimal digits.
@@ -82,7 +82,7 @@ pub fn start(bytes: &[u8]) -> String {
 /// The first `max` bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8], max: usize) -> String {
     let dots = if bytes.len() > max { " …" } else { "" };
-    visible::hex(&bytes[..bytes.len().min(max)]) + dots
+    escape::hex(&bytes[..bytes.len().min(max)]) + dots
 }
 
 #[cfg(test)]
