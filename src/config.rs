@@ -46,7 +46,7 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
-    pub allow_host: Vec<String>, // unless on loopback, an empty list allows all: the server cannot know its names
+    pub allow_host: Vec<String>, // if empty, a public server allows every host, since it cannot know all its names
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub unique_names: bool,
@@ -67,7 +67,7 @@ pub struct Config {
     pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(140, MIB), help_heading = LIMITS)]
-    pub max_head: usize, // bounds memory against an endless request head; browsers send under 4 KiB
+    pub max_head: usize, // an endless request head must not fill memory; browsers send under 4 KiB
     /// Limit a request to this many headers
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
     pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
@@ -82,7 +82,7 @@ pub struct Config {
     pub max_text: usize, // one message must not push all other messages off the screen
     /// Limit a message to this many frames
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
-    pub max_fragments: u32, // empty frames cost time but escape byte limits; Autobahn sends 65,536 frames
+    pub max_fragments: u32, // empty frames pass every byte limit but cost time; the Autobahn tests send 65,536 frames
     /// Close a client with more unread bytes than this
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
     pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
@@ -97,7 +97,7 @@ pub struct Config {
     pub max_connections: Option<usize>,
     /// Accept this many connections from one address (not loopback)
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_per_address: usize, // a household shares an IPv4 address or an IPv6 /64; IPv6 connections count per /64
+    pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Allow this many wrong tokens per minute from one address (not loopback)
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
@@ -118,7 +118,7 @@ pub struct Config {
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
-    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour and miss nothing
+    pub history_ttl: Duration, // a last member that loses its connection can rejoin within an hour and miss nothing
     /// Reject a request that takes longer than this
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
@@ -155,7 +155,7 @@ impl Config {
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (option, largest) =
             if max_echo > max_message { ("--max-echo", max_echo) } else { ("--max-message", max_message) };
-        // A character takes up to 12 bytes as JSON escapes, but reject a limit only if even plain ASCII would not fit.
+        // A character can take 12 bytes as JSON escapes. Reject only a limit that even plain ASCII would exceed.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         Err(if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
@@ -190,7 +190,6 @@ impl Config {
         }
     }
 
-    /// Whether only this machine can reach the server.
     pub fn is_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }

@@ -1,5 +1,5 @@
 //! **wirechat**: a chat server over WebSockets that handles every byte of RFC 6455 by hand, on raw TCP. This page is
-//! a guided tour of the sources; the README shows how to run the server. The modules are public only to appear here.
+//! a guided tour of the sources. The README shows how to run the server. Modules are public only for this page.
 //!
 //! # Layers
 //!

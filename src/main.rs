@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Returns the exit status. `Err` is an exit status and a message for stderr.
+/// Returns the exit status. `Err` also has a message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {
@@ -96,5 +96,5 @@ fn print_banner(server: &EventLoop, config: &Config) {
          \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n\
          \x20 stop:   Ctrl-C\n"
     );
-    let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout does not stop the server
+    let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
 }

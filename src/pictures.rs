@@ -1,8 +1,5 @@
 //! Keeps the diagrams in the docs correct: a test redraws each diagram from the code and compares it with the doc.
-//!
-//! The docs contain only diagrams that a test can draw or measure. Prose explains the rest.
 
-/// Returns the module doc of a source file: the text of the `//!` lines.
 pub fn module_doc(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));
     lines.map(|line| format!("{}\n", line.strip_prefix(' ').unwrap_or(line))).collect()
@@ -18,7 +15,6 @@ pub fn assert_drawn(source: &str, picture: &str) {
     assert!(stands_there, "the picture in the module doc should be:\n{shown}");
 }
 
-/// Formats bytes as the diagrams show them: `48 65 6c`.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }

@@ -9,9 +9,9 @@ pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
 
 /// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
 ///
-/// The low bits, which select the bucket, are the number itself. Consecutive numbers are therefore adjacent in memory,
-/// and a loop over a room's members visits their connections in memory order. The standard map compares the top seven
-/// bits before it compares keys, so only those seven are mixed.
+/// The low bits select the bucket and stay unmixed, so consecutive numbers are adjacent in memory. A loop over a room's
+/// members then visits their connections in memory order. The top seven bits are mixed, because the standard map
+/// compares those bits before it compares keys.
 #[derive(Debug, Default)]
 pub struct CounterHasher(u64);
 

@@ -19,7 +19,7 @@ pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
     pub messages: VecDeque<Rc<Message>>,
-    /// Ids of kept messages by username and nonce. A map, because searching up to 10,000 messages would be slow.
+    /// Ids of kept messages by username and nonce. A map, because a search of up to 10,000 messages would be slow.
     nonces: HashMap<(Rc<str>, Rc<str>), u64>,
     pub bytes: usize, // estimated memory use of the kept messages
 }
@@ -29,7 +29,7 @@ impl RoomLog {
         RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
     }
 
-    /// Assigns the next id to a message and appends the message. The caller must first check [`RoomLog::find`].
+    /// Assigns the next id. The caller must first check that [`RoomLog::find`] returns `None`.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
         self.last_id += 1;
         message.id = self.last_id;
@@ -43,14 +43,14 @@ impl RoomLog {
         message
     }
 
-    /// Returns the kept message with the same username and the same nonce.
+    /// Finds the kept message with the same username and nonce.
     pub fn find(&self, message: &Message) -> Option<&Rc<Message>> {
         let id = *self.nonces.get(&nonce_key(message)?)?;
         // Ids have no gaps, so the distance from the oldest kept id is the index.
         self.messages.get((id - self.dropped_count() - 1) as usize)
     }
 
-    /// Drops the oldest message and returns the number of freed bytes.
+    /// Returns the number of freed bytes.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.messages.pop_front() else { return 0 };
         nonce_key(&oldest).and_then(|key| self.nonces.remove(&key));
@@ -67,7 +67,7 @@ impl RoomLog {
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: resume.is_some(), messages }
     }
 
-    /// The number of dropped messages, which equals the id of the newest dropped message.
+    /// Equals the id of the newest dropped message.
     fn dropped_count(&self) -> u64 {
         self.last_id - self.messages.len() as u64
     }

@@ -1,6 +1,6 @@
-//! An in-memory broker for a single server. Requests take effect in call order, within [`submit`](Broker::submit), and
-//! the resulting events are available at once. The broker keeps an empty room's history for a while, so that even the
-//! last member to lose its connection can resume.
+//! An in-memory broker for a single server. [`submit`](Broker::submit) executes a request at once and queues the
+//! resulting events. The broker keeps an empty room's history for a while, so that even the last member to lose its
+//! connection can resume.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -23,9 +23,9 @@ pub struct Limits {
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table would be as large as a `Member`
+    members: TokenMap<Box<Member>>, // boxed to keep empty hash-table slots small
     rooms: Rooms,
-    /// All members by username. Not a map of lists: a list of 100,000 `anonymous` clients is slow to search.
+    /// Members by username. A set, because removal from a list of 100,000 `anonymous` members would be slow.
     present: BTreeSet<(Rc<str>, Token)>,
     claims: HashMap<Claim, Token>,
     unique_key: UniqueKey,
@@ -34,7 +34,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>,          // the username of the last accepted message, else of the join
+    username: Rc<str>,          // initially from the join, later from the last accepted message
     claims: [Option<Claim>; 2], // the member's unique username and client id, if any
     credential: Option<u32>,
 }
@@ -106,7 +106,7 @@ impl MemoryBroker {
         Some(RoomEvent::Entered { client, from: Some(from), to, backlog })
     }
 
-    /// Adds a member to the room with this name, and first opens the room if the room has no members.
+    /// Adds a member to the room, and opens the room if this is its first member.
     fn enter(&mut self, name: &Rc<str>, resume: Option<&Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| {
             let room = self.rooms.open(name, now);
@@ -142,7 +142,7 @@ impl MemoryBroker {
         Some(RoomEvent::Private { recipients, message: Rc::new(message) })
     }
 
-    /// Returns a client's room, or `None` if the client has no room or may not use this username.
+    /// Returns the client's room. `None` if the client has no room, or if another client holds the username.
     fn authorize(&mut self, client: Token, username: &str, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
         let holder = || (self.unique_key)(username).and_then(|key| self.claims.get(&Claim::Username(key)));
@@ -154,7 +154,6 @@ impl MemoryBroker {
         None
     }
 
-    /// Makes a member the holder of a new username, and releases the member's previous username.
     fn rename(&mut self, client: Token, username: &Rc<str>) {
         let Some(member) = self.members.get_mut(&client).filter(|member| member.username != *username) else { return };
         let before = std::mem::replace(&mut member.username, Rc::clone(username));
@@ -175,7 +174,7 @@ impl Broker for MemoryBroker {
             Request::Switch { room } => self.switch(client, &room, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
-            // No `rename`: typing under a username does not claim the username.
+            // Unlike a message, `typing` does not claim the username.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);
                 room.map(|room| RoomEvent::Typing { room, client: Some(client), username })
@@ -193,8 +192,8 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    /// Empty rooms in eviction order: rooms without messages first, then by the time when they became empty. A client
-    /// that visits many new rooms and writes nothing must not evict the histories of other rooms.
+    /// In eviction order: rooms without messages first, then the longest empty. A client that visits many new rooms
+    /// and writes nothing must not evict the histories of other rooms.
     empty: BTreeSet<(bool, Duration, RoomId)>,
     last_id: u64,
     bytes: usize,
@@ -223,7 +222,7 @@ impl Rooms {
         room
     }
 
-    /// Opens a room that has no members yet, and restores its kept history, if any.
+    /// Restores the room's kept history, if any.
     fn open(&mut self, name: &Rc<str>, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
         // Drop an expired history here. No timer is needed, because `limits.bytes` already bounds the memory.
@@ -310,7 +309,6 @@ mod tests {
         Message { username: username.into(), text: text.into(), id: 0, time: "t".into(), nonce: None }
     }
 
-    /// Joins a room and returns its backlog.
     fn enter(broker: &mut MemoryBroker, client: usize, room: &str, now: Duration) -> Backlog {
         broker.submit(Token(client), Request::Join(join(client, room)), now);
         let backlog = events(broker).into_iter().find_map(|event| match event {

@@ -27,13 +27,13 @@ use crate::token_map::CounterHasher;
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
 
-/// Returns the key for uniqueness checks of a username; `None` if many clients may share the username.
+/// Returns the form of a username that must be unique; `None` if many clients may share the username.
 pub type UniqueKey = fn(&str) -> Option<Rc<str>>;
 
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 pub trait Broker {
-    /// Handles a request; `next_event` returns the resulting events. `now` is monotonic time since server start.
+    /// `next_event` returns the resulting events. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
@@ -42,16 +42,16 @@ pub trait Broker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 
-/// A member of a room: a connection to this server or to another instance. Local members sort before remote ones.
+/// A connection to this server or to another instance. Local members sort before remote ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MemberId {
     Local(Token),
     Remote { instance: u32, connection: u64 },
 }
 
-/// A client's request. The chat has already trimmed and validated all names and texts. If a username must be unique and
-/// another client holds this username, the broker rejects the request. A client holds the username of its last accepted
-/// message (or of its join, before the first message) and receives the private messages to this username.
+/// The chat has already trimmed and validated all names and texts. The broker rejects a request with a unique username
+/// that another client holds. A client holds the username of its join until the broker accepts a message with another
+/// username, and receives the private messages to the username that it holds.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -64,35 +64,35 @@ pub enum Request {
 
 #[derive(Debug, Clone)]
 pub struct Join {
-    /// A resuming client replaces the current holder of a username if both presented the same credential.
+    /// A resuming client takes over the username from a connection with the same credential.
     pub username: Rc<str>,
     pub room: Rc<str>,
-    /// A new connection replaces an older connection with the same client id, even if their usernames differ.
+    /// A new connection replaces an older one with the same client id, even if their usernames differ.
     pub client_id: Option<Rc<str>>,
-    pub credential: Option<u32>, // which token the client presented; `None`: the server requires no token
+    pub credential: Option<u32>, // index of the client's token; `None`: the server requires no token
     pub resume: Option<Resume>,
 }
 
-/// Where a reconnecting client resumes: after the message with the id `since`, in the history `epoch`.
+/// The last message that a reconnecting client saw: the id `since` in the history `epoch`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,
     pub since: u64,
 }
 
-/// A message in a room. Serializes to the JSON of the `events` dialect.
+/// Serializes to the JSON of the `events` dialect.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     pub username: Rc<str>,
     pub text: Box<str>,
     pub id: u64,       // counts from 1 in each room; 0 until the broker assigns an id
     pub time: Rc<str>, // RFC 3339 in UTC, with milliseconds; the same for all messages of an event loop turn
-    /// The sender chooses a nonce to recognise the echo of its own message.
+    /// Chosen by the sender, to recognize the echo of its own message.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Rc<str>>,
 }
 
-/// A message to all connections with one username. Private messages belong to no room and are never stored.
+/// A message to all connections with one username. The broker never stores private messages.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct PrivateMessage {
     pub from: Rc<str>,
@@ -121,19 +121,19 @@ pub enum RoomEvent {
     Entered { client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined, or has switched to this room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
-    /// A member left or was replaced by a newer connection. A room closes when its last member on this server leaves.
+    /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// The broker has assigned an id to a message, which now goes to every member of the room.
+    /// The broker has assigned the message's id. Every member of the room receives the message.
     Published { room: RoomId, message: Rc<Message> },
     /// The sender already published a message with this nonce. Only the sender receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
-    /// A member is typing; all other members receive an event. `client` is that member, or `None` if it is remote.
+    /// `client` is the typing member, which receives no event; `None` if the member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
-    /// A join was rejected. The broker drops all later requests of the client.
+    /// The broker drops all later requests of the client.
     JoinRejected { client: Token, error: BrokerError },
-    /// A member's request was rejected. The member stays in the room.
+    /// The member stays in the room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
 }
 

@@ -1,22 +1,22 @@
-//! Client commands. A [`Command`] borrows untrimmed, unvalidated texts and names from the client's message.
+//! Client commands. A [`Command`] borrows its texts and names, not yet trimmed or validated, from the client's message.
 
 use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::event::ErrorText;
 
-/// A parsed command or an error, and the message's nonce (1 to 64 characters), which the resulting event carries.
+/// A command or an error, and the nonce (1 to 64 characters) that the resulting event repeats.
 pub type Parsed<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// Sends a text to the room, or to all connections of the user `to`. Only the `rooms` dialect sets `username`.
+    /// Without `to`, the message goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
     /// Leaves the current room and joins `room`.
     SwitchRoom { room: Cow<'a, str> },
-    /// Tells the other members of the room that the client is typing.
+    /// The other members of the room receive a `typing` event.
     Typing { username: Option<Cow<'a, str>> },
-    /// Requests a `pong` event. Ping frames never reach the chat: the `ws` module replies to them.
+    /// Ping frames never reach the chat: the `ws` module replies to them.
     Ping,
 }
 

@@ -27,12 +27,11 @@ impl Dialect {
     /// Every dialect, indexed by `dialect as usize`.
     pub const ALL: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Presence];
 
-    /// The dialect's subprotocol name in `Sec-WebSocket-Protocol`.
     pub fn subprotocol(self) -> &'static str {
         ["chat.events", "chat.rooms", "chat.presence"][self as usize]
     }
 
-    /// The username of a client that gives no username; `None` if the dialect requires a username.
+    /// `None` if the dialect requires a username.
     pub fn default_username(self) -> Option<&'static str> {
         [Some("anonymous"), Some("Anonymous"), None][self as usize]
     }
@@ -45,7 +44,7 @@ impl Dialect {
         }
     }
 
-    /// Appends an event to `out` as JSON. A no-op if the dialect does not have this event.
+    /// Appends the event as JSON, or nothing if the dialect lacks the event.
     pub fn write(self, event: &Event, out: &mut Vec<u8>) {
         use Dialect::{Events, Presence, Rooms};
         let output = match (self, event) {
@@ -68,7 +67,7 @@ impl Dialect {
                 let (from, to) = (&message.from, &message.to);
                 Output::PrivateMessage { from, to, text: &message.text, timestamp: &message.time }
             }
-            // Unlike all other objects of the dialects `rooms` and `presence`, this object has no `type`.
+            // This is the only object in the dialects `rooms` and `presence` without a `type`.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
             (_, Event::Welcome { .. } | Event::Switched { .. } | Event::Typing { .. } | Event::Pong {}) => return,
         };
@@ -76,7 +75,7 @@ impl Dialect {
     }
 }
 
-/// Events as JSON. The `rooms` dialect uses the variants up to `Error`; `presence` uses the others.
+/// The dialect `rooms` uses the variants up to `Error`; `presence` uses the rest.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Output<'a> {
@@ -95,7 +94,7 @@ enum Output<'a> {
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
-        // Escaping is rarely needed (RFC 8259 §7). With no early exit, the compiler can vectorize this check.
+        // Few texts need escapes (RFC 8259 §7). Without an early exit, the compiler can vectorize this check.
         if text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
             out.push(b'"');
             out.extend_from_slice(text.as_bytes());
@@ -117,12 +116,12 @@ fn parse_events(text: &str) -> Parsed<'_> {
     }
     let mut nonce = None;
     let command = parse_event(text, &mut nonce);
-    // Only messages have a nonce. Other commands ignore the field `nonce`, as they ignore any unknown field.
+    // Only messages and errors have a nonce. Other commands ignore `nonce`, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. }) | Err(_)));
     (command, nonce)
 }
 
-/// Fast path for `JSON.stringify` messages without a nonce: 29 ns instead of 215 (4 % of `pingpong`). Else `None`.
+/// Fast path for `JSON.stringify` messages without a nonce, else `None`: 29 ns instead of 215 (4 % of `pingpong`).
 fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -176,15 +175,15 @@ fn parse_rooms(text: &str) -> Result<Command<'_>, ErrorText> {
     match kind.as_ref() {
         "" | "message" => Ok(Command::Message { username, to: None, text }),
         "typing" => Ok(Command::Typing { username }),
-        // Never publish a text of unknown type: it may be a private message in another server's protocol.
+        // Never publish a message of unknown type: it may be a private message in another server's protocol.
         unknown => Err(format!("Unknown event: {}", excerpt(unknown)).into()),
     }
 }
 
-/// A JSON object from a client. Parsing values field by field lets an error name the field.
+/// A JSON object whose values are parsed one by one, so that an error can name the field.
 struct Object<'a> {
-    path: &'static str, // the object's path in the client's message, for error texts; empty for the message itself
-    // A map, not a list: a client may send many fields, and finding repeated keys must not take quadratic time.
+    path: &'static str, // for error texts: "data", or "" for the whole message
+    // A map, because finding repeated keys in a long list would take quadratic time.
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     repeated_key: Option<Cow<'a, str>>,
 }
@@ -210,14 +209,14 @@ impl<'a> Object<'a> {
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
     }
 
-    /// Returns a field's string, `None` if the field is missing, or an error if the value is not a string.
+    /// `None` if the field is missing; an error if its value is not a string.
     fn string(&self, name: &str) -> Result<Option<Cow<'a, str>>, ErrorText> {
         let Some(value) = self.fields.get(name) else { return Ok(None) };
         let text = serde_json::from_str(value.get()).map(|Text(text)| Some(text));
         text.map_err(|error| match error.to_string().split_once(" at line ") {
             // Drop serde's line and column: they are relative to the value, not to the client's message.
             Some((what, _)) if error.is_data() => self.invalid(name, what),
-            // For example, serde detects a lone surrogate only when it decodes the string.
+            // serde detects some invalid JSON, such as a lone surrogate, only when it decodes the string.
             _ => "Invalid JSON".into(),
         })
     }
@@ -249,11 +248,11 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// A struct, because `serde(borrow)` works only on fields. Without it, serde copies even a string without escapes.
+// A struct, because `serde(borrow)` works only on fields. Otherwise, serde would copy every string.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Truncates a client's text for an error or a log line: the client may have sent 60,000 characters.
+/// Bounds the length of a client's text in errors and log lines.
 pub fn excerpt(text: &str) -> String {
     text.chars().take(64).collect()
 }

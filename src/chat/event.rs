@@ -14,7 +14,7 @@ use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
-    /// Sent to the client that joined, as its first event. Only the `events` dialect has a welcome.
+    /// The first event that a client receives; only in the dialect `events`.
     Welcome {
         message: String,
         members: Vec<Rc<str>>, // usernames of the members already in the room, one per connection
@@ -29,9 +29,8 @@ pub enum Event {
     Joined {
         username: Rc<str>,
         #[serde(skip)]
-        members: Vec<Rc<str>>, // empty unless a client in the room has a dialect with member lists
+        members: Vec<Rc<str>>, // empty unless a recipient's dialect has member lists
     },
-    /// Sent to the remaining members of the room.
     Left {
         username: Rc<str>,
         #[serde(skip)]
@@ -39,7 +38,7 @@ pub enum Event {
     },
     /// Sent to every member of the room, including the sender.
     Message(Rc<Message>),
-    /// Sent to the client that switched rooms.
+    /// Sent to the client that switched rooms. `members` excludes that client.
     Switched { room: Rc<str>, members: Vec<Rc<str>>, epoch: Rc<str>, last_id: u64, history: Vec<Rc<Message>> },
     /// Sent to the other members of the room.
     Typing { username: Rc<str> },
@@ -47,7 +46,7 @@ pub enum Event {
     Private(Rc<PrivateMessage>),
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
-    /// Sent to the client whose message caused the error, with that message's nonce. The connection stays open.
+    /// Repeats the nonce of the message that caused the error. The connection stays open.
     Error {
         message: ErrorText,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,22 +54,22 @@ pub enum Event {
     },
 }
 
-/// The text of a client error, as specified word for word in PROTOCOL.md.
+/// PROTOCOL.md ("Errors") specifies some of these texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Deliver an event to one client.
     Send { client: Token, event: Event },
-    /// Deliver an event to all clients in a room, except to `but`.
+    /// Deliver an event to all clients in a room except `but`.
     Broadcast { room: RoomId, but: Option<Token>, event: Event },
-    /// The client is now a member of `to`: it receives events of `from` up to this effect, and events of `to` after it.
+    /// From this effect on, the client receives the events of `to` instead of those of `from`.
     Moved { client: Token, from: Option<RoomId>, to: RoomId },
-    /// Close the connection. A member's room receives `left` after the server calls [`super::Chat::leave`].
+    /// Close the connection and call [`super::Chat::leave`], so that the client's room receives `left`.
     Close { client: Token, reason: CloseReason },
 }
 
-/// Why the chat closes a connection. The Close frame contains [`CloseReason::text`]; the server chooses the close code.
+/// The Close frame contains [`CloseReason::text`]; the server chooses the close code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
     Flooding,

@@ -42,15 +42,14 @@ use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
 const TYPING_INTERVAL: Duration = Duration::from_secs(1);
-const MAX_HELD: usize = 64; // maximum events held per client before its welcome: replies to `ping`, and errors
+const MAX_HELD: usize = 64; // maximum number of errors and pongs held until a client's welcome
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
     pub time: SystemTime,
-    pub monotonic: Duration, // time since the server's start; never goes back, so use it for durations
+    pub monotonic: Duration, // time since the server's start; unlike `time`, never goes back
 }
 
-/// A request to join from a client that has passed the handshake.
 #[derive(Debug, Clone)]
 pub struct JoinRequest {
     pub dialect: Dialect,
@@ -70,11 +69,11 @@ pub struct Identity {
 }
 
 pub struct Chat {
-    clients: TokenMap<Box<Client>>, // boxed, because an empty slot of the hash table would be as large as a `Client`
+    clients: TokenMap<Box<Client>>, // boxed to keep empty hash-table slots small
     rooms: RoomMap<Room>,
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
-    formatted_time: Option<(SystemTime, Rc<str>)>, // a cache: all messages of an event loop turn get the same time
+    formatted_time: Option<(SystemTime, Rc<str>)>, // cache: all messages of an event loop turn have the same time
     config: Config,
 }
 
@@ -84,10 +83,10 @@ struct Client {
     username: Rc<str>, // the username given on join, shown in `joined`, `left` and `members`
     identity: Identity,
     rate_limiter: RateLimiter,
-    typed_at: Option<Duration>, // time of the last accepted `typing`; at most one per `TYPING_INTERVAL`
+    typed_at: Option<Duration>, // time of the last accepted `typing` command
 }
 
-/// In any stage, a client is removed when the broker returns `Left` or `JoinRejected`.
+/// In any stage, the broker's `Left` or `JoinRejected` removes the client.
 enum Stage {
     // `held`: errors and pongs to send after the welcome, which must be the client's first event.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
@@ -101,7 +100,7 @@ impl Chat {
         Chat { clients, rooms, broker, effects, formatted_time: None, config: config.clone() }
     }
 
-    /// Whether this room is open or could be opened. The broker's own check comes too late to reject the handshake.
+    /// Lets the server reject the handshake. The broker's own check comes too late for that.
     pub fn has_place_for(&self, room: &str) -> bool {
         self.rooms.len() < self.config.max_rooms || self.rooms.values().any(|open| *open.name == *room)
     }
@@ -117,7 +116,7 @@ impl Chat {
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
-    /// Makes a client leave. A no-op if it is unknown or already leaving. `reason` is for the log.
+    /// A no-op if the client is unknown or already leaving. `reason` is for the log.
     pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         if let Stage::Member(room) = std::mem::replace(&mut record.stage, Stage::Leaving(reason.into())) {
@@ -126,14 +125,13 @@ impl Chat {
         self.broker.submit(client, Request::Leave, now.monotonic);
     }
 
-    /// Removes all clients and rooms without sending events, because the server is stopping.
+    /// Sends no events, because the server is stopping.
     pub fn disband(&mut self) {
         self.clients.clear();
         self.rooms.clear();
         self.effects.clear();
     }
 
-    /// Parses a text in the client's dialect, applies the rate limit, and submits the command to the broker.
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let rate = self.config.rate_limit;
         let Some(record) = self.active_client(client) else { return };
@@ -151,9 +149,9 @@ impl Chat {
         }
     }
 
-    /// Call this until it returns `None`: after `join`, `leave` and `receive`, and when the broker has new events.
+    /// After `join`, `leave` or `receive`, and when the broker has new events, call this until it returns `None`.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        // Drain one event's effects before applying the next event, which may change a room's recipients.
+        // Return all effects of an event before applying the next event, which may change a room's recipients.
         while self.effects.is_empty() {
             let event = self.broker.next_event()?;
             self.apply(event);
@@ -169,23 +167,20 @@ impl Chat {
         self.clients.get(&client).map(|client| client.dialect)
     }
 
-    /// Returns the clients of this server that receive a room's events, in token order.
+    /// Returns a room's local recipients in token order.
     pub fn members(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
         let recipients = self.rooms.get(&room).into_iter().flat_map(|room| &room.recipients);
         recipients.map(|(client, dialect)| (*client, *dialect))
     }
 
-    /// Returns the number of clients of this server that receive a room's events.
     pub fn member_count(&self, room: RoomId) -> usize {
         self.rooms.get(&room).map_or(0, |room| room.recipients.len())
     }
 
-    /// Returns the dialects of a room's recipients on this server, without duplicates.
     pub fn dialects(&self, room: RoomId) -> impl Iterator<Item = Dialect> + use<'_> {
         self.rooms.get(&room).into_iter().flat_map(Room::dialects)
     }
 
-    /// Validates a command and submits it to the broker, or returns an error text for the client.
     fn submit(&mut self, client: Token, command: Command, nonce: Option<Rc<str>>, now: Now) -> Result<(), ErrorText> {
         let request = match command {
             Command::Message { text, .. } if text.trim().is_empty() => return Ok(()),
@@ -213,7 +208,7 @@ impl Chat {
             Command::SwitchRoom { room } => Request::Switch { room: names::room_name(&room)?.into() },
             Command::Typing { username } => {
                 let Some(record) = self.active_client(client) else { return Ok(()) };
-                // The only rate limit for `typing`. Check it before the username, so that username errors count too.
+                // The only rate limit for `typing`. Check it before the username, so that it also counts invalid names.
                 if record.typed_at.is_some_and(|at| now.monotonic.saturating_sub(at) < TYPING_INTERVAL) {
                     return Ok(());
                 }
@@ -229,7 +224,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Validates and returns a command's username, or returns the username from the join if the command has none.
+    /// Returns the validated `username`, or the username from the join if `username` is `None`.
     fn sender(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
         let record = &self.clients[&client];
         let Some(username) = username else { return Ok(Rc::clone(&record.username)) };
@@ -272,7 +267,7 @@ impl Chat {
                 self.remove_member(room, member);
             }
             RoomEvent::Published { room, message } => {
-                let name = || logged(&self.rooms[&room].name); // a closure, so that it runs only if the line is logged
+                let name = || logged(&self.rooms[&room].name); // a closure, which runs only if debug lines are logged
                 log::debug!("MSG room={} user={} {:?}", name(), logged(&message.username), excerpt(&message.text));
                 self.send_room(room, None, Event::Message(message));
             }
@@ -301,7 +296,7 @@ impl Chat {
         }
     }
 
-    /// Moves a client into its new room. Announces the join even if the client is already leaving: `left` will follow.
+    /// Announces the client even if it is already leaving, because `left` will follow.
     fn entered(&mut self, client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let member = MemberId::Local(client);
         let Client { dialect, ref username, .. } = *self.clients[&client];
@@ -338,7 +333,6 @@ impl Chat {
         self.send_room(to, Some(client), Event::Joined { username, members: self.active_users(to) });
     }
 
-    /// Removes a member, then sends `left` to the remaining members, or closes the room if no local member remains.
     fn remove_member(&mut self, room: RoomId, member: MemberId) {
         let username = self.room_mut(room).remove_member(member);
         if self.room_mut(room).is_closed() {
@@ -348,7 +342,7 @@ impl Chat {
         }
     }
 
-    /// Queues an event for one client. Holds the event until the client's welcome; drops it if the client is leaving.
+    /// Holds the event until the client's welcome, or drops the event if the client is leaving.
     fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.stage) {
             Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
@@ -368,7 +362,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason });
     }
 
-    /// Returns a room's usernames, but only if a recipient's dialect has member lists: building the list is O(n).
+    /// Empty unless a recipient's dialect has member lists: building a list is O(n).
     fn active_users(&self, room: RoomId) -> Vec<Rc<str>> {
         let room = &self.rooms[&room];
         if room.dialects().any(|dialect| dialect == Dialect::Presence) { room.usernames() } else { Vec::new() }
@@ -379,14 +373,14 @@ impl Chat {
         room
     }
 
-    /// Returns a client's record, or `None` if the client is unknown or leaving.
+    /// `None` if the client is unknown or leaving.
     fn active_client(&mut self, client: Token) -> Option<&mut Client> {
         let record = self.clients.get_mut(&client)?;
         (!matches!(record.stage, Stage::Leaving(_))).then_some(record)
     }
 }
 
-/// Quotes and escapes a name for the log unless the name is plain, so that no name can forge a log line.
+/// Quotes and escapes a name unless it is plain, so that no name can forge a log line.
 pub fn logged(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
     if is_plain { name.into() } else { format!("{name:?}").into() }

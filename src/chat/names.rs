@@ -6,12 +6,11 @@ use unicase::UniCase;
 
 use super::dialect::Dialect;
 
-/// Trims and validates a username. The error tells the client which rule the username violates.
+/// Returns the trimmed username, or an error text for the client.
 pub fn username(text: &str) -> Result<&str, String> {
     validate("username", text, 32, 128)
 }
 
-/// Trims and validates a room name.
 pub fn room_name(text: &str) -> Result<&str, String> {
     validate("room", text, 64, 256)
 }
@@ -33,7 +32,7 @@ fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> R
     }
 }
 
-/// Returns the key for uniqueness checks; `None` for a dialect's default username, which many clients may share.
+/// `None` for a dialect's default username, which many clients may share.
 pub fn unique_key(username: &str) -> Option<Rc<str>> {
     let is_default = Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username));
     // Use Unicode case folding: lowercasing would not make `STRASSE` and `straße` equal.

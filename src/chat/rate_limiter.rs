@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 const BURST_SECONDS: f64 = 2.0;
-// A flood is this many bursts of rejected messages within `FLOOD_TIME`. Fewer are normal, and cheap to reject.
+// Tolerate this many bursts of rejected messages within `FLOOD_TIME`. Rejecting them is cheap.
 const FLOOD_BURSTS: f64 = 5.0;
 const FLOOD_TIME: Duration = Duration::from_secs(10);
 
@@ -19,7 +19,7 @@ const FLOOD_TIME: Duration = Duration::from_secs(10);
 pub enum Decision {
     Pass,
     SlowDown, // over the limit: drop the message
-    Flood,    // the client keeps sending while its messages are dropped: close the connection
+    Flood,    // too many messages over the limit: close the connection
 }
 
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl RateLimiter {
 }
 
 fn burst(rate: f64) -> f64 {
-    (rate * BURST_SECONDS).max(1.0) // at least one token: with less, no message could ever pass
+    (rate * BURST_SECONDS).max(1.0) // at least one token, or no message would ever pass
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use crate::broker::MemberId;
 #[derive(Debug)]
 pub struct Room {
     pub name: Rc<str>,
-    // In connection order, so member lists need no sort: the lists for 2,000 joins hold 2,000,000 names.
+    // In connection order: member lists need no sorting. The lists for 2,000 joins hold 2,000,000 names.
     usernames: BTreeMap<MemberId, Rc<str>>,
-    /// Local members that are not leaving. Separate from `usernames`, because broadcasts walk small entries faster.
+    /// Local members that are not leaving. A separate map, because broadcasts iterate faster over small entries.
     pub recipients: BTreeMap<Token, Dialect>,
-    // Number of recipients per dialect, to find the dialects in use without a walk over all recipients.
+    // With these counts, `dialects` does not have to scan all recipients.
     dialect_counts: [usize; Dialect::ALL.len()],
 }
 
@@ -25,7 +25,7 @@ impl Room {
         Room { name, usernames, recipients, dialect_counts: [0; Dialect::ALL.len()] }
     }
 
-    /// `dialect` is `Some` if the member is a client of this server and receives the room's events.
+    /// `dialect` is `None` for a remote member or a leaving client.
     pub fn add_member(&mut self, member: MemberId, username: Rc<str>, dialect: Option<Dialect>) {
         let before = self.usernames.insert(member, username);
         debug_assert_eq!(before, None, "a member joins a room once");
@@ -43,19 +43,18 @@ impl Room {
         username
     }
 
-    /// Stops delivering the room's events to a client. A no-op if the client is not a recipient.
     pub fn remove_recipient(&mut self, client: Token) {
         if let Some(dialect) = self.recipients.remove(&client) {
             self.dialect_counts[dialect as usize] -= 1;
         }
     }
 
-    /// Whether the room has no local member to keep it open. Local members sort first, so check only the first member.
+    /// Whether no local member remains. Local members sort first, so check only the first member.
     pub fn is_closed(&self) -> bool {
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 
-    /// The usernames of all members, one per connection. Local members come first, in connection order.
+    /// Returns one username per connection: local members first, in connection order.
     pub fn usernames(&self) -> Vec<Rc<str>> {
         self.usernames.values().cloned().collect()
     }

@@ -1,6 +1,6 @@
-//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). A loopback address is not enough:
-//! any page can open `ws://localhost`, so the server checks origins. Any site can resolve its name to 127.0.0.1 (DNS
-//! rebinding), so the server checks hosts. Programs other than browsers can forge `Origin`, so tokens are required.
+//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Listening only on loopback is not
+//! enough. Any page can open `ws://localhost`, so the server checks origins. Any site can resolve its name to 127.0.0.1
+//! (DNS rebinding), so the server checks hosts. Non-browser programs can forge `Origin`, so it requires tokens.
 
 use std::net::IpAddr;
 
@@ -10,10 +10,10 @@ use url::{Host, Url};
 use crate::chat::{Identity, names};
 use crate::config::Config;
 
-// The server accepts these tokens only on loopback and without a token file: the README publishes them.
+// The README publishes these tokens, so the server accepts them only on loopback and without a token file.
 const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
-/// The access rules of a server. `None` allows everything.
+/// In each field, `None` allows everything.
 #[derive(Debug)]
 pub struct Access {
     tokens: Option<Vec<(String, Identity)>>,
@@ -22,7 +22,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// `token_file` is the text of the `--tokens` file. An error names the option, shows its value and suggests a fix.
+    /// `token_file` is the text of the `--tokens` file. Errors name the option and its value, and suggest a fix.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
         let tokens = (!config.open).then(|| parse_tokens(token_file.unwrap_or(DEMO_TOKENS), config.max_head));
@@ -31,27 +31,27 @@ impl Access {
         if hosts.is_empty() && !config.is_loopback() {
             hosts.push("*".into()); // allow every host: a public server cannot know all of its own names
         }
-        // Allow pages opened from disk: they send `null`. Sandboxed frames of any site do, too, but lack a token.
+        // Allow pages opened from disk: they send `null`. Sandboxed frames also send `null`, but have no token.
         if config.is_loopback() && tokens.is_some() {
             origins.push("null".into());
         }
         Ok(Access { tokens, origins: parse_all(&origins, check_origin)?, hosts: parse_all(&hosts, check_host)? })
     }
 
-    /// Whether a request may name this authority (a host, perhaps with a port) in `Host`.
+    /// `authority` is a host, perhaps with a port.
     pub fn allows_host(&self, authority: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
         parse_host(authority).is_some_and(|host| is_loopback(&host) || hosts.contains(&host))
     }
 
-    /// Whether a page of this origin may connect. `http://` plus the request's `authority` is always allowed.
+    /// The origin `http://AUTHORITY` is always allowed, because a page may connect to its own server.
     pub fn allows_origin(&self, origin: &str, authority: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
         let own = || parse_origin(&format!("http://{authority}"));
         parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
     }
 
-    /// Returns the identity of a token. `None` if the token is wrong, or if a required token is missing.
+    /// `None` if the token is wrong, or if a required token is missing.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
         let token = token?.as_bytes();
@@ -61,7 +61,7 @@ impl Access {
     }
 }
 
-/// Parses the values of an option. `None` if a value is `*`, which allows everything.
+/// `None` if a value is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let named = values.iter().filter(|value| *value != "*");
     let allowed = named.clone().map(|value| parse(value)).collect::<Result<_, _>>()?;
@@ -82,7 +82,7 @@ fn check_origin(value: &str) -> Result<String, String> {
 }
 
 fn check_host(value: &str) -> Result<String, String> {
-    // An IPv6 address needs brackets only before a port, so accept an address without brackets.
+    // Accept `::1` as well as `[::1]`.
     let host = parse_host(value).or_else(|| parse_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
     host.ok_or_else(|| option_error("--allow-host", value, rule, parse_host(split_url(value).1)))
@@ -111,7 +111,7 @@ pub(super) fn parse_origin(text: &str) -> Option<String> {
     (!matches!(url.scheme(), "ws" | "wss")).then(|| format!("{}://{}", url.scheme(), url.authority()))
 }
 
-/// Returns the host of an authority in lowercase. A number in any notation becomes a dotted IPv4 address.
+/// Returns the host of an authority in lowercase. An IPv4 number such as 0x7f000001 becomes 127.0.0.1.
 pub(super) fn parse_host(authority: &str) -> Option<String> {
     let name = authority.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(authority);
     let name = name.strip_suffix('.').unwrap_or(name); // a fully qualified name may end with a dot
@@ -119,7 +119,7 @@ pub(super) fn parse_host(authority: &str) -> Option<String> {
 }
 
 fn is_plain(authority: &str) -> bool {
-    // Allow only harmless characters, fewer than in URLs: an operator may paste the name from a log into a shell.
+    // Allow fewer characters than URLs do: an operator may paste the name from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }
 
@@ -129,7 +129,7 @@ fn is_loopback(host: &str) -> bool {
     host.rsplit('.').next() == Some("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// `Err` names the bad line but never quotes a token: an error message may end up in a log.
+/// Errors name the line but never quote a token, because errors may end up in a log.
 fn parse_tokens(text: &str, max_head: usize) -> Result<Vec<(String, Identity)>, String> {
     let mut tokens = Vec::new();
     // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
@@ -140,7 +140,7 @@ fn parse_tokens(text: &str, max_head: usize) -> Result<Vec<(String, Identity)>, 
     if tokens.is_empty() { Err("the file contains no token; write one per line".into()) } else { Ok(tokens) }
 }
 
-/// Parses a line: a token, optionally followed by the username that the token is bound to.
+/// A line is a token, optionally followed by the username that the token is bound to.
 fn parse_line(line: &str, max_head: usize, tokens: &mut Vec<(String, Identity)>) -> Result<(), String> {
     // A # starts a comment only at the start of the line or after whitespace.
     let comment = line.match_indices('#').find(|(at, _)| *at == 0 || line[..*at].ends_with(char::is_whitespace));

@@ -23,14 +23,14 @@ const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at mo
 #[derive(Debug)]
 pub enum Outcome {
     Response(Vec<u8>),
-    Upgrade { response: Vec<u8>, route: Route }, // the 101 response, and the endpoint that the client asked for
+    Upgrade { response: Vec<u8>, route: Route },
 }
 
 #[derive(Debug)]
 pub enum Route {
     Echo,
     Chat(JoinRequest),
-    Observe { secret: String }, // the ticket that the server sent on the connection to observe
+    Observe { secret: String }, // the ticket of the connection to observe
 }
 
 pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Outcome, Rejection> {
@@ -77,7 +77,7 @@ pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Out
     Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), route })
 }
 
-/// The 503 for a request that exceeds a capacity limit. `what` is a clause, such as "The server is full".
+/// The 503 response at a capacity limit. `what` is a clause, such as "The server is full".
 pub fn full(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
@@ -91,7 +91,7 @@ pub fn too_many_wrong_tokens() -> Rejection {
 
 pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
     let headers = [&[("Content-Type", "text/plain; charset=utf-8")], rejection.headers].concat();
-    // End bodies with a newline, for terminals, except in a 401: clients compare its body byte for byte.
+    // Terminals need a final newline. A 401 has none, because clients compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     response(rejection.status, &headers, &format!("{}{newline}", rejection.body), is_head, now)
 }
@@ -100,7 +100,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // Announce that the server closes (RFC 6455 §7.2.2). A 426 has its own Connection, with Upgrade (RFC 9110 §7.8).
+    // Announce that the server closes the connection (RFC 6455 §7.2.2). A 426 has its own Connection (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -112,7 +112,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
     response.into_bytes()
 }
 
-/// Checks `Host` and the authority of an absolute-form target. Returns the target's authority, else `Host`.
+/// Returns the authority of an absolute-form target, else `Host`.
 fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
@@ -137,7 +137,7 @@ fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &
 
 fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(), Rejection> {
     let mut origins = request.header("Origin");
-    // A client without Origin is not a browser, and this check protects only browser users (RFC 6455 §10.2).
+    // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(()) };
     if origins.next().is_some() {
         return Err(Rejection::new(400, "Origin must be sent once, not twice (RFC 6454 §7.3)."));
@@ -146,7 +146,7 @@ fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(
         let body = format!("Origin has {} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).", origin.len());
         return Err(Rejection::new(400, body));
     }
-    let text = str::from_utf8(origin).unwrap_or_default(); // if not UTF-8, only * allows the origin
+    let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
     if access.allows_origin(text, authority) {
         return Ok(());
     }
@@ -171,7 +171,7 @@ fn check_token(request: &Request, access: &Access, query: &str) -> Result<Identi
     access.identify(token.as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
-/// Builds a join request. `room` is the room in the path, still percent-encoded.
+/// `room` is the room in the path, still percent-encoded.
 fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -> Result<JoinRequest, Rejection> {
     let bad_request = |error: String| Rejection::new(400, format!("{error}."));
     let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
@@ -184,7 +184,7 @@ fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -
     // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
     let username = parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
-    // Finish every check that returns 400 first, then check that the token allows this username.
+    // Every check that returns 400 takes precedence over this check, which returns 403.
     let username = match (username, &identity.username) {
         (Some(username), Some(bound)) if *username != **bound => {
             let seen = quoted(username.as_bytes());
@@ -202,7 +202,7 @@ fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -
     Ok(JoinRequest { dialect, username, room, identity, client_id, resume, extra: None })
 }
 
-/// Returns the value of a query parameter, or "" if the value is not valid percent-encoding.
+/// Returns "" if the value is not valid percent-encoding.
 fn parameter(query: &str, wanted: &str) -> Option<String> {
     // In a query, unlike in a path, + means a space.
     let decode = |text: &str| decode(&text.replace('+', " ")).unwrap_or_default();
@@ -216,7 +216,6 @@ fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
     value.ok_or_else(|| Rejection::new(400, format!("The query parameter {parameter} is missing.")))
 }
 
-/// Percent-decodes a path segment or a query (RFC 3986 §2.1).
 fn decode(text: &str) -> Result<String, Rejection> {
     // Check every %: the percent_encoding crate accepts malformed escapes, which proxies may decode differently.
     let is_digits = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
@@ -234,7 +233,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// The outcome of a request to a loopback server with the demo tokens, as a short text.
     fn outcome(request_line: &str, headers: &str) -> String {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");

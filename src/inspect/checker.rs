@@ -1,17 +1,16 @@
-//! Detects rules that the client breaks (§7.1.7) by running a separate [`Protocol`] over a copy of the client's bytes.
+//! Detects protocol errors of the client (§7.1.7) by running a second [`Protocol`] on a copy of the client's bytes.
 //! Other modules format frames and explain failures.
 //!
-//! Inside a server, the tap sees a whole read before the server has processed any of the read. The server may then
-//! close for another reason and never reach the frame that broke a rule. So the checker holds a failure until the
-//! server sends its Close, and reports the failure only if the Close is for the same error.
+//! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
+//! close for another reason before it reaches an invalid frame. So the checker holds a failure until the server sends
+//! its Close, and reports the failure only if the Close is for the same error.
 
 use super::Failure;
 use crate::ws::Limits;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Framing, Protocol, State};
 
-// Generous defaults for use until the server's limits are known: the checker must not enforce a stricter limit than the
-// server does.
+// Used until the server's limits are known. Generous, because the checker must not be stricter than the server.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
@@ -31,17 +30,15 @@ impl Default for RuleChecker {
 }
 
 impl RuleChecker {
-    /// Sets the server's limits. Must be called before the first frame.
+    /// Must be called before the first frame, because this function resets the protocol.
     pub fn set_limits(&mut self, limits: Limits) {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }
 
-    /// Bytes buffered for an incomplete message.
     pub fn buffered(&self) -> usize {
         self.protocol.buffered()
     }
 
-    /// Checks the client's next bytes and returns the protocol error, if any.
     pub fn check(&mut self, bytes: &[u8]) -> Option<ProtocolError> {
         // Copy the bytes: the protocol unmasks in place, but the tap shows bytes as they were on the wire.
         let mut bytes = bytes.to_vec();
@@ -51,7 +48,7 @@ impl RuleChecker {
                 broken = Some(error);
             }
         }
-        // Discard the protocol's output: a tap sends nothing, so unsent Pongs would accumulate.
+        // Discard the output, for example Pongs: a tap never sends it, so it would accumulate.
         self.protocol.take_output();
         broken
     }
@@ -67,7 +64,7 @@ impl RuleChecker {
         self.protocol.take_output();
     }
 
-    /// Returns the failure for immediate reporting, or holds the failure if `awaits_close` is set.
+    /// Holds the failure if `awaits_close` is set. Otherwise, returns the failure, to be reported now.
     pub fn hold(&mut self, error: ProtocolError, failure: Failure) -> Option<Failure> {
         if !self.awaits_close {
             return Some(failure);
@@ -76,11 +73,11 @@ impl RuleChecker {
         None
     }
 
-    /// Removes the held failure and returns it, unless the server closed for another reason. `close` is the payload of
-    /// the server's Close, or `None` if the connection closed without a Close.
+    /// Returns the held failure, or drops it if the server closed for another reason. `close` is the payload of the
+    /// server's Close; `None` if the server sent none.
     pub fn release(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held.take()?;
-        // A Close for this error contains the error's code and text. Any other Close has another cause.
+        // A Close for this error contains the error's code and text.
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         close.is_none_or(|payload| payload == expected).then_some(failure)
     }

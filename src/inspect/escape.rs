@@ -14,7 +14,7 @@ impl Paint {
 
 /// Bytes in hexadecimal, without separators.
 pub fn digits(bytes: &[u8]) -> String {
-    // A table is faster than `format!`, and this function prints every byte of an inspected connection.
+    // A table is faster than `format!`, and this function runs for every byte of an inspected connection.
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
 }
@@ -24,7 +24,6 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| digits(&[*byte])).collect::<Vec<_>>().join(" ")
 }
 
-/// Escaped text in quotes. Quotes inside the text are not escaped, to keep JSON readable.
 pub fn quoted(text: &str) -> String {
     format!("\"{}\"", escaped(text))
 }

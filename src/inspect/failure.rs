@@ -1,13 +1,13 @@
-//! Explains a protocol error from the bytes of the frame: what is wrong, what the rule is, and which bits break the
-//! rule. The text of a [`ProtocolError`] is the short close reason for the peer. The explanation here is for a person
-//! debugging the frame. This module does not detect errors.
+//! Explains a protocol error to a person debugging the frame: the error, the rule, and the bits that break the rule.
+//! The peer receives only the short text of the [`ProtocolError`], as the close reason. Other modules detect the
+//! errors.
 
 use super::escape::{hex, quoted};
 use super::{Failure, Frame};
 use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
 
-/// Explains how `frame`, which may be incomplete, broke a rule. `limits` are the server's limits.
+/// `frame` may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let because = match foreign_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", because(error, frame, limits)),
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
 
-/// Explains a masked frame from a server. [`ProtocolError`] omits this error: only a client checks for it.
+/// [`ProtocolError`] has no variant for a masked frame from the server: only a client checks for it.
 pub fn masked_by_server(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -29,7 +29,7 @@ fn byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
-/// Returns three parts separated by semicolons: the error, the rule, and the bytes that break the rule.
+/// Returns the error, the rule, and the bytes that break the rule, separated by semicolons.
 fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
     match error {
@@ -94,7 +94,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
 fn length_not_minimal(frame: &Frame) -> String {
     let (form, long) = (frame.header.length_form(), frame.header.long_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // Six zero bytes prove that a 64-bit length is not minimal, even before its last two bytes arrive.
+    // The last two bytes of a 64-bit length may be missing: six zero bytes already prove that it is not minimal.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),
@@ -102,14 +102,14 @@ fn length_not_minimal(frame: &Frame) -> String {
     format!("the length is not in its shortest form; {rule}; it was written in {} bits, as {}", form.bits(), hex(long))
 }
 
-/// Locates the invalid UTF-8 in a frame's payload, after the first `skip` bytes.
+/// `skip` is the number of payload bytes before the text.
 fn bad_text(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // If the record truncates the payload, a character split at the cut is not the error.
+        // If the record holds only the start of the payload, the cut may split a valid character.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
@@ -124,7 +124,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
     }
 }
 
-/// Recognizes HTTP or TLS bytes received in place of a frame, and names the protocol.
+/// Recognizes a peer that sends HTTP or TLS instead of WebSocket frames.
 pub fn foreign_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
     // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP.
@@ -158,7 +158,6 @@ fn reserved_bits(frame: &Frame) -> String {
     )
 }
 
-/// Formats a byte in binary, as two groups of four bits.
 fn bits(byte: u8) -> String {
     format!("{:04b} {:04b}", byte >> 4, byte & 0xf)
 }

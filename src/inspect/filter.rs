@@ -1,5 +1,5 @@
-//! `--trace-filter`: selects the records to write. If the filter names connections or users, a record must match one of
-//! them. If the filter names kinds (control frames, errors), the record must also match one of the kinds.
+//! Selects records for `--trace-filter`. If the filter names connections or users, a record must match one of them. If
+//! the filter names kinds (control frames, errors), the record must also match one of those kinds.
 
 use super::{Record, What};
 use crate::ws::frame::Opcode;
@@ -44,7 +44,7 @@ impl Filter {
 
 impl Condition {
     fn parse(text: &str) -> Result<Condition, String> {
-        // The trace prints `#7`. Accept `connection=7` too: an unquoted `#` starts a shell comment.
+        // The trace prints `#7`, but an unquoted `#` starts a shell comment, so accept `connection=7` too.
         let number = text.strip_prefix('#').or(text.strip_prefix("connection="));
         match (number.map(str::parse), text.strip_prefix("user="), text) {
             (Some(Ok(number)), ..) => Ok(Condition::Connection(number)),

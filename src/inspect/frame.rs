@@ -1,6 +1,5 @@
-//! One observed frame (§5.2): every header bit, valid or not, and the payload as it was on the wire. The server's
-//! [`FrameHeader`](crate::ws::frame::FrameHeader) represents only valid headers. A [`Header`] is for debugging, so it
-//! can also be invalid or incomplete.
+//! A frame as observed on the wire (§5.2). The server's [`FrameHeader`](crate::ws::frame::FrameHeader) represents only
+//! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
 use super::escape::{hex, quoted, start_of};
@@ -8,9 +7,9 @@ use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
 
-/// The most reads or writes that a record lists. A frame sent byte by byte must not grow its record without bound.
+/// Maximum reads or writes listed per record: a frame sent byte by byte must not make its record huge.
 pub const MAX_PARTS: usize = 16;
-/// The most characters in a text excerpt. A binary excerpt has at most `EXCERPT_BYTES` bytes.
+/// Maximum number of characters in a text excerpt.
 const EXCERPT: usize = 60;
 const EXCERPT_BYTES: usize = 16;
 
@@ -18,8 +17,8 @@ const EXCERPT_BYTES: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
-    /// The first [`MAX_PARTS`] parts: the number of the read or write, counted per connection from 1, and how many
-    /// bytes of this frame or head it carried.
+    /// The first [`MAX_PARTS`] parts: the number of each read or write, from 1, and how many bytes of the frame or head
+    /// it carried.
     pub listed: Vec<(u64, u64)>,
 }
 
@@ -27,7 +26,7 @@ pub struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub from: Role,
-    /// The frame's number among all frames from the same endpoint, from 1.
+    /// Counts the frames from the same endpoint, starting at 1.
     pub number: u64,
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
@@ -36,7 +35,7 @@ pub struct Frame {
     pub wire: Vec<u8>,
     /// Number of payload bytes observed so far.
     pub received: u64,
-    /// `None` for a control frame, a stray continuation, or an invalid or incomplete header.
+    /// `None` for a control frame, a continuation without a message, or an invalid or incomplete header.
     pub place: Option<Place>,
     pub parts: Parts,
 }
@@ -44,9 +43,9 @@ pub struct Frame {
 /// The position of a data frame within its message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// The message's number among all messages from the same endpoint, from 1.
+    /// Counts the messages from the same endpoint, starting at 1.
     pub message: u64,
-    /// The fragment's number within the message, from 1.
+    /// Counts the fragments of the message, starting at 1.
     pub fragment: u64,
     pub is_last: bool,
 }
@@ -54,7 +53,7 @@ pub struct Place {
 /// The bytes of a frame header (§5.2), possibly incomplete.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
-    // Stored inline to avoid a heap allocation per frame.
+    // An array avoids a heap allocation per frame.
     bytes: [u8; MAX_HEADER],
     len: u8,
 }
@@ -71,7 +70,6 @@ pub enum LengthForm {
 }
 
 impl Header {
-    /// Appends bytes, up to the maximum header length.
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
         // Bytes that do not fit belong to the payload.
@@ -80,19 +78,18 @@ impl Header {
         self.len += appended as u8;
     }
 
-    /// The size of the complete header: two bytes, plus the extended length and masking key that those bytes call for.
+    /// The size of the complete header, according to its first two bytes.
     pub fn size(&self) -> usize {
         2 + self.length_form().size() + if self.is_masked() { 4 } else { 0 }
     }
 
-    /// Drops any bytes that follow the header.
     pub fn cut_to_size(&mut self) {
         let len = usize::from(self.len).min(self.size());
         self.bytes[len..].fill(0);
         self.len = len as u8;
     }
 
-    /// The encoded payload length, even if the encoding is not minimal; `None` if length bytes are missing.
+    /// The payload length, even if not minimally encoded; `None` if the length field is incomplete.
     pub fn payload_len(&self) -> Option<u64> {
         let long = self.long_length();
         match self.length_form() {
@@ -107,7 +104,7 @@ impl Header {
     }
 
     fn byte(&self, index: usize) -> u8 {
-        // A missing byte reads as 0, the neutral value: no FIN, no mask, zero length.
+        // Treat a missing byte as 0: no FIN, no mask, zero length.
         self.bytes().get(index).copied().unwrap_or_default()
     }
 
@@ -120,7 +117,7 @@ impl Header {
         self.byte(0) >> 4 & 0x7
     }
 
-    /// The four opcode bits, even if the opcode is undefined.
+    /// The opcode, which may be undefined.
     pub fn opcode(&self) -> u8 {
         self.byte(0) & 0xf
     }
@@ -137,7 +134,7 @@ impl Header {
         self.byte(1) & 0x80 != 0
     }
 
-    /// The seven length bits: a length up to 125, or 126 or 127 if an extended length follows.
+    /// The seven length bits; 126 and 127 mean that an extended length follows.
     pub fn short_length(&self) -> u8 {
         self.byte(1) & 0x7f
     }
@@ -150,15 +147,15 @@ impl Header {
         }
     }
 
-    /// The bytes of the extended length received so far; empty for the 7-bit form.
+    /// The extended length, possibly incomplete; empty for a 7-bit length.
     pub fn long_length(&self) -> &[u8] {
         let bytes = self.bytes().get(2..).unwrap_or_default();
         &bytes[..bytes.len().min(self.length_form().size())]
     }
 
-    /// The masking key, if the frame is masked and the key is complete.
+    /// `None` if the frame is not masked or the key is incomplete.
     pub fn masking_key(&self) -> Option<[u8; 4]> {
-        // §5.2: the masking key follows the payload length, which extends 0, 2 or 8 bytes past the second byte.
+        // §5.2: the masking key follows the extended length.
         let at = 2 + self.length_form().size();
         self.is_masked().then(|| self.bytes().get(at..)?.first_chunk().copied()).flatten()
     }
@@ -184,7 +181,6 @@ impl LengthForm {
 }
 
 impl Frame {
-    /// Returns the bytes of [`Frame::wire`] unmasked (§5.3).
     pub fn unmasked(&self) -> Vec<u8> {
         let mut payload = self.wire.clone();
         if let Some(key) = self.header.masking_key() {
@@ -194,20 +190,20 @@ impl Frame {
         payload
     }
 
-    /// A readable excerpt from the start of the payload: a close code and reason, text, or hex bytes.
+    /// The start of the payload for display: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
         let payload = self.unmasked();
         if payload.is_empty() {
             return String::new();
         }
-        // §5.5.1: the body of a Close is a code and UTF-8 text. An invalid body is shown as hex bytes.
+        // §5.5.1: the body of a Close is a code and UTF-8 text. Show an invalid body as hex bytes.
         if self.header.opcode() == Opcode::Close as u8
             && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
         {
             let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
             return format!("{}{reason}", code.get());
         }
-        // Add an ellipsis if the record holds fewer payload bytes than the header's length.
+        // The record may hold only the start of the payload.
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
@@ -223,7 +219,7 @@ impl Frame {
         }
     }
 
-    /// The payload as text; `None` if the opcode rules out text or the payload is not valid UTF-8.
+    /// `None` if this is a Binary or Close frame, or if the payload is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
         // Without FIN, a character may continue in the next fragment (§5.6).
         let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
@@ -232,7 +228,7 @@ impl Frame {
         }
         match std::str::from_utf8(payload) {
             Ok(text) => Some(text),
-            // A character cut off at the end of the record or fragment is not the sender's error.
+            // The end of the record or fragment may split a character, which is not an error.
             Err(error) if error.error_len().is_none() && !is_shown_whole => {
                 std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
             }
@@ -241,11 +237,10 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Before the second byte arrives, `payload_len` is 0 only because the length is unknown.
+        // Until the second byte arrives, the length is unknown and `payload_len` is 0.
         self.received == self.payload_len && self.header.bytes().len() >= 2
     }
 
-    /// The sections of RFC 6455 that apply to this frame.
     pub fn sections(&self) -> Vec<&'static str> {
         let mut sections = vec!["5.2"];
         if self.header.is_masked() {
@@ -266,10 +261,9 @@ impl Frame {
 }
 
 impl Parts {
-    /// Adds `len` bytes that belong to the read or write with this number.
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // A frame's header and payload are added separately, often from the same read or write.
+            // The scanner adds a frame's header and payload separately, even if they arrived in the same read.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -1,10 +1,10 @@
-//! The page's inspectors: their tickets, their commands, and which records each one receives. An inspector is a client
-//! of the server. While an inspector's outbox is over half full, the server drops its records and later reports how
-//! many. An inspector's own connection is never inspected, because each record would cause another record.
+//! Serves the page's inspectors: checks their tickets, executes their commands and sends them records. An inspector is
+//! a client of the server. While an inspector's outbox is over half full, the server drops its records and later
+//! reports how many. An inspector's own connection is never inspected, because each record would cause another record.
 //!
 //! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table and a
-//! connection without an inspector costs no memory. A connection's ticket is sent only in its own `welcome`, so no
-//! other client can inspect the connection.
+//! connection without an inspector costs no memory. The server sends a ticket only in the `welcome` of its own
+//! connection, so no other client can inspect the connection.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -24,15 +24,15 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::Role;
 use crate::ws::request::Rejection;
 
-/// The most handshakes kept for later inspectors. A new handshake displaces the oldest.
+/// Maximum number of handshakes kept for later inspectors.
 const MAX_HANDSHAKES: usize = 256;
-/// The longest request head kept for inspectors, in bytes. Browsers send less than 1,000.
+/// Maximum size in bytes of a request head kept for inspectors. Browsers send less than 1,000 bytes.
 const MAX_REQUEST: usize = 8 * 1024;
-/// The most records queued for all inspectors together. The server may read a lot before it sends a record.
+/// Maximum number of records queued for all inspectors together. One read can produce thousands of records.
 const MAX_QUEUED: usize = 16 * 1024;
-/// Above this many queued bytes, the server rejects an inspector's ping, which would only lengthen the queue.
+/// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
-/// Length of the secret in a ticket, in bytes: 128 bits.
+/// Size in bytes of the secret in a ticket (128 bits).
 const SECRET: usize = 16;
 
 const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"} or {\"do\":\"fragment\"}.";
@@ -41,7 +41,7 @@ const CONNECTION_OVER: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// Converts between poll tokens and displayed connection numbers: the first client is `#1`.
+/// Converts between poll tokens and displayed connection numbers, which start at `#1`.
 #[derive(Debug, Clone, Copy)]
 pub struct Numbers {
     pub first: Token,
@@ -64,7 +64,7 @@ impl Numbers {
 pub struct Link {
     pub inspector: Cell<Option<Token>>,
     is_ticket_used: Cell<bool>,
-    /// Whether to send the connection's next message in fragments.
+    /// Whether to split the next message to this connection into fragments.
     pub fragment_next: Cell<bool>,
     /// Frames counted by the tap since the connection was accepted.
     pub frames: Cell<u64>,
@@ -72,24 +72,23 @@ pub struct Link {
     missed: Cell<u64>,
 }
 
-/// Records queued for inspectors, oldest first, each with the inspector's token. `None` means that the inspected
-/// connection was removed and no more records follow.
+/// Records queued for inspectors, oldest first, each with the inspector's token. `None` marks the end: the server has
+/// removed the inspected connection.
 #[derive(Debug, Default)]
 pub struct Queue(RefCell<VecDeque<(Token, Option<Record>)>>);
 
 impl Queue {
-    /// Queues a record for the connection's inspector, if any.
     pub fn push(&self, link: &Link, record: Record) {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
-        // Exempt `End` from the limit: each connection has only one `End`, which its inspector must receive.
+        // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
         if queue.len() >= MAX_QUEUED && !matches!(record.what, What::End(_)) {
             link.missed.set(link.missed.get() + 1);
             return;
         }
         let missed = link.missed.take();
         if missed > 0 {
-            // Report dropped records before the next record, so a reader sees where the gap is.
+            // Report the gap first, so that the inspector shows the gap where the records are missing.
             queue.push_back((inspector, Some(Record { what: What::Missed(missed), ..record.clone() })));
         }
         queue.push_back((inspector, Some(record)));
@@ -103,25 +102,24 @@ struct Inspector {
     missed: u64,
 }
 
-/// All inspectors of a server.
 pub struct Inspection {
-    // Random in each run, so tickets from an earlier run are invalid.
+    // Chosen at random when the server starts, so a ticket from an earlier run is invalid.
     key: [u8; 64],
     numbers: Numbers,
     max_queued: usize,
-    /// Whether every connection has a tap from its first byte, so an inspector need not attach a tap.
+    /// Whether every connection has a tap from its first byte. Otherwise, an inspector attaches a tap.
     taps_all: bool,
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Links by inspected connection. A link outlives its inspector to mark the ticket as used.
+    /// Keyed by the inspected connection. A link outlives its inspector: the link records a used ticket.
     links: TokenMap<Rc<Link>>,
-    /// Inspectors by their own connection.
+    /// Keyed by the inspector's connection, not the inspected connection.
     inspectors: TokenMap<Inspector>,
     actions: VecDeque<Action>,
 }
 
 impl Inspection {
-    /// `max_outbox` is the bound on an inspector's outbox in bytes.
+    /// `max_outbox` is the maximum size of an inspector's outbox, in bytes.
     pub fn new(
         numbers: Numbers,
         max_outbox: usize,
@@ -144,7 +142,6 @@ impl Inspection {
         }
     }
 
-    /// Returns the link of a connection, and creates the link on first use.
     pub fn link(&mut self, connection: Token) -> Rc<Link> {
         Rc::clone(self.links.entry(connection).or_default())
     }
@@ -159,9 +156,9 @@ impl Inspection {
         }
     }
 
-    /// Returns a connection's ticket: its number in eight bytes, followed by the secret, in URL-safe base64.
+    /// The ticket is the connection's number (eight bytes) and the secret, encoded in URL-safe base64.
     pub fn ticket(&self, connection: Token) -> String {
-        // With the number in the ticket, no table of tickets is needed. The number is not secret: the page shows it.
+        // The number need not be secret: the page displays it.
         let number = self.numbers.number(connection) as u64;
         let mut bytes = [0; 8 + SECRET];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
@@ -169,10 +166,9 @@ impl Inspection {
         BASE64_URL_SAFE.encode(bytes)
     }
 
-    /// Returns the SHA-1 of the key and the number, truncated to 128 bits.
     fn secret(&self, number: u64) -> [u8; SECRET] {
-        // The key fills one SHA-1 block and every input has the same length, so length extension is impossible. SHA-1's
-        // broken collision resistance does not help an attacker guess the hash of another number.
+        // Every input has the same length, so a length-extension attack is impossible. SHA-1's weak collision
+        // resistance does not help an attacker guess the secret of another connection.
         let digest = Sha1::new().chain_update(self.key).chain_update(number.to_be_bytes()).finalize();
         let mut secret = [0; SECRET];
         secret.copy_from_slice(&digest[..SECRET]);
@@ -187,7 +183,7 @@ impl Inspection {
         bool::from(self.secret(number).ct_eq(secret)).then(|| self.numbers.token(number))?
     }
 
-    /// Lets a client inspect the connection that its ticket names, and queues that connection's handshake records.
+    /// Lets a client inspect the connection named in its ticket, starting with the handshake.
     ///
     /// # Errors
     /// Returns a 403 if the ticket is invalid or already used, or if its connection is no longer open.
@@ -203,16 +199,16 @@ impl Inspection {
         let connection = self.connection_of(ticket).filter(|connection| queued_bytes(*connection).is_some());
         let connection = connection.ok_or_else(wrong)?;
         let link = self.link(connection);
-        // Single use: a ticket is part of a URL, and URLs end up in browser histories and logs.
+        // A ticket is valid only once: it is part of a URL, and URLs end up in browser histories and logs.
         if link.is_ticket_used.replace(true) {
             return Err(wrong());
         }
         link.inspector.set(Some(client));
         self.inspectors.insert(client, Inspector { connection, missed: 0 });
-        // Queue the handshake before any other record: an inspector attaches after the handshake but shows it first.
+        // The handshake happened before the inspector attached, so queue the handshake's records first.
         let handshake = self.handshakes.borrow().records(connection, self.numbers.number(connection));
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report the number of earlier frames: a tap that saw the first byte has it, and the server tells a new tap.
+        // Report how many frames the inspector missed. A new tap reports this number itself when it is attached.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
@@ -222,10 +218,9 @@ impl Inspection {
         Ok(())
     }
 
-    /// Executes a command from an inspector.
     pub fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
         let Some(connection) = self.inspectors.get(&client).map(|inspector| inspector.connection) else { return };
-        // Text that is not JSON becomes `null`, which has no `do` field and counts as an unknown command.
+        // Treat invalid JSON as `null`: it has no `do` field, so the inspector gets the `UNKNOWN_COMMAND` error.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), queued_bytes(connection)) {
             (Some("ping" | "fragment"), None) => CONNECTION_OVER,
@@ -237,7 +232,6 @@ impl Inspection {
         self.send(client, &json!({ "record": "error", "message": error }));
     }
 
-    /// Returns the next action for the server. `queued_bytes` returns the number of bytes queued for a client.
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
         loop {
             if let Some(action) = self.actions.pop_front() {
@@ -245,7 +239,7 @@ impl Inspection {
             }
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
-                // Query the queue for each record, because each sent record adds to it.
+                // Check the outbox before each record, because each record adds to it.
                 Some(record) => self.send_record(client, record, queued_bytes),
                 None => {
                     let reason = "the inspected connection is over";
@@ -255,13 +249,13 @@ impl Inspection {
         }
     }
 
-    /// Called when any connection is removed: an inspected connection, an inspector, or neither.
+    /// Called when any connection is removed, even if it is neither an inspector nor inspected.
     pub fn removed(&mut self, connection: Token) {
         // `detach` does nothing unless this connection is an inspector.
         self.detach(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
-            // Queue `None` last, so the inspector receives all queued records before its Close.
+            // Queue `None` last, so that the inspector receives every queued record before the Close frame.
             self.queue.0.borrow_mut().push_back((inspector, None));
         }
     }
@@ -269,8 +263,8 @@ impl Inspection {
     fn send_record(&mut self, client: Token, record: Record, queued_bytes: QueuedBytes<'_>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
-        // Use at most half of the outbox: the server's own frames need room, and an inspector with a full outbox is
-        // closed as a slow consumer. Always send `End`, preceded by the number of dropped records.
+        // Fill at most half of the outbox: the server's own frames need room, and the server closes a client whose
+        // outbox is full. Always send `End`, preceded by the number of dropped records.
         if queued > self.max_queued && !matches!(record.what, What::End(_)) {
             inspector.missed += if let What::Missed(count) = record.what { count } else { 1 };
             return;
@@ -286,11 +280,10 @@ impl Inspection {
         self.actions.push_back(Action::Send(client, record.to_string()));
     }
 
-    /// Removes an inspector whose connection has closed.
     fn detach(&mut self, client: Token) {
         let Some(Inspector { connection, .. }) = self.inspectors.remove(&client) else { return };
         let Some(link) = self.links.get(&connection) else { return };
-        // Keep the link until the connection is removed: the link marks the ticket as used.
+        // Clear only the inspector: the link still records that the ticket was used.
         link.inspector.set(None);
         if !self.taps_all {
             self.actions.push_back(Action::Detach(connection));
@@ -298,7 +291,6 @@ impl Inspection {
     }
 }
 
-/// The handshakes of the newest connections.
 #[derive(Debug, Default)]
 struct Handshakes(VecDeque<Handshake>);
 
@@ -312,14 +304,14 @@ struct Handshake {
 
 impl Handshakes {
     fn keep(&mut self, handshake: Handshake) {
-        // Drop the oldest handshake: a page that opens its inspector has usually just connected.
+        // Drop the oldest handshake: a page usually opens its inspector soon after it connects.
         if self.0.len() == MAX_HANDSHAKES {
             self.0.pop_front();
         }
         self.0.push_back(handshake);
     }
 
-    /// The records of a connection's handshake; empty if newer handshakes have displaced it.
+    /// Returns no records if newer handshakes have displaced this connection's handshake.
     fn records(&self, connection: Token, number: usize) -> Vec<Record> {
         let records = Records::default();
         if let Some(kept) = self.0.iter().rev().find(|handshake| handshake.connection == connection) {
@@ -331,8 +323,8 @@ impl Handshakes {
     }
 }
 
-/// Collects the request head and the 101 of one connection for a later inspector. It keeps no frames: a 100-byte
-/// message would add 10% to an idle connection's memory and take 38 ns to scan, when its delivery takes 50 ns.
+/// Captures the handshake of one connection for a later inspector, but no frames. Keeping a 100-byte message would add
+/// 10% to an idle connection's memory. Scanning the message would take 38 ns; delivering it takes 50 ns.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,
@@ -343,12 +335,12 @@ pub struct HandshakeCapture {
 }
 
 impl HandshakeCapture {
-    /// Observes the bytes of one read or write. Returns whether the capture is finished.
+    /// Returns whether the capture is finished.
     pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) -> bool {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Give up on a huge request, such as one with many cookies: keeping 256 of them would take megabytes.
+                // Give up on a huge request, for example one with many cookies: 256 such requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
             // If the server responds before `upgraded` is called, the response is a rejection.
@@ -357,7 +349,7 @@ impl HandshakeCapture {
         };
         if self.response.is_complete {
             let [request, response] = [&mut self.request, &mut self.response].map(|head| {
-                // Free the unused capacity: the buffer has room for a whole read.
+                // Free the unused capacity: the buffer had room for a whole read.
                 head.bytes.shrink_to_fit();
                 std::mem::take(&mut head.bytes)
             });
@@ -367,7 +359,7 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Called when the request is accepted. Returns `true` to end the capture if no ticket allows inspection.
+    /// Called when the server accepts the request. Returns `true` if there is no ticket, which ends the capture.
     pub fn upgraded(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -16,7 +16,7 @@ pub fn value(record: &Record) -> Value {
         What::Failure(failure) => failure_value(failure),
         What::End(end) => end_value(end),
         What::Missed(count) => json!({ "record": "missed", "count": count }),
-        // Use the same kind as `Missed`, so a page that does not know the `earlier` field still shows a gap.
+        // Use the same `record` kind as `Missed`: a page that does not know `earlier` still shows a gap.
         What::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);
@@ -44,7 +44,7 @@ fn response_value(response: &Response) -> Value {
             "answered": steps.in_response,
         })
     });
-    // Pages depend on the names `answer`, `refusal` and `answered`, so the JSON format keeps them.
+    // Existing pages read `answer`, `refusal` and `answered`, so keep these names.
     json!({
         "record": "answer",
         "head": String::from_utf8_lossy(&response.head.bytes),
@@ -74,7 +74,6 @@ fn frame_value(frame: &Frame) -> Value {
         "length_bits": header.length_form().bits(),
         // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
-        // Send the masked and unmasked bytes, so the page can show each byte in both forms.
         "wire": digits(&frame.wire),
         "payload": digits(&frame.unmasked()),
         "received": frame.received,
@@ -103,7 +102,7 @@ fn failure_value(failure: &Failure) -> Value {
 fn end_value(end: &End) -> Value {
     json!({
         "record": "end",
-        // If neither side sent a Close, `began` and `code` are `null`. 1006 (§7.1.5) is never on the wire.
+        // If neither side sent a Close, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
         "began": end.first_close.map(role_name),
         "code": end.code,
         "reason": end.reason,

@@ -1,6 +1,6 @@
-//! Tracks an observed connection's state, as named in RFC 6455, and which side sent the first Close. State changes
-//! follow the bytes on the wire, although the server may have decided to close earlier. When the TCP connection closes,
-//! the state becomes CLOSED.
+//! Tracks the RFC 6455 state of an observed connection, and which side sent the first Close. The state changes when a
+//! Close is on the wire, not when the server decides to close. When the TCP connection closes, the state becomes
+//! CLOSED.
 //!
 //! ```text
 //!   CONNECTING ──101──▶ OPEN ──a Close──▶ CLOSING ──the other side's Close──▶ CLOSED
@@ -28,14 +28,13 @@ impl Lifecycle {
         Lifecycle { state, first_close: None }
     }
 
-    /// Called when the server has sent its 101 response (§4.1).
     pub fn opened(&mut self) -> Option<StateChange> {
         self.change(State::Open, "the server sent 101".into())
     }
 
-    /// Called when `from` has sent a Close with this unmasked payload (§7.1.3).
+    /// Called when `from` has sent a Close. `payload` must be unmasked.
     pub fn close_passed(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
-        // Record any code, even one that "MUST NOT be set" (§7.4.1), which `CloseFrame::parse` rejects.
+        // `CloseFrame::parse` rejects a code that "MUST NOT be set" (§7.4.1), but the record must show any code.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let code_text = code.map(|code| format!(" {code}")).unwrap_or_default();
@@ -47,12 +46,12 @@ impl Lifecycle {
                 self.change(State::Closing, because)
             }
             Some(first) if first.by != from => self.change(State::Closed, because),
-            // §5.5.1: nothing may follow a Close, so ignore a second Close from the same side.
+            // §7.1.3: the first Close already started the closing handshake, so ignore another from the same side.
             Some(_) => None,
         }
     }
 
-    /// Called when the TCP connection has closed. It closed "cleanly" (§7.1.4) if both sides had sent a Close.
+    /// The TCP connection closed "cleanly" (§7.1.4) if both sides had already sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

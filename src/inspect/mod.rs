@@ -1,5 +1,5 @@
-//! Makes the wire visible: `--trace`, `--record` and the page's inspector. A [`Tap`] reads the raw bytes of both
-//! directions of one connection and turns them into [`Record`]s. The tap parses frames with the protocol's
+//! Shows what is on the wire, for `--trace`, `--record` and the page's inspector. A [`Tap`] turns the raw bytes of one
+//! connection, in both directions, into [`Record`]s. The tap parses frames with the protocol's
 //! [`FrameHeader`](crate::ws::frame::FrameHeader), but tracks its own position in the stream, so the protocol knows
 //! nothing about taps. Other modules format the records.
 //!
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
-//! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`visible`] (output), [`secret`] (what
+//! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`escape`] (output), [`secret`] (what
 //! is redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and
 //! [`inspection`] (the link to the server).
 
@@ -43,18 +43,17 @@ pub use frame::{Frame, Header, LengthForm, Parts, Place};
 pub use observer::{Inspect, Options, Trace};
 pub use tap::Tap;
 
-/// The most payload or response-body bytes that a record keeps.
+/// Maximum number of bytes of a payload or response body kept in a record.
 pub const MAX_SHOWN: usize = 1024;
 
 // Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 200 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
-/// Something that happened on a connection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     /// The connection's number, shown as `#7`.
     pub connection: usize,
-    /// The username, once the request is accepted.
+    /// `None` until the request is accepted.
     pub user: Option<Rc<str>>,
     /// When the last byte of the event was read or written.
     pub time: SystemTime,
@@ -73,18 +72,17 @@ pub enum What {
     End(End),
     /// Number of records dropped at this point because a buffer was full.
     Missed(u64),
-    /// Number of frames that passed before the tap or the inspector was attached.
+    /// Number of frames sent before the tap or the inspector was attached.
     Earlier(u64),
 }
 
-/// The head of an HTTP message. A request's secrets are redacted before its head becomes part of a record.
+/// The head of an HTTP message. In a record, a request's secrets are redacted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// The head up to and including its final blank line, if received.
+    /// Includes the final blank line, if received.
     pub bytes: Vec<u8>,
     /// Size in bytes of the blank lines before the first line.
     pub blank: usize,
-    /// Whether the final blank line was received.
     pub is_complete: bool,
     pub parts: Parts,
 }
@@ -100,17 +98,17 @@ pub struct Response {
     pub accept: Option<AcceptSteps>,
 }
 
-/// The computation of the accept value from the client's key, step by step (§1.3, §4.2.2).
+/// The steps that compute the accept value from the client's key (§1.3, §4.2.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptSteps {
-    // The key as text: §4.2.2 hashes the base64 text without decoding it.
+    // In base64: §4.2.2 hashes the key's text without decoding it.
     pub key: String,
     /// The key followed by the GUID of §1.3.
     pub joined: String,
     pub sha1: [u8; 20],
     /// The SHA-1 in base64: the accept value that the response must contain.
     pub accept: String,
-    /// The accept value that the response actually contains, if any.
+    /// The accept value in the response, which may be wrong or absent.
     pub in_response: Option<String>,
 }
 
@@ -121,7 +119,6 @@ pub struct StateChange {
     pub because: String,
 }
 
-/// The state of a connection, as named in RFC 6455.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// §4.1: the handshake is not complete.
@@ -134,17 +131,14 @@ pub enum State {
     Closed,
 }
 
-/// A violation of an RFC rule (§7.1.7), and the frame that broke the rule.
+/// A protocol error, for which an endpoint must fail the connection (§7.1.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub by: Role,
     /// [`Frame::number`] of the frame that broke the rule.
     pub frame: u64,
-    /// The close code for the error (§7.4).
     pub code: u16,
-    /// The section of RFC 6455 that contains the rule.
     pub section: &'static str,
-    /// States the error, the rule, and the bytes that break the rule.
     pub because: String,
 }
 
@@ -154,7 +148,6 @@ pub struct End {
     pub first_close: Option<Role>,
     /// The code of the first Close; `None` if that Close had no code.
     pub code: Option<u16>,
-    /// The reason text of the first Close.
     pub reason: String,
     /// §7.1.4: both sides sent a Close, so the connection closed "cleanly".
     pub is_clean: bool,
@@ -174,7 +167,7 @@ impl State {
 }
 
 impl AcceptSteps {
-    /// Computes the steps for a key, without a response to compare them with.
+    /// Computes the steps from the key alone, without a response.
     ///
     /// ```
     /// use wirechat::inspect::AcceptSteps;
@@ -190,7 +183,7 @@ impl AcceptSteps {
 
     /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.
     pub fn between(request: &Head, response: &Head) -> Option<AcceptSteps> {
-        // A non-browser client may omit the key. The server rejects such a request, so there is nothing to compute.
+        // The server rejects a request without a key.
         let key = request.header("Sec-WebSocket-Key")?;
         Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::of(&key) })
     }
@@ -201,9 +194,9 @@ impl AcceptSteps {
 pub struct Records(Rc<RefCell<Vec<Record>>>);
 
 impl Records {
-    /// Appends a record. Returns `false` if the list was full and the record was dropped.
+    /// Drops the record and returns `false` if the list is full.
     fn push(&self, record: Record) -> bool {
-        // When the list is full, drop the new record: the older records may show how the list filled up.
+        // Drop the new record, not the oldest: the older records may show what filled the list.
         let mut records = self.0.borrow_mut();
         let has_room = records.len() < MAX_RECORDS;
         if has_room {
@@ -212,20 +205,17 @@ impl Records {
         has_room
     }
 
-    /// Removes and returns all records, oldest first.
     pub fn take(&self) -> Vec<Record> {
         self.0.take()
     }
 }
 
-/// Adds one connection's records to a shared list, and counts records dropped because the list was full.
+/// Adds one connection's records to a shared list, and counts the records that do not fit.
 #[derive(Debug)]
 pub struct Reporter {
     connection: usize,
     records: Records,
-    // Every record shares this `Rc`, which avoids copying the username.
     pub user: Option<Rc<str>>,
-    /// The timestamp for the next record.
     pub time: SystemTime,
     missed: u64,
 }
@@ -237,7 +227,7 @@ impl Reporter {
 
     pub fn report(&mut self, what: What) {
         let record = |what| Record { connection: self.connection, user: self.user.clone(), time: self.time, what };
-        // Report dropped records before the next record, so a reader sees where the gap is.
+        // Report the gap first, so that a reader sees where the records are missing.
         if self.missed > 0 && self.records.push(record(What::Missed(self.missed))) {
             self.missed = 0;
         }

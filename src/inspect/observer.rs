@@ -19,20 +19,18 @@ use crate::server::observer::{Action, Observer, Observers, OpenConnection, Queue
 use crate::ws::frame::{self, Role};
 use crate::ws::request::Rejection;
 
-/// The settings of `--trace`, `--record` and `--inspect`.
 pub struct Options {
     pub trace: Option<Trace>,
-    /// The `--record` directory, and the `--record-limit` in bytes.
+    /// The values of `--record` and `--record-limit` (in bytes).
     pub record: Option<(PathBuf, u64)>,
     /// Whether a page may inspect its own connection.
     pub inspection: bool,
-    /// Maximum outbox size of a connection, in bytes.
+    /// Maximum outbox size per connection, in bytes.
     pub max_outbox: usize,
-    /// The token of the first client, which is `#1` in all output.
+    /// The token of the first client, which is shown as `#1`.
     pub first_connection: Token,
 }
 
-/// Where `--trace` writes its lines.
 pub struct Trace {
     pub style: Style,
     pub filter: Filter,
@@ -54,14 +52,13 @@ impl Trace {
 pub struct Inspect {
     context: Rc<Context>,
     recordings: Option<Recordings>,
-    /// `None` if inspection is disabled.
     inspection: Option<Inspection>,
     numbers: Numbers,
 }
 
 /// State shared by the observers of all connections.
 struct Context {
-    // The time when this event-loop turn started. Reading the clock for every read and write would be wasteful.
+    // Set once per event-loop turn, to avoid reading the clock for every read and write.
     now: Cell<SystemTime>,
     trace: Option<Trace>,
     queue: Rc<Queue>,
@@ -77,8 +74,8 @@ impl Inspect {
         let recordings = options.record.map(|(dir, limit)| Recordings::new(&dir, limit)).transpose()?;
         let numbers = Numbers { first: options.first_connection };
         let queue = Rc::<Queue>::default();
-        // A recorded connection keeps one observer until the connection closes. The server cannot attach a second
-        // observer with a tap later, so the first observer needs a tap from the start.
+        // The server allows one observer per connection. A recorded connection already has one, so an inspector cannot
+        // attach a tap later: the observer needs a tap from the start.
         let taps_all = options.trace.is_some() || recordings.is_some();
         let inspection = options
             .inspection
@@ -103,10 +100,9 @@ impl Observers for Inspect {
             let tap = Tap::new(number, records.clone()).awaiting_close();
             Box::new(Observed { tap, records, link, is_temporary: false })
         });
-        // Capture every handshake: only after the request does the server know whether the client gets a ticket.
+        // Capture every handshake: the server does not know yet whether the client will get a ticket.
         let capture = self.inspection.as_ref().map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), observed, recorder, capture };
-        // Do not allocate an observer that has nothing to observe.
         if observer.is_done() { None } else { Some(Box::new(observer)) }
     }
 
@@ -114,7 +110,7 @@ impl Observers for Inspect {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(self.numbers.number(connection), records.clone()).awaiting_close();
-        // No redaction needed: the `welcome` event, which carries the ticket, has already been sent.
+        // The `welcome` event has already been sent, so there is no ticket to redact.
         tap.set_limits(open.limits);
         tap.skip_frames(open.frames_received, open.frames_sent, self.context.now.get());
         let observed = Observed { tap, records, link, is_temporary: true };
@@ -148,8 +144,7 @@ impl Observers for Inspect {
     }
 }
 
-/// The observer of one connection. All parts are optional. The large parts are boxed, to save memory on connections
-/// that only capture the handshake.
+/// The large parts are boxed, to save memory on connections that only capture the handshake.
 struct ConnectionObserver {
     context: Rc<Context>,
     observed: Option<Box<Observed>>,
@@ -157,20 +152,19 @@ struct ConnectionObserver {
     capture: Option<HandshakeCapture>,
 }
 
-/// A tap, and the destination of its records.
 struct Observed {
     tap: Tap,
-    /// New records from the tap. Each observer call drains them.
+    /// New records from the tap, until `publish` drains them.
     records: Records,
     link: Rc<Link>,
-    /// Whether the tap was attached for an inspector, and can be dropped when the inspector disconnects.
+    /// Whether the tap serves only an inspector and can be dropped when the inspector disconnects.
     is_temporary: bool,
 }
 
 impl Observed {
     fn publish(&self, context: &Context) {
         for record in self.records.take() {
-            // Write immediately, so that trace lines and log lines interleave in the order of the events.
+            // Write immediately, to keep trace lines and log lines in chronological order.
             context.trace.iter().for_each(|trace| trace.write(&record));
             context.queue.push(&self.link, record);
         }
@@ -194,7 +188,7 @@ impl Observer for ConnectionObserver {
             Stage::Upgraded { limits, username, watches, has_welcome_field } => {
                 if let Some(observed) = &mut self.observed {
                     observed.tap.upgraded(limits, username.cloned(), has_welcome_field);
-                    // Tracing an inspector's connection would loop: each record sent would itself produce a record.
+                    // Tracing an inspector's frames would loop: each record sent would produce another record.
                     if watches {
                         observed.tap.set_private();
                     }
@@ -272,7 +266,6 @@ mod tests {
     struct Server {
         inspect: Inspect,
         observers: HashMap<Token, Box<dyn Observer>>,
-        /// Queued bytes per open connection.
         queued_bytes: HashMap<Token, usize>,
         next: usize,
         trace: Rc<RefCell<String>>,
@@ -313,7 +306,7 @@ mod tests {
             }
         }
 
-        /// Connects a chat client and joins. Returns the client's token and ticket.
+        /// Connects a chat client, joins, and returns the client's token and ticket.
         fn join(&mut self) -> (Token, String) {
             let connection = self.accept();
             self.bytes(connection, Role::Client, REQUEST);
@@ -469,7 +462,7 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // `+ 2`: the Close frame and the resulting state change, which do not fit into the queue.
+        // `+ 2`: the Close frame and the resulting state change.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

@@ -23,34 +23,32 @@ use super::secret::{self, TicketRedactor};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
 
-/// Bytes of quota that each file reserves for a final [`Step::Cut`] line.
+/// Quota reserved per file for a final [`Step::Cut`] line, in bytes.
 const LAST_LINE: usize = 80;
 
-/// Maximum number of read boundaries stored for a buffered request. Without this limit, a request that arrives byte by
-/// byte would cost 24 bytes of memory per byte.
+/// Maximum number of read boundaries stored per request. Without this limit, a request that arrives one byte at a time
+/// would cost 24 extra bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// The `--record` directory, and the quota shared by its files.
 #[derive(Debug)]
 pub struct Recordings {
     dir: PathBuf,
     quota: Rc<Quota>,
 }
 
-/// The bytes that all recordings of this server process may still write, in total.
+/// The number of bytes that all recordings together may still write.
 #[derive(Debug)]
 struct Quota {
     left: Cell<u64>,
     is_logged: Cell<bool>,
 }
 
-/// Writes the recording of one connection.
 #[derive(Debug)]
 pub struct Recorder {
     /// `None` after the quota is exhausted or a write has failed.
     file: Option<File>,
     quota: Rc<Quota>,
-    /// The bytes that the client sent before the response, and the time and length of each read.
+    /// Client bytes received before the response. `reads` contains the time and length of each read.
     held: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
     response: Head,
@@ -60,7 +58,7 @@ pub struct Recorder {
 }
 
 impl Quota {
-    /// Reserves `len` bytes. Returns `false` if fewer bytes are left.
+    /// Reserves `len` bytes, or returns `false` if fewer bytes are left.
     fn reserve(&self, len: usize) -> bool {
         let left = self.left.get().checked_sub(len as u64);
         left.inspect(|left| self.left.set(*left)).is_some()
@@ -68,7 +66,7 @@ impl Quota {
 
     /// Stops all recordings, and logs the reason once.
     fn exhaust(&self, why: &str) {
-        // With the quota at zero, each other recording ends with `Step::Cut` instead of its next line.
+        // A quota of zero makes every other recording end with `Step::Cut`.
         self.left.set(0);
         if !self.is_logged.replace(true) {
             log::warn!("RECORD stopped: {why}");
@@ -77,11 +75,10 @@ impl Quota {
 }
 
 impl Recordings {
-    /// Creates the directory if necessary. `limit` is the maximum total size in bytes of this server process's
-    /// recordings.
+    /// Creates the directory if necessary. `limit` is the maximum total size of all new recordings, in bytes.
     ///
     /// # Errors
-    /// Fails if the directory, or a test file in the directory, cannot be created.
+    /// Fails if the directory cannot be created or is not writable.
     pub fn new(dir: &Path, limit: u64) -> Result<Recordings, String> {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
         // 0700: recordings contain private messages.
@@ -92,8 +89,7 @@ impl Recordings {
         Ok(Recordings { dir: dir.to_owned(), quota: Rc::new(quota) })
     }
 
-    /// Starts recording connection number `connection`. Returns `None` if the quota is exhausted or the file cannot be
-    /// created.
+    /// Starts a recording. Returns `None` if the quota is exhausted or the file cannot be created.
     pub fn begin(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
         let title = Title { connection, wirechat: env!("CARGO_PKG_VERSION").into() };
         let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
@@ -114,7 +110,7 @@ impl Recordings {
     }
 }
 
-/// Creates a file that only its owner can read. Fails if the file exists, rather than overwriting it.
+/// Creates a file that only its owner can read. Never overwrites an existing file.
 fn new_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
@@ -126,7 +122,7 @@ impl Recorder {
         Recorder { file: Some(file), quota, held, reads, response, client, ticket: None, is_private: false }
     }
 
-    /// Records the bytes of one read from the client or one write of the server.
+    /// Records one read from the client or one write to the client.
     pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
         if self.file.is_none() {
             return;
@@ -138,15 +134,14 @@ impl Recorder {
         }
     }
 
-    /// Records that the server accepted the request. If `has_ticket`, the server's `welcome` event will contain a
-    /// ticket to redact.
+    /// Called when the server accepts the request. If `has_ticket` is set, redacts the ticket in the `welcome` event.
     pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, has_ticket: bool, now: SystemTime) {
         self.ticket = has_ticket.then(TicketRedactor::default);
         self.write_held();
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
-    /// From now on, records only the handshake and the close of this connection, not its frames.
+    /// Omits frames from the recording, and keeps only the handshake and the close.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -169,7 +164,7 @@ impl Recorder {
         self.held.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_HELD;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Merge this read into the previous one. This loses a boundary, but no bytes.
+            // Merge this read into the previous one, which loses a boundary but no bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -183,7 +178,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // A private recording omits the frames, so `redacted` may be shorter than the reads' total.
+        // A private recording omits the frames, so `redacted` may be shorter than the reads combined.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -201,7 +196,7 @@ impl Recorder {
     }
 
     fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
-        // After responding, the server parses no more of the request, so the buffer is complete.
+        // The server responds only after it has finished parsing the request, so the buffer is complete.
         self.write_held();
         let mut bytes = bytes.to_vec();
         let rest = self.response.read(&bytes, 0).len();
@@ -214,7 +209,7 @@ impl Recorder {
         }
     }
 
-    /// Redacts the bytes that follow the client's request, except valid frames.
+    /// Redacts client bytes that are not valid frames.
     fn redact_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
@@ -227,7 +222,7 @@ impl Recorder {
             self.client.is_out_of_sync = matches!(step, scan::Step::Lost(..));
             kept.extend(if self.client.is_out_of_sync { secret::redacted(passed) } else { passed.to_vec() });
         }
-        // Pad with `*` to keep the length, so that a replay counts the same number of bytes.
+        // Preserve the length, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');
         kept
     }
@@ -242,7 +237,7 @@ impl Recorder {
             line_of_step = line(Step::Cut);
             self.quota.exhaust("--record-limit is reached");
         }
-        // One unbuffered write per line, so that after a crash the file includes the bytes that caused the crash.
+        // Write each line immediately: after a crash, the file must include the bytes that caused the crash.
         let written = file.write_all(line_of_step.as_bytes());
         if let Err(error) = &written {
             self.quota.exhaust(&error.to_string());

@@ -28,7 +28,7 @@ pub struct Title {
     pub wirechat: String,
 }
 
-/// A line of a recording, except the first.
+/// A line of a recording after the first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     #[serde(with = "time")]
@@ -50,9 +50,8 @@ pub enum Step {
         limits: Limits,
         user: Option<String>,
     },
-    /// The server started closing the connection.
     Closing,
-    /// The TCP connection closed. The string is the cause that the server gave.
+    /// The TCP connection closed, with the server's explanation.
     End(String),
     /// The recordings reached `--record-limit`. Always the last line of a file.
     Cut,
@@ -65,10 +64,10 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Parses a whole recording.
+    /// Parses a recording. Ignores an incomplete last line.
     ///
     /// # Errors
-    /// If a line is invalid, returns its number and the error.
+    /// Returns the line number and the reason if a line is invalid.
     ///
     /// ```
     /// use wirechat::inspect::recording::Recording;
@@ -90,7 +89,7 @@ impl Recording {
         for (number, line) in lines {
             match serde_json::from_str(line) {
                 Ok(entry) => entries.push(entry),
-                // A full disk or a killed server can truncate the last line. Ignore that line; the others are valid.
+                // Ignore an incomplete last line: the disk may have been full, or the server killed during a write.
                 Err(_) if !text.ends_with('\n') && number + 1 == text.lines().count() => {}
                 Err(error) => return Err(error_at(number, error)),
             }
@@ -98,11 +97,10 @@ impl Recording {
         Ok(Recording { connection: title.connection, entries })
     }
 
-    /// Feeds the steps to a tap and calls `show` for each record. Drains [`Records`] after each step, because a long
-    /// recording produces more records than [`Records`] can hold.
+    /// Feeds the steps to a tap and calls `show` for each record.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, report a failure only if the server's Close frame confirms the failure.
+        // As in a live trace, report a failure only if the server's Close frame confirms it.
         let mut tap = Tap::new(self.connection, records.clone()).awaiting_close();
         for Entry { at, step } in &self.entries {
             match step {
@@ -114,6 +112,7 @@ impl Recording {
                 Step::End(cause) => tap.closed(cause, *at),
                 Step::Cut => {}
             }
+            // Drain after each step: a long recording produces more records than `Records` can hold.
             records.take().iter().for_each(&mut show);
         }
     }
@@ -129,7 +128,7 @@ struct LimitsFormat {
     accepts_binary: bool,
 }
 
-/// RFC 3339 timestamps in UTC with microseconds.
+/// RFC 3339 timestamps in UTC with microsecond precision.
 mod time {
     use std::time::SystemTime;
 

@@ -4,8 +4,7 @@ use crate::ws::frame::{self, FrameHeader, Opcode, Role};
 
 const FIN: u8 = 0x80;
 
-/// Appends complete server frames to `out` and splits the first frame into three fragments. The first frame must be an
-/// unfragmented data frame.
+/// Appends `frames` to `out`. Splits the first frame, which must be an unfragmented data frame, into three fragments.
 pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
     let (frame, rest) = frames.split_at(frame::server_frame_len(frames).min(frames.len()));
     let Ok(Some(FrameHeader { opcode, size, .. })) = FrameHeader::parse(Role::Server, frame) else {
@@ -16,7 +15,7 @@ pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
     let payload = &frame[size..];
     let (first, others) = payload.split_at(payload.len() / 3);
     let (second, third) = others.split_at(first.len());
-    // §5.4: the first fragment has the opcode and no FIN, later fragments have opcode 0, only the last has FIN.
+    // §5.4: only the first fragment carries the opcode, and only the last carries FIN.
     let fragments = [(opcode, 0, first), (Opcode::Continuation, 0, second), (Opcode::Continuation, FIN, third)];
     for (opcode, fin, payload) in fragments {
         let start = out.len();

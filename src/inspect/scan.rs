@@ -12,11 +12,11 @@ use super::{Frame, Head, Header, MAX_SHOWN, Parts, Place};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
-/// Maximum bytes stored per head. Equals the largest `--max-head` that the server accepts.
+/// Maximum bytes stored per head: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Consumes `bytes` through the blank line and returns the bytes after the head. `part` numbers the read or write.
+    /// Consumes the head and returns the bytes after it. `part` is the number of the read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -29,14 +29,14 @@ impl Head {
         if self.blank == before {
             self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
-        // Search only the new bytes and the three before them: even a head that arrives byte by byte takes linear time.
+        // Search only the new bytes and the three before them, so that a head sent byte by byte takes linear time.
         let from = before.saturating_sub(END.len() - 1).max(self.blank);
         let found = self.bytes[from..].windows(END.len()).position(|end| end == END);
         let end = found.map_or(self.bytes.len(), |at| from + at + END.len());
         self.bytes.truncate(end);
         self.is_complete = found.is_some();
         self.parts.add(part, end - before);
-        // Bytes beyond `MAX_HEAD` also belong to the head, so they are not returned.
+        // Bytes beyond `MAX_HEAD` still belong to the head, so do not return them.
         if self.is_complete { &bytes[end - before..] } else { &[] }
     }
 
@@ -46,7 +46,7 @@ impl Head {
         String::from_utf8_lossy(lines.find(|line| !line.is_empty()).unwrap_or_default()).into_owned()
     }
 
-    /// The status code of a response; 0 if the first line contains no status code.
+    /// The status code of a response; 0 if the first line contains none.
     pub fn status(&self) -> u16 {
         self.first_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
@@ -68,9 +68,9 @@ pub struct Direction {
     pub parts: u64,
     pub head: Head,
     pub frames: FrameScanner,
-    /// Whether the current frame was reported early, before its last byte, because the frame broke a rule.
+    /// Whether the current frame was reported before its last byte, because it broke a rule.
     pub is_reported: bool,
-    /// Whether the scanner lost the frame boundaries and cannot find further frames.
+    /// Whether the frame boundaries are lost, for example after an invalid header.
     pub is_out_of_sync: bool,
 }
 
@@ -86,12 +86,10 @@ impl Direction {
     }
 }
 
-/// Splits a byte stream into frames.
 #[derive(Debug)]
 pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
-    /// Whether the header of the current frame is complete.
     in_payload: bool,
     // Frames and messages since the start of the connection, including an incomplete last frame or message.
     frames: u64,
@@ -100,12 +98,10 @@ pub struct FrameScanner {
     fragments: u64,
 }
 
-/// The result of [`FrameScanner::next`].
 #[derive(Debug, PartialEq)]
 pub enum Step {
     /// The scanner consumed all input without reaching the end of a frame.
     More,
-    /// The scanner reached the end of this frame.
     Complete(Frame),
     /// The frame header is invalid, so the scanner cannot find the next frame.
     Lost(Frame, ProtocolError),
@@ -116,7 +112,7 @@ impl FrameScanner {
         FrameScanner { from, current: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
     }
 
-    /// Skips `frames` frame numbers: the next frame gets the number `frames + 1`.
+    /// Gives the next frame the number `frames + 1`.
     pub fn skip_numbers(&mut self, frames: u64) {
         self.frames = frames;
     }
@@ -131,7 +127,7 @@ impl FrameScanner {
         self.current.as_ref()
     }
 
-    /// Consumes `input` up to the end of a frame. `part` numbers the read or write that `input` comes from.
+    /// Consumes `input` up to the end of the current frame. `part` is the number of the read or write.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> Step {
         if input.is_empty() {
             return Step::More;
@@ -143,8 +139,7 @@ impl FrameScanner {
         if !self.in_payload
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
-            // Show the invalid header with the payload length that it claims: this helps the reader guess what the peer
-            // meant to send.
+            // Show the payload length that the invalid header claims, as a hint to what the peer meant to send.
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             read_payload(&mut frame, input, part);
@@ -174,7 +169,7 @@ impl FrameScanner {
         }
     }
 
-    /// Consumes the header, or the part of the header that has arrived.
+    /// Consumes as much of the header as has arrived.
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
         frame.header.push(&input[..input.len().min(MAX_HEADER)]);
@@ -185,7 +180,7 @@ impl FrameScanner {
         *input = &input[consumed..];
         if let Some(header) = parsed? {
             frame.payload_len = header.payload_len;
-            // `parse` accepts a header before its masking key has arrived, so compare the sizes.
+            // `parse` does not wait for the masking key, so check that the whole header has arrived.
             if header.size == frame.header.bytes().len() {
                 self.in_payload = true;
                 frame.place = self.place(&header);
@@ -194,7 +189,7 @@ impl FrameScanner {
         Ok(())
     }
 
-    /// Numbers a data frame's message and fragment (§5.4). Returns `None` for control frames and stray continuations.
+    /// The message and fragment numbers of a data frame (§5.4); `None` for control frames and stray continuations.
     fn place(&mut self, header: &FrameHeader) -> Option<Place> {
         match header.opcode {
             // §5.4: "Control frames … MAY be injected in the middle of a fragmented message."
@@ -248,7 +243,7 @@ mod tests {
         crate::pictures::assert_drawn(include_str!("scan.rs"), &picture);
     }
 
-    /// The parser does not mistake bytes beyond `MAX_HEAD` for bytes after the head.
+    /// Bytes beyond `MAX_HEAD` are not mistaken for bytes after the head.
     #[test]
     fn a_head_beyond_the_limit_has_nothing_after_it() {
         let (mut head, piece) = (Head::default(), vec![b'x'; MAX_HEAD / 2 + 1]);

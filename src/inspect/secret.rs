@@ -1,6 +1,6 @@
 //! Redacts tokens and tickets: replaces each byte of a secret with `*`, which preserves all lengths and all other
 //! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
-//! `&` or whitespace. A single pass takes linear time even for a query of a million question marks.
+//! `&` or whitespace. Works in a single pass, so that a query of a million question marks takes linear time.
 
 /// Query parameters and headers with secret values.
 const PARAMETERS: [&[u8]; 2] = [b"token", b"ticket"];
@@ -13,7 +13,7 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
     let mut is_secret = false;
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
-            continue; // Between CR and LF, there is no text.
+            continue; // The split yields an empty line between CR and LF.
         }
         // RFC 9112 §5.2: a line that starts with a space or tab continues the previous line's value (obs-fold).
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
@@ -30,10 +30,10 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
     head
 }
 
-/// Redacts the ticket in a `welcome` event, even if the bytes of the event arrive in pieces.
+/// Redacts the ticket in a `welcome` event, even if the event is split across several writes.
 #[derive(Debug, Default)]
 pub struct TicketRedactor {
-    /// How many bytes of [`Self::FIELD`] have matched so far.
+    /// Number of bytes of [`Self::FIELD`] matched so far.
     matched: usize,
     in_value: bool,
     is_done: bool,
@@ -42,7 +42,7 @@ pub struct TicketRedactor {
 impl TicketRedactor {
     const FIELD: &[u8] = b"\"ticket\":\"";
 
-    /// Redacts the next piece of the server's output in place.
+    /// Redacts the next bytes of the server's output in place.
     pub fn redact(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             match (self.is_done, self.in_value) {

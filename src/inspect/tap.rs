@@ -1,6 +1,5 @@
-//! Turns the raw bytes of both directions of one connection into [`Record`](super::Record)s. A tap tracks its position
-//! in both streams and checks the client's frames with a [`RuleChecker`], so that each failure record follows the
-//! record of the frame that caused the failure.
+//! Turns the raw bytes of both directions of one connection into [`Record`](super::Record)s. A
+//! [`RuleChecker`] checks the client's frames, so that the tap reports each failure after the frame that caused it.
 //!
 //! ```text
 //!   Handshake ──101──▶ Frames
@@ -22,7 +21,7 @@ use super::{failure, secret};
 use crate::ws::Limits;
 use crate::ws::frame::{Opcode, Role};
 
-/// Maximum client bytes buffered until the response is complete. The first read is buffered regardless of its size.
+/// Maximum client bytes buffered until the response is complete. Only the first read may exceed this limit.
 const MAX_EARLY: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -31,17 +30,16 @@ pub struct Tap {
     stage: Stage,
     client: Direction,
     server: Direction,
-    /// Bytes that the client sent between its request and the response, with the number of each read.
+    /// Bytes that the client sent after its request but before the response, with the number of each read.
     early: Vec<(u64, Vec<u8>)>,
     checker: RuleChecker,
     lifecycle: Lifecycle,
     /// `Some` from the upgrade until the server has sent the ticket.
     ticket: Option<TicketRedactor>,
-    /// Whether the tap reports only the handshake and the close of the connection, not the frames.
+    /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
 }
 
-/// How the tap interprets the next bytes.
 #[derive(Debug, PartialEq, Eq)]
 enum Stage {
     Handshake,
@@ -51,7 +49,7 @@ enum Stage {
 }
 
 impl Tap {
-    /// A tap on a new connection, before its first byte. `connection` is the connection number.
+    /// Creates a tap for a new connection. `connection` is the connection number.
     pub fn new(connection: usize, records: Records) -> Tap {
         Tap {
             reporter: Reporter::new(connection, records),
@@ -66,8 +64,8 @@ impl Tap {
         }
     }
 
-    /// A tap on an open connection. Both directions must be between two messages: in the middle of a payload, the tap
-    /// would mistake the next bytes for a header.
+    /// Creates a tap for an open connection. Both directions must be between messages, because the tap parses the next
+    /// bytes as a frame header.
     ///
     /// ```
     /// use std::time::SystemTime;
@@ -84,18 +82,18 @@ impl Tap {
         Tap { stage: Stage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
     }
 
-    /// Sets the server's limits. Must be called before the first frame.
+    /// Sets the server's limits and resets the checker. Must be called before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
     }
 
-    /// Makes a tap inside a server report a failure only if the server's Close frame confirms it.
+    /// Makes the tap report a failure only if the server's Close frame confirms it.
     pub fn awaiting_close(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
     }
 
-    /// Reports the number of frames before the tap ([`What::Earlier`]), and continues their numbering.
+    /// Reports how many frames passed before the tap was attached ([`What::Earlier`]), and continues their numbering.
     pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.skip_numbers(received);
         self.server.frames.skip_numbers(sent);
@@ -105,15 +103,14 @@ impl Tap {
         }
     }
 
-    /// The server accepted the request. If `has_ticket`, the server's `welcome` event will contain a ticket to redact.
+    /// Called when the server accepts the request. If `has_ticket` is set, redacts the ticket in the `welcome` event.
     pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
-        // Safe only before the first frame, because setting limits resets the checker.
         self.set_limits(limits);
         self.reporter.user = user;
         self.ticket = has_ticket.then(TicketRedactor::default);
     }
 
-    /// From now on, reports only the handshake and the close of this connection, not its frames.
+    /// Omits frames from the reports, and keeps only the handshake and the close.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -123,12 +120,12 @@ impl Tap {
         self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Number of bytes buffered for an incomplete message or handshake.
+    /// Bytes buffered for an incomplete message or handshake.
     pub fn buffered(&self) -> usize {
         self.checker.buffered() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
-    /// Processes the bytes of one read from the client or one write of the server.
+    /// Processes one read from the client or one write to the client.
     pub fn bytes(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
         self.reporter.time = time;
         let direction = self.direction(from);
@@ -142,13 +139,13 @@ impl Tap {
         }
     }
 
-    /// The server has started closing the connection, although its Close frame is not on the wire yet. From now on, the
-    /// server discards the client's frames without checking them.
+    /// Called when the server starts closing, possibly before its Close frame is on the wire. From then on, the server
+    /// discards the client's frames without checking them.
     pub fn closing(&mut self) {
         self.checker.closing();
     }
 
-    /// The TCP connection has closed. `cause` is the server's explanation.
+    /// Called when the TCP connection has closed. `cause` is the server's explanation.
     pub fn closed(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == Stage::Handshake {
@@ -182,7 +179,7 @@ impl Tap {
         }
         let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
         if held > 0 && held + rest.len() > MAX_EARLY {
-            // Dropping bytes loses the frame boundaries, so the tap cannot find the next frame.
+            // Without these bytes, the tap cannot find the start of the next frame.
             self.client.is_out_of_sync = true;
             self.reporter.report(What::Missed(1));
         } else if !rest.is_empty() {
@@ -190,7 +187,7 @@ impl Tap {
         }
     }
 
-    /// Reports the request if its head is still incomplete when the server responds or the connection closes.
+    /// Reports a request whose head is still incomplete when the server responds or the connection closes.
     fn report_incomplete_request(&mut self) {
         if !self.client.head.is_complete && !self.client.head.bytes.is_empty() {
             self.report_request();
@@ -221,12 +218,12 @@ impl Tap {
         }
         let accept = AcceptSteps::between(&self.client.head, &head);
         self.reporter.report(What::Response(Response { head, status, body: Vec::new(), accept }));
-        // Reporting the frames of an inspector's connection would loop: each record is itself sent as a frame.
+        // Reporting an inspector's frames would loop: each record sent is itself a frame.
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.opened());
         // Free the heads: a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
-        // The client sent its early frames before the server wrote this response, so report those frames first.
+        // Report the early client frames first: the client sent them before this response.
         for (part, bytes) in std::mem::take(&mut self.early) {
             self.read_frames(Role::Client, &bytes, part);
         }
@@ -273,12 +270,11 @@ impl Tap {
             let failure = failure::explain(error, &frame, &self.checker.limits);
             self.reporter.report_failure(self.checker.hold(error, failure));
         }
-        // §7.1.7: "An endpoint MUST NOT continue to attempt to process data" from the peer once it has failed the
-        // connection.
+        // §7.1.7: "An endpoint MUST NOT continue to attempt to process data" after it has failed the connection.
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the header of a server frame, because `Protocol` can validate only frames from clients.
+    /// Checks only the headers of server frames, because `Protocol` validates only client frames.
     fn check_server(&mut self, step: &Step) {
         let broken = match step {
             Step::Lost(_, error) => Some(*error),
@@ -291,11 +287,11 @@ impl Tap {
         }
     }
 
-    /// Reports and returns the frame that broke a rule, which may be incomplete.
+    /// Reports and returns the frame that broke a rule, even if the frame is incomplete.
     fn report_broken(&mut self, from: Role, step: &Step) -> Option<Frame> {
         let frame = match step {
             Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
-            // The payload so far already breaks a rule: report the frame without waiting for the rest.
+            // Report the frame without waiting for the rest: the payload so far already breaks a rule.
             Step::More => self.direction(from).frames.current()?.clone(),
         };
         self.direction(from).is_reported = true;
@@ -306,12 +302,12 @@ impl Tap {
     fn report_frame(&mut self, mut frame: Frame) {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.from {
-            // The `welcome` event, always the server's first message, contains the ticket.
+            // The server's first message is the `welcome` event, which contains the ticket.
             Role::Server if is_text => self.ticket.take().iter_mut().for_each(|ticket| ticket.redact(&mut frame.wire)),
             Role::Server => {}
-            // In ASCII, the mask bit is never set, so this is a frame, not an HTTP request. Frames contain no tokens.
+            // ASCII bytes never have the mask bit set, so this cannot be an HTTP request that contains a token.
             Role::Client if frame.header.is_masked() => {}
-            // An unmasked frame may really be an HTTP request, so its payload may contain a token.
+            // An unmasked frame may really be an HTTP request that contains a token.
             Role::Client => {
                 let header = frame.header.bytes();
                 frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());

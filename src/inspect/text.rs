@@ -21,12 +21,11 @@ use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, LengthForm, Place, Record, Response, State, StateChange, What};
 use crate::ws::frame::Role;
 
-/// The column where the RFC section numbers start, with and without a timestamp. A longer line moves them right.
+/// The column where the RFC section numbers start, with and without a timestamp.
 const SECTIONS_AT: usize = 100;
 const SECTIONS_AT_WITHOUT_TIME: usize = 71;
-/// Maximum characters shown of a start line. Response bodies get a multiple of this.
+/// Maximum characters shown of a start line. Response bodies get two or three times as many.
 const EXCERPT: usize = 120;
-/// Indents detail lines, so that only the first line of a record starts in the first column.
 const INDENT: &str = "  ";
 /// Payload bytes per row.
 const ROW: usize = 16;
@@ -79,7 +78,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
-    // On a long line, move the section numbers to the right instead of truncating the line.
+    // If the line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
     // invariant: writing to a String cannot fail. This applies to every `let _` in this file.
@@ -114,7 +113,6 @@ fn colour(sign: char) -> Ansi {
     }
 }
 
-/// The section of RFC 6455 that defines a state.
 fn state_section(state: State) -> &'static str {
     match state {
         State::Connecting | State::Open => "4.1",
@@ -123,20 +121,19 @@ fn state_section(state: State) -> &'static str {
     }
 }
 
-/// UTC with a `Z` suffix, the same format as in the log and in the page's inspector, for easy comparison.
+/// The same format as in the log and in the page's inspector, for easy comparison.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-/// The first line of a head, and the size of the head.
 fn head_line(head: &Head) -> String {
-    // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", the blank line is missing" };
+    // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
     format!("{}  {} bytes{end}", escaped(start_of(&line, EXCERPT)), head.bytes.len())
 }
 
-/// The first line and size of a response. For an error status, adds an excerpt of the body, which explains the error.
+/// For an error status, includes an excerpt of the body, which explains the error.
 fn response_line(Response { head, status, body, .. }: &Response) -> String {
     let line = head_line(head) + &in_parts(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
@@ -160,8 +157,7 @@ fn frame_line(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", digits(&key));
         }
-        // The masking key is incomplete: the header broke a rule, or the connection closed, before all of the key
-        // arrived.
+        // The header broke a rule, or the connection closed, before the whole masking key arrived.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -174,7 +170,7 @@ fn frame_line(frame: &Frame) -> String {
     if let Some(Place { message, fragment, is_last }) = frame.place
         && (fragment > 1 || !is_last)
     {
-        // Number only fragmented messages: most messages are unfragmented.
+        // Show these numbers only for fragmented messages, to keep most lines short.
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
@@ -193,7 +189,7 @@ fn parts_name(frame: &Frame) -> &'static str {
 }
 
 fn in_parts(count: u64, name: &str) -> String {
-    // Mention a split, which may surprise the reader: TCP can split a frame or head anywhere.
+    // Point out a split, because beginners may not expect TCP to split a frame or head.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
 
@@ -220,7 +216,6 @@ fn end_line(end: &End) -> String {
     format!("over, {cleanly}: {first_close}{cause}")
 }
 
-/// The lines of a head, with CR and LF shown as symbols.
 fn write_head(head: &Head, out: &mut String) {
     for line in head.bytes.split_inclusive(|byte| *byte == b'\n') {
         // Show line endings, because hand-written clients often send a bare LF instead of CR LF.
@@ -294,7 +289,7 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
     let (mut bytes, mut names, mut column) = (String::new(), String::new(), 0);
     for field in fields(frame) {
         let width = field.bytes.chars().count().max(field.name.chars().count()) + 2;
-        // Pad by hand, because `{:width$}` would count the colour escape sequences as visible characters.
+        // Pad by hand: `{:width$}` would count colour escape sequences as visible characters.
         let padding = |text: &str| " ".repeat(width - text.chars().count());
         bytes += &(paint.with(field.colour.on_default(), &field.bytes) + &padding(&field.bytes));
         names += &(paint.with(field.colour.on_default(), &field.name) + &padding(&field.name));
@@ -304,7 +299,6 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
     if let Some((wire, plain)) = rows.first() {
         let is_masked = frame.header.masking_key().is_some();
-        // An extra space separates the payload from the header.
         (bytes, names, column) = (bytes + " " + &hex(wire), names + " ", column + 1);
         match (is_masked, rows.len()) {
             (true, _) => names.push_str("payload, masked"),
@@ -345,13 +339,13 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
     }
 }
 
-/// The payload excerpt, or an empty string if the excerpt would only repeat the bytes in hexadecimal.
+/// The payload excerpt; empty if the excerpt would only repeat the hex bytes.
 fn payload_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
     if excerpt == hex(&frame.unmasked()) { String::new() } else { excerpt }
 }
 
-/// A row of a payload as text. Dots replace control characters and characters split across rows.
+/// A payload row as text. Dots replace control characters and characters split across rows.
 fn row_text(frame: &Frame, row: &[u8]) -> String {
     // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
     if frame.text(&frame.unmasked()).is_none() {
@@ -361,7 +355,7 @@ fn row_text(frame: &Frame, row: &[u8]) -> String {
     quoted(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
-/// If the frame was split across several reads or writes, lists their sizes.
+/// If a frame was split across several reads or writes, lists the size of each part.
 fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();

@@ -24,12 +24,12 @@ const FIRST_CLIENT: Token = Token(2);
 
 /// Maximum readiness events per poll. Further events wait for the next turn.
 const MAX_EVENTS: usize = 1024;
-/// Maximum clients accepted per turn. Further clients wait for the next turn.
+/// Maximum clients accepted per turn.
 const MAX_ACCEPTS: usize = 64;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stopped {
-    /// The server sent every client a Close frame and gave every client time to reply.
+    /// The server sent a Close frame to every client and waited for replies.
     Cleanly,
     /// A second signal cut the shutdown short.
     AtOnce,
@@ -43,13 +43,13 @@ pub struct EventLoop {
     log: LogWriter,
     server: Server<TcpStream>,
     started: Instant,
-    /// The bound address. For port 0, includes the port that the system chose.
+    /// The bound address, with the actual port even if the configuration says port 0.
     pub address: SocketAddr,
     pub max_connections: usize,
 }
 
 impl EventLoop {
-    /// Opens the listening socket and builds the server. `config` must be valid. `Err` is a message for the operator.
+    /// `config` must have passed `Config::validate`. `Err` is a message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = places(&config)?;
         let mut listener = Listener::bind(config.listen)?;
@@ -128,7 +128,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns `false` if a second signal has arrived.
+    /// Returns `false` if the loop must stop at once, because a second signal has arrived.
     fn handle_signals(&mut self) -> bool {
         let count = self.signals.pending().count();
         self.listener.take_if(|_| count > 0);
@@ -137,7 +137,7 @@ impl EventLoop {
 }
 
 impl Drop for EventLoop {
-    /// Flush the log even on a panic: the last lines show what led to the panic.
+    /// Flushes the log even on a panic: the last lines show what led to the panic.
     fn drop(&mut self) {
         self.log.lines().flush();
     }
@@ -148,6 +148,6 @@ fn system_random() -> Result<Random, String> {
     getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
     Ok(Box::new(|bytes| {
         #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
-        getrandom::fill(bytes).expect("the system had random bytes at start"); // invariant: checked above
+        getrandom::fill(bytes).expect("the system had random bytes at start"); // invariant: `fill` succeeded above
     }))
 }

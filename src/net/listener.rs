@@ -2,7 +2,7 @@
 //!
 //! The poll is edge-triggered: it reports a waiting client once. If descriptors run out or the server is full, clients
 //! stay in the backlog, and the poll does not report them again. So the listener remembers that clients are waiting,
-//! and retries after a connection closes or after a short pause. The listener neither spins nor misses a client.
+//! and retries after a connection closes or after a short pause.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -19,7 +19,6 @@ use crate::config::{Config, RESERVED_DESCRIPTORS};
 const BACKLOG: i32 = 4096;
 /// Pause before the next accept if descriptors or memory run out. A closing connection cuts the pause short.
 const RETRY: Duration = Duration::from_millis(250);
-/// Minimum time between log lines about failed accepts.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -39,7 +38,7 @@ impl Listener {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             // A restart must not wait for old connections in TIME_WAIT.
             socket.set_reuse_address(true)?;
-            // Accepted sockets inherit TCP_NODELAY. A turn's frames share one write, so Nagle's delay gains nothing.
+            // Accepted sockets inherit TCP_NODELAY. A turn's frames share one write: Nagle's algorithm only adds delay.
             socket.set_tcp_nodelay(true)?;
             socket.set_nonblocking(true)?;
             socket.bind(&address.into())?;
@@ -60,7 +59,6 @@ impl Listener {
         self.is_ready.then(|| self.retry_at.unwrap_or_default())
     }
 
-    /// Accepts the next client, if a client is waiting and a descriptor is free.
     pub fn accept(&mut self, now: Duration) -> Option<(TcpStream, SocketAddr)> {
         while self.next_accept_at().is_some_and(|at| at <= now) {
             let accepted = self.socket.accept();
@@ -94,8 +92,8 @@ fn has_waiting(socket: &TcpListener) -> bool {
     poll(&mut polled, Some(&Timespec::default())).map_or(true, |ready| ready > 0)
 }
 
-/// Raises the soft descriptor limit to the hard limit. Returns how many connections may be open, and how many more
-/// connections may linger after a rejection.
+/// Raises the soft descriptor limit to the hard limit. Returns two maximums: open connections, and
+/// further connections that linger after a rejection.
 pub fn places(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -111,7 +109,7 @@ pub fn places(config: &Config) -> Result<(usize, usize), String> {
              --max-connections."
         ));
     }
-    // Let more connections linger if descriptors are left over.
+    // Descriptors that --max-connections leaves unused allow more connections to linger.
     let lingering = (max_connections / 8).clamp(spare, 256).min(most - max_connections + spare);
     Ok((max_connections, lingering))
 }

@@ -17,9 +17,9 @@ use crate::chat::Now;
 
 /// A writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`).
 const PIECE: usize = 4096;
-/// Maximum bytes queued while stderr accepts no more.
+/// Maximum bytes queued while stderr is full.
 const MAX_QUEUED: usize = 64 * 1024;
-/// How long a line may wait to be batched. One write per turn would cost 5 % of a short connection's time.
+/// Maximum time that a line waits for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
@@ -30,9 +30,8 @@ pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
 pub(super) struct Lines<W> {
     queued: Vec<u8>,
     dropped: usize,
-    /// Monotonic time of the first line queued since the last flush. `None`: there is no such line.
+    /// Monotonic time of the first line queued since the last flush. `None` if there is none.
     waiting_since: Option<Duration>,
-    /// The time at the start of this turn.
     now: Now,
     stderr: W,
 }
@@ -89,7 +88,7 @@ impl Log for Logger {
         }
     }
 
-    fn flush(&self) {} // nothing to do: the event loop flushes
+    fn flush(&self) {} // the event loop flushes
 }
 
 impl Stderr {
@@ -158,7 +157,6 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// Writes as many queued bytes as stderr accepts without blocking.
     pub fn flush(&mut self) {
         self.waiting_since = None;
         let mut written = 0;

@@ -22,7 +22,6 @@ pub fn trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-/// Builds the trace, the recorder and the inspector that `config` enables.
 fn inspect(config: &Config, log: &LogWriter, first: Token, random: &mut Random) -> Result<Inspect, String> {
     let (filter, writer) = (trace_filter(config)?, log.clone());
     let trace = config.trace.map(|detail| {

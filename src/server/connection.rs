@@ -1,8 +1,8 @@
-//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows no
-//! rooms, no usernames, no other connections and no clock.
+//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows
+//! nothing about rooms, usernames, other connections or the clock.
 //!
-//! Polling is edge-triggered: each edge is reported only once. So `input` records the last edge, and the connection's
-//! state decides when to read and write. The columns are outbox sizes in bytes:
+//! The poll is edge-triggered and reports each edge only once, so `input` records the last edge. When the server reads
+//! and writes depends on the stage and on the number of bytes in the outbox:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -45,12 +45,12 @@ use crate::ws::frame::{self, Role};
 use crate::ws::protocol::{Framing, Protocol, State};
 use crate::ws::request::HeadReader;
 
-/// While more echoed bytes than this are queued, the server processes no more input.
+/// The server stops processing an `/echo` client's input while more bytes than this are queued for the client.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
 
 /// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
 pub trait Socket: Read + Write {
-    /// Whether the transport buffers decrypted bytes that are unread, or encrypted bytes that are unsent.
+    /// Whether the transport (such as TLS) holds decrypted bytes that are unread, or encrypted bytes that are unsent.
     fn has_pending(&self, direction: Direction) -> bool;
 
     /// Shuts down the write side (TCP FIN). Reading continues.
@@ -63,20 +63,18 @@ pub enum Direction {
     Write,
 }
 
-/// One connection. A broadcast touches only the fields before `cold`, so these fields are adjacent in memory.
+/// A broadcast touches only the fields before `cold`. The other fields are boxed, to keep these close in memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
-    /// Frames queued so far: the starting count for an observer that attaches later.
+    /// Frames queued so far. An observer that attaches later continues this count.
     pub frames_sent: u64,
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    /// Whether the connection is in `Connections::to_read` or `Connections::handshakes`.
     pub is_queued_to_read: bool,
     pub cold: Box<ColdFields>,
 }
 
-/// The fields that a broadcast does not touch.
 pub struct ColdFields {
     pub peer: SocketAddr,
     /// `None` until the upgrade.
@@ -84,13 +82,13 @@ pub struct ColdFields {
     pub stage: Stage,
     /// Monotonic time of the last received byte, or of the last edge while reads are paused.
     pub last_received: Duration,
-    /// A copy of the entry in the server's timers. `None` if the connection started closing this turn.
+    /// A copy of the connection's deadline in `Timers`. `None` if the connection started closing this turn.
     pub deadline: Option<Duration>,
-    /// The bytes that `Limits::buffered` includes for this connection.
+    /// This connection's share of `Limits::buffered`.
     pub buffered: usize,
     /// Input that was read but not processed, because the outbox had no room for the replies.
     pub unprocessed: Box<[u8]>,
-    /// Whether the server rejected the request. Such a connection counts as lingering.
+    /// Whether the server rejected the request and now waits until the client has read the response.
     pub lingers: bool,
 }
 
@@ -102,32 +100,27 @@ pub enum Stage {
         discards: bool,
         /// Whether the write side is shut down.
         is_shut: bool,
-        /// The reason for closing, for the log and the observers.
         reason: Cow<'static, str>,
     },
 }
 
-/// The destination of a connection's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     Chat,
-    /// Sends each message back to its client.
     Echo,
     Observers,
 }
 
-/// Last known input state of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
-    /// All input was read. A new edge announces the next input.
+    /// All input has been read. The next input causes a new edge.
     Drained,
     Readable,
-    /// Unread input, then the end of the stream or an error. No further edge will announce either.
+    /// The peer ended the stream or the socket failed, but there may be unread input. No further edge will follow.
     Ending,
     Ended,
 }
 
-/// Why a connection closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
     Response,
@@ -157,7 +150,7 @@ pub enum Reads {
 }
 
 impl Cause {
-    /// Returns this cause's row in the second table of the module docs.
+    /// Implements the second table in the module docs.
     pub const fn ending(self) -> (Sends, Reads) {
         match self {
             Cause::Response | Cause::BothClosed { has_input: true } => (Sends::Outbox, Reads::DiscardUntilEnd),
@@ -199,17 +192,16 @@ impl<S: Socket> Connection<S> {
         Connection { socket, outbox, frames_sent: 0, observer, input, is_queued_to_read: false, cold }
     }
 
-    /// Records a readable edge. `is_last` means that the peer ended the stream or the socket failed.
+    /// `is_last`: no further edge will follow, because the peer ended the stream or the socket failed.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
 
-    /// Whether the server should read input now. `max_outbox` is the outbox bound in bytes.
     pub fn wants_read(&self, max_outbox: usize) -> bool {
         let reads = match &self.cold.stage {
             Stage::Handshake(_) => true,
             Stage::Draining { discards, .. } => *discards,
-            // Reading more while an echo is unsent would grow the outbox without a bound.
+            // Reading more while an echo is unsent would let the outbox grow without bound.
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
             // Replies (mostly Pongs) must not pile up for a peer that sends but does not read.
             Stage::Open(_) => self.outbox.len() <= max_outbox / 2,
@@ -217,7 +209,7 @@ impl<S: Socket> Connection<S> {
         reads && (self.has_input() || !self.cold.unprocessed.is_empty())
     }
 
-    /// Whether the outbox is too full to process more frames, since each frame may cause a reply.
+    /// Whether the outbox is too full to process another frame, which may cause a reply.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
         self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox / 2 }
     }
@@ -235,8 +227,7 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_empty() && !self.socket.has_pending(Direction::Write)
     }
 
-    /// Reads into `buffer` once. Returns `None` if there is nothing to read now, and 0 at the end of the stream. As
-    /// in `flush` and `send_shared`, `Err` means that the socket failed.
+    /// Returns `None` if there is nothing to read now, and 0 at the end of the stream. `Err`: the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let len = match self.socket.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None), // retry in the next turn
@@ -249,8 +240,8 @@ impl<S: Socket> Connection<S> {
         if len == 0 {
             self.input = Input::Ended;
         } else if len < buffer.len() && self.input == Input::Readable {
-            // epoll(7): a short read means that the kernel's buffer is empty, so each message needs only one read. In
-            // the state `Ending`, the end of the stream must still be read.
+            // epoll(7): after a short read, the kernel's buffer is empty, so a second read is not needed. Only in the
+            // state `Ending`, another read must return the end of the stream.
             self.input = Input::Drained;
         }
         if let Some(observer) = self.observer.as_mut().filter(|_| len > 0) {
@@ -259,7 +250,7 @@ impl<S: Socket> Connection<S> {
         Ok(Some(len))
     }
 
-    /// Writes as much as the socket accepts. Shuts down the write side of a draining connection after the last byte.
+    /// Also shuts down the write side once a draining connection has sent its last byte.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
@@ -273,7 +264,7 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    /// Sends `count` frames of a room after the queued output. For `shared`, see [`Outbox::send_shared`].
+    /// `frames` holds `count` frames. For `shared`, see [`Outbox::send_shared`].
     pub fn send_shared(&mut self, frames: &[u8], count: u64, shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
         if self.observer.is_some() {
             self.push_frames(frames);
@@ -283,7 +274,6 @@ impl<S: Socket> Connection<S> {
         self.outbox.send_shared(frames, shared, &mut self.socket)
     }
 
-    /// Queues frames for this client only.
     pub fn push_frames(&mut self, frames: &[u8]) {
         self.frames_sent += count_frames(frames);
         let reframed = self.observer.as_mut().and_then(|observer| observer.reframe(frames));
@@ -305,12 +295,11 @@ impl<S: Socket> Connection<S> {
         self.is_open() && !self.is_echo()
     }
 
-    /// Whether the outbox is still over its bound after a flush.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
         self.outbox.is_over_bound(max_outbox) && self.is_bounded()
     }
 
-    /// Queues the protocol's replies. Starts draining if the protocol reads no more frames.
+    /// Queues the protocol's replies. Starts draining if the protocol will read no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
@@ -328,7 +317,6 @@ impl<S: Socket> Connection<S> {
         }
     }
 
-    /// Starts draining: the server sends the outbox and reads no more frames. `cause` decides whether to discard input.
     pub fn drain(&mut self, cause: Cause, reason: impl Into<Cow<'static, str>>) {
         let (_, reads) = cause.ending();
         debug_assert_ne!(reads, Reads::FramesUntilClose, "a closing connection is still open");
@@ -336,7 +324,7 @@ impl<S: Socket> Connection<S> {
         self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
     }
 
-    /// Returns the reason for closing once draining is complete and the connection can be removed.
+    /// Returns the reason for closing once draining is complete, and `None` until then.
     pub fn finished(&mut self) -> Option<Cow<'static, str>> {
         let (is_flushed, has_ended) = (self.is_flushed(), self.input == Input::Ended);
         let Stage::Draining { discards, reason, .. } = &mut self.cold.stage else { return None };
@@ -351,17 +339,15 @@ impl<S: Socket> Connection<S> {
     }
 }
 
-/// All connections, and the work lists of this turn.
 pub struct Connections<S> {
     pub table: TokenMap<Connection<S>>,
     /// Tokens increase and are never reused, so a late poll event cannot reach a newer connection.
     pub next_token: Token,
     pub to_read: Vec<Token>,
-    /// Connections in the handshake that have input. A separate queue limits how many a turn handles: each is costly.
+    /// Handshakes with input. These have a separate queue because each is costly, so a turn handles only a few.
     pub handshakes: VecDeque<Token>,
     pub to_write: VecDeque<Token>,
     pub slow_consumers: Vec<Token>,
-    /// Connections to remove at the end of the turn, with the reason.
     pub ended: VecDeque<(Token, Cow<'static, str>)>,
 }
 
@@ -383,12 +369,11 @@ impl<S: Socket> Connections<S> {
         self.table.get_mut(&token)
     }
 
-    /// Bytes queued for a connection; `None` if the connection is not open.
+    /// `None` if the connection is not open.
     pub fn queued_bytes(&self, token: Token) -> Option<usize> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
 
-    /// Queues a connection to be read, if the connection has input that the server wants now.
     pub fn queue_read(&mut self, token: Token, max_outbox: usize) {
         let Some(connection) = self.get_mut(token) else { return };
         if connection.is_queued_to_read || !connection.wants_read(max_outbox) {
@@ -401,20 +386,19 @@ impl<S: Socket> Connections<S> {
         }
     }
 
-    /// Queues a connection to be written. Consecutive calls for the same connection queue one entry.
+    /// Consecutive calls for the same connection queue only one entry.
     pub fn queue_write(&mut self, token: Token) {
         if self.to_write.back() != Some(&token) {
             self.to_write.push_back(token);
         }
     }
 
-    /// Whether no write or removal is pending.
     pub fn is_settled(&self) -> bool {
         self.to_write.is_empty() && self.slow_consumers.is_empty() && self.ended.is_empty()
     }
 }
 
-/// Counts the frames in a server's output.
+/// `frames` must be whole, unmasked frames.
 pub fn count_frames(mut frames: &[u8]) -> u64 {
     let mut count = 0;
     while !frames.is_empty() {
@@ -428,7 +412,6 @@ pub fn count_frames(mut frames: &[u8]) -> u64 {
 mod tests {
     use super::*;
 
-    /// A socket whose reads and writes would always block.
     struct Silent {
         pending: Option<Direction>,
     }

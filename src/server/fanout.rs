@@ -1,11 +1,11 @@
 //! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members.
 //!
 //! Each room has one batch per turn. Each member receives the batch with one write at the end of the turn, so many
-//! messages cost one system call per member. This module knows rooms and members only as numbers, and no sockets.
+//! messages cost one system call per member. This module knows rooms and members only by id, and knows no sockets.
 //!
-//! Some members receive only part of a batch: a new member must not see earlier messages; a member that receives a
-//! private event mid-turn gets the batch so far first; and `joined` goes only to the other members. A *cursor* handles
-//! all three: it marks how much of the batch a member has received. Most batches have no cursors.
+//! Some members receive only part of a batch. A new member must not see earlier messages. A member that receives a
+//! private event mid-turn gets the batch so far first. `joined` goes only to the other members. A *cursor* handles all
+//! three cases by marking how much of the batch a member has received. Most batches have no cursors.
 //!
 //! Example: the room receives "one", then alice receives a private message, then the room receives "two":
 //!
@@ -25,16 +25,14 @@ use crate::chat::event::Event;
 use crate::token_map::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
-/// A batch of this size is sent early, so that the kernel takes some of it before an outbox reaches its bound.
+/// A batch over this size is sent at once, so that the kernel takes some of the bytes before an outbox is full.
 const FULL: usize = 64 * 1024;
 
-/// The batches of this turn.
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their first event this turn. A batch that was sent early is no longer in `rooms`.
+    /// Rooms in the order of their first event this turn, including rooms whose batch was sent early.
     order: VecDeque<RoomId>,
-    /// Rooms whose batch filled up this turn.
     pub full_rooms: Vec<RoomId>,
 }
 
@@ -50,14 +48,14 @@ impl Batch {
         &self.renderings[dialect as usize]
     }
 
-    /// How many bytes of the batch, rendered in its dialect, the member has already received or skipped.
+    /// How many bytes of the batch, in the member's dialect, the member has already received or skipped.
     pub fn cursor(&self, member: Token) -> usize {
         self.cursors.get(&member).copied().unwrap_or_default()
     }
 }
 
 impl Fanout {
-    /// Appends an event to a room's batch in the given dialects. Returns `true` if the full batch must be sent.
+    /// Returns `true` if the batch is full and must be sent now.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
         let batch = self.rooms.entry(room).or_insert_with(|| {
             self.order.push_back(room);
@@ -72,7 +70,7 @@ impl Fanout {
         is_full
     }
 
-    /// The size of a room's batch in bytes, over all dialects.
+    /// In bytes, summed over all dialects.
     pub fn len(&self, room: RoomId) -> usize {
         self.rooms.get(&room).map_or(0, |batch| batch.renderings.iter().map(Vec::len).sum())
     }
@@ -85,7 +83,6 @@ impl Fanout {
         &frames[start..]
     }
 
-    /// Removes and returns a full batch. Records the room in `full_rooms`.
     pub fn take_full(&mut self, room: RoomId) -> Option<Batch> {
         self.full_rooms.push(room);
         self.rooms.remove(&room)
@@ -102,7 +99,7 @@ impl Fanout {
     }
 }
 
-/// Appends an event to `out` as a frame, or appends nothing if the dialect has no such event.
+/// Appends nothing if the dialect has no such event.
 pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
     let mut json = Vec::with_capacity(256); // enough for most events
     dialect.write(event, &mut json);

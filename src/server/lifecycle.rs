@@ -17,7 +17,8 @@ use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
 use crate::ws::request::{Rejection, Request};
 
-/// If a connection fills the buffers, but the largest holds over `HOG` times as much, the server closes the largest.
+/// When the buffers are full, the server closes the connection that filled them. If the largest connection holds over
+/// `HOG` times as much, the server closes the largest instead.
 const HOG: usize = 4;
 /// How long a shutdown waits for clients to close.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -49,7 +50,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Responds to a complete request head.
     pub(super) fn respond(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Stage::Handshake(head) = &connection.cold.stage else { return };
@@ -69,7 +69,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks whether the server has room for a client that has passed all other checks.
     fn check_capacity(&mut self, token: Token, peer: IpAddr, route: &Route) -> Result<(), Rejection> {
         if self.limits.is_full(self.connection_count()) || self.limits.is_over_share(peer) {
             return Err(http::full("The server is full"));
@@ -83,7 +82,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Rejects a request with a response that gives the reason. If `is_head` (a `HEAD` request), sends no body.
+    /// `is_head`: the response to a `HEAD` request has no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.cold.lingers = true;
@@ -135,7 +134,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks every connection whose deadline has expired: sets the next deadline or closes the connection.
     pub(super) fn check_timers(&mut self) {
         while let Some((check, token)) = self.timers.pop_expired(self.now.monotonic) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
@@ -203,7 +201,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Handles the end of the peer's stream. After the handshake, the server still sends the queued output.
+    /// The peer may still read, so after the handshake the server sends the queued output before it closes.
     pub(super) fn end_of_stream(&mut self, token: Token) {
         const REASON: &str = "the peer ended the stream without a Close";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -227,7 +225,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes a client from the chat. The room's other members receive `left`.
     fn leave(&mut self, token: Token, reason: &str) {
         self.chat.leave(token, reason, self.now);
         self.apply_effects();
@@ -241,7 +238,7 @@ impl<S: Socket> Server<S> {
         self.connections.ended.push_back((token, reason.into()));
     }
 
-    /// Removes a connection from all tables. Dropping the connection closes its socket.
+    /// Dropping the connection closes its socket.
     pub(super) fn remove(&mut self, token: Token, reason: &str) {
         self.leave(token, reason);
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
@@ -254,13 +251,13 @@ impl<S: Socket> Server<S> {
             self.limits.disconnected(connection.cold.peer.ip());
         }
         self.limits.buffered -= connection.cold.buffered;
-        // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
+        // A chat client has a LEAVE line in the log and a rejected client a REJECT line, so CLOSE is only a debug line.
         let has_line = matches!(connection.cold.endpoint, Some(Endpoint::Chat) | None);
         let level = if has_line { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {} reason={reason:?}", connection.cold.peer);
     }
 
-    /// Counts a connection's buffered bytes. If the total passes the bound, closes this connection or a far larger one.
+    /// If the total exceeds `--max-buffered`, closes this connection or one that holds far more.
     pub(super) fn count_buffered(&mut self, token: Token) {
         let before = self.limits.buffered;
         let buffered = self.recount_buffered(token);
@@ -274,7 +271,7 @@ impl<S: Socket> Server<S> {
         if !connection.is_open() {
             return self.end(token, "the server's buffers are full");
         }
-        // Flush first, or `close` could drop a queued handshake response. A later write reports a socket failure.
+        // Flush first, or `close` could drop a queued handshake response. A later write reports a failed socket.
         let _ = connection.flush();
         connection.cold.unprocessed = Box::default();
         self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
@@ -289,7 +286,7 @@ impl<S: Socket> Server<S> {
         buffered
     }
 
-    /// Accepts no more connections and sends every client a Close with 1001. Returns `false` if already shutting down.
+    /// Returns `false` if the server is already shutting down.
     pub fn shut_down(&mut self) -> bool {
         if self.stop_at.is_some() {
             return false;
@@ -302,7 +299,7 @@ impl<S: Socket> Server<S> {
         while let Some((room, batch)) = self.fanout.take_next() {
             self.send_batch(room, &batch);
         }
-        // All clients leave at once, without `left` events: `n` members would receive `n - 1` each.
+        // Send no `left` events: each of a room's `n` members would receive `n - 1` of them.
         self.chat.disband();
         let mut tokens: Vec<Token> = self.connections.table.keys().copied().collect();
         tokens.sort_unstable(); // a deterministic order
@@ -317,12 +314,10 @@ impl<S: Socket> Server<S> {
         true
     }
 
-    /// Whether the shutdown is complete: all connections are gone, or the time limit has passed.
     pub fn is_stopped(&self) -> bool {
         self.stop_at.is_some_and(|at| self.connections.table.is_empty() || at <= self.now.monotonic)
     }
 
-    /// Tells the observers of all remaining connections that the server has stopped.
     pub fn stop_observers(&mut self) {
         let observers = self.connections.table.values_mut().filter_map(|connection| connection.observer.as_mut());
         observers.for_each(|observer| observer.closed("the server stopped"));

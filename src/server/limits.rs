@@ -21,14 +21,14 @@ pub struct Limits {
     max_connections: usize,
     /// How many rejected connections may linger, so that their clients can read the response.
     max_lingering: usize,
-    /// Rejected connections that linger, oldest first.
+    /// Oldest first.
     lingering: VecDeque<Token>,
     per_address: HashMap<IpAddr, usize>,
     max_per_address: usize,
     /// Per address: the number of wrong tokens, and the monotonic time when counting started.
     wrong_tokens: HashMap<IpAddr, (usize, Duration)>,
     max_wrong_tokens: usize,
-    /// The total bytes of all connections that count towards `--max-buffered`.
+    /// Bytes that count towards `--max-buffered`, summed over all connections.
     pub buffered: usize,
 }
 
@@ -52,17 +52,17 @@ impl Limits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. This allows a few extra, which the server then rejects.
+    /// Allows a few connections over the maximum, so that the server can reject them with a response.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_connections + self.max_lingering
     }
 
-    /// Whether `count` open connections exceed `max_connections`. Lingering connections do not count.
+    /// `count` includes lingering connections; `max_connections` does not.
     pub fn is_full(&self, count: usize) -> bool {
         count - self.lingering.len() > self.max_connections
     }
 
-    /// Lets a rejected connection linger. If too many linger, returns the oldest, which the caller must remove.
+    /// If too many connections linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
         // Keep one place free, so that the server can accept and reject the next client.

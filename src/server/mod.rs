@@ -1,4 +1,4 @@
-//! The server: wires connections, the protocol and the chat together. This module makes no system calls: a driver
+//! The server ties connections, the protocol and the chat together. This module makes no system calls: a driver
 //! supplies sockets, time, randomness and readiness. `net::event_loop` drives the server with mio; tests use in-memory
 //! sockets and a fake clock.
 //!
@@ -8,7 +8,7 @@
 //!
 //! Each turn reads once from every connection with input, within a byte budget, and writes output at the end.
 //! Connections are removed last, so the rest of the turn never sees a half-removed connection. The server has a single
-//! thread: nothing blocks on a peer, and a socket error closes only that connection.
+//! thread and never blocks on a peer. If a socket fails, the server closes only the connection of that socket.
 
 pub mod connection;
 pub mod fanout;
@@ -39,10 +39,10 @@ use limits::Limits;
 use observer::{Action, Observers, OpenConnection};
 use timers::Timers;
 
-/// Handshakes per turn, limited because a join to a large room costs as much as a hundred messages.
+/// The limit is low because one join to a large room costs as much as a hundred messages.
 const HANDSHAKES_PER_TURN: usize = 16;
-/// A turn handles no more handshakes once a room's batch, multiplied by the room's members, exceeds this many bytes. In
-/// the dialect `presence`, each join sends the names of all members to every member.
+/// A turn handles no more handshakes once the output for one room's members exceeds this many bytes. In the dialect
+/// `presence`, each join sends the names of all members to every member.
 const MAX_JOIN_BYTES: usize = 16 * 1024 * 1024;
 
 pub struct Server<S> {
@@ -54,9 +54,8 @@ pub struct Server<S> {
     fanout: Fanout,
     limits: Limits,
     observers: Box<dyn Observers>,
-    /// Connections to which an observer will be attached between two messages.
+    /// Connections that wait for an observer. Observers attach only between two messages.
     to_observe: Vec<Token>,
-    /// The start time of this turn.
     now: Now,
     /// The read buffer, shared by all connections.
     scratch: Vec<u8>,
@@ -64,7 +63,6 @@ pub struct Server<S> {
     stop_at: Option<Duration>,
 }
 
-/// A socket's readiness, as reported by one edge from the poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readiness {
     pub readable: bool,
@@ -75,7 +73,7 @@ pub struct Readiness {
 }
 
 impl<S: Socket> Server<S> {
-    /// `first_token` is the token of the first connection. The driver may use lower tokens for its own sources.
+    /// The first connection gets `first_token`. The driver may use lower tokens for its own event sources.
     pub fn new(
         config: Config,
         access: Access,
@@ -116,7 +114,7 @@ impl<S: Socket> Server<S> {
         self.fanout.full_rooms.clear();
     }
 
-    /// Handles an edge from the poll. `finish_turn` then serves the connection. Ignores edges of removed connections.
+    /// Records an edge from the poll. The server reads and writes later, in `finish_turn`.
     pub fn ready(&mut self, token: Token, readiness: Readiness) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if readiness.readable || readiness.read_closed || readiness.error {
@@ -124,7 +122,7 @@ impl<S: Socket> Server<S> {
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
         if readiness.readable && !wants_read {
-            // While reads are paused, an edge counts as activity; otherwise only bytes do, as edges can be spurious.
+            // While reads are paused, an edge is the only sign that the peer is active.
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.writable && !connection.is_flushed() {
@@ -133,7 +131,7 @@ impl<S: Socket> Server<S> {
         if wants_read {
             self.connections.queue_read(token, self.config.max_outbox);
         } else if readiness.error {
-            // The server will not read from this socket, so no read would report the failure.
+            // No read will report the failure, because the server does not want input from this socket now.
             self.end(token, "the socket failed");
         }
     }
@@ -158,7 +156,7 @@ impl<S: Socket> Server<S> {
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for token in std::mem::take(&mut self.connections.to_read) {
-            // Once a room's batch fills up, its members' input waits until the next turn: recipients need time to read.
+            // Once a room's batch is full, its members' input waits until the next turn: recipients need time to read.
             let full = &self.fanout.full_rooms;
             if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
                 self.connections.to_read.push(token);
@@ -177,7 +175,7 @@ impl<S: Socket> Server<S> {
         self.scratch = scratch;
     }
 
-    /// Reads only once, so that the other connections do not wait for a second read from this one.
+    /// Reads only once, so that a busy connection does not delay the others.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.is_queued_to_read = false;
@@ -284,7 +282,7 @@ impl<S: Socket> Server<S> {
         self.connections.queue_write(token);
     }
 
-    /// Applies the chat's effects in order. Also call this when an asynchronous broker has returned room events.
+    /// An asynchronous broker's driver must also call this when room events arrive.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
@@ -316,7 +314,7 @@ impl<S: Socket> Server<S> {
         self.connections.queue_write(client);
     }
 
-    /// Appends an event to a room's batch. `but` is the one member that does not receive the event.
+    /// `but` is the one member that does not receive the event.
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
@@ -344,11 +342,11 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes and removes until no work is left. Writing reveals slow consumers and failed sockets. When these clients
-    /// leave, their rooms must receive `left`. The loop terminates because each further round has fewer members.
+    /// Loops because a write can reveal a slow consumer or a failed socket. When that client leaves, its room must
+    /// receive `left`. The loop terminates because each such round leaves fewer members.
     fn write_and_remove(&mut self) {
         loop {
-            // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
+            // Write to single clients first: a Pong must not wait for the batch of a room with thousands of members.
             while let Some(token) = self.connections.to_write.pop_front() {
                 self.write_to(token);
             }
@@ -356,7 +354,7 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
             while let Some(token) = self.connections.slow_consumers.pop() {
-                // `slow_consumers` may hold a token twice. A second `close` must not drop the queued Close.
+                // A token may be in `slow_consumers` twice. The second time, the Close is already queued.
                 if self.connections.get_mut(token).is_some_and(|connection| connection.is_bounded()) {
                     self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
                 }
@@ -366,7 +364,7 @@ impl<S: Socket> Server<S> {
             }
             self.serve_observers();
             self.attach_observers();
-            self.serve_observers(); // newly attached observers have output
+            self.serve_observers(); // a newly attached observer has output
             if self.fanout.is_empty() && self.connections.is_settled() {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;
@@ -374,7 +372,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes a room's batch to every member, after the member's queued output.
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
         let mut shared = [const { None }; Dialect::ALL.len()];
         let counts = Dialect::ALL.map(|dialect| count_frames(batch.rendering(dialect)));
@@ -436,7 +433,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Attaches observers between two messages. In the middle of one, an observer would read payload as a header.
+    /// Attaches observers only between two messages. Otherwise an observer could mistake payload for a header.
     fn attach_observers(&mut self) {
         for token in std::mem::take(&mut self.to_observe) {
             let Some(connection) = self.connections.get_mut(token) else { continue };

@@ -1,5 +1,5 @@
-//! The interface for wire inspection: the tracer, recordings, the page's inspector. An [`Observer`] sees the bytes of
-//! one connection; a connection without an observer pays one branch per read and write. [`Observers`] chooses the
+//! The interface for wire inspection by the tracer, recordings and the page's inspector. An [`Observer`] sees the bytes
+//! of one connection. Without an observer, each read and write costs one extra branch. [`Observers`] chooses which
 //! connections to observe, and serves clients that watch. The server does not know how observers use the bytes.
 
 use std::rc::Rc;
@@ -12,42 +12,39 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::Role;
 use crate::ws::request::Rejection;
 
-/// Receives the bytes and the stages of one connection.
 pub trait Observer {
-    /// Receives the bytes of one read (`from` the client) or of one write (`from` the server).
+    /// The server calls this once per read (`from` is the client) and once per write (`from` is the server).
     fn bytes(&mut self, from: Role, bytes: &[u8]);
 
     fn stage(&mut self, stage: Stage<'_>);
 
-    /// Reports that the TCP connection has closed, and why.
     fn closed(&mut self, reason: &str);
 
-    /// Returns frames to queue instead of `frames`, with the same messages; `None` to queue `frames` unchanged.
+    /// Returns different frames with the same messages, to queue instead; `None` to queue `frames` unchanged.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// Input bytes that the observer holds. These bytes count towards `--max-buffered`.
+    /// Input bytes held by the observer, which count towards `--max-buffered`.
     fn buffered(&self) -> usize;
 
     /// Whether the observer needs no more bytes. If so, the server drops the observer.
     fn is_done(&self) -> bool;
 }
 
-/// A stage that a connection has entered.
 #[derive(Debug, Clone, Copy)]
 pub enum Stage<'a> {
-    /// The server accepted the request; the 101 comes next. `watches`: this client watches others, so do not show its
-    /// frames. `has_welcome_field`: the client's welcome will carry [`Observers::welcome_field`].
+    /// The server accepted the request and will send the 101. `watches`: this client watches others, so do not show
+    /// this client's frames. `has_welcome_field`: the client's welcome will carry [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, watches: bool, has_welcome_field: bool },
     /// The server's Close frame is queued but not yet written.
     Closing,
 }
 
-/// Chooses the connections to observe, and serves clients that watch. The default methods observe nothing.
+/// The default methods observe nothing.
 pub trait Observers {
-    /// Starts a turn of the event loop. `_time` is the time of every event in the turn.
+    /// `_time` is the time of every event in the turn.
     fn begin_turn(&mut self, _time: SystemTime) {}
 
-    /// Returns an observer for a newly accepted connection; `None` to leave the connection unobserved.
+    /// Returns `None` to leave the new connection unobserved.
     fn accepted(&mut self, _connection: Token) -> Option<Box<dyn Observer>> {
         None
     }
@@ -64,13 +61,12 @@ pub trait Observers {
         None
     }
 
-    /// Admits a client to the observers' endpoint. Rejects the client with 403 if the secret is wrong, was used before,
-    /// or belongs to a connection that is no longer open.
+    /// Rejects a client of the observers' endpoint with 403 if the secret is wrong, was used before, or belongs to a
+    /// connection that is no longer open.
     fn admit(&mut self, _client: Token, _secret: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         Err(Rejection::new(403, "Inspection is off on this server."))
     }
 
-    /// Handles a text message from a client of the observers' endpoint.
     fn receive(&mut self, _client: Token, _text: &str, _queued_bytes: QueuedBytes<'_>) {}
 
     fn next_action(&mut self, _queued_bytes: QueuedBytes<'_>) -> Option<Action> {
@@ -83,16 +79,14 @@ impl Observers for () {}
 /// Returns the number of bytes queued for a connection; `None` if the connection is not open.
 pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 
-/// The state of an open connection when an observer attaches.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenConnection {
     pub limits: Limits,
     pub frames_received: u64,
-    /// Frames sent or queued.
+    /// Includes queued frames.
     pub frames_sent: u64,
 }
 
-/// An action that the observers request from the server.
 #[derive(Debug)]
 pub enum Action {
     /// Send a text message to a client of the observers' endpoint.

@@ -24,7 +24,7 @@ const OWN_CHUNK: usize = 4096;
 /// Chunks per `writev` call. More are rarely queued, and the kernel accepts at most 1024.
 const MAX_SLICES: usize = 16;
 
-/// One connection's queued output. An empty outbox allocates no memory.
+/// An empty outbox allocates no memory.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
@@ -53,7 +53,6 @@ impl Chunk {
 }
 
 impl Outbox {
-    /// Unsent bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -69,7 +68,6 @@ impl Outbox {
         self.chunks.push_back(Chunk::Response(response));
     }
 
-    /// Queues frames for this client only.
     pub fn push<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
         let frames = frames.into();
         self.len += frames.len();
@@ -80,8 +78,8 @@ impl Outbox {
         }
     }
 
-    /// Sends frames that several members receive. Usually the socket accepts them all uncopied. The first write that
-    /// would block copies them to `shared`, and all blocked outboxes queue that copy. `Err`: see [`Outbox::flush`].
+    /// Sends frames that several members receive. Usually the socket accepts all bytes without a copy. The first write
+    /// that would block makes one copy in `shared`, and all blocked outboxes queue that copy.
     pub fn send_shared(
         &mut self,
         frames: &[u8],
@@ -102,8 +100,7 @@ impl Outbox {
         self.flush(socket, None)
     }
 
-    /// Writes as much as the socket accepts, and passes the written bytes to the observer. Returns `Ok` if everything
-    /// is written or the socket would block, and `Err` if the socket has failed.
+    /// Returns `Ok` if everything is written or the socket would block, and `Err` if the socket has failed.
     pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -155,7 +152,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Returns where, in the first chunk, the frame with byte `position - 1` ends; 0 for position 0. A chunk
+    /// In the first chunk, returns the end of the frame that contains byte `position - 1`; 0 for position 0. A chunk
     /// starts with a frame header, unless it is a response or the rest that `drop_unsent` keeps (only a Close follows).
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
@@ -230,7 +227,7 @@ mod tests {
         out
     }
 
-    /// Three frames in two chunks: two frames in a shared chunk, and one in an own chunk.
+    /// Two frames in a shared chunk, and one frame in an own chunk.
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
@@ -315,8 +312,8 @@ mod tests {
         }
     }
 
-    /// `outbox` holds the bytes `all`; their frames end at `ends`. After the socket accepts `cut` bytes and
-    /// `drop_unsent` runs, the socket must receive the rest of the half-sent frame, and nothing else.
+    /// `all` is the content of `outbox`, whose frames end at `ends`. After the socket has accepted `cut` bytes and
+    /// `drop_unsent` has run, the socket must receive only the rest of the half-sent frame.
     fn assert_dropped_at_an_end(mut outbox: Outbox, all: &[u8], ends: &[usize], cut: usize) {
         let mut socket = pipe(cut);
         outbox.flush(&mut socket, None).unwrap();

@@ -22,7 +22,7 @@ use mio::Token;
 pub struct Timers(BTreeSet<(Duration, Token)>);
 
 impl Timers {
-    /// Sets a connection's deadline. `current` is the connection's copy of the deadline.
+    /// `current` is the connection's copy of its deadline.
     pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Duration) {
         self.cancel(token, current);
         self.0.insert((at, token));
@@ -51,12 +51,11 @@ impl Timers {
     }
 }
 
-/// The result of checking an open connection for silence.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Silence {
     /// Check again after `wait`.
     Short { wait: Duration },
-    /// Send a Ping, and check again after `wait`.
+    /// Send a Ping, then check again after `wait`.
     Ping { wait: Duration },
     /// The idle timeout has passed: remove the connection.
     TooLong,

@@ -73,7 +73,7 @@ impl Tracer {
         self.records.take()
     }
 
-    /// Records the end of the connection, and returns the last records. The final record shows `cause`.
+    /// Ends the trace, and returns the last records. The final record shows `cause`.
     pub fn end(&mut self, cause: &str, time: SystemTime) -> Vec<Record> {
         self.tap.closed(cause, time);
         self.records.take()

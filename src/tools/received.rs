@@ -31,7 +31,7 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: nothing.
+/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: no offer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -40,7 +40,6 @@ pub struct Offer {
 }
 
 impl Offer {
-    /// An offer with a known key, but unknown extensions and subprotocols.
     pub fn of_key(key: &str) -> Offer {
         Offer { key: Some(key.to_owned()), ..Offer::default() }
     }
@@ -58,7 +57,7 @@ impl Offer {
 }
 
 impl Response {
-    /// Parses the response head at the start of `bytes`, and returns it with its length; `None` if it is incomplete.
+    /// Returns the response head at the start of `bytes`, and its length in bytes; `None` if the head is incomplete.
     ///
     /// # Errors
     /// A one-line message if `bytes` is not HTTP.
@@ -83,7 +82,7 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether the whole body of a rejection has arrived. Without Content-Length, a body ends when TCP closes.
+    /// Whether the body of a rejection is complete. Without Content-Length, the body ends only with the connection.
     pub fn is_complete(&self) -> bool {
         self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
     }
@@ -92,7 +91,7 @@ impl Response {
 /// The name and value of each header line.
 type Lines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
-/// Joins a header's values with commas: by RFC 9110 §5.3, this is equivalent to several lines of the same name.
+/// Joins a header's values with commas: by RFC 9110 §5.3, this is equivalent to several lines with this name.
 fn joined(lines: &Lines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
@@ -169,11 +168,9 @@ pub struct Inbox {
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,
-    /// The fragments of a message whose last fragment has not arrived.
     unfinished: Option<(Opcode, Vec<u8>)>,
     held: u64,
     frames: u32,
-    /// Messages and Pongs, in order.
     pub received: Vec<Received>,
     pub close: Option<ReceivedClose>,
     /// The first violation of the RFC. The parser ignores all later bytes.
@@ -181,7 +178,6 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// An inbox that expects the response to this request.
     pub fn new(request: &[u8]) -> Inbox {
         Inbox { offer: Offer::of_request(request), ..Inbox::default() }
     }
@@ -213,17 +209,15 @@ impl Inbox {
         self.response.as_ref().is_some_and(|response| response.status == 101)
     }
 
-    /// Whether the server has sent nothing at all.
     pub fn is_empty(&self) -> bool {
         self.response.is_none() && self.unread.is_empty()
     }
 
-    /// The bytes of a response or frame that is still incomplete.
     pub fn unread(&self) -> &[u8] {
         &self.unread
     }
 
-    /// Whether no later byte can change the result: after a Close, a violation, or the whole body of a rejection.
+    /// Returns `true` after a Close, a violation or a complete rejection: no later byte can change the result.
     pub fn is_final(&self) -> bool {
         self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
     }
@@ -256,7 +250,7 @@ impl Inbox {
         self.unread = rest.to_vec();
     }
 
-    /// Reads the frame at the start of `bytes` and returns its length; `None` if it is incomplete.
+    /// Reads the frame at the start of `bytes` and returns its length; `None` if the frame is incomplete.
     fn read_frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
         // Check the mask bit as soon as the second byte arrives, without waiting for the masking key.
         if bytes.get(1).is_some_and(|second| second & 0x80 != 0) {
@@ -406,7 +400,7 @@ mod tests {
         assert!(violation(&good.replace(", upgrade", ""), "").contains("Connection: Upgrade"));
     }
 
-    /// RFC 9110 §5.3: only a list may be sent in several lines. Sec-WebSocket-Accept is not a list.
+    /// RFC 9110 §5.3: only a header whose value is a list may appear twice. Sec-WebSocket-Accept is not a list.
     #[test]
     fn several_lines_of_one_name() {
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";

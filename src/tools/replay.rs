@@ -86,8 +86,8 @@ fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
     })
 }
 
-/// Returns the first difference. Missing reactions at the end of a recording do not count: the connection may have
-/// broken, the server may have closed first, or the recording may have been full.
+/// Returns the first difference. A recording may lack the last reactions: the connection may have broken, the
+/// server may have closed first, or the recording may have been full.
 fn difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {
@@ -141,7 +141,6 @@ fn reactions_now(recording: &Recording) -> Reactions {
 }
 
 impl Reactions {
-    /// Collects the Pongs and the Close from a server's frames.
     fn scan(&mut self, frames: &mut FrameScanner, mut bytes: &[u8]) {
         while let scan::Step::Complete(frame) = frames.next(&mut bytes, 0) {
             match Opcode::from_bits(frame.header.opcode()) {
@@ -158,7 +157,6 @@ mod tests {
     use super::*;
     use crate::inspect::escape::digits;
 
-    /// A recording that consists of an upgrade and then `steps`.
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
         let mut file = String::from("{\"connection\":7,\"wirechat\":\"0.1.0\"}\n");
@@ -206,7 +204,7 @@ mod tests {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // in a recording, the upgrade follows the request
+        recording.entries.swap(0, 1); // the server records the request before the upgrade
         assert_eq!(difference(&reactions_recorded(&recording), &reactions_now(&recording)), None);
         assert_eq!(reactions_now(&recording).pongs, [b"p"]);
     }

@@ -37,7 +37,6 @@ impl Screen {
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 
-    /// Colours `text` by its tone, if colour is enabled.
     pub fn toned(&self, tone: Tone, text: &str) -> String {
         let style = match tone {
             Tone::Good => AnsiColor::Green.on_default(),
@@ -71,7 +70,7 @@ pub fn quoted(text: &str) -> String {
     escape::quoted(start) + dots
 }
 
-/// The start of data from the wire: quoted text if the data is UTF-8, else hexadecimal digits.
+/// Formats the start of `bytes`: quoted text if `bytes` is UTF-8, else hexadecimal digits.
 pub fn start(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quoted(text),
@@ -79,7 +78,6 @@ pub fn start(bytes: &[u8]) -> String {
     }
 }
 
-/// The first `max` bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8], max: usize) -> String {
     let dots = if bytes.len() > max { " …" } else { "" };
     escape::hex(&bytes[..bytes.len().min(max)]) + dots

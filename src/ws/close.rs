@@ -1,6 +1,5 @@
-//! §5.5.1 and §7.4: the payload of a Close frame, and the protocol errors that fail a connection (§7.1.7); when to send
-//! a Close is up to `protocol.rs`. APIs report the codes 1005, 1006 and 1015 to applications, but no frame may carry
-//! these codes, so a [`CloseCode`] cannot hold them.
+//! §5.5.1 and §7.4: the payload of a Close frame, and the protocol errors that fail a connection (§7.1.7). APIs may
+//! report the codes 1005, 1006 and 1015, but no frame may carry these codes, so a [`CloseCode`] cannot hold them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -31,12 +30,11 @@ impl CloseCode {
     }
 }
 
-/// The payload of a Close frame (§5.5.1): empty, or a code and a reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseFrame<'a> {
-    /// `None` if the payload is empty. An API reports code 1005 for an empty payload (§7.1.5).
+    /// `None` if the payload is empty. Browsers report an empty payload as code 1005 (§7.1.5).
     pub code: Option<CloseCode>,
-    /// At most 123 bytes of UTF-8. Empty if `code` is `None`.
+    /// Empty if `code` is `None`.
     pub reason: &'a str,
 }
 
@@ -55,7 +53,7 @@ impl<'a> CloseFrame<'a> {
         }
     }
 
-    /// Encodes the payload. Truncates the reason to 123 bytes, because §5.5 limits the whole payload to 125.
+    /// Truncates the reason to 123 bytes: the code takes two of the 125 bytes that §5.5 allows.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };
@@ -65,8 +63,7 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// A protocol rule that the peer broke (§10.7), one variant per rule. The `Display` text is sent to the peer as the
-/// reason in the Close frame.
+/// A protocol rule that the peer broke (§10.7). The server sends the `Display` text as the reason of its Close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
     ReservedBits,
@@ -91,7 +88,6 @@ impl ProtocolError {
     /// Returns the close code, the section of RFC 6455, and the error text for the peer.
     fn rule(self) -> (u16, &'static str, Cow<'static, str>) {
         use ProtocolError::*;
-        // Two variants allocate to format a number from the peer. That is cheap: a connection fails at most once.
         match self {
             ReservedBits => (1002, "5.2", "RSV bits must be 0: no extension was negotiated".into()),
             ReservedOpcode(opcode) => (1002, "5.2", format!("opcode {opcode:#x} is reserved").into()),
@@ -120,7 +116,6 @@ impl ProtocolError {
         CloseCode(self.rule().0)
     }
 
-    /// The section of RFC 6455 that states the rule.
     pub fn section(self) -> &'static str {
         self.rule().1
     }

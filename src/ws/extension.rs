@@ -3,11 +3,10 @@
 
 use super::request::is_token;
 
-/// Whether `value` matches the grammar of §9.1: a list of `name; parameter; parameter=value`. The caller joins several
-/// header lines with commas into one list (RFC 9110 §5.3).
+/// Whether `value` matches the grammar of §9.1: a list of `name; parameter; parameter=value`.
 pub fn is_offer(value: &str) -> bool {
-    // Splitting takes linear time. Regular expressions for this grammar have taken quadratic time on a run of blanks,
-    // so one request could stall a server. Splitting inside quotes is harmless: §9.1 allows no separator there.
+    // Splitting takes linear time; regular expressions for this grammar have taken quadratic time on long runs of
+    // spaces. Splitting inside quotes is harmless: §9.1 allows no separator there.
     let elements = value.split(',').map(str::trim_ascii);
     // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
     let mut offers = elements.filter(|element| !element.is_empty()).peekable();
@@ -19,7 +18,7 @@ pub fn is_offer(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // The value is optional. If the value is missing, check a placeholder that is a valid token.
+    // The value is optional. The placeholder for a missing value is a valid token.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };

@@ -1,7 +1,6 @@
 //! §5.2, the base framing protocol: parses and encodes the header of one frame, and checks every rule that a header can
 //! break by itself. Rules that depend on earlier frames (fragment order, limits) are in `protocol.rs`. `parse` checks
-//! the rules in a fixed order, each as soon as its bytes have arrived, and never skips ahead. The result is therefore
-//! the same however TCP splits the stream.
+//! the rules in a fixed order as the bytes arrive, so the result is the same however TCP splits the stream.
 //!
 //! ```text
 //!  0               1               2               3
@@ -23,11 +22,11 @@ const RSV: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASK: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
-// Values of the 7-bit length field: a 16-bit or 64-bit extended length follows.
+// In the 7-bit length field, these values announce an extended length of 16 or 64 bits.
 const LENGTH_16: u8 = 126;
 const LENGTH_64: u8 = 127;
 
-/// Size in bytes of the longest header: two fixed bytes, a 64-bit length, a masking key.
+/// The longest header in bytes: two fixed bytes, a 64-bit length and a masking key.
 pub const MAX_HEADER: usize = 2 + 8 + 4;
 /// §5.5: "All control frames MUST have a payload length of 125 bytes or less".
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
@@ -39,7 +38,6 @@ pub enum Role {
     Server,
 }
 
-/// The type of a frame. A continuation frame carries a second or later fragment of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opcode {
     Continuation = 0x0,
@@ -84,19 +82,17 @@ impl Opcode {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
-    /// Whether this is the last fragment of its message.
     pub fin: bool,
     pub opcode: Opcode,
     pub payload_len: u64,
-    /// `None` if the mask bit is 0 or the key is incomplete. Validation does not need the key.
+    /// `None` if the mask bit is 0 or the key is incomplete.
     pub masking_key: Option<[u8; 4]>,
-    /// Size of the complete header in bytes, masking key included.
+    /// Size of the whole header in bytes, including the masking key.
     pub size: usize,
 }
 
 impl FrameHeader {
-    /// Parses the header of a frame that `role` sent, at the start of `bytes`. `Ok(None)` means that the
-    /// parser needs more bytes and no rule is broken so far. An error names the first broken rule in checking order.
+    /// Parses the header at the start of `bytes`. `role` is the sender. `Ok(None)` means that more bytes are needed.
     ///
     /// ```
     /// use wirechat::ws::{close::ProtocolError, frame::{FrameHeader, Opcode, Role}};
@@ -108,14 +104,14 @@ impl FrameHeader {
     /// ```
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        // §5.2: "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
+        // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
         ProtocolError::ReservedBits.unless(first & RSV == 0)?;
         let opcode = Opcode::from_bits(first & OPCODE)?;
         let fin = first & FIN != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
         ProtocolError::FragmentedControl.unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
-        // A control frame with 126 or 127 is invalid whatever its longer length, so do not wait for that length.
+        // In a control frame, 126 and 127 are always invalid, so do not wait for the extended length.
         let short_len = second & LENGTH;
         ProtocolError::ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked." This
@@ -134,9 +130,9 @@ fn parse_length(short_len: u8, bytes: &[u8]) -> Result<Option<(u64, usize)>, Pro
     match (short_len, bytes) {
         (0..=125, _) => Ok(Some((short_len.into(), 0))),
         // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Most other servers
-        // accept longer encodings. A 64-bit length that starts with six zero bytes would have fit in 16 bits.
+        // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
         (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => Err(ProtocolError::LengthNotMinimal),
-        // §5.2: "the most significant bit MUST be 0"
+        // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
         (LENGTH_64, [0x80..=0xff, ..]) => Err(ProtocolError::LengthTopBit),
         (LENGTH_16, _) => Ok(bytes.first_chunk().map(|&len| (u16::from_be_bytes(len).into(), 2))),
         _ => Ok(bytes.first_chunk().map(|&len| (u64::from_be_bytes(len), 8))),
@@ -160,7 +156,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// The byte size of the first frame in `frames`, header included. `frames` must be output of [`append`].
+/// Size of the first frame in bytes, including its header. `frames` must come from [`append`].
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
@@ -172,8 +168,7 @@ mod tests {
     use super::*;
     use ProtocolError::*;
 
-    /// Compares the module doc's diagram with the constants. In the diagram, a field of n bits is 2n - 1 characters
-    /// wide.
+    /// In the module doc's diagram, a field of n bits is 2n - 1 characters wide.
     #[test]
     fn picture_matches_the_code() {
         let doc = crate::pictures::module_doc(include_str!("frame.rs"));
@@ -197,7 +192,7 @@ mod tests {
 
     type Parsed = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
 
-    /// §5.2 and §5.5: headers and their expected parse results. Masking keys are omitted: no rule depends on them.
+    /// Headers, without masking keys, and their expected results. No rule depends on the masking key.
     const HEADERS: &[(&[u8], Parsed)] = &[
         (&[], Ok(None)),
         (&[0x81], Ok(None)),
@@ -208,7 +203,7 @@ mod tests {
         (&[0x88, 0xfd], Ok(Some((true, Opcode::Close, 125)))),
         (&[0x89, 0x80], Ok(Some((true, Opcode::Ping, 0)))),
         (&[0x8a, 0x80], Ok(Some((true, Opcode::Pong, 0)))),
-        // the RSV rule is checked before every other rule
+        // the RSV bits are checked before everything else
         (&[0xc1], Err(ReservedBits)),
         (&[0xa1], Err(ReservedBits)),
         (&[0x91], Err(ReservedBits)),

@@ -1,7 +1,6 @@
 //! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The `http` module handles paths,
-//! access control and all other responses. The accept value proves that the server understood the request as a
-//! WebSocket handshake. The accept value is neither a secret nor authentication, so the weakness of SHA-1 does not
-//! matter (§10.8).
+//! access control and all other responses. The accept value only proves that the server understands WebSocket, so the
+//! weakness of SHA-1 does not matter (§10.8).
 //!
 //! ```text
 //!   key       dGhlIHNhbXBsZSBub25jZQ==
@@ -17,19 +16,18 @@ use sha1::{Digest, Sha1};
 use super::extension;
 use super::request::{Rejection, Request, bad_request, is_token, quoted};
 
-/// Headers of a 426. RFC 9110 §15.5.22 requires `Upgrade`; RFC 9110 §7.8 requires `Connection` too. §4.4: "it MUST
+/// Headers of a 426. RFC 9110 §15.5.22 requires `Upgrade`, and RFC 9110 §7.8 requires `Connection`. §4.4: "it MUST
 /// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
 const UPGRADE_REQUIRED: &[(&str, &str)] =
     &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
 
-/// The 426 response to a plain HTTP request for a WebSocket endpoint.
 pub fn upgrade_required() -> Rejection {
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
                 `wscat -c url` does (RFC 6455 §4.1).";
     Rejection { status: 426, headers: UPGRADE_REQUIRED, body: body.into() }
 }
 
-/// A 405. RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+/// RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
 pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'static str)]) -> Rejection {
     let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quoted(request.method.as_bytes()));
     Rejection { status: 405, headers: allow, body }
@@ -39,18 +37,18 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Upgrade<'h> {
     key: &'h [u8],
-    /// The subprotocols that the client offers, in its order of preference.
+    /// In the client's order of preference.
     pub subprotocols: Vec<&'h str>,
 }
 
 impl<'h> Upgrade<'h> {
-    /// Checks a request against §4.2.1. On failure, returns the first of its [`rejections`].
+    /// Checks a request against §4.2.1. The error is the first of the request's [`rejections`].
     pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Rejection> {
         let mut upgrade = Upgrade::default();
         upgrade.apply_rules(request).into_iter().collect::<Result<(), _>>().map(|()| upgrade)
     }
 
-    /// Applies every rule of §4.2.1 in a fixed order, and stores the parts of the request that the 101 needs.
+    /// Applies every rule of §4.2.1, and stores the key and the subprotocols for the 101.
     fn apply_rules(&mut self, request: &Request<'h>) -> [Result<(), Rejection>; 9] {
         [
             // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
@@ -94,7 +92,7 @@ impl<'h> Upgrade<'h> {
     }
 }
 
-/// Returns one rejection per broken rule of §4.2.1, in the checking order of [`Upgrade::check`].
+/// Returns one rejection per broken rule of §4.2.1.
 pub fn rejections(request: &Request) -> Vec<Rejection> {
     Upgrade::default().apply_rules(request).into_iter().filter_map(Result::err).collect()
 }
@@ -129,10 +127,9 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     Err(bad_request(body))
 }
 
-/// The decoded length of a key in bytes, or `None` if the key is not base64.
+/// Returns `None` if the key is not base64.
 pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
-    // Ignore the four unused bits in the base64 form of 16 bytes, because handwritten keys often set them.
-    // RFC 4648 §3.5 permits this, and the accept value depends only on the string as sent.
+    // RFC 4648 §3.5 lets a decoder ignore the unused bits at the end, and handwritten keys often set these bits.
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
     BASE64.decode(key).ok().map(|decoded| decoded.len())
@@ -140,13 +137,13 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 
 /// §4.2.1 item 9. §9.1: the recipient of malformed extension offers "MUST immediately _Fail the WebSocket Connection_".
 fn check_extensions(request: &Request) -> Result<(), Rejection> {
-    // §11.3.2: the header may appear several times. Join all its lines into one list.
+    // §11.3.2: the header may appear several times, so join its lines into one list.
     let lines: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
     let is_list = || String::from_utf8(lines.join(&b", "[..])).is_ok_and(|list| extension::is_offer(&list));
     require(lines.is_empty() || is_list(), || bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
 }
 
-/// Reads the list of subprotocols (§4.2.1 item 8, §4.3). §4.1 item 10: subprotocols "MUST all be unique strings".
+/// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
@@ -167,7 +164,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }
 }
 
-/// §1.3: the server appends this GUID to the key and hashes the result. A server without WebSocket support would not.
+/// A GUID that is "unlikely to be used by network endpoints that do not understand the WebSocket Protocol" (§1.3).
 pub const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// §4.2.2 item 5.4: the value of `Sec-WebSocket-Accept`. `key` is `Sec-WebSocket-Key` as sent, still in base64.
@@ -179,7 +176,7 @@ pub fn accept_value(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// Returns the request of §1.2 without the lines that start with `without`, plus the `|`-separated lines of `with`.
+    /// Builds the request of §1.2, minus the lines that start with `without`, plus the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",

@@ -1,7 +1,7 @@
 //! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key-octet-j`, `j = i MOD 4`. XOR
-//! is its own inverse, so one function masks and unmasks. Masking hides nothing: the key precedes the payload. Masking
-//! with a fresh random key per frame keeps a web page from choosing the bytes on the wire; a careless proxy could
-//! mistake chosen bytes for an HTTP request (§10.3).
+//! is its own inverse, so one function masks and unmasks. Masking hides nothing: the key precedes the payload. A fresh
+//! random key per frame keeps a web page from choosing the bytes on the wire, which a careless proxy could mistake for
+//! an HTTP request (§10.3).
 //!
 //! ```text
 //!   payload  48 65 6c 6c 6f
@@ -9,12 +9,12 @@
 //!   masked   7f 9f 4d 51 58
 //! ```
 
-/// XORs `payload` with `key` in place. `offset` is the position of `payload` in the frame's whole payload.
+/// `offset` is the position of this slice in the frame's payload.
 pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
-    // Rotate the key to align it with the first byte of this slice.
+    // Align the key with the first byte of this slice.
     key.rotate_left(offset % 4);
     let [a, b, c, d] = key;
-    // XOR eight bytes at a time: 0.8 µs for 64 KiB; a bytewise loop takes 10 µs (`cargo bench unmask`).
+    // XOR eight bytes at a time: 0.8 µs for 64 KiB, against 10 µs byte by byte (`cargo bench unmask`).
     let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let (words, rest) = payload.as_chunks_mut::<8>();
     for bytes in words {

@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use super::close::ProtocolError;
 use super::frame::Opcode;
 
-/// A complete message. Borrows from the read buffer if an unfragmented message arrived in a single read.
+/// Borrows from the read buffer if the message arrived as one frame in one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
     Text(Cow<'a, str>),
@@ -22,7 +22,6 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Creates a message from an unfragmented frame. `opcode` is the message type (§5.6).
     pub fn borrowed(opcode: Opcode, payload: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
         match opcode {
             Opcode::Text => Ok(Message::Text(validate_utf8(payload)?.into())),
@@ -31,7 +30,6 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A partially received message.
 #[derive(Debug)]
 pub enum Assembler {
     /// `incomplete` holds the start of a partially received character: at most three bytes.
@@ -43,7 +41,7 @@ pub enum Assembler {
 }
 
 impl Assembler {
-    /// `opcode` is the first frame's opcode, which sets the message type (§5.6).
+    /// The `opcode` of the first frame sets the message type (§5.6).
     pub fn new(opcode: Opcode) -> Assembler {
         match opcode {
             Opcode::Text => Assembler::Text { valid: String::new(), incomplete: Vec::new() },
@@ -65,8 +63,7 @@ impl Assembler {
         }
     }
 
-    /// Appends unmasked payload. In a text message, fails at the first invalid UTF-8 byte. `remaining` is the number
-    /// of bytes from the start of `payload` to the end of the frame.
+    /// Fails at the first invalid byte of a text message. `remaining` is the rest of the frame, with `payload`.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         match self {
@@ -80,8 +77,7 @@ impl Assembler {
                     add_byte(incomplete, byte, valid)?;
                     rest = after;
                 }
-                // Split off a trailing incomplete character before validating. Otherwise `from_utf8` would fail, and
-                // the valid bytes would need a second validation.
+                // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
                 let (whole, tail) = split_incomplete_char(rest);
                 valid.push_str(validate_utf8(whole)?);
                 tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))
@@ -109,13 +105,12 @@ fn validate_utf8(bytes: &[u8]) -> Result<&str, ProtocolError> {
     std::str::from_utf8(bytes).map_err(|_| ProtocolError::TextNotUtf8)
 }
 
-/// How many bytes to reserve before appending `needed` bytes. An announced length must not cost memory by itself
-/// (§10.4), so the capacity is at most twice the *received* size, and at most the size at the end of the frame.
+/// How many bytes to reserve for `needed` more bytes. An announced length alone must not cost memory (§10.4), so the
+/// capacity is at most twice the *received* size, and never more than the message needs at the end of the frame.
 fn growth(len: usize, capacity: usize, needed: usize, remaining: usize) -> usize {
     if capacity - len >= needed { 0 } else { needed.max(len.min(remaining)) }
 }
 
-/// Splits an incomplete character off the end of `bytes`. Does not validate `bytes`.
 fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
     // Leading 1 bits: none in ASCII, one in a continuation byte, n in the first byte of an n-byte character (n ≥ 2).
     let first = (bytes.len().saturating_sub(3)..bytes.len()).rfind(|&at| bytes[at].leading_ones() >= 2);
@@ -123,7 +118,7 @@ fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()))
 }
 
-/// Adds a byte to the `incomplete` character, and moves the character to `text` once all its bytes have arrived.
+/// Moves the `incomplete` character to `text` once its last byte has arrived.
 fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(), ProtocolError> {
     incomplete.push(byte);
     match std::str::from_utf8(incomplete) {

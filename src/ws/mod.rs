@@ -5,8 +5,8 @@
 //!
 //! # Index: the sections of RFC 6455 that bind a server
 //!
-//! A bare test name is a unit test; `hostile_frames::closes` is in `tests/hostile_frames.rs`. A section without an RFC
-//! number is in RFC 6455. `tests/rfc_index.rs` checks the index against the sources and the RFC's table of contents.
+//! A test name without a file is a unit test; `hostile_frames::closes` is in `tests/hostile_frames.rs`. Section
+//! numbers are from RFC 6455. `tests/rfc_index.rs` checks the index against the sources and the RFC's contents.
 //!
 //! | section | where | test |
 //! |---|---|---|

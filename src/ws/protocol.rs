@@ -1,5 +1,5 @@
 //! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
-//! outgoing frames collect in a buffer. This module knows no sockets and no clock, and does not interpret messages. A
+//! outgoing frames collect in a buffer. This module uses no sockets and no clock, and does not interpret messages. A
 //! message is copied only if it is fragmented or spans several reads; an idle connection holds no message buffer.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //!   Open ──▶ Closing(Lost) ◀── Closing(Intact)    the peer sends an invalid header, and its later frames are lost
 //! ```
 //!
-//! Each cell lists the event, the frame sent and the next state. In an empty cell, the server ignores the input.
+//! Each cell lists the event, the frame sent and the next state. An empty cell means that the server ignores the input.
 //!
 //! | | `Open` | `Closing(Intact)` | `Closing(Lost)` | `Closed` |
 //! |---|---|---|---|---|
@@ -32,12 +32,12 @@ use super::frame::{self, FrameHeader, Opcode};
 use super::message::{Assembler, Message};
 use super::reader::{Chunk, FrameReader};
 
-/// §10.4: limits on one incoming message.
+/// Limits on one incoming message (§10.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum payload bytes of a message, summed over all its frames.
+    /// Maximum payload in bytes, over all frames of the message.
     pub message: usize,
-    /// Maximum number of frames in a message. Stops floods of empty frames, which never reach a size limit.
+    /// Maximum number of frames. A flood of empty frames would never reach the size limit.
     pub fragments: u32,
     pub accepts_binary: bool,
 }
@@ -47,11 +47,11 @@ pub enum State {
     Open,
     /// The server has sent a Close and is waiting for the peer's Close (§7.1.3).
     Closing(Framing),
-    /// Both endpoints have sent a Close. The server next closes TCP (§7.1.1), which closes the WebSocket (§7.1.4).
+    /// Both endpoints have sent a Close. The server closes TCP next (§7.1.1, §7.1.4).
     Closed,
 }
 
-/// Whether the server can find the peer's next frame. An invalid header or a payload over the limit causes `Lost`.
+/// Whether the server can still find the start of the peer's next frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     Intact,
@@ -61,24 +61,22 @@ pub enum Framing {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     Message(Message<'a>),
-    /// A Ping from the peer (§5.5.2). The Pong is already in `output`.
+    /// The Pong in response is already in `output` (§5.5.2).
     Ping(Cow<'a, [u8]>),
-    /// A Pong from the peer (§5.5.3), which needs no response.
     Pong(Cow<'a, [u8]>),
-    /// The peer's Close: code (§7.1.5) and reason (§7.1.6). A Close in response, if due, is already in `output`.
+    /// The peer's close code (§7.1.5) and reason (§7.1.6). Any Close in response is already in `output`.
     Close(Option<CloseCode>, String),
-    /// §7.1.7: the peer broke a protocol rule. A Close with the error is already in `output`.
+    /// The peer broke a protocol rule (§7.1.7). A Close that reports the error is already in `output`.
     Failed(ProtocolError),
 }
 
-/// The server's end of one connection, after the opening handshake.
 #[derive(Debug)]
 pub struct Protocol {
     limits: Limits,
     state: State,
     frames: FrameReader,
-    message: Option<Box<(Assembler, u32)>>, // an incomplete message, and how many of its frames have started
-    /// Partial payload of an incomplete control frame: at most 125 bytes (§5.5).
+    message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
+    /// Partial payload of a control frame that spans several reads: at most 125 bytes (§5.5).
     control: Vec<u8>,
     output: Vec<u8>,
 }
@@ -93,17 +91,16 @@ impl Protocol {
         self.state
     }
 
-    /// False inside a frame or a fragmented message.
     pub fn is_between_messages(&self) -> bool {
         self.frames.is_between_frames() && self.message.is_none()
     }
 
-    /// Number of frames that have started arriving, including control frames and invalid frames.
+    /// Counts each frame at its first byte, including control frames and invalid frames.
     pub fn frames_received(&self) -> u64 {
         self.frames.frames_begun
     }
 
-    /// Bytes of memory allocated for an incomplete message.
+    /// Bytes allocated for an incomplete message.
     pub fn buffered(&self) -> usize {
         self.message.as_ref().map_or(0, |message| message.0.capacity())
     }
@@ -120,14 +117,13 @@ impl Protocol {
         }
     }
 
-    /// Appends an empty Ping to `output`, unless the server has already sent a Close.
     pub fn ping(&mut self) {
         if self.state == State::Open {
             frame::append(&mut self.output, Opcode::Ping, b"");
         }
     }
 
-    /// §6.2: reads up to the next event and leaves the rest in `input`. `None` means that `input` is used up.
+    /// Returns the next event and leaves unread bytes in `input` (§6.2). Returns `None` once `input` is empty.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
         loop {
             // §7.1.7: an endpoint that fails the connection "MUST NOT continue to attempt to process data". §1.4: after
@@ -139,7 +135,7 @@ impl Protocol {
             let Protocol { limits, state, message, .. } = self;
             let validate = |header: &FrameHeader| match state {
                 State::Open => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // the server skips this frame, so no limit applies
+                _ => Ok(()), // no check, because the server skips this frame
             };
             let result = match self.frames.next(input, validate).transpose()? {
                 Ok(chunk) if chunk.opcode.is_control() => self.receive_control(&chunk),
@@ -156,11 +152,11 @@ impl Protocol {
     fn receive_data<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
         let is_complete = chunk.fin && chunk.is_last;
         debug_assert_eq!(chunk.is_first && chunk.opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
-        // Common case, without a copy: borrow an unfragmented message that is complete in one chunk.
+        // Common case: the whole message is in one chunk, so borrow the payload instead of copying it.
         if is_complete && self.message.is_none() {
             return Ok(Some(Event::Message(Message::borrowed(chunk.opcode, chunk.payload)?)));
         }
-        // `take` the message: if a call below fails, the incomplete message is dropped.
+        // `take` the message, so that an error below also drops the incomplete message.
         let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(chunk.opcode), 0)));
         // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
@@ -198,7 +194,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let close = match CloseFrame::parse(payload) {
-            // Treat an invalid Close as an empty one: the server has sent its only Close and cannot report errors.
+            // The server has already sent its only Close and cannot report an error, so treat this Close as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -221,7 +217,7 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // The next frame cannot be found: the header is invalid, or the payload is too long to read and skip.
+            // The server cannot find the next frame: the header is invalid, or the payload is too long to skip.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::Closing(Framing::Lost),
             // Read and skip frames until the peer's Close: closing TCP with unread data would reset the connection.
             _ => State::Closing(Framing::Intact),
@@ -237,7 +233,6 @@ impl Protocol {
     }
 }
 
-/// Checks the rules that depend on earlier frames, in this order: fragment order, type, size, number of fragments.
 fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: &Limits) -> Result<(), ProtocolError> {
     if header.opcode.is_control() {
         return Ok(()); // §5.4: control frames "MAY be injected in the middle of a fragmented message"
@@ -250,7 +245,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.received(), *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length: a message over the limit fails before its payload arrives.
+    // Check the announced length, so that a message over the limit fails before its payload arrives.
     ProtocolError::MessageTooBig.unless(header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.unless(fragments < limits.fragments)
 }
@@ -261,7 +256,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { message: 200, fragments: 4, accepts_binary: true };
 
-    /// A client frame with masking key 0, so the payload stays readable. `first` holds FIN, RSV and the opcode.
+    /// Builds a client frame with masking key 0, so the payload stays readable. `first` is the first header byte.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         let len = payload.len();
         let length = if len < 126 { vec![0x80 | len as u8] } else { vec![0xfe, (len >> 8) as u8, len as u8] };
@@ -272,7 +267,6 @@ mod tests {
         Event::Message(Message::Text(Cow::Owned(text.to_owned())))
     }
 
-    /// Feeds `bytes` in pieces of `size` bytes. Returns the events, the output and the final state.
     fn run(limits: Limits, bytes: &[u8], size: usize) -> (Vec<String>, Vec<u8>, State) {
         let mut protocol = Protocol::new(limits);
         let (mut events, mut output) = (Vec::new(), Vec::new());
@@ -287,7 +281,6 @@ mod tests {
         (events, output, protocol.state())
     }
 
-    /// Feeds `bytes` whole, then in pieces of 1 to 19 bytes, and asserts the result each time.
     fn expect(bytes: &[u8], events: &[Event], output: &[u8], state: State) {
         let events: Vec<_> = events.iter().map(|event| format!("{event:?}")).collect();
         for size in std::iter::once(bytes.len()).chain(1..20) {
@@ -373,7 +366,6 @@ mod tests {
         expect_failure(&huge, ProtocolError::MessageTooBig, Framing::Lost);
     }
 
-    /// A header that breaks several rules fails with the error that comes first in the documented order.
     #[test]
     fn the_first_broken_rule_decides() {
         let order: [(&[u8], ProtocolError); 6] = [
@@ -454,7 +446,6 @@ mod tests {
         }
     }
 
-    /// Rebuilds the module doc's table by applying every input in every state.
     #[test]
     fn rfc_7_1_picture_and_table_match_the_code() {
         let [intact, lost] = [Framing::Intact, Framing::Lost].map(State::Closing);
@@ -547,7 +538,6 @@ mod tests {
         }
     }
 
-    /// Any stream, valid or not, gives the same result however it is split into reads.
     #[test]
     fn random_streams_have_the_same_result_wherever_they_are_cut() {
         let mut random = fastrand::Rng::with_seed(6455);

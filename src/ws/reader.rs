@@ -18,13 +18,12 @@ use super::mask;
 #[derive(Debug, Default)]
 pub struct FrameReader {
     header: [u8; MAX_HEADER],
-    header_len: u8,             // length of an incomplete header in `header`; 0 if none
-    frame: Option<FrameHeader>, // the current frame's header; `None` until the masking key is complete
+    header_len: u8,             // 0 unless `header` holds an incomplete header
+    frame: Option<FrameHeader>, // `None` until the masking key is complete
     received: u64,              // payload bytes of the current frame received so far
     pub frames_begun: u64,      // number of frames whose first byte has arrived
 }
 
-/// A chunk of a frame's unmasked payload. If `is_first` and `is_last` are both true, the chunk is the whole payload.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk<'a> {
     pub fin: bool,
@@ -37,32 +36,30 @@ pub struct Chunk<'a> {
 }
 
 impl FrameReader {
-    /// False inside a frame.
     pub fn is_between_frames(&self) -> bool {
         self.frame.is_none() && self.header_len == 0
     }
 
-    /// Takes the next chunk from the front of `input`. `None` means that more input is needed. `validate` checks each
-    /// header before the reader accepts any payload of that frame. After an error from `validate`, the caller can keep
-    /// reading to skip the frame. After any other error, the start of the next frame is unknown.
+    /// Takes the next chunk from `input`. `None` means that more input is needed. After an error from `validate`, the
+    /// caller can skip the frame and keep reading. After any other error, the start of the next frame is unknown.
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate even before the masking key arrives. `validate` may therefore see the same header several times.
+            // Validate before the masking key arrives, so `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         let Some(FrameHeader { fin, opcode, payload_len, masking_key: Some(key), .. }) = self.frame else {
             return Ok(None);
         };
         let (received, remaining) = (self.received, payload_len - self.received);
-        // A frame without payload yields an empty chunk, even if `input` is empty now.
+        // A frame without payload needs no more input, and yields an empty chunk.
         if input.is_empty() && remaining > 0 {
             return Ok(None);
         }
-        // On a 32-bit machine, a length over `usize::MAX` is also over `input.len()`, so saturating is correct.
+        // On a 32-bit machine, `remaining` may exceed `usize::MAX`, but `min` then selects `input.len()`.
         let len = usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len());
         let payload = input.split_off_mut(..len).unwrap_or_default();
         mask::apply(payload, key, (received % 4) as usize);
@@ -72,14 +69,12 @@ impl FrameReader {
         Ok(Some(Chunk { fin, opcode, payload, is_first: received == 0, is_last, remaining }))
     }
 
-    /// Returns a header once it is complete except for the masking key. Advances `input` past the header, so that
-    /// the caller can skip a frame that fails validation.
+    /// Returns the header once everything except the masking key has arrived. Advances `input` past the header.
     fn read_header(&mut self, input: &mut &mut [u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let kept = usize::from(self.header_len);
         self.frames_begun += u64::from(kept == 0);
         let added = input.len().min(MAX_HEADER - kept);
         self.header[kept..kept + added].copy_from_slice(&input[..added]);
-        // Reparsing an incomplete header on every read is cheap: a header has at most 14 bytes.
         let header = FrameHeader::parse(Role::Client, &self.header[..kept + added])?;
         self.frame = header.filter(|header| header.masking_key.is_some());
         self.received = 0;

@@ -2,7 +2,7 @@
 //! the end of a head that arrives in pieces, then `httparse` parses the head. This module checks the HTTP rules
 //! (RFC 9112, RFC 9110); `handshake.rs` checks the WebSocket rules.
 
-/// An HTTP error response to a request: status, additional headers, and one or two sentences for the client.
+/// An HTTP error response. `body` is one or two sentences for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     pub status: u16,
@@ -20,15 +20,15 @@ pub(super) fn bad_request(body: impl Into<String>) -> Rejection {
     Rejection::new(400, body)
 }
 
-/// Escapes and quotes the first 100 of the received bytes, for a response or a log line.
+/// Escapes and quotes at most 100 received bytes, for a response or a log line.
 pub fn quoted(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]);
     let dots = if bytes.len() > 100 { "…" } else { "" };
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Buffers a request head that arrives in pieces of any size, and finds the end of the head. Calling `httparse` after
-/// each read would reparse the head every time: quadratic time if the head arrives byte by byte (CVE-2023-43669).
+/// Buffers a request head and finds its end. Calling `httparse` after each read would take quadratic time for a head
+/// that arrives byte by byte (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
@@ -37,8 +37,7 @@ pub struct HeadReader {
 }
 
 impl HeadReader {
-    /// Buffers `input`. `Ok(Some(n))` means that the head ends at `input[n - 1]`, and frames start at `input[n]`.
-    /// `Ok(None)` means that the head is incomplete. `max` limits the size of the head in bytes.
+    /// Returns `Some(n)` once the head is complete: frames start at `input[n]`. `max` limits the head's size in bytes.
     ///
     /// ```
     /// let mut reader = wirechat::ws::request::HeadReader::default();
@@ -74,11 +73,11 @@ impl HeadReader {
         self.bytes.is_empty()
     }
 
-    /// Finishes the current line. Returns true if the line is blank and therefore finishes the head.
+    /// Returns true if this line is the blank line that ends the head.
     fn end_line(&mut self, newline: usize) -> Result<bool, Rejection> {
         self.check_first_byte()?;
-        // RFC 9112 §2.2 lets a recipient accept a bare LF. This server rejects bare LF, because a proxy that treats LF
-        // differently would see different headers (request smuggling).
+        // RFC 9112 §2.2 allows a server to accept a bare LF. This server does not: a proxy that treats LF differently
+        // would see different headers (request smuggling).
         let Some((b'\r', content)) = self.bytes[self.line..newline].split_last() else {
             return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
         };
@@ -94,16 +93,16 @@ impl HeadReader {
         Ok(false)
     }
 
-    /// Rejects a non-HTTP protocol by its first byte, without waiting for a newline: a TLS ClientHello may have none.
+    /// Rejects a non-HTTP protocol by its first byte, because a TLS ClientHello may contain no newline.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
     }
 }
 
-/// Builds the 400 for input that is not HTTP/1.1. The body names the protocol if it is TLS, SSH or HTTP/2.
+/// Builds a 400 that names the peer's protocol if it is TLS, SSH or HTTP/2.
 fn not_http(bytes: &[u8]) -> Rejection {
-    // Cut at the first `?` or `:`: the server logs this body, and the rest may contain an access token.
+    // Cut at the first `?` or `:`, because the server logs this body and the rest may contain an access token.
     let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
@@ -125,17 +124,17 @@ pub struct Request<'h> {
 /// The parts of a request target (§3, RFC 9112 §3.2), still percent-encoded.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Target<'h> {
-    /// Host and port if the target is in absolute form, such as `http://host:port/path`. Otherwise `None`.
+    /// `None` unless the target is in absolute form, such as `http://host:port/path`.
     pub authority: Option<&'h str>,
     pub path: &'h str,
-    /// Everything after the first `?`. Empty if the target has no `?`.
+    /// Empty if the target has no `?`.
     pub query: &'h str,
 }
 
 impl<'h> Request<'h> {
     /// Parses a complete head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        // Each header takes a line, so allocate no more entries than the head has lines.
+        // A head cannot have more headers than lines, so allocate no more entries than that.
         let lines = memchr::memchr_iter(b'\n', head).count();
         let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
@@ -156,13 +155,13 @@ impl<'h> Request<'h> {
         Ok(request)
     }
 
-    /// The values of all header lines called `name`, in order, without surrounding white space.
+    /// The trimmed values of all header lines called `name`, in order.
     pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
         // §4.2.1: "as per [RFC2616], the order of the header fields is not important", and names are case-insensitive.
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
-    /// Whether the token list in the header `name` contains `token`. Ignores case (§4.2.1).
+    /// Whether the header `name` lists `token`, ignoring case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         let matches = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
         // RFC 9110 §5.3: several header lines with the same name form one list.
@@ -179,7 +178,7 @@ impl<'h> Request<'h> {
             _ => (None, self.raw_target),
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        // RFC 9112 §3.2.2 with RFC 3986 §6.2.3: in absolute form, an empty path means "/".
+        // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
         Target { authority, path, query }
     }
@@ -203,7 +202,7 @@ impl<'h> Request<'h> {
 fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
     use httparse::Error;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    // The HTTP/2 preface only looks like a request line (RFC 9113 §3.4): call `not_http` instead of sending 505.
+    // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line with version 2.0, but must get a 400, not a 505.
     let version = line.splitn(3, |&byte| byte == b' ').nth(2).filter(|_| !line.starts_with(b"PRI * "));
     match (error, version) {
         (Error::HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),
@@ -219,19 +218,18 @@ fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> R
     }
 }
 
-/// Whether `byte` is a `tchar`, a character allowed in a token (RFC 9110 §5.6.2).
+/// Whether `byte` is a `tchar` (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Whether `text` is a token: one or more `tchar` (RFC 9110 §5.6.2).
 pub fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(is_token_byte)
 }
 
 /// Whether `text` is a host with an optional port (RFC 3986 §3.2).
 pub fn is_authority(text: &str) -> bool {
-    // Reject `@`: RFC 9110 §4.2.4 tells recipients to treat user information, which can disguise a host, as an error.
+    // Reject `@`. RFC 9110 §4.2.4: user information before the host is an error, because it can disguise the host.
     let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'$'..=b'.' | b'!' | b';' | b'=' | b'_' | b'~');
     let host = match text.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
@@ -297,7 +295,7 @@ mod tests {
                 assert_eq!(read(bytes, size, 8192), Err(400), "{}", quoted(bytes));
             }
         }
-        // If a head has two errors, the first error is reported, however the head is split.
+        // The server reports the first of two errors, however the head is split.
         for size in [1, 100] {
             assert_eq!(read(b"GET / HTTP/2.0\r\nHost:\na\r\n\r\n", size, 8192), Err(505));
         }

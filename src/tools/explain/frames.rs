@@ -1,6 +1,6 @@
 //! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. The tracer decodes
-//! frames and reports violations. The tracer is built to observe a server, so it checks little more than the headers of
-//! a server's frames; an [`Inbox`] checks these frames as a client would (RFC 6455 §5, §7).
+//! frames and reports violations, but checks little more than the headers of a server's frames. An [`Inbox`] checks
+//! these frames as a client would (RFC 6455 §5, §7).
 
 use std::time::SystemTime;
 
@@ -12,12 +12,10 @@ use crate::ws::frame::Role;
 
 #[derive(Debug, Default)]
 pub struct Explanation {
-    /// The result of checking the opening handshake, printed first.
     pub handshake: Vec<String>,
-    /// The frames and their violations, printed after the handshake.
     pub records: Vec<Record>,
     pub notes: Vec<String>,
-    /// False if the bytes break a rule or are incomplete. The exit code depends on this field.
+    /// Whether the bytes are complete and break no rule. The exit code depends on this field.
     pub is_valid: bool,
 }
 

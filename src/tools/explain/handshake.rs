@@ -11,7 +11,6 @@ use crate::ws::request::{HeadReader, Rejection, Request};
 const RESPONSE_PREFIX: &[u8] = b"HTTP/1.";
 const METHODS: [&[u8]; 8] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT ", b"DELETE ", b"PATCH "];
 
-/// The result of checking the handshake at the start of the input.
 #[derive(Debug)]
 pub struct Handshake<'b> {
     pub lines: Vec<String>,
@@ -123,7 +122,7 @@ impl<'b> Handshake<'b> {
 
 const NO_BLANK_LINE: &str = "the blank line that ends the head is missing (RFC 9112 §2.1)";
 
-/// The head (start line and headers) of the HTTP message at the start of the input.
+/// The start line and headers of an HTTP message.
 struct Head<'b> {
     /// All bytes through the blank line that ends the head, or the whole input if that line is missing.
     bytes: &'b [u8],
@@ -218,7 +217,6 @@ mod tests {
     const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-    /// Returns the lines that report a violation.
     fn listed(bytes: &str, key: Option<&str>) -> Vec<String> {
         let handshake = explain(bytes.as_bytes(), key);
         let listed: Vec<String> = handshake.lines.into_iter().filter(|line| line.starts_with('!')).collect();

@@ -60,10 +60,7 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// Explains bytes or answers a question. Returns `true` for complete and valid bytes, or for an answered question.
-///
-/// # Errors
-/// A one-line message, for example about a word that is not a byte, or a section that does not exist.
+/// Explains bytes or answers a question. Returns `true` unless the bytes are incomplete or invalid.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let screen = Screen::new(Detail::Full);
     let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
@@ -99,14 +96,14 @@ fn print(screen: &Screen, explanation: &Explanation) {
     explanation.notes.iter().for_each(|note| screen.line(&screen.toned(tone, note)));
 }
 
-/// Joins the arguments with spaces. If several arguments all contain spaces, the user quoted whole lines, such as lines
-/// of a hex dump. Such arguments are joined with newlines.
+/// Joins the arguments with spaces, or with newlines if each of several arguments contains a space: the user probably
+/// quoted whole lines, such as lines of a hex dump.
 fn joined(words: &[&str]) -> String {
     let are_lines = words.len() > 1 && words.iter().all(|word| word.contains(' '));
     words.join(if are_lines { "\n" } else { " " })
 }
 
-/// Reads standard input. Text is read in `notation` (detected if `None`), anything else as raw bytes.
+/// Parses text in `notation` (detected if `None`), and takes any other input as raw bytes.
 fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {

@@ -159,7 +159,7 @@ pub const SECTIONS: &[Section] = &[
         "IANA registers the codes from 1000 to 3999. See explain close."),
 ];
 
-/// Sections that contain no rules for endpoints: number and title.
+/// Number and title of each section without rules for endpoints.
 #[rustfmt::skip]
 const INFORMATIVE: &[(&str, &str)] = &[
     ("1.1", "background"),
@@ -183,12 +183,11 @@ const INFORMATIVE: &[(&str, &str)] = &[
     ("14", "references"),
 ];
 
-/// Returns the title of a section that contains no rules; `None` for any other section.
 pub fn informative(number: &str) -> Option<&'static str> {
     INFORMATIVE.iter().find(|(found, _)| *found == number).map(|(_, title)| *title)
 }
 
-/// Finds a section and its subsections by number. Returns an empty list if `SECTIONS` has neither.
+/// Finds a section and its subsections by number.
 pub fn find(asked: &str) -> Vec<&'static Section> {
     let prefix = format!("{asked}.");
     SECTIONS.iter().filter(|section| section.number == asked || section.number.starts_with(&prefix)).collect()

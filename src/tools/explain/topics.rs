@@ -31,7 +31,6 @@ const CODES: &[(u16, &str, &str)] = &[
     (1015, "TLS handshake failed", "Reported to an application when TLS could not be set up. It is never sent."),
 ];
 
-/// Defined opcodes: opcode, RFC section, description.
 const OPCODES: &[(Opcode, &str, &str)] = &[
     (Opcode::Continuation, "5.4", "The next fragment of an unfinished message. The last fragment has FIN."),
     (Opcode::Text, "5.6", "A text message in UTF-8, or its first fragment if FIN is 0."),
@@ -76,7 +75,7 @@ fn single(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // Not bytes: a byte has two digits, and a frame that starts with 0x10 to 0x15 would set a reserved bit (§5.2).
+        // One digit is not a byte, and no valid frame starts with 0x10 to 0x15: these bytes set a reserved bit (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(
@@ -98,7 +97,6 @@ fn single(word: &str) -> Result<Option<String>, String> {
     }
 }
 
-/// Whether `word` is a dotted number, such as `5.2` or `7.4.1`.
 fn is_section_number(word: &str) -> bool {
     word.contains('.')
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
@@ -170,7 +168,7 @@ fn close_code(asked: &str) -> Result<String, String> {
     Ok(format!("Close code {code}: {name}\n{text}\n{wire}\n§7.4; src/ws/close.rs"))
 }
 
-/// Name and meaning of the range an unregistered close code falls in (§7.4.2).
+/// Name and meaning of the range of an unregistered close code (§7.4.2).
 fn range(code: u16) -> (&'static str, &'static str) {
     match code {
         0..=999 => ("not used", "Close codes start at 1000."),
@@ -255,7 +253,6 @@ fn titles<'s>(sections: impl Iterator<Item = &'s Section>) -> String {
     sections.map(|section| format!("§{:<7} {}", section.number, section.title)).collect::<Vec<_>>().join("\n")
 }
 
-/// Wraps text at 100 characters per line.
 fn wrapped(text: &str) -> String {
     let (mut lines, mut line) = (String::new(), 0);
     for word in text.split(' ') {

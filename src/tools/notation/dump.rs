@@ -5,7 +5,7 @@
 
 use super::{Reading, quoted, read_hex};
 
-/// Maximum size of a dump once each `*` is expanded to the lines it repeats: a short text could ask for gigabytes.
+/// Maximum bytes after expansion of a `*` line, which repeats the line before: a short text could ask for gigabytes.
 const MAX_BYTES: usize = 1 << 20;
 /// The shortest offsets are Wireshark's, with four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
@@ -59,7 +59,6 @@ pub fn read(text: &str) -> Result<Reading, String> {
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };
-    // Three-digit groups can be octal or decimal. The parser does not guess which.
     if kind == Kind::Octal && found.iter().any(|(_, other, _)| *other == Kind::Decimal) {
         return Err("the bytes of this dump could be octal or decimal: use od -tx1 or xxd".into());
     }
@@ -74,8 +73,8 @@ pub fn read(text: &str) -> Result<Reading, String> {
             });
             Ok(reading.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // The offset of a single line could also be bytes. But such bytes start with 00 00, and a first byte of 00
-        // continues a message, so it cannot start one (§5.4).
+        // The offset of a single line could also be bytes. But a first byte of 00 is the header of a continuation
+        // frame, which cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(reading.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -83,7 +82,6 @@ pub fn read(text: &str) -> Result<Reading, String> {
     }
 }
 
-/// The notation of the bytes in a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Bits,
@@ -128,7 +126,6 @@ impl Kind {
 
 #[derive(Debug)]
 struct Line<'t> {
-    /// The line number in the input, starting at 1.
     number: usize,
     /// Octal, decimal or hexadecimal digits; empty for a `*` line, which repeats the previous line.
     offset: &'t str,
@@ -189,10 +186,9 @@ fn lines(text: &str) -> Result<Vec<Line<'_>>, String> {
     Ok(lines)
 }
 
-/// The error that stopped the parser in one notation.
 struct Mismatch {
     line: usize,
-    /// Number of bytes read from the line before the error.
+    /// Number of bytes read from this line before the error.
     read: usize,
     text: String,
 }

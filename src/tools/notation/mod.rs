@@ -34,7 +34,6 @@ pub enum Notation {
     Raw,
 }
 
-/// Parsed bytes and their notation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     pub bytes: Vec<u8>,
@@ -67,11 +66,11 @@ impl Reading {
 /// ```
 ///
 /// # Errors
-/// A one-line message, for example one that quotes an invalid word or names the possible notations.
+/// A one-line message that says why the text cannot be read.
 pub fn read(text: &str) -> Result<Reading, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
-        // Without escapes, parse the quoted text: it cannot itself be a frame, since printable bytes set RSV bits.
+        // A literal without escapes may quote another notation. It is not a frame: printable bytes set RSV bits.
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
             Some(reading) => Ok(reading.with_alternative("the text between the quotes: --as string")),
@@ -100,10 +99,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
     }
 }
 
-/// Reads bytes in a given notation.
-///
-/// # Errors
-/// A one-line message if `text` is invalid in this notation.
+/// `Err` is a one-line message that says why `text` is invalid in this notation.
 pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
@@ -198,7 +194,7 @@ fn label_hex(text: &str, bytes: Vec<u8>) -> Reading {
     if is_decimal_list { reading.with_alternative("decimal numbers: --as decimal") } else { reading }
 }
 
-/// Reads bits. Returns `None` unless every word is eight digits of 0 and 1.
+/// Returns `None` unless every word is eight digits of 0 and 1.
 fn read_bits(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<&str> = words(text).map(|word| word.strip_prefix("0b").unwrap_or(word)).collect();
     let is_byte = |word: &&str| word.len() == 8 && word.bytes().all(|digit| matches!(digit, b'0' | b'1'));
@@ -212,8 +208,8 @@ fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     pairs.map(|pair| hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
-/// Whether text that is not hexadecimal is probably base64, not a word. Evidence is padding, `+`, `/`, or a mixture of
-/// upper case, lower case and digits; "hello" has none of these.
+/// Whether text that is not hexadecimal is probably base64, not a word: it has padding, `+`, `/`, or a mixture of upper
+/// case, lower case and digits.
 fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
@@ -385,7 +381,7 @@ fn literals(text: &str) -> Option<Vec<&str>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Returns the position of the closing quote, the first quote that is not escaped with a backslash.
+/// Returns the position of the closing quote: the first one that no backslash escapes.
 fn end_of_literal(text: &str, quote: &str) -> Option<usize> {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {
@@ -418,7 +414,7 @@ fn unescape(literal: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Returns an escape sequence's byte, and the sequence's length without the backslash.
+/// Returns the byte of an escape sequence, and the length of the sequence without its backslash.
 fn read_escape(rest: &str) -> Result<(u8, usize), String> {
     let octal = rest.bytes().take(3).take_while(|digit| matches!(digit, b'0'..=b'7')).count();
     let simple = |byte| Ok((byte, 1));

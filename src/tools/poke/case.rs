@@ -9,7 +9,6 @@ use crate::ws::mask;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
-    /// The CASE argument on the command line.
     pub name: &'static str,
     pub summary: &'static str,
     pub needs: Needs,
@@ -18,40 +17,36 @@ pub struct Case {
     pub steps: &'static [Step],
     /// The messages and Pongs expected from the server, in order.
     pub replies: &'static [Reply],
-    /// The expected final state of the connection, such as closed with code 1002, or still open.
+    /// The expected final state of the connection, such as open, or closed with code 1002.
     pub end: End,
-    /// Final states that an RFC permits instead of `end`, each with the section and a paraphrase of the rule.
+    /// Final states that an RFC permits instead of `end`, each with the section and a summary of its rule.
     pub allowed: &'static [(End, &'static str)],
-    /// The section under test (of RFC 6455 unless another RFC is named), and a paraphrase of its requirement.
+    /// The section under test (of RFC 6455 unless the text names another RFC), and a summary of its rule.
     pub rule: (&'static str, &'static str),
     /// The protocol error that wirechat must detect; `None` if every frame is acceptable.
     pub error: Option<ProtocolError>,
 }
 
-/// The kind of endpoint that a case requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     /// Any endpoint that accepts an upgrade.
     Upgrade,
-    /// An endpoint that echoes every message.
     Echo,
     /// wirechat's `/echo`, because the case tests wirechat's own rules or limits.
     WirechatEcho,
-    /// wirechat's chat endpoint, because the case tests wirechat's own rules or limits.
     WirechatChat,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub enum Opening {
-    /// A valid handshake (§4.1).
     Valid,
-    /// A valid request changed by these edits, which may make it invalid.
+    /// A request changed by these edits, which may make the request invalid.
     Edited(&'static [Edit]),
     /// No handshake: the client starts with the first step.
     Skipped,
 }
 
-/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to the values of that request.
+/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to that request's values.
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
     RequestLine(&'static str),
@@ -59,15 +54,12 @@ pub enum Edit {
     Set(&'static str),
     /// Adds a header line, even if the request already has a header with that name.
     Add(&'static str),
-    /// Removes all header lines with this name.
     Without(&'static str),
     /// Adds an `X-Long` header whose value has this many bytes.
     LongLine(usize),
-    /// Adds this many short header lines.
     ManyLines(usize),
     /// Appends `&` and this many bytes to the query.
     LongTarget(usize),
-    /// Terminates lines with these bytes instead of CR LF.
     LineEnd(&'static str),
     /// Sends these bytes before the request, in the same write.
     Before(&'static str),
@@ -77,23 +69,22 @@ pub enum Edit {
     Slowly,
 }
 
-/// An action of the client after the opening handshake.
 #[derive(Debug, Clone, Copy)]
 pub enum Step {
-    /// Sends bytes in one write.
+    /// Sends these raw bytes in one write.
     Bytes(&'static str),
     /// Sends one byte per write, and pauses for `--delay` after each.
     Slowly(&'static str),
-    /// Sends a whole frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
+    /// Sends a frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
     Frame(u8, &'static str),
-    /// Sends a whole frame with this first byte and a payload of this many letters.
+    /// Sends a frame with this first byte and a payload of this many letters.
     Letters(u8, usize),
-    /// Sends the inner steps this many times, in one write.
+    /// Sends the bytes of these steps this many times, in one write.
     Repeat(usize, &'static [Step]),
     /// Waits until the server has sent this many messages and Pongs in total.
     Await(usize),
     Pause,
-    /// Shuts down the sending direction of TCP (FIN), and continues to read.
+    /// Sends FIN and continues to read.
     HalfClose,
     /// Sends a frame of letters repeatedly without reading, until the server stalls or has accepted [`FLOOD`] bytes.
     Flood(u8, usize),
@@ -102,7 +93,6 @@ pub enum Step {
 /// Maximum bytes in a flood. Kernel socket buffers hold far less, so a server without backpressure buffers the rest.
 pub const FLOOD: u64 = 96 << 20;
 
-/// A message or Pong that the server must send.
 #[derive(Debug, Clone, Copy)]
 pub enum Reply {
     Text(&'static str),
@@ -110,37 +100,33 @@ pub enum Reply {
     /// A text (opcode 1) or binary (opcode 2) message of this many letters.
     Letters(u8, usize),
     Pong(&'static str),
-    /// An optional Pong: §5.5.3 requires a Pong only for the most recent Ping.
+    /// §5.5.3 permits an endpoint to reply only to the most recent Ping.
     OptionalPong(&'static str),
 }
 
-/// How the connection must be at the end of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The connection stays open, even after a final Ping from the client.
+    /// The connection is still open after a final Ping from the client.
     Open,
     /// The server sends nothing and waits for more bytes.
     Waits,
     /// The server sends a Close with one of these codes (1005: no code), then closes TCP.
     Closes(&'static [u16]),
-    /// The server sends a Close with any code, then closes TCP.
     ClosesWithAnyCode,
     /// The server closes TCP without sending a Close.
     Disconnects,
-    /// The server sends an HTTP response with this status.
     Status(u16),
-    /// The server sends an HTTP response with a status of 400 or above.
+    /// An HTTP response with a status of 400 or above.
     HttpError,
-    /// The server sends an HTTP error whose `Sec-WebSocket-Version` header lists 13.
+    /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
     NamesVersion,
-    /// The server sends any final HTTP response (a status of 200 or above).
+    /// An HTTP response with a status of 200 or above.
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.
     StopsReading,
 }
 
 impl Case {
-    /// Whether the case tests wirechat's own rules or limits.
     pub fn is_wirechat_rule(&self) -> bool {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
@@ -195,7 +181,6 @@ pub fn masked(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-/// `len` letters: the alphabet, repeated.
 pub fn letters(len: usize) -> Vec<u8> {
     (b'a'..=b'z').cycle().take(len).collect()
 }

@@ -12,15 +12,15 @@ use crate::tools::screen::{escaped, quoted, start};
 
 /// The report describes at most this many messages and Pongs, and counts the rest.
 const MAX_DESCRIBED: usize = 4;
-/// The report shows only the length of a payload longer than this, in bytes.
+/// Longest payload to show, in bytes. For a longer payload, the report shows only the length.
 const MAX_SHOWN: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Expected,
-    /// Not as expected, but permitted by an RFC; this text cites the section.
+    /// Not as expected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
-    /// Neither expected nor permitted. `Some` describes a violation of any rule, not only the one under test.
+    /// `Some` describes a violation, possibly of a rule that the case does not test.
     Unexpected(Option<String>),
 }
 
@@ -31,7 +31,7 @@ pub fn check(case: &Case, transcript: &Transcript) -> Outcome {
     if matches(case.end, transcript) && replies_match(case, transcript, true) {
         return Outcome::Expected;
     }
-    // A server that ends the connection early may have sent only the first of the expected messages.
+    // If the server ended the connection early, the last expected messages may be missing.
     let fits = |end: End| matches(end, transcript) && replies_match(case, transcript, end == End::Open);
     match case.allowed.iter().find(|(end, _)| fits(*end)) {
         Some((_, sentence)) => Outcome::Allowed(sentence),
@@ -61,13 +61,13 @@ fn matches(end: End, transcript: &Transcript) -> bool {
     }
 }
 
-/// Whether the server sent the expected messages and Pongs. If `all` is false, the last messages may be missing.
+/// If `all` is false, Pongs and the last messages may be missing.
 fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
     let is_message = |received: &&Received| !matches!(received, Received::Pong(_)) && !is_probe(received);
     let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
     let expected: Vec<&Received> = replies.iter().filter(is_message).collect();
     let received: Vec<&Received> = transcript.inbox.received.iter().filter(is_message).collect();
-    // Ignore messages if the case neither needs an echo nor expects messages, or if a flooding client reads none.
+    // Ignore messages if the case needs no echo and expects no messages, or if the client floods without reading.
     let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
     (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))
@@ -90,7 +90,6 @@ fn expected_reply(reply: &Reply) -> Received {
     }
 }
 
-/// Text for the report's `expected:` line.
 pub fn describe_expected(case: &Case) -> String {
     let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
     with_replies(&replies, describe_end(case.end))
@@ -118,7 +117,6 @@ fn describe_close(code: u16) -> String {
     if code == NO_CODE { "an empty Close".into() } else { format!("Close {code}") }
 }
 
-/// Text for the report's `received:` line.
 pub fn describe_received(transcript: &Transcript) -> String {
     let inbox = &transcript.inbox;
     let replies: Vec<Received> = inbox.received.iter().filter(|received| !is_probe(received)).cloned().collect();
@@ -173,7 +171,6 @@ fn describe_actual_end(transcript: &Transcript) -> String {
     }
 }
 
-/// Says whether the server left the client's Ping or Close without a reply.
 fn describe_silence(transcript: &Transcript) -> &'static str {
     let is_ping_ignored = transcript.is_probed && !has_probe_pong(&transcript.inbox);
     let is_close_ignored = transcript.closing == Some(Closing::Unanswered);

@@ -14,7 +14,7 @@ use crate::ws::frame::Role;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tcp {
     Open,
-    /// The server sent FIN, the orderly way to close TCP.
+    /// The server sent FIN.
     Ended,
     /// The server sent RST, or the network failed.
     Reset,
@@ -26,12 +26,11 @@ pub struct Connection<'s> {
     show: &'s mut dyn FnMut(Record),
     pub inbox: Inbox,
     pub tcp: Tcp,
-    /// The client has sent FIN and can send no more data.
     pub is_half_closed: bool,
 }
 
 impl<'s> Connection<'s> {
-    /// Connects to the first of `addresses` that accepts within the timeout. `show` receives the records of the tracer.
+    /// Connects to the first of `addresses` that accepts within `timeout`. `show` receives the trace records.
     ///
     /// # Errors
     /// The error from the last address tried.
@@ -41,7 +40,7 @@ impl<'s> Connection<'s> {
         show: &'s mut dyn FnMut(Record),
     ) -> std::io::Result<Connection<'s>> {
         let stream = connect(addresses, timeout)?;
-        // Disable Nagle's algorithm, which would merge the parts of a split frame into one TCP segment.
+        // Disable Nagle's algorithm, which could merge the parts of a split frame into one TCP segment.
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(timeout))?;
         let (tracer, inbox) = (Tracer::new(), Inbox::default());
@@ -65,17 +64,16 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Waits for `delay`, and reads incoming bytes in the meantime.
+    /// Reads incoming bytes until `delay` has passed.
     pub fn pause(&mut self, delay: Duration) {
         let deadline = Instant::now() + delay;
         while self.read(deadline) {}
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
 
-    /// Shuts down the sending direction of TCP (FIN).
     pub fn half_close(&mut self) {
         self.is_half_closed = true;
-        // Ignore the error: if the connection is lost, the next read reports it.
+        // Ignore the error: the next read reports a lost connection.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -134,7 +132,7 @@ impl<'s> Connection<'s> {
         self.tcp == Tcp::Open
     }
 
-    /// Adds a trace record that says how the connection closed.
+    /// Traces how the connection closed.
     pub fn end(&mut self) {
         let cause = match self.tcp {
             Tcp::Open => "the client disconnected",
@@ -149,7 +147,7 @@ impl<'s> Connection<'s> {
     }
 }
 
-/// Whether a socket timeout expired: `WouldBlock` on Unix, `TimedOut` on Windows.
+/// An expired socket timeout is `WouldBlock` on Unix and `TimedOut` on Windows.
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

@@ -22,9 +22,7 @@ use self::report::Report;
 use self::request::Url;
 use crate::inspect::Record;
 
-/// The URL of a wirechat that was started with the default options.
 const LOCAL_WIRECHAT: &str = "ws://127.0.0.1:3000/";
-/// Paths of wirechat's endpoints, with a demo token.
 const WIRECHAT_ECHO: &str = "/echo?token=dev-token";
 const WIRECHAT_CHAT: &str = "/?token=dev-token&username=poke&room=poke";
 
@@ -78,7 +76,6 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// The server to test, and which kinds of cases apply to that server.
 #[derive(Debug, Clone)]
 pub struct Target {
     url: Url,
@@ -97,10 +94,6 @@ impl Target {
         Ok(Target { addresses: url.addresses(false)?, url, is_wirechat: true, is_echo: true })
     }
 
-    /// A server that echoes every message.
-    ///
-    /// # Errors
-    /// A one-line message if the URL is invalid, does not resolve, or names another machine.
     pub fn echo(url: &str) -> Result<Target, String> {
         Ok(Target { is_wirechat: false, ..Target::wirechat(url)? })
     }
@@ -115,7 +108,7 @@ impl Target {
         })
     }
 
-    /// Returns the URL for playing a case. The error says why the case does not apply to this server.
+    /// Returns the URL of the endpoint that the case needs. The error says why the case does not apply to this server.
     fn endpoint(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
             (Needs::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),
@@ -128,12 +121,11 @@ impl Target {
         }
     }
 
-    /// Whether a case applies to this server.
     pub fn supports(&self, case: &Case) -> bool {
         self.endpoint(case).is_ok()
     }
 
-    /// Plays a case. `show` receives the records of the tracer as they happen.
+    /// Plays a case. `show` receives each trace record as it happens.
     ///
     /// # Errors
     /// A one-line message if the server cannot be reached, or the case does not apply to it.

@@ -16,33 +16,30 @@ use crate::tools::received::{Inbox, NO_CODE, Received};
 
 /// The payload of the Ping that tests whether a connection still works.
 pub const PROBE: &[u8] = b"still there?";
-/// The first byte of a Ping or Close frame: FIN and the opcode.
+/// The first byte of a Ping: FIN and opcode 9.
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
-/// Code 1000 (§7.4.1): "the purpose for which the connection was established has been fulfilled"
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close of a case. Short, because a server that does not support these
-/// frames yet makes `poke all` wait this long in every case.
+/// Timeout for the reply to the final Ping or Close. Short, because `poke all` waits this long in every case if the
+/// server does not support these frames yet.
 const SILENCE: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for this long.
 const STALL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// The maximum wait for each reply.
     pub timeout: Duration,
-    /// The pause after each byte or piece of a slow write.
+    /// The pause after each byte of a slow send, and the length of a [`Step::Pause`].
     pub delay: Duration,
 }
 
-/// Everything that the server did during a case.
 #[derive(Debug)]
 pub struct Transcript {
     /// Everything received before the final closing handshake, and any violation during that handshake.
     pub inbox: Inbox,
     /// The state of TCP before the final closing handshake.
     pub tcp: Tcp,
-    /// Whether the client sent a Ping to test the connection.
+    /// Whether the client sent the [`PROBE`] Ping.
     pub is_probed: bool,
     pub flood: Option<Flood>,
     /// The result of the final closing handshake; `None` if the client did not start one.
@@ -51,24 +48,19 @@ pub struct Transcript {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// Number of bytes accepted by the server or by kernel buffers.
+    /// Bytes accepted by the server or by the kernel's socket buffers.
     pub accepted: u64,
-    /// Whether the server stopped accepting bytes.
     pub has_stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
-    /// The server sent a Close.
     Completed,
     /// The server sent no Close within the timeout.
     Unanswered,
 }
 
-/// Plays a case against the server at one of `addresses`. `show` receives the records of the tracer as they happen.
-///
-/// # Errors
-/// A one-line message if the server cannot be reached.
+/// Plays a case. `show` receives each trace record as it happens.
 pub fn play(
     case: &Case,
     url: &Url,
@@ -95,7 +87,6 @@ pub fn play(
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
 }
 
-/// Whether the server replied to the [`PROBE`] Ping with a Pong.
 pub fn has_probe_pong(inbox: &Inbox) -> bool {
     inbox.received.iter().any(|received| matches!(received, Received::Pong(payload) if payload == PROBE))
 }
@@ -109,7 +100,7 @@ pub fn is_probe(received: &Received) -> bool {
 /// §5.3: a masking key MUST be "derived from a strong source of entropy".
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Without entropy, the bytes stay zero: frames remain valid, and a test client has nothing to protect.
+    // On failure, the bytes stay zero: the frames are still valid, and a test client has nothing to protect.
     let _ = getrandom::fill(&mut bytes);
     bytes
 }
@@ -118,7 +109,6 @@ struct Player<'s> {
     connection: Connection<'s>,
     timing: Timing,
     flood: Option<Flood>,
-    /// The client has sent a Close.
     has_sent_close: bool,
 }
 
@@ -161,12 +151,12 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. Returns `true` if the client then sent a Ping to test the connection.
+    /// Waits for the expected replies. Returns `true` if the client then sent the [`PROBE`] Ping.
     fn wait(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::NamesVersion | End::NoUpgrade);
         match self.flood {
-            // Do not read after a flood unless a write failed; then read to learn how the connection ended.
+            // After a flood, read only if the connection was lost, to learn how it ended.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
             // Send the test Ping even if the case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
@@ -193,14 +183,14 @@ impl Player<'_> {
             self.connection.send(&masked(CLOSE, code, random()));
         }
         if case.error.is_some() {
-            // After an invalid frame, the server may be unable to parse this Close, but it always notices FIN.
+            // After an invalid frame, the server may be unable to parse this Close, but it still notices FIN.
             self.connection.half_close();
         }
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Closes an open connection with a closing handshake (§7.1.2), but only if the client sent the test Ping.
-    /// Otherwise, the server may be waiting for the rest of a frame, and would read the Close as payload.
+    /// Starts a closing handshake (§7.1.2), but only if the client sent the test Ping. Otherwise, the server may be
+    /// waiting for the rest of a frame, and would read the Close as payload.
     fn close_politely(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == Tcp::Open && !connection.is_half_closed && !connection.inbox.is_final();

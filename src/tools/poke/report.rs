@@ -43,7 +43,6 @@ impl Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
 
-    /// Prints the catalogue, one line per case.
     pub fn list(&self) {
         for (title, cases) in PARTS {
             self.screen.line(&self.screen.toned(Tone::Heading, title));
@@ -57,9 +56,6 @@ impl Report {
     }
 
     /// Plays one case and prints all details. Returns `true` if the server did what the RFC requires or permits.
-    ///
-    /// # Errors
-    /// A one-line message if the server cannot be reached, or the case does not apply to it.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
         self.screen.line(&format!("{}: {}", self.screen.toned(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
@@ -72,11 +68,7 @@ impl Report {
         Ok(!matches!(outcome, Outcome::Unexpected(_)))
     }
 
-    /// Plays all cases that apply to the server and prints one line for each. Returns `true` if the server did what the
-    /// RFC requires or permits in every case.
-    ///
-    /// # Errors
-    /// A one-line message if the server cannot be reached.
+    /// Plays all cases that apply to the server. Returns `true` if every outcome is required or permitted by the RFC.
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
         for (title, cases) in PARTS {
@@ -152,7 +144,7 @@ fn details(case: &Case, transcript: &Transcript) -> [String; 3] {
     ]
 }
 
-/// Prints the first records of a connection at once, keeps the last ones, and counts the records in between.
+/// Prints the first records of a connection immediately, keeps the last records, and counts the records in between.
 #[derive(Debug, Default)]
 struct Exchange {
     shown: usize,

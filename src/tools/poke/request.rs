@@ -10,7 +10,7 @@ use crate::tools::notation;
 /// `ws://host:port/path?query`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
-    /// A host name or an IP address; an IPv6 address includes the brackets.
+    /// A host name or an IP address. An IPv6 address includes its brackets.
     host: String,
     port: u16,
     /// The path and the query.
@@ -18,10 +18,7 @@ pub struct Url {
 }
 
 impl Url {
-    /// Parses a URL (§3).
-    ///
-    /// # Errors
-    /// A one-line message that says what is wrong with the URL, and how to correct it.
+    /// Parses a `ws://` URL (§3).
     pub fn parse(text: &str) -> Result<Url, String> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
         match scheme.to_ascii_lowercase().as_str() {
@@ -55,7 +52,6 @@ impl Url {
         Ok(Url { host: host.to_owned(), port, target })
     }
 
-    /// The same host and port with a different path and query.
     pub fn with_target(&self, target: &str) -> Url {
         Url { target: target.to_owned(), ..self.clone() }
     }
@@ -65,11 +61,8 @@ impl Url {
         if self.port == 80 { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
 
-    /// The addresses to connect to. Unless `anywhere` is true, every address must be loopback: sending invalid frames
-    /// to another machine requires permission from the machine's owner.
-    ///
-    /// # Errors
-    /// A one-line message if the name does not resolve, or resolves to another machine.
+    /// Resolves the host. Unless `anywhere` is true, every address must be loopback: sending invalid frames to another
+    /// machine requires its owner's permission.
     pub fn addresses(&self, anywhere: bool) -> Result<Vec<SocketAddr>, String> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let found = (host, self.port).to_socket_addrs();
@@ -142,7 +135,7 @@ pub fn bytes(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
             Edit::LineEnd(end) => line_end = notation::bytes(end),
             Edit::Before(bytes) => before = notation::bytes(bytes),
             Edit::After(bytes) => after = notation::bytes(bytes),
-            // `Slowly` changes how the player sends the request, not the bytes.
+            // `Slowly` changes how the request is sent, not its bytes.
             Edit::Slowly => {}
         }
     }

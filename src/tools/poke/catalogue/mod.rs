@@ -25,7 +25,6 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
     PARTS.iter().flat_map(|(_, cases)| cases.iter())
 }
 
-/// Default field values for a case.
 const CASE: Case = Case {
     name: "",
     summary: "",
@@ -39,7 +38,6 @@ const CASE: Case = Case {
     error: None,
 };
 
-/// A case in which the server must echo every message.
 const ECHO: Case = Case { needs: Needs::Echo, ..CASE };
 
 /// A case that breaks a rule: the server must fail the connection (§7.1.7).
@@ -49,7 +47,6 @@ const PROTOCOL_ERROR: End = End::Closes(&[1002]);
 const DISCONNECTS: (End, &str) =
     (End::Disconnects, "§7.1.7: an endpoint that fails the connection should send a Close first, and may omit it");
 
-/// If a case leaves a frame incomplete, the server may wait for the rest.
 const WAITS_FOR_THE_FRAME: (End, &str) =
     (End::Waits, "§5.2 does not say when a rule is checked; a server may wait for the whole frame");
 
