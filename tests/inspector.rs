@@ -153,7 +153,7 @@ fn a_rejected_ticket_is_explained() {
     };";
     let alice = join_with(&browser, server.port(), "alice", replace_ticket);
     alice.press_button("Inspect");
-    wait_for_status(&alice, "did not let this page look");
+    wait_for_status(&alice, "rejected the inspector");
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
@@ -166,8 +166,8 @@ fn the_next_connection_is_shown_below_a_line_and_the_last_is_ignored() {
     alice.press_button("Menu");
     alice.press_button("Leave");
     wait_for_row(&alice, &["client", "CLOSE", "1000"]);
-    wait_for_row(&alice, &["The end", "The client sent the first Close", "A clean end: both Closes passed"]);
-    wait_for_status(&alice, "is over");
+    wait_for_row(&alice, &["TCP closed", "The client sent the first Close", "closed cleanly: both Closes passed"]);
+    wait_for_status(&alice, "is closed");
     alice.press_button("Connect");
     alice.wait_for("sockets.length === 4");
     alice.wait_for(&format!("{ROWS}.filter((row) => row.textContent.includes('Request')).length === 2"));
@@ -276,7 +276,7 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
         assert_eq!(link[1], format!("https://www.rfc-editor.org/rfc/rfc6455#section-{section}"));
         assert_eq!(link[2], "noopener noreferrer");
     }
-    assert!(detail(&alice).contains(&format!(": {} bytes of it", 6 + sent.len())), "{}", detail(&alice));
+    assert!(detail(&alice).contains(&format!(": {} bytes of this frame", 6 + sent.len())), "{}", detail(&alice));
 }
 
 /// Unmasks single bytes by mouse and by keyboard.
@@ -339,7 +339,7 @@ fn the_fragments_of_a_message_are_linked() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.press_button("Next message in fragments");
-    wait_for_status(&alice, "in fragments. Say something.");
+    wait_for_status(&alice, "in fragments. Send a message.");
     alice.press_button("A server ping"); // commands are carried out in order, so the ping comes after the request for fragments
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
@@ -394,7 +394,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.press_button("A server ping");
     wait_for_row(&alice, &["PONG"]);
     let show = |which: &str| {
-        alice.eval(&format!("__field('Show').value = '{which}', __field('Show').dispatchEvent(new Event('change'))"));
+        alice.eval(&format!("__field('View').value = '{which}', __field('View').dispatchEvent(new Event('change'))"));
         rows(&alice)
     };
     let all_hold = |rows: Vec<String>, words: &str| !rows.is_empty() && rows.iter().all(|row| row.contains(words));
@@ -418,7 +418,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     let inject =
         "window.inject = (record) => sockets[1].onmessage({ data: JSON.stringify({ connection: 1, ...record }) });";
     alice.eval(&format!("{inject} inject({{ record: 'missed', count: 37 }})"));
-    choose(&alice, &["37 frames not shown"]);
+    choose(&alice, &["37 frames are not shown"]);
     assert!(detail(&alice).contains("The chat itself missed nothing."));
     alice.eval(
         "for (let number = 1; number <= 1200; number += 1)
@@ -430,7 +430,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     let rows = rows(&alice);
     assert!(rows.len() < 510, "{}", rows.len());
     assert!(rows[1].contains("Request") && rows[2].contains("Response"), "{:?}", &rows[..4]);
-    assert!(rows[3].contains("older: the list keeps the last 500"), "{:?}", &rows[..4]);
+    assert!(rows[3].contains("The list keeps the last 500."), "{:?}", &rows[..4]);
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }

@@ -34,7 +34,7 @@ fn two_tabs_from_disk_chat_both_ways() {
     }
     wait_for_log(&alice, "bob joined");
     wait_for_log(&bob, "Welcome to #general, bob!");
-    wait_for_log(&bob, "Here: alice.");
+    wait_for_log(&bob, "Also here: alice.");
     type_message(&bob, "hello from bob");
     wait_for_log(&alice, "hello from bob");
     alice.click("__field('Message')");
@@ -104,7 +104,7 @@ fn switching_rooms_updates_both_rooms() {
     let bob = join(&browser, server.port(), "bob");
     alice.fill("Room", "lobby");
     alice.press_button("Switch room");
-    wait_for_log(&alice, "Now in #lobby");
+    wait_for_log(&alice, "You are now in #lobby.");
     wait_for_log(&bob, "alice left");
     wait_for_members(&alice, &["alice you"]);
     wait_for_members(&bob, &["bob you"]);
@@ -113,8 +113,8 @@ fn switching_rooms_updates_both_rooms() {
     wait_for_log(&bob, "anybody here?");
     bob.fill("Room", "lobby");
     bob.press_key("Enter", false);
-    wait_for_log(&bob, "Now in #lobby");
-    wait_for_log(&bob, "Here: alice.");
+    wait_for_log(&bob, "You are now in #lobby.");
+    wait_for_log(&bob, "Also here: alice.");
     wait_for_members(&alice, &["alice you", "bob"]);
     type_message(&bob, "there you are");
     wait_for_log(&alice, "there you are");
@@ -204,7 +204,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     wait_for_members(&alice, &[]);
     wait_until("the page announces the next attempt", || words(&alice).contains("Trying again in"));
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
-    wait_for_log(&alice, "Connected again, in #general.");
+    wait_for_log(&alice, "Reconnected to #general.");
     wait_for_members(&alice, &["alice you"]);
     assert_eq!(field(&alice, "Message"), "half a thought", "the draft is kept");
     alice.press_key("Enter", false);
@@ -221,11 +221,11 @@ fn the_page_reconnects_to_the_room_that_it_switched_to() {
     let alice = join(&browser, port, "alice");
     alice.fill("Room", "lobby");
     alice.press_button("Switch room");
-    wait_for_log(&alice, "Now in #lobby");
+    wait_for_log(&alice, "You are now in #lobby.");
     drop(server);
     wait_for_members(&alice, &[]);
     let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
-    wait_for_log(&alice, "Connected again, in #lobby.");
+    wait_for_log(&alice, "Reconnected to #lobby.");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     alice.press_button("Connect");
     wait_for_state(&alice, "stopped");
     let words = words(&alice);
-    for cause in ["Refused", "token", "name", "origin “null”", "full", "press Connect"] {
+    for cause in ["Rejected", "token", "name", "origin “null”", "full", "press Connect"] {
         assert!(words.contains(cause), "{cause:?} is missing: {words}");
     }
     let tries = alice.eval("sockets");
@@ -317,7 +317,7 @@ fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     alice.eval("document.dispatchEvent(new Event('visibilitychange'))");
     wait_for_log(&alice, "The connection ended: 1006");
     server.signal("CONT");
-    wait_for_log(&alice, "Connected again, in #general.");
+    wait_for_log(&alice, "Reconnected to #general.");
 }
 
 #[test]
@@ -339,7 +339,7 @@ fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
         while peer.read().is_ok() {}
         wait_for_state(&tab, state);
         let shown = words(&tab);
-        for expected in ["1008, against the rules of the server", &format!("“{reason}”"), advice] {
+        for expected in ["1008, a policy violation", &format!("“{reason}”"), advice] {
             assert!(shown.contains(expected), "{expected:?} is missing: {shown}");
         }
     }
@@ -541,7 +541,7 @@ fn everything_works_with_the_keyboard_alone() {
     alice.type_text("tea");
     focus_on("__button('Switch room')");
     alice.press_key("Enter", false);
-    wait_for_log(&alice, "Now in #");
+    wait_for_log(&alice, "You are now in #");
     focus_on("__button('Leave')");
     alice.press_key("Enter", false);
     wait_for_state(&alice, "idle");

@@ -169,7 +169,7 @@ fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
     for text in &written {
         type_message(&alice, text);
     }
-    let waiting: Vec<_> = written.iter().map(|text| json!([text, "waits for the connection"])).collect();
+    let waiting: Vec<_> = written.iter().map(|text| json!([text, "waiting for the connection"])).collect();
     assert_eq!(unsent(&alice), json!(waiting));
     assert_eq!(texts(&alice), [""; 0], "none of them is shown as sent");
     alice.screenshot("offline-queue");
@@ -193,7 +193,7 @@ fn the_number_of_waiting_messages_is_bounded() {
     for n in 0..51 {
         type_message(&alice, &format!("{n}"));
     }
-    wait_for_log(&alice, "Not sent. 50 messages are waiting already. Your text is still in the box.");
+    wait_for_log(&alice, "Not sent. 50 messages are already waiting. Your text is still in the message box.");
     assert_eq!(field(&alice, "Message"), "50");
     assert_eq!(unsent(&alice).as_array().unwrap().len(), 50);
 }
@@ -204,7 +204,7 @@ fn before_the_first_connect_the_text_stays_in_the_box() {
     let alice = browser.open(&page(""));
     alice.view(1440, 900, "light");
     type_message(&alice, "hello?");
-    wait_for_log(&alice, "There is no connection: press Connect. Your text is still in the box.");
+    wait_for_log(&alice, "You are not connected. Press Connect. Your text is still in the message box.");
     assert_eq!(field(&alice, "Message"), "hello?");
 }
 
@@ -252,7 +252,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     let sent: Vec<String> = received.iter().filter(|text| text.starts_with("alice")).cloned().collect();
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
     assert_eq!(strings(&own), sent, "her own messages are still recognized");
-    wait_for_log(&alice, "Connected again, in #general. 20 messages came meanwhile.");
+    wait_for_log(&alice, "Reconnected to #general. 20 messages arrived while you were away.");
     // The room has the same messages: a new user receives the last fifty.
     let carol = join(&browser, server.port(), "carol");
     wait_for_texts(&carol, &received[received.len() - 50..]);
@@ -272,7 +272,7 @@ fn a_gap_longer_than_the_history_has_a_notice() {
         send(&mut bob, &format!("{n}"));
     }
     restore(&alice, &proxy);
-    wait_for_log(&alice, "More was said meanwhile than the server keeps: something is missing here.");
+    wait_for_log(&alice, "You missed more messages than the server keeps: some are missing here.");
     wait_for_texts(&alice, &["0", "3", "4", "5"].map(String::from));
 }
 
@@ -295,9 +295,9 @@ fn a_lost_history_has_a_notice() {
         alice.eval("dispatchEvent(new Event('online'))");
         alice.text("document.body.dataset.state") == "joined"
     });
-    wait_for_log(&alice, "Connected again, in #general. The history of the room began anew");
+    wait_for_log(&alice, "Reconnected to #general. The room’s history was reset: some messages may be missing.");
     wait_for_texts(&alice, &["in the old life", "not even sent"].map(String::from));
-    let remark = "The line broke before this was confirmed: it may have arrived, or not.";
+    let remark = "The connection was lost before this was confirmed. It may or may not have arrived.";
     assert_eq!(unsent(&alice), json!([["into the void", remark]]));
     alice.screenshot("doubtful");
     alice.press_button("Edit");
@@ -353,7 +353,7 @@ fn a_message_is_never_sent_to_another_server() {
     alice.fill("Server", &ws(other.port()));
     alice.press_button("Connect");
     wait_for_log(&alice, "Welcome to #general, alice!");
-    let remark = "Not sent: it was written for another server, or under another name.";
+    let remark = "Not sent: this message was written for another server or under another name.";
     assert_eq!(unsent(&alice), json!([["for this server alone", remark]]));
     type_message(&alice, "for everybody");
     assert_eq!(bob.read_event("message")["text"], "for everybody");
@@ -371,7 +371,7 @@ fn many_joins_at_once_are_one_line() {
     drop(crowd);
     wait_for_members(&alice, &["alice you"]);
     let crowd = notices(&alice).pop().unwrap();
-    assert!(crowd.contains(", 22 others and guest") && crowd.ends_with(" came and went"), "{crowd}");
+    assert!(crowd.contains(", 22 others and guest") && crowd.ends_with(" joined and left"), "{crowd}");
     assert_eq!(notices(&alice).len(), 3, "the welcome, the members, and the crowd: {:?}", notices(&alice));
     let mut bob = joined_guest(&server, "general", "bob");
     send_as_guest(&mut bob, &alice, "what a crowd");
@@ -438,7 +438,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     for incomplete in ["/msg", "/msg carol", "/msg \"bob smith\""] {
         alice.fill("Message", incomplete);
         alice.press_key("Enter", false);
-        wait_for_log(&alice, "Not sent. It takes a name and a text: /msg NAME TEXT. Your text is still in the box.");
+        wait_for_log(&alice, "Not sent. Use this form: /msg NAME TEXT. Your text is still in the message box.");
         assert_eq!(field(&alice, "Message"), incomplete);
     }
     alice.fill("Message", "");
@@ -454,7 +454,7 @@ fn help_is_shown_by_the_page() {
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     type_message(&alice, "/help");
-    wait_for_log(&alice, "/msg NAME TEXT: a message that only NAME can see.");
+    wait_for_log(&alice, "/msg NAME TEXT: send TEXT to NAME only.");
     assert_eq!(field(&alice, "Message"), "");
     type_message(&alice, "/shrug is no command");
     wait_for_texts(&alice, &["/shrug is no command".into()]);
@@ -556,16 +556,16 @@ fn rooms_are_remembered_with_their_messages() {
     wait_for_texts(&alice, &["in general".into()]);
     alice.fill("Room", "tea");
     alice.press_button("Switch room");
-    wait_for_log(&alice, "Now in #tea");
+    wait_for_log(&alice, "You are now in #tea.");
     type_message(&alice, "in tea");
     wait_for_texts(&alice, &["in tea".into()]);
     send(&mut bob, "in general, too");
     assert_eq!(alice.eval(rooms), json!([["#general", null], ["#tea", "true"]]));
     alice.press_button("#general");
     wait_for_texts(&alice, &["in general", "in general, too"].map(String::from));
-    wait_for_log(&alice, "Now in #general 1 message came meanwhile.");
+    wait_for_log(&alice, "You are now in #general. 1 message arrived while you were away.");
     alice.press_button("#tea");
-    wait_for_log(&alice, "Now in #tea Nothing was said meanwhile.");
+    wait_for_log(&alice, "You are now in #tea. There are no new messages.");
     wait_for_texts(&alice, &["in tea".into()]);
     alice.navigate(&page(""));
     alice.press_button("Connect");
@@ -588,7 +588,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     alice.press_button("Switch room");
     proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
-    assert_eq!(unsent(&alice), json!([["for general", "waits until you are in #general"]]));
+    assert_eq!(unsent(&alice), json!([["for general", "waiting until you are in #general"]]));
     type_message(&alice, "for tea");
     assert_eq!(carol.read_event("message")["text"], "for tea");
     alice.press_button("#general");
@@ -600,9 +600,9 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
         type_message(&alice, text);
     }
     alice.press_button("#tea");
-    wait_for_log(&alice, "Now in #tea");
+    wait_for_log(&alice, "You are now in #tea.");
     let waiting = unsent(&alice);
-    assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "waits until you are in #general"), "{waiting}");
+    assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "waiting until you are in #general"), "{waiting}");
     wait_for_texts(&alice, &["for tea".into()]);
     alice.fill("Room", &"x".repeat(65));
     alice.press_button("Switch room");
@@ -624,7 +624,7 @@ fn a_switch_over_the_rate_limit_is_made_later() {
         alice.fill("Room", room);
         alice.press_button("Switch room");
     }
-    wait_for_log(&alice, "Now in #coffee");
+    wait_for_log(&alice, "You are now in #coffee.");
 }
 
 // ---- Accessibility ----
@@ -645,9 +645,9 @@ fn members_rooms_and_the_latest_message_are_reached_by_keyboard() {
     tab_to(&alice, "__field('Room')");
     alice.type_text("tea");
     alice.press_key("Enter", false);
-    wait_for_log(&alice, "Now in #tea");
+    wait_for_log(&alice, "You are now in #tea.");
     press(&alice, "__button('#general')");
-    wait_for_log(&alice, "Now in #general");
+    wait_for_log(&alice, "You are now in #general.");
     assert_eq!(alice.text("document.activeElement.textContent"), "#general", "the focus stays in the switcher");
     for n in 0..60 {
         send(&mut bob, &format!("line {n}"));

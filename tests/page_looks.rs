@@ -32,7 +32,7 @@ fn every_control_has_a_name_for_screen_readers() {
     assert_eq!(named("textbox"), ["Name", "Room", "Server", "Token", "Message"]);
     assert_eq!(named("button"), ["Inspect", "Switch room", "Connect", "Leave", "Send"]);
     assert_eq!(named("log"), ["Conversation"]);
-    assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Who is here 1"]));
+    assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Members 1"]));
     assert_eq!(named("status").len(), 2, "the state, and what to do about it");
     assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
 }
