@@ -50,7 +50,7 @@ pub struct Config {
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub unique_names: bool,
-    /// Print every frame to stderr, one line each; with =full all its fields
+    /// Print every frame to stderr, one line per frame; with =full, print all fields of each frame
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
     pub trace: Option<TraceDetail>,
     /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors

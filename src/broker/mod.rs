@@ -73,7 +73,7 @@ pub struct Join {
     pub resume: Option<Resume>,
 }
 
-/// The last message that a reconnecting client saw: the id `since` in the history `epoch`.
+/// The last message that a reconnecting client saw: message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,

@@ -77,7 +77,6 @@ impl RuleChecker {
     /// server's Close; `None` if the server sent none.
     pub fn release(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held.take()?;
-        // A Close for this error contains the error's code and text.
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         close.is_none_or(|payload| payload == expected).then_some(failure)
     }

@@ -127,7 +127,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
 /// Recognizes a peer that sends HTTP or TLS instead of WebSocket frames.
 pub fn foreign_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
-    // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP.
+    // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP in place of a frame.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];
     if bytes.starts_with(b"HTTP/1.") {
         Some("these bytes are an HTTP response".into())

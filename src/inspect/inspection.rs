@@ -158,7 +158,6 @@ impl Inspection {
 
     /// The ticket is the connection's number (eight bytes) and the secret, encoded in URL-safe base64.
     pub fn ticket(&self, connection: Token) -> String {
-        // The number need not be secret: the page displays it.
         let number = self.numbers.number(connection) as u64;
         let mut bytes = [0; 8 + SECRET];
         bytes[..8].copy_from_slice(&number.to_be_bytes());

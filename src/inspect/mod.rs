@@ -123,11 +123,11 @@ pub struct StateChange {
 pub enum State {
     /// §4.1: the handshake is not complete.
     Connecting,
-    /// §4.1: the handshake succeeded, and both sides may send data.
+    /// §4.1: the handshake succeeded, and both endpoints may send data.
     Open,
-    /// §7.1.3: one side has sent a Close.
+    /// §7.1.3: one endpoint has sent a Close.
     Closing,
-    /// §7.1.4: both sides have sent a Close, or the TCP connection has closed.
+    /// §7.1.4: both endpoints have sent a Close, or the TCP connection has closed.
     Closed,
 }
 

@@ -66,7 +66,7 @@ impl Quota {
 
     /// Stops all recordings, and logs the reason once.
     fn exhaust(&self, why: &str) {
-        // A quota of zero makes every other recording end with `Step::Cut`.
+        // With a quota of zero, all remaining recordings end with `Step::Cut`.
         self.left.set(0);
         if !self.is_logged.replace(true) {
             log::warn!("RECORD stopped: {why}");

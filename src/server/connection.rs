@@ -50,7 +50,8 @@ const MAX_QUEUED_ECHO: usize = 64 * 1024;
 
 /// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
 pub trait Socket: Read + Write {
-    /// Whether the transport (such as TLS) holds decrypted bytes that are unread, or encrypted bytes that are unsent.
+    /// Whether a transport such as TLS holds decrypted bytes that are unread (`Read`), or encrypted bytes that are
+    /// unsent (`Write`).
     fn has_pending(&self, direction: Direction) -> bool;
 
     /// Shuts down the write side (TCP FIN). Reading continues.
@@ -80,7 +81,7 @@ pub struct ColdFields {
     /// `None` until the upgrade.
     pub endpoint: Option<Endpoint>,
     pub stage: Stage,
-    /// Monotonic time of the last received byte, or of the last edge while reads are paused.
+    /// Monotonic time of the last received byte or, while reads are paused, of the last readable edge from the poll.
     pub last_received: Duration,
     /// A copy of the connection's deadline in `Timers`. `None` if the connection started closing this turn.
     pub deadline: Option<Duration>,

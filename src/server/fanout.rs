@@ -36,7 +36,7 @@ pub struct Fanout {
     pub full_rooms: Vec<RoomId>,
 }
 
-/// One room's frames of this turn, rendered in every dialect that its members use.
+/// One room's frames for this turn, rendered in every dialect that its members use.
 #[derive(Debug, Default)]
 pub struct Batch {
     renderings: [Vec<u8>; Dialect::ALL.len()],

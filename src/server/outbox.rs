@@ -138,8 +138,8 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes are queued behind the next frame to send. Call after a flush. The next frame
-    /// itself does not count, because a welcome with its history is larger than any message.
+    /// Whether more than `bound` bytes are queued after the next frame. The next frame does not count, because a welcome
+    /// with a long history can exceed the bound on its own. Call after a flush, which leaves only unaccepted bytes.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent + 1) - self.sent) > bound
     }

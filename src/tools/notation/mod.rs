@@ -214,7 +214,7 @@ fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
     let is_marked = text.ends_with('=') || text.contains(['+', '/']);
-    // Base64 may be wrapped into several lines, but no line contains a space.
+    // Base64 may be wrapped over several lines, but no line contains a space.
     let is_one_word = text.lines().all(|line| !line.trim().contains(' '));
     is_one_word && (is_marked || is_mixed) && decode_base64(text).is_ok()
 }
