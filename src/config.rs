@@ -1,12 +1,13 @@
 //! Every option with its default, its bounds and the reason for both. Each field of [`Config`] is a flag and (except in
 //! the last group) an environment variable. The server rejects an invalid configuration at start and suggests a fix.
 
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Command, Parser, ValueEnum, value_parser};
+use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -21,7 +22,7 @@ const TIMEOUTS: &str = "Timeouts";
 const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
-Without --tokens and --open, the demo tokens work on loopback. Try:
+Without --tokens and --open, the demo tokens work on a local server. Try:
   wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
 and type:
   {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
@@ -37,7 +38,7 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
     #[arg(long, value_name = "FILE", help_heading = ACCESS)]
-    pub tokens: Option<PathBuf>, // default: the demo tokens, which are public and so valid only on loopback
+    pub tokens: Option<PathBuf>, // default: the demo tokens, which are public and so valid only on a local server
     /// Require no token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub open: bool,
@@ -47,6 +48,9 @@ pub struct Config {
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
     pub allow_host: Vec<String>, // if empty, a public server allows every host, since it cannot know all its names
+    /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = proxy, help_heading = ACCESS)]
+    pub trusted_proxy: Vec<IpNet>,
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub unique_names: bool,
@@ -56,7 +60,7 @@ pub struct Config {
     /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors
     #[arg(long, value_name = "FILTER", help_heading = WIRE)]
     pub trace_filter: Option<String>,
-    /// Let a page inspect its own connection, not only on loopback
+    /// Let a page inspect its own connection, not only on a local server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WIRE)]
     pub inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
@@ -86,7 +90,7 @@ pub struct Config {
     /// Close a client with more unread bytes than this
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
     pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
-    /// Limit unfinished messages and unsent echoes of all connections together
+    /// Limit unfinished messages and unsent output of all connections together
     #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read this many bytes from a connection, then serve the others
@@ -95,16 +99,28 @@ pub struct Config {
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_connections: Option<usize>,
-    /// Accept this many connections from one address (not loopback)
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    /// Accept this many connections from one address (except loopback on a local server); 0: no limit
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
-    /// Allow this many wrong tokens per minute from one address (not loopback)
-    #[arg(long, default_value_t = 30, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    /// Accept this many connections per second from one address, in bursts five times as many; 0: no limit
+    #[arg(long, default_value = "20", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    pub connect_rate: f64, // a page reload takes two connections; a handshake costs as much as ten messages
+    /// Allow this many wrong tokens per minute from one address (except loopback on a local server); 0: no limit
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
     pub max_rooms: usize, // each room takes memory, and a client can open room after room
-    /// Allow each client this many messages per second, in bursts twice as many; 0: no limit
+    /// Limit the rooms that one user opened, except on a local server
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    pub max_rooms_per_user: usize, // one user must not take all the rooms, nor evict all the histories
+    /// List at most this many members in a welcome
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(0, 1_000_000), help_heading = LIMITS)]
+    pub max_listed: usize, // each join to a room costs as much as the list is long
+    /// Up to this many members, send the list of members with every join and leave (dialect presence)
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = number(0, 100_000), help_heading = LIMITS)]
+    pub max_presence: usize, // the lists for n joins to one room hold n^3 names, over all members
+    /// Allow each user this many messages per second, in bursts twice as many; 0: no limit
     #[arg(long, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
     pub rate_limit: f64, // no user types five messages a second for long
     /// Keep this many messages per room for clients that join; 0: none
@@ -151,7 +167,7 @@ pub enum TraceDetail {
 impl Config {
     /// Checks constraints between options. The error names the options, shows their values and suggests a fix.
     pub fn validate(&self) -> Result<(), String> {
-        let Config { listen, max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
+        let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (option, largest) =
             if max_echo > max_message { ("--max-echo", max_echo) } else { ("--max-message", max_message) };
@@ -159,8 +175,10 @@ impl Config {
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         Err(if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
-        } else if self.tokens.is_none() && !self.open && !self.is_loopback() {
-            format!("the demo tokens are public, for loopback only, not for {listen}; pass --tokens FILE or --open")
+        } else if let (None, false, Some(reason)) = (&self.tokens, self.open, self.public_reason()) {
+            format!(
+                "the demo tokens are public, for a local server only, not with {reason}; pass --tokens FILE or --open"
+            )
         } else if self.trace_filter.is_some() && self.trace.is_none() {
             "--trace-filter selects records of --trace, which is missing; add --trace".into()
         } else if ping >= idle {
@@ -190,9 +208,33 @@ impl Config {
         }
     }
 
+    /// Whether the server listens on loopback only.
     pub fn is_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }
+
+    /// Whether only programs on this machine are meant to reach the server (PROTOCOL.md, "Local server").
+    pub fn is_local(&self) -> bool {
+        self.public_reason().is_none()
+    }
+
+    /// The option that makes the server public. A proxy on the same machine connects from loopback, for clients
+    /// anywhere.
+    fn public_reason(&self) -> Option<String> {
+        let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
+        let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
+        let host = || self.allow_host.iter().find(|host| !is_loopback_name(host));
+        listen.or_else(proxy).or_else(|| host().map(|host| format!("--allow-host {host}")))
+    }
+}
+
+/// `host` is a name or an address, without a port.
+pub fn is_loopback_name(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
+    let name = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
+    name.is_some_and(|name| name.eq_ignore_ascii_case("localhost"))
+        || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Adds an environment variable for each option: `WIRECHAT_MAX_TEXT` for `--max-text`.
@@ -218,6 +260,11 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     }
     let found = text.to_socket_addrs().map_err(|error| format!("the host cannot be resolved: {error}"))?.next();
     found.ok_or_else(|| "the host has no address; write one, such as 127.0.0.1".into())
+}
+
+fn proxy(text: &str) -> Result<IpNet, &'static str> {
+    let network = text.trim().parse().or_else(|_| text.trim().parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "write an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
 }
 
 fn list_item(text: &str) -> Result<String, &'static str> {
@@ -324,7 +371,7 @@ mod tests {
 
     #[test]
     fn lists_are_split_and_trimmed() {
-        let config = config(&["--allow-host", "a, b ,c", "--allow-host", " d"]).unwrap();
+        let config = config(&["--open", "--allow-host", "a, b ,c", "--allow-host", " d"]).unwrap();
         assert_eq!(config.allow_host, ["a", "b", "c", "d"]);
         assert!(super::tests::config(&["--allow-host", "a,,b"]).unwrap_err().contains("extra comma"));
     }

@@ -31,7 +31,8 @@
 //! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the chat's tables.
 //! 7. [`chat::dialect`]: three shapes of JSON for the same commands and events.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
-//! 9. [`http`], [`http::access`]: what a request becomes; tokens, origins, hosts.
+//! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: what a request becomes; tokens, origins, hosts,
+//!    proxies.
 //! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn; a connection's life.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, shares, and the seam for part two.
@@ -57,15 +58,16 @@
 //!
 //! ```
 //! # use std::time::{Duration, SystemTime};
-//! # use wirechat::broker::memory::{self, MemoryBroker};
+//! # use wirechat::broker::{Join, User};
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::ws::{message::Message, protocol::{Event, Limits, Protocol}};
 //! # let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
-//! # let kept = memory::Limits { messages: 50, bytes: 10_000, rooms: 10, empty_rooms: 10, ttl: Duration::from_secs(60) };
-//! # let broker = MemoryBroker::new(kept, Box::new(|bytes| bytes.fill(7)), |_| None);
-//! # let mut chat = Chat::new(&clap::Parser::parse_from(["wirechat"]), Box::new(broker));
-//! # chat.join(mio::Token(2), JoinRequest { dialect: Dialect::Events, username: "alice".into(), room: "general".into(),
-//! #     identity: Identity::default(), client_id: None, resume: None, extra: None }, now);
+//! # let config = clap::Parser::parse_from(["wirechat"]);
+//! # let broker = wirechat::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
+//! # let mut chat = Chat::new(&config, Box::new(broker));
+//! # let join = Join::new("alice", "general", User::Connection(mio::Token(2)));
+//! # let (identity, address) = (Identity::default(), [127, 0, 0, 1].into());
+//! # chat.join(mio::Token(2), JoinRequest { dialect: Dialect::Events, identity, address, join, extra: None }, now);
 //! # while chat.next_effect().is_some() {}
 //! // A client's frame: header, masking key (zeros leave the payload readable), payload.
 //! let mut bytes = *b"\x81\xa8\0\0\0\0{\"event\":\"message\",\"data\":{\"text\":\"hi\"}}";
@@ -110,10 +112,10 @@ pub mod chat;
 pub mod config;
 pub mod http;
 pub mod inspect;
+pub mod maps;
 pub mod net;
 #[cfg(test)]
 mod pictures;
 pub mod server;
-pub mod token_map;
 pub mod tools;
 pub mod ws;

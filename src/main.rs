@@ -71,10 +71,10 @@ fn one_line(error: &str) -> String {
 
 fn serve(config: &Config) -> Result<u8, (u8, String)> {
     let usage = |error| (EXIT_USAGE, error);
-    config.validate().map_err(usage)?;
     net::trace_filter(config).map_err(usage)?;
     let token_file = config.read_token_file().map_err(usage)?;
     let access = Access::new(config, token_file.as_deref()).map_err(usage)?;
+    config.validate().map_err(usage)?;
     let log = LogWriter::install(config.log_level()).map_err(usage)?;
     let event_loop = EventLoop::bind(config.clone(), access, log).map_err(|error| (EXIT_FAILURE, error))?;
     print_banner(&event_loop, config);

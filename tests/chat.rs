@@ -14,12 +14,13 @@ use clap::Parser;
 use delayed_broker::{Control, DelayedBroker};
 use fastrand::Rng;
 use mio::Token;
-use wirechat::broker::memory::{Limits, MemoryBroker};
-use wirechat::broker::{BrokerError, MemberId, Message, Resume, RoomEvent, RoomId, UniqueKey};
+use wirechat::broker::memory::MemoryBroker;
+use wirechat::broker::{BrokerError, MemberId, Message, Resume, RoomEvent, RoomId};
 use wirechat::chat::dialect::Dialect;
 use wirechat::chat::event::{CloseReason, Effect, Event};
-use wirechat::chat::{Chat, Identity, JoinRequest, Now, names};
+use wirechat::chat::{Chat, Credential, CredentialId, Identity, Join, JoinError, JoinRequest, Now, Session};
 use wirechat::config::Config;
+use wirechat::server;
 
 const ALICE: Token = Token(1);
 const BOB: Token = Token(2);
@@ -51,16 +52,8 @@ fn config(args: &[&str]) -> Config {
 }
 
 fn memory_broker(config: &Config) -> MemoryBroker {
-    let limits = Limits {
-        messages: config.history,
-        bytes: config.max_history,
-        rooms: config.max_rooms,
-        empty_rooms: config.max_empty_rooms,
-        ttl: config.history_ttl,
-    };
     let mut random = Rng::with_seed(1);
-    let unique_key: UniqueKey = if config.unique_names { names::unique_key } else { |_: &str| None };
-    MemoryBroker::new(limits, Box::new(move |bytes: &mut [u8]| random.fill(bytes)), unique_key)
+    server::memory_broker(config, Box::new(move |bytes: &mut [u8]| random.fill(bytes)))
 }
 
 impl Harness {
@@ -137,16 +130,26 @@ impl Harness {
     }
 }
 
+/// With the credential 1, from its own address.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
-    JoinRequest {
-        dialect,
-        username: username.into(),
-        room: room.into(),
-        identity: Identity { credential: Some(0), username: None },
-        client_id: None,
-        resume: None,
-        extra: None,
-    }
+    let identity = Identity { credential: credential(1), username: None };
+    let address = [192, 0, 2, username.len() as u8].into();
+    let join = Join { credential: identity.credential_id(), ..Join::new(username, room, identity.user(address)) };
+    JoinRequest { dialect, identity, address, join, extra: None }
+}
+
+fn with(request: JoinRequest, change: impl FnOnce(&mut Join)) -> JoinRequest {
+    let mut request = request;
+    change(&mut request.join);
+    request
+}
+
+fn credential(id: u32) -> Option<Credential> {
+    CredentialId::new(id).map(|id| Credential { id, line: 1 })
+}
+
+fn has_place_for(harness: &Harness, room: &str) -> bool {
+    harness.chat.check(&request(Dialect::Events, "late", room)) != Err(JoinError::TooManyRooms)
 }
 
 fn event(name: &str, data: &str) -> String {
@@ -190,11 +193,13 @@ fn a_client_that_joins_is_welcomed_and_announced() {
         let welcome = r##"{"event":"welcome","data":{"message":"Welcome to #general, alice!","members":[],"##;
         assert_eq!((first.len(), first[0].0), (1, Recipients::One(ALICE)));
         assert!(first[0].1.starts_with(welcome), "{}", first[0].1);
-        assert!(first[0].1.ends_with(r#""last_id":0,"resumed":false,"history":[]}}"#), "{}", first[0].1);
+        assert!(first[0].1.contains(r#""last_id":0,"resumed":false,"history":[],"session":""#), "{}", first[0].1);
+        let limits = r#""member_count":0,"limits":{"max_text":500,"max_message":65536,"rate_limit":5.0}}}"#;
+        assert!(first[0].1.ends_with(limits), "{}", first[0].1);
         let extra = Some(("ticket", "t".to_owned()));
         let second = sent(&harness.join(BOB, JoinRequest { extra, ..request(Dialect::Events, "bob", "general") }));
         assert!(second[0].1.contains(r#""members":["alice"]"#));
-        assert!(second[0].1.ends_with(r#""history":[],"ticket":"t"}}"#), "{}", second[0].1);
+        assert!(second[0].1.ends_with(r#","ticket":"t"}}"#), "{}", second[0].1);
         assert_eq!(second[1], (Recipients::Room(room, Some(BOB)), event("joined", r#"{"username":"bob"}"#)));
     });
 }
@@ -210,9 +215,13 @@ fn a_switch_sends_its_events_in_order() {
         let events = sent(&effects);
         assert_eq!(events[0], (Recipients::Room(old, None), event("left", r#"{"username":"bob"}"#)));
         assert_eq!(events[1].0, Recipients::One(BOB));
-        assert!(events[1].1.starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"epoch":"#));
+        assert!(
+            events[1]
+                .1
+                .starts_with(r#"{"event":"switched","data":{"room":"other","members":[],"member_count":0,"epoch":"#)
+        );
         assert_eq!(harness.receive(BOB, &switch("other")), [], "the same room: nothing");
-        assert_eq!(harness.chat.members(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
+        assert_eq!(harness.chat.recipients(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
         let effects = harness.receive(ALICE, &switch("other"));
         assert_eq!(effects[0], Effect::Moved { client: ALICE, from: Some(old), to: new });
         let events = sent(&effects);
@@ -230,7 +239,7 @@ fn a_room_without_members_is_closed() {
         assert_eq!(sent(&harness.leave(ALICE)), [left]);
         assert_eq!(harness.leave(ALICE), []);
         assert_eq!(harness.leave(BOB), []);
-        assert!(harness.chat.members(room).next().is_none() && harness.chat.dialects(room).next().is_none());
+        assert!(harness.chat.recipients(room).next().is_none() && harness.chat.dialects(room).next().is_none());
         assert!(harness.chat.room_of(BOB).is_none() && harness.chat.dialect_of(BOB).is_none());
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
         assert_ne!(harness.chat.room_of(CAROL), Some(room), "a room number is never used again");
@@ -243,9 +252,9 @@ fn a_room_without_members_is_closed() {
 fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
     with_each_broker(&["--max-rooms", "2"], |harness| {
         harness.two_join();
-        assert!(harness.chat.has_place_for("second"));
+        assert!(has_place_for(harness, "second"));
         harness.receive(BOB, &switch("second"));
-        assert!(!harness.chat.has_place_for("third") && harness.chat.has_place_for("general"));
+        assert!(!has_place_for(harness, "third") && has_place_for(harness, "general"));
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
         let error = event("error", r#"{"message":"There are too many rooms"}"#);
         assert_eq!(sent(&harness.receive(ALICE, &switch("third"))), [(Recipients::One(ALICE), error)]);
@@ -256,7 +265,7 @@ fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
             events[0].1.contains(r#""switched","data":{"room":"third""#),
             "bob was alone in the second: {events:?}"
         );
-        assert!(!harness.chat.has_place_for("second"));
+        assert!(!has_place_for(harness, "second"));
     });
 }
 
@@ -337,6 +346,9 @@ fn the_length_of_a_text_is_limited_in_characters_after_trimming() {
         let error = event("error", r#"{"message":"Message too long","nonce":"n"}"#);
         assert_eq!(sent(&harness.receive(BOB, &too_long)), [(Recipients::One(BOB), error)]);
         assert_eq!(harness.receive(BOB, &message("   ")), []);
+        let nothing = event("error", r#"{"message":"Nothing to send","nonce":"n"}"#);
+        let empty = event("message", r#"{"text":" ","nonce":"n"}"#);
+        assert_eq!(sent(&harness.receive(BOB, &empty)), [(Recipients::One(BOB), nothing)]);
         assert!(sent(&harness.receive(BOB, &message("/msg alice 12345")))[0].1.contains(r#""text":"12345""#));
     });
 }
@@ -393,7 +405,8 @@ fn a_private_message_names_one_word_or_a_name_in_quotes() {
             assert!(events[0].1.contains(expected), "{text}: {events:?}");
         }
         for incomplete in ["/msg", "/msg ", "/msg ann", "/msg \"ann lee\" "] {
-            assert_eq!(harness.receive(BOB, incomplete), [], "{incomplete}");
+            let error = event("error", r#"{"message":"Nothing to send"}"#);
+            assert_eq!(sent(&harness.receive(BOB, incomplete)), [(Recipients::One(BOB), error)], "{incomplete}");
         }
     });
 }
@@ -475,7 +488,7 @@ fn typing_under_a_bad_name_is_an_error_once_a_second() {
 #[test]
 fn a_token_with_a_username_allows_no_other() {
     with_each_broker(&[], |harness| {
-        let identity = Identity { credential: Some(1), username: Some("ann".into()) };
+        let identity = Identity { credential: credential(1), username: Some("ann".into()) };
         harness.join(CAROL, JoinRequest { identity, ..request(Dialect::Rooms, "ann", "general") });
         let error = event("error", r#"{"message":"This token may be used with another username only"}"#);
         assert_eq!(
@@ -489,15 +502,19 @@ fn a_token_with_a_username_allows_no_other() {
 #[test]
 fn a_client_that_reconnects_replaces_itself() {
     with_each_broker(&["--unique-names"], |harness| {
-        harness.two_join();
+        let welcome = sent(&harness.join(ALICE, request(Dialect::Events, "alice", "general")));
+        let session = welcome[0].1.split(r#""session":""#).nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        let session = Session(u128::from_str_radix(session, 16).unwrap().to_be_bytes());
+        harness.join(BOB, request(Dialect::Events, "bob", "general"));
         let room = harness.chat.room_of(BOB).unwrap();
         let again = || request(Dialect::Events, "alice", "general");
         assert_eq!(harness.rejection(CAROL, again()), Some(CloseReason::NameInUse));
-        let resume = Some(Resume { epoch: "any".into(), since: 0 });
-        let identity = Identity { credential: Some(1), username: None };
-        let other_token = JoinRequest { resume: resume.clone(), identity, ..again() };
-        assert_eq!(harness.rejection(DAVE, other_token), Some(CloseReason::NameInUse));
-        let effects = harness.join(Token(5), JoinRequest { resume, ..again() });
+        let made_up = with(again(), |join| {
+            join.resume = Some(Resume { epoch: "any".into(), since: 0 });
+            join.session = Some(Session([7; 16]));
+        });
+        assert_eq!(harness.rejection(DAVE, made_up), Some(CloseReason::NameInUse));
+        let effects = harness.join(Token(5), with(again(), |join| join.session = Some(session)));
         assert_eq!(effects[0], Effect::Close { client: ALICE, reason: CloseReason::Replaced });
         assert_eq!(effects[2], Effect::Moved { client: Token(5), from: None, to: room });
         let events = sent(&effects[1..]);
@@ -510,15 +527,94 @@ fn a_client_that_reconnects_replaces_itself() {
 }
 
 #[test]
+fn a_username_that_a_token_is_bound_to_is_reserved() {
+    with_each_broker(&[], |harness| {
+        harness.chat.set_reserved(["Ann".into()].into_iter());
+        for look_alike in ["Ann", "ann", "ＡＮＮ"] {
+            let request = request(Dialect::Events, look_alike, "general");
+            assert_eq!(harness.chat.check(&request), Err(JoinError::Reserved), "{look_alike}");
+        }
+        let identity = Identity { credential: credential(2), username: Some("Ann".into()) };
+        let own = JoinRequest { identity, ..request(Dialect::Rooms, "Ann", "general") };
+        assert_eq!(harness.chat.check(&own), Ok(()));
+        harness.join(ALICE, own);
+        assert!(sent(&harness.receive(ALICE, r#"{"text":"hi"}"#))[0].1.contains(r#""username":"Ann""#));
+        harness.join(BOB, request(Dialect::Rooms, "Anonymous", "general"));
+        let error = event("error", r#"{"message":"The username ann is reserved for another token"}"#);
+        assert_eq!(sent(&harness.receive(BOB, r#"{"username":"ann","text":"hi"}"#)), [(Recipients::One(BOB), error)]);
+    });
+}
+
+#[test]
+fn default_usernames_cannot_be_addressed() {
+    with_each_broker(&[], |harness| {
+        harness.join(ALICE, request(Dialect::Events, "anonymous", "general"));
+        harness.join(BOB, request(Dialect::Rooms, "Anonymous", "general"));
+        for name in ["anonymous", "Anonymous", "ANONYMOUS"] {
+            let error = event("error", &format!(r#"{{"message":"No such user: {name}"}}"#));
+            let effects = harness.receive(ALICE, &message(&format!("/msg {name} hi")));
+            assert_eq!(sent(&effects), [(Recipients::One(ALICE), error)]);
+        }
+    });
+}
+
+#[test]
+fn users_share_a_bucket_that_outlives_the_connection_except_on_a_local_server() {
+    for (args, is_local) in
+        [(&["--rate-limit", "1"][..], true), (&["--rate-limit", "1", "--trusted-proxy", "127.0.0.1"], false)]
+    {
+        let mut harness = Harness::memory(args);
+        let is_slowed = |harness: &mut Harness, client: Token| {
+            harness.join(client, request(Dialect::Presence, "alice", "general"));
+            let slowed = (0..3).map(|_| sent(&harness.receive(client, "hi"))[0].1.contains("Slow down"));
+            let slowed = slowed.collect::<Vec<_>>();
+            harness.leave(client);
+            slowed
+        };
+        assert_eq!(is_slowed(&mut harness, ALICE), [false, false, true]);
+        let again = is_slowed(&mut harness, BOB);
+        assert_eq!(again, if is_local { [false, false, true] } else { [true, true, true] });
+        let reconnect = request(Dialect::Presence, "alice", "general");
+        assert_eq!(harness.chat.may_join(&reconnect, NOW), is_local, "a join draws from it, too");
+        let other = request(Dialect::Presence, "another address", "general");
+        assert!(harness.chat.may_join(&other, NOW));
+    }
+}
+
+#[test]
+fn large_rooms_send_shorter_lists() {
+    with_each_broker(&["--max-listed", "2", "--max-presence", "2"], |harness| {
+        harness.two_join();
+        let presence = |effects: &[Effect]| -> Vec<String> {
+            let events = effects.iter().filter_map(|effect| match effect {
+                Effect::Send { event, .. } | Effect::Broadcast { event, .. } => Some(json(Dialect::Presence, event)),
+                _ => None,
+            });
+            events.filter(|json| json.contains("active_users")).collect()
+        };
+        let effects = harness.join(CAROL, request(Dialect::Presence, "carol", "general"));
+        let large = r#"{"type":"user_joined","username":"carol","active_users":[],"active_count":3}"#;
+        assert_eq!(presence(&effects), [large, large], "to carol, and to the others");
+        let welcome = sent(&harness.join(DAVE, request(Dialect::Events, "dave", "general")));
+        assert!(
+            welcome[0].1.contains(r#""members":["alice","bob"],"#) && welcome[0].1.contains(r#""member_count":3,"#)
+        );
+        harness.leave(ALICE);
+        let small = r#"{"type":"user_left","username":"bob","active_users":["carol","dave"]}"#;
+        assert_eq!(presence(&harness.leave(BOB)), [small]);
+    });
+}
+
+#[test]
 fn a_client_id_belongs_to_one_connection() {
     with_each_broker(&["--unique-names"], |harness| {
-        let request = || JoinRequest { client_id: Some("c1".into()), ..request(Dialect::Presence, "pat", "general") };
+        let request = || with(request(Dialect::Presence, "pat", "general"), |join| join.client_id = Some("c1".into()));
         harness.join(ALICE, request());
         let effects = harness.join(BOB, request());
         let replaced = Effect::Close { client: ALICE, reason: CloseReason::Replaced };
         assert_eq!(effects[0], replaced, "checked before the name");
         assert!(harness.chat.room_of(BOB).is_some());
-        let other_id = JoinRequest { client_id: Some("c2".into()), ..request() };
+        let other_id = with(request(), |join| join.client_id = Some("c2".into()));
         assert_eq!(harness.rejection(CAROL, other_id), Some(CloseReason::NameInUse));
         harness.leave(BOB);
         assert_eq!(harness.rejection(DAVE, request()), None);
@@ -589,7 +685,7 @@ fn a_client_that_is_leaving_receives_nothing_but_is_a_member_until_it_has_left()
     let room = harness.chat.room_of(ALICE).unwrap();
     harness.chat.receive(ALICE, &message("hi"), NOW);
     harness.chat.leave(BOB, "closed", NOW);
-    assert_eq!(harness.chat.members(room).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
+    assert_eq!(harness.chat.recipients(room).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
     assert_eq!(harness.chat.room_of(BOB), None);
     control.release_one();
     assert_eq!(harness.ready().len(), 1, "the message");
@@ -623,7 +719,7 @@ fn a_join_can_be_rejected_late() {
 #[test]
 fn a_client_that_leaves_and_is_replaced_at_once_leaves_once() {
     let mut harness = Harness::delayed(&[], 3);
-    let request = || JoinRequest { client_id: Some("c1".into()), ..request(Dialect::Presence, "pat", "general") };
+    let request = || with(request(Dialect::Presence, "pat", "general"), |join| join.client_id = Some("c1".into()));
     harness.join(ALICE, request());
     harness.chat.join(BOB, request(), NOW);
     harness.chat.receive(ALICE, "too late", NOW);
@@ -687,7 +783,7 @@ fn members_on_other_instances_are_listed_and_announced() {
     assert_eq!(sent(&harness.drain()), [(Recipients::Room(room, None), typing)]);
     let (username, time) = ("rob".into(), "1970-01-01T00:00:00.000Z".into());
     let remote = Message { id: 1, username, text: "hi".into(), time, nonce: None };
-    control.happen(RoomEvent::Published { room, message: Rc::new(remote) });
+    control.happen(RoomEvent::Published { room, client: None, message: Rc::new(remote) });
     assert!(sent(&harness.drain())[0].1.contains(r#""username":"rob","text":"hi","id":1"#));
 
     control.happen(RoomEvent::Left { room, member: rita });
@@ -698,7 +794,7 @@ fn members_on_other_instances_are_listed_and_announced() {
     assert_eq!(sent(&harness.join(CAROL, request(Dialect::Events, "carol", "general"))).len(), 2);
 
     [ALICE, BOB, CAROL].into_iter().for_each(|client| drop(harness.leave(client)));
-    assert!(harness.chat.members(room).next().is_none());
+    assert!(harness.chat.recipients(room).next().is_none());
     control.add_remote_members("general", &[(rob, "rob")]);
     let events = sent(&harness.join(DAVE, request(Dialect::Events, "dave", "general")));
     assert!(events[0].1.contains(r#""members":["rob"]"#), "the room was closed here, and opens again");
@@ -718,10 +814,10 @@ impl Transcripts {
                 receive(client, chat.dialect_of(client).unwrap(), &event);
             }
             Effect::Broadcast { room, but: None, event } => {
-                chat.members(room).for_each(|(client, dialect)| receive(client, dialect, &event));
+                chat.recipients(room).for_each(|(client, dialect)| receive(client, dialect, &event));
             }
             Effect::Broadcast { room, but: Some(but), event } => {
-                let others = chat.members(room).filter(|(client, _)| *client != but);
+                let others = chat.recipients(room).filter(|(client, _)| *client != but);
                 others.for_each(|(client, dialect)| receive(client, dialect, &event));
             }
             Effect::Moved { client, to, .. } => assert_eq!(chat.room_of(client), Some(to)),

@@ -523,21 +523,30 @@ fn name_rows() -> Vec<Name> {
         good("an ampersand", "a&room=b"),
         good("quotes", "\"a\\b'"),
     ];
-    let forbidden: [&[char]; 5] = [
+    let forbidden: [&[char]; 7] = [
         &['\0', '\t', '\n', '\r', '\u{1b}', '\u{1f}', '\u{7f}', '\u{80}', '\u{85}', '\u{9f}'],
-        &['\u{ad}', '\u{61c}', '\u{180e}', '\u{feff}', '\u{2060}', '\u{2028}', '\u{2029}'],
-        &['\u{200b}', '\u{200c}', '\u{200d}', '\u{200e}', '\u{200f}'],
-        &['\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}'],
-        &['\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}'],
+        &['\u{ad}', '\u{34f}', '\u{61c}', '\u{180b}', '\u{180d}', '\u{180e}', '\u{180f}', '\u{feff}'],
+        &['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}', '\u{17b4}', '\u{17b5}', '\u{2028}', '\u{2029}'],
+        &['\u{200b}', '\u{200c}', '\u{200d}', '\u{200e}', '\u{200f}', '\u{2060}', '\u{2061}', '\u{2065}'],
+        &['\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}', '\u{206a}', '\u{206f}', '\u{fff0}'],
+        &['\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}', '\u{fe00}', '\u{fe0d}', '\u{1bca0}', '\u{1d173}'],
+        &['\u{e0000}', '\u{e0001}', '\u{e0020}', '\u{e007f}', '\u{e0100}', '\u{e01ef}', '\u{e0fff}'],
     ];
     for c in forbidden.concat() {
         rows.push(rejected("a forbidden character", &format!("a{c}b")));
     }
-    let beside = "\u{a1}\u{ac}\u{ae}\u{61b}\u{61d}\u{180d}\u{180f}\u{200a}\u{2010}\u{2027}\u{202f}\
-                  \u{205f}\u{2061}\u{2065}\u{206a}\u{feee}\u{ff01}";
+    let beside = "\u{a1}\u{ac}\u{ae}\u{61b}\u{61d}\u{180a}\u{1810}\u{200a}\u{2010}\u{2027}\u{202f}\
+                  \u{205f}\u{2070}\u{feee}\u{ff01}\u{fff9}\u{fe0f}\u{fe0e}";
     for c in beside.chars() {
         rows.push(good("next to a forbidden one", &format!("a{c}b")));
     }
+    rows.extend([
+        trimmed("decomposed", "Jose\u{301}", "José"),
+        good("an emoji with a variation selector", "❤\u{fe0f}"),
+        rejected("a variation selector without a character", "\u{fe0f}a"),
+        rejected("a variation selector after a space", "a \u{fe0f}b"),
+        rejected("nothing to see", "\u{2800}"),
+    ]);
     rows
 }
 

@@ -663,8 +663,7 @@ fn names_of_rooms_belong_to_messages() {
     let mut ron = User::rooms(&server, "ron", "general");
     eve.receives(event("joined", "Anonymous"));
     eve.sends_message("/msg Anonymous psst");
-    eve.receives(eve.private("eve", "Anonymous", "psst"));
-    ron.receives(ron.private("eve", "Anonymous", "psst"));
+    eve.receives(eve.error("No such user: Anonymous"));
     ron.sends_message("hello");
     eve.receives(eve.room_message("ron", "hello", 1));
     ron.receives(ron.room_message("ron", "hello", 1));

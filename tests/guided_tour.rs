@@ -35,8 +35,8 @@ fn layers_are_those_that_are_enforced() {
     let rows = walls.lines().skip(1).take_while(|line| !line.starts_with("];"));
     let allowed = rows.filter_map(|row| {
         let mut names = row.split('"').skip(1).step_by(2);
-        let layer = names.next().filter(|layer| *layer != "token_map")?;
-        Some((layer.to_owned(), names.filter(|name| *name != "token_map").collect::<Vec<_>>().join(", ")))
+        let layer = names.next().filter(|layer| *layer != "maps")?;
+        Some((layer.to_owned(), names.filter(|name| *name != "maps").collect::<Vec<_>>().join(", ")))
     });
     let (mut drawn, mut allowed): (Vec<_>, Vec<_>) = (drawn.collect(), allowed.collect());
     drawn.sort();
@@ -52,7 +52,7 @@ fn the_reading_order_is_that_of_the_readme() {
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
     let modules: Vec<Vec<&str>> = steps.map(quoted).collect();
     let rows = table_rows(chapter(README, "Read it"));
-    let in_tour = |module: &String| module != "token_map"; // a table with a hasher: the README suffices
+    let in_tour = |module: &String| module != "maps"; // a table with a hasher: the README suffices
     let files = rows.iter().map(|row| quoted(row[1]).into_iter().map(module_of).filter(in_tour).collect());
     let files: Vec<Vec<String>> = files.collect();
     assert_eq!(modules, files, "the tour, and the README");

@@ -628,7 +628,7 @@ fn hosts() {
     let host = |name: &str| handshake().set(&format!("Host: {name}"));
     let foreign = || rejects(&[403], &["other.example"]);
     run(
-        Watched::start(&["--allow-host", "chat.example"]),
+        Watched::start(&["--allow-host", "chat.example", "--open"]),
         &[
             row("allowed", host("chat.example"), upgrades()),
             row("allowed, any port", host("chat.example:8443"), upgrades()),
@@ -639,7 +639,7 @@ fn hosts() {
         ],
     );
     let any = [row("any host", host("other.example"), upgrades())];
-    run(Watched::start(&["--allow-host", "*"]), &any);
+    run(Watched::start(&["--allow-host", "*", "--open"]), &any);
 }
 
 /// Exactly one `Host`; on a loopback listener it must be a loopback name, with any port.

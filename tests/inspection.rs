@@ -208,7 +208,7 @@ fn a_ticket_is_good_once_and_for_one_connection() {
     read_record(&mut inspector, "request");
     assert_eq!(status(&server, &format!("/inspect?ticket={ticket}")), 403, "used");
     drop(bob);
-    server.wait_for_log("user=bob reason");
+    server.wait_for_log("user=bob connection=2 address=127.0.0.1 token_line=4 reason");
     assert_eq!(status(&server, &format!("/inspect?ticket={of_bob}")), 403, "its connection is over");
 }
 

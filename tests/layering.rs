@@ -18,14 +18,14 @@ use syn::visit::{self, Visit};
 const ARROWS: [(&str, &[&str]); 11] = [
     ("main", &["net", "tools", "config", "http"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http"]),
-    ("server", &["ws", "http", "chat", "broker", "config", "token_map"]),
+    ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
     ("http", &["ws", "chat", "config"]),
-    ("chat", &["broker", "config", "token_map"]),
-    ("broker", &["token_map"]),
-    ("inspect", &["ws", "server", "token_map"]),
+    ("chat", &["broker", "config", "maps"]),
+    ("broker", &["maps"]),
+    ("inspect", &["ws", "server", "maps"]),
     ("tools", &["ws", "inspect"]),
     ("config", &[]),
-    ("token_map", &[]),
+    ("maps", &[]),
     ("ws", &[]),
 ];
 
@@ -247,14 +247,14 @@ fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
         "ws" => is_clock || is_random || is_system || path.first() == Some(&"mio"),
         // The token file is read by `http`, once, at start.
         "http" => is_clock || is_random || is_mio,
-        "chat" | "broker" | "server" | "token_map" => is_clock || is_random || is_system || is_mio,
+        "chat" | "broker" | "server" | "maps" => is_clock || is_random || is_system || is_mio,
         // A tool has one connection and may wait for it, so it needs no poll loop.
         "tools" => path.first() == Some(&"mio"),
         _ => false,
     }
 }
 
-/// The words of a name: `TokenMap` and `token_map` have the same two.
+/// The words of a name: `TokenMap` and `maps` have the same two.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     for character in name.chars() {

@@ -200,7 +200,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.type_text("half a thought");
     server.signal("KILL");
     server.wait();
-    wait_for_log(&alice, "The connection ended: 1006, cut off without a goodbye.");
+    wait_for_log(&alice, "The connection ended: 1006, the connection was lost without a Close.");
     wait_for_members(&alice, &[]);
     wait_until("the page announces the next attempt", || words(&alice).contains("Trying again in"));
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);

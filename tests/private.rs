@@ -113,12 +113,13 @@ enum Reply {
     /// A private message for this name, with this text.
     Private(&'static str, &'static str),
     NoSuchUser(&'static str),
+    NothingToSend,
     /// An ordinary message.
     Text(&'static str),
     Silence,
 }
 
-use Reply::{NoSuchUser, Private, Silence, Text};
+use Reply::{NoSuchUser, NothingToSend, Private, Silence, Text};
 
 /// NAME is the first word, or a name in double quotes.
 const PRIVATE_MESSAGES: &[(&str, Reply)] = &[
@@ -157,9 +158,9 @@ const PRIVATE_MESSAGES: &[(&str, Reply)] = &[
     ("/", Text("/")),
     ("//msg ann hi", Text("//msg ann hi")),
     ("a /msg ann hi", Text("a /msg ann hi")),
-    ("/msg", Silence),
-    ("/msg ann", Silence),
-    ("/msg \"ann lee\" ", Silence),
+    ("/msg", NothingToSend),
+    ("/msg ann", NothingToSend),
+    ("/msg \"ann lee\" ", NothingToSend),
     ("", Silence),
 ];
 
@@ -187,6 +188,7 @@ fn names_in_a_private_message() {
                     id += 1;
                     bot.receives(bot.room_message("bot", text, id));
                 }
+                NothingToSend => drop(bot.receives(bot.error("Nothing to send"))),
                 Silence => {}
             }
             bot.receives_nothing();
@@ -286,7 +288,7 @@ fn private_events_with_odd_data() {
     );
     for data in [r#"{"to":"bot"}"#, r#"{"to":"bot","text":""}"#, r#"{"to":"bot","text":" \t "}"#] {
         bot.send(&format!(r#"{{"event":"private","data":{data}}}"#));
-        bot.receives_nothing();
+        assert_eq!(bot.receives_error(), "Nothing to send");
     }
 }
 
@@ -551,13 +553,18 @@ fn a_unique_name_that_resumes() {
     witness.receives(witness.room_message("witness", "hello", 1));
     let epoch = encode(welcome["epoch"].as_str().unwrap());
 
-    // Each of these has another token or does not resume.
+    // Each of these lacks the session of the connection that holds the name.
     let by = |token: &str, name: &str, resume: &str| {
         let path = events_path(name, "general").replace("dev-token", token) + resume;
         User::at(&server, Events, &path, name)
     };
-    let resume = format!("&epoch={epoch}&since=0");
-    by("token-bob", "alice", &resume).receives_close(1008, IN_USE);
+    let session = welcome["session"].as_str().unwrap().to_owned();
+    let other = "f".repeat(32);
+    let resume = format!("&epoch={epoch}&since=0&session={session}");
+    by("dev-token", "alice", &format!("&epoch={epoch}&since=0")).receives_close(1008, IN_USE);
+    for session in ["", "x", "0", &other, &session[1..], &format!("{session}0")] {
+        by("dev-token", "alice", &format!("&session={session}")).receives_close(1008, IN_USE);
+    }
     by("dev-token", "alice", "").receives_close(1008, IN_USE);
     by("dev-token", "alice", "&since=0").receives_close(1008, IN_USE);
     by("dev-token", "alice", &format!("&epoch={epoch}")).receives_close(1008, IN_USE);

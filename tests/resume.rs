@@ -209,7 +209,7 @@ fn switching_to_a_room_with_a_history() {
     let sent = send_numbers(&mut nina, 1..=3);
     let mut moritz = User::events(&server, "moritz", "old");
     moritz.sends_event("switch_room", json!({"room": "new"}));
-    let data = json!({"room": "new", "members": ["nina"], "epoch": new["epoch"], "last_id": 3, "history": sent[1..]});
+    let data = json!({"room": "new", "members": ["nina"], "member_count": 1, "epoch": new["epoch"], "last_id": 3, "history": sent[1..]});
     moritz.receives(json!({"event": "switched", "data": data}));
     moritz.sends_event("switch_room", json!({"room": "brand new"}));
     let data = moritz.receives_event("switched", json!({"members": [], "last_id": 0, "history": []}));

@@ -196,7 +196,7 @@ fn hosts_and_origins_that_match_nothing() {
                 "" => assert!(!failure.stderr.contains("write "), "{}", failure.stderr),
                 suggestion => {
                     failure.check(USAGE, &[value, &format!("write {suggestion}\n")]);
-                    Server::start(&[option, suggestion]);
+                    Server::start(&["--open", option, suggestion]);
                 }
             }
         },

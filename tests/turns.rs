@@ -223,7 +223,7 @@ fn a_turn_that_ends_early() {
 /// An event for all members but one that fills the batch, so that it is sent at once, is not sent to that one.
 #[test]
 fn an_event_for_the_others_that_fills_a_batch() {
-    let server = Server::start(&[]);
+    let server = Server::start(&["--max-presence", "1000"]);
     // The longest names, and so many that their list has over 64 KiB.
     let name = "%F0%9F%98%80".repeat(32);
     let _crowd: Vec<RawClient> =

@@ -58,12 +58,16 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns the messages after `resume.since` if all of them are still kept, else every kept message.
-    pub fn backlog(&self, resume: Option<&Resume>) -> Backlog {
-        let kept_after = |since: u64| (self.dropped_count()..=self.last_id).contains(&since);
-        let resume = resume.filter(|resume| *resume.epoch == *self.epoch && kept_after(resume.since));
-        let seen = resume.map_or(0, |resume| (resume.since - self.dropped_count()) as usize);
-        let messages = self.messages.iter().skip(seen).map(Rc::clone).collect();
+    /// Returns the messages after `resume.since` if all of them are still kept and fit into `max_bytes`, else the newest
+    /// messages that fit.
+    pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
+        let mut left = max_bytes;
+        let fits = |message: &&Rc<Message>| left.checked_sub(size(message)).inspect(|rest| left = *rest).is_some();
+        let fitting = self.messages.iter().rev().take_while(fits).count() as u64;
+        let can_resume = |since: u64| (self.last_id - fitting..=self.last_id).contains(&since);
+        let resume = resume.filter(|resume| *resume.epoch == *self.epoch && can_resume(resume.since));
+        let missed = resume.map_or(fitting, |resume| self.last_id - resume.since) as usize;
+        let messages = self.messages.range(self.messages.len() - missed..).map(Rc::clone).collect();
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: resume.is_some(), messages }
     }
 
@@ -118,7 +122,7 @@ mod tests {
         let mut picture = "  published    1 2 3 4 5".to_owned();
         let rows = [("new client", None), ("since 4", resume("e", 4)), ("since 2", resume("e", 2))];
         for (name, resume) in rows.into_iter().chain([("since 1", resume("e", 1))]) {
-            let backlog = log.backlog(resume.as_ref());
+            let backlog = log.backlog(resume.as_ref(), usize::MAX);
             let resumed = match (backlog.resumed, resume) {
                 (true, _) => "resumed",
                 (false, None) => "not resumed",
@@ -132,11 +136,14 @@ mod tests {
     #[test]
     fn a_backlog_is_the_kept_messages_or_exactly_the_missed_ones() {
         let empty = log_of(&[]);
-        let backlog = empty.backlog(None);
+        let backlog = empty.backlog(None, usize::MAX);
         assert_eq!((backlog.last_id, backlog.messages.len(), backlog.resumed), (0, 0, false));
-        assert!(empty.backlog(resume("e", 0).as_ref()).resumed, "nothing was missed, as nothing was published");
+        assert!(
+            empty.backlog(resume("e", 0).as_ref(), usize::MAX).resumed,
+            "nothing was missed, as nothing was published"
+        );
         let log = log_of(&["one", "two", "three", "four", "five"]);
-        let backlog = log.backlog(None);
+        let backlog = log.backlog(None, usize::MAX);
         assert_eq!((backlog.last_id, texts(&backlog)), (5, vec!["three", "four", "five"]));
         let cases: [(u64, bool, &[&str]); 7] = [
             (5, true, &[]),
@@ -148,10 +155,10 @@ mod tests {
             (1 << 63, false, &["three", "four", "five"]),
         ];
         for (since, resumed, expected) in cases {
-            let backlog = log.backlog(resume("e", since).as_ref());
+            let backlog = log.backlog(resume("e", since).as_ref(), usize::MAX);
             assert_eq!((backlog.resumed, &texts(&backlog)[..]), (resumed, expected), "since {since}");
         }
-        assert!(!log.backlog(resume("other", 4).as_ref()).resumed);
+        assert!(!log.backlog(resume("other", 4).as_ref(), usize::MAX).resumed);
     }
 
     #[test]
@@ -173,6 +180,20 @@ mod tests {
         (0..3).for_each(|_| _ = log.drop_oldest());
         assert_eq!((log.bytes, log.nonces.len(), log.messages.len(), log.last_id), (0, 0, 0, 2));
         assert_eq!(log.append(message("a", "x", None)).id, 3);
-        assert!(log.backlog(resume("e", 2).as_ref()).resumed);
+        assert!(log.backlog(resume("e", 2).as_ref(), usize::MAX).resumed);
+    }
+
+    #[test]
+    fn a_backlog_fits_into_a_bound() {
+        let mut log = RoomLog::new("e".into());
+        let bytes = (1..=5).map(|_| size(&log.append(message("ann", "x", None)))).sum::<usize>();
+        let resume = |since| Some(Resume { epoch: "e".into(), since });
+        for (max, since, resumed, count) in
+            [(bytes, 0, true, 5), (bytes - 1, 0, false, 4), (bytes - 1, 1, true, 4), (0, 5, true, 0)]
+        {
+            let backlog = log.backlog(resume(since).as_ref(), max);
+            assert_eq!((backlog.resumed, backlog.messages.len()), (resumed, count), "{max} bytes since {since}");
+            assert!(backlog.messages.last().is_none_or(|newest| newest.id == 5));
+        }
     }
 }

@@ -9,113 +9,123 @@ use std::time::Duration;
 use mio::Token;
 
 use super::log::{RoomLog, size};
-use super::{Backlog, Broker, BrokerError, Join, MemberId, Message, PrivateMessage};
-use super::{Random, Request, Resume, RoomEvent, RoomId, RoomMap, UniqueKey};
-use crate::token_map::TokenMap;
+use super::{Backlog, Broker, BrokerError, CredentialId, Join, MemberId, Message, NameRules, PrivateMessage};
+use super::{Random, Request, Resume, RoomEvent, RoomId, RoomMap, Session, User};
+use crate::maps::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    pub messages: usize,    // maximum number of messages kept per room
-    pub bytes: usize,       // maximum memory for all histories together
-    pub rooms: usize,       // maximum number of rooms with members
-    pub empty_rooms: usize, // maximum number of empty rooms whose history is kept
-    pub ttl: Duration,      // how long to keep the history of an empty room
+    pub messages: usize,       // maximum number of messages kept per room
+    pub bytes: usize,          // maximum memory for all histories together
+    pub backlog: usize,        // maximum bytes of messages that a client receives when it enters a room
+    pub rooms: usize,          // maximum number of rooms with members; does not apply to the default room
+    pub rooms_per_user: usize, // maximum number of rooms that one user opened, with members or kept
+    pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
+    pub ttl: Duration,         // how long to keep the history of an empty room
+    pub default_room: &'static str,
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Box<Member>>, // boxed to keep empty hash-table slots small
+    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table would be as large as a `Member`
     rooms: Rooms,
-    /// Members by username. A set, because removal from a list of 100,000 `anonymous` members would be slow.
+    /// All members by the key of their username. Not a map of lists: a list of 100,000 `anonymous` clients is slow to
+    /// search.
     present: BTreeSet<(Rc<str>, Token)>,
-    claims: HashMap<Claim, Token>,
-    unique_key: UniqueKey,
+    /// The holders of usernames that must be unique, by key.
+    holders: HashMap<Rc<str>, Token>,
+    client_ids: HashMap<Rc<str>, Token>,
+    names: NameRules,
     events: VecDeque<RoomEvent>,
 }
 
 struct Member {
     room: RoomId,
-    username: Rc<str>,          // initially from the join, later from the last accepted message
-    claims: [Option<Claim>; 2], // the member's unique username and client id, if any
-    credential: Option<u32>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-enum Claim {
-    Username(Rc<str>),
-    ClientId(Rc<str>),
+    username: Rc<str>, // the username of the last accepted message, else of the join
+    client_id: Option<Rc<str>>,
+    credential: Option<CredentialId>,
+    session: Session,
 }
 
 impl MemoryBroker {
-    pub fn new(limits: Limits, random: Random, unique_key: UniqueKey) -> MemoryBroker {
-        let (rooms, ids, empty) = (RoomMap::default(), HashMap::new(), BTreeSet::new());
-        let rooms = Rooms { rooms, ids, empty, last_id: 0, bytes: 0, limits, random };
-        let (present, claims, events) = (BTreeSet::new(), HashMap::new(), VecDeque::new());
-        MemoryBroker { members: TokenMap::default(), rooms, present, claims, unique_key, events }
+    pub fn new(limits: Limits, random: Random, names: NameRules) -> MemoryBroker {
+        let (rooms, ids, empty, opened) = (RoomMap::default(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
+        let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, limits, random };
+        let (present, holders, client_ids) = (BTreeSet::new(), HashMap::new(), HashMap::new());
+        MemoryBroker {
+            members: TokenMap::default(),
+            rooms,
+            present,
+            holders,
+            client_ids,
+            names,
+            events: VecDeque::new(),
+        }
     }
 
     fn join(&mut self, client: Token, join: Join, now: Duration) -> Option<RoomEvent> {
         debug_assert!(!self.members.contains_key(&client), "a client joins once");
-        let Join { username, room, client_id, credential, resume } = join;
-        let claims = [(self.unique_key)(&username).map(Claim::Username), client_id.map(Claim::ClientId)];
-        let holders = claims.each_ref().map(|claim| self.claims.get(claim.as_ref()?).copied());
-        // A client may reconnect before the server notices that the old connection is dead. Any client can send `since`
-        // and `epoch`, so a resuming client may take over a username only with the holder's credential.
-        let may_replace = |holder: &Token| {
-            let same_credential = credential.is_some() && self.members[holder].credential == credential;
-            holders[1] == Some(*holder) || (resume.is_some() && same_credential)
-        };
-        if !self.rooms.has_place_for(&room) {
-            return Some(RoomEvent::JoinRejected { client, error: BrokerError::TooManyRooms });
+        if let Err(error) = self.check(&join) {
+            return Some(RoomEvent::JoinRejected { client, error });
         }
-        if holders[0].is_some_and(|holder| !may_replace(&holder)) {
+        let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
+        let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
+        let holder = self.unique_key(&username).and_then(|key| self.holders.get(&key).copied());
+        // A client may reconnect before the server notices that the old connection is dead.
+        let may_replace =
+            |holder: Token| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
+        if holder.is_some_and(|holder| !may_replace(holder)) {
             return Some(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
         }
-        // If one connection holds both the username and the client id, the second `leave` is a no-op.
-        for holder in holders.into_iter().rev().flatten() {
-            let left = self.leave(holder, now);
+        // If one connection holds both the client id and the username, the second `leave` is a no-op.
+        for replaced in [older, holder].into_iter().flatten() {
+            let left = self.leave(replaced, now);
             self.events.extend(left);
         }
-        let (to, backlog) = self.enter(&room, resume.as_ref(), now);
-        self.present.insert((Rc::clone(&username), client));
-        self.claims.extend(claims.iter().flatten().map(|claim| (claim.clone(), client)));
-        self.members.insert(client, Box::new(Member { room: to, username, claims, credential }));
-        Some(RoomEvent::Entered { client, from: None, to, backlog })
+        let mut session = Session([0; 16]);
+        (self.rooms.random)(&mut session.0);
+        let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
+        self.hold(client, &username);
+        self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
+        let member = Member { room: to, username, client_id, credential, session };
+        self.members.insert(client, Box::new(member));
+        Some(RoomEvent::Entered { client, session, from: None, to, backlog })
     }
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
-        let Member { room, username, claims, .. } = *self.members.remove(&client)?;
-        self.present.remove(&(username, client));
-        claims.iter().flatten().for_each(|claim| _ = self.claims.remove(claim));
+        let Member { room, username, client_id, .. } = *self.members.remove(&client)?;
+        self.release(client, &username);
+        client_id.and_then(|id| self.client_ids.remove(&id));
         self.rooms.remove_member(room, now);
         Some(RoomEvent::Left { room, member: MemberId::Local(client) })
     }
 
-    fn switch(&mut self, client: Token, name: &Rc<str>, now: Duration) -> Option<RoomEvent> {
-        let from = self.members.get(&client)?.room;
+    fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
+        let Member { room: from, session, .. } = **self.members.get(&client)?;
         if self.rooms.find(name) == Some(from) {
             return None;
         }
         // At the limit, only a room's last member may switch to a new room, because the old room then closes.
-        if !self.rooms.has_place_for(name) && self.rooms.get(from).members > 1 {
+        if !self.rooms.has_place_for(name, &user) && self.rooms.get(from).members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
         // Join the new room before leaving the old one. Emptying the old room can evict the new room's saved history.
-        let (to, backlog) = self.enter(name, None, now);
+        let (to, backlog) = self.enter(name, user, None, now);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
-        Some(RoomEvent::Entered { client, from: Some(from), to, backlog })
+        Some(RoomEvent::Entered { client, session, from: Some(from), to, backlog })
     }
 
     /// Adds a member to the room, and opens the room if this is its first member.
-    fn enter(&mut self, name: &Rc<str>, resume: Option<&Resume>, now: Duration) -> (RoomId, Backlog) {
+    fn enter(&mut self, name: &Rc<str>, user: User, resume: Option<&Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| {
-            let room = self.rooms.open(name, now);
+            let room = self.rooms.open(name, user, now);
             self.events.push_back(RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() });
             room
         });
+        let max_bytes = self.rooms.limits.backlog;
         let room = self.rooms.get(id);
         room.members += 1;
-        (id, room.log.backlog(resume))
+        (id, room.log.backlog(resume, max_bytes))
     }
 
     fn publish(&mut self, client: Token, message: Message) -> Option<RoomEvent> {
@@ -124,12 +134,13 @@ impl MemoryBroker {
             return Some(RoomEvent::Duplicate { client, message: Rc::clone(message) });
         }
         self.rename(client, &message.username);
-        Some(RoomEvent::Published { room, message: self.rooms.append(room, message) })
+        Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
     }
 
     fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
         self.authorize(client, &message.from, message.nonce.as_ref())?;
-        let [first, last] = [0, usize::MAX].map(|number| (Rc::clone(&message.to), Token(number)));
+        let key = (self.names.key)(&message.to);
+        let [first, last] = [0, usize::MAX].map(|number| (Rc::clone(&key), Token(number)));
         let mut recipients: Vec<Token> = self.present.range(first..=last).map(|(_, token)| *token).collect();
         if recipients.is_empty() {
             let error = BrokerError::NoSuchUser(message.to);
@@ -145,7 +156,7 @@ impl MemoryBroker {
     /// Returns the client's room. `None` if the client has no room, or if another client holds the username.
     fn authorize(&mut self, client: Token, username: &str, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
-        let holder = || (self.unique_key)(username).and_then(|key| self.claims.get(&Claim::Username(key)));
+        let holder = || self.unique_key(&username.into()).and_then(|key| self.holders.get(&key));
         // Test the cheap condition first: nearly every message has the username that the client already holds.
         if *member.username == *username || holder().is_none_or(|holder| *holder == client) {
             return Some(member.room);
@@ -154,24 +165,46 @@ impl MemoryBroker {
         None
     }
 
+    /// Makes a member the holder of a new username, and releases the member's previous username.
     fn rename(&mut self, client: Token, username: &Rc<str>) {
         let Some(member) = self.members.get_mut(&client).filter(|member| member.username != *username) else { return };
         let before = std::mem::replace(&mut member.username, Rc::clone(username));
-        self.present.remove(&(before, client));
-        self.present.insert((Rc::clone(username), client));
-        let claim = (self.unique_key)(username).map(Claim::Username);
-        let before = std::mem::replace(&mut member.claims[0], claim.clone());
-        before.and_then(|before| self.claims.remove(&before));
-        self.claims.extend(claim.map(|claim| (claim, client)));
+        self.release(client, &before);
+        self.hold(client, username);
+    }
+
+    fn hold(&mut self, client: Token, username: &Rc<str>) {
+        self.present.insert(((self.names.key)(username), client));
+        self.holders.extend(self.unique_key(username).map(|key| (key, client)));
+    }
+
+    fn release(&mut self, client: Token, username: &Rc<str>) {
+        self.present.remove(&((self.names.key)(username), client));
+        self.unique_key(username).and_then(|key| self.holders.remove(&key));
+    }
+
+    fn unique_key(&self, username: &Rc<str>) -> Option<Rc<str>> {
+        (!(self.names.may_share)(username)).then(|| (self.names.key)(username))
     }
 }
 
 impl Broker for MemoryBroker {
+    fn check(&self, join: &Join) -> Result<(), BrokerError> {
+        let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
+        if older.is_some_and(|older| self.members[older].credential != join.credential) {
+            Err(BrokerError::ClientIdInUse)
+        } else if !self.rooms.has_place_for(&join.room, &join.user) {
+            Err(BrokerError::TooManyRooms)
+        } else {
+            Ok(())
+        }
+    }
+
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
         let event = match request {
             Request::Join(join) => self.join(client, join, now),
             Request::Leave => self.leave(client, now),
-            Request::Switch { room } => self.switch(client, &room, now),
+            Request::Switch { room, user } => self.switch(client, &room, user, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
             // Unlike a message, `typing` does not claim the username.
@@ -192,9 +225,10 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    /// In eviction order: rooms without messages first, then the longest empty. A client that visits many new rooms
-    /// and writes nothing must not evict the histories of other rooms.
+    /// Empty rooms: those without messages first, then by the time when they became empty.
     empty: BTreeSet<(bool, Duration, RoomId)>,
+    /// All rooms by the user who opened them, each user's oldest room first.
+    opened: BTreeSet<(User, RoomId)>,
     last_id: u64,
     bytes: usize,
     limits: Limits,
@@ -203,6 +237,7 @@ struct Rooms {
 
 struct Room {
     name: Rc<str>,
+    user: User, // who opened the room
     log: RoomLog,
     members: usize,
     emptied_at: Duration,
@@ -213,8 +248,17 @@ impl Rooms {
         self.ids.get(name).copied().filter(|id| self.rooms[id].members > 0)
     }
 
-    fn has_place_for(&self, name: &str) -> bool {
-        self.rooms.len() - self.empty.len() < self.limits.rooms || self.find(name).is_some()
+    fn has_place_for(&self, name: &str, user: &User) -> bool {
+        let is_open = |room: &RoomId| self.rooms[room].members > 0;
+        let has_place = self.rooms.len() - self.empty.len() < self.limits.rooms
+            && self.opened_by(user).filter(is_open).count() < self.limits.rooms_per_user;
+        // Nobody may lock other users out of the default room.
+        has_place || name == self.limits.default_room || self.find(name).is_some()
+    }
+
+    fn opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
+        let [first, last] = [0, u64::MAX].map(|id| (user.clone(), RoomId(id)));
+        self.opened.range(first..=last).map(|(_, id)| *id)
     }
 
     fn get(&mut self, room: RoomId) -> &mut Room {
@@ -222,46 +266,50 @@ impl Rooms {
         room
     }
 
-    /// Restores the room's kept history, if any.
-    fn open(&mut self, name: &Rc<str>, now: Duration) -> RoomId {
+    /// Opens a room that has no members yet, and restores its kept history, if any.
+    fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
         // Drop an expired history here. No timer is needed, because `limits.bytes` already bounds the memory.
         let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.limits.ttl);
-        let log = kept.map(|room| room.log).unwrap_or_else(|| {
+        let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
             // Random, to be unique across restarts: with a reused epoch, a client would resume in the wrong history.
             let mut epoch = [0; 8];
             (self.random)(&mut epoch);
-            RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into())
+            (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
+        while self.opened_by(&user).count() >= self.limits.rooms_per_user && self.evict_last_of(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
         self.ids.insert(Rc::clone(name), id);
-        self.rooms.insert(id, Room { name: Rc::clone(name), log, members: 0, emptied_at: now });
+        self.opened.insert((user.clone(), id));
+        self.rooms.insert(id, Room { name: Rc::clone(name), user, log, members: 0, emptied_at: now });
         id
     }
 
     fn remove_member(&mut self, id: RoomId, now: Duration) {
         let room = self.get(id);
         room.members -= 1;
+        let user = room.user.clone();
         if room.members == 0 {
             room.emptied_at = now;
             let has_messages = room.log.last_id > 0;
             self.empty.insert((has_messages, now, id));
         }
         while self.empty.len() > self.limits.empty_rooms {
-            self.evict_first();
+            self.evict(&user);
         }
     }
 
     fn append(&mut self, id: RoomId, message: Message) -> Rc<Message> {
         let (limit, added) = (self.limits.messages, size(&message));
-        let log = &mut self.get(id).log;
+        let room = self.get(id);
+        let (log, user) = (&mut room.log, room.user.clone());
         let message = log.append(message);
         let freed = if log.messages.len() > limit { log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + added - freed;
         // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
-        while self.bytes > self.limits.bytes && self.evict_first() {}
+        while self.bytes > self.limits.bytes && self.evict(&user) {}
         while self.bytes > self.limits.bytes {
             let Some(Room { log, .. }) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= log.drop_oldest();
@@ -269,14 +317,29 @@ impl Rooms {
         message
     }
 
-    fn evict_first(&mut self) -> bool {
-        self.empty.first().copied().and_then(|(.., id)| self.remove(id)).is_some()
+    /// Evicts an empty room because of an action of `user`. A user who opens many rooms must not evict the histories of
+    /// other rooms: first evict a room without messages, then the room that `user` opened last, then the oldest.
+    fn evict(&mut self, user: &User) -> bool {
+        match self.empty.first().copied() {
+            Some((false, .., id)) => self.remove(id).is_some(),
+            Some((true, .., oldest)) => self.evict_last_of(user) || self.remove(oldest).is_some(),
+            None => false,
+        }
+    }
+
+    /// Evicts the empty room that the user opened last, unless it is the user's only one.
+    fn evict_last_of(&mut self, user: &User) -> bool {
+        let mut empty = self.opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
+        let (last, other) = (empty.next(), empty.next());
+        drop(empty);
+        other.and(last).and_then(|last| self.remove(last)).is_some()
     }
 
     fn remove(&mut self, id: RoomId) -> Option<Room> {
         let room = self.rooms.remove(&id)?;
         self.ids.remove(&room.name);
         self.empty.remove(&(room.log.last_id > 0, room.emptied_at, id));
+        self.opened.remove(&(room.user.clone(), id));
         self.bytes -= room.log.bytes;
         Some(room)
     }
@@ -288,21 +351,45 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
     const HOUR: Duration = Duration::from_secs(3600);
-    const LIMITS: Limits = Limits { messages: 50, bytes: 1 << 24, rooms: 1000, empty_rooms: 1000, ttl: HOUR };
+    const LIMITS: Limits = Limits {
+        messages: 50,
+        bytes: 1 << 24,
+        backlog: 1 << 20,
+        rooms: 1000,
+        rooms_per_user: 1000,
+        empty_rooms: 1000,
+        ttl: HOUR,
+        default_room: "general",
+    };
+    const SESSION: Option<Session> = Some(Session([0xff; 16]));
 
     fn broker(limits: Limits) -> MemoryBroker {
-        let mut number = 0_u64;
+        let mut number = 0_u8;
         let random = Box::new(move |bytes: &mut [u8]| {
             number += 1;
-            bytes.copy_from_slice(&number.to_be_bytes());
+            bytes.fill(number);
         });
-        let unique_key = |username: &str| (!username.starts_with("user")).then(|| username.into());
-        MemoryBroker::new(limits, random, unique_key)
+        let names = NameRules { key: |name| name.to_lowercase().into(), may_share: |name| name.starts_with("user") };
+        MemoryBroker::new(limits, random, names)
     }
 
+    fn user(number: u8) -> User {
+        User::Peer { credential: None, address: [192, 0, 2, number].into() }
+    }
+
+    /// Each client is a user of its own.
     fn join(client: usize, room: &str) -> Join {
-        let username = format!("user{client}").into();
-        Join { username, room: room.into(), client_id: None, credential: None, resume: None }
+        Join::new(&format!("user{client}"), room, user(client as u8))
+    }
+
+    fn credential(number: u32) -> Option<CredentialId> {
+        CredentialId::new(number)
+    }
+
+    fn kept_rooms(broker: &MemoryBroker) -> Vec<String> {
+        let mut kept: Vec<_> = broker.rooms.rooms.values().map(|room| room.name.to_string()).collect();
+        kept.sort();
+        kept
     }
 
     fn message(username: &str, text: &str) -> Message {
@@ -361,9 +448,7 @@ mod tests {
             }
             leave(&mut broker, number, NOW);
         }
-        let mut kept: Vec<_> = broker.rooms.rooms.values().map(|room| room.name.to_string()).collect();
-        kept.sort();
-        assert_eq!(kept, ["2", "4"], "0 and 3 had no message, and 1 was the oldest");
+        assert_eq!(kept_rooms(&broker), ["2", "4"], "0 and 3 had no message, and 1 was the oldest");
     }
 
     #[test]
@@ -386,7 +471,7 @@ mod tests {
         }
         assert_eq!(texts(&enter(&mut broker, 5, "quiet", NOW)), ["one"], "the room that holds most drops messages");
         (2..=5).for_each(|client| leave(&mut broker, client, NOW));
-        while broker.rooms.evict_first() {}
+        while broker.rooms.evict(&user(9)) {}
         assert_eq!(broker.rooms.bytes, 0, "evicted bytes are subtracted");
     }
 
@@ -413,12 +498,12 @@ mod tests {
         let (username, client_id) = ("first".into(), Some("id".into()));
         broker.submit(Token(1), Request::Join(Join { username, client_id, ..join(1, "r") }), NOW);
         broker.submit(Token(1), Request::Publish(message("other", "x")), NOW);
-        assert_eq!(broker.claims.len(), 2, "a name and a client id");
-        assert!(broker.claims.contains_key(&Claim::Username("other".into())), "the name before is free");
+        assert_eq!(broker.client_ids.len(), 1);
+        assert!(broker.holders.len() == 1 && broker.holders.contains_key("other"), "the name before is free");
         leave(&mut broker, 1, NOW);
         assert!(broker.members.is_empty() && broker.present.is_empty());
         assert_eq!(broker.rooms.rooms.len(), broker.rooms.empty.len());
-        assert!(broker.claims.is_empty());
+        assert!(broker.holders.is_empty() && broker.client_ids.is_empty());
         leave(&mut broker, 1, NOW);
         broker.submit(Token(1), Request::Typing { username: "other".into() }, NOW);
         assert!(events(&mut broker).is_empty(), "requests of a client that has left are dropped");
@@ -428,21 +513,83 @@ mod tests {
     fn a_newer_connection_replaces_the_holders_of_its_client_id_and_of_its_name() {
         let mut broker = broker(LIMITS);
         broker.submit(Token(1), Request::Join(Join { client_id: Some("id".into()), ..join(1, "a") }), NOW);
-        let held = Join { username: "name".into(), credential: Some(7), ..join(2, "b") };
+        let held = Join { username: "name".into(), ..join(2, "b") };
         broker.submit(Token(2), Request::Join(held.clone()), NOW);
-        events(&mut broker);
+        let Some(RoomEvent::Entered { session, .. }) = events(&mut broker).pop() else { panic!() };
+        let newer = Join { client_id: Some("id".into()), username: "Name".into(), ..held.clone() };
         let resume = Some(Resume { epoch: "any".into(), since: 0 });
-        let newer = Join { client_id: Some("id".into()), resume, ..held.clone() };
-        for join in [Join { resume: None, ..newer.clone() }, Join { credential: None, ..newer.clone() }] {
+        for join in [newer.clone(), Join { session: SESSION, ..newer.clone() }, Join { resume, ..newer.clone() }] {
             broker.submit(Token(3), Request::Join(join), NOW);
             let [RoomEvent::JoinRejected { error: BrokerError::NameInUse, .. }] = &events(&mut broker)[..] else {
-                panic!("only the same credential resumes under the same name");
+                panic!("only the older connection's session takes its name over");
             };
         }
-        broker.submit(Token(3), Request::Join(newer), NOW);
-        let events = events(&mut broker);
+        broker.submit(Token(3), Request::Join(Join { session: Some(session), ..newer }), NOW);
+        let seen = events(&mut broker);
         let replaced = |event: &RoomEvent, client| matches!(event, RoomEvent::Left { member: MemberId::Local(Token(left)), .. } if *left == client);
-        assert!(replaced(&events[0], 1) && replaced(&events[1], 2), "{events:?}");
-        assert!(matches!(events.last(), Some(RoomEvent::Entered { .. })));
+        assert!(replaced(&seen[0], 1) && replaced(&seen[1], 2), "{seen:?}");
+        assert!(matches!(seen.last(), Some(RoomEvent::Entered { .. })));
+        broker.submit(Token(4), Request::Join(Join { is_bound: true, ..held }), NOW);
+        assert!(replaced(&events(&mut broker)[0], 3), "a token that is bound to the name takes it over");
+    }
+
+    #[test]
+    fn a_client_id_belongs_to_one_credential() {
+        let mut broker = broker(LIMITS);
+        let join =
+            |client, number| Join { client_id: Some("id".into()), credential: credential(number), ..join(client, "a") };
+        broker.submit(Token(1), Request::Join(join(1, 7)), NOW);
+        events(&mut broker);
+        assert_eq!(broker.check(&join(2, 8)), Err(BrokerError::ClientIdInUse));
+        assert_eq!(broker.check(&join(2, 7)), Ok(()));
+        broker.submit(Token(2), Request::Join(join(2, 8)), NOW);
+        let rejected = events(&mut broker);
+        assert!(matches!(rejected[..], [RoomEvent::JoinRejected { error: BrokerError::ClientIdInUse, .. }]));
+    }
+
+    #[test]
+    fn private_messages_find_users_by_key() {
+        let mut broker = broker(LIMITS);
+        enter(&mut broker, 1, "r", NOW);
+        broker.submit(Token(2), Request::Join(Join { username: "Ann".into(), ..join(2, "r") }), NOW);
+        events(&mut broker);
+        let (from, to, text, time) = ("user1".into(), "ANN".into(), "hi".into(), "t".into());
+        broker.submit(Token(1), Request::Private(PrivateMessage { from, to, text, time, nonce: None }), NOW);
+        let [RoomEvent::Private { recipients, .. }] = &events(&mut broker)[..] else { panic!() };
+        assert_eq!(recipients, &[Token(2), Token(1)]);
+    }
+
+    #[test]
+    fn a_user_who_opens_many_rooms_evicts_its_own_histories_first() {
+        let mut broker = broker(Limits { empty_rooms: 3, ..LIMITS });
+        enter(&mut broker, 1, "quiet", NOW);
+        publish(&mut broker, 1, "x");
+        leave(&mut broker, 1, NOW);
+        for number in 0..10 {
+            enter(&mut broker, 2, &format!("new{number}"), NOW);
+            publish(&mut broker, 2, "x");
+            leave(&mut broker, 2, NOW);
+        }
+        assert_eq!(kept_rooms(&broker), ["new0", "new1", "quiet"], "what the user opened last goes first");
+    }
+
+    #[test]
+    fn a_user_may_open_a_bounded_number_of_rooms_and_the_default_room_always() {
+        let mut broker = broker(Limits { rooms: 4, rooms_per_user: 2, ..LIMITS });
+        let by = |client: usize, room: &str, number| Join { user: user(number), ..join(client, room) };
+        for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {
+            broker.submit(Token(client), Request::Join(by(client, room, number)), NOW);
+        }
+        assert_eq!(broker.check(&by(5, "e", 9)), Err(BrokerError::TooManyRooms), "four rooms");
+        leave(&mut broker, 4, NOW);
+        assert_eq!(broker.check(&by(5, "e", 1)), Err(BrokerError::TooManyRooms), "two of this user");
+        for (room, number) in [("e", 9), ("a", 1), ("general", 1)] {
+            assert_eq!(broker.check(&by(5, room, number)), Ok(()), "{room}");
+        }
+        broker.submit(Token(5), Request::Join(by(5, "general", 1)), NOW);
+        leave(&mut broker, 1, NOW);
+        leave(&mut broker, 2, NOW);
+        enter(&mut broker, 1, "new", NOW);
+        assert!(broker.rooms.opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
     }
 }

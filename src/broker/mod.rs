@@ -16,23 +16,31 @@ pub mod memory;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Token;
 use serde::Serialize;
 
-use crate::token_map::CounterHasher;
+use crate::maps::CounterHasher;
 
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
 
-/// Returns the form of a username that must be unique; `None` if many clients may share the username.
-pub type UniqueKey = fn(&str) -> Option<Rc<str>>;
+/// The chat's rules for usernames.
+#[derive(Debug, Clone, Copy)]
+pub struct NameRules {
+    pub key: fn(&Rc<str>) -> Rc<str>, // two usernames are the same if their keys are
+    pub may_share: fn(&str) -> bool,  // whether many clients may use this username at the same time
+}
 
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 pub trait Broker {
+    /// Checks a join before the handshake succeeds, as far as this server knows. A later `submit` may still reject it.
+    fn check(&self, join: &Join) -> Result<(), BrokerError>;
     /// `next_event` returns the resulting events. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
@@ -49,6 +57,25 @@ pub enum MemberId {
     Remote { instance: u32, connection: u64 },
 }
 
+/// Who is responsible for a request. All connections of a user share one rate limit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum User {
+    Connection(Token),
+    Username(Rc<str>), // the key of the username that the client's token is bound to
+    Peer { credential: Option<CredentialId>, address: IpAddr },
+}
+
+/// The addresses that count as one: all addresses with the same first 64 bits, because an IPv6 customer has 2^64.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
+    }
+}
+
+/// Identifies an access token without revealing it. The id survives a reload of the token file.
+pub type CredentialId = NonZeroU32;
+
 /// The chat has already trimmed and validated all names and texts. The broker rejects a request with a unique username
 /// that another client holds. A client holds the username of its join until the broker accepts a message with another
 /// username, and receives the private messages to the username that it holds.
@@ -56,7 +83,7 @@ pub enum MemberId {
 pub enum Request {
     Join(Join),
     Leave,
-    Switch { room: Rc<str> }, // a no-op if `room` is the current room
+    Switch { room: Rc<str>, user: User }, // a no-op if `room` is the current room
     Publish(Message),
     Private(PrivateMessage),
     Typing { username: Rc<str> },
@@ -64,14 +91,27 @@ pub enum Request {
 
 #[derive(Debug, Clone)]
 pub struct Join {
-    /// A resuming client takes over the username from a connection with the same credential.
     pub username: Rc<str>,
+    pub is_bound: bool, // whether the token is bound to the username; such a client replaces its holder
+    pub session: Option<Session>, // of an older connection, whose username the client takes over
     pub room: Rc<str>,
-    /// A new connection replaces an older one with the same client id, even if their usernames differ.
+    pub user: User, // responsible for the room, if the join opens one
+    /// A new connection replaces an older one with the same client id and credential, even if their usernames differ.
     pub client_id: Option<Rc<str>>,
-    pub credential: Option<u32>, // index of the client's token; `None`: the server requires no token
+    pub credential: Option<CredentialId>, // `None`: the server requires no token
     pub resume: Option<Resume>,
 }
+
+impl Join {
+    pub fn new(username: &str, room: &str, user: User) -> Join {
+        let (username, room) = (username.into(), room.into());
+        Join { username, is_bound: false, session: None, room, user, client_id: None, credential: None, resume: None }
+    }
+}
+
+/// A secret of one connection: it proves that a client owns the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session(pub [u8; 16]);
 
 /// The last message that a reconnecting client saw: message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,13 +158,14 @@ pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
     /// A client of this server has joined, or has switched from another room.
-    Entered { client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog },
+    Entered { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined, or has switched to this room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
-    /// The broker has assigned the message's id. Every member of the room receives the message.
-    Published { room: RoomId, message: Rc<Message> },
+    /// The broker has assigned the message's id. Every member of the room receives the message. `client` is the sender,
+    /// or `None` if the sender is remote.
+    Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
     /// The sender already published a message with this nonce. Only the sender receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
@@ -140,6 +181,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
+    ClientIdInUse, // a client with another credential has it
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
 
 /// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", with the fields in this order.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
     /// The first event that a client receives; only in the dialect `events`.
@@ -22,6 +22,9 @@ pub enum Event {
         username: Rc<str>,
         #[serde(flatten)]
         backlog: Backlog,
+        session: String,
+        member_count: usize, // `members` may be cut off
+        limits: ClientLimits,
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
     },
@@ -29,17 +32,24 @@ pub enum Event {
     Joined {
         username: Rc<str>,
         #[serde(skip)]
-        members: Vec<Rc<str>>, // empty unless a recipient's dialect has member lists
+        active: ActiveUsers,
     },
     Left {
         username: Rc<str>,
         #[serde(skip)]
-        members: Vec<Rc<str>>,
+        active: ActiveUsers,
     },
     /// Sent to every member of the room, including the sender.
     Message(Rc<Message>),
     /// Sent to the client that switched rooms. `members` excludes that client.
-    Switched { room: Rc<str>, members: Vec<Rc<str>>, epoch: Rc<str>, last_id: u64, history: Vec<Rc<Message>> },
+    Switched {
+        room: Rc<str>,
+        members: Vec<Rc<str>>,
+        member_count: usize,
+        epoch: Rc<str>,
+        last_id: u64,
+        history: Vec<Rc<Message>>,
+    },
     /// Sent to the other members of the room.
     Typing { username: Rc<str> },
     /// Sent to all connections of the recipient, and to the sender.
@@ -54,10 +64,26 @@ pub enum Event {
     },
 }
 
+/// The members of a room, for the dialects that list them.
+#[derive(Debug, Default, PartialEq, Serialize)]
+pub struct ActiveUsers {
+    pub active_users: Vec<Rc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub active_count: Option<usize>, // `Some` if the room is too large for a list
+}
+
+/// What a client may send.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct ClientLimits {
+    pub max_text: usize,    // characters of a text
+    pub max_message: usize, // bytes of a message
+    pub rate_limit: f64,    // messages per second; 0: no limit
+}
+
 /// PROTOCOL.md ("Errors") specifies some of these texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Effect {
     /// Deliver an event to one client.
     Send { client: Token, event: Event },

@@ -23,25 +23,26 @@ pub mod rate_limiter;
 pub mod room;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use mio::Token;
 
-pub use crate::broker::Resume;
-use crate::broker::{Backlog, Broker, BrokerError, Join, MemberId, Message, PrivateMessage};
-use crate::broker::{Request, RoomEvent, RoomId, RoomMap};
+use crate::broker::{
+    Backlog, Broker, BrokerError, MemberId, Message, PrivateMessage, Request, RoomEvent, RoomId, RoomMap, network,
+};
+pub use crate::broker::{CredentialId, Join, Resume, Session, User};
 use crate::config::Config;
-use crate::token_map::TokenMap;
+use crate::maps::TokenMap;
 use command::Command;
 use dialect::{Dialect, excerpt};
-use event::{CloseReason, Effect, ErrorText, Event};
+use event::{ActiveUsers, ClientLimits, CloseReason, Effect, ErrorText, Event};
 use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const TYPING_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_HELD: usize = 64; // maximum number of errors and pongs held until a client's welcome
 
 #[derive(Debug, Clone, Copy)]
@@ -53,19 +54,45 @@ pub struct Now {
 #[derive(Debug, Clone)]
 pub struct JoinRequest {
     pub dialect: Dialect,
-    pub username: Rc<str>,
-    pub room: Rc<str>,
     pub identity: Identity,
-    pub client_id: Option<Rc<str>>,
-    pub resume: Option<Resume>,
+    pub address: IpAddr,
+    pub join: Join,
     pub extra: Option<(&'static str, String)>, // name and value of an extra field in the welcome
+}
+
+/// Why a join cannot succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JoinError {
+    Reserved, // another token is bound to the username
+    ClientIdInUse,
+    TooManyRooms,
 }
 
 /// What an access token proves about a client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
-    pub credential: Option<u32>,   // index of the client's token; `None`: no token is required
-    pub username: Option<Rc<str>>, // the only username that the token allows; `None`: any username
+    pub credential: Option<Credential>, // `None`: no token is required
+    pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any that is not reserved
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Credential {
+    pub id: CredentialId,
+    pub line: u32, // line of the token in its file, for the log
+}
+
+impl Identity {
+    pub fn credential_id(&self) -> Option<CredentialId> {
+        self.credential.map(|credential| credential.id)
+    }
+
+    /// Whose rate limit and rooms the client shares, on a server that is not local (PROTOCOL.md, "Rate limit").
+    pub fn user(&self, address: IpAddr) -> User {
+        match &self.username {
+            Some(username) => User::Username(names::key(username)),
+            None => User::Peer { credential: self.credential_id(), address: network(address) },
+        }
+    }
 }
 
 pub struct Chat {
@@ -73,6 +100,9 @@ pub struct Chat {
     rooms: RoomMap<Room>,
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
+    rate_limiter: RateLimiter,
+    /// The keys of all usernames that tokens are bound to. No other token may use them.
+    reserved: HashSet<Rc<str>>,
     formatted_time: Option<(SystemTime, Rc<str>)>, // cache: all messages of an event loop turn have the same time
     config: Config,
 }
@@ -82,8 +112,7 @@ struct Client {
     stage: Stage,
     username: Rc<str>, // the username given on join, shown in `joined`, `left` and `members`
     identity: Identity,
-    rate_limiter: RateLimiter,
-    typed_at: Option<Duration>, // time of the last accepted `typing` command
+    address: IpAddr,
 }
 
 /// In any stage, the broker's `Left` or `JoinRejected` removes the client.
@@ -97,22 +126,39 @@ enum Stage {
 impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
-        Chat { clients, rooms, broker, effects, formatted_time: None, config: config.clone() }
+        let (rate_limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
+        Chat { clients, rooms, broker, effects, rate_limiter, reserved, formatted_time: None, config: config.clone() }
     }
 
-    /// Lets the server reject the handshake. The broker's own check comes too late for that.
-    pub fn has_place_for(&self, room: &str) -> bool {
-        self.rooms.len() < self.config.max_rooms || self.rooms.values().any(|open| *open.name == *room)
+    pub fn set_reserved(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
+        self.reserved = usernames.map(|username| names::key(&username)).collect();
+    }
+
+    /// Checks a join before the handshake succeeds. The broker's own check may come later.
+    pub fn check(&self, request: &JoinRequest) -> Result<(), JoinError> {
+        if self.is_reserved(&request.join.username, &request.identity) {
+            return Err(JoinError::Reserved);
+        }
+        self.broker.check(&request.join).map_err(|error| match error {
+            BrokerError::ClientIdInUse => JoinError::ClientIdInUse,
+            _ => JoinError::TooManyRooms,
+        })
+    }
+
+    /// Draws the join from the user's rate limit. `false`: reject the handshake. On a local server, each connection is a
+    /// user of its own, so a limit on joins would limit nothing.
+    pub fn may_join(&mut self, request: &JoinRequest, now: Now) -> bool {
+        let user = request.identity.user(request.address);
+        self.config.is_local() || self.rate_limiter.check(&user, now.monotonic) == Decision::Pass
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
-        let JoinRequest { dialect, username, room, identity, client_id, resume, extra } = request;
-        let join = Join { username: Rc::clone(&username), room, client_id, credential: identity.credential, resume };
+        let JoinRequest { dialect, identity, address, mut join, extra } = request;
         let stage = Stage::Joining { extra: extra.map(Box::new), held: Vec::new() };
-        let rate_limiter = RateLimiter::new(self.config.rate_limit, now.monotonic);
-        let record = Client { dialect, stage, username, identity, rate_limiter, typed_at: None };
+        let record = Client { dialect, stage, username: Rc::clone(&join.username), identity, address };
         let before = self.clients.insert(client, Box::new(record));
         debug_assert!(before.is_none(), "a client joins once");
+        join.user = self.user_of(client);
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
@@ -133,12 +179,16 @@ impl Chat {
     }
 
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
-        let rate = self.config.rate_limit;
         let Some(record) = self.active_client(client) else { return };
         let (parsed, nonce) = record.dialect.parse(text);
         // The rate limit also counts malformed texts, because parsing them takes as much time as parsing commands.
         let is_typing = matches!(parsed, Ok(Command::Typing { .. }));
-        let decision = if is_typing { Decision::Pass } else { record.rate_limiter.check(rate, now.monotonic) };
+        let decision = if is_typing || self.config.rate_limit == 0.0 {
+            Decision::Pass
+        } else {
+            let user = self.user_of(client);
+            self.rate_limiter.check(&user, now.monotonic)
+        };
         let result = match decision {
             Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
             Decision::SlowDown => Err("Slow down".into()),
@@ -168,12 +218,12 @@ impl Chat {
     }
 
     /// Returns a room's local recipients in token order.
-    pub fn members(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
+    pub fn recipients(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
         let recipients = self.rooms.get(&room).into_iter().flat_map(|room| &room.recipients);
         recipients.map(|(client, dialect)| (*client, *dialect))
     }
 
-    pub fn member_count(&self, room: RoomId) -> usize {
+    pub fn recipient_count(&self, room: RoomId) -> usize {
         self.rooms.get(&room).map_or(0, |room| room.recipients.len())
     }
 
@@ -183,14 +233,13 @@ impl Chat {
 
     fn submit(&mut self, client: Token, command: Command, nonce: Option<Rc<str>>, now: Now) -> Result<(), ErrorText> {
         let request = match command {
-            Command::Message { text, .. } if text.trim().is_empty() => return Ok(()),
             Command::Message { username, to, text } => {
                 let text = text.trim();
                 let username = self.sender(client, username.as_deref())?;
                 let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private(text));
                 let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
                 if text.is_empty() {
-                    return Ok(());
+                    return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
                 // No text has more characters than bytes, so count characters only if the bytes exceed the limit.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
@@ -199,20 +248,24 @@ impl Chat {
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     // No client can have an invalid name, so report an invalid recipient as an unknown user.
-                    let to = names::username(to).map_err(|_| format!("No such user: {}", excerpt(to)))?.into();
+                    let name = names::username(to).ok().map(Rc::from);
+                    // Many clients may share a default username, so a message to it would reach strangers.
+                    let name = name.filter(|name| !names::is_default(&names::key(name)));
+                    let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
                 } else {
                     Request::Publish(Message { username, text, id: 0, time, nonce })
                 }
             }
-            Command::SwitchRoom { room } => Request::Switch { room: names::room_name(&room)?.into() },
+            Command::SwitchRoom { room } => {
+                Request::Switch { room: names::room_name(&room)?.into(), user: self.user_of(client) }
+            }
             Command::Typing { username } => {
-                let Some(record) = self.active_client(client) else { return Ok(()) };
+                let user = self.user_of(client);
                 // The only rate limit for `typing`. Check it before the username, so that it also counts invalid names.
-                if record.typed_at.is_some_and(|at| now.monotonic.saturating_sub(at) < TYPING_INTERVAL) {
+                if !self.rate_limiter.check_typing(&user, now.monotonic) {
                     return Ok(());
                 }
-                record.typed_at = Some(now.monotonic);
                 Request::Typing { username: self.sender(client, username.as_deref())? }
             }
             Command::Ping => {
@@ -229,10 +282,25 @@ impl Chat {
         let record = &self.clients[&client];
         let Some(username) = username else { return Ok(Rc::clone(&record.username)) };
         let username = names::username(username)?;
-        if record.identity.username.as_deref().is_some_and(|bound| bound != username) {
+        if record.identity.username.as_deref().is_some_and(|bound| *bound != *username) {
             return Err("This token may be used with another username only".into());
         }
-        Ok(username.into())
+        let username = Rc::from(username);
+        if self.is_reserved(&username, &record.identity) {
+            return Err(format!("The username {username} is reserved for another token").into());
+        }
+        Ok(username)
+    }
+
+    fn is_reserved(&self, username: &Rc<str>, identity: &Identity) -> bool {
+        let is_own = || identity.username.as_ref() == Some(username);
+        !self.reserved.is_empty() && !is_own() && self.reserved.contains(&names::key(username))
+    }
+
+    /// Who is responsible for what a client does.
+    fn user_of(&self, client: Token) -> User {
+        let Client { identity, address, .. } = &*self.clients[&client];
+        if self.config.is_local() { User::Connection(client) } else { identity.user(*address) }
     }
 
     fn format_time(&mut self, time: SystemTime) -> Rc<str> {
@@ -247,28 +315,33 @@ impl Chat {
                 let before = self.rooms.insert(room, Room::new(name, members));
                 debug_assert!(before.is_none(), "a room number is used once");
             }
-            RoomEvent::Entered { client, from, to, backlog } => self.entered(client, from, to, backlog),
+            RoomEvent::Entered { client, session, from, to, backlog } => {
+                self.enter(client, session, from, to, backlog);
+            }
             RoomEvent::RemoteJoined { room, member, username } => {
                 self.room_mut(room).add_member(member, Rc::clone(&username), None);
-                self.send_room(room, None, Event::Joined { username, members: self.active_users(room) });
+                self.send_room(room, None, Event::Joined { username, active: self.active_users(room) });
             }
             RoomEvent::Left { room, member } => {
                 if let MemberId::Local(client) = member {
                     debug_assert!(self.clients.contains_key(&client), "a client leaves once");
-                    let Some(record) = self.clients.remove(&client) else { return };
+                    let Some(record) = self.remove_client(client) else { return };
                     let mut reason = CloseReason::Replaced.text();
                     match &record.stage {
                         Stage::Leaving(given) => reason = given,
                         _ => self.close(client, CloseReason::Replaced),
                     }
                     let name = logged(&self.rooms[&room].name);
-                    log::info!("LEAVE room={name} user={} reason={reason:?}", logged(&record.username));
+                    log::info!("LEAVE room={name} {} reason={reason:?}", record.logged(client, &record.username));
                 }
                 self.remove_member(room, member);
             }
-            RoomEvent::Published { room, message } => {
-                let name = || logged(&self.rooms[&room].name); // a closure, which runs only if debug lines are logged
-                log::debug!("MSG room={} user={} {:?}", name(), logged(&message.username), excerpt(&message.text));
+            RoomEvent::Published { room, client, message } => {
+                let sender = client.filter(|_| log::log_enabled!(log::Level::Debug));
+                if let Some((client, record)) = sender.and_then(|client| self.clients.get_key_value(&client)) {
+                    let (name, fields) = (logged(&self.rooms[&room].name), record.logged(*client, &message.username));
+                    log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
+                }
                 self.send_room(room, None, Event::Message(message));
             }
             RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
@@ -279,14 +352,14 @@ impl Chat {
             }
             RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
             RoomEvent::JoinRejected { client, error } => {
-                let is_name = error == BrokerError::NameInUse;
-                if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
-                    self.close(client, if is_name { CloseReason::NameInUse } else { CloseReason::TooManyRooms });
+                let is_full = error == BrokerError::TooManyRooms;
+                if let Some(Stage::Joining { .. }) = self.remove_client(client).map(|record| record.stage) {
+                    self.close(client, if is_full { CloseReason::TooManyRooms } else { CloseReason::NameInUse });
                 }
             }
             RoomEvent::Rejected { client, error, nonce } => {
                 let message = match error {
-                    BrokerError::NameInUse => CloseReason::NameInUse.text().into(),
+                    BrokerError::NameInUse | BrokerError::ClientIdInUse => CloseReason::NameInUse.text().into(),
                     BrokerError::TooManyRooms => "There are too many rooms".into(),
                     BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
                     BrokerError::NotStored => "Message not stored".into(),
@@ -297,17 +370,20 @@ impl Chat {
     }
 
     /// Announces the client even if it is already leaving, because `left` will follow.
-    fn entered(&mut self, client: Token, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
+    fn enter(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let member = MemberId::Local(client);
         let Client { dialect, ref username, .. } = *self.clients[&client];
         let username = Rc::clone(username);
+        let client_fields = self.clients[&client].logged(client, &username);
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
+        let max_listed = self.config.max_listed;
         let new = self.room_mut(to);
-        let (room, mut members) = (Rc::clone(&new.name), new.usernames());
+        let (room, member_count) = (Rc::clone(&new.name), new.member_count());
+        let members = new.usernames(max_listed);
         new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
         match from.map(|from| logged(&self.rooms[&from].name)) {
-            Some(old) => log::info!("SWITCH from={old} to={} user={}", logged(&room), logged(&username)),
-            None => log::info!("JOIN room={} user={}", logged(&room), logged(&username)),
+            Some(old) => log::info!("SWITCH from={old} to={} {client_fields}", logged(&room)),
+            None => log::info!("JOIN room={} {client_fields}", logged(&room)),
         }
         self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
         if let Some(from) = from {
@@ -318,19 +394,23 @@ impl Chat {
             if dialect == Dialect::Events {
                 let message = format!("Welcome to #{room}, {username}!");
                 let extra = extra.into_iter().map(|field| *field).collect();
-                self.send(client, Event::Welcome { message, members, room, username, backlog, extra });
+                let session = format!("{:032x}", u128::from_be_bytes(session.0));
+                let Config { max_text, max_message, rate_limit, .. } = self.config;
+                let limits = ClientLimits { max_text, max_message, rate_limit };
+                let welcome =
+                    Event::Welcome { message, members, room, username, backlog, session, member_count, limits, extra };
+                self.send(client, welcome);
             } else {
                 // In dialects without a welcome, the client receives its own `joined`, then the history as messages.
-                members.push(Rc::clone(&username));
-                self.send(client, Event::Joined { username, members });
+                self.send(client, Event::Joined { username, active: self.active_users(to) });
                 backlog.messages.into_iter().for_each(|message| self.send(client, Event::Message(message)));
             }
             held.into_iter().for_each(|event| self.send(client, event));
         } else {
             let Backlog { epoch, last_id, messages: history, .. } = backlog;
-            self.send(client, Event::Switched { room, members, epoch, last_id, history });
+            self.send(client, Event::Switched { room, members, member_count, epoch, last_id, history });
         }
-        self.send_room(to, Some(client), Event::Joined { username, members: self.active_users(to) });
+        self.send_room(to, Some(client), Event::Joined { username, active: self.active_users(to) });
     }
 
     fn remove_member(&mut self, room: RoomId, member: MemberId) {
@@ -338,7 +418,7 @@ impl Chat {
         if self.room_mut(room).is_closed() {
             self.rooms.remove(&room);
         } else {
-            self.send_room(room, None, Event::Left { username, members: self.active_users(room) });
+            self.send_room(room, None, Event::Left { username, active: self.active_users(room) });
         }
     }
 
@@ -353,7 +433,7 @@ impl Chat {
     }
 
     fn send_room(&mut self, room: RoomId, but: Option<Token>, event: Event) {
-        if self.members(room).any(|(member, _)| Some(member) != but) {
+        if self.recipients(room).any(|(member, _)| Some(member) != but) {
             self.effects.push_back(Effect::Broadcast { room, but, event });
         }
     }
@@ -362,10 +442,23 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason });
     }
 
-    /// Empty unless a recipient's dialect has member lists: building a list is O(n).
-    fn active_users(&self, room: RoomId) -> Vec<Rc<str>> {
+    /// Returns a room's usernames, but only if a recipient's dialect lists them. In a large room, returns only their
+    /// number: a list for every member after every join would take quadratic time.
+    fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
-        if room.dialects().any(|dialect| dialect == Dialect::Presence) { room.usernames() } else { Vec::new() }
+        let max = self.config.max_presence;
+        if !room.dialects().any(|dialect| dialect == Dialect::Presence) {
+            ActiveUsers::default()
+        } else if room.member_count() > max {
+            ActiveUsers { active_users: Vec::new(), active_count: Some(room.member_count()) }
+        } else {
+            ActiveUsers { active_users: room.usernames(max), active_count: None }
+        }
+    }
+
+    fn remove_client(&mut self, client: Token) -> Option<Box<Client>> {
+        self.rate_limiter.forget(&User::Connection(client));
+        self.clients.remove(&client)
     }
 
     fn room_mut(&mut self, room: RoomId) -> &mut Room {
@@ -380,6 +473,15 @@ impl Chat {
     }
 }
 
+impl Client {
+    /// Fields for the log that let an operator find the client, its address and its token.
+    fn logged(&self, client: Token, username: &str) -> String {
+        let (name, line) = (logged(username), self.identity.credential.map(|credential| credential.line));
+        let token = line.map(|line| format!(" token_line={line}")).unwrap_or_default();
+        format!("user={name} connection={} address={}{token}", client.0, self.address)
+    }
+}
+
 /// Quotes and escapes a name unless it is plain, so that no name can forge a log line.
 pub fn logged(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
@@ -388,25 +490,25 @@ pub fn logged(name: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use clap::Parser;
 
     use super::*;
-    use crate::broker::memory::{Limits, MemoryBroker};
 
     #[test]
     fn the_picture_is_true() {
-        let limits = Limits { messages: 50, bytes: 1 << 20, rooms: 10, empty_rooms: 10, ttl: Duration::ZERO };
-        let broker = MemoryBroker::new(limits, Box::new(|bytes: &mut [u8]| bytes.fill(7)), |_| None);
-        let mut chat = Chat::new(&Config::parse_from(["wirechat"]), Box::new(broker));
+        let config = Config::parse_from(["wirechat"]);
+        let broker = crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
+        let mut chat = Chat::new(&config, Box::new(broker));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let (alice, bob, carol) = (Token(1), Token(2), Token(3));
+        let (identity, address) = (Identity::default(), Ipv4Addr::LOCALHOST.into());
         let join = |username: &str, room: &str| JoinRequest {
             dialect: Dialect::Events,
-            username: username.into(),
-            room: room.into(),
-            identity: Identity::default(),
-            client_id: None,
-            resume: None,
+            identity: identity.clone(),
+            address,
+            join: Join::new(username, room, identity.user(address)),
             extra: None,
         };
         chat.join(alice, join("alice", "general"), now);

@@ -1,73 +1,134 @@
-//! Validates usernames and room names, and defines when two usernames are the same (PROTOCOL.md, "Names").
+//! Validates and normalizes usernames and room names, and defines when two usernames are the same (PROTOCOL.md,
+//! "Names").
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use unicase::UniCase;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use super::dialect::Dialect;
 
-/// Returns the trimmed username, or an error text for the client.
-pub fn username(text: &str) -> Result<&str, String> {
+/// Trims, normalizes (NFC) and validates a username. The error tells the client which rule the username violates.
+pub fn username(text: &str) -> Result<Cow<'_, str>, String> {
     validate("username", text, 32, 128)
 }
 
-pub fn room_name(text: &str) -> Result<&str, String> {
+/// Trims, normalizes (NFC) and validates a room name.
+pub fn room_name(text: &str) -> Result<Cow<'_, str>, String> {
     validate("room", text, 64, 256)
 }
 
-fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<&'a str, String> {
+fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
+    let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
+    let name: Cow<'_, str> = if is_nfc { name.into() } else { name.nfc().collect::<String>().into() };
     let (count, size) = (name.chars().count(), name.len());
-    // Invisible characters and text-direction controls can make two different names look the same.
-    let is_deceptive = |c| {
-        matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
-    };
-    if name.chars().any(|c| c.is_control() || is_deceptive(c)) {
-        Err(format!("A {kind} must not hold control or invisible characters"))
-    } else if !(1..=characters).contains(&count) || size > bytes {
+    let mut is_after_visible = false;
+    for character in name.chars() {
+        let is_emoji_style = is_after_visible && matches!(character, '\u{fe0e}' | '\u{fe0f}');
+        let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
+        if character.is_control() || is_separator || is_ignorable(character) && !is_emoji_style {
+            return Err(format!("A {kind} must not hold control or invisible characters"));
+        }
+        is_after_visible = is_visible(character);
+    }
+    if !(1..=characters).contains(&count) || size > bytes {
         Err(format!("A {kind} has 1 to {characters} characters and at most {bytes} bytes, not {count} and {size}"))
+    } else if !name.chars().any(is_visible) {
+        Err(format!("A {kind} must hold a visible character"))
     } else {
         Ok(name)
     }
 }
 
-/// `None` for a dialect's default username, which many clients may share.
-pub fn unique_key(username: &str) -> Option<Rc<str>> {
-    let is_default = Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username));
+/// Whether Unicode 17 assigns the property Default_Ignorable_Code_Point, which includes all of Bidi_Control: renderers
+/// show nothing, so two different names would look the same (DerivedCoreProperties.txt).
+pub fn is_ignorable(character: char) -> bool {
+    matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// U+2800, the empty Braille pattern, is not white space but draws nothing.
+fn is_visible(character: char) -> bool {
+    !(character.is_whitespace() || character == '\u{2800}' || is_ignorable(character))
+}
+
+/// Two usernames are the same if their keys are: NFKC, without ignorable characters, case-folded, and NFKC again.
+pub fn key(username: &Rc<str>) -> Rc<str> {
+    if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Rc::clone(username); // its own key; sharing it saves memory
+    }
+    let visible: String = username.nfkc().filter(|character| !is_ignorable(*character)).collect();
     // Use Unicode case folding: lowercasing would not make `STRASSE` and `straße` equal.
-    (!is_default).then(|| UniCase::new(username).to_folded_case().into())
+    UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()
+}
+
+/// Whether many clients may share this username: it is a dialect's default.
+pub fn is_default(username: &str) -> bool {
+    Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn key_of(username: &str) -> Rc<str> {
+        key(&username.into())
+    }
+
     #[test]
     fn allowed_and_forbidden_names() {
-        assert_eq!(username("  Alice \u{a0}\u{3000}"), Ok("Alice"));
+        assert_eq!(username("  Alice \u{a0}\u{3000}").unwrap(), "Alice");
         let (longest, widest) = ("x".repeat(32), "😀".repeat(32));
-        for good in ["a", "Ünïcödé", "张伟", "<img src=x>", longest.as_str(), widest.as_str()] {
-            assert_eq!(username(good), Ok(good));
+        for good in ["a", "Ünïcödé", "张伟", "<img src=x>", "❤\u{fe0f}", "a b", longest.as_str(), widest.as_str()]
+        {
+            assert_eq!(username(good).unwrap(), good);
         }
-        let (too_long, too_wide) = ("x".repeat(33), "👨‍👩‍👧".repeat(12));
-        let invisible = "\u{0}\u{7f}\u{85}\u{ad}\u{61c}\u{180e}\u{200b}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2066}\u{2069}\u{feff}";
-        for bad in ["", "  ", too_long.as_str(), too_wide.as_str()] {
-            assert!(username(bad).is_err(), "{bad}");
-        }
-        for character in invisible.chars() {
-            assert!(username(&format!("a{character}b")).is_err(), "{character:?}");
+        let (too_long, too_wide) = ("x".repeat(33), "😀".repeat(33));
+        for bad in ["", "  ", too_long.as_str(), too_wide.as_str(), "\u{2800}", "\u{2800} \u{2800}"] {
+            assert!(username(bad).is_err(), "{bad:?}");
         }
         assert!(room_name(&"r".repeat(64)).is_ok() && room_name(&"r".repeat(65)).is_err());
         assert!(room_name("../x").is_ok() && room_name("#a b").is_ok());
     }
 
     #[test]
-    fn names_are_the_same_if_they_fold_to_the_same_key() {
-        assert_eq!(unique_key("Straße"), unique_key("STRASSE"));
-        assert_eq!(unique_key("strasse"), unique_key("STRASSE"));
-        assert_ne!(unique_key("alice"), unique_key("bob"));
-        assert_eq!((unique_key("anonymous"), unique_key("Anonymous")), (None, None));
-        assert!(unique_key("ANONYMOUS").is_some(), "only the default names as they are spelled are exempt");
+    fn names_are_normalized_before_they_are_measured() {
+        assert_eq!(username("e\u{301}").unwrap(), "é");
+        let decomposed = "e\u{301}".repeat(32);
+        assert_eq!(username(&decomposed).unwrap(), "é".repeat(32));
+        assert!(username(&"e\u{301}".repeat(33)).is_err());
+    }
+
+    #[test]
+    fn invisible_characters_are_rejected_wherever_they_stand() {
+        let invisible = "\u{0}\u{1b}\u{7f}\u{85}\u{ad}\u{34f}\u{61c}\u{115f}\u{17b4}\u{180b}\u{180e}\u{200b}\u{200c}\
+                         \u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2065}\u{2066}\u{2069}\
+                         \u{206f}\u{3164}\u{fe00}\u{feff}\u{ffa0}\u{fff0}\u{1bca0}\u{1d173}\u{e0001}\u{e0100}";
+        for character in invisible.chars() {
+            for name in [format!("a{character}b"), format!("a{character}"), format!("{character}a")] {
+                assert!(username(&name).is_err() || name.trim() == "a", "{name:?}");
+                assert!(room_name(&name).is_err() || name.trim() == "a", "{name:?}");
+            }
+        }
+        for lone in ["\u{fe0f}", "\u{fe0f}a", "a \u{fe0f}", "a\u{fe0f}\u{fe0f}"] {
+            assert!(username(lone).is_err(), "{lone:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_if_their_keys_are() {
+        for same in ["ALICE", "Alice", "ａｌｉｃｅ", "𝐚𝐥𝐢𝐜𝐞", "ⓐⓛⓘⓒⓔ", "𝓐lice"] {
+            assert_eq!(key_of(same), key_of("alice"), "{same}");
+        }
+        assert_eq!(key_of("Straße"), key_of("STRASSE"));
+        assert_eq!(key_of("❤\u{fe0f}"), key_of("❤"));
+        assert_eq!(key_of("ﬁn"), key_of("FIN"));
+        assert_ne!(key_of("alice"), key_of("аlice"), "a Cyrillic а is another letter");
+        assert_ne!(key_of("alice"), key_of("bob"));
+        assert!(is_default("anonymous") && is_default("Anonymous") && !is_default("ANONYMOUS"));
     }
 }

@@ -1,5 +1,5 @@
-//! A client's rate limit: a token bucket with flood detection. At a limit of one message per second, the bucket holds
-//! two tokens and gains one token per second. Each accepted message takes one token:
+//! The rate limit: one token bucket per user, with flood detection. At a limit of one message per second, the bucket
+//! holds two tokens and gains one token per second. Each accepted message takes one token:
 //!
 //! ```text
 //!   at second   0         0         0         0.5       1         5
@@ -10,60 +10,126 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::broker::User;
+use crate::maps::PeerMap;
+
 const BURST_SECONDS: f64 = 2.0;
-// Tolerate this many bursts of rejected messages within `FLOOD_TIME`. Rejecting them is cheap.
+// A flood is this many bursts of rejected messages within `FLOOD_TIME`. Fewer are normal, and cheap to reject.
 const FLOOD_BURSTS: f64 = 5.0;
 const FLOOD_TIME: Duration = Duration::from_secs(10);
+/// Each user's minimum time between two `typing` events.
+const TYPING_INTERVAL: Duration = Duration::from_secs(1);
+/// A user who reconnects within this time finds its bucket as it was.
+const BUCKET_TTL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Pass,
     SlowDown, // over the limit: drop the message
-    Flood,    // too many messages over the limit: close the connection
+    Flood,    // the client keeps sending while its messages are dropped: close the connection
+}
+
+/// The buckets of all users. A user's bucket outlives its connections, or reconnecting would circumvent the limit.
+#[derive(Debug)]
+pub struct RateLimiter {
+    rate: f64,
+    users: PeerMap<User, Usage>,
 }
 
 #[derive(Debug)]
-pub struct RateLimiter {
+struct Usage {
+    bucket: Bucket,
+    rejections: VecDeque<Duration>, // times of the messages dropped within the last `FLOOD_TIME`
+    typed_at: Option<Duration>,     // time of the last accepted `typing`
+}
+
+/// A token bucket. All times are monotonic.
+#[derive(Debug, Clone, Copy)]
+pub struct Bucket {
     tokens: f64,
     refilled_at: Duration,
-    rejections: VecDeque<Duration>, // times of the messages dropped within the last `FLOOD_TIME`
+}
+
+impl Bucket {
+    pub fn full(burst: f64, now: Duration) -> Bucket {
+        Bucket { tokens: burst, refilled_at: now }
+    }
+
+    /// Takes a token and returns `true`, unless less than one token is left. `rate` is in tokens per second.
+    pub fn take(&mut self, rate: f64, burst: f64, now: Duration) -> bool {
+        let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
+        *self = Bucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
+        let has_token = self.tokens >= 1.0;
+        self.tokens -= f64::from(u8::from(has_token));
+        has_token
+    }
+
+    /// Whether the bucket is as good as new: not used for `age`, and full again.
+    pub fn is_expired(&self, rate: f64, burst: f64, age: Duration, now: Duration) -> bool {
+        let unused = now.saturating_sub(self.refilled_at);
+        unused >= age && unused.as_secs_f64() * rate >= burst
+    }
 }
 
 impl RateLimiter {
-    /// Starts with a full bucket. `rate` is in messages per second; 0 means no limit. `now` is monotonic.
-    pub fn new(rate: f64, now: Duration) -> RateLimiter {
-        RateLimiter { tokens: burst(rate), refilled_at: now, rejections: VecDeque::new() }
+    /// `rate` is in messages per second; 0 means no limit.
+    pub fn new(rate: f64) -> RateLimiter {
+        RateLimiter { rate, users: PeerMap::default() }
     }
 
-    pub fn check(&mut self, rate: f64, now: Duration) -> Decision {
-        if rate == 0.0 {
+    /// Draws one message from the user's bucket. `now` is monotonic.
+    pub fn check(&mut self, user: &User, now: Duration) -> Decision {
+        if self.rate == 0.0 {
             return Decision::Pass;
         }
-        let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
-        self.tokens = (self.tokens + refill).min(burst(rate));
-        self.refilled_at = now;
-        if self.tokens >= 1.0 {
-            self.tokens -= 1.0;
+        let (rate, burst) = (self.rate, self.burst());
+        let Usage { bucket, rejections, .. } = self.usage(user, now);
+        if bucket.take(rate, burst, now) {
             return Decision::Pass;
         }
-        while self.rejections.front().is_some_and(|at| now.saturating_sub(*at) > FLOOD_TIME) {
-            self.rejections.pop_front();
+        while rejections.front().is_some_and(|at| now.saturating_sub(*at) > FLOOD_TIME) {
+            rejections.pop_front();
         }
-        if self.rejections.len() as f64 >= burst(rate) * FLOOD_BURSTS {
+        if rejections.len() as f64 >= burst * FLOOD_BURSTS {
             return Decision::Flood;
         }
-        self.rejections.push_back(now);
+        rejections.push_back(now);
         Decision::SlowDown
     }
-}
 
-fn burst(rate: f64) -> f64 {
-    (rate * BURST_SECONDS).max(1.0) // at least one token, or no message would ever pass
+    /// Whether the user may send `typing` now. Typing draws no token.
+    pub fn check_typing(&mut self, user: &User, now: Duration) -> bool {
+        let typed_at = &mut self.usage(user, now).typed_at;
+        let may_type = typed_at.is_none_or(|at| now.saturating_sub(at) >= TYPING_INTERVAL);
+        if may_type {
+            *typed_at = Some(now);
+        }
+        may_type
+    }
+
+    /// Removes the bucket of a user that cannot return: a connection that has closed.
+    pub fn forget(&mut self, user: &User) {
+        self.users.remove(user);
+    }
+
+    fn usage(&mut self, user: &User, now: Duration) -> &mut Usage {
+        let (rate, burst) = (self.rate, self.burst());
+        let new = Usage { bucket: Bucket::full(burst, now), rejections: VecDeque::new(), typed_at: None };
+        self.users.entry(user.clone(), new, |usage| usage.bucket.is_expired(rate, burst, BUCKET_TTL, now))
+    }
+
+    fn burst(&self) -> f64 {
+        (self.rate * BURST_SECONDS).max(1.0) // at least one token: with less, no message could ever pass
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use mio::Token;
+
     use super::*;
+
+    const USER: User = User::Connection(Token(1));
 
     const fn at(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
@@ -71,11 +137,12 @@ mod tests {
 
     #[test]
     fn the_picture_is_true() {
-        let mut limiter = RateLimiter::new(1.0, at(0));
+        let mut limiter = RateLimiter::new(1.0);
         let mut rows = ["  at second", "  decision", "  tokens left"].map(|name| format!("{name:14}"));
         for now in [0, 0, 0, 500, 1000, 5000] {
-            let decision = limiter.check(1.0, at(now));
-            let cells = [(now as f64 / 1000.0).to_string(), format!("{decision:?}"), limiter.tokens.to_string()];
+            let decision = limiter.check(&USER, at(now));
+            let tokens = limiter.users.get(&USER).unwrap().bucket.tokens;
+            let cells = [(now as f64 / 1000.0).to_string(), format!("{decision:?}"), tokens.to_string()];
             rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:10}"));
         }
         crate::pictures::assert_drawn(include_str!("rate_limiter.rs"), &rows.join("\n"));
@@ -83,38 +150,52 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_then_the_rate() {
-        let mut limiter = RateLimiter::new(5.0, at(0));
-        let decisions: Vec<_> = (0..11).map(|_| limiter.check(5.0, at(0))).collect();
+        let mut limiter = RateLimiter::new(5.0);
+        let decisions: Vec<_> = (0..11).map(|_| limiter.check(&USER, at(0))).collect();
         assert_eq!(decisions[..10], [Decision::Pass; 10]);
         assert_eq!(decisions[10], Decision::SlowDown);
-        assert_eq!(limiter.check(5.0, at(199)), Decision::SlowDown);
-        assert_eq!(limiter.check(5.0, at(200)), Decision::Pass);
-        assert_eq!(limiter.check(5.0, at(201)), Decision::SlowDown);
-        let later: Vec<_> = (0..11).map(|_| limiter.check(5.0, at(60_000))).collect();
+        assert_eq!(limiter.check(&USER, at(199)), Decision::SlowDown);
+        assert_eq!(limiter.check(&USER, at(200)), Decision::Pass);
+        assert_eq!(limiter.check(&USER, at(201)), Decision::SlowDown);
+        let later: Vec<_> = (0..11).map(|_| limiter.check(&USER, at(60_000))).collect();
         assert_eq!((later[9], later[10]), (Decision::Pass, Decision::SlowDown), "never more than a burst");
     }
 
     #[test]
     fn a_flood_is_five_bursts_of_rejections_within_ten_seconds() {
-        let mut limiter = RateLimiter::new(5.0, at(0));
-        let decisions: Vec<_> = (0..61).map(|_| limiter.check(5.0, at(0))).collect();
+        let mut limiter = RateLimiter::new(5.0);
+        let decisions: Vec<_> = (0..61).map(|_| limiter.check(&USER, at(0))).collect();
         assert_eq!(decisions[10..60], [Decision::SlowDown; 50]);
         assert_eq!(decisions[60], Decision::Flood);
-        let mut patient = RateLimiter::new(5.0, at(0));
-        (0..10).for_each(|_| assert_eq!(patient.check(5.0, at(0)), Decision::Pass));
+        let mut patient = RateLimiter::new(5.0);
+        (0..10).for_each(|_| assert_eq!(patient.check(&USER, at(0)), Decision::Pass));
         // Of nine messages per second, five pass and about four are rejected: always under fifty in ten seconds.
         for tick in 1..400 {
-            assert_ne!(patient.check(5.0, at(tick * 110)), Decision::Flood, "tick {tick}");
+            assert_ne!(patient.check(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }
     }
 
     #[test]
     fn zero_is_no_limit_and_a_slow_rate_lets_one_pass() {
-        let mut free = RateLimiter::new(0.0, at(0));
-        assert!((0..1000).all(|_| free.check(0.0, at(0)) == Decision::Pass));
-        let mut slow = RateLimiter::new(0.1, at(0));
-        assert_eq!(slow.check(0.1, at(0)), Decision::Pass);
-        assert_eq!(slow.check(0.1, at(9_999)), Decision::SlowDown);
-        assert_eq!(slow.check(0.1, at(10_000)), Decision::Pass);
+        let mut free = RateLimiter::new(0.0);
+        assert!((0..1000).all(|_| free.check(&USER, at(0)) == Decision::Pass));
+        assert!(
+            free.check_typing(&USER, at(0)) && !free.check_typing(&USER, at(999)) && free.check_typing(&USER, at(1000))
+        );
+        let mut slow = RateLimiter::new(0.1);
+        assert_eq!(slow.check(&USER, at(0)), Decision::Pass);
+        assert_eq!(slow.check(&USER, at(9_999)), Decision::SlowDown);
+        assert_eq!(slow.check(&USER, at(10_000)), Decision::Pass);
+    }
+
+    #[test]
+    fn a_bucket_is_kept_until_it_is_full_again_and_for_a_minute() {
+        let expired = |rate, burst, seconds: u64| {
+            let mut bucket = Bucket::full(burst, at(0));
+            assert!(bucket.take(rate, burst, at(0)));
+            bucket.is_expired(rate, burst, BUCKET_TTL, at(1000 * seconds))
+        };
+        assert!(!expired(5.0, 10.0, 59) && expired(5.0, 10.0, 60));
+        assert!(!expired(0.01, 1.0, 99) && expired(0.01, 1.0, 100), "a slow bucket is not full after a minute");
     }
 }

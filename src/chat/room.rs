@@ -54,9 +54,14 @@ impl Room {
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 
-    /// Returns one username per connection: local members first, in connection order.
-    pub fn usernames(&self) -> Vec<Rc<str>> {
-        self.usernames.values().cloned().collect()
+    /// The number of members on all server instances.
+    pub fn member_count(&self) -> usize {
+        self.usernames.len()
+    }
+
+    /// The usernames of up to `max` members, one per connection. Local members come first, in connection order.
+    pub fn usernames(&self, max: usize) -> Vec<Rc<str>> {
+        self.usernames.values().take(max).cloned().collect()
     }
 
     pub fn dialects(&self) -> impl Iterator<Item = Dialect> {
@@ -76,7 +81,7 @@ mod tests {
         for (token, dialect) in [(9, Dialect::Events), (2, Dialect::Rooms), (3, Dialect::Events)] {
             room.add_member(MemberId::Local(Token(token)), format!("user{token}").into(), Some(dialect));
         }
-        let usernames = |room: &Room| room.usernames().iter().map(ToString::to_string).collect::<Vec<_>>();
+        let usernames = |room: &Room| room.usernames(usize::MAX).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"]);
         assert!(room.dialects().eq([Dialect::Events, Dialect::Rooms]));
         assert!(room.recipients.keys().map(|client| client.0).eq([2, 3, 9]));

@@ -2,62 +2,81 @@
 //! enough. Any page can open `ws://localhost`, so the server checks origins. Any site can resolve its name to 127.0.0.1
 //! (DNS rebinding), so the server checks hosts. Non-browser programs can forge `Origin`, so it requires tokens.
 
-use std::net::IpAddr;
+use std::rc::Rc;
 
-use subtle::ConstantTimeEq;
+use ipnet::IpNet;
 use url::{Host, Url};
 
-use crate::chat::{Identity, names};
-use crate::config::Config;
+use super::tokens::{DEMO_TOKENS, Tokens};
+use crate::chat::Identity;
+use crate::config::{Config, is_loopback_name};
 
-// The README publishes these tokens, so the server accepts them only on loopback and without a token file.
-const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
-
-/// In each field, `None` allows everything.
+/// Who may connect. In the first three fields, `None` allows everything.
 #[derive(Debug)]
 pub struct Access {
-    tokens: Option<Vec<(String, Identity)>>,
+    tokens: Option<Tokens>,
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
+    proxies: Vec<IpNet>,
 }
 
 impl Access {
     /// `token_file` is the text of the `--tokens` file. Errors name the option and its value, and suggest a fix.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
-        let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
-        let tokens = (!config.open).then(|| parse_tokens(token_file.unwrap_or(DEMO_TOKENS), config.max_head));
-        let tokens = tokens.transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
+        let mut access = Access { tokens: None, origins: None, hosts: None, proxies: config.trusted_proxy.clone() };
+        access.load_tokens(config, token_file)?;
         let (mut origins, mut hosts) = (config.allow_origin.clone(), config.allow_host.clone());
         if hosts.is_empty() && !config.is_loopback() {
             hosts.push("*".into()); // allow every host: a public server cannot know all of its own names
         }
         // Allow pages opened from disk: they send `null`. Sandboxed frames also send `null`, but have no token.
-        if config.is_loopback() && tokens.is_some() {
+        if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
-        Ok(Access { tokens, origins: parse_all(&origins, check_origin)?, hosts: parse_all(&hosts, check_host)? })
+        (access.origins, access.hosts) = (parse_all(&origins, check_origin)?, parse_all(&hosts, check_host)?);
+        Ok(access)
+    }
+
+    /// Replaces the tokens, all or none.
+    pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
+        let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
+        let text = token_file.unwrap_or(DEMO_TOKENS);
+        let tokens = (!config.open).then(|| Tokens::parse(text, config.max_head, self.tokens.as_ref()));
+        self.tokens = tokens.transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
+        Ok(())
+    }
+
+    /// `None`: the server requires no token.
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_ref()
+    }
+
+    /// The usernames that tokens are bound to.
+    pub fn reserved(&self) -> impl Iterator<Item = Rc<str>> {
+        self.tokens.iter().flat_map(Tokens::usernames)
+    }
+
+    pub fn proxies(&self) -> &[IpNet] {
+        &self.proxies
     }
 
     /// `authority` is a host, perhaps with a port.
     pub fn allows_host(&self, authority: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
-        parse_host(authority).is_some_and(|host| is_loopback(&host) || hosts.contains(&host))
+        parse_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// The origin `http://AUTHORITY` is always allowed, because a page may connect to its own server.
-    pub fn allows_origin(&self, origin: &str, authority: &str) -> bool {
+    /// The origin `SCHEME://AUTHORITY` is always allowed, because a page may connect to its own server.
+    pub fn allows_origin(&self, origin: &str, scheme: &str, authority: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
-        let own = || parse_origin(&format!("http://{authority}"));
+        let own = || parse_origin(&format!("{scheme}://{authority}"));
         parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
     }
 
     /// `None` if the token is wrong, or if a required token is missing.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
-        let token = token?.as_bytes();
-        // Compare every token in constant time. Otherwise the response time would show how much of a guess is right.
-        let is_match = |known: &str| bool::from(known.as_bytes().ct_eq(token));
-        tokens.iter().fold(None, |found, known| if is_match(&known.0) { Some(&known.1) } else { found }).cloned()
+        tokens.identify(token?).cloned()
     }
 }
 
@@ -72,7 +91,7 @@ fn check_origin(value: &str) -> Result<String, String> {
     let (scheme, authority) = split_url(value);
     let scheme = match scheme {
         "ws" => "http",
-        "" if parse_host(authority).is_some_and(|host| is_loopback(&host)) => "http",
+        "" if parse_host(authority).is_some_and(|host| is_loopback_name(&host)) => "http",
         "wss" | "" => "https",
         scheme => scheme,
     };
@@ -121,48 +140,6 @@ pub(super) fn parse_host(authority: &str) -> Option<String> {
 fn is_plain(authority: &str) -> bool {
     // Allow fewer characters than URLs do: an operator may paste the name from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
-    host.rsplit('.').next() == Some("localhost") || address.is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-/// Errors name the line but never quote a token, because errors may end up in a log.
-fn parse_tokens(text: &str, max_head: usize) -> Result<Vec<(String, Identity)>, String> {
-    let mut tokens = Vec::new();
-    // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    for (number, line) in (1..).zip(text.lines()) {
-        parse_line(line, max_head, &mut tokens).map_err(|error| format!("line {number}: {error}"))?;
-    }
-    if tokens.is_empty() { Err("the file contains no token; write one per line".into()) } else { Ok(tokens) }
-}
-
-/// A line is a token, optionally followed by the username that the token is bound to.
-fn parse_line(line: &str, max_head: usize, tokens: &mut Vec<(String, Identity)>) -> Result<(), String> {
-    // A # starts a comment only at the start of the line or after whitespace.
-    let comment = line.match_indices('#').find(|(at, _)| *at == 0 || line[..*at].ends_with(char::is_whitespace));
-    let line = comment.map_or(line, |(at, _)| &line[..at]).trim();
-    let (token, username) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
-    let is_hidden = |c: char| matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}');
-    if let Some(invisible) = token.chars().find(|c| c.is_control() || is_hidden(*c)) {
-        return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(invisible)));
-    }
-    if token.len() > max_head {
-        return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
-    }
-    if tokens.iter().any(|(known, _)| known == token) {
-        return Err("this token is already in the file; remove one of them".into());
-    }
-    if !token.is_empty() {
-        let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
-        let identity = Identity { credential: Some(tokens.len() as u32), username: username.map(Into::into) };
-        tokens.push((token.to_owned(), identity));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -225,9 +202,10 @@ mod tests {
             (&default, "http://127.0.0.1:30\t00", false),
         ];
         for (access, origin, is_allowed) in cases {
-            assert_eq!(access.allows_origin(origin, host), is_allowed, "{origin}");
+            assert_eq!(access.allows_origin(origin, "http", host), is_allowed, "{origin}");
         }
-        assert!(default.allows_origin("http://localhost", "localhost:80"), "80 is the default port of http");
+        assert!(default.allows_origin("http://localhost", "http", "localhost:80"), "80 is the default port of http");
+        assert!(default.allows_origin("https://chat.example", "https", "chat.example"), "behind a proxy with TLS");
     }
 
     #[test]
@@ -297,30 +275,6 @@ mod tests {
             let example = if option == "--allow-host" { "chat.example" } else { "https://chat.example" };
             assert!(suggestion.is_some() || error.contains(example), "{error}");
             assert!(try_access(&[option, suggestion.unwrap_or(example)]).is_ok(), "{error}");
-        }
-    }
-
-    #[test]
-    fn token_files() {
-        let parse = |text: &str| parse_tokens(text, 1000);
-        let tokens = parse("# ours\n\nsecret\nother  Al ice # hers\nwith#hash\r\n").unwrap();
-        let tokens: Vec<_> =
-            tokens.iter().map(|(token, identity)| (token.as_str(), identity.username.as_deref())).collect();
-        assert_eq!(tokens, [("secret", None), ("other", Some("Al ice")), ("with#hash", None)]);
-        assert_eq!(parse("\u{feff}secret\n").unwrap()[0].0, "secret", "a byte-order mark is no part of a token");
-        let long = "x".repeat(1001);
-        let bad = [
-            ("", "one per line"),
-            ("\u{feff}# nothing", "one per line"),
-            ("one\none", "line 2"),
-            ("token \u{200b}", "line 1"),
-            ("one\n\u{feff}two", "U+FEFF"),
-            ("one\u{1b}", "U+001B"),
-            (&long, "--max-head 1000"),
-        ];
-        for (text, words) in bad {
-            let error = parse(text).unwrap_err();
-            assert!(error.contains(words), "{text:?}: {error}");
         }
     }
 

@@ -3,16 +3,22 @@
 //! `ws::handshake` checks the rules of RFC 6455 §4.2. `server` may still reject an upgrade, for example if it is full.
 
 pub mod access;
+pub mod proxy;
+pub mod tokens;
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
 use ::http::StatusCode;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, Identity, JoinRequest, Resume, names};
-use crate::ws::handshake::{Upgrade, method_rejection, upgrade_required};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, names};
+use crate::ws::handshake::{BEARER, Upgrade, method_rejection, upgrade_required};
 use crate::ws::request::{Rejection, Request, is_authority, quoted};
 use access::{Access, parse_host, parse_origin};
 
@@ -21,6 +27,7 @@ const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
 const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a short-lived return value")]
 pub enum Outcome {
     Response(Vec<u8>),
     Upgrade { response: Vec<u8>, route: Route },
@@ -28,12 +35,20 @@ pub enum Outcome {
 
 #[derive(Debug)]
 pub enum Route {
-    Echo,
+    Echo(Identity),
     Chat(JoinRequest),
     Observe { secret: String }, // the ticket of the connection to observe
 }
 
-pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Outcome, Rejection> {
+/// The peer of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
+    pub is_proxied: bool,
+    pub may_guess: bool, // `false` after too many wrong tokens
+}
+
+pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
     let target = request.target();
     let authority = check_authority(request, target.authority, access)?;
     // Split the path before decoding. Otherwise %2f in a room name would act as a separator.
@@ -63,30 +78,38 @@ pub fn decide(request: &Request, access: &Access, now: SystemTime) -> Result<Out
         _ => {}
     }
     let upgrade = Upgrade::check(request)?;
-    check_origin(request, access, authority)?;
+    let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
+    check_origin(request, access, scheme, authority)?;
     let query = target.query;
     // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
     let has_ticket = target.path == "/inspect";
-    let identity = if has_ticket { Identity::default() } else { check_token(request, access, query)? };
+    let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
     decode(query)?; // reject a malformed parameter even if its name is unknown
     let (route, subprotocol) = match dialect {
-        Some(dialect) => (Route::Chat(join(dialect, room, query, identity)?), dialect.subprotocol()),
+        Some(dialect) => {
+            let join = join(room, query, dialect, &identity, peer.address)?;
+            let request = JoinRequest { dialect, identity, address: peer.address, join, extra: None };
+            (Route::Chat(request), dialect.subprotocol())
+        }
         None if has_ticket => (Route::Observe { secret: require("ticket", parameter(query, "ticket"))? }, "inspect"),
-        None => (Route::Echo, "echo"),
+        None => (Route::Echo(identity), "echo"),
     };
     Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), route })
 }
 
-/// The 503 response at a capacity limit. `what` is a clause, such as "The server is full".
-pub fn full(what: &str) -> Rejection {
+/// The rejection of a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
+pub fn unavailable(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
 }
 
-/// The 429 that replaces the 401 for an address that has sent too many wrong tokens.
-pub fn too_many_wrong_tokens() -> Rejection {
-    let body = "Too many wrong tokens from this address. Try again in a minute (RFC 6585 §4).".into();
-    Rejection { status: 429, headers: &[("Retry-After", "60")], body }
+/// The rejection of a request that exceeds a limit of its client. `what` is a clause, such as "Too many joins".
+pub fn too_many_requests(what: &str, headers: &'static [(&'static str, &'static str)]) -> Rejection {
+    Rejection { status: 429, headers, body: format!("{what}. Try again later (RFC 6585 §4).") }
+}
+
+pub fn forbidden(body: impl Into<String>) -> Rejection {
+    Rejection::new(403, body)
 }
 
 pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
@@ -128,14 +151,14 @@ fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &
                 "{seen} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
                  §7.4). Start the server with --allow-host {value} to allow it."
             );
-            return Err(Rejection::new(403, body));
+            return Err(forbidden(body));
         }
     }
     // RFC 9112 §3.2.2: for an absolute-form target, a server "MUST ignore the received Host header field (if any)".
     Ok(target.unwrap_or(host))
 }
 
-fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(), Rejection> {
+fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &str) -> Result<(), Rejection> {
     let mut origins = request.header("Origin");
     // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(()) };
@@ -147,7 +170,7 @@ fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(
         return Err(Rejection::new(400, body));
     }
     let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
-    if access.allows_origin(text, authority) {
+    if access.allows_origin(text, scheme, authority) {
         return Ok(());
     }
     let (seen, value) = (quoted(origin), parse_origin(text).unwrap_or_else(|| "'*'".into()));
@@ -155,27 +178,48 @@ fn check_origin(request: &Request, access: &Access, authority: &str) -> Result<(
         "Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). Start it with --allow-origin \
          {value} to allow them."
     );
-    Err(Rejection::new(403, body))
+    Err(forbidden(body))
 }
 
-/// Identifies the client by `?token=` or, if that is absent, by `Authorization: Bearer` (RFC 6750 §2.1).
-fn check_token(request: &Request, access: &Access, query: &str) -> Result<Identity, Rejection> {
+fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
+    if !may_guess {
+        return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
+    }
+    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
+    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
+    let identity = access.identify(token(request).as_deref());
+    identity.ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+}
+
+/// Returns the token in `?token=`; if that is absent, in `Authorization: Bearer` (RFC 6750 §2.1); if that is absent too,
+/// in an offered subprotocol `bearer.TOKEN`, the only place for it that browsers offer besides the URL.
+pub fn token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
         // RFC 9110 §11.1: the scheme is case-insensitive.
         scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
     };
-    let token = parameter(query, "token").or_else(|| request.header("Authorization").find_map(in_header));
-    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
-    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    access.identify(token.as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+    let in_subprotocol = |name: &[u8]| {
+        let decoded = URL_SAFE_NO_PAD.decode(name.trim_ascii().strip_prefix(BEARER)?).unwrap_or_default();
+        Some(String::from_utf8(decoded).unwrap_or_default())
+    };
+    let subprotocols = request.header("Sec-WebSocket-Protocol").flat_map(|line| line.split(|byte| *byte == b','));
+    parameter(request.target().query, "token")
+        .or_else(|| request.header("Authorization").find_map(in_header))
+        .or_else(|| subprotocols.into_iter().find_map(in_subprotocol))
 }
 
 /// `room` is the room in the path, still percent-encoded.
-fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -> Result<JoinRequest, Rejection> {
+fn join(
+    room: Option<&str>,
+    query: &str,
+    dialect: Dialect,
+    identity: &Identity,
+    address: IpAddr,
+) -> Result<Join, Rejection> {
     let bad_request = |error: String| Rejection::new(400, format!("{error}."));
     let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
-    let room = names::room_name(&room).map_err(bad_request)?.into();
+    let room = names::room_name(&room).map_err(bad_request)?;
     let client_id = (dialect == Dialect::Presence).then(|| require("client_id", parameter(query, "client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
@@ -184,22 +228,25 @@ fn join(dialect: Dialect, room: Option<&str>, query: &str, identity: Identity) -
     // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
     let username = parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
-    // Every check that returns 400 takes precedence over this check, which returns 403.
+    // Finish every check that returns 400 first, then check that the token allows this username.
     let username = match (username, &identity.username) {
         (Some(username), Some(bound)) if *username != **bound => {
             let seen = quoted(username.as_bytes());
-            let body = format!("This token is bound to another username than {seen} (RFC 6455 §10.5).");
-            return Err(Rejection::new(403, body));
+            return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
         }
-        (_, Some(bound)) => Rc::clone(bound),
-        (Some(username), None) => username.into(),
+        (_, Some(bound)) => Cow::Borrowed(&**bound),
+        (Some(username), None) => username,
         (None, None) => require("username", dialect.default_username())?.into(),
     };
-    // Only the dialect `events` sends the message ids that a client needs to resume.
-    let epoch = parameter(query, "epoch").filter(|_| dialect == Dialect::Events);
-    let since = parameter(query, "since").and_then(|since| since.parse().ok()); // ignored if not a number
-    let resume = epoch.zip(since).map(|(epoch, since)| Resume { epoch, since });
-    Ok(JoinRequest { dialect, username, room, identity, client_id, resume, extra: None })
+    // Only the dialect `events` sends the message ids and the session that a client needs to resume.
+    let parameter = |name| parameter(query, name).filter(|_| dialect == Dialect::Events);
+    let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
+    let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
+    let session = parameter("session").and_then(|session| u128::from_str_radix(&session, 16).ok());
+    let session = session.map(|session| Session(session.to_be_bytes()));
+    let (is_bound, credential) = (identity.username.is_some(), identity.credential_id());
+    let join = Join::new(&username, &room, identity.user(address));
+    Ok(Join { is_bound, session, client_id, credential, resume, ..join })
 }
 
 /// Returns "" if the value is not valid percent-encoding.
@@ -228,6 +275,8 @@ fn decode(text: &str) -> Result<String, Rejection> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use clap::Parser;
 
     use super::*;
@@ -237,12 +286,13 @@ mod tests {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        match decide(&request, &access, SystemTime::UNIX_EPOCH) {
+        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true };
+        match decide(&request, &access, peer, SystemTime::UNIX_EPOCH) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
-            Ok(Outcome::Upgrade { route: Route::Echo, .. }) => "echo".into(),
+            Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),
             Ok(Outcome::Upgrade { route: Route::Observe { secret }, .. }) => format!("observe {secret}"),
-            Ok(Outcome::Upgrade { route: Route::Chat(JoinRequest { dialect, username, room, .. }), .. }) => {
-                format!("{dialect:?} {username} in {room}")
+            Ok(Outcome::Upgrade { route: Route::Chat(JoinRequest { dialect, join, .. }), .. }) => {
+                format!("{dialect:?} {} in {}", join.username, join.room)
             }
             Err(rejection) => rejection.status.to_string(),
         }

@@ -18,8 +18,8 @@ use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
 use super::{Head, Record, Records, Tap, What, json};
+use crate::maps::TokenMap;
 use crate::server::observer::{Action, QueuedBytes};
-use crate::token_map::TokenMap;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Role;
 use crate::ws::request::Rejection;
@@ -40,24 +40,6 @@ const BACKLOG: &str = "Too many bytes are queued for the connection already. Try
 const CONNECTION_OVER: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
-
-/// Converts between poll tokens and displayed connection numbers, which start at `#1`.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers {
-    pub first: Token,
-}
-
-impl Numbers {
-    pub fn number(self, connection: Token) -> usize {
-        debug_assert!(connection >= self.first, "clients have the highest tokens");
-        connection.0 - self.first.0 + 1
-    }
-
-    fn token(self, number: u64) -> Option<Token> {
-        let index = usize::try_from(number.checked_sub(1)?).ok()?;
-        Some(Token(index.checked_add(self.first.0)?))
-    }
-}
 
 /// State shared by a connection's observer and inspector.
 #[derive(Debug, Default)]
@@ -105,7 +87,6 @@ struct Inspector {
 pub struct Inspection {
     // Chosen at random when the server starts, so a ticket from an earlier run is invalid.
     key: [u8; 64],
-    numbers: Numbers,
     max_queued: usize,
     /// Whether every connection has a tap from its first byte. Otherwise, an inspector attaches a tap.
     taps_all: bool,
@@ -120,18 +101,11 @@ pub struct Inspection {
 
 impl Inspection {
     /// `max_outbox` is the maximum size of an inspector's outbox, in bytes.
-    pub fn new(
-        numbers: Numbers,
-        max_outbox: usize,
-        taps_all: bool,
-        queue: Rc<Queue>,
-        random: &mut dyn FnMut(&mut [u8]),
-    ) -> Inspection {
+    pub fn new(max_outbox: usize, taps_all: bool, queue: Rc<Queue>, random: &mut dyn FnMut(&mut [u8])) -> Inspection {
         let mut key = [0; 64];
         random(&mut key);
         Inspection {
             key,
-            numbers,
             max_queued: max_outbox / 2,
             taps_all,
             queue,
@@ -158,7 +132,7 @@ impl Inspection {
 
     /// The ticket is the connection's number (eight bytes) and the secret, encoded in URL-safe base64.
     pub fn ticket(&self, connection: Token) -> String {
-        let number = self.numbers.number(connection) as u64;
+        let number = connection.0 as u64;
         let mut bytes = [0; 8 + SECRET];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
         bytes[8..].copy_from_slice(&self.secret(number));
@@ -179,7 +153,7 @@ impl Inspection {
         let (number, secret) = bytes.split_first_chunk()?;
         let number = u64::from_be_bytes(*number);
         // Compare in constant time: the duration must not reveal how many bytes of a guess are correct.
-        bool::from(self.secret(number).ct_eq(secret)).then(|| self.numbers.token(number))?
+        bool::from(self.secret(number).ct_eq(secret)).then(|| usize::try_from(number).ok().map(Token))?
     }
 
     /// Lets a client inspect the connection named in its ticket, starting with the handshake.
@@ -205,13 +179,13 @@ impl Inspection {
         link.inspector.set(Some(client));
         self.inspectors.insert(client, Inspector { connection, missed: 0 });
         // The handshake happened before the inspector attached, so queue the handshake's records first.
-        let handshake = self.handshakes.borrow().records(connection, self.numbers.number(connection));
+        let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
         // Report how many frames the inspector missed. A new tap reports this number itself when it is attached.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
-            let (connection, what) = (self.numbers.number(connection), What::Earlier(link.frames.get()));
+            let (connection, what) = (connection.0, What::Earlier(link.frames.get()));
             self.queue.push(&link, Record { connection, user: None, time: now, what });
         }
         Ok(())

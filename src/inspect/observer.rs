@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use mio::Token;
 
 use super::filter::Filter;
-use super::inspection::{HandshakeCapture, Inspection, Link, Numbers, Queue};
+use super::inspection::{HandshakeCapture, Inspection, Link, Queue};
 use super::recorder::{Recorder, Recordings};
 use super::reframe;
 use super::text::{self, Style};
@@ -27,8 +27,6 @@ pub struct Options {
     pub inspection: bool,
     /// Maximum outbox size per connection, in bytes.
     pub max_outbox: usize,
-    /// The token of the first client, which is shown as `#1`.
-    pub first_connection: Token,
 }
 
 pub struct Trace {
@@ -53,7 +51,6 @@ pub struct Inspect {
     context: Rc<Context>,
     recordings: Option<Recordings>,
     inspection: Option<Inspection>,
-    numbers: Numbers,
 }
 
 /// State shared by the observers of all connections.
@@ -72,16 +69,14 @@ impl Inspect {
     pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
         // Report a bad directory at startup rather than at the first connection.
         let recordings = options.record.map(|(dir, limit)| Recordings::new(&dir, limit)).transpose()?;
-        let numbers = Numbers { first: options.first_connection };
         let queue = Rc::<Queue>::default();
         // The server allows one observer per connection. A recorded connection already has one, so an inspector cannot
         // attach a tap later: the observer needs a tap from the start.
         let taps_all = options.trace.is_some() || recordings.is_some();
-        let inspection = options
-            .inspection
-            .then(|| Inspection::new(numbers, options.max_outbox, taps_all, Rc::clone(&queue), random));
+        let inspection =
+            options.inspection.then(|| Inspection::new(options.max_outbox, taps_all, Rc::clone(&queue), random));
         let context = Context { now: Cell::new(SystemTime::UNIX_EPOCH), trace: options.trace, queue };
-        Ok(Inspect { context: Rc::new(context), recordings, inspection, numbers })
+        Ok(Inspect { context: Rc::new(context), recordings, inspection })
     }
 }
 
@@ -91,7 +86,7 @@ impl Observers for Inspect {
     }
 
     fn accepted(&mut self, connection: Token) -> Option<Box<dyn Observer>> {
-        let (number, now) = (self.numbers.number(connection), self.context.now.get());
+        let (number, now) = (connection.0, self.context.now.get());
         let recorder = self.recordings.as_mut().and_then(|recordings| recordings.begin(number, now)).map(Box::new);
         let has_tap = self.context.trace.is_some() || (self.recordings.is_some() && self.inspection.is_some());
         let observed = has_tap.then(|| {
@@ -109,7 +104,7 @@ impl Observers for Inspect {
     fn attach(&mut self, connection: Token, open: OpenConnection) -> Option<Box<dyn Observer>> {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
-        let mut tap = Tap::open(self.numbers.number(connection), records.clone()).awaiting_close();
+        let mut tap = Tap::open(connection.0, records.clone()).awaiting_close();
         // The `welcome` event has already been sent, so there is no ticket to redact.
         tap.set_limits(open.limits);
         tap.skip_frames(open.frames_received, open.frames_sent, self.context.now.get());
@@ -185,9 +180,10 @@ impl Observer for ConnectionObserver {
 
     fn stage(&mut self, stage: Stage<'_>) {
         match stage {
-            Stage::Upgraded { limits, username, watches, has_welcome_field } => {
+            Stage::Upgraded { limits, username, watches, has_welcome, has_welcome_field } => {
+                let secrets = usize::from(has_welcome) + usize::from(has_welcome_field);
                 if let Some(observed) = &mut self.observed {
-                    observed.tap.upgraded(limits, username.cloned(), has_welcome_field);
+                    observed.tap.upgraded(limits, username.cloned(), secrets);
                     // Tracing an inspector's frames would loop: each record sent would produce another record.
                     if watches {
                         observed.tap.set_private();
@@ -198,7 +194,7 @@ impl Observer for ConnectionObserver {
                         recorder.set_private();
                     }
                     let user = username.map(AsRef::as_ref);
-                    recorder.upgraded(limits, user, has_welcome_field, self.context.now.get());
+                    recorder.upgraded(limits, user, secrets, self.context.now.get());
                 }
                 self.capture.take_if(|capture| capture.upgraded(has_welcome_field));
             }
@@ -255,7 +251,7 @@ mod tests {
     use crate::ws::Limits;
     use crate::ws::close::CloseCode;
 
-    const FIRST: Token = Token(4);
+    const FIRST: Token = Token(1);
     const MAX_OUTBOX: usize = 1000;
     const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
     const REQUEST: &[u8] = b"GET /?token=secret HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -284,7 +280,6 @@ mod tests {
                 record: record.map(|dir| (dir, 1 << 20)),
                 inspection: true,
                 max_outbox: MAX_OUTBOX,
-                first_connection: FIRST,
             };
             let inspect = Inspect::new(options, &mut |bytes| bytes.fill(7));
             let inspect = inspect.expect("a writable folder");
@@ -321,8 +316,13 @@ mod tests {
 
         fn upgrade(&mut self, connection: Token, is_chat: bool) {
             self.queued_bytes.insert(connection, 0);
-            let stage =
-                Stage::Upgraded { limits: LIMITS, username: None, watches: !is_chat, has_welcome_field: is_chat };
+            let stage = Stage::Upgraded {
+                limits: LIMITS,
+                username: None,
+                watches: !is_chat,
+                has_welcome: false,
+                has_welcome_field: is_chat,
+            };
             self.observers.entry(connection).and_modify(|observer| observer.stage(stage));
         }
 
@@ -568,8 +568,7 @@ mod tests {
 
     #[test]
     fn without_trace_recordings_and_inspection_nothing_is_observed() {
-        let options =
-            Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX, first_connection: FIRST };
+        let options = Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
         let inspect = Inspect::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
         assert!(inspect.accepted(FIRST).is_none() && inspect.welcome_field(FIRST).is_none());

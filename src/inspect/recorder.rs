@@ -19,7 +19,7 @@ use std::time::SystemTime;
 use super::Head;
 use super::recording::{Entry, Step, Title};
 use super::scan::{self, Direction};
-use super::secret::{self, TicketRedactor};
+use super::secret::{self, WelcomeRedactor};
 use crate::ws::Limits;
 use crate::ws::frame::Role;
 
@@ -53,7 +53,7 @@ pub struct Recorder {
     reads: Vec<(SystemTime, usize)>,
     response: Head,
     client: Direction,
-    ticket: Option<TicketRedactor>,
+    welcome: Option<WelcomeRedactor>,
     is_private: bool,
 }
 
@@ -119,7 +119,7 @@ impl Recorder {
     fn new(file: File, quota: Rc<Quota>) -> Recorder {
         let (held, reads, response) = (Vec::new(), Vec::new(), Head::default());
         let client = Direction::new(Role::Client);
-        Recorder { file: Some(file), quota, held, reads, response, client, ticket: None, is_private: false }
+        Recorder { file: Some(file), quota, held, reads, response, client, welcome: None, is_private: false }
     }
 
     /// Records one read from the client or one write to the client.
@@ -134,9 +134,9 @@ impl Recorder {
         }
     }
 
-    /// Called when the server accepts the request. If `has_ticket` is set, redacts the ticket in the `welcome` event.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, has_ticket: bool, now: SystemTime) {
-        self.ticket = has_ticket.then(TicketRedactor::default);
+    /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
+    pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
+        self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.write_held();
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
@@ -203,7 +203,7 @@ impl Recorder {
         if self.is_private {
             bytes.truncate(bytes.len() - rest);
         }
-        self.ticket.iter_mut().for_each(|ticket| ticket.redact(&mut bytes));
+        self.welcome.iter_mut().for_each(|welcome| welcome.redact(&mut bytes));
         if !bytes.is_empty() {
             self.write(Step::Server(bytes), now);
         }

@@ -106,8 +106,8 @@ impl Recording {
             match step {
                 Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
                 Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
-                // `has_ticket` is `false`: the ticket in the file is already redacted.
-                Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), false),
+                // No secrets: those in the file are already redacted.
+                Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), 0),
                 Step::Closing => tap.closing(),
                 Step::End(cause) => tap.closed(cause, *at),
                 Step::Cut => {}

@@ -2,15 +2,29 @@
 //! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
 //! `&` or whitespace. Works in a single pass, so that a query of a million question marks takes linear time.
 
-/// Query parameters and headers with secret values.
-const PARAMETERS: [&[u8]; 2] = [b"token", b"ticket"];
-const HEADERS: [&[u8]; 3] = [b"authorization", b"proxy-authorization", b"cookie"];
+/// Query parameters with secret values.
+const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
+/// A header is secret if its name contains one of these words: such headers carry credentials, under many names.
+const SECRET_WORDS: [&str; 10] =
+    ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
+/// What proxies add: users' addresses and names. `cf-` and `x-amzn-` are those of two large providers.
+const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
+/// An access token in `Sec-WebSocket-Protocol`.
+const BEARER: &[u8] = b"bearer.";
+
+fn is_secret_header(name: &[u8]) -> bool {
+    let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
+    // The challenge of a 401 or a 407 contains no credentials.
+    let is_challenge = name.ends_with("-authenticate");
+    let is_secret = SECRET_WORDS.iter().any(|word| name.contains(word));
+    is_secret && !is_challenge || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// A copy of a request head with the secrets redacted. The head may be incomplete.
 pub fn redacted(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     redact_parameters(&mut head);
-    let mut is_secret = false;
+    let (mut is_secret, mut offers_protocols) = (false, false);
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
             continue; // The split yields an empty line between CR and LF.
@@ -19,41 +33,64 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         if !is_folded {
-            is_secret = HEADERS.iter().any(|name| line[..colon].trim_ascii().eq_ignore_ascii_case(name));
+            is_secret = is_secret_header(&line[..colon]);
+            offers_protocols = line[..colon].trim_ascii().eq_ignore_ascii_case(b"sec-websocket-protocol");
         }
         let value = if is_folded { line } else { &mut line[colon..] };
         if is_secret {
             let visible = value.iter_mut().filter(|byte| !matches!(byte, b':' | b' ' | b'\t' | b'\r'));
             visible.for_each(|byte| *byte = b'*');
+        } else if offers_protocols {
+            value.split_mut(|byte| matches!(byte, b',' | b':' | b' ' | b'\t')).for_each(redact_access_token);
         }
     }
     head
 }
 
-/// Redacts the ticket in a `welcome` event, even if the event is split across several writes.
-#[derive(Debug, Default)]
-pub struct TicketRedactor {
-    /// Number of bytes of [`Self::FIELD`] matched so far.
-    matched: usize,
-    in_value: bool,
-    is_done: bool,
+fn redact_access_token(subprotocol: &mut [u8]) {
+    if let Some((prefix, token)) = subprotocol.split_at_mut_checked(BEARER.len())
+        && prefix.eq_ignore_ascii_case(BEARER)
+    {
+        token.fill(b'*');
+    }
 }
 
-impl TicketRedactor {
-    const FIELD: &[u8] = b"\"ticket\":\"";
+/// Redacts the session and the ticket in a `welcome` event, even if the event is split across several writes.
+#[derive(Debug)]
+pub struct WelcomeRedactor {
+    /// Number of secrets that are still to come.
+    left: usize,
+    /// Per field, the number of bytes matched so far.
+    matched: [usize; Self::FIELDS.len()],
+    in_value: bool,
+}
+
+impl WelcomeRedactor {
+    const FIELDS: [&[u8]; 2] = [b"\"session\":\"", b"\"ticket\":\""];
+
+    /// The welcome contains `count` secrets.
+    pub fn new(count: usize) -> WelcomeRedactor {
+        WelcomeRedactor { left: count, matched: [0; Self::FIELDS.len()], in_value: false }
+    }
 
     /// Redacts the next bytes of the server's output in place.
     pub fn redact(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
-            match (self.is_done, self.in_value) {
-                (true, _) => return,
-                (_, true) if *byte == b'"' => self.is_done = true,
-                (_, true) => *byte = b'*',
-                _ if *byte == Self::FIELD[self.matched] => self.matched += 1,
-                // After a mismatch, only a quotation mark can start a new match.
-                _ => self.matched = usize::from(*byte == b'"'),
+            if self.left == 0 {
+                return;
             }
-            self.in_value = self.matched == Self::FIELD.len();
+            if self.in_value {
+                self.in_value = *byte != b'"';
+                self.left -= usize::from(!self.in_value);
+                *byte = if self.in_value { b'*' } else { b'"' };
+                continue;
+            }
+            for (field, matched) in Self::FIELDS.iter().zip(&mut self.matched) {
+                // After a mismatch, only a quotation mark can start a new match.
+                *matched = if *byte == field[*matched] { *matched + 1 } else { usize::from(*byte == b'"') };
+                self.in_value |= *matched == field.len();
+                *matched %= field.len();
+            }
         }
     }
 }
@@ -134,11 +171,47 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_in_a_welcome_is_redacted_wherever_it_is_cut() {
-        let welcome = br#"{"event":"welcome","data":{"a":"","ticket":"A-_0ff","room":"a"}},{"ticket":"later"}"#;
-        let redacted = br#"{"event":"welcome","data":{"a":"","ticket":"******","room":"a"}},{"ticket":"later"}"#;
+    fn credentials_are_redacted_under_every_name() {
+        let secret = [
+            "X-Api-Key: abc",
+            "X-Auth-Token: abc",
+            "Proxy-Authorization: abc",
+            "Set-Cookie: abc",
+            "X-Forwarded-User: abc",
+            "X-Forwarded-For: abc",
+            "Forwarded: abc",
+            "X-Forwarded-Access-Token: abc",
+            "Cf-Access-Jwt-Assertion: abc",
+            "X-Amzn-Oidc-Data: abc",
+            "X-Real-IP: abc",
+        ];
+        for header in secret {
+            let head = format!("GET / HTTP/1.1\r\n{header}\r\n\r\n");
+            assert_eq!(shown(&head), head.replace(" abc", " ***"));
+        }
+        for header in ["Host: abc", "Sec-WebSocket-Key: abc", "Sec-WebSocket-Accept: abc", "WWW-Authenticate: abc"] {
+            let head = format!("GET / HTTP/1.1\r\n{header}\r\n\r\n");
+            assert_eq!(shown(&head), head);
+        }
+    }
+
+    #[test]
+    fn a_token_among_the_subprotocols_is_redacted() {
+        assert_eq!(
+            shown("Sec-WebSocket-Protocol: chat.events, bearer.ZGV2,x\r\nsec-websocket-protocol:bearer.ZGV2\r\n"),
+            "Sec-WebSocket-Protocol: chat.events, bearer.****,x\r\nsec-websocket-protocol:bearer.****\r\n"
+        );
+        assert_eq!(shown("GET /?token=a&session=5e HTTP/1.1\r\n"), "GET /?token=*&session=** HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn the_secrets_of_a_welcome_are_redacted_wherever_it_is_cut() {
+        let welcome =
+            br#"{"event":"welcome","data":{"a":"","session":"5eef","b":1,"ticket":"A-_0ff"}},{"ticket":"later"}"#;
+        let redacted =
+            br#"{"event":"welcome","data":{"a":"","session":"****","b":1,"ticket":"******"}},{"ticket":"later"}"#;
         for cut in 0..welcome.len() {
-            let (mut payload, mut redactor) = (welcome.to_vec(), TicketRedactor::default());
+            let (mut payload, mut redactor) = (welcome.to_vec(), WelcomeRedactor::new(2));
             let (left, right) = payload.split_at_mut(cut);
             redactor.redact(left);
             redactor.redact(right);

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
 use super::scan::{Direction, Step};
-use super::secret::TicketRedactor;
+use super::secret::WelcomeRedactor;
 use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Reporter, Response, State, What};
 use super::{failure, secret};
 use crate::ws::Limits;
@@ -35,7 +35,7 @@ pub struct Tap {
     checker: RuleChecker,
     lifecycle: Lifecycle,
     /// `Some` from the upgrade until the server has sent the ticket.
-    ticket: Option<TicketRedactor>,
+    welcome: Option<WelcomeRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
 }
@@ -59,7 +59,7 @@ impl Tap {
             early: Vec::new(),
             checker: RuleChecker::default(),
             lifecycle: Lifecycle::new(State::Connecting),
-            ticket: None,
+            welcome: None,
             is_private: false,
         }
     }
@@ -103,11 +103,11 @@ impl Tap {
         }
     }
 
-    /// Called when the server accepts the request. If `has_ticket` is set, redacts the ticket in the `welcome` event.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, has_ticket: bool) {
+    /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
+    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
-        self.ticket = has_ticket.then(TicketRedactor::default);
+        self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
     }
 
     /// Omits frames from the reports, and keeps only the handshake and the close.
@@ -303,7 +303,9 @@ impl Tap {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.from {
             // The server's first message is the `welcome` event, which contains the ticket.
-            Role::Server if is_text => self.ticket.take().iter_mut().for_each(|ticket| ticket.redact(&mut frame.wire)),
+            Role::Server if is_text => {
+                self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
+            }
             Role::Server => {}
             // ASCII bytes never have the mask bit set, so this cannot be an HTTP request that contains a token.
             Role::Client if frame.header.is_masked() => {}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, places};
@@ -18,12 +18,11 @@ use crate::http::access::Access;
 use crate::server::limits::Limits;
 use crate::server::{Readiness, Server};
 
-const LISTENER: Token = Token(0);
-const SIGNALS: Token = Token(1);
-const FIRST_CLIENT: Token = Token(2);
+const LISTENER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
 
 /// Maximum readiness events per poll. Further events wait for the next turn.
-const MAX_EVENTS: usize = 1024;
+const MAX_EVENTS: usize = 8192;
 /// Maximum clients accepted per turn.
 const MAX_ACCEPTS: usize = 64;
 
@@ -41,6 +40,7 @@ pub struct EventLoop {
     listener: Option<Listener>,
     signals: Signals,
     log: LogWriter,
+    config: Config,
     server: Server<TcpStream>,
     started: Instant,
     /// The bound address, with the actual port even if the configuration says port 0.
@@ -55,17 +55,27 @@ impl EventLoop {
         let mut listener = Listener::bind(config.listen)?;
         let error = |error| format!("The system cannot poll: {error}.");
         let poll = Poll::new().map_err(error)?;
-        let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(error)?;
+        let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(error)?;
         poll.registry().register(&mut listener.socket, LISTENER, Interest::READABLE).map_err(error)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
         let address = listener.socket.local_addr().unwrap_or(config.listen);
         let mut random = system_random()?;
-        let observers = Box::new(super::inspect(&config, &log, FIRST_CLIENT, &mut random)?);
+        let observers = Box::new(super::inspect(&config, &log, &mut random)?);
         let started = Instant::now();
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = Limits::new(&config, max_connections, max_lingering);
-        let server = Server::new(config, access, limits, FIRST_CLIENT, observers, random, now);
-        Ok(EventLoop { poll, listener: Some(listener), signals, log, server, started, address, max_connections })
+        let server = Server::new(config.clone(), access, limits, observers, random, now);
+        Ok(EventLoop {
+            poll,
+            listener: Some(listener),
+            signals,
+            log,
+            config,
+            server,
+            started,
+            address,
+            max_connections,
+        })
     }
 
     /// Runs until a signal stops the server. `Err` if the poll itself fails.
@@ -130,9 +140,12 @@ impl EventLoop {
 
     /// Returns `false` if the loop must stop at once, because a second signal has arrived.
     fn handle_signals(&mut self) -> bool {
-        let count = self.signals.pending().count();
-        self.listener.take_if(|_| count > 0);
-        count == 0 || (self.server.shut_down() && count == 1)
+        let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
+        if !reloads.is_empty() {
+            self.server.reload_tokens(self.config.read_token_file());
+        }
+        self.listener.take_if(|_| !stops.is_empty());
+        stops.is_empty() || (self.server.shut_down() && stops.len() == 1)
     }
 }
 

@@ -7,8 +7,6 @@ mod socket;
 
 use std::io::IsTerminal;
 
-use mio::Token;
-
 use crate::broker::Random;
 use crate::config::{Config, TraceDetail};
 use crate::inspect::filter::Filter;
@@ -22,7 +20,7 @@ pub fn trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-fn inspect(config: &Config, log: &LogWriter, first: Token, random: &mut Random) -> Result<Inspect, String> {
+fn inspect(config: &Config, log: &LogWriter, random: &mut Random) -> Result<Inspect, String> {
     let (filter, writer) = (trace_filter(config)?, log.clone());
     let trace = config.trace.map(|detail| {
         let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
@@ -32,9 +30,8 @@ fn inspect(config: &Config, log: &LogWriter, first: Token, random: &mut Random) 
     let options = Options {
         trace,
         record: config.record.clone().map(|dir| (dir, config.record_limit)),
-        inspection: config.inspect || config.is_loopback(),
+        inspection: config.inspect || config.is_local(),
         max_outbox: config.max_outbox,
-        first_connection: first,
     };
     Inspect::new(options, random)
 }

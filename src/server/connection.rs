@@ -31,15 +31,15 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Token;
 
 use super::observer::Observer;
-use super::outbox::Outbox;
+use super::outbox::{Broadcast, Outbox};
+use crate::broker::CredentialId;
 use crate::config::Config;
-use crate::token_map::TokenMap;
+use crate::maps::TokenMap;
 use crate::ws::Limits;
 use crate::ws::frame::{self, Role};
 use crate::ws::protocol::{Framing, Protocol, State};
@@ -47,6 +47,8 @@ use crate::ws::request::HeadReader;
 
 /// The server stops processing an `/echo` client's input while more bytes than this are queued for the client.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
+
+const WORK_LISTS: usize = 6;
 
 /// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
 pub trait Socket: Read + Write {
@@ -72,12 +74,32 @@ pub struct Connection<S> {
     pub frames_sent: u64,
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    pub is_queued_to_read: bool,
+    /// Which work lists hold the connection, indexed by [`Work`].
+    queued: [bool; WORK_LISTS],
     pub cold: Box<ColdFields>,
 }
 
+/// Why a connection is in a work list of [`Connections`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// The peer ended the stream or the socket failed: read first, because the client may leave its room.
+    ReadEnding,
+    Read,
+    /// A request to read. A separate list limits how many a turn handles: each is costly.
+    Handshake,
+    Write,
+    CloseSlow,
+    /// The last work: the connection is removed at the end of the turn.
+    Remove,
+}
+
 pub struct ColdFields {
+    /// The client's address, as reported by a trusted proxy if there is one.
     pub peer: SocketAddr,
+    /// Whether the connection counts towards `--max-per-address`.
+    pub is_counted: bool,
+    /// The token that the client presented.
+    pub credential: Option<CredentialId>,
     /// `None` until the upgrade.
     pub endpoint: Option<Endpoint>,
     pub stage: Stage,
@@ -181,6 +203,8 @@ impl<S: Socket> Connection<S> {
     pub fn new(socket: S, peer: SocketAddr, observer: Option<Box<dyn Observer>>, now: Duration) -> Connection<S> {
         let cold = ColdFields {
             peer,
+            is_counted: false,
+            credential: None,
             endpoint: None,
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
@@ -190,7 +214,7 @@ impl<S: Socket> Connection<S> {
             lingers: false,
         };
         let (outbox, input, cold) = (Outbox::default(), Input::Drained, Box::new(cold));
-        Connection { socket, outbox, frames_sent: 0, observer, input, is_queued_to_read: false, cold }
+        Connection { socket, outbox, frames_sent: 0, observer, input, queued: [false; WORK_LISTS], cold }
     }
 
     /// `is_last`: no further edge will follow, because the peer ended the stream or the socket failed.
@@ -213,6 +237,10 @@ impl<S: Socket> Connection<S> {
     /// Whether the outbox is too full to process another frame, which may cause a reply.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
         self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox / 2 }
+    }
+
+    pub fn is_queued(&self, work: Work) -> bool {
+        self.queued[work as usize]
     }
 
     fn is_echo(&self) -> bool {
@@ -265,14 +293,14 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    /// `frames` holds `count` frames. For `shared`, see [`Outbox::send_shared`].
-    pub fn send_shared(&mut self, frames: &[u8], count: u64, shared: &mut Option<Rc<[u8]>>) -> io::Result<()> {
+    /// Sends `count` frames of a room after the queued output.
+    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>, count: u64) -> io::Result<()> {
         if self.observer.is_some() {
-            self.push_frames(frames);
+            self.push_frames(broadcast.frames);
             return self.flush();
         }
         self.frames_sent += count;
-        self.outbox.send_shared(frames, shared, &mut self.socket)
+        self.outbox.send_shared(broadcast, &mut self.socket)
     }
 
     pub fn push_frames(&mut self, frames: &[u8]) {
@@ -325,18 +353,35 @@ impl<S: Socket> Connection<S> {
         self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
     }
 
-    /// Returns the reason for closing once draining is complete, and `None` until then.
-    pub fn finished(&mut self) -> Option<Cow<'static, str>> {
-        let (is_flushed, has_ended) = (self.is_flushed(), self.input == Input::Ended);
-        let Stage::Draining { discards, reason, .. } = &mut self.cold.stage else { return None };
-        (is_flushed && (has_ended || !*discards)).then(|| std::mem::take(reason))
+    /// Whether draining is complete, so that the connection can be removed.
+    pub fn has_drained(&self) -> bool {
+        let Stage::Draining { discards, .. } = self.cold.stage else { return false };
+        self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// Bytes that count towards `--max-buffered`: all that the connection holds, except an outbox with its own bound.
+    /// The reason for closing, once the connection drains.
+    pub fn take_reason(&mut self) -> Cow<'static, str> {
+        let Stage::Draining { reason, .. } = &mut self.cold.stage else { unreachable!("it drains before its removal") };
+        std::mem::take(reason)
+    }
+
+    /// Bytes that count towards `--max-buffered` for this connection alone. Shared frames count once, in `Limits`.
     pub fn buffered(&self) -> usize {
         let message = if let Stage::Open(protocol) = &self.cold.stage { protocol.buffered() } else { 0 };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
-        message + observer + self.cold.unprocessed.len() + if self.is_bounded() { 0 } else { self.outbox.len() }
+        message + observer + self.cold.unprocessed.len() + self.outbox.own_len()
+    }
+
+    /// Bytes that the connection keeps in memory, alone or with others.
+    pub fn held(&self) -> usize {
+        self.buffered() - self.outbox.own_len() + self.outbox.len()
+    }
+
+    /// Updates this connection's share of `total`, the bytes of all connections.
+    pub fn update_buffered(&mut self, total: &mut usize) {
+        let buffered = self.buffered();
+        *total = *total - self.cold.buffered + buffered;
+        self.cold.buffered = buffered;
     }
 }
 
@@ -344,21 +389,18 @@ pub struct Connections<S> {
     pub table: TokenMap<Connection<S>>,
     /// Tokens increase and are never reused, so a late poll event cannot reach a newer connection.
     pub next_token: Token,
-    pub to_read: Vec<Token>,
-    /// Handshakes with input. These have a separate queue because each is costly, so a turn handles only a few.
-    pub handshakes: VecDeque<Token>,
-    pub to_write: VecDeque<Token>,
-    pub slow_consumers: Vec<Token>,
-    pub ended: VecDeque<(Token, Cow<'static, str>)>,
+    /// The connections that need work in this turn, indexed by [`Work`].
+    work: [VecDeque<Token>; WORK_LISTS],
+}
+
+impl<S> Default for Connections<S> {
+    fn default() -> Connections<S> {
+        // The first connection is number 1, as in the log and the inspector. The driver's own tokens count down.
+        Connections { table: TokenMap::default(), next_token: Token(1), work: Default::default() }
+    }
 }
 
 impl<S: Socket> Connections<S> {
-    pub fn new(next_token: Token) -> Connections<S> {
-        let (table, to_read, handshakes) = (TokenMap::default(), Vec::new(), VecDeque::new());
-        let (to_write, slow_consumers, ended) = (VecDeque::new(), Vec::new(), VecDeque::new());
-        Connections { table, next_token, to_read, handshakes, to_write, slow_consumers, ended }
-    }
-
     pub fn insert(&mut self, connection: Connection<S>) -> Token {
         let token = self.next_token;
         self.next_token.0 += 1;
@@ -375,27 +417,42 @@ impl<S: Socket> Connections<S> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
 
+    /// Queues a connection to be read, if the connection has input that the server wants now.
     pub fn queue_read(&mut self, token: Token, max_outbox: usize) {
-        let Some(connection) = self.get_mut(token) else { return };
-        if connection.is_queued_to_read || !connection.wants_read(max_outbox) {
+        let Some(connection) = self.table.get(&token).filter(|connection| connection.wants_read(max_outbox)) else {
             return;
-        }
-        connection.is_queued_to_read = true;
-        match connection.cold.stage {
-            Stage::Handshake(_) => self.handshakes.push_back(token),
-            _ => self.to_read.push(token),
+        };
+        let work = match connection.cold.stage {
+            Stage::Handshake(_) => Work::Handshake,
+            _ if connection.input == Input::Ending => Work::ReadEnding,
+            _ => Work::Read,
+        };
+        self.queue(work, token);
+    }
+
+    /// Adds a connection to a work list, which then holds it exactly once.
+    pub fn queue(&mut self, work: Work, token: Token) {
+        let Some(connection) = self.table.get_mut(&token) else { return };
+        if !std::mem::replace(&mut connection.queued[work as usize], true) {
+            self.work[work as usize].push_back(token);
         }
     }
 
-    /// Consecutive calls for the same connection queue only one entry.
-    pub fn queue_write(&mut self, token: Token) {
-        if self.to_write.back() != Some(&token) {
-            self.to_write.push_back(token);
+    pub fn next(&mut self, work: Work) -> Option<Token> {
+        let token = self.work[work as usize].pop_front()?;
+        if let Some(connection) = self.table.get_mut(&token).filter(|_| work != Work::Remove) {
+            connection.queued[work as usize] = false;
         }
+        Some(token)
     }
 
+    pub fn queue_len(&self, work: Work) -> usize {
+        self.work[work as usize].len()
+    }
+
+    /// Whether no write or removal is pending.
     pub fn is_settled(&self) -> bool {
-        self.to_write.is_empty() && self.slow_consumers.is_empty() && self.ended.is_empty()
+        [Work::Write, Work::CloseSlow, Work::Remove].iter().all(|work| self.queue_len(*work) == 0)
     }
 }
 
@@ -411,6 +468,8 @@ pub fn count_frames(mut frames: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
 
     struct Silent {
@@ -489,7 +548,7 @@ mod tests {
     fn every_queued_frame_is_counted_for_later_observers() {
         let mut connection = connection(open(), Endpoint::Chat, 0);
         let frames = b"\x81\x01a\x81\x01b";
-        connection.send_shared(frames, 2, &mut None).unwrap();
+        connection.send_shared(&mut Broadcast::new(frames, &Rc::default()), 2).unwrap();
         connection.push_frames(frames);
         connection.open_protocol().unwrap().ping();
         connection.apply_protocol_state();

@@ -22,7 +22,7 @@ use mio::Token;
 use crate::broker::{RoomId, RoomMap};
 use crate::chat::dialect::Dialect;
 use crate::chat::event::Event;
-use crate::token_map::TokenMap;
+use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
 /// A batch over this size is sent at once, so that the kernel takes some of the bytes before an outbox is full.
@@ -70,11 +70,6 @@ impl Fanout {
         is_full
     }
 
-    /// In bytes, summed over all dialects.
-    pub fn len(&self, room: RoomId) -> usize {
-        self.rooms.get(&room).map_or(0, |batch| batch.renderings.iter().map(Vec::len).sum())
-    }
-
     /// Moves a member's cursor to the end of the batch. Returns the frames that the cursor passed.
     pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
@@ -111,6 +106,7 @@ pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::event::ActiveUsers;
 
     const ALICE: Token = Token(1);
     const BOB: Token = Token(2);
@@ -118,7 +114,7 @@ mod tests {
     const ROOM: RoomId = RoomId(1);
 
     fn joined(username: &str) -> Event {
-        Event::Joined { username: username.into(), members: Vec::new() }
+        Event::Joined { username: username.into(), active: ActiveUsers::default() }
     }
 
     fn append(fanout: &mut Fanout, room: RoomId, username: &str) {

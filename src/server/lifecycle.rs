@@ -2,16 +2,22 @@
 //! [`connection`](super::connection) shows what happens after each cause of closing.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::Once;
 use std::time::Duration;
 
 use mio::Token;
 
 use super::Server;
-use super::connection::{Cause, ColdFields, Connection, Endpoint, Sends, Socket, Stage};
+use super::connection::{Cause, ColdFields, Connection, Endpoint, Sends, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
+use super::outbox::Outbox;
 use super::timers::{Silence, silence};
 use crate::chat::dialect::Dialect;
+use crate::chat::{Identity, JoinError};
+use crate::http::access::Access;
+use crate::http::proxy::{client_address, is_trusted};
+use crate::http::tokens::Tokens;
 use crate::http::{self, Outcome, Route};
 use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
@@ -41,7 +47,13 @@ impl<S: Socket> Server<S> {
         let observer = self.observers.accepted(self.connections.next_token);
         let token = self.connections.insert(Connection::new(socket, peer, observer, self.now.monotonic));
         self.set_timer(token, self.config.handshake_timeout);
-        self.limits.connected(peer.ip());
+        // A trusted proxy connects for many clients. Its connections count once the request names the client.
+        if !is_trusted(peer.ip(), self.access.proxies()) {
+            self.connections.get_mut(token).into_iter().for_each(|connection| connection.cold.is_counted = true);
+            if let Err(what) = self.limits.connected(peer.ip(), self.now.monotonic) {
+                self.reject(token, &http::unavailable(what), false);
+            }
+        }
     }
 
     pub(super) fn set_timer(&mut self, token: Token, wait: Duration) {
@@ -52,43 +64,76 @@ impl<S: Socket> Server<S> {
 
     pub(super) fn respond(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let Stage::Handshake(head) = &connection.cold.stage else { return };
-        let peer = connection.cold.peer.ip();
+        let ColdFields { stage: Stage::Handshake(head), peer, is_counted, .. } = &mut *connection.cold else { return };
         let is_head = head.head().starts_with(b"HEAD ");
-        let request = Request::parse(head.head(), self.config.max_headers);
-        match request.and_then(|request| http::decide(&request, &self.access, self.now.time)) {
+        let (now, proxies) = (self.now.monotonic, self.access.proxies());
+        let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
+            let is_proxied = is_trusted(peer.ip(), proxies);
+            if is_proxied && let Some(client) = client_address(&request, proxies) {
+                peer.set_ip(client);
+                *is_counted = true;
+                self.limits.connected(client, now).map_err(http::unavailable)?;
+            } else if proxies.is_empty()
+                && peer.ip().is_loopback()
+                && request.header("X-Forwarded-For").next().is_some()
+            {
+                static WARNED: Once = Once::new();
+                WARNED.call_once(|| {
+                    log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {}", peer.ip())
+                });
+            }
+            let may_guess = self.limits.may_guess(peer.ip(), now);
+            let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
+            let outcome = http::decide(&request, &self.access, client, self.now.time);
+            if outcome.as_ref().is_err_and(|rejection| rejection.status == 401) && http::token(&request).is_some() {
+                self.limits.count_wrong_token(peer.ip(), now);
+            }
+            outcome
+        });
+        match outcome {
             Ok(Outcome::Response(bytes)) => self.send_response(token, bytes, "the response was sent"),
-            Ok(Outcome::Upgrade { response, route }) => match self.check_capacity(token, peer, &route) {
+            Ok(Outcome::Upgrade { response, route }) => match self.admit(token, &route) {
                 Ok(()) => self.upgrade(token, response, route),
                 Err(rejection) => self.reject(token, &rejection, is_head),
             },
-            Err(rejection) if rejection.status == 401 && self.limits.is_guessing(peer, self.now.monotonic) => {
-                self.reject(token, &http::too_many_wrong_tokens(), is_head);
-            }
             Err(rejection) => self.reject(token, &rejection, is_head),
         }
     }
 
-    fn check_capacity(&mut self, token: Token, peer: IpAddr, route: &Route) -> Result<(), Rejection> {
-        if self.limits.is_full(self.connection_count()) || self.limits.is_over_share(peer) {
-            return Err(http::full("The server is full"));
+    /// Checks what `http::decide` cannot know: the state of the chat, and whether the server has room for the client.
+    fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
+        if let Route::Chat(request) = route {
+            self.chat.check(request).map_err(|error| match error {
+                JoinError::Reserved => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
+                JoinError::ClientIdInUse => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
+                JoinError::TooManyRooms => http::unavailable("There are too many rooms"),
+            })?;
+        }
+        if self.limits.is_full() {
+            return Err(http::unavailable("The server is full"));
         }
         match route {
-            Route::Chat(join) if !self.chat.has_place_for(&join.room) => Err(http::full("There are too many rooms")),
+            Route::Chat(request) if !self.chat.may_join(request, self.now) => {
+                Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
+            }
             Route::Observe { secret } => {
                 self.observers.admit(token, secret, &|token| self.connections.queued_bytes(token))
             }
-            Route::Chat(_) | Route::Echo => Ok(()),
+            Route::Chat(_) | Route::Echo(_) => Ok(()),
         }
     }
 
     /// `is_head`: the response to a `HEAD` request has no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        connection.cold.lingers = true;
-        // A rejected connection does not count towards `--max-per-address`.
-        self.limits.disconnected(connection.cold.peer.ip());
-        log::info!("REJECT {} {} {}", connection.cold.peer, rejection.status, rejection.body);
+        let ColdFields { peer, lingers, is_counted, .. } = &mut *connection.cold;
+        *lingers = true;
+        if std::mem::take(is_counted) {
+            self.limits.disconnected(peer.ip());
+        }
+        if self.limits.should_log_rejection(peer.ip(), self.now.monotonic) {
+            log::info!("REJECT {peer} {} {}", rejection.status, rejection.body);
+        }
         let response = http::rejection_response(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
@@ -106,40 +151,46 @@ impl<S: Socket> Server<S> {
 
     /// Turns an HTTP connection into a WebSocket connection (§4.2.2).
     fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
-        let (endpoint, mut join) = match route {
-            Route::Echo => (Endpoint::Echo, None),
-            Route::Chat(join) => (Endpoint::Chat, Some(join)),
-            Route::Observe { .. } => (Endpoint::Observers, None),
+        let (endpoint, identity, mut join) = match route {
+            Route::Echo(identity) => (Endpoint::Echo, identity, None),
+            Route::Chat(request) => (Endpoint::Chat, request.identity.clone(), Some(request)),
+            Route::Observe { .. } => (Endpoint::Observers, Identity::default(), None),
         };
-        if let Some(join) = join.as_mut().filter(|join| join.dialect == Dialect::Events) {
-            join.extra = self.observers.welcome_field(token);
+        if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
+            request.extra = self.observers.welcome_field(token);
         }
+        self.limits.clients += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
         let limits = endpoint.limits(&self.config);
         let upgraded = ObservedStage::Upgraded {
             limits,
-            username: join.as_ref().map(|join| &join.username),
+            username: join.as_ref().map(|request| &request.join.username),
             watches: endpoint == Endpoint::Observers,
-            has_welcome_field: join.as_ref().is_some_and(|join| join.extra.is_some()),
+            has_welcome: join.as_ref().is_some_and(|request| request.dialect == Dialect::Events),
+            has_welcome_field: join.as_ref().is_some_and(|request| request.extra.is_some()),
         };
         connection.observer.iter_mut().for_each(|observer| observer.stage(upgraded));
         connection.outbox.push_response(response);
         connection.cold.endpoint = Some(endpoint);
+        connection.cold.credential = identity.credential_id();
         connection.cold.stage = Stage::Open(Protocol::new(limits));
-        self.connections.queue_write(token);
+        self.connections.queue(Work::Write, token);
         self.set_timer(token, self.config.ping_interval);
-        if let Some(join) = join {
-            self.chat.join(token, join, self.now);
+        if let Some(request) = join {
+            self.chat.join(token, request, self.now);
             self.apply_effects();
         }
     }
 
     pub(super) fn check_timers(&mut self) {
+        for (address, count) in self.limits.rejection_summary(self.now.monotonic) {
+            log::info!("REJECT {address} {count} more in the last minute");
+        }
         while let Some((check, token)) = self.timers.pop_expired(self.now.monotonic) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
             connection.cold.deadline = None;
             match &connection.cold.stage {
-                Stage::Handshake(_) if connection.is_queued_to_read => self.set_timer(token, HANDSHAKE_GRACE),
+                Stage::Handshake(_) if connection.is_queued(Work::Handshake) => self.set_timer(token, HANDSHAKE_GRACE),
                 Stage::Handshake(head) if head.is_empty() => self.end(token, "no request arrived in time"),
                 Stage::Handshake(_) => {
                     let seconds = self.config.handshake_timeout.as_secs_f64();
@@ -194,9 +245,9 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
         if connection.is_open() {
-            self.connections.queue_write(token);
+            self.connections.queue(Work::Write, token);
         } else {
-            self.leave(token, reason);
+            self.chat.leave(token, reason, self.now);
             self.await_end(token);
         }
     }
@@ -207,11 +258,11 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         match connection.cold.stage {
             Stage::Handshake(_) => self.end(token, "the peer ended the stream before its request was complete"),
-            Stage::Draining { .. } => self.connections.queue_write(token),
+            Stage::Draining { .. } => self.connections.queue(Work::Write, token),
             Stage::Open(_) => {
                 connection.drain(Cause::PeerEndedStream, REASON);
                 self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
-                self.leave(token, REASON);
+                self.chat.leave(token, REASON, self.now);
                 self.await_end(token);
             }
         }
@@ -221,69 +272,102 @@ impl<S: Socket> Server<S> {
     fn await_end(&mut self, token: Token) {
         if let Some(connection) = self.connections.get_mut(token) {
             self.timers.cancel(token, &mut connection.cold.deadline);
-            self.connections.queue_write(token);
+            self.connections.queue(Work::Write, token);
         }
-    }
-
-    fn leave(&mut self, token: Token, reason: &str) {
-        self.chat.leave(token, reason, self.now);
-        self.apply_effects();
     }
 
     /// Removes a connection at the end of this turn, without sending the rest of its outbox.
     pub(super) fn end(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        connection.drain(Cause::TimeoutOrFailure, "");
-        self.timers.cancel(token, &mut connection.cold.deadline);
-        self.connections.ended.push_back((token, reason.into()));
+        if !connection.is_queued(Work::Remove) {
+            connection.drain(Cause::TimeoutOrFailure, reason);
+            (connection.outbox, connection.cold.unprocessed) = (Outbox::default(), Box::default());
+            self.queue_removal(token);
+        }
     }
 
-    /// Dropping the connection closes its socket.
+    /// Removes a draining connection at the end of this turn.
+    pub(super) fn queue_removal(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        self.timers.cancel(token, &mut connection.cold.deadline);
+        self.connections.queue(Work::Remove, token);
+    }
+
+    /// Removes a connection from all tables. Dropping the connection closes its socket.
     pub(super) fn remove(&mut self, token: Token, reason: &str) {
-        self.leave(token, reason);
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
         connection.observer.iter_mut().for_each(|observer| observer.closed(reason));
         self.observers.removed(token);
         self.timers.cancel(token, &mut connection.cold.deadline);
-        if connection.cold.lingers {
+        let ColdFields { peer, endpoint, buffered, lingers, is_counted, .. } = *connection.cold;
+        if lingers {
             self.limits.stop_lingering(token);
-        } else {
-            self.limits.disconnected(connection.cold.peer.ip());
         }
-        self.limits.buffered -= connection.cold.buffered;
-        // A chat client has a LEAVE line in the log and a rejected client a REJECT line, so CLOSE is only a debug line.
-        let has_line = matches!(connection.cold.endpoint, Some(Endpoint::Chat) | None);
+        if is_counted {
+            self.limits.disconnected(peer.ip());
+        }
+        self.limits.clients -= usize::from(endpoint.is_some());
+        self.limits.buffered -= buffered;
+        // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
+        let has_line = matches!(endpoint, Some(Endpoint::Chat) | None);
         let level = if has_line { log::Level::Debug } else { log::Level::Info };
-        log::log!(level, "CLOSE {} reason={reason:?}", connection.cold.peer);
+        log::log!(level, "CLOSE {peer} reason={reason:?}");
     }
 
-    /// If the total exceeds `--max-buffered`, closes this connection or one that holds far more.
-    pub(super) fn count_buffered(&mut self, token: Token) {
-        let before = self.limits.buffered;
-        let buffered = self.recount_buffered(token);
-        if self.limits.buffered <= before || self.limits.buffered <= self.config.max_buffered {
+    /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most,
+    /// or this one if it holds nearly as much.
+    pub(super) fn enforce_buffer_limit(&mut self, token: Option<Token>) {
+        let mut current = token.and_then(|token| self.connections.get_mut(token));
+        current.iter_mut().for_each(|connection| connection.update_buffered(&mut self.limits.buffered));
+        while self.limits.total_buffered() > self.config.max_buffered {
+            let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
+            let largest = remaining.map(|(token, connection)| (connection.held(), *token)).max();
+            let Some((most, largest)) = largest.filter(|(most, _)| *most > 0) else { return };
+            let held =
+                token.and_then(|token| self.connections.get_mut(token)).map_or(0, |connection| connection.held());
+            let closed = token.filter(|_| held * HOG >= most).unwrap_or(largest);
+            self.close_for_memory(closed);
+        }
+    }
+
+    fn close_for_memory(&mut self, token: Token) {
+        const REASON: &str = "the server's buffers are full";
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        // First try to write. A handshake response must not be dropped, and the socket may accept all output.
+        let before = connection.held();
+        let is_failed = connection.flush().is_err();
+        connection.update_buffered(&mut self.limits.buffered);
+        if connection.held() < before && !is_failed {
             return;
         }
-        let largest = self.connections.table.iter().max_by_key(|(_, connection)| connection.cold.buffered);
-        let hog = largest.filter(|(_, connection)| connection.cold.buffered / HOG > buffered);
-        let token = hog.map_or(token, |(hog, _)| *hog);
-        let Some(connection) = self.connections.get_mut(token) else { return };
-        if !connection.is_open() {
-            return self.end(token, "the server's buffers are full");
+        if connection.is_open() && !is_failed {
+            connection.cold.unprocessed = Box::default();
+            self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, REASON);
+        } else {
+            self.end(token, REASON);
         }
-        // Flush first, or `close` could drop a queued handshake response. A later write reports a failed socket.
-        let _ = connection.flush();
-        connection.cold.unprocessed = Box::default();
-        self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, "the server's buffers are full");
-        self.recount_buffered(token);
+        let connection = self.connections.get_mut(token);
+        connection.into_iter().for_each(|connection| connection.update_buffered(&mut self.limits.buffered));
     }
 
-    fn recount_buffered(&mut self, token: Token) -> usize {
-        let Some(connection) = self.connections.get_mut(token) else { return 0 };
-        let buffered = connection.buffered();
-        self.limits.buffered = self.limits.buffered - connection.cold.buffered + buffered;
-        connection.cold.buffered = buffered;
-        buffered
+    /// Replaces the access tokens, and closes the connections whose token is gone. `file` is the text of the token file.
+    pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
+        let ids = |access: &Access| access.tokens().map(Tokens::ids).unwrap_or_default();
+        let before = ids(&self.access);
+        if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
+            return log::error!("RELOAD failed, the old tokens stay in force: {error}");
+        }
+        self.chat.set_reserved(self.access.reserved());
+        let now = ids(&self.access);
+        let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
+        let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
+        let mut revoked: Vec<Token> = revoked.map(|(token, _)| *token).collect();
+        revoked.sort_unstable(); // a deterministic order
+        let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
+        log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
+        for token in revoked {
+            self.close(token, Cause::ServerCloses, CloseCode::POLICY_VIOLATION, "token revoked");
+        }
     }
 
     /// Returns `false` if the server is already shutting down.

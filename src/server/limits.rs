@@ -1,68 +1,85 @@
-//! Server-wide limits: open connections, connections per address, wrong tokens, buffered bytes.
-//!
-//! Loopback is exempt from the per-address limits: behind a local proxy, or in a test, all clients share one address.
-//! An IPv6 customer has 2^64 addresses, so all addresses with the same first 64 bits count as one.
+//! Server-wide limits: clients, connections per address, connections per second, wrong tokens, logged rejections,
+//! buffered bytes. A local server exempts loopback from the limits per address, because all its clients are loopback.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Token;
 
+use crate::broker::network;
+use crate::chat::rate_limiter::Bucket;
 use crate::config::Config;
+use crate::maps::PeerMap;
 
-/// The period over which wrong tokens are counted.
-const WINDOW: Duration = Duration::from_secs(60);
-/// The maximum number of addresses in `wrong_tokens`.
-const MAX_REMEMBERED: usize = 10_000;
+/// The period over which wrong tokens and rejections are counted.
+const MINUTE: Duration = Duration::from_secs(60);
+/// An address may connect this many times the rate at once: all devices of a household, when a server restarts.
+const CONNECT_BURST: f64 = 5.0;
+/// Rejections logged per address and minute. The log must not lose other lines because one address is rejected often.
+const MAX_LOGGED: usize = 5;
 
 #[derive(Debug, Default)]
 pub struct Limits {
-    max_connections: usize,
+    is_local: bool,
+    max_clients: usize,
+    /// Connections after the upgrade. Only these take a place.
+    pub clients: usize,
     /// How many rejected connections may linger, so that their clients can read the response.
     max_lingering: usize,
     /// Oldest first.
     lingering: VecDeque<Token>,
-    per_address: HashMap<IpAddr, usize>,
     max_per_address: usize,
-    /// Per address: the number of wrong tokens, and the monotonic time when counting started.
-    wrong_tokens: HashMap<IpAddr, (usize, Duration)>,
+    per_address: HashMap<IpAddr, usize>,
+    connect_rate: f64,
+    connects: PeerMap<IpAddr, Bucket>,
     max_wrong_tokens: usize,
-    /// Bytes that count towards `--max-buffered`, summed over all connections.
+    wrong_tokens: PeerMap<IpAddr, WrongTokens>,
+    rejections: Rejections,
+    /// Bytes that count towards `--max-buffered`: of all connections, and of the frames that several share.
     pub buffered: usize,
+    pub buffered_shared: Rc<Cell<usize>>,
 }
 
-/// The address under which a client is counted; `None` if the client is exempt.
-fn key(address: IpAddr) -> Option<IpAddr> {
-    match address.to_canonical() {
-        address if address.is_loopback() => None,
-        IpAddr::V6(address) => Some(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()),
-        address => Some(address),
-    }
+#[derive(Debug, Clone, Copy)]
+struct WrongTokens {
+    count: usize,
+    since: Duration, // monotonic time of the first one that `count` includes
+}
+
+#[derive(Debug, Default)]
+struct Rejections {
+    counts: PeerMap<IpAddr, usize>,
+    next_summary: Option<Duration>,
 }
 
 impl Limits {
     pub fn new(config: &Config, max_connections: usize, max_lingering: usize) -> Limits {
+        let or_unlimited = |limit| if limit == 0 { usize::MAX } else { limit };
         Limits {
-            max_connections,
+            is_local: config.is_local(),
+            max_clients: max_connections,
             max_lingering,
-            max_per_address: config.max_per_address,
-            max_wrong_tokens: config.max_wrong_tokens,
+            max_per_address: or_unlimited(config.max_per_address),
+            connect_rate: config.connect_rate,
+            max_wrong_tokens: or_unlimited(config.max_wrong_tokens),
             ..Limits::default()
         }
     }
 
-    /// Allows a few connections over the maximum, so that the server can reject them with a response.
+    /// Whether to accept another socket while `count` are open. Sockets over the number of places hold requests to be
+    /// rejected.
     pub fn may_accept(&self, count: usize) -> bool {
-        count < self.max_connections + self.max_lingering
+        count < self.max_clients + self.max_lingering
     }
 
-    /// `count` includes lingering connections; `max_connections` does not.
-    pub fn is_full(&self, count: usize) -> bool {
-        count - self.lingering.len() > self.max_connections
+    pub fn is_full(&self) -> bool {
+        self.clients >= self.max_clients
     }
 
-    /// If too many connections linger, returns the oldest, which the caller must remove.
+    /// Lets a rejected connection linger. If too many linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
         // Keep one place free, so that the server can accept and reject the next client.
@@ -73,41 +90,75 @@ impl Limits {
         self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
-    pub fn connected(&mut self, address: IpAddr) {
-        if let Some(address) = key(address) {
-            *self.per_address.entry(address).or_default() += 1;
+    /// Counts a new connection, until `disconnected`. `Err` says which limit the address exceeds.
+    pub fn connected(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
+        let Some(address) = self.limited(address) else { return Ok(()) };
+        let count = self.per_address.entry(address).or_default();
+        *count += 1;
+        if *count > self.max_per_address {
+            return Err("This address has too many connections");
         }
+        let (rate, burst) = (self.connect_rate, self.connect_rate * CONNECT_BURST);
+        let is_expired = |bucket: &Bucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
+        let may_connect =
+            rate == 0.0 || self.connects.entry(address, Bucket::full(burst, now), is_expired).take(rate, burst, now);
+        if may_connect { Ok(()) } else { Err("This address connects too fast") }
     }
 
     pub fn disconnected(&mut self, address: IpAddr) {
-        let Some(address) = key(address) else { return };
+        let Some(address) = self.limited(address) else { return };
         match self.per_address.get_mut(&address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(self.per_address.remove(&address)),
         }
     }
 
-    pub fn is_over_share(&self, address: IpAddr) -> bool {
-        let count = key(address).and_then(|address| self.per_address.get(&address));
-        count.is_some_and(|count| *count > self.max_per_address)
+    /// Whether the address may present a token. Each address may present a few wrong tokens a minute.
+    pub fn may_guess(&self, address: IpAddr, now: Duration) -> bool {
+        let wrong = self.limited(address).and_then(|address| self.wrong_tokens.get(&address));
+        wrong.is_none_or(|wrong| wrong.count < self.max_wrong_tokens || now - wrong.since >= MINUTE)
     }
 
-    /// Counts a wrong token at monotonic time `now`. Returns `true` if the address sent too many within a minute.
-    pub fn is_guessing(&mut self, address: IpAddr, now: Duration) -> bool {
-        let Some(address) = key(address) else { return false };
-        if self.wrong_tokens.len() >= MAX_REMEMBERED && !self.wrong_tokens.contains_key(&address) {
-            self.wrong_tokens.retain(|_, (_, since)| now - *since < WINDOW);
-            // A full table must not lock out new addresses, so clear it. This allows a few more guesses.
-            if self.wrong_tokens.len() >= MAX_REMEMBERED {
-                self.wrong_tokens.clear();
-            }
+    pub fn count_wrong_token(&mut self, address: IpAddr, now: Duration) {
+        let Some(address) = self.limited(address) else { return };
+        let new = WrongTokens { count: 0, since: now };
+        let wrong = self.wrong_tokens.entry(address, new, |wrong| now - wrong.since >= MINUTE);
+        if now - wrong.since >= MINUTE {
+            *wrong = new;
         }
-        let (count, since) = self.wrong_tokens.entry(address).or_insert((0, now));
-        if now - *since >= WINDOW {
-            (*count, *since) = (0, now);
-        }
+        wrong.count += 1;
+    }
+
+    /// Counts a rejection. Returns `true` if it should be logged, else a later summary includes it.
+    pub fn should_log_rejection(&mut self, address: IpAddr, now: Duration) -> bool {
+        let Rejections { counts, next_summary } = &mut self.rejections;
+        next_summary.get_or_insert(now + MINUTE);
+        let count = counts.entry(network(address), 0, |_| false);
         *count += 1;
-        *count > self.max_wrong_tokens
+        *count <= MAX_LOGGED
+    }
+
+    /// Returns the addresses with further rejections in the last minute, once a minute.
+    pub fn rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
+        if self.rejections.next_summary.is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        let rejections = std::mem::take(&mut self.rejections).counts.into_entries();
+        let unlogged = rejections.map(|(address, count)| (address, count.saturating_sub(MAX_LOGGED)));
+        unlogged.filter(|(_, count)| *count > 0).collect()
+    }
+
+    pub fn next_summary(&self) -> Option<Duration> {
+        self.rejections.next_summary
+    }
+
+    pub fn total_buffered(&self) -> usize {
+        self.buffered + self.buffered_shared.get()
+    }
+
+    /// The address under which a client is counted; `None` if the client is exempt.
+    fn limited(&self, address: IpAddr) -> Option<IpAddr> {
+        (!(self.is_local && address.to_canonical().is_loopback())).then(|| network(address))
     }
 }
 
@@ -117,73 +168,101 @@ mod tests {
 
     use super::*;
 
-    fn limits() -> Limits {
-        let config = Config::try_parse_from(["wirechat", "--max-per-address", "2", "--max-wrong-tokens", "3"]).unwrap();
-        Limits::new(&config, 10, 4)
+    fn limits(args: &[&str]) -> Limits {
+        let args = ["wirechat", "--max-wrong-tokens", "3"].iter().chain(args);
+        Limits::new(&Config::try_parse_from(args).unwrap(), 10, 4)
     }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
+    fn at(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
     #[test]
-    fn connections_that_linger_take_no_place_and_are_bounded() {
-        let mut limits = limits();
-        assert!(!limits.is_full(10) && limits.is_full(11));
+    fn connections_that_linger_are_bounded_and_only_clients_take_places() {
+        let mut limits = limits(&["--max-per-address", "2"]);
         assert_eq!([1, 2, 3].map(|token| limits.linger(Token(token))), [None, None, None]);
-        assert!(!limits.is_full(13) && limits.is_full(14));
         assert_eq!(limits.linger(Token(4)), Some(Token(1)), "the oldest makes room");
         limits.stop_lingering(Token(1));
         limits.stop_lingering(Token(3));
         assert_eq!(limits.linger(Token(5)), None);
         assert!(limits.may_accept(13) && !limits.may_accept(14));
+        limits.clients = 9;
+        assert!(!limits.is_full());
+        limits.clients = 10;
+        assert!(limits.is_full());
     }
 
     #[test]
     fn an_address_has_its_share_and_an_ipv6_network_is_one_address() {
-        let mut limits = limits();
+        let mut limits = limits(&["--max-per-address", "2"]);
+        let connect = |limits: &mut Limits, address: &str| limits.connected(ip(address), at(0.0)).is_ok();
         for address in ["192.0.2.1", "2001:db8::1", "2001:db8::ffff:1", "::ffff:192.0.2.1", "192.0.2.2"] {
-            limits.connected(ip(address));
+            assert!(connect(&mut limits, address), "{address}");
         }
-        assert!(!limits.is_over_share(ip("192.0.2.1")) && !limits.is_over_share(ip("2001:db8::2")));
-        limits.connected(ip("192.0.2.1"));
-        limits.connected(ip("2001:db8::3"));
-        assert!(limits.is_over_share(ip("::ffff:192.0.2.1")) && limits.is_over_share(ip("2001:db8::2")));
-        assert!(!limits.is_over_share(ip("192.0.2.2")) && !limits.is_over_share(ip("2001:db8:0:1::1")));
+        for address in ["192.0.2.1", "2001:db8::3"] {
+            assert!(!connect(&mut limits, address), "{address}");
+            limits.disconnected(ip(address)); // the rejected connection
+        }
+        assert!(connect(&mut limits, "2001:db8:0:1::1"));
         limits.disconnected(ip("192.0.2.1"));
-        assert!(!limits.is_over_share(ip("192.0.2.1")));
+        assert!(connect(&mut limits, "192.0.2.1"), "one has left");
     }
 
     #[test]
-    fn removed_connections_leave_no_entry_and_loopback_is_not_counted() {
-        let mut limits = limits();
-        for _ in 0..10 {
-            limits.connected(ip("127.0.0.1"));
-            limits.connected(ip("::1"));
-            assert!(!limits.is_guessing(ip("127.0.0.1"), Duration::ZERO));
+    fn an_address_connects_at_a_limited_rate() {
+        let mut limits = limits(&["--max-per-address", "0", "--connect-rate", "2"]);
+        let connects = |limits: &mut Limits, address, now| {
+            (0..20).take_while(|_| limits.connected(ip(address), at(now)).is_ok()).count()
+        };
+        assert_eq!(connects(&mut limits, "192.0.2.1", 0.0), 10, "a burst of five seconds");
+        assert_eq!(connects(&mut limits, "192.0.2.1", 1.0), 2);
+        assert_eq!(connects(&mut limits, "192.0.2.2", 1.0), 10, "another address");
+        let mut unlimited = self::limits(&["--max-per-address", "0", "--connect-rate", "0"]);
+        assert_eq!(connects(&mut unlimited, "192.0.2.1", 0.0), 20);
+    }
+
+    #[test]
+    fn only_a_local_server_exempts_loopback() {
+        let mut local = limits(&["--max-per-address", "2"]);
+        for _ in 0..200 {
+            assert!(local.connected(ip("127.0.0.1"), at(0.0)).is_ok() && local.connected(ip("::1"), at(0.0)).is_ok());
+            local.count_wrong_token(ip("127.0.0.1"), at(0.0));
         }
-        assert!(limits.per_address.is_empty() && limits.wrong_tokens.is_empty());
-        limits.connected(ip("192.0.2.1"));
-        limits.disconnected(ip("192.0.2.1"));
-        assert!(limits.per_address.is_empty());
+        assert!(local.per_address.is_empty() && local.may_guess(ip("127.0.0.1"), at(0.0)));
+        let mut public = limits(&["--max-per-address", "2", "--open", "--trusted-proxy", "127.0.0.1"]);
+        let connects = (0..9).take_while(|_| public.connected(ip("127.0.0.2"), at(0.0)).is_ok()).count();
+        assert_eq!(connects, 2);
+        (0..4).for_each(|_| public.disconnected(ip("127.0.0.2")));
+        assert!(public.per_address.is_empty(), "removed connections leave no entry");
     }
 
     #[test]
     fn wrong_tokens_are_counted_for_a_minute() {
-        let mut limits = limits();
-        let guess = |limits: &mut Limits, seconds| limits.is_guessing(ip("192.0.2.1"), Duration::from_secs(seconds));
-        assert!((0..3).all(|_| !guess(&mut limits, 0)));
-        assert!(guess(&mut limits, 59));
-        assert!(!limits.is_guessing(ip("192.0.2.2"), Duration::from_secs(59)));
-        assert!(!guess(&mut limits, 60));
+        let mut limits = limits(&["--max-per-address", "2"]);
+        let guess = |limits: &mut Limits, now| {
+            let may_guess = limits.may_guess(ip("192.0.2.1"), at(now));
+            limits.count_wrong_token(ip("192.0.2.1"), at(now));
+            may_guess
+        };
+        assert_eq!([0.0, 1.0, 2.0, 3.0, 59.0].map(|now| guess(&mut limits, now)), [true, true, true, false, false]);
+        assert!(limits.may_guess(ip("192.0.2.2"), at(3.0)), "another address");
+        assert_eq!([60.0, 61.0, 62.0, 63.0].map(|now| guess(&mut limits, now)), [true, true, true, false]);
     }
 
     #[test]
-    fn the_number_of_addresses_with_wrong_tokens_is_bounded() {
-        let mut limits = limits();
-        for number in 0..30_000_u32 {
-            limits.is_guessing(IpAddr::from(number.to_be_bytes()), Duration::ZERO);
-            assert!(limits.wrong_tokens.len() <= MAX_REMEMBERED);
-        }
+    fn repeated_rejections_are_summarized_once_a_minute() {
+        let mut limits = limits(&["--max-per-address", "2"]);
+        let logged = (0..317).filter(|_| limits.should_log_rejection(ip("192.0.2.1"), at(1.0))).count();
+        assert_eq!(logged, MAX_LOGGED);
+        assert!(limits.should_log_rejection(ip("192.0.2.2"), at(2.0)));
+        assert_eq!(limits.next_summary(), Some(at(61.0)));
+        assert_eq!(limits.rejection_summary(at(60.9)), []);
+        assert_eq!(limits.rejection_summary(at(61.0)), [(ip("192.0.2.1"), 312)]);
+        assert_eq!((limits.rejection_summary(at(200.0)), limits.next_summary()), (Vec::new(), None));
+        assert!(limits.should_log_rejection(ip("192.0.2.1"), at(200.0)));
     }
 }

@@ -18,32 +18,31 @@ pub mod observer;
 pub mod outbox;
 pub mod timers;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use mio::Token;
 
 use crate::broker::memory::{self, MemoryBroker};
-use crate::broker::{Random, RoomId, UniqueKey};
+use crate::broker::{NameRules, Random, RoomId};
 use crate::chat::dialect::Dialect;
 use crate::chat::event::{CloseReason, Effect, Event};
-use crate::chat::{Chat, Now, names};
+use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::config::Config;
 use crate::http::access::Access;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
-use connection::{Cause, ColdFields, Connections, Endpoint, Socket, Stage, count_frames};
+use connection::{Cause, ColdFields, Connection, Connections, Endpoint, Socket, Stage, Work, count_frames};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
 use observer::{Action, Observers, OpenConnection};
+use outbox::Broadcast;
 use timers::Timers;
 
 /// The limit is low because one join to a large room costs as much as a hundred messages.
 const HANDSHAKES_PER_TURN: usize = 16;
-/// A turn handles no more handshakes once the output for one room's members exceeds this many bytes. In the dialect
-/// `presence`, each join sends the names of all members to every member.
-const MAX_JOIN_BYTES: usize = 16 * 1024 * 1024;
 
 pub struct Server<S> {
     config: Config,
@@ -72,33 +71,41 @@ pub struct Readiness {
     pub error: bool,
 }
 
+/// A broker for a single server, with the limits of its configuration.
+pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
+    let limits = memory::Limits {
+        messages: config.history,
+        bytes: config.max_history,
+        backlog: config.max_outbox / 2, // leaves room for the list of members in the same event
+        rooms: config.max_rooms,
+        rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
+        empty_rooms: config.max_empty_rooms,
+        ttl: config.history_ttl,
+        default_room: DEFAULT_ROOM,
+    };
+    let may_share = if config.unique_names { names::is_default } else { |_: &str| true };
+    MemoryBroker::new(limits, random, NameRules { key: names::key, may_share })
+}
+
 impl<S: Socket> Server<S> {
-    /// The first connection gets `first_token`. The driver may use lower tokens for its own event sources.
     pub fn new(
         config: Config,
         access: Access,
         limits: Limits,
-        first_token: Token,
         observers: Box<dyn Observers>,
         random: Random,
         now: Now,
     ) -> Server<S> {
-        let memory = memory::Limits {
-            messages: config.history,
-            bytes: config.max_history,
-            rooms: config.max_rooms,
-            empty_rooms: config.max_empty_rooms,
-            ttl: config.history_ttl,
-        };
-        let unique_key: UniqueKey = if config.unique_names { names::unique_key } else { |_| None };
-        let broker = MemoryBroker::new(memory, random, unique_key);
+        let broker = memory_broker(&config, random);
+        let mut chat = Chat::new(&config, Box::new(broker));
+        chat.set_reserved(access.reserved());
         Server {
-            chat: Chat::new(&config, Box::new(broker)),
+            chat,
             limits,
             scratch: vec![0; config.max_read],
             config,
             access,
-            connections: Connections::new(first_token),
+            connections: Connections::default(),
             timers: Timers::default(),
             fanout: Fanout::default(),
             observers,
@@ -126,7 +133,7 @@ impl<S: Socket> Server<S> {
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.writable && !connection.is_flushed() {
-            self.connections.queue_write(token);
+            self.connections.queue(Work::Write, token);
         }
         if wants_read {
             self.connections.queue_read(token, self.config.max_outbox);
@@ -144,9 +151,10 @@ impl<S: Socket> Server<S> {
 
     /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
-        let has_input = !self.connections.to_read.is_empty() || !self.connections.handshakes.is_empty();
+        let lists = [Work::ReadEnding, Work::Read, Work::Handshake];
+        let has_input = lists.iter().any(|work| self.connections.queue_len(*work) > 0);
         let now = has_input.then_some(self.now.monotonic);
-        [now, self.timers.next(), self.stop_at].into_iter().flatten().min()
+        [now, self.timers.next(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
     }
 
     pub fn connection_count(&self) -> usize {
@@ -155,30 +163,29 @@ impl<S: Socket> Server<S> {
 
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        for token in std::mem::take(&mut self.connections.to_read) {
-            // Once a room's batch is full, its members' input waits until the next turn: recipients need time to read.
-            let full = &self.fanout.full_rooms;
-            if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
-                self.connections.to_read.push(token);
-            } else {
-                self.read_from(token, &mut scratch);
+        for work in [Work::ReadEnding, Work::Read] {
+            for _ in 0..self.connections.queue_len(work) {
+                let Some(token) = self.connections.next(work) else { break };
+                // Once a room's batch fills up, its members' input waits for the next turn: recipients need time to read.
+                let full = &self.fanout.full_rooms;
+                if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
+                    self.connections.queue(work, token);
+                } else {
+                    self.read_from(token, &mut scratch);
+                }
             }
         }
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Some(token) = self.connections.handshakes.pop_front() else { break };
+            let Some(token) = self.connections.next(Work::Handshake) else { break };
             self.read_from(token, &mut scratch);
-            let room = self.chat.room_of(token);
-            if room.is_some_and(|room| self.fanout.len(room) * self.chat.member_count(room) > MAX_JOIN_BYTES) {
-                break;
-            }
         }
         self.scratch = scratch;
+        self.apply_effects();
     }
 
     /// Reads only once, so that a busy connection does not delay the others.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        connection.is_queued_to_read = false;
         if !connection.wants_read(self.config.max_outbox) {
             return;
         }
@@ -254,7 +261,7 @@ impl<S: Socket> Server<S> {
                 }
             }
         }
-        self.count_buffered(token);
+        self.enforce_buffer_limit(Some(token));
     }
 
     fn receive_message(&mut self, token: Token, endpoint: Endpoint, message: &Message) {
@@ -279,7 +286,7 @@ impl<S: Socket> Server<S> {
         let mut bytes = Vec::new();
         frame::append(&mut bytes, opcode, payload);
         connection.outbox.push(bytes);
-        self.connections.queue_write(token);
+        self.connections.queue(Work::Write, token);
     }
 
     /// An asynchronous broker's driver must also call this when room events arrive.
@@ -311,7 +318,7 @@ impl<S: Socket> Server<S> {
         let mut frames = Vec::new();
         append_frame(dialect, event, &mut frames);
         connection.push_frames(&frames);
-        self.connections.queue_write(client);
+        self.connections.queue(Work::Write, client);
     }
 
     /// `but` is the one member that does not receive the event.
@@ -331,7 +338,7 @@ impl<S: Socket> Server<S> {
         let frames = self.fanout.catch_up(room, client, dialect);
         if let Some(connection) = self.connections.get_mut(client).filter(|_| !frames.is_empty()) {
             connection.push_frames(frames);
-            self.connections.queue_write(client);
+            self.connections.queue(Work::Write, client);
         }
     }
 
@@ -342,29 +349,25 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Loops because a write can reveal a slow consumer or a failed socket. When that client leaves, its room must
-    /// receive `left`. The loop terminates because each such round leaves fewer members.
+    /// Removes and writes until no work is left. Writing reveals slow consumers and failed sockets. When these clients
+    /// leave, their rooms must receive `left`. The loop terminates because each further round has fewer members.
     fn write_and_remove(&mut self) {
         loop {
-            // Write to single clients first: a Pong must not wait for the batch of a room with thousands of members.
-            while let Some(token) = self.connections.to_write.pop_front() {
+            self.remove_queued();
+            // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
+            while let Some(token) = self.connections.next(Work::Write) {
                 self.write_to(token);
             }
             while let Some((room, batch)) = self.fanout.take_next() {
                 self.send_batch(room, &batch);
             }
-            while let Some(token) = self.connections.slow_consumers.pop() {
-                // A token may be in `slow_consumers` twice. The second time, the Close is already queued.
-                if self.connections.get_mut(token).is_some_and(|connection| connection.is_bounded()) {
-                    self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
-                }
+            while let Some(token) = self.connections.next(Work::CloseSlow) {
+                self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
             }
-            while let Some((token, reason)) = self.connections.ended.pop_front() {
-                self.remove(token, &reason);
-            }
+            self.apply_effects();
             self.serve_observers();
             self.attach_observers();
-            self.serve_observers(); // a newly attached observer has output
+            self.serve_observers(); // newly attached observers have output
             if self.fanout.is_empty() && self.connections.is_settled() {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;
@@ -372,50 +375,71 @@ impl<S: Socket> Server<S> {
         }
     }
 
+    /// Removes the connections that have ended. First they all leave the chat, then their rooms receive `left`. If each
+    /// room received each `left` at once, n members that end together would cause n^2 writes, many of which would fail.
+    fn remove_queued(&mut self) {
+        let tokens: Vec<Token> = std::iter::from_fn(|| self.connections.next(Work::Remove)).collect();
+        for token in &tokens {
+            let reason = self.connections.get_mut(*token).map(Connection::take_reason).unwrap_or_default();
+            self.chat.leave(*token, &reason, self.now);
+            self.remove(*token, &reason);
+        }
+        self.apply_effects();
+    }
+
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let mut shared = [const { None }; Dialect::ALL.len()];
         let counts = Dialect::ALL.map(|dialect| count_frames(batch.rendering(dialect)));
+        let total = Rc::clone(&self.limits.buffered_shared);
+        let mut broadcasts = Dialect::ALL.map(|dialect| Broadcast::new(batch.rendering(dialect), &total));
         let mut failed = Vec::new();
-        for (token, dialect) in self.chat.members(room) {
+        for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
-            let (rendering, cursor) = (batch.rendering(dialect), batch.cursor(token));
+            if connection.is_queued(Work::Remove) {
+                continue; // its socket has failed
+            }
+            let (broadcast, cursor) = (&mut broadcasts[dialect as usize], batch.cursor(token));
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
                 // The member has received everything, or its dialect has none of these events.
-                _ if cursor == rendering.len() => continue,
-                0 => connection.send_shared(rendering, counts[dialect as usize], &mut shared[dialect as usize]),
+                _ if cursor == broadcast.frames.len() => continue,
+                0 => connection.send_shared(broadcast, counts[dialect as usize]),
                 _ => {
-                    connection.push_frames(&rendering[cursor..]);
+                    connection.push_frames(&broadcast.frames[cursor..]);
                     connection.flush()
                 }
             };
+            // The common case: the socket accepted everything, so the connection's state is unchanged.
+            if sent.is_ok() && was_empty && connection.outbox.is_empty() {
+                continue;
+            }
+            connection.update_buffered(&mut self.limits.buffered);
             match sent {
-                // The common case: the socket accepted everything, so the connection's state is unchanged.
-                Ok(()) if was_empty && connection.outbox.is_empty() => {}
-                Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.slow_consumers.push(token),
+                Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
                 Ok(()) => self.connections.queue_read(token, self.config.max_outbox),
-                // Close failed members after the loop: removing a member changes the list that the loop iterates over.
+                // Close failed members after the loop: `end` may not use the chat meanwhile.
                 Err(error) => failed.push((token, error)),
             }
         }
         for (token, error) in failed {
             self.end(token, error.to_string());
         }
+        self.enforce_buffer_limit(None);
     }
 
     fn write_to(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        match connection.flush() {
-            Err(error) => self.end(token, error.to_string()),
-            Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.slow_consumers.push(token),
-            Ok(()) => match connection.finished() {
-                Some(reason) => self.end(token, reason),
-                // The connection started closing this turn and has not finished: start the close timeout.
-                None if connection.cold.deadline.is_none() => self.set_timer(token, self.config.close_timeout),
-                None => {}
-            },
+        if connection.is_queued(Work::Remove) {
+            return;
         }
-        self.count_buffered(token);
+        match connection.flush() {
+            Err(error) => return self.end(token, error.to_string()),
+            Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
+            Ok(()) if connection.has_drained() => return self.queue_removal(token),
+            // The connection started closing this turn and has not finished: start the close timeout.
+            Ok(()) if connection.cold.deadline.is_none() => self.set_timer(token, self.config.close_timeout),
+            Ok(()) => {}
+        }
+        self.enforce_buffer_limit(Some(token));
         self.connections.queue_read(token, self.config.max_outbox);
     }
 

@@ -33,8 +33,15 @@ pub trait Observer {
 #[derive(Debug, Clone, Copy)]
 pub enum Stage<'a> {
     /// The server accepted the request and will send the 101. `watches`: this client watches others, so do not show
-    /// this client's frames. `has_welcome_field`: the client's welcome will carry [`Observers::welcome_field`].
-    Upgraded { limits: Limits, username: Option<&'a Rc<str>>, watches: bool, has_welcome_field: bool },
+    /// this client's frames. `has_welcome`: the client will receive a welcome, which contains a session.
+    /// `has_welcome_field`: the welcome will also carry [`Observers::welcome_field`].
+    Upgraded {
+        limits: Limits,
+        username: Option<&'a Rc<str>>,
+        watches: bool,
+        has_welcome: bool,
+        has_welcome_field: bool,
+    },
     /// The server's Close frame is queued but not yet written.
     Closing,
 }

@@ -11,6 +11,7 @@
 //! ```
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
 use std::rc::Rc;
@@ -28,8 +29,10 @@ const MAX_SLICES: usize = 16;
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
-    /// Sent bytes of the first chunk.
-    sent: usize,
+    /// Sent bytes of the first chunk. No chunk has 4 GiB.
+    sent: u32,
+    /// Bytes of the chunks that are not shared.
+    own: u32,
     /// Unsent bytes of all chunks.
     len: usize,
 }
@@ -39,22 +42,64 @@ pub struct Outbox {
 enum Chunk {
     Response(Vec<u8>),
     /// A copy shared by all members whose sockets did not accept everything at once.
-    Shared(Rc<[u8]>),
+    Shared(Rc<SharedFrames>),
     Own(Vec<u8>),
 }
 
 impl Chunk {
     fn bytes(&self) -> &[u8] {
         match self {
-            Chunk::Shared(bytes) => bytes,
+            Chunk::Shared(frames) => &frames.bytes,
             Chunk::Own(bytes) | Chunk::Response(bytes) => bytes,
         }
+    }
+}
+
+/// Frames in several outboxes. They count once towards `--max-buffered`, in `total`.
+#[derive(Debug)]
+struct SharedFrames {
+    bytes: Box<[u8]>,
+    total: Rc<Cell<usize>>,
+}
+
+impl Drop for SharedFrames {
+    fn drop(&mut self) {
+        self.total.set(self.total.get() - self.bytes.len());
+    }
+}
+
+/// Frames for several members, and the copy that their outboxes share once a socket does not accept all bytes.
+#[derive(Debug)]
+pub struct Broadcast<'a> {
+    pub frames: &'a [u8],
+    total: &'a Rc<Cell<usize>>,
+    copy: Option<Rc<SharedFrames>>,
+}
+
+impl<'a> Broadcast<'a> {
+    /// `total` counts the bytes of all copies.
+    pub fn new(frames: &'a [u8], total: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
+        Broadcast { frames, total, copy: None }
+    }
+
+    fn copy(&mut self) -> Rc<SharedFrames> {
+        let Broadcast { frames, total, copy } = self;
+        let copy = copy.get_or_insert_with(|| {
+            total.set(total.get() + frames.len());
+            Rc::new(SharedFrames { bytes: (*frames).into(), total: Rc::clone(total) })
+        });
+        Rc::clone(copy)
     }
 }
 
 impl Outbox {
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes that this outbox alone keeps in memory.
+    pub fn own_len(&self) -> usize {
+        self.own as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -64,13 +109,14 @@ impl Outbox {
     /// Queues the HTTP response, which must precede every frame.
     pub fn push_response(&mut self, response: Vec<u8>) {
         debug_assert!(self.chunks.is_empty(), "the response comes first");
-        self.len = response.len();
+        (self.len, self.own) = (response.len(), response.len() as u32);
         self.chunks.push_back(Chunk::Response(response));
     }
 
     pub fn push<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
         let frames = frames.into();
         self.len += frames.len();
+        self.own += frames.len() as u32;
         match self.chunks.back_mut() {
             _ if frames.is_empty() => {}
             Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => bytes.extend_from_slice(&frames),
@@ -78,14 +124,9 @@ impl Outbox {
         }
     }
 
-    /// Sends frames that several members receive. Usually the socket accepts all bytes without a copy. The first write
-    /// that would block makes one copy in `shared`, and all blocked outboxes queue that copy.
-    pub fn send_shared(
-        &mut self,
-        frames: &[u8],
-        shared: &mut Option<Rc<[u8]>>,
-        socket: &mut impl Socket,
-    ) -> io::Result<()> {
+    /// Sends frames that several members receive. Usually the socket accepts all bytes without a copy.
+    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>, socket: &mut impl Socket) -> io::Result<()> {
+        let frames = broadcast.frames;
         let written = match self.is_empty().then(|| socket.write(frames)) {
             Some(Ok(written)) if written == frames.len() => return Ok(()),
             Some(Ok(written)) => written,
@@ -93,9 +134,8 @@ impl Outbox {
             Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
             Some(Err(error)) => return Err(error),
         };
-        let frames = shared.get_or_insert_with(|| frames.into());
         self.len += frames.len();
-        self.chunks.push_back(Chunk::Shared(Rc::clone(frames)));
+        self.chunks.push_back(Chunk::Shared(broadcast.copy()));
         self.consume(written);
         self.flush(socket, None)
     }
@@ -108,7 +148,7 @@ impl Outbox {
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
                 *slice = IoSlice::new(chunk.bytes());
             }
-            slices[0].advance(self.sent);
+            slices[0].advance(self.sent as usize);
             let written = match socket.write_vectored(&slices[..count]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(written) => written,
@@ -128,9 +168,11 @@ impl Outbox {
 
     fn consume(&mut self, written: usize) {
         self.len -= written;
-        self.sent += written;
-        while let Some(len) = self.chunks.front().map(|chunk| chunk.bytes().len()).filter(|len| *len <= self.sent) {
+        self.sent += written as u32;
+        while let Some(chunk) = self.chunks.front().filter(|chunk| chunk.bytes().len() <= self.sent as usize) {
+            let len = chunk.bytes().len() as u32;
             self.sent -= len;
+            self.own -= if matches!(chunk, Chunk::Shared(_)) { 0 } else { len };
             self.chunks.pop_front();
         }
         if self.is_empty() {
@@ -141,13 +183,13 @@ impl Outbox {
     /// Whether more than `bound` bytes are queued after the next frame. The next frame does not count, because a welcome
     /// with a long history can exceed the bound on its own. Call after a flush, which leaves only unaccepted bytes.
     pub fn is_over_bound(&self, bound: usize) -> bool {
-        self.len > bound && self.len - (self.frame_end(self.sent + 1) - self.sent) > bound
+        self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
 
     /// Drops all output except the rest of a half-sent frame.
     pub fn drop_unsent(&mut self) {
-        let end = self.frame_end(self.sent);
-        let rest = self.chunks.front().map(|chunk| chunk.bytes()[self.sent..end].to_vec()).unwrap_or_default();
+        let (start, end) = (self.sent as usize, self.frame_end(self.sent as usize));
+        let rest = self.chunks.front().map(|chunk| chunk.bytes()[start..end].to_vec()).unwrap_or_default();
         *self = Outbox::default();
         self.push(rest);
     }
@@ -231,7 +273,7 @@ mod tests {
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
-        outbox.send_shared(&shared, &mut None, &mut pipe(0)).unwrap();
+        outbox.send_shared(&mut Broadcast::new(&shared, &Rc::default()), &mut pipe(0)).unwrap();
         outbox.push(frame(1));
         (outbox, [shared, frame(1)].concat())
     }
@@ -249,7 +291,7 @@ mod tests {
                 frames.push(format!("{} bytes", frame.len()));
                 rest = behind;
             }
-            let (sent, end) = (outbox.sent, outbox.frame_end(outbox.sent));
+            let (sent, end) = (outbox.sent, outbox.frame_end(outbox.sent as usize));
             let offsets = if at == 0 { format!("{sent:<7}bytes {sent} to {end}") } else { String::new() };
             picture += &format!("\n  {name:9}{:20}{offsets}", frames.join(", "));
         }
@@ -286,21 +328,38 @@ mod tests {
     fn members_that_have_to_wait_share_one_copy() {
         let frames = [frame(3), frame(200)].concat();
         for cut in 0..=frames.len() {
-            let mut shared = None;
+            let total = Rc::default();
+            let mut broadcast = Broadcast::new(&frames, &total);
             let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
             let mut socket = pipe(usize::MAX);
-            quick.send_shared(&frames, &mut shared, &mut socket).unwrap();
-            assert!(quick.is_empty() && shared.is_none() && socket.written == frames);
+            quick.send_shared(&mut broadcast, &mut socket).unwrap();
+            assert!(quick.is_empty() && total.get() == 0 && socket.written == frames);
             let mut socket = pipe(cut);
-            slow.send_shared(&frames, &mut shared, &mut socket).unwrap();
-            slower.send_shared(&frames, &mut shared, &mut pipe(0)).unwrap();
+            slow.send_shared(&mut broadcast, &mut socket).unwrap();
+            slower.send_shared(&mut broadcast, &mut pipe(0)).unwrap();
             assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
-            let waiting = if cut < frames.len() { 3 } else { 2 };
-            assert_eq!(shared.map(|frames| Rc::strong_count(&frames)), Some(waiting), "one copy, cut at {cut}");
+            assert_eq!((total.get(), slow.own_len(), slower.own_len()), (frames.len(), 0, 0), "one copy, cut at {cut}");
             socket.room = usize::MAX;
-            slow.send_shared(&frame(1), &mut None, &mut socket).unwrap();
-            assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "behind what waits, cut at {cut}");
+            slow.push(frame(1));
+            slow.flush(&mut socket, None).unwrap();
+            assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "after what was queued, cut at {cut}");
+            drop((slow, broadcast));
+            assert_eq!(total.get(), frames.len(), "one outbox still holds the copy");
+            slower.drop_unsent();
+            assert_eq!(total.get(), 0);
         }
+    }
+
+    #[test]
+    fn own_bytes_count_until_their_chunk_is_sent() {
+        let (mut outbox, _) = outbox();
+        assert_eq!(outbox.own_len(), frame(1).len());
+        let mut socket = pipe(outbox.len() - 1);
+        outbox.flush(&mut socket, None).unwrap();
+        assert_eq!((outbox.len(), outbox.own_len()), (1, frame(1).len()));
+        socket.room = 1;
+        outbox.flush(&mut socket, None).unwrap();
+        assert_eq!(outbox.own_len(), 0);
     }
 
     #[test]
@@ -344,7 +403,7 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(frame(100));
         assert!(!outbox.is_over_bound(10));
-        outbox.send_shared(&frame(0), &mut None, &mut pipe(0)).unwrap();
+        outbox.send_shared(&mut Broadcast::new(&frame(0), &Rc::default()), &mut pipe(0)).unwrap();
         assert!(outbox.is_over_bound(1) && !outbox.is_over_bound(2));
     }
 

@@ -143,10 +143,16 @@ fn check_extensions(request: &Request) -> Result<(), Rejection> {
     require(lines.is_empty() || is_list(), || bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
 }
 
+/// An offered subprotocol with this prefix is an access token: browsers cannot send other headers. Never selected, and
+/// never repeated in a response or a log.
+pub const BEARER: &[u8] = b"bearer.";
+
 /// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
+    let is_bearer = |name: &[u8]| name.trim_ascii_start().starts_with(BEARER);
+    let shown = |name| if is_bearer(name) { "a bearer token".into() } else { quoted(name) };
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
         match std::str::from_utf8(element.trim_ascii()) {
@@ -154,11 +160,9 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
             Ok("") => {}
             // Limit the number of names (§10.4), because the duplicate check takes quadratic time.
             Ok(_) if offered.len() == 32 => return error("has over 32 names", "10.4"),
-            Ok(name) if offered.contains(&name) => {
-                return error(&format!("has {} twice", quoted(name.as_bytes())), "4.1");
-            }
+            Ok(name) if offered.contains(&name) => return error(&format!("has {} twice", shown(element)), "4.1"),
             Ok(name) if is_token(name) => offered.push(name),
-            _ => return error(&format!("is malformed: {}", quoted(element)), "4.3"),
+            _ => return error(&format!("is malformed: {}", shown(element)), "4.3"),
         }
     }
     if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }

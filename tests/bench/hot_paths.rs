@@ -6,13 +6,14 @@
 use std::hint::black_box;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mio::Token;
-use wirechat::broker::RoomId;
-use wirechat::broker::memory::{self, MemoryBroker};
+use wirechat::broker::{Join, RoomId, User};
+
 use wirechat::chat::dialect::Dialect;
 use wirechat::chat::event::{Effect, Event as ChatEvent};
 use wirechat::chat::{Chat, Identity, JoinRequest, Now};
@@ -25,7 +26,8 @@ use wirechat::server::connection::{Connection, Direction, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::Limits as ServerLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
-use wirechat::server::{Readiness, Server};
+use wirechat::server::outbox::Broadcast;
+use wirechat::server::{Readiness, Server, memory_broker};
 use wirechat::ws::frame::{self, FrameHeader, Opcode, Role};
 use wirechat::ws::mask;
 use wirechat::ws::message::Message;
@@ -158,19 +160,12 @@ fn config() -> Config {
 
 /// A chat with one room, and its number of members.
 fn chat(members: usize) -> (Chat, RoomId) {
-    let limits = memory::Limits { messages: 100, bytes: 1 << 24, rooms: 1, empty_rooms: 1, ttl: Duration::MAX };
-    let broker = MemoryBroker::new(limits, Box::new(|bytes| bytes.fill(7)), |_| None);
-    let mut chat = Chat::new(&config(), Box::new(broker));
+    let config = config();
+    let mut chat = Chat::new(&config, Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7)))));
     for number in 0..members {
-        let request = JoinRequest {
-            dialect: Dialect::Events,
-            username: format!("user{number}").into(),
-            room: "general".into(),
-            identity: Identity::default(),
-            client_id: None,
-            resume: None,
-            extra: None,
-        };
+        let (identity, address) = (Identity::default(), [127, 0, 0, 1].into());
+        let join = Join::new(&format!("user{number}"), "general", User::Connection(Token(number)));
+        let request = JoinRequest { dialect: Dialect::Events, identity, address, join, extra: None };
         chat.join(Token(number), request, NOW);
     }
     while chat.next_effect().is_some() {}
@@ -218,10 +213,10 @@ fn fan_out(c: &mut Criterion) {
                         fanout.append(room, chat.dialects(room), &event);
                     }
                     let (_, batch) = fanout.take_next().expect("a batch");
-                    let mut shared = None;
-                    for (member, dialect) in chat.members(room) {
-                        let frames = batch.rendering(dialect);
-                        let sent = connections[member.0].send_shared(frames, 1, &mut shared);
+                    let total = Rc::default();
+                    let mut broadcast = Broadcast::new(batch.rendering(Dialect::Events), &total);
+                    for (member, _) in chat.recipients(room) {
+                        let sent = connections[member.0].send_shared(&mut broadcast, 1);
                         sent.expect("the socket accepts everything");
                     }
                 });
@@ -239,11 +234,17 @@ fn tracer() -> Box<dyn Observer> {
     let style = Style { detail: Detail::Line, colour: false };
     let write = Box::new(|line: &str| _ = black_box(line));
     let trace = Some(Trace { style, filter: Filter::default(), write });
-    let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20, first_connection: Token(0) };
+    let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20 };
     let mut inspect = Inspect::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
     let mut observer = inspect.accepted(Token(0)).expect("every connection is traced");
     observer.bytes(Role::Client, REQUEST);
-    observer.stage(Stage::Upgraded { limits: LIMITS, username: None, watches: false, has_welcome_field: false });
+    observer.stage(Stage::Upgraded {
+        limits: LIMITS,
+        username: None,
+        watches: false,
+        has_welcome: false,
+        has_welcome_field: false,
+    });
     observer.bytes(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
     observer
 }
@@ -288,12 +289,11 @@ fn turn(c: &mut Criterion) {
         let config = config();
         let access = Access::new(&config, None).expect("no token file is needed");
         let limits = ServerLimits::new(&config, members + 1, 1);
-        let mut server =
-            Server::new(config, access, limits, Token(0), Box::new(()), Box::new(|bytes| bytes.fill(7)), NOW);
+        let mut server = Server::new(config, access, limits, Box::new(()), Box::new(|bytes| bytes.fill(7)), NOW);
         for number in 0..members {
             server.begin_turn(NOW);
             server.accepted(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);
-            server.ready(Token(number), readable);
+            server.ready(Token(number + 1), readable);
             server.finish_turn();
         }
         let mut group = c.benchmark_group(format!("turn of the server, room of {members}"));
@@ -301,7 +301,7 @@ fn turn(c: &mut Criterion) {
         group.bench_function("one message", |b| {
             b.iter(|| {
                 server.begin_turn(NOW);
-                server.ready(Token(0), readable);
+                server.ready(Token(1), readable);
                 server.finish_turn();
             });
         });

@@ -10,7 +10,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use mio::Token;
 use wirechat::broker::memory::MemoryBroker;
-use wirechat::broker::{Broker, BrokerError, MemberId, Request, RoomEvent, RoomId};
+use wirechat::broker::{Broker, BrokerError, Join, MemberId, Request, RoomEvent, RoomId};
 
 pub struct DelayedBroker(Rc<RefCell<State>>);
 
@@ -62,6 +62,10 @@ impl DelayedBroker {
 }
 
 impl Broker for DelayedBroker {
+    fn check(&self, join: &Join) -> Result<(), BrokerError> {
+        self.0.borrow().decisions.check(join)
+    }
+
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
         self.0.borrow_mut().submit(client, request, now);
     }

@@ -30,8 +30,6 @@ const ACCEPTS_PER_TURN: usize = 64;
 pub const MAX_LINGERING: usize = 8;
 /// A server that is not idle after this many turns spins.
 const MAX_TURNS: usize = 200_000;
-/// Lower tokens belong to no connection.
-const FIRST_TOKEN: Token = Token(2);
 pub const NO_EDGE: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: false };
 
 /// A server, its clock, and its end of every connection.
@@ -72,7 +70,7 @@ impl World {
         let reasons = Reasons::default();
         let observers: Box<dyn Observers> = if is_observed { Box::new(reasons.clone()) } else { Box::new(()) };
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
-        let server = Server::new(config, access, limits, FIRST_TOKEN, observers, random, now);
+        let server = Server::new(config, access, limits, observers, random, now);
         let (backlog, links, capacity) = (VecDeque::new(), BTreeMap::new(), 64 * 1024);
         World { server, now, backlog, links, reasons, is_stopped: false, capacity, spurious: NO_EDGE }
     }

@@ -1,0 +1,86 @@
+//! Trusted proxies: finds a client's address and scheme in the headers that a proxy adds. Any client can send these
+//! headers, so they apply only to connections from a proxy that the operator trusts.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::ws::request::Request;
+
+/// Returns the client's address: the rightmost address in `X-Forwarded-For` that is not a trusted proxy's, because each
+/// proxy appends the address of its peer. Before a malformed entry, nothing can be trusted. `None`: no valid entry.
+pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
+    let lines: Vec<&[u8]> = request.header("X-Forwarded-For").collect();
+    let list = lines.join(&b',');
+    let mut addresses = list.rsplit(|byte| *byte == b',').map_while(parse_address);
+    let mut client = addresses.next()?;
+    while is_trusted(client, proxies) {
+        let Some(next) = addresses.next() else { break };
+        client = next;
+    }
+    Some(client)
+}
+
+pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {
+    proxies.iter().any(|network| network.contains(&address))
+}
+
+/// The scheme of the client's request: the proxy may speak TLS with the client, and plain HTTP with this server.
+pub fn scheme(request: &Request) -> &'static str {
+    let last = request.header("X-Forwarded-Proto").last().and_then(|line| line.rsplit(|byte| *byte == b',').next());
+    if last.is_some_and(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
+}
+
+/// Parses an address, which some proxies write with a port, or with brackets around IPv6.
+fn parse_address(text: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(text).ok()?.trim();
+    let address = text.trim_matches(['[', ']']).parse().ok();
+    address.or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).map(|ip: IpAddr| ip.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(headers: &str) -> Option<String> {
+        let proxies = ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().unwrap());
+        let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+        let request = Request::parse(head.as_bytes(), 64).unwrap();
+        client_address(&request, &proxies).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_client_is_the_rightmost_address_that_is_no_trusted_proxy() {
+        let rows = [
+            ("203.0.113.7", Some("203.0.113.7")),
+            ("6.6.6.6, 203.0.113.7", Some("203.0.113.7")),
+            ("6.6.6.6, 203.0.113.7, 10.1.1.1 ,127.0.0.1", Some("203.0.113.7")),
+            ("6.6.6.6\r\nX-Forwarded-For: 203.0.113.7, 10.1.1.1", Some("203.0.113.7")),
+            ("2001:db9::7, [2001:db8::1]", Some("2001:db9::7")),
+            ("203.0.113.7:4711, 10.1.1.1:80", Some("203.0.113.7")),
+            ("[2001:db9::7]:4711", Some("2001:db9::7")),
+            ("::ffff:203.0.113.7", Some("203.0.113.7")),
+            ("10.1.1.1, 10.1.1.2", Some("10.1.1.1")),
+            ("6.6.6.6, unknown, 10.1.1.2", Some("10.1.1.2")),
+            ("6.6.6.6, , 10.1.1.2", Some("10.1.1.2")),
+            ("unknown", None),
+            ("", None),
+        ];
+        for (value, address) in rows {
+            assert_eq!(client(&format!("X-Forwarded-For: {value}\r\n")).as_deref(), address, "{value}");
+        }
+        assert_eq!(client(""), None);
+    }
+
+    #[test]
+    fn the_last_scheme_decides() {
+        let scheme_of = |headers: &str| {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+            scheme(&Request::parse(head.as_bytes(), 64).unwrap())
+        };
+        assert_eq!(scheme_of(""), "http");
+        assert_eq!(scheme_of("X-Forwarded-Proto: HTTPS\r\n"), "https");
+        assert_eq!(scheme_of("X-Forwarded-Proto: https, http\r\n"), "http");
+        assert_eq!(scheme_of("X-Forwarded-Proto: http\r\nX-Forwarded-Proto: https\r\n"), "https");
+    }
+}

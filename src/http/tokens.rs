@@ -1,0 +1,170 @@
+//! Access tokens, from a file or the demo tokens (RFC 6455 §10.5). A token may be bound to a username.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::BuildHasher;
+use std::rc::Rc;
+
+use subtle::ConstantTimeEq;
+
+use crate::chat::{Credential, CredentialId, Identity, names};
+
+// The README publishes these tokens, so the server accepts them only on a local server and without a token file.
+pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
+
+#[derive(Debug)]
+pub struct Tokens {
+    /// Keyed by a hash with a secret key (that of the map itself), so that response times reveal no part of a token.
+    by_hash: HashMap<u64, Vec<(String, Identity)>>,
+    next_id: CredentialId,
+}
+
+impl Tokens {
+    /// Parses one token per line. A token keeps its id from `previous`, the file before a reload, unless it is now bound
+    /// to another username. Errors name the line but never quote a token, because errors may end up in a log.
+    pub fn parse(text: &str, max_head: usize, previous: Option<&Tokens>) -> Result<Tokens, String> {
+        let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
+        let mut tokens = Tokens { by_hash: HashMap::new(), next_id };
+        let mut bound: HashMap<Rc<str>, Rc<str>> = HashMap::new(); // usernames by their keys
+        // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        for (line, text) in (1..).zip(text.lines()) {
+            let parsed = parse_line(text, max_head);
+            let added = parsed.and_then(|(token, username)| tokens.add(token, username, line, &mut bound, previous));
+            added.map_err(|error| format!("line {line}: {error}"))?;
+        }
+        if tokens.by_hash.is_empty() {
+            Err("the file contains no token; write one per line".into())
+        } else {
+            Ok(tokens)
+        }
+    }
+
+    fn add(
+        &mut self,
+        token: &str,
+        username: Option<Rc<str>>,
+        line: u32,
+        bound: &mut HashMap<Rc<str>, Rc<str>>,
+        previous: Option<&Tokens>,
+    ) -> Result<(), String> {
+        if token.is_empty() {
+            return Ok(());
+        }
+        if self.identify(token).is_some() {
+            return Err("this token is already in the file; remove one of them".into());
+        }
+        if let Some(username) = &username {
+            let other = bound.entry(names::key(username)).or_insert_with(|| Rc::clone(username));
+            if other != username {
+                return Err(format!("the usernames {username:?} and {other:?} count as the same; write them alike"));
+            }
+        }
+        let known = previous.and_then(|previous| previous.identify(token));
+        let id = known.filter(|known| known.username == username).and_then(Identity::credential_id);
+        let id = id.unwrap_or_else(|| {
+            let after = self.next_id.saturating_add(1);
+            std::mem::replace(&mut self.next_id, after)
+        });
+        let identity = Identity { credential: Some(Credential { id, line }), username };
+        self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
+        Ok(())
+    }
+
+    pub fn identify(&self, token: &str) -> Option<&Identity> {
+        let mut candidates = self.by_hash.get(&self.by_hash.hasher().hash_one(token))?.iter();
+        candidates.find(|(known, _)| known.as_bytes().ct_eq(token.as_bytes()).into()).map(|(_, identity)| identity)
+    }
+
+    pub fn ids(&self) -> HashSet<CredentialId> {
+        self.identities().filter_map(Identity::credential_id).collect()
+    }
+
+    /// The usernames that tokens are bound to.
+    pub fn usernames(&self) -> impl Iterator<Item = Rc<str>> {
+        self.identities().filter_map(|identity| identity.username.clone())
+    }
+
+    fn identities(&self) -> impl Iterator<Item = &Identity> {
+        self.by_hash.values().flatten().map(|(_, identity)| identity)
+    }
+}
+
+/// A line is a token, optionally followed by the username that the token is bound to. An empty token: a comment.
+fn parse_line(line: &str, max_head: usize) -> Result<(&str, Option<Rc<str>>), String> {
+    // A # starts a comment only at the start of the line or after whitespace.
+    let comment = line.match_indices('#').find(|(at, _)| *at == 0 || line[..*at].ends_with(char::is_whitespace));
+    let line = comment.map_or(line, |(at, _)| &line[..at]).trim();
+    let (token, username) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
+    if let Some(invisible) = token.chars().find(|character| character.is_control() || names::is_ignorable(*character)) {
+        return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(invisible)));
+    }
+    if token.len() > max_head {
+        return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
+    }
+    let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
+    Ok((token, username.map(Rc::from)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Tokens, String> {
+        Tokens::parse(text, 1000, None)
+    }
+
+    fn id(tokens: &Tokens, token: &str) -> Option<CredentialId> {
+        tokens.identify(token).and_then(Identity::credential_id)
+    }
+
+    #[test]
+    fn token_files() {
+        let tokens = parse("# ours\n\nsecret\nother  Al ice # hers\nwith#hash\r\n").unwrap();
+        for (token, line, username) in [("secret", 3, None), ("other", 4, Some("Al ice")), ("with#hash", 5, None)] {
+            let identity = tokens.identify(token).unwrap();
+            assert_eq!((identity.credential.unwrap().line, identity.username.as_deref()), (line, username));
+        }
+        assert!(
+            ["", "# ours", "hash", "secre", "secret ", "Secret"].iter().all(|wrong| tokens.identify(wrong).is_none())
+        );
+        assert!(parse("\u{feff}secret\n").unwrap().identify("secret").is_some(), "a byte-order mark is no part of it");
+        let long = "x".repeat(1001);
+        let bad = [
+            ("", "one per line"),
+            ("\u{feff}# nothing", "one per line"),
+            ("one\none", "line 2"),
+            ("token \u{200b}", "line 1"),
+            ("one\n\u{feff}two", "U+FEFF"),
+            ("one\u{1b}", "U+001B"),
+            ("one alice\ntwo Alice", "line 2: the usernames \"Alice\" and \"alice\""),
+            ("one alice\ntwo ａｌｉｃｅ", "line 2"),
+            (&long, "--max-head 1000"),
+        ];
+        for (text, words) in bad {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(words), "{text:?}: {error}");
+        }
+        assert!(parse("one alice\ntwo alice").is_ok(), "several tokens may be bound to one username");
+    }
+
+    #[test]
+    fn a_reload_keeps_the_ids_of_tokens_that_did_not_change() {
+        let before = parse("one\ntwo ann\nthree\nfour").unwrap();
+        let after = Tokens::parse("new\nthree\ntwo bob\none", 1000, Some(&before)).unwrap();
+        assert_eq!(id(&after, "one"), id(&before, "one"));
+        assert_eq!(id(&after, "three"), id(&before, "three"));
+        for (token, other) in [("new", "one"), ("two", "two"), ("new", "four")] {
+            assert_ne!(id(&after, token), id(&before, other), "{token} {other}");
+        }
+        assert!(!after.ids().contains(&id(&before, "four").unwrap()));
+        assert_eq!(after.usernames().collect::<Vec<_>>(), ["bob".into()]);
+    }
+
+    #[test]
+    fn a_large_file_is_read_in_linear_time() {
+        let text: String = (0..100_000).map(|n| format!("token-{n} user-{n}\n")).collect();
+        let tokens = parse(&text).unwrap();
+        assert_eq!(tokens.identify("token-99999").unwrap().username.as_deref(), Some("user-99999"));
+    }
+}

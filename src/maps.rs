@@ -1,0 +1,96 @@
+//! Hash maps: keyed by connection tokens or room ids, and keyed by peers.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
+use mio::Token;
+
+/// The maximum number of entries in a [`PeerMap`].
+const MAX_PEERS: usize = 100_000;
+
+pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
+
+/// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
+///
+/// The low bits select the bucket and stay unmixed, so consecutive numbers are adjacent in memory. A loop over a room's
+/// members then visits their connections in memory order. The top seven bits are mixed, because the standard map
+/// compares those bits before it compares keys.
+#[derive(Debug, Default)]
+pub struct CounterHasher(u64);
+
+impl Hasher for CounterHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only numbers are hashed");
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        const TAG: u64 = 0x7f << 57;
+        // 2^64 divided by the golden ratio (Knuth, volume 3, §6.4).
+        let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = number & !TAG | mixed & TAG;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// A map of facts about peers that expire. Its size has a bound, however many peers there are.
+#[derive(Debug)]
+pub struct PeerMap<K, V> {
+    entries: HashMap<K, V>,
+    /// The next insertion at this size first removes the expired entries. It doubles, so an insertion is O(1) on average.
+    sweep_at: usize,
+}
+
+impl<K, V> Default for PeerMap<K, V> {
+    fn default() -> PeerMap<K, V> {
+        PeerMap { entries: HashMap::new(), sweep_at: 1024 }
+    }
+}
+
+impl<K: Eq + Hash, V> PeerMap<K, V> {
+    /// Returns the value for `key`, after inserting `new` if there is none.
+    pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
+        if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
+            self.entries.retain(|_, value| !is_expired(value));
+            // A full map must not lock out new peers, so clear it. This allows each peer a few more attempts.
+            if self.entries.len() >= MAX_PEERS {
+                self.entries.clear();
+            }
+            self.sweep_at = (2 * self.entries.len()).clamp(1024, MAX_PEERS);
+        }
+        self.entries.entry(key).or_insert(new)
+    }
+
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.entries.get(key)
+    }
+
+    pub fn remove(&mut self, key: &K) {
+        self.entries.remove(key);
+    }
+
+    pub fn into_entries(self) -> impl Iterator<Item = (K, V)> {
+        self.entries.into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_of_peers_forgets_expired_entries_first_and_is_bounded() {
+        let mut map = PeerMap::default();
+        (0..MAX_PEERS).for_each(|peer| *map.entry(peer, 0, |count| *count < 2) += 1 + usize::from(peer < 10));
+        assert!(map.entries.len() <= 2048, "{} entries", map.entries.len());
+        assert!((0..10).all(|peer| map.get(&peer) == Some(&2)), "these have not expired");
+        (0..3 * MAX_PEERS).for_each(|peer| _ = map.entry(peer, 9, |count| *count < 2));
+        assert!(map.entries.len() <= MAX_PEERS);
+    }
+}
