@@ -1032,6 +1032,37 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
     }
 }
 
+/// Members whose connections fail or end in the same turn leave first. Then the others receive every `left`, and the
+/// server writes nothing more to those that are gone.
+#[test]
+fn members_that_end_together_leave_before_anyone_is_told() {
+    for (has_presence, is_reset) in [(true, true), (false, false)] {
+        let mut world = calm(&["--max-presence", "10"]);
+        let survivor = member(&mut world, "survivor");
+        // The names are so long that the `left` of all of them fill more than one batch.
+        let name = "\u{1f600}".repeat(28);
+        let crowd: Vec<Client> = (0..430).map(|number| member(&mut world, &format!("{name}{number}"))).collect();
+        let presence = has_presence.then(|| join(&mut world, Dialect::Presence, "presence", "general"));
+        for _ in 0..3 {
+            world.settle(); // sends what did not fit into the sockets' buffers
+            [&survivor].into_iter().chain(&presence).chain(&crowd).for_each(|client| drop(client.read()));
+        }
+        crowd.iter().for_each(|client| if is_reset { client.reset() } else { client.end() });
+        let turns = world.settle();
+        assert!(turns < 5, "{turns} turns");
+        let written: usize = crowd.iter().map(|client| client.received().len()).sum();
+        assert_eq!(written, 0, "bytes written to connections that have ended");
+        let events: Vec<String> =
+            survivor.read_frames().iter().map(|frame| json_of(frame)["event"].to_string()).collect();
+        assert_eq!(events.iter().filter(|event| *event == "\"left\"").count(), crowd.len(), "{:?}", &events[..3]);
+        if let Some(presence) = presence {
+            let last = json_of(presence.read_frames().last().unwrap());
+            assert_eq!(last["active_users"], json!(["survivor", "presence"]));
+        }
+        assert_eq!(world.connection_count(), 1 + usize::from(has_presence));
+    }
+}
+
 /// A conversation on all endpoints and dialects, one step after the other. Returns all bytes that each client received.
 fn conversation(world: &mut World) -> Vec<Vec<u8>> {
     let paths = DIALECTS.map(|dialect| path(dialect, "member", "general"));
