@@ -66,7 +66,7 @@ pub struct Config {
     /// Record every connection to a file in this directory, for wirechat replay
     #[arg(long, value_name = "DIR", help_heading = WIRE)]
     pub record: Option<PathBuf>,
-    /// Stop recording after this many bytes in total
+    /// Stop recording after this many bytes in total; requests without an upgrade may use a tenth
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
     pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
     /// Limit a request head to this many bytes

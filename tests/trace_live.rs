@@ -323,3 +323,25 @@ fn recordings_stay_within_their_limit() {
     server.wait_for_log("RECORD");
     assert_eq!(server.log().matches("RECORD").count(), 1, "logged once: {}", server.log());
 }
+
+/// Neither rejected requests nor a file that cannot be created end the recordings of other connections.
+#[test]
+fn upgraded_connections_are_still_recorded() {
+    let dir = folder("still recorded");
+    let server = Server::start(&["--record", dir.to_str().expect("UTF-8"), "--record-limit", "20000"]);
+    for _ in 0..60 {
+        let mut rejected = server.connect();
+        rejected.send(&get("/nope").bytes());
+        rejected.read_to_end();
+    }
+    server.wait_for_log("RECORD stopped: requests without an upgrade");
+    fs::remove_dir_all(&dir).expect("the folder can be removed");
+    server.upgrade("/echo?token=dev-token");
+    server.wait_for_log("RECORD failed");
+    fs::create_dir(&dir).expect("the folder can be created again");
+    let mut echo = server.upgrade("/echo?token=dev-token");
+    echo.send_text("hi");
+    echo.read_frame();
+    drop(echo);
+    assert!(recorded(&dir, "\"end\"").contains(&hex(b"\x81\x02hi")), "{}", server.log());
+}

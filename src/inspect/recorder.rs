@@ -1,12 +1,15 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
 //! recorder locates the end of the request head (§4.1) and the frame boundaries (§5.2) only to decide which bytes need
 //! redaction; it does not interpret the content. The server's only thread writes the file: a slow disk slows down the
-//! server, and a full disk stops the recordings but not the server.
+//! server. A file that cannot be created or written stops only its own recording.
 //!
 //! A token may be split across two reads. So the recorder buffers the request until the server accepts or rejects the
 //! request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the read
 //! boundaries do not move. Client bytes that are not a valid frame may be another request with a token: the recorder
 //! redacts them and replaces everything after them with `*`.
+//!
+//! The recorder creates the file when the server has accepted or rejected the request, or when the client has closed
+//! early. Only then does the recorder know which part of `--record-limit` the file counts against.
 
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -14,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::Head;
 use super::recording::{Entry, Step, Title};
@@ -30,24 +33,44 @@ const LAST_LINE: usize = 80;
 /// would cost 24 extra bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
+/// Connections that are never upgraded may use one part in this many of `--record-limit`. Anyone can send requests
+/// that the server rejects, and these must not end the recordings of upgraded connections.
+const REJECTED_PART: u64 = 10;
+
+/// Minimum interval between log lines about files that cannot be created or written.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
 #[derive(Debug)]
 pub struct Recordings {
-    dir: PathBuf,
-    quota: Rc<Quota>,
+    shared: Rc<Shared>,
 }
 
-/// The number of bytes that all recordings together may still write.
+/// State shared by all recorders.
+#[derive(Debug)]
+struct Shared {
+    dir: PathBuf,
+    upgraded: Quota,
+    /// For rejected and unfinished requests.
+    rejected: Quota,
+    error_logged_at: Cell<Option<SystemTime>>,
+}
+
+/// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    left: Cell<u64>,
-    is_logged: Cell<bool>,
+    /// `None` after a line did not fit. From then on, no line is written, not even a shorter one.
+    left: Cell<Option<u64>>,
+    /// The log message for that moment.
+    message: &'static str,
 }
 
 #[derive(Debug)]
 pub struct Recorder {
-    /// `None` after the quota is exhausted or a write has failed.
-    file: Option<File>,
-    quota: Rc<Quota>,
+    shared: Rc<Shared>,
+    connection: usize,
+    accepted_at: SystemTime,
+    output: Output,
+    is_upgraded: bool,
     /// Client bytes received before the response. `reads` contains the time and length of each read.
     held: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
@@ -57,19 +80,46 @@ pub struct Recorder {
     is_private: bool,
 }
 
+#[derive(Debug)]
+enum Output {
+    /// The server has neither accepted nor rejected the request.
+    NotCreated,
+    File(File),
+    /// The quota is exhausted, or the file could not be created or written.
+    Stopped,
+}
+
 impl Quota {
-    /// Reserves `len` bytes, or returns `false` if fewer bytes are left.
-    fn reserve(&self, len: usize) -> bool {
-        let left = self.left.get().checked_sub(len as u64);
-        left.inspect(|left| self.left.set(*left)).is_some()
+    fn new(limit: u64, message: &'static str) -> Quota {
+        Quota { left: Cell::new(Some(limit)), message }
     }
 
-    /// Stops all recordings, and logs the reason once.
-    fn exhaust(&self, why: &str) {
-        // With a quota of zero, all remaining recordings end with `Step::Cut`.
-        self.left.set(0);
-        if !self.is_logged.replace(true) {
-            log::warn!("RECORD stopped: {why}");
+    fn is_exhausted(&self) -> bool {
+        self.left.get().is_none()
+    }
+
+    /// Reserves `len` bytes. If fewer bytes are left, logs this once and returns `false` from then on.
+    fn reserve(&self, len: usize) -> bool {
+        let Some(left) = self.left.get() else { return false };
+        self.left.set(left.checked_sub(len as u64));
+        if self.is_exhausted() {
+            log::warn!("RECORD stopped: {}", self.message);
+        }
+        !self.is_exhausted()
+    }
+
+    /// Returns reserved bytes that were not written.
+    fn release(&self, len: usize) {
+        self.left.set(self.left.get().map(|left| left + len as u64));
+    }
+}
+
+impl Shared {
+    fn log_error(&self, path: &Path, error: &io::Error, now: SystemTime) {
+        let is_recent = |at| now.duration_since(at).is_ok_and(|passed| passed < LOG_INTERVAL);
+        if !self.error_logged_at.get().is_some_and(is_recent) {
+            self.error_logged_at.set(Some(now));
+            log::warn!("RECORD failed: {}: {error}", path.display());
         }
     }
 }
@@ -83,51 +133,79 @@ impl Recordings {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
         // 0700: recordings contain private messages.
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        let tested = created.and_then(|()| new_file(&probe)).and_then(|_| fs::remove_file(&probe));
+        let tested = created.and_then(|()| new_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
         tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
-        let quota = Quota { left: Cell::new(limit), is_logged: Cell::new(false) };
-        Ok(Recordings { dir: dir.to_owned(), quota: Rc::new(quota) })
+        let upgraded = Quota::new(limit - limit / REJECTED_PART, "--record-limit is reached");
+        let message = "requests without an upgrade have used their part of --record-limit";
+        let rejected = Quota::new(limit / REJECTED_PART, message);
+        let error_logged_at = Cell::default();
+        Ok(Recordings { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
-    /// Starts a recording. Returns `None` if the quota is exhausted or the file cannot be created.
+    /// Starts a recording. Returns `None` if the quotas are exhausted.
     pub fn begin(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
-        let title = Title { connection, wirechat: env!("CARGO_PKG_VERSION").into() };
-        let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
-        if !self.quota.reserve(title.len() + LAST_LINE) {
-            self.quota.exhaust("--record-limit is reached");
-            return None;
-        }
-        // Some file systems and archive tools do not allow colons in file names.
-        let stamp = humantime::format_rfc3339_millis(now).to_string().replace(':', "-");
-        let path = self.dir.join(format!("{stamp}-{connection}.wire"));
-        match new_file(&path).and_then(|mut file| file.write_all(title.as_bytes()).map(|()| file)) {
-            Ok(file) => Some(Recorder::new(file, Rc::clone(&self.quota))),
-            Err(error) => {
-                self.quota.exhaust(&format!("{}: {error}", path.display()));
-                None
-            }
-        }
+        let is_over = self.shared.upgraded.is_exhausted() && self.shared.rejected.is_exhausted();
+        (!is_over).then(|| Recorder::new(Rc::clone(&self.shared), connection, now))
     }
 }
 
 /// Creates a file that only its owner can read. Never overwrites an existing file.
-fn new_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+fn new_file(path: &Path, title: &str) -> io::Result<File> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Do not leave empty files on a full disk.
+    file.write_all(title.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
+    Ok(file)
 }
 
 impl Recorder {
-    fn new(file: File, quota: Rc<Quota>) -> Recorder {
-        let (held, reads, response) = (Vec::new(), Vec::new(), Head::default());
-        let client = Direction::new(Role::Client);
-        Recorder { file: Some(file), quota, held, reads, response, client, welcome: None, is_private: false }
+    fn new(shared: Rc<Shared>, connection: usize, accepted_at: SystemTime) -> Recorder {
+        Recorder {
+            shared,
+            connection,
+            accepted_at,
+            output: Output::NotCreated,
+            is_upgraded: false,
+            held: Vec::new(),
+            reads: Vec::new(),
+            response: Head::default(),
+            client: Direction::new(Role::Client),
+            welcome: None,
+            is_private: false,
+        }
+    }
+
+    fn quota(&self) -> &Quota {
+        if self.is_upgraded { &self.shared.upgraded } else { &self.shared.rejected }
+    }
+
+    fn path(&self) -> PathBuf {
+        // Some file systems and archive tools do not allow colons in file names.
+        let stamp = humantime::format_rfc3339_millis(self.accepted_at).to_string().replace(':', "-");
+        self.shared.dir.join(format!("{stamp}-{}.wire", self.connection))
+    }
+
+    fn create_file(&self, now: SystemTime) -> Output {
+        let title = Title { connection: self.connection, wirechat: env!("CARGO_PKG_VERSION").into() };
+        let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
+        let reserved = title.len() + LAST_LINE;
+        if !self.quota().reserve(reserved) {
+            return Output::Stopped;
+        }
+        let path = self.path();
+        match new_file(&path, &title) {
+            Ok(file) => Output::File(file),
+            Err(error) => {
+                self.quota().release(reserved);
+                self.shared.log_error(&path, &error, now);
+                Output::Stopped
+            }
+        }
     }
 
     /// Records one read from the client or one write to the client.
     pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
-        if self.file.is_none() {
-            return;
-        }
         match from {
+            _ if matches!(self.output, Output::Stopped) => {}
             Role::Client if self.response.bytes.is_empty() => self.hold(bytes, now),
             Role::Client => self.write_client(bytes, now),
             Role::Server => self.write_server(bytes, now),
@@ -137,7 +215,8 @@ impl Recorder {
     /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
     pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
-        self.write_held();
+        self.is_upgraded = true;
+        self.write_held(now);
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
@@ -156,7 +235,7 @@ impl Recorder {
     }
 
     pub fn closed(&mut self, cause: &str, now: SystemTime) {
-        self.write_held();
+        self.write_held(now);
         self.write(Step::End(cause.into()), now);
     }
 
@@ -170,8 +249,11 @@ impl Recorder {
         }
     }
 
-    fn write_held(&mut self) {
+    fn write_held(&mut self, now: SystemTime) {
         let (held, reads) = (std::mem::take(&mut self.held), std::mem::take(&mut self.reads));
+        if let Output::NotCreated = self.output {
+            self.output = self.create_file(now);
+        }
         let rest = self.client.head.read(&held, 0);
         let head = secret::redacted(&held[..held.len() - rest.len()]);
         // Do not record an inspector's frames: its commands are as private as the records that it receives.
@@ -197,7 +279,7 @@ impl Recorder {
 
     fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
         // The server responds only after it has finished parsing the request, so the buffer is complete.
-        self.write_held();
+        self.write_held(now);
         let mut bytes = bytes.to_vec();
         let rest = self.response.read(&bytes, 0).len();
         if self.is_private {
@@ -228,22 +310,117 @@ impl Recorder {
     }
 
     fn write(&mut self, step: Step, at: SystemTime) {
-        let Some(file) = &mut self.file else { return };
+        let Output::File(file) = &self.output else { return };
         let line = |step| serde_json::to_string(&Entry { at, step }).unwrap_or_default() + "\n";
         let mut line_of_step = line(step);
-        let has_room = self.quota.reserve(line_of_step.len());
+        let has_room = self.quota().reserve(line_of_step.len());
         if !has_room {
-            // `Recordings::begin` reserved `LAST_LINE` bytes for this line.
+            // `create_file` reserved `LAST_LINE` bytes for this line.
             line_of_step = line(Step::Cut);
-            self.quota.exhaust("--record-limit is reached");
         }
         // Write each line immediately: after a crash, the file must include the bytes that caused the crash.
-        let written = file.write_all(line_of_step.as_bytes());
+        let written = (&*file).write_all(line_of_step.as_bytes());
         if let Err(error) = &written {
-            self.quota.exhaust(&error.to_string());
+            self.shared.log_error(&self.path(), error, at);
         }
         if written.is_err() || !has_room {
-            self.file = None;
+            self.output = Output::Stopped;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 20_000;
+    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
+    const REQUEST: &[u8] = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const PING: &[u8] = b"\x89\x80\0\0\0\0";
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    /// Runs a test with recordings in a new directory.
+    fn with_recordings(name: &str, test: impl FnOnce(&mut Recordings)) {
+        let dir = std::env::temp_dir().join(format!("wirechat-recorder-{name}-{}", std::process::id()));
+        test(&mut Recordings::new(&dir, LIMIT).expect("a writable directory"));
+        fs::remove_dir_all(&dir).expect("the directory can be removed");
+    }
+
+    /// Records a whole connection with this response, and returns its file, which is empty if there is none.
+    fn record(recordings: &mut Recordings, connection: usize, status: Option<u16>) -> String {
+        let Some(mut recorder) = recordings.begin(connection, NOW) else { return String::new() };
+        recorder.bytes(Role::Client, REQUEST, NOW);
+        if status == Some(101) {
+            recorder.upgraded(LIMITS, None, 0, NOW);
+        }
+        if let Some(status) = status {
+            recorder.bytes(Role::Server, format!("HTTP/1.1 {status} \r\n\r\n").as_bytes(), NOW);
+            recorder.bytes(Role::Client, PING, NOW);
+        }
+        recorder.closed("closed", NOW);
+        fs::read_to_string(recorder.path()).unwrap_or_default()
+    }
+
+    #[test]
+    fn rejected_and_unfinished_requests_use_only_a_small_part_of_the_limit() {
+        for status in [Some(404), None] {
+            with_recordings(&format!("rejected-{}", status.is_some()), |recordings| {
+                let rejected: Vec<_> = (0..200).map(|connection| record(recordings, connection, status)).collect();
+                assert!(rejected[0].contains("\"end\"") && rejected[199].is_empty(), "{status:?}");
+                let len = rejected.iter().map(String::len).sum::<usize>() as u64;
+                assert!(len <= LIMIT / REJECTED_PART && len > LIMIT / REJECTED_PART / 2, "{status:?}: {len} bytes");
+                assert_eq!(recordings.shared.upgraded.left.get(), Some(LIMIT - LIMIT / REJECTED_PART));
+                let upgraded = record(recordings, 200, Some(101));
+                assert!(upgraded.contains("\"client\":\"898000000000\"") && upgraded.contains("\"end\""), "{upgraded}");
+            });
+        }
+    }
+
+    #[test]
+    fn the_limit_ends_the_recordings() {
+        with_recordings("limit", |recordings| {
+            let mut len = 0;
+            for connection in 0..200 {
+                len += record(recordings, connection, Some([101, 404][connection % 2])).len() as u64;
+            }
+            assert!(len <= LIMIT && len > LIMIT / 2, "{len} bytes");
+            assert!(recordings.begin(200, NOW).is_none());
+        });
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_created_costs_only_its_own_recording() {
+        with_recordings("create", |recordings| {
+            let taken = recordings.begin(1, NOW).expect("a recorder").path();
+            fs::write(&taken, "another file").expect("a writable directory");
+            let left = recordings.shared.upgraded.left.get();
+            assert_eq!(record(recordings, 1, Some(101)), "another file");
+            assert_eq!(recordings.shared.upgraded.left.get(), left, "a failure must not use the limit");
+            assert_eq!(recordings.shared.error_logged_at.get(), Some(NOW));
+            assert!(record(recordings, 2, Some(101)).contains("\"end\""));
+        });
+    }
+
+    #[test]
+    fn a_full_disk_stops_only_the_recordings_that_it_concerns() {
+        with_recordings("full", |recordings| {
+            let mut recorder = recordings.begin(1, NOW).expect("a recorder");
+            recorder.output = Output::File(File::options().write(true).open("/dev/full").expect("/dev/full"));
+            recorder.closing(NOW);
+            assert!(matches!(recorder.output, Output::Stopped));
+            assert!(record(recordings, 2, Some(101)).contains("\"end\""));
+        });
+    }
+
+    #[test]
+    fn file_errors_are_logged_at_most_once_a_minute() {
+        with_recordings("log", |recordings| {
+            let shared = &recordings.shared;
+            for (seconds, logged) in [(0, 0), (59, 0), (60, 60), (119, 60), (10, 10)] {
+                let error = io::ErrorKind::StorageFull.into();
+                shared.log_error(Path::new("file"), &error, NOW + Duration::from_secs(seconds));
+                assert_eq!(shared.error_logged_at.get(), Some(NOW + Duration::from_secs(logged)), "after {seconds} s");
+            }
+        });
     }
 }

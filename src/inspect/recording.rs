@@ -53,7 +53,7 @@ pub enum Step {
     Closing,
     /// The TCP connection closed, with the server's explanation.
     End(String),
-    /// The recordings reached `--record-limit`. Always the last line of a file.
+    /// The recordings reached `--record-limit`, or the part of it for this kind of connection. Always the last line of a file.
     Cut,
 }
 
