@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use log::{Log, Metadata, Record};
+use log::{Level, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
@@ -19,6 +19,9 @@ use crate::chat::Now;
 const PIECE: usize = 4096;
 /// Maximum bytes queued while stderr is full.
 const MAX_QUEUED: usize = 64 * 1024;
+/// Errors and these events may fill the whole queue, all other lines only half of it: a flood of rejected requests must
+/// not push out the lines about the users.
+const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 /// Maximum time that a line waits for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
@@ -69,7 +72,7 @@ impl LogWriter {
     /// Queues whole lines that are not log records, such as a trace. The log level does not filter these lines.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
-        text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes()));
+        text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
     }
 
     pub(super) fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
@@ -141,15 +144,18 @@ impl<W: Write> Lines<W> {
     }
 
     fn log(&mut self, record: &Record) {
-        let time = humantime::format_rfc3339_millis(self.now.time);
-        self.push(format!("{time} {:<5} {}\n", record.level(), record.args()).as_bytes());
+        let (time, message) = (humantime::format_rfc3339_millis(self.now.time), record.args().to_string());
+        let is_reserved = record.level() == Level::Error || USER_EVENTS.iter().any(|event| message.starts_with(event));
+        let max = if is_reserved { MAX_QUEUED } else { MAX_QUEUED / 2 };
+        self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
-    fn push(&mut self, line: &[u8]) {
-        if self.queued.len() + line.len() > MAX_QUEUED {
+    /// Drops the line if the queue would then exceed `max` bytes.
+    fn push(&mut self, line: &[u8], max: usize) {
+        if self.queued.len() + line.len() > max {
             self.flush();
         }
-        if self.queued.len() + line.len() > MAX_QUEUED {
+        if self.queued.len() + line.len() > max {
             self.dropped += 1;
         } else {
             self.queued.extend_from_slice(line);
@@ -172,7 +178,7 @@ impl<W: Write> Lines<W> {
         self.queued.drain(..written);
         if self.queued.is_empty() && self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
-            self.push(format!("{dropped} log lines were dropped: stderr was full\n").as_bytes());
+            self.push(format!("{dropped} log lines were dropped: stderr was full\n").as_bytes(), MAX_QUEUED);
         }
     }
 }
@@ -214,22 +220,22 @@ mod tests {
     #[test]
     fn lines_are_written_together_when_there_is_nothing_else_to_do() {
         let mut lines = lines(usize::MAX);
-        lines.push(b"one\n");
+        lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, false), b"");
-        lines.push(b"two\n");
+        lines.push(b"two\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, true), b"one\ntwo\n");
     }
 
     #[test]
     fn a_loop_that_is_never_idle_writes_what_is_enough_or_has_waited() {
         let mut lines = lines(usize::MAX);
-        lines.push(b"one\n");
+        lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 4, false), b"");
-        lines.push(b"two\n");
+        lines.push(b"two\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 1, false), b"one\ntwo\n");
-        lines.push(&[b'x'; PIECE - 1]);
+        lines.push(&[b'x'; PIECE - 1], MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, false), b"");
-        lines.push(b"\n");
+        lines.push(b"\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, false).len(), PIECE);
     }
 
@@ -238,9 +244,9 @@ mod tests {
         let mut by_push = lines(usize::MAX);
         let mut by_log = lines(usize::MAX);
         for lines in [&mut by_push, &mut by_log] {
-            lines.push(&[b'x'; MAX_QUEUED]);
+            lines.push(&[b'x'; MAX_QUEUED], MAX_QUEUED);
         }
-        by_push.push(b"one\n");
+        by_push.push(b"one\n", MAX_QUEUED);
         by_log.log(&Record::builder().args(format_args!("one")).build());
         for lines in [by_push, by_log] {
             assert_eq!(lines.stderr.taken.len(), MAX_QUEUED);
@@ -251,7 +257,7 @@ mod tests {
     #[test]
     fn a_stderr_that_took_no_more_is_offered_the_rest_in_every_turn() {
         let mut lines = lines(0);
-        lines.push(b"one\n");
+        lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, true), b"");
         assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
         lines.stderr.room = usize::MAX;
@@ -279,7 +285,7 @@ mod tests {
     fn a_stderr_that_takes_no_more_loses_lines_and_is_told_how_many() {
         let mut lines = lines(0);
         for _ in 0..100 {
-            lines.push(&[b'x'; 1024]);
+            lines.push(&[b'x'; 1024], MAX_QUEUED);
             lines.flush();
         }
         assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED, 36));
@@ -290,9 +296,27 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_rejections_leaves_room_for_the_lines_about_the_users() {
+        let mut lines = lines(0);
+        let log = |lines: &mut Lines<Pipe>, level, message: &str| {
+            lines.log(&Record::builder().level(level).args(format_args!("{message}")).build());
+        };
+        for level in [Level::Info, Level::Warn].into_iter().cycle().take(2000) {
+            log(&mut lines, level, "REJECT 192.0.2.1:5000 404 Not Found");
+        }
+        lines.push(&[b'x'; 1024], MAX_QUEUED / 2);
+        for (level, message) in [(Level::Info, "JOIN room=a"), (Level::Info, "LEAVE room=a"), (Level::Error, "RELOAD")]
+        {
+            log(&mut lines, level, message);
+            assert!(lines.queued.ends_with(format!("{message}\n").as_bytes()), "{message}");
+        }
+        assert!(lines.queued.len() < MAX_QUEUED / 2 + 200 && lines.dropped > 1000);
+    }
+
+    #[test]
     fn a_long_turn_loses_nothing_if_stderr_takes_it() {
         let mut lines = lines(usize::MAX);
-        (0..1000).for_each(|_| lines.push(&[b'x'; 1024]));
+        (0..1000).for_each(|_| lines.push(&[b'x'; 1024], MAX_QUEUED));
         lines.flush();
         assert_eq!((lines.stderr.taken.len(), lines.dropped), (1000 * 1024, 0));
     }
