@@ -8,6 +8,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use support::http::Response;
 use support::table::hex;
@@ -18,7 +19,10 @@ const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
 
 /// Values that the server chooses. Where a client receives one of these words, the test remembers the value; where a client sends
 /// the word, the test sends the value.
-const VARIABLES: [&str; 2] = ["EPOCH", "TICKET"];
+const VARIABLES: [&str; 3] = ["EPOCH", "SESSION", "TICKET"];
+
+/// Commands of the page run here, and so does the server.
+const DIRECTORY: &str = env!("CARGO_TARGET_TMPDIR");
 
 #[derive(Debug)]
 struct Example {
@@ -112,7 +116,13 @@ impl Session {
             self.finish();
             self.clients.clear();
             let arguments: Vec<&str> = command.split_whitespace().collect();
-            self.server = Some(Server::start(&arguments));
+            self.server = Some(Server::launch(Server::command("127.0.0.1:0", &arguments).current_dir(DIRECTORY)));
+            return;
+        }
+        if let Some(command) = step.strip_prefix("$ ") {
+            let pid = self.server.as_ref().map_or_else(|| "PID".to_owned(), |server| server.pid().to_string());
+            let status = Command::new("sh").args(["-c", &command.replace("PID", &pid)]).current_dir(DIRECTORY).status();
+            assert!(status.expect("a shell runs").success(), "line {line}: {command}");
             return;
         }
         let (name, step) = step.split_once(' ').unwrap_or_else(|| panic!("line {line}: no step"));
@@ -302,7 +312,7 @@ fn matches(
     }
 }
 
-/// A room has one epoch; every connection has a ticket of its own.
+/// A room has one epoch; every connection has a session and a ticket of its own.
 fn expects_same(name: &str) -> bool {
     name == "EPOCH"
 }
