@@ -542,6 +542,10 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
         harness.join(BOB, request(Dialect::Rooms, "Anonymous", "general"));
         let error = event("error", r#"{"message":"The username ann is reserved for another token"}"#);
         assert_eq!(sent(&harness.receive(BOB, r#"{"username":"ann","text":"hi"}"#)), [(Recipients::One(BOB), error)]);
+        harness.join(CAROL, request(Dialect::Events, "carol", "general"));
+        harness.chat.set_reserved(["Carol".into()].into_iter());
+        let error = event("error", r#"{"message":"The username carol is reserved for another token"}"#);
+        assert_eq!(sent(&harness.receive(CAROL, &message("hi"))), [(Recipients::One(CAROL), error)], "after a reload");
     });
 }
 

@@ -62,7 +62,7 @@ impl RoomLog {
     /// messages that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let mut left = max_bytes;
-        let fits = |message: &&Rc<Message>| left.checked_sub(size(message)).inspect(|rest| left = *rest).is_some();
+        let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();
         let fitting = self.messages.iter().rev().take_while(fits).count() as u64;
         let can_resume = |since: u64| (self.last_id - fitting..=self.last_id).contains(&since);
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch && can_resume(resume.since));
@@ -79,6 +79,15 @@ impl RoomLog {
 
 fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
     Some((Rc::clone(&message.username), Rc::clone(message.nonce.as_ref()?)))
+}
+
+/// The length of a message as JSON, with a few bytes to spare.
+fn json_len(message: &Message) -> usize {
+    let escaped = |text: &str| {
+        let escapes = text.bytes().map(|byte| usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\')));
+        text.len() + escapes.sum::<usize>()
+    };
+    120 + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
 }
 
 pub fn size(message: &Message) -> usize {
@@ -186,7 +195,7 @@ mod tests {
     #[test]
     fn a_backlog_fits_into_a_bound() {
         let mut log = RoomLog::new("e".into());
-        let bytes = (1..=5).map(|_| size(&log.append(message("ann", "x", None)))).sum::<usize>();
+        let bytes = (1..=5).map(|_| json_len(&log.append(message("ann", "x", None)))).sum::<usize>();
         let resume = |since| Some(Resume { epoch: "e".into(), since });
         for (max, since, resumed, count) in
             [(bytes, 0, true, 5), (bytes - 1, 0, false, 4), (bytes - 1, 1, true, 4), (0, 5, true, 0)]
@@ -194,6 +203,16 @@ mod tests {
             let backlog = log.backlog(resume(since).as_ref(), max);
             assert_eq!((backlog.resumed, backlog.messages.len()), (resumed, count), "{max} bytes since {since}");
             assert!(backlog.messages.last().is_none_or(|newest| newest.id == 5));
+        }
+    }
+
+    #[test]
+    fn no_message_is_longer_as_json_than_its_estimate() {
+        for text in ["", "hi", "\u{0}\u{1f}\n\t\r\u{8}", "\"\\/", "\u{7f}\u{e9}\u{2028}"] {
+            let message =
+                Message { id: u64::MAX, time: "2026-01-31T12:00:00.000Z".into(), ..message(text, text, Some(text)) };
+            let len = serde_json::to_string(&message).unwrap().len();
+            assert!(len <= json_len(&message), "{text:?}: {len}, not {}", json_len(&message));
         }
     }
 }

@@ -280,12 +280,14 @@ impl Chat {
     /// Returns the validated `username`, or the username from the join if `username` is `None`.
     fn sender(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
         let record = &self.clients[&client];
-        let Some(username) = username else { return Ok(Rc::clone(&record.username)) };
-        let username = names::username(username)?;
-        if record.identity.username.as_deref().is_some_and(|bound| *bound != *username) {
-            return Err("This token may be used with another username only".into());
-        }
-        let username = Rc::from(username);
+        let username = match username.map(names::username).transpose()? {
+            Some(username) if record.identity.username.as_deref().is_some_and(|bound| *bound != *username) => {
+                return Err("This token may be used with another username only".into());
+            }
+            Some(username) => username.into(),
+            None => Rc::clone(&record.username),
+        };
+        // A reload can reserve the username of a client that has already joined.
         if self.is_reserved(&username, &record.identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
