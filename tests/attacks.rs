@@ -1,0 +1,243 @@
+//! Attacks on the running server by up to two thousand clients at once: a room that drops, users that come and go, a room
+//! that floods, request heads full of names, guessed tokens. Each test asserts what the attack costs the server: CPU time,
+//! memory and bytes. No test asserts wall time, because other programs may use the same machine. A bound is about five times
+//! what a small virtual machine needs, so it finds a cost that grows with the square of the clients, not a slow machine.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/crowd.rs"]
+mod crowd;
+mod support;
+
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crowd::{Crowd, cpu_seconds, peak, reset_peak};
+use support::users::{Dialect, chat, events_path, path, presence_path};
+use support::{Server, masked, token_file, upgrade_request};
+
+/// A debug build is about ten times slower, and its tests run beside many others.
+const MEMBERS: usize = if cfg!(debug_assertions) { 300 } else { 2000 };
+/// How much more CPU time a debug build may use.
+const SLOWNESS: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
+/// All attacks together end before this, or fail.
+const LIMIT: Duration = Duration::from_secs(120);
+const MIB: usize = 1024;
+
+/// Lets one attack run at a time, so that they do not compete for the processors. Returns when all of them must be over.
+fn alone() -> (MutexGuard<'static, ()>, Instant) {
+    static END: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
+    static ALONE: Mutex<()> = Mutex::new(());
+    (ALONE.lock().unwrap_or_else(PoisonError::into_inner), *END)
+}
+
+/// Prints a cost, so that a run with `--nocapture` shows the distance to the bounds, and asserts its bound.
+fn assert_below(what: &str, cost: f64, bound: f64) {
+    println!("{what}: {cost:.3}, bound {bound:.3}");
+    assert!(cost < bound, "{what}: {cost:.3} is not below {bound:.3}");
+}
+
+// ------------------------------------------------------------------------------------------------- mass disconnect
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Drop {
+    Finish,
+    Reset,
+}
+
+/// All members of a room drop except one witness, which receives `left` for each of them. `has_presence`: a client of the
+/// dialect `presence` stays too, and its events list the remaining users. `at_once`: the server finds all of it in one turn.
+fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
+    let (_alone, end) = alone();
+    let server = chat(&[]);
+    let mut crowd = Crowd::new(end);
+    let witness = crowd.join_and_keep(&server, &events_path("witness", "crowd"));
+    if has_presence {
+        crowd.join(&server, [presence_path("watcher", "watcher", "crowd")]);
+    }
+    let before = cpu_seconds(&server);
+    let members = crowd.join(&server, (0..MEMBERS).map(|n| events_path(&format!("member-{n}"), "crowd")));
+    let drop = format!("{how:?}, presence {has_presence}, at once {at_once}");
+    println!("{drop}: {MEMBERS} joins: {:.3} CPU seconds", cpu_seconds(&server) - before);
+    let (cpu, memory) = (cpu_seconds(&server), reset_peak(&server));
+    if at_once {
+        server.signal("STOP");
+    }
+    for member in members {
+        match how {
+            Drop::Finish => crowd.finish(member),
+            Drop::Reset => crowd.reset(member),
+        }
+    }
+    if at_once {
+        server.signal("CONT");
+    }
+    let mut left = 0;
+    crowd.turn_until("the witness receives `left` for every member", |crowd| {
+        let frames = crowd.take_frames(witness);
+        left += frames.iter().filter(|frame| frame.text().starts_with(r#"{"event":"left""#)).count();
+        left == MEMBERS
+    });
+    assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 500e-6 * SLOWNESS);
+    assert_below(&format!("{drop}: growth in MiB"), (peak(&server) - memory) as f64 / MIB as f64, 20.0);
+}
+
+#[test]
+fn a_room_ends_its_streams() {
+    everyone_drops(Drop::Finish, false, false);
+    everyone_drops(Drop::Finish, true, true);
+}
+
+#[test]
+fn a_room_resets_its_connections() {
+    everyone_drops(Drop::Reset, true, false);
+    everyone_drops(Drop::Reset, false, true);
+}
+
+// -------------------------------------------------------------------------------------------------------- presence
+
+/// One peer joins a room of `presence` clients with two sockets and leaves it, again and again.
+#[test]
+fn a_user_that_comes_and_goes() {
+    const ROUNDS: usize = 100;
+    let (_alone, end) = alone();
+    let room = MEMBERS * 2 / 5;
+    let server = chat(&[]);
+    let mut crowd = Crowd::new(end);
+    let members = crowd.join(&server, (0..room).map(|n| path(Dialect::Presence, &format!("member-{n}"), "crowd")));
+    let member = crowd.join_and_keep(&server, &presence_path("member", "kept", "crowd"));
+    crowd.take_frames(member);
+    let (cpu, bytes) = (cpu_seconds(&server), crowd.members[members.start].received);
+    let (mut joined, mut left) = (0, 0);
+    for round in 1..=ROUNDS {
+        let guests = crowd.join(&server, ["a", "b"].map(|id| presence_path("guest", id, "crowd")));
+        guests.for_each(|guest| crowd.reset(guest));
+        crowd.turn_until("the member receives both events of both sockets", |crowd| {
+            for frame in crowd.take_frames(member) {
+                joined += usize::from(frame.text().contains("user_joined"));
+                left += usize::from(frame.text().contains("user_left"));
+            }
+            (joined, left) == (2 * round, 2 * round)
+        });
+    }
+    // Each join and each leave is one event, whose length does not depend on the size of the room.
+    let events = (4 * ROUNDS) as f64;
+    let bytes = crowd.members[members.start].received - bytes;
+    assert_below("presence: bytes per event for one member", bytes as f64 / events, 400.0);
+    let cpu = (cpu_seconds(&server) - cpu) / events / room as f64 * 1e6;
+    assert_below("presence: CPU microseconds per event and member", cpu, 15.0 * SLOWNESS);
+}
+
+// ------------------------------------------------------------------------------------------------------- busy room
+
+/// One room floods itself while clients of a third room connect. A client of another room is not starved: the busy room
+/// receives only a few more rounds of messages before each Pong.
+#[test]
+fn a_busy_room_delays_no_other() {
+    const FLOODERS: usize = 40;
+    const BURST: usize = 20; // messages in one write of a flooder
+    const ROUND: usize = FLOODERS * BURST;
+    let (_alone, end) = alone();
+    let server = chat(&["--history", "0"]);
+    let mut crowd = Crowd::new(end);
+    let flooders = crowd.join(&server, (0..FLOODERS).map(|n| events_path(&format!("flooder-{n}"), "busy")));
+    let witness = crowd.join_and_keep(&server, &events_path("witness", "busy"));
+    let pinger = crowd.join_and_keep(&server, &events_path("pinger", "quiet"));
+    let burst = masked(0x81, br#"{"event":"message","data":{"text":"flood"}}"#).repeat(BURST);
+    let handshakes = MEMBERS / 4;
+    let first = crowd.members.len();
+    let (mut sent, mut received, mut pinged_at, mut pongs, mut longest) = (0, 0, None, 0, 0);
+    loop {
+        for frame in crowd.take_frames(witness) {
+            received += usize::from(frame.text().starts_with(r#"{"event":"message""#));
+        }
+        let is_over =
+            crowd.members.len() - first == handshakes && crowd.members[first..].iter().all(|m| m.has_response());
+        if is_over && received == sent {
+            break;
+        }
+        // At most two rounds are on the way, so the server always has messages to read, and never more than it can send.
+        if !is_over && sent - received <= ROUND {
+            flooders.clone().for_each(|flooder| crowd.send(flooder, &burst));
+            sent += ROUND;
+        }
+        for frame in crowd.take_frames(pinger) {
+            if frame.opcode() == 10 {
+                let at = pinged_at.take().expect("a Pong follows a Ping");
+                (longest, pongs) = (longest.max(received - at), pongs + 1);
+            }
+        }
+        if pinged_at.is_none() {
+            crowd.send(pinger, &masked(0x89, b"still there?"));
+            pinged_at = Some(received);
+        }
+        for number in crowd.members.len() - first..handshakes.min(crowd.members.len() - first + 4) {
+            crowd.connect(&server, &upgrade_request(&events_path(&format!("new-{number}"), "new")), false);
+        }
+        crowd.turn();
+    }
+    println!("busy room: {sent} messages, {pongs} Pongs");
+    assert_below("busy room: most rounds before a Pong", longest as f64 / ROUND as f64, 8.0);
+    assert_below("busy room: rounds per Pong", sent as f64 / ROUND as f64 / pongs as f64, 8.0);
+    // A turn handles several handshakes, so it takes far fewer rounds than handshakes.
+    assert_below("busy room: rounds per handshake", sent as f64 / ROUND as f64 / handshakes as f64, 4.0);
+}
+
+// ------------------------------------------------------------------------------------------------------ handshakes
+
+/// Request heads of the maximum length that consist of subprotocol names (RFC 6455 §11.3.4).
+#[test]
+fn thousands_of_subprotocol_names() {
+    let (_alone, end) = alone();
+    let server = chat(&[]);
+    let mut crowd = Crowd::new(end);
+    let mut request = upgrade_request("/?token=dev-token&room=names");
+    request.truncate(request.len() - 2);
+    request += "Sec-WebSocket-Protocol: ";
+    let names = (0..).map(|n: u32| {
+        char::from_digit(n / 1296 % 36, 36)
+            .into_iter()
+            .chain(char::from_digit(n / 36 % 36, 36))
+            .chain(char::from_digit(n % 36, 36))
+            .collect::<String>()
+    });
+    let mut names = names.map(|name| name + ",");
+    while request.len() < 8170 {
+        request += &names.next().unwrap();
+    }
+    request += "chat.events\r\n\r\n";
+    assert!(request.len() <= 8192 && request.len() > 8180, "{}", request.len());
+    let cpu = cpu_seconds(&server);
+    let count = MEMBERS / 2;
+    for _ in 0..count / 20 {
+        for client in crowd.request(&server, std::iter::repeat_n(request.clone(), 20)) {
+            assert!(crowd.members[client].is_upgraded());
+            crowd.reset(client);
+        }
+    }
+    let cpu = (cpu_seconds(&server) - cpu) / count as f64 * 1e6;
+    assert_below("subprotocols: CPU microseconds per handshake", cpu, 1500.0 * SLOWNESS);
+}
+
+/// A large token file, and clients that guess.
+#[test]
+fn guessed_tokens() {
+    const GUESSES: usize = 500;
+    let (_alone, end) = alone();
+    let lines: String = (0..100_000).map(|n| format!("token-{n} user-{n}\n")).collect();
+    let file = token_file("attacks", lines);
+    let unlimited = ["--max-wrong-tokens", "0", "--max-per-address", "0", "--connect-rate", "0"];
+    let server = Server::start(&[&["--tokens", file.to_str().unwrap()], &unlimited[..]].concat());
+    std::fs::remove_file(file).unwrap();
+    assert_below("tokens: CPU seconds of the start", cpu_seconds(&server), 1.5 * SLOWNESS);
+    let mut crowd = Crowd::new(end);
+    let cpu = cpu_seconds(&server);
+    let guesses = (0..GUESSES).map(|n| upgrade_request(&format!("/?token=guess-{n}")));
+    for client in crowd.request(&server, guesses) {
+        assert!(!crowd.members[client].is_upgraded());
+    }
+    let cpu = (cpu_seconds(&server) - cpu) / GUESSES as f64 * 1e6;
+    assert_below("tokens: CPU microseconds per guess", cpu, 1000.0 * SLOWNESS);
+    crowd.join(&server, ["/?token=token-99999&username=user-99999".to_owned()]);
+}
