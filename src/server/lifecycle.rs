@@ -137,6 +137,7 @@ impl<S: Socket> Server<S> {
         let response = http::rejection_response(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
+            self.write_to(oldest); // it may have been rejected in this turn, and its response is still queued
             self.end(oldest, "too many rejected connections linger");
         }
     }
