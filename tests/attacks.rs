@@ -79,7 +79,7 @@ fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
         left += frames.iter().filter(|frame| frame.text().starts_with(r#"{"event":"left""#)).count();
         left == MEMBERS
     });
-    assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 500e-6 * SLOWNESS);
+    assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 100e-6 * SLOWNESS);
     assert_below(&format!("{drop}: growth in MiB"), (peak(&server) - memory) as f64 / MIB as f64, 20.0);
 }
 
@@ -124,9 +124,9 @@ fn a_user_that_comes_and_goes() {
     // Each join and each leave is one event, whose length does not depend on the size of the room.
     let events = (4 * ROUNDS) as f64;
     let bytes = crowd.members[members.start].received - bytes;
-    assert_below("presence: bytes per event for one member", bytes as f64 / events, 400.0);
+    assert_below("presence: bytes per event for one member", bytes as f64 / events, 200.0);
     let cpu = (cpu_seconds(&server) - cpu) / events / room as f64 * 1e6;
-    assert_below("presence: CPU microseconds per event and member", cpu, 15.0 * SLOWNESS);
+    assert_below("presence: CPU microseconds per event and member", cpu, 20.0 * SLOWNESS);
 }
 
 // ------------------------------------------------------------------------------------------------------- busy room
@@ -180,44 +180,32 @@ fn a_busy_room_delays_no_other() {
     println!("busy room: {sent} messages, {pongs} Pongs");
     assert_below("busy room: most rounds before a Pong", longest as f64 / ROUND as f64, 8.0);
     assert_below("busy room: rounds per Pong", sent as f64 / ROUND as f64 / pongs as f64, 8.0);
-    // A turn handles several handshakes, so it takes far fewer rounds than handshakes.
-    assert_below("busy room: rounds per handshake", sent as f64 / ROUND as f64 / handshakes as f64, 4.0);
+    // A turn handles up to 16 handshakes.
+    assert_below("busy room: rounds per handshake", sent as f64 / ROUND as f64 / handshakes as f64, 0.5);
 }
 
 // ------------------------------------------------------------------------------------------------------ handshakes
 
-/// Request heads of the maximum length that consist of subprotocol names (RFC 6455 §11.3.4).
+/// Request heads of the maximum length, full of subprotocol names (RFC 6455 §11.3.4): all different, or all the same.
 #[test]
 fn thousands_of_subprotocol_names() {
     let (_alone, end) = alone();
     let server = chat(&[]);
     let mut crowd = Crowd::new(end);
-    let mut request = upgrade_request("/?token=dev-token&room=names");
-    request.truncate(request.len() - 2);
-    request += "Sec-WebSocket-Protocol: ";
-    let names = (0..).map(|n: u32| {
-        char::from_digit(n / 1296 % 36, 36)
-            .into_iter()
-            .chain(char::from_digit(n / 36 % 36, 36))
-            .chain(char::from_digit(n % 36, 36))
-            .collect::<String>()
-    });
-    let mut names = names.map(|name| name + ",");
-    while request.len() < 8170 {
-        request += &names.next().unwrap();
-    }
-    request += "chat.events\r\n\r\n";
-    assert!(request.len() <= 8192 && request.len() > 8180, "{}", request.len());
-    let cpu = cpu_seconds(&server);
-    let count = MEMBERS / 2;
-    for _ in 0..count / 20 {
-        for client in crowd.request(&server, std::iter::repeat_n(request.clone(), 20)) {
-            assert!(crowd.members[client].is_upgraded());
-            crowd.reset(client);
+    let head = upgrade_request("/?token=dev-token").trim_end().to_owned() + "\r\nSec-WebSocket-Protocol: ";
+    let different: String = (0..4096).map(|n| format!("{n:x},")).collect();
+    for names in [different, "a,".repeat(4096)] {
+        let mut request = head.clone() + &names;
+        request.truncate(8192 - 5);
+        request += "z\r\n\r\n";
+        let cpu = cpu_seconds(&server);
+        let count = MEMBERS / 2;
+        for client in crowd.request(&server, std::iter::repeat_n(request, count)) {
+            assert_eq!(crowd.members[client].status(), "400");
         }
+        let cpu = (cpu_seconds(&server) - cpu) / count as f64 * 1e6;
+        assert_below("subprotocols: CPU microseconds per handshake", cpu, 300.0 * SLOWNESS);
     }
-    let cpu = (cpu_seconds(&server) - cpu) / count as f64 * 1e6;
-    assert_below("subprotocols: CPU microseconds per handshake", cpu, 1500.0 * SLOWNESS);
 }
 
 /// A large token file, and clients that guess.
@@ -230,14 +218,14 @@ fn guessed_tokens() {
     let unlimited = ["--max-wrong-tokens", "0", "--max-per-address", "0", "--connect-rate", "0"];
     let server = Server::start(&[&["--tokens", file.to_str().unwrap()], &unlimited[..]].concat());
     std::fs::remove_file(file).unwrap();
-    assert_below("tokens: CPU seconds of the start", cpu_seconds(&server), 1.5 * SLOWNESS);
+    assert_below("tokens: CPU seconds of the start", cpu_seconds(&server), 0.5 * SLOWNESS);
     let mut crowd = Crowd::new(end);
     let cpu = cpu_seconds(&server);
     let guesses = (0..GUESSES).map(|n| upgrade_request(&format!("/?token=guess-{n}")));
     for client in crowd.request(&server, guesses) {
-        assert!(!crowd.members[client].is_upgraded());
+        assert_eq!(crowd.members[client].status(), "401");
     }
     let cpu = (cpu_seconds(&server) - cpu) / GUESSES as f64 * 1e6;
-    assert_below("tokens: CPU microseconds per guess", cpu, 1000.0 * SLOWNESS);
+    assert_below("tokens: CPU microseconds per guess", cpu, 200.0 * SLOWNESS);
     crowd.join(&server, ["/?token=token-99999&username=user-99999".to_owned()]);
 }

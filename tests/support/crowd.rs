@@ -48,7 +48,7 @@ impl Crowd {
     pub fn join(&mut self, server: &Server, paths: impl IntoIterator<Item = String>) -> Range<usize> {
         let requests = paths.into_iter().map(|path| upgrade_request(&path));
         let joined = self.request(server, requests);
-        assert!(self.members[joined.clone()].iter().all(Member::is_upgraded), "all are upgraded");
+        assert!(self.members[joined.clone()].iter().all(|member| member.status() == "101"), "all are upgraded");
         joined
     }
 
@@ -140,8 +140,9 @@ impl Member {
         self.received >= 12
     }
 
-    pub fn is_upgraded(&self) -> bool {
-        self.response == b"HTTP/1.1 101"
+    /// The status of the response.
+    pub fn status(&self) -> &str {
+        std::str::from_utf8(&self.response).expect("ASCII").strip_prefix("HTTP/1.1 ").expect("HTTP")
     }
 
     fn read(&mut self, scratch: &mut [u8]) {
