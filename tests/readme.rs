@@ -71,6 +71,24 @@ fn reading_times_are_measured() {
     assert_eq!(found, expected, "the files of the tables, and those that exist");
 }
 
+/// The table of limits names tests that exist, and options with their defaults.
+#[test]
+fn every_limit_has_a_test() {
+    let tests = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap();
+    let tests: String = tests.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok()).collect();
+    let rows = table_rows(section("Host it").split_once("### Limits").unwrap().1);
+    assert!(rows.len() > 10);
+    let help = Config::command().render_long_help().to_string();
+    for row in rows {
+        for option in quoted(row[0]) {
+            assert!(help.contains(&format!("{option} <")), "{option}");
+        }
+        for name in quoted(row[4]) {
+            assert!(tests.contains(&format!("fn {name}()")), "{name}");
+        }
+    }
+}
+
 /// A tenth more or less, or one minute, is near enough.
 fn is_about(shown: &str, minutes: usize) -> bool {
     shown.parse::<usize>().is_ok_and(|shown| shown.abs_diff(minutes) <= 1 + minutes / 10)
