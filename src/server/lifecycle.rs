@@ -23,9 +23,6 @@ use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
 use crate::ws::request::{Rejection, Request};
 
-/// When the buffers are full, the server closes the connection that filled them. If the largest connection holds over
-/// `HOG` times as much, the server closes the largest instead.
-const HOG: usize = 4;
 /// How long a shutdown waits for clients to close.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// Extra time for a request that arrived in time but is still queued to be read.
@@ -315,33 +312,29 @@ impl<S: Socket> Server<S> {
         log::log!(level, "CLOSE {peer} reason={reason:?}");
     }
 
-    /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most,
-    /// or this one if it holds nearly as much.
-    pub(super) fn enforce_buffer_limit(&mut self, token: Option<Token>) {
-        let mut current = token.and_then(|token| self.connections.get_mut(token));
-        current.iter_mut().for_each(|connection| connection.update_buffered(&mut self.limits.buffered));
+    /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most.
+    pub(super) fn enforce_buffer_limit(&mut self, token: Token) {
+        if let Some(connection) = self.connections.get_mut(token) {
+            connection.update_buffered(&mut self.limits.buffered);
+        }
         while self.limits.total_buffered() > self.config.max_buffered {
             let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
-            let largest = remaining.map(|(token, connection)| (connection.held(), *token)).max();
-            let Some((most, largest)) = largest.filter(|(most, _)| *most > 0) else { return };
-            let held =
-                token.and_then(|token| self.connections.get_mut(token)).map_or(0, |connection| connection.held());
-            let closed = token.filter(|_| held * HOG >= most).unwrap_or(largest);
-            self.close_for_memory(closed);
+            let largest = remaining.max_by_key(|(token, connection)| (connection.held(), **token));
+            let Some(largest) = largest.filter(|(_, connection)| connection.held() > 0).map(|(token, _)| *token) else {
+                return;
+            };
+            self.free_memory(largest);
         }
     }
 
-    fn close_for_memory(&mut self, token: Token) {
+    /// Writes a connection's output. If the socket accepts nothing, closes the connection.
+    fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
-        // First try to write. A handshake response must not be dropped, and the socket may accept all output.
         let before = connection.held();
-        let is_failed = connection.flush().is_err();
-        connection.update_buffered(&mut self.limits.buffered);
-        if connection.held() < before && !is_failed {
-            return;
-        }
-        if connection.is_open() && !is_failed {
+        let is_open = connection.flush().is_ok() && connection.is_open();
+        if connection.held() < before {
+        } else if is_open {
             connection.cold.unprocessed = Box::default();
             self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, REASON);
         } else {

@@ -261,7 +261,7 @@ impl<S: Socket> Server<S> {
                 }
             }
         }
-        self.enforce_buffer_limit(Some(token));
+        self.enforce_buffer_limit(token);
     }
 
     fn receive_message(&mut self, token: Token, endpoint: Endpoint, message: &Message) {
@@ -408,14 +408,10 @@ impl<S: Socket> Server<S> {
                     connection.flush()
                 }
             };
-            // The common case: the socket accepted everything, so the connection's state is unchanged.
-            if sent.is_ok() && was_empty && connection.outbox.is_empty() {
-                continue;
-            }
-            connection.update_buffered(&mut self.limits.buffered);
             match sent {
-                Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
-                Ok(()) => self.connections.queue_read(token, self.config.max_outbox),
+                // The common case: the socket accepted everything, so the connection's state is unchanged.
+                Ok(()) if was_empty && connection.outbox.is_empty() => {}
+                Ok(()) => self.connections.queue(Work::Write, token),
                 // Close failed members after the loop: `end` may not use the chat meanwhile.
                 Err(error) => failed.push((token, error)),
             }
@@ -423,7 +419,6 @@ impl<S: Socket> Server<S> {
         for (token, error) in failed {
             self.end(token, error.to_string());
         }
-        self.enforce_buffer_limit(None);
     }
 
     fn write_to(&mut self, token: Token) {
@@ -439,7 +434,7 @@ impl<S: Socket> Server<S> {
             Ok(()) if connection.cold.deadline.is_none() => self.set_timer(token, self.config.close_timeout),
             Ok(()) => {}
         }
-        self.enforce_buffer_limit(Some(token));
+        self.enforce_buffer_limit(token);
         self.connections.queue_read(token, self.config.max_outbox);
     }
 
