@@ -19,8 +19,8 @@ pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
     pub messages: VecDeque<Rc<Message>>,
-    /// Ids of kept messages by username and nonce. A map, because a search of up to 10,000 messages would be slow.
-    nonces: HashMap<(Rc<str>, Rc<str>), u64>,
+    /// Kept messages by username and nonce. A map, because a search of up to 10,000 messages would be slow.
+    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>,
     pub bytes: usize, // estimated memory use of the kept messages
 }
 
@@ -29,25 +29,21 @@ impl RoomLog {
         RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
     }
 
-    /// Assigns the next id. The caller must first check that [`RoomLog::find`] returns `None`.
+    /// Assigns the next id.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
+        debug_assert_eq!(self.find(&message), None, "a nonce names one message");
         self.last_id += 1;
         message.id = self.last_id;
-        if let Some(key) = nonce_key(&message) {
-            let older = self.nonces.insert(key, message.id);
-            debug_assert_eq!(older, None, "a nonce names one message");
-        }
-        self.bytes += size(&message);
         let message = Rc::new(message);
+        self.nonces.extend(nonce_key(&message).map(|key| (key, Rc::clone(&message))));
+        self.bytes += size(&message);
         self.messages.push_back(Rc::clone(&message));
         message
     }
 
     /// Finds the kept message with the same username and nonce.
     pub fn find(&self, message: &Message) -> Option<&Rc<Message>> {
-        let id = *self.nonces.get(&nonce_key(message)?)?;
-        // Ids have no gaps, so the distance from the oldest kept id is the index.
-        self.messages.get((id - self.dropped_count() - 1) as usize)
+        self.nonces.get(&nonce_key(message)?)
     }
 
     /// Returns the number of freed bytes.
@@ -69,11 +65,6 @@ impl RoomLog {
         let missed = resume.map_or(fitting, |resume| self.last_id - resume.since) as usize;
         let messages = self.messages.range(self.messages.len() - missed..).map(Rc::clone).collect();
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: resume.is_some(), messages }
-    }
-
-    /// Equals the id of the newest dropped message.
-    fn dropped_count(&self) -> u64 {
-        self.last_id - self.messages.len() as u64
     }
 }
 

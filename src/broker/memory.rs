@@ -28,11 +28,9 @@ pub struct Limits {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table would be as large as a `Member`
     rooms: Rooms,
-    /// All members by the key of their username. Not a map of lists: a list of 100,000 `anonymous` clients is slow to
-    /// search.
-    present: BTreeSet<(Rc<str>, Token)>,
-    /// The holders of usernames that must be unique, by key.
-    holders: HashMap<Rc<str>, Token>,
+    /// All members by the key of their username, and whether others may share it. If not, the member is its holder. Not
+    /// a map of lists: a list of 100,000 `anonymous` clients is slow to search.
+    present: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
     events: VecDeque<RoomEvent>,
@@ -50,16 +48,8 @@ impl MemoryBroker {
     pub fn new(limits: Limits, random: Random, names: NameRules) -> MemoryBroker {
         let (rooms, ids, empty, opened) = (RoomMap::default(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
         let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, limits, random };
-        let (present, holders, client_ids) = (BTreeSet::new(), HashMap::new(), HashMap::new());
-        MemoryBroker {
-            members: TokenMap::default(),
-            rooms,
-            present,
-            holders,
-            client_ids,
-            names,
-            events: VecDeque::new(),
-        }
+        let (members, present, client_ids) = (TokenMap::default(), BTreeSet::new(), HashMap::new());
+        MemoryBroker { members, rooms, present, client_ids, names, events: VecDeque::new() }
     }
 
     fn join(&mut self, client: Token, join: Join, now: Duration) -> Option<RoomEvent> {
@@ -69,11 +59,10 @@ impl MemoryBroker {
         }
         let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
-        let holder = self.unique_key(&username).and_then(|key| self.holders.get(&key).copied());
+        let holder = self.holder(&username);
         // A client may reconnect before the server notices that the old connection is dead.
-        let may_replace =
-            |holder: Token| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
-        if holder.is_some_and(|holder| !may_replace(holder)) {
+        let is_older = |holder| older == Some(holder) || session == Some(self.members[&holder].session);
+        if holder.is_some_and(|holder| !is_bound && !is_older(holder)) {
             return Some(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
         }
         // If one connection holds both the client id and the username, the second `leave` is a no-op.
@@ -84,7 +73,7 @@ impl MemoryBroker {
         let mut session = Session([0; 16]);
         (self.rooms.random)(&mut session.0);
         let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
-        self.hold(client, &username);
+        self.present.insert(self.presence(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         let member = Member { room: to, username, client_id, credential, session };
         self.members.insert(client, Box::new(member));
@@ -93,7 +82,7 @@ impl MemoryBroker {
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
         let Member { room, username, client_id, .. } = *self.members.remove(&client)?;
-        self.release(client, &username);
+        self.present.remove(&self.presence(&username, client));
         client_id.and_then(|id| self.client_ids.remove(&id));
         self.rooms.remove_member(room, now);
         Some(RoomEvent::Left { room, member: MemberId::Local(client) })
@@ -140,8 +129,8 @@ impl MemoryBroker {
     fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
         self.authorize(client, &message.from, message.nonce.as_ref())?;
         let key = (self.names.key)(&message.to);
-        let [first, last] = [0, usize::MAX].map(|number| (Rc::clone(&key), Token(number)));
-        let mut recipients: Vec<Token> = self.present.range(first..=last).map(|(_, token)| *token).collect();
+        let all = (Rc::clone(&key), false, Token(0))..=(key, true, Token(usize::MAX));
+        let mut recipients: Vec<Token> = self.present.range(all).map(|(.., token)| *token).collect();
         if recipients.is_empty() {
             let error = BrokerError::NoSuchUser(message.to);
             return Some(RoomEvent::Rejected { client, error, nonce: message.nonce });
@@ -154,37 +143,34 @@ impl MemoryBroker {
     }
 
     /// Returns the client's room. `None` if the client has no room, or if another client holds the username.
-    fn authorize(&mut self, client: Token, username: &str, nonce: Option<&Rc<str>>) -> Option<RoomId> {
+    fn authorize(&mut self, client: Token, username: &Rc<str>, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
-        let holder = || self.unique_key(&username.into()).and_then(|key| self.holders.get(&key));
         // Test the cheap condition first: nearly every message has the username that the client already holds.
-        if *member.username == *username || holder().is_none_or(|holder| *holder == client) {
+        if member.username == *username || self.holder(username).is_none_or(|holder| holder == client) {
             return Some(member.room);
         }
         self.events.push_back(RoomEvent::Rejected { client, error: BrokerError::NameInUse, nonce: nonce.cloned() });
         None
     }
 
-    /// Makes a member the holder of a new username, and releases the member's previous username.
+    /// Gives a member a new username, and releases the previous one.
     fn rename(&mut self, client: Token, username: &Rc<str>) {
         let Some(member) = self.members.get_mut(&client).filter(|member| member.username != *username) else { return };
         let before = std::mem::replace(&mut member.username, Rc::clone(username));
-        self.release(client, &before);
-        self.hold(client, username);
+        self.present.remove(&self.presence(&before, client));
+        self.present.insert(self.presence(username, client));
     }
 
-    fn hold(&mut self, client: Token, username: &Rc<str>) {
-        self.present.insert(((self.names.key)(username), client));
-        self.holders.extend(self.unique_key(username).map(|key| (key, client)));
+    /// The client's entry in `present`.
+    fn presence(&self, username: &Rc<str>, client: Token) -> (Rc<str>, bool, Token) {
+        ((self.names.key)(username), (self.names.may_share)(username), client)
     }
 
-    fn release(&mut self, client: Token, username: &Rc<str>) {
-        self.present.remove(&((self.names.key)(username), client));
-        self.unique_key(username).and_then(|key| self.holders.remove(&key));
-    }
-
-    fn unique_key(&self, username: &Rc<str>) -> Option<Rc<str>> {
-        (!(self.names.may_share)(username)).then(|| (self.names.key)(username))
+    /// The one client that has the username, or `None` if many clients may share it.
+    fn holder(&self, username: &Rc<str>) -> Option<Token> {
+        let [first, last] = [0, usize::MAX].map(|number| self.presence(username, Token(number)));
+        let (_, may_share, client) = self.present.range(first..=last).next()?;
+        (!may_share).then_some(*client)
     }
 }
 
@@ -311,8 +297,8 @@ impl Rooms {
         // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
         while self.bytes > self.limits.bytes && self.evict(&user) {}
         while self.bytes > self.limits.bytes {
-            let Some(Room { log, .. }) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
-            self.bytes -= log.drop_oldest();
+            let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
+            self.bytes -= largest.log.drop_oldest();
         }
         message
     }
@@ -329,10 +315,9 @@ impl Rooms {
 
     /// Evicts the empty room that the user opened last, unless it is the user's only one.
     fn evict_last_of(&mut self, user: &User) -> bool {
-        let mut empty = self.opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
-        let (last, other) = (empty.next(), empty.next());
-        drop(empty);
-        other.and(last).and_then(|last| self.remove(last)).is_some()
+        let empty = self.opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
+        let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };
+        self.remove(last).is_some()
     }
 
     fn remove(&mut self, id: RoomId) -> Option<Room> {
@@ -499,11 +484,11 @@ mod tests {
         broker.submit(Token(1), Request::Join(Join { username, client_id, ..join(1, "r") }), NOW);
         broker.submit(Token(1), Request::Publish(message("other", "x")), NOW);
         assert_eq!(broker.client_ids.len(), 1);
-        assert!(broker.holders.len() == 1 && broker.holders.contains_key("other"), "the name before is free");
+        assert_eq!(broker.present, [("other".into(), false, Token(1))].into(), "the name before is free");
         leave(&mut broker, 1, NOW);
         assert!(broker.members.is_empty() && broker.present.is_empty());
         assert_eq!(broker.rooms.rooms.len(), broker.rooms.empty.len());
-        assert!(broker.holders.is_empty() && broker.client_ids.is_empty());
+        assert!(broker.client_ids.is_empty());
         leave(&mut broker, 1, NOW);
         broker.submit(Token(1), Request::Typing { username: "other".into() }, NOW);
         assert!(events(&mut broker).is_empty(), "requests of a client that has left are dropped");

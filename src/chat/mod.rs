@@ -182,12 +182,10 @@ impl Chat {
         let Some(record) = self.active_client(client) else { return };
         let (parsed, nonce) = record.dialect.parse(text);
         // The rate limit also counts malformed texts, because parsing them takes as much time as parsing commands.
-        let is_typing = matches!(parsed, Ok(Command::Typing { .. }));
-        let decision = if is_typing || self.config.rate_limit == 0.0 {
-            Decision::Pass
-        } else {
-            let user = self.user_of(client);
-            self.rate_limiter.check(&user, now.monotonic)
+        let decision = match parsed {
+            Ok(Command::Typing { .. }) => Decision::Pass, // `submit` checks its own limit
+            _ if self.config.rate_limit == 0.0 => Decision::Pass,
+            _ => self.rate_limiter.check(&self.user_of(client), now.monotonic),
         };
         let result = match decision {
             Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
@@ -221,10 +219,6 @@ impl Chat {
     pub fn recipients(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
         let recipients = self.rooms.get(&room).into_iter().flat_map(|room| &room.recipients);
         recipients.map(|(client, dialect)| (*client, *dialect))
-    }
-
-    pub fn recipient_count(&self, room: RoomId) -> usize {
-        self.rooms.get(&room).map_or(0, |room| room.recipients.len())
     }
 
     pub fn dialects(&self, room: RoomId) -> impl Iterator<Item = Dialect> + use<'_> {
@@ -261,9 +255,8 @@ impl Chat {
                 Request::Switch { room: names::room_name(&room)?.into(), user: self.user_of(client) }
             }
             Command::Typing { username } => {
-                let user = self.user_of(client);
-                // The only rate limit for `typing`. Check it before the username, so that it also counts invalid names.
-                if !self.rate_limiter.check_typing(&user, now.monotonic) {
+                // Check the limit before the username, so that it also counts invalid names.
+                if !self.rate_limiter.check_typing(&self.user_of(client), now.monotonic) {
                     return Ok(());
                 }
                 Request::Typing { username: self.sender(client, username.as_deref())? }
@@ -380,8 +373,8 @@ impl Chat {
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
         let max_listed = self.config.max_listed;
         let new = self.room_mut(to);
-        let (room, member_count) = (Rc::clone(&new.name), new.member_count());
-        let members = new.usernames(max_listed);
+        let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
+        let members = new.first_usernames(max_listed);
         new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
         match from.map(|from| logged(&self.rooms[&from].name)) {
             Some(old) => log::info!("SWITCH from={old} to={} {client_fields}", logged(&room)),
@@ -448,13 +441,13 @@ impl Chat {
     /// number: a list for every member after every join would take quadratic time.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
-        let max = self.config.max_presence;
+        let (count, max) = (room.usernames.len(), self.config.max_presence);
         if !room.dialects().any(|dialect| dialect == Dialect::Presence) {
             ActiveUsers::default()
-        } else if room.member_count() > max {
-            ActiveUsers { active_users: Vec::new(), active_count: Some(room.member_count()) }
+        } else if count > max {
+            ActiveUsers { active_users: Vec::new(), active_count: Some(count) }
         } else {
-            ActiveUsers { active_users: room.usernames(max), active_count: None }
+            ActiveUsers { active_users: room.first_usernames(max), active_count: None }
         }
     }
 

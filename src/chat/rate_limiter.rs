@@ -17,8 +17,7 @@ const BURST_SECONDS: f64 = 2.0;
 // A flood is this many bursts of rejected messages within `FLOOD_TIME`. Fewer are normal, and cheap to reject.
 const FLOOD_BURSTS: f64 = 5.0;
 const FLOOD_TIME: Duration = Duration::from_secs(10);
-/// Each user's minimum time between two `typing` events.
-const TYPING_INTERVAL: Duration = Duration::from_secs(1);
+const TYPING_RATE: f64 = 1.0; // `typing` events per second of each user, without bursts
 /// A user who reconnects within this time finds its bucket as it was.
 const BUCKET_TTL: Duration = Duration::from_secs(60);
 
@@ -32,15 +31,16 @@ pub enum Decision {
 /// The buckets of all users. A user's bucket outlives its connections, or reconnecting would circumvent the limit.
 #[derive(Debug)]
 pub struct RateLimiter {
-    rate: f64,
+    rate: f64, // in messages per second; 0: no limit
+    burst: f64,
     users: PeerMap<User, Usage>,
 }
 
 #[derive(Debug)]
 struct Usage {
     bucket: Bucket,
+    typing: Bucket,
     rejections: VecDeque<Duration>, // times of the messages dropped within the last `FLOOD_TIME`
-    typed_at: Option<Duration>,     // time of the last accepted `typing`
 }
 
 /// A token bucket. All times are monotonic.
@@ -72,9 +72,9 @@ impl Bucket {
 }
 
 impl RateLimiter {
-    /// `rate` is in messages per second; 0 means no limit.
     pub fn new(rate: f64) -> RateLimiter {
-        RateLimiter { rate, users: PeerMap::default() }
+        // At least one token: with less, no message could ever pass.
+        RateLimiter { rate, burst: (rate * BURST_SECONDS).max(1.0), users: PeerMap::default() }
     }
 
     /// Draws one message from the user's bucket. `now` is monotonic.
@@ -82,7 +82,7 @@ impl RateLimiter {
         if self.rate == 0.0 {
             return Decision::Pass;
         }
-        let (rate, burst) = (self.rate, self.burst());
+        let RateLimiter { rate, burst, .. } = *self;
         let Usage { bucket, rejections, .. } = self.usage(user, now);
         if bucket.take(rate, burst, now) {
             return Decision::Pass;
@@ -97,14 +97,9 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Whether the user may send `typing` now. Typing draws no token.
+    /// Draws one `typing` from a bucket of its own.
     pub fn check_typing(&mut self, user: &User, now: Duration) -> bool {
-        let typed_at = &mut self.usage(user, now).typed_at;
-        let may_type = typed_at.is_none_or(|at| now.saturating_sub(at) >= TYPING_INTERVAL);
-        if may_type {
-            *typed_at = Some(now);
-        }
-        may_type
+        self.usage(user, now).typing.take(TYPING_RATE, 1.0, now)
     }
 
     /// Removes the bucket of a user that cannot return: a connection that has closed.
@@ -113,13 +108,10 @@ impl RateLimiter {
     }
 
     fn usage(&mut self, user: &User, now: Duration) -> &mut Usage {
-        let (rate, burst) = (self.rate, self.burst());
-        let new = Usage { bucket: Bucket::full(burst, now), rejections: VecDeque::new(), typed_at: None };
+        let RateLimiter { rate, burst, .. } = *self;
+        let (bucket, typing) = (Bucket::full(burst, now), Bucket::full(1.0, now));
+        let new = Usage { bucket, typing, rejections: VecDeque::new() };
         self.users.entry(user.clone(), new, |usage| usage.bucket.is_expired(rate, burst, BUCKET_TTL, now))
-    }
-
-    fn burst(&self) -> f64 {
-        (self.rate * BURST_SECONDS).max(1.0) // at least one token: with less, no message could ever pass
     }
 }
 

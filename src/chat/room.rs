@@ -12,7 +12,7 @@ use crate::broker::MemberId;
 pub struct Room {
     pub name: Rc<str>,
     // In connection order: member lists need no sorting. The lists for 2,000 joins hold 2,000,000 names.
-    usernames: BTreeMap<MemberId, Rc<str>>,
+    pub usernames: BTreeMap<MemberId, Rc<str>>,
     /// Local members that are not leaving. A separate map, because broadcasts iterate faster over small entries.
     pub recipients: BTreeMap<Token, Dialect>,
     // With these counts, `dialects` does not have to scan all recipients.
@@ -54,13 +54,8 @@ impl Room {
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 
-    /// The number of members on all server instances.
-    pub fn member_count(&self) -> usize {
-        self.usernames.len()
-    }
-
     /// The usernames of up to `max` members, one per connection. Local members come first, in connection order.
-    pub fn usernames(&self, max: usize) -> Vec<Rc<str>> {
+    pub fn first_usernames(&self, max: usize) -> Vec<Rc<str>> {
         self.usernames.values().take(max).cloned().collect()
     }
 
@@ -81,7 +76,8 @@ mod tests {
         for (token, dialect) in [(9, Dialect::Events), (2, Dialect::Rooms), (3, Dialect::Events)] {
             room.add_member(MemberId::Local(Token(token)), format!("user{token}").into(), Some(dialect));
         }
-        let usernames = |room: &Room| room.usernames(usize::MAX).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let usernames =
+            |room: &Room| room.first_usernames(usize::MAX).iter().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"]);
         assert!(room.dialects().eq([Dialect::Events, Dialect::Rooms]));
         assert!(room.recipients.keys().map(|client| client.0).eq([2, 3, 9]));
