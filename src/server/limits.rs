@@ -98,7 +98,7 @@ impl Limits {
         if *count > self.max_per_address {
             return Err("This address has too many connections");
         }
-        let (rate, burst) = (self.connect_rate, self.connect_rate * CONNECT_BURST);
+        let (rate, burst) = (self.connect_rate, (self.connect_rate * CONNECT_BURST).max(1.0));
         let is_expired = |bucket: &Bucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
         let may_connect =
             rate == 0.0 || self.connects.entry(address, Bucket::full(burst, now), is_expired).take(rate, burst, now);
