@@ -324,3 +324,263 @@ fn only_clients_take_places() {
     assert_eq!(server.status(&handshake()), 101);
     drop((handshaking, lingering));
 }
+
+// ---------------------------------------------------------------------------------------------- rate limit per user
+
+/// A bucket of one message that refills within a quarter of an hour.
+const ONE_MESSAGE: [&str; 6] = ["--rate-limit", "0.001", "--connect-rate", "0", "--history", "0"];
+
+fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
+    let (mut client, response) = request_from(server, address, &handshake().target(target));
+    if response.status == 429 {
+        assert!(has_retry_after(&response), "{response:?}");
+        let body = String::from_utf8(client.read_to_clean_end()).unwrap();
+        assert!(body.contains("joins"), "the body names the limit: {body}");
+    }
+    response.status == 429
+}
+
+/// A user's joins draw from its rate limit, and a new connection does not refill it. The user is the token and the address.
+#[test]
+fn joins_draw_from_the_rate_limit() {
+    let file = tokens("joins", "one\ntwo\n");
+    let server = public(&[&ONE_MESSAGE[..], &["--tokens", &file]].concat());
+    let mut first = upgrade_from(&server, "127.0.0.2", "/?token=one&username=first");
+    first.read_event("welcome");
+    first.send_text(r#"{"event":"message","data":{"text":"too many"}}"#);
+    assert_eq!(first.read_event("error")["message"], "Slow down", "the join has drawn from the bucket");
+    drop(first);
+    // Each endpoint of the chat, and another name.
+    for target in ["/?token=one&username=first", "/?token=one&username=other", "/ws/x?token=one"] {
+        assert!(is_slowed_join(&server, "127.0.0.2", target), "{target}");
+    }
+    assert!(is_slowed_join(&server, "127.0.0.2", "/ws?token=one&username=first&client_id=1"));
+    (0..5).for_each(|_| drop(upgrade_from(&server, "127.0.0.2", "/echo?token=one")));
+    // A rejected request draws nothing.
+    for _ in 0..3 {
+        assert_eq!(status_from(&server, "127.0.0.3", "/?token=one&username=%00"), 400);
+        assert_eq!(status_from(&server, "127.0.0.3", "/?token=wrong"), 401);
+    }
+    assert!(!is_slowed_join(&server, "127.0.0.3", "/?token=one"), "another address");
+    assert!(is_slowed_join(&server, "127.0.0.3", "/?token=one"));
+    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=two"), "another token");
+}
+
+/// Without tokens, the user is the address.
+#[test]
+fn an_address_is_a_user_of_an_open_server() {
+    let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
+    assert!(!is_slowed_join(&server, "127.0.0.2", "/?username=a"));
+    assert!(is_slowed_join(&server, "127.0.0.2", "/?username=b"));
+    assert!(!is_slowed_join(&server, "127.0.0.3", "/?username=a"));
+}
+
+/// A token that is bound to a username has one bucket, wherever it connects from, with all tokens of that username.
+#[test]
+fn a_bound_username_is_a_user_everywhere() {
+    let file = tokens("bound", "phone ann\nlaptop ann\nother bob\n");
+    let server = public(&[&ONE_MESSAGE[..], &["--tokens", &file]].concat());
+    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=phone"));
+    for (address, target) in
+        [("127.0.0.2", "/?token=phone"), ("127.0.0.3", "/ws/x?token=phone"), ("127.0.0.4", "/?token=laptop")]
+    {
+        assert!(is_slowed_join(&server, address, target), "{address} {target}");
+    }
+    assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=other"));
+}
+
+/// Two connections of one user share its bucket, and so do messages and switches.
+#[test]
+fn connections_of_a_user_share_its_rate_limit() {
+    let server = public(&["--open", "--rate-limit", "2", "--history", "0"]);
+    let mut clients = ["a", "b"].map(|name| upgrade_from(&server, "127.0.0.2", &format!("/?username={name}")));
+    clients.iter_mut().for_each(|client| drop(client.read_event("welcome")));
+    let switches = (0..4).map(|n| json!({"event": "switch_room", "data": {"room": n.to_string()}}).to_string());
+    let frames: Vec<u8> = switches.flat_map(|text| masked(0x81, text.as_bytes())).collect();
+    let texts = ["1", "2", "3", "4", "last"].map(|text| json!({"event": "message", "data": {"text": text}}).to_string());
+    let messages: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
+    let start = Instant::now();
+    clients[0].send(&frames);
+    clients[1].send(&messages);
+    clients[1].send(&masked(0x89, b"end"));
+    clients[0].send(&masked(0x89, b"end"));
+    let count_passed = |client: &mut RawClient, event: &str| {
+        let mut passed = 0;
+        loop {
+            let frame = client.read_frame();
+            if frame.first == 0x8a {
+                return passed;
+            }
+            let text: Value = serde_json::from_str(frame.text()).unwrap();
+            passed += usize::from(text["event"] == event);
+        }
+    };
+    let passed = count_passed(&mut clients[0], "switched") + count_passed(&mut clients[1], "message");
+    // The bucket of four holds at most four, and two more for each second.
+    let most = 4 + 2 * start.elapsed().as_secs() as usize + 1;
+    assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
+}
+
+/// On a local server, each connection is a user of its own, and joins are free.
+#[test]
+fn joins_are_free_on_a_local_server() {
+    let server = Server::start(&ONE_MESSAGE);
+    for _ in 0..5 {
+        let mut user = User::events(&server, "ann", "general");
+        user.sends_message("first");
+        user.receives_event("message", json!({"text": "first"}));
+        user.leaves();
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- reserved usernames
+
+/// A username that a token is bound to is reserved for it, however it is spelled; the token has it as its default.
+#[test]
+fn reserved_usernames() {
+    let file = tokens("reserved", "hers alice\nalso-hers alice\nany\n");
+    let server = public(&[&UNLIMITED[..], &["--tokens", &file]].concat());
+    let names = ["alice", "Alice", "ALICE", "%EF%BD%81lice", "%F0%9D%90%9Alice", "+alice+"];
+    let targets = names.iter().flat_map(|name| {
+        [format!("/?token=any&username={name}"), format!("/ws?token=any&client_id=1&username={name}")]
+    });
+    each_row(&targets.collect::<Vec<_>>(), String::clone, |target| {
+        let response = rejection(&server, &handshake().target(target.as_str()));
+        assert!(response.status == 403 && response.body.contains("reserved"), "{response:?}");
+    });
+    for target in ["/?token=hers&username=Alice", "/?token=hers&username=bob", "/ws?token=hers&client_id=1&username=bob"] {
+        assert_eq!(server.status(&handshake().target(target)), 403, "{target}");
+    }
+    assert_eq!(server.status(&handshake().target("/?token=any&username=alice2")), 101);
+
+    let mut witness = User::at(&server, Dialect::Events, "/?token=hers&room=names", "alice");
+    witness.receives_event("welcome", json!({"username": "alice"}));
+    let mut also = User::at(&server, Dialect::Events, "/?token=also-hers&username=alice&room=names", "alice");
+    also.receives_event("welcome", json!({"username": "alice"}));
+    witness.receives_event("joined", json!({"username": "alice"}));
+    let mut presence = User::at(&server, Dialect::Presence, "/ws?token=hers&client_id=1&room=names", "alice");
+    assert_eq!(presence.receive()["username"], "alice");
+    witness.receives_event("joined", json!({"username": "alice"}));
+    let mut rooms = User::at(&server, Dialect::Rooms, "/ws/names?token=hers", "");
+    rooms.receive();
+    witness.receives_event("joined", json!({"username": "alice"}));
+    rooms.sends_message("a message without a name");
+    witness.receives_event("message", json!({"username": "alice"}));
+    rooms.receives(json!({"type": "message", "username": "alice", "text": "a message without a name"}));
+    rooms.name = "bob".into();
+    rooms.sends_message("under another name");
+    rooms.receives_error();
+
+    let mut other = User::at(&server, Dialect::Rooms, "/ws/names?token=any", "");
+    other.receive();
+    other.receive();
+    witness.receives_event("joined", json!({"username": "Anonymous"}));
+    for name in ["alice", "ALICE", "ａｌｉｃｅ", "alice\u{fe0f}"] {
+        other.name = name.into();
+        other.sends_message("not alice");
+        let error = other.receives_error();
+        assert!(error.contains("reserved"), "{error}");
+    }
+    other.send(r#"{"type":"typing","username":"Alice"}"#);
+    other.receives_error();
+    other.name = "bob".into();
+    other.sends_message("bob");
+    witness.receives_event("message", json!({"username": "bob", "text": "bob"}));
+}
+
+/// A `client_id` belongs to the token that uses it.
+#[test]
+fn a_client_id_of_another_token() {
+    let file = tokens("client-ids", "one\ntwo\n");
+    let server = public(&[&UNLIMITED[..], &["--tokens", &file]].concat());
+    let target = |token: &str| format!("/ws?token={token}&username={token}&client_id=7");
+    let mut first = User::at(&server, Dialect::Presence, &target("one"), "one");
+    first.receive();
+    let response = rejection(&server, &handshake().target(target("two")));
+    assert!(response.status == 403 && response.body.contains("client_id"), "{response:?}");
+    first.receives_nothing();
+    let mut second = User::at(&server, Dialect::Presence, &target("one"), "one");
+    first.receives_close(1008, "replaced by a newer connection");
+    second.receive();
+    assert_eq!(server.status(&handshake().target(target("two"))), 403);
+    assert_eq!(server.status(&handshake().target(target("two").replace("=7", "=8"))), 101, "another id");
+    second.leaves();
+    assert_eq!(server.status(&handshake().target(target("two"))), 101, "the id is free");
+}
+
+// -------------------------------------------------------------------------------------------- tokens in a subprotocol
+
+/// A token in a subprotocol works as in the URL, is never selected, and is shown nowhere.
+#[test]
+fn a_token_in_a_subprotocol() {
+    const TOKEN: &str = "s3cret+token/ünïcode";
+    let offer = subprotocol(TOKEN);
+    let encoded = offer.strip_prefix("bearer.").unwrap();
+    let file = tokens("subprotocol", TOKEN);
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("subprotocol-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
+    let record = dir.to_str().unwrap();
+    let mut server =
+        Server::start(&["--tokens", &file, "--trace=full", "--verbose", "--record", record, "--close-timeout", "0.5"]);
+    let offering = |target: &str, offered: &str| {
+        let request = handshake().target(target).add(format!("Sec-WebSocket-Protocol: {offered}"));
+        let mut client = server.connect();
+        client.send(&request.bytes());
+        let head = client.read_head();
+        assert!(!head.contains(encoded) && !head.contains("bearer"), "{head}");
+        let response = Response::parse(head.as_bytes());
+        let body = if response.status == 101 { Vec::new() } else { client.read_to_clean_end() };
+        (response, String::from_utf8(body).unwrap())
+    };
+    let rows = [
+        ("/", format!("{offer}"), 101, ""),
+        ("/", format!("chat.events, {offer}"), 101, "chat.events"),
+        ("/", format!("{offer},chat.events"), 101, "chat.events"),
+        ("/ws/general", format!("{offer}, chat.rooms"), 101, "chat.rooms"),
+        ("/ws?username=a&client_id=1", format!("{offer}, chat.presence"), 101, "chat.presence"),
+        ("/echo", format!("echo , {offer}"), 101, "echo"),
+        ("/", format!("chat.events\r\nSec-WebSocket-Protocol: {offer}"), 101, "chat.events"),
+        ("/", subprotocol("wrong"), 401, ""),
+        ("/", "bearer.".into(), 401, ""),
+        ("/", format!("{offer}="), 400, ""),
+        ("/?token=wrong", format!("{offer}"), 401, ""),
+        ("/", format!("{offer}, {offer}"), 400, ""),
+        ("/", format!("{offer}\r\nSec-WebSocket-Protocol: {offer}"), 400, ""),
+        ("/", format!("{offer} chat.events"), 400, ""),
+        ("/", format!("chat.events {offer}"), 400, ""),
+        ("/", format!("\"{offer}\""), 400, ""),
+        ("/", format!("Bearer.{encoded}, Bearer.{encoded}"), 400, ""),
+    ];
+    each_row(
+        &rows,
+        |row| format!("{} {:?}", row.0, row.1),
+        |(target, offered, status, selected)| {
+            let (response, body) = offering(target, offered);
+            assert_eq!(response.status, *status, "{body}");
+            assert_eq!(response.header("Sec-WebSocket-Protocol"), *selected);
+            assert!(!body.contains(encoded), "{body}");
+            if *status == 401 {
+                assert_eq!(body, "Unauthorized");
+            }
+        },
+    );
+    server.signal("TERM");
+    assert!(server.wait().success());
+    wait_until("the log is complete", || server.log().matches("= over").count() == rows.len());
+    let shown = [("log and trace", server.log()), ("banner", server.printed()), ("recordings", recorded(&dir))];
+    for (what, text) in shown {
+        for bytes in [TOKEN.as_bytes(), encoded.as_bytes()] {
+            let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            let plain = String::from_utf8_lossy(bytes).into_owned();
+            for secret in [plain, hex.join(""), hex.join(" ")] {
+                assert!(!text.contains(&secret), "the {what} contains {secret}:\n{text}");
+            }
+        }
+    }
+}
+
+/// The text of all recordings in a folder.
+fn recorded(dir: &Path) -> String {
+    let files = fs::read_dir(dir).expect("the folder").map(|entry| entry.unwrap().path());
+    files.map(|path| fs::read_to_string(path).unwrap()).collect()
+}

@@ -48,11 +48,9 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
 }
 
 fn redact_access_token(subprotocol: &mut [u8]) {
-    if let Some((prefix, token)) = subprotocol.split_at_mut_checked(BEARER.len())
-        && prefix.eq_ignore_ascii_case(BEARER)
-    {
-        token.fill(b'*');
-    }
+    // A malformed element may have something before the prefix.
+    let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
+    prefix.into_iter().for_each(|at| subprotocol[at + BEARER.len()..].fill(b'*'));
 }
 
 /// Redacts the session and the ticket in a `welcome` event, even if the event is split across several writes.
