@@ -9,7 +9,7 @@ mod support;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -111,7 +111,8 @@ fn too_many_wrong_tokens() {
         assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101, "the limit is not reached");
         assert_eq!(forwarded(&server, "192.0.2.1", request).status, 401);
     }
-    for request in [right(), right().target("/echo?token=right"), right().target("/?token=wrong"), right().target("/")] {
+    for request in [right(), right().target("/echo?token=right"), right().target("/?token=wrong"), right().target("/")]
+    {
         let response = forwarded(&server, "192.0.2.1", request);
         assert!(response.status == 429 && has_retry_after(&response), "{response:?}");
         assert!(response.body.contains("wrong tokens"), "the body names the limit: {response:?}");
@@ -397,7 +398,8 @@ fn connections_of_a_user_share_its_rate_limit() {
     clients.iter_mut().for_each(|client| drop(client.read_event("welcome")));
     let switches = (0..4).map(|n| json!({"event": "switch_room", "data": {"room": n.to_string()}}).to_string());
     let frames: Vec<u8> = switches.flat_map(|text| masked(0x81, text.as_bytes())).collect();
-    let texts = ["1", "2", "3", "4", "last"].map(|text| json!({"event": "message", "data": {"text": text}}).to_string());
+    let texts =
+        ["1", "2", "3", "4", "last"].map(|text| json!({"event": "message", "data": {"text": text}}).to_string());
     let messages: Vec<u8> = texts.iter().flat_map(|text| masked(0x81, text.as_bytes())).collect();
     let start = Instant::now();
     clients[0].send(&frames);
@@ -448,7 +450,9 @@ fn reserved_usernames() {
         let response = rejection(&server, &handshake().target(target.as_str()));
         assert!(response.status == 403 && response.body.contains("reserved"), "{response:?}");
     });
-    for target in ["/?token=hers&username=Alice", "/?token=hers&username=bob", "/ws?token=hers&client_id=1&username=bob"] {
+    for target in
+        ["/?token=hers&username=Alice", "/?token=hers&username=bob", "/ws?token=hers&client_id=1&username=bob"]
+    {
         assert_eq!(server.status(&handshake().target(target)), 403, "{target}");
     }
     assert_eq!(server.status(&handshake().target("/?token=any&username=alice2")), 101);
@@ -533,7 +537,7 @@ fn a_token_in_a_subprotocol() {
         (response, String::from_utf8(body).unwrap())
     };
     let rows = [
-        ("/", format!("{offer}"), 101, ""),
+        ("/", offer.clone(), 101, ""),
         ("/", format!("chat.events, {offer}"), 101, "chat.events"),
         ("/", format!("{offer},chat.events"), 101, "chat.events"),
         ("/ws/general", format!("{offer}, chat.rooms"), 101, "chat.rooms"),
@@ -543,7 +547,7 @@ fn a_token_in_a_subprotocol() {
         ("/", subprotocol("wrong"), 401, ""),
         ("/", "bearer.".into(), 401, ""),
         ("/", format!("{offer}="), 400, ""),
-        ("/?token=wrong", format!("{offer}"), 401, ""),
+        ("/?token=wrong", offer.clone(), 401, ""),
         ("/", format!("{offer}, {offer}"), 400, ""),
         ("/", format!("{offer}\r\nSec-WebSocket-Protocol: {offer}"), 400, ""),
         ("/", format!("{offer} chat.events"), 400, ""),
@@ -567,15 +571,19 @@ fn a_token_in_a_subprotocol() {
     server.signal("TERM");
     assert!(server.wait().success());
     wait_until("the log is complete", || server.log().matches("= over").count() == rows.len());
-    let shown = [("log and trace", server.log()), ("banner", server.printed()), ("recordings", recorded(&dir))];
-    for (what, text) in shown {
-        for bytes in [TOKEN.as_bytes(), encoded.as_bytes()] {
-            let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            let plain = String::from_utf8_lossy(bytes).into_owned();
-            for secret in [plain, hex.join(""), hex.join(" ")] {
-                assert!(!text.contains(&secret), "the {what} contains {secret}:\n{text}");
-            }
-        }
+    let recordings = recorded(&dir);
+    assert!(server.log().contains("bearer.*") && recordings.len() > 1000, "both show the requests");
+    for (what, text) in [("log", server.log()), ("banner", server.printed()), ("recordings", recordings)] {
+        assert_hidden(TOKEN, what, &text);
+        assert_hidden(encoded, what, &text);
+    }
+}
+
+/// A text contains a secret neither as it is nor as hexadecimal digits.
+fn assert_hidden(secret: &str, what: &str, text: &str) {
+    let digits: Vec<String> = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    for form in [secret.to_owned(), digits.join(""), digits.join(" ")] {
+        assert!(!text.contains(&form), "the {what} contains {form}:\n{text}");
     }
 }
 
@@ -583,4 +591,380 @@ fn a_token_in_a_subprotocol() {
 fn recorded(dir: &Path) -> String {
     let files = fs::read_dir(dir).expect("the folder").map(|entry| entry.unwrap().path());
     files.map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+// ----------------------------------------------------------------------------------------------------- trusted proxies
+
+/// From a peer that is not a trusted proxy, the headers of a proxy mean nothing. The operator reads once what is missing.
+#[test]
+fn headers_of_a_proxy_that_is_not_trusted() {
+    let forwarded_join = |server: &Server| {
+        let request = handshake().target("/?username=ann").add("X-Forwarded-For: 192.0.2.7");
+        assert_eq!(server.status(&request), 101);
+    };
+    let warned = |server: &Server| server.log().matches("--trusted-proxy 127.0.0.1").count();
+    let server = public(&[&UNLIMITED[..], &["--open"]].concat());
+    (0..3).for_each(|_| forwarded_join(&server));
+    wait_until("three have left", || server.log().matches("LEAVE").count() == 3);
+    assert_eq!(server.log().matches("JOIN room=general user=ann connection=").count(), 3);
+    assert_eq!((server.log().matches("address=127.0.0.1").count(), warned(&server)), (6, 1), "{}", server.log());
+    assert!(!server.log().contains("192.0.2.7"), "{}", server.log());
+    // The operator knows of proxies, and this peer is none of them.
+    let server = Server::start(&[&UNLIMITED[..], &["--open", "--trusted-proxy", "10.0.0.0/8"]].concat());
+    forwarded_join(&server);
+    server.wait_for_log("LEAVE");
+    assert!(server.log().contains("address=127.0.0.1") && warned(&server) == 0, "{}", server.log());
+}
+
+/// A client cannot choose its own address: what it sends stands before what the proxy adds.
+#[test]
+fn the_address_that_a_trusted_proxy_adds() {
+    let server = proxied(&[&UNLIMITED[..], &["--open"]].concat());
+    let rows = [
+        ("192.0.2.1", "192.0.2.1"),
+        ("6.6.6.6, 192.0.2.2", "192.0.2.2"),
+        ("6.6.6.6\r\nX-Forwarded-For: 192.0.2.3,127.0.0.1", "192.0.2.3"),
+        ("[2001:db8::4]:4711", "2001:db8::4"),
+        ("::ffff:192.0.2.5", "192.0.2.5"),
+        ("192.0.2.6, unknown, 127.0.0.1", "127.0.0.1"),
+        ("unknown", "127.0.0.1"),
+    ];
+    for (n, (header, address)) in rows.into_iter().enumerate() {
+        assert_eq!(forwarded_status(&server, header, &format!("/?username=user{n}")), 101, "{header}");
+        server.wait_for_log(&format!("LEAVE room=general user=user{n} "));
+        let log = server.log();
+        let lines = log.lines().filter(|line| line.contains(&format!("user=user{n} ")));
+        let count = lines.filter(|line| line.contains(&format!("address={address}"))).count();
+        assert_eq!(count, 2, "{header} is {address}, on joining and on leaving: {log}");
+    }
+    // Other lines show the address with the port of the proxy's connection.
+    assert_eq!(forwarded_status(&server, "192.0.2.8", "/nope"), 404);
+    server.wait_for_log("REJECT 192.0.2.8:");
+    assert_eq!(forwarded_status(&server, "192.0.2.9", "/echo"), 101);
+    server.wait_for_log("CLOSE 192.0.2.9:");
+    assert!(!server.log().contains("6.6.6.6"), "{}", server.log());
+}
+
+/// A proxy may speak TLS with the client. Then the server's own origin is `https`.
+#[test]
+fn the_scheme_that_a_trusted_proxy_adds() {
+    let rows = [
+        ("https://chat.example", "X-Forwarded-Proto: https", 101, 403),
+        ("http://chat.example", "X-Forwarded-Proto: https", 403, 101),
+        ("https://chat.example", "X-Forwarded-Proto: http", 403, 403),
+        ("http://chat.example", "X-Forwarded-Proto: http", 101, 101),
+        ("https://chat.example", "X-Other: https", 403, 403),
+        ("http://chat.example", "X-Other: https", 101, 101),
+        ("https://chat.example", "X-Forwarded-Proto: http, https", 101, 403),
+        ("https://chat.example", "X-Forwarded-Proto: https, http", 403, 403),
+        ("https://chat.example", "X-Forwarded-Proto: https\r\nX-Forwarded-Proto: http", 403, 403),
+        ("https://other.example", "X-Forwarded-Proto: https", 403, 403),
+        ("https://chat.example:8443", "X-Forwarded-Proto: https", 403, 403),
+    ];
+    let args = [&UNLIMITED[..], &["--open", "--allow-host", "chat.example"]].concat();
+    let (through_proxy, direct) = (proxied(&args), Server::start(&args));
+    each_row(
+        &rows,
+        |row| format!("{} {}", row.0, row.1),
+        |(origin, header, with_proxy, without)| {
+            let request =
+                handshake().target("/").set("Host: chat.example").add(format!("Origin: {origin}")).add(header);
+            assert_eq!((through_proxy.status(&request), direct.status(&request)), (*with_proxy, *without));
+        },
+    );
+}
+
+// ------------------------------------------------------------------------------------------------- reloading the tokens
+
+#[test]
+fn tokens_are_reloaded() {
+    let path = token_file("reload", "stays\ngone\nmoved ann\n");
+    let server = public(&[&UNLIMITED[..], &["--tokens", path.to_str().unwrap()]].concat());
+    let mut handshaking = server.connect();
+    handshaking.send(b"GET /?token=gone HTTP/1.1\r\n");
+    let mut witness = User::at(&server, Dialect::Events, "/?token=stays&username=witness", "witness");
+    witness.receives_event("welcome", json!({}));
+    let mut echo = server.upgrade("/echo?token=stays");
+    let mut member = User::at(&server, Dialect::Events, "/?token=gone&username=member", "member");
+    member.receives_event("welcome", json!({}));
+    witness.receives_event("joined", json!({"username": "member"}));
+    let mut ann = User::at(&server, Dialect::Rooms, "/ws/other?token=moved", "");
+    ann.receive();
+    let revoked_echo = User::at(&server, Dialect::Events, "/echo?token=gone", "");
+
+    fs::write(&path, "# a comment moves the lines\nnew\nmoved bob\nstays\n").unwrap();
+    server.signal("HUP");
+    server.wait_for_log("RELOAD");
+    assert!(server.log().contains("RELOAD tokens added=2 removed=2 connections_closed=3"), "{}", server.log());
+    witness.receives_event("left", json!({"username": "member"}));
+    for user in [member, ann, revoked_echo] {
+        user.receives_close(1008, "token revoked");
+    }
+    handshaking.send(&handshake().bytes()[b"GET /?token=dev-token&username=bot&room=general HTTP/1.1\r\n".len()..]);
+    assert!(handshaking.read_head().starts_with("HTTP/1.1 401 "));
+    let rows = [
+        ("/?token=gone", 401),
+        ("/echo?token=gone", 401),
+        ("/echo?token=new", 101),
+        ("/?token=new&username=ann&room=x", 101),
+        ("/?token=new&username=bob", 403),
+        ("/?token=moved&username=bob&room=x", 101),
+    ];
+    let check =
+        || rows.iter().for_each(|(target, status)| assert_eq!(status_from(&server, "127.0.0.2", target), *status));
+    check();
+
+    // A file that does not load changes nothing.
+    let bad: [&[u8]; 4] = [b"", b"one\none\n", b"t\xff\n", b"one \x1b\n"];
+    for (n, content) in bad.iter().enumerate() {
+        fs::write(&path, content).unwrap();
+        server.signal("HUP");
+        wait_until("the reload has failed", || server.log().matches("RELOAD failed").count() == n + 1);
+        check();
+    }
+    fs::remove_file(&path).unwrap();
+    server.signal("HUP");
+    wait_until("the reload has failed", || server.log().matches("RELOAD failed").count() == 5);
+    check();
+    let log = server.log();
+    let failed: Vec<&str> = log.lines().filter(|line| line.contains("RELOAD")).collect();
+    assert_eq!(failed.len(), 6, "one line for each: {failed:?}");
+    assert!(failed[2].contains("line 2"), "the line with the error: {failed:?}");
+    for secret in ["token=", "gone", "stays"] {
+        assert!(!log.contains(secret), "{log}");
+    }
+    // Those whose token has stayed have noticed nothing.
+    witness.receives_nothing();
+    echo.send_text("still here");
+    assert_eq!(echo.read_text(), "still here");
+
+    // The file is good again.
+    fs::write(&path, "gone\n").unwrap();
+    server.signal("HUP");
+    witness.receives_close(1008, "token revoked");
+    assert_eq!(status_from(&server, "127.0.0.2", "/?token=gone"), 101);
+}
+
+/// Without a file there is nothing to reload, and nobody is closed.
+#[test]
+fn a_reload_without_a_file() {
+    for args in [&[][..], &["--open"]] {
+        let server = Server::start(args);
+        let mut user = User::events(&server, "ann", "general");
+        server.signal("HUP");
+        server.wait_for_log("RELOAD");
+        user.receives_nothing();
+        assert_eq!(server.status(&handshake()), 101);
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- local servers
+
+/// Only a local server has the demo tokens, and lets a page inspect its connection without `--inspect`.
+#[test]
+fn what_only_a_local_server_has() {
+    let has_ticket = |args: &[&str]| {
+        let server = Server::start(&[args, &["--open"]].concat());
+        server.upgrade("/").read_event("welcome")["ticket"].is_string()
+    };
+    for local in [&[][..], &["--allow-host", "localhost,127.0.0.5,[::1],my.localhost"]] {
+        assert_eq!(Server::start(local).status(&handshake()), 101, "{local:?}");
+        assert!(has_ticket(local), "{local:?}");
+    }
+    for public in [&PUBLIC[..], &PROXIED, &["--allow-host", "*"], &["--allow-host", "localhost,chat.example"]] {
+        assert!(!has_ticket(public), "{public:?}");
+        assert!(has_ticket(&[public, &["--inspect"]].concat()), "{public:?}");
+    }
+    let file = tokens("not-local", "right\n");
+    let server = public(&["--tokens", &file]);
+    assert_eq!(status_from(&server, "127.0.0.2", "/?token=dev-token"), 401);
+    assert_eq!(status_from(&server, "127.0.0.2", "/?token=right"), 101);
+}
+
+// ------------------------------------------------------------------------------------------------------- large rooms
+
+/// A list is cut at its bound, and comes with the number that it would have without it.
+#[test]
+fn large_rooms() {
+    let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
+    let mut first = User::events(&server, "a", "big");
+    let mut second = User::joins(&server, Dialect::Presence, "b", "big");
+    let joined = |name: &str, users: Value| json!({"type": "user_joined", "username": name, "active_users": users});
+    second.receives(joined("b", json!(["a", "b"])));
+    let mut third = User::joins(&server, Dialect::Events, "c", "big");
+    third.receives_event("welcome", json!({"members": ["a", "b"], "member_count": 2}));
+    second.receives(joined("c", json!(["a", "b", "c"])));
+    let mut fourth = User::joins(&server, Dialect::Events, "d", "big");
+    fourth.receives_event("welcome", json!({"members": ["a", "b"], "member_count": 3}));
+    let large = |kind: &str, name: &str, count: usize| json!({"type": kind, "username": name, "active_users": [], "active_count": count});
+    second.receives(large("user_joined", "d", 4));
+    let mut fifth = User::joins(&server, Dialect::Presence, "e", "big");
+    fifth.receives(large("user_joined", "e", 5));
+    second.receives(large("user_joined", "e", 5));
+    let mut switcher = User::events(&server, "s", "small");
+    switcher.sends_event("switch_room", json!({"room": "big"}));
+    switcher.receives_event("switched", json!({"members": ["a", "b"], "member_count": 5}));
+    second.receives(large("user_joined", "s", 6));
+    switcher.sends_event("switch_room", json!({"room": "small"}));
+    switcher.receives_event("switched", json!({"members": [], "member_count": 0}));
+    second.receives(large("user_left", "s", 5));
+    fifth.leaves();
+    second.receives(large("user_left", "e", 4));
+    fourth.leaves();
+    second.receives(json!({"type": "user_left", "username": "d", "active_users": ["a", "b", "c"]}));
+    for name in ["b", "c", "d", "e", "s"] {
+        first.receives_event("joined", json!({"username": name}));
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------------- the log
+
+/// After five rejections of one address, the log waits for the summary. Other addresses have lines of their own.
+#[test]
+fn repeated_rejections_are_not_logged() {
+    let server = public(&[&UNLIMITED[..], &["--open"]].concat());
+    for n in 0..8 {
+        assert_eq!(status_from(&server, "127.0.0.2", &format!("/nope{n}")), 404);
+    }
+    assert_eq!(status_from(&server, "127.0.0.3", "/nope"), 404);
+    server.wait_for_log("REJECT 127.0.0.3:");
+    let log = server.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains("REJECT 127.0.0.2:")).collect();
+    assert_eq!(lines.len(), 5, "{log}");
+    for (n, line) in lines.iter().enumerate() {
+        assert!(line.contains(" 404 ") && line.contains(&format!("/nope{n}")), "{line}");
+    }
+}
+
+/// An operator finds a client, its address and the line of its token, but never the token.
+#[test]
+fn lines_of_a_client_in_the_log() {
+    let file = tokens("log", "# ours\nsecret-one\nsecret-two ann\n");
+    let server = public(&[&UNLIMITED[..], &["--tokens", &file]].concat());
+    let mut ann = User::new(upgrade_from(&server, "127.0.0.2", "/?token=secret-two"), Dialect::Events, "ann");
+    ann.receives_event("welcome", json!({}));
+    let rooms = upgrade_from(&server, "127.0.0.3", "/ws/other?token=secret-one");
+    ann.sends_event("switch_room", json!({"room": "other"}));
+    ann.receives_event("switched", json!({}));
+    server.wait_for_log("SWITCH from=general to=other user=ann connection=");
+    ann.leaves();
+    drop(rooms);
+    server.wait_for_log("LEAVE room=other user=ann connection=");
+    server.wait_for_log("LEAVE room=other user=Anonymous connection=");
+    let log = server.log();
+    let numbers = |user: &str, rest: &str| -> Vec<usize> {
+        let lines = log.lines().filter_map(|line| line.split_once(&format!(" user={user} connection=")));
+        lines
+            .map(|(_, fields)| {
+                let (number, fields) = fields.split_once(' ').unwrap();
+                assert!(fields.starts_with(rest), "{fields}");
+                number.parse().expect("the number of a connection")
+            })
+            .collect()
+    };
+    let (anns, others) =
+        (numbers("ann", "address=127.0.0.2 token_line=3"), numbers("Anonymous", "address=127.0.0.3 token_line=2"));
+    assert_eq!((anns.len(), others.len()), (3, 2), "{log}");
+    assert!(anns.iter().all(|number| *number == anns[0] && *number != others[0]), "{log}");
+    assert!(!log.contains("secret"), "{log}");
+    // Without tokens there is no line.
+    let server = public(&[&UNLIMITED[..], &["--open"]].concat());
+    drop(server.upgrade("/?username=bob"));
+    server.wait_for_log("LEAVE");
+    assert!(server.log().contains("user=bob connection=") && !server.log().contains("token_line"), "{}", server.log());
+}
+
+// ------------------------------------------------------------------------------------------------------------- rooms
+
+/// One user cannot take all rooms. The limit is on rooms that it opened, and `general` can always be joined.
+#[test]
+fn rooms_of_one_user() {
+    let limit = ["--open", "--max-rooms-per-user", "2"];
+    let server = public(&[&UNLIMITED[..], &limit].concat());
+    let join = |address: &str, room: &str| {
+        let target = format!("/?username={room}&room={room}");
+        let mut user = User::new(upgrade_from(&server, address, &target), Dialect::Events, room);
+        user.receives_event("welcome", json!({"room": room}));
+        user
+    };
+    let (one, mut two) = (join("127.0.0.2", "one"), join("127.0.0.2", "two"));
+    let mut guest = join("127.0.0.2", "two");
+    two.receives_event("joined", json!({}));
+    let target = "/?username=a&room=three";
+    let (mut client, response) = request_from(&server, "127.0.0.2", &handshake().target(target));
+    let body = String::from_utf8(client.read_to_clean_end()).unwrap();
+    assert!(response.status == 503 && has_retry_after(&response) && body.contains("too many rooms"), "{body}");
+    guest.sends_event("switch_room", json!({"room": "three"}));
+    assert!(guest.receives_error().contains("too many rooms"));
+    // The default room, and rooms that others opened.
+    join("127.0.0.2", "general").leaves();
+    let _others = join("127.0.0.3", "three");
+    guest.sends_event("switch_room", json!({"room": "general"}));
+    guest.receives_event("switched", json!({"room": "general"}));
+    guest.sends_event("switch_room", json!({"room": "three"}));
+    guest.receives_event("switched", json!({"room": "three", "members": ["three"]}));
+    // An empty room no longer counts.
+    one.leaves();
+    join("127.0.0.2", "four").leaves();
+    // A local server has no such limit.
+    let server = Server::start(&[&UNLIMITED[..], &limit].concat());
+    let _users: Vec<User> = (0..5).map(|n| User::events(&server, "a", &n.to_string())).collect();
+}
+
+/// Where all rooms are taken, `general` can still be joined.
+#[test]
+fn general_can_always_be_joined() {
+    let server = Server::start(&[&UNLIMITED[..], &["--max-rooms", "1"]].concat());
+    let _one = User::events(&server, "a", "one");
+    assert_eq!(server.status(&handshake().target("/?token=dev-token&room=two")), 503);
+    let _general = User::events(&server, "b", "general");
+    assert_eq!(server.status(&handshake().target("/?token=dev-token&room=two")), 503);
+}
+
+// ------------------------------------------------------------------------------------------------------ all buffers
+
+/// Each outbox is within its bound, but all together are not: clients that do not read are closed, the others stay.
+#[test]
+fn clients_that_do_not_read_fill_the_buffers() {
+    let bounds = ["--max-buffered", "400000", "--max-echo", "65536", "--max-outbox", "67108864"];
+    let others = ["--max-text", "20000", "--history", "0", "--close-timeout", "25"];
+    let server = Server::start(&[&UNLIMITED[..], &bounds, &others].concat());
+    let slow = |name: &str| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&server.addr().into()).unwrap();
+        let mut client = RawClient::new(socket.into());
+        client.send(&handshake().target(format!("/?token=dev-token&username={name}")).bytes());
+        assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+        client.read_event("welcome");
+        client
+    };
+    let mut slow: Vec<RawClient> = ["slow1", "slow2", "slow3"].map(slow).into();
+    let mut chatter = User::events(&server, "chatter", "general");
+    let text = "x".repeat(16_000);
+    let mut left = Vec::new();
+    let end = Instant::now() + support::DEADLINE;
+    while left.len() < 3 {
+        assert!(Instant::now() < end, "closed: {left:?}");
+        chatter.sends_message(&text);
+        loop {
+            let mut event = chatter.receive();
+            if event["event"] == "left" {
+                left.push(event["data"]["username"].take());
+            } else if event["event"] == "message" {
+                break;
+            }
+        }
+    }
+    for client in &mut slow {
+        let close = loop {
+            let frame = client.read_frame();
+            if frame.opcode() == 8 {
+                break frame.close();
+            }
+        };
+        assert_eq!(close, (1013, "the server's buffers are full".to_owned()));
+    }
+    chatter.sends_message("still here");
+    chatter.receives_event("message", json!({"text": "still here"}));
 }

@@ -69,6 +69,19 @@ fn demo_tokens_off_loopback() {
     }
 }
 
+/// A name of the server, or a proxy, makes it public as well.
+#[test]
+fn demo_tokens_on_a_public_server() {
+    for option in [["--allow-host", "chat.example"], ["--allow-host", "*"], ["--trusted-proxy", "127.0.0.1/32"]] {
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            fail_to_start(listen, &option).check(USAGE, &["demo tokens", option[0], option[1], "--tokens", "--open"]);
+        }
+        assert_eq!(Server::start(&[&option[..], &["--open"]].concat()).status(&handshake()), 101);
+    }
+    let failure = run_to_failure(Server::command("127.0.0.1:0", &[]).env("WIRECHAT_TRUSTED_PROXY", "10.0.0.0/8"));
+    failure.check(USAGE, &["demo tokens", "10.0.0.0/8"]);
+}
+
 /// Host and origin are checked over IPv6 as over IPv4.
 #[test]
 fn ipv6() {
@@ -190,13 +203,14 @@ fn hosts_and_origins_that_match_nothing() {
         &rows,
         |(option, value, _)| format!("{option} {value}"),
         |(option, value, suggestion)| {
-            let failure = fail_to_start("127.0.0.1:0", &[option, value]);
+            // --open: a server with another name than loopback ones has no demo tokens.
+            let failure = fail_to_start("127.0.0.1:0", &[option, value, "--open"]);
             failure.check(USAGE, &[option]);
             match *suggestion {
                 "" => assert!(!failure.stderr.contains("write "), "{}", failure.stderr),
                 suggestion => {
                     failure.check(USAGE, &[value, &format!("write {suggestion}\n")]);
-                    Server::start(&["--open", option, suggestion]);
+                    Server::start(&[option, suggestion, "--open"]);
                 }
             }
         },
