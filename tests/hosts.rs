@@ -70,7 +70,9 @@ fn forwarded(server: &Server, client: &str, request: Request) -> Response {
 fn rejection(server: &Server, request: &Request) -> Response {
     let mut client = server.connect();
     client.send(&request.bytes());
-    client.read_response()
+    let response = Response::parse(client.read_head().as_bytes());
+    assert_ne!(response.status, 101, "{response:?}");
+    Response { body: String::from_utf8(client.read_to_clean_end()).unwrap(), ..response }
 }
 
 fn forwarded_status(server: &Server, client: &str, target: &str) -> u16 {
@@ -326,6 +328,27 @@ fn only_clients_take_places() {
     drop((handshaking, lingering));
 }
 
+/// Connections that were rejected and stay may linger, but only a few of them: the server still reads the next request.
+#[test]
+fn rejected_connections_that_stay() {
+    let patient = ["--open", "--max-connections", "1", "--close-timeout", "600", "--handshake-timeout", "600"];
+    let limits = ["--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "1"];
+    let server = public(&[&patient[..], &limits].concat());
+    let _silent = connect_from(&server, "127.0.0.2");
+    let mut staying = Vec::new();
+    for n in 0..40 {
+        // By turns, a socket that the server does not read, and a request that it rejects.
+        let mut client = connect_from(&server, ["127.0.0.2", "127.0.0.3"][n % 2]);
+        if n % 2 == 1 {
+            client.send(&handshake().target("/nope").bytes());
+        }
+        let response = Response::parse(client.read_head().as_bytes());
+        assert_eq!(response.status, [503, 404][n % 2]);
+        staying.push(client);
+    }
+    assert_eq!(status_from(&server, "127.0.0.4", "/"), 101);
+}
+
 // ---------------------------------------------------------------------------------------------- rate limit per user
 
 /// A bucket of one message that refills within a quarter of an hour.
@@ -421,6 +444,38 @@ fn connections_of_a_user_share_its_rate_limit() {
     // The bucket of four holds at most four, and two more for each second.
     let most = 4 + 2 * start.elapsed().as_secs() as usize + 1;
     assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
+}
+
+/// Two connections of one user share its flood detection and its `typing`.
+#[test]
+fn connections_of_a_user_share_the_rest_of_its_limits() {
+    let server = public(&["--open", "--rate-limit", "1", "--history", "0"]);
+    let mut witness = User::new(upgrade_from(&server, "127.0.0.3", "/?username=witness"), Dialect::Events, "witness");
+    witness.receives_event("welcome", json!({}));
+    let mut clients = ["a", "b"].map(|name| upgrade_from(&server, "127.0.0.2", &format!("/?username={name}")));
+    for client in &mut clients {
+        client.read_event("welcome");
+        witness.receives_event("joined", json!({}));
+    }
+    let send_at_once = |clients: &mut [RawClient; 2], text: &str, count: usize| {
+        server.signal("STOP");
+        clients.iter_mut().for_each(|client| client.send(&masked(0x81, text.as_bytes()).repeat(count)));
+        server.signal("CONT");
+    };
+    send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
+    witness.receives_event("typing", json!({}));
+    // The burst is two, so a flood is ten rejected messages within ten seconds. Neither sends as many.
+    send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
+    let left = witness.receives_event("left", json!({}));
+    let [a, b] = &mut clients;
+    let flooding = if left["username"] == "a" { a } else { b };
+    let close = loop {
+        let frame = flooding.read_frame();
+        if frame.opcode() == 8 {
+            break frame.close();
+        }
+    };
+    assert_eq!(close, (1008, "flooding".to_owned()));
 }
 
 /// On a local server, each connection is a user of its own, and joins are free.
@@ -642,6 +697,9 @@ fn the_address_that_a_trusted_proxy_adds() {
     server.wait_for_log("REJECT 192.0.2.8:");
     assert_eq!(forwarded_status(&server, "192.0.2.9", "/echo"), 101);
     server.wait_for_log("CLOSE 192.0.2.9:");
+    let mut faulty = server.connect();
+    faulty.send(&handshake().target("/").add("X-Forwarded-For: 192.0.2.10").followed_by(b"\x81\x00").bytes());
+    server.wait_for_log("FAIL 192.0.2.10:");
     assert!(!server.log().contains("6.6.6.6"), "{}", server.log());
 }
 
