@@ -964,9 +964,23 @@ fn rooms_of_one_user() {
     // An empty room no longer counts.
     one.leaves();
     join("127.0.0.2", "four").leaves();
-    // A local server has no such limit.
-    let server = Server::start(&[&UNLIMITED[..], &limit].concat());
-    let _users: Vec<User> = (0..5).map(|n| User::events(&server, "a", &n.to_string())).collect();
+}
+
+/// On a local server, a user is a connection. It may leave as many rooms behind as it likes, with their histories.
+#[test]
+fn rooms_of_one_user_of_a_local_server() {
+    let server = Server::start(&[&UNLIMITED[..], &["--max-rooms-per-user", "2"]].concat());
+    let mut tourist = User::events(&server, "tourist", "general");
+    for room in ["a", "b", "c", "d"] {
+        tourist.sends_event("switch_room", json!({"room": room}));
+        tourist.receives_event("switched", json!({"room": room, "last_id": 0}));
+        tourist.sends_message("I was here");
+        tourist.receives_event("message", json!({"id": 1}));
+    }
+    for room in ["a", "b", "c", "d"] {
+        let mut reader = User::joins(&server, Dialect::Events, "reader", room);
+        reader.receives_event("welcome", json!({"room": room, "last_id": 1}));
+    }
 }
 
 /// Where all rooms are taken, `general` can still be joined.
