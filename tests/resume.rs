@@ -546,7 +546,7 @@ fn an_error_about_a_field_carries_the_nonce() {
     }
     for text in ["", "  "] {
         eve.sends_event("message", with_nonce(text, "n"));
-        eve.receives_nothing();
+        eve.receives_event("error", json!({"nonce": "n", "message": "Nothing to send"}));
     }
 }
 
