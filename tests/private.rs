@@ -578,6 +578,7 @@ fn a_unique_name_that_resumes() {
     alice.receives_close(1008, REPLACED);
     witness.receives_event("left", json!({"username": "alice"}));
     witness.receives_event("joined", json!({"username": "alice"}));
+    assert_eq!(welcome["session"], session, "the client keeps its session, should the welcome be lost");
     // The name now belongs to the newer connection, and is free after that.
     is_rejected(&server, Presence, "alice", "general");
     again.sends_message("back");

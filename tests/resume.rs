@@ -560,6 +560,7 @@ struct Peer<'a> {
     name: String,
     connection: Option<Connection>,
     epoch: Option<String>,
+    session: String,
     /// The data of each message, in the order of ids.
     list: Vec<Value>,
     /// Messages that were sent and not acknowledged yet, in order.
@@ -612,6 +613,7 @@ impl<'a> Peer<'a> {
             name,
             connection: None,
             epoch: None,
+            session: String::new(),
             list,
             unseen,
             sent: 0,
@@ -624,7 +626,10 @@ impl<'a> Peer<'a> {
     /// Joins or resumes. A hasty client resends unacknowledged messages right after its request, another one after the
     /// `welcome`, when it knows more acknowledgements.
     fn connect(&mut self, is_hasty: bool) {
-        let resume = self.epoch.as_ref().map_or(String::new(), |epoch| since(epoch, self.list.len()));
+        let resume = self
+            .epoch
+            .as_ref()
+            .map_or(String::new(), |epoch| format!("{}&session={}", since(epoch, self.list.len()), self.session));
         let mut all = upgrade_request(&format!("{}{resume}", events_path(&self.name, ROOM))).into_bytes();
         if is_hasty {
             all.extend(self.unseen.iter().flat_map(frame));
@@ -689,6 +694,7 @@ impl<'a> Peer<'a> {
         self.resumed += usize::from(self.epoch.is_some());
         assert!(self.epoch.as_ref().is_none_or(|known| *known == epoch(data)), "the epoch is the same");
         self.epoch = Some(epoch(data));
+        self.session = data["session"].as_str().unwrap().to_owned();
         let expected: Vec<u64> = (self.list.len() as u64 + 1..=data["last_id"].as_u64().unwrap()).collect();
         assert_eq!(ids(data), expected, "{} receives exactly what it missed", self.name);
         for message in data["history"].as_array().unwrap() {

@@ -61,8 +61,8 @@ impl MemoryBroker {
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
         let holder = self.holder(&username);
         // A client may reconnect before the server notices that the old connection is dead.
-        let is_older = |holder| older == Some(holder) || session == Some(self.members[&holder].session);
-        if holder.is_some_and(|holder| !is_bound && !is_older(holder)) {
+        let is_owner = |holder| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
+        if holder.is_some_and(|holder| !is_owner(holder)) {
             return Some(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
         }
         // If one connection holds both the client id and the username, the second `leave` is a no-op.
@@ -70,8 +70,12 @@ impl MemoryBroker {
             let left = self.leave(replaced, now);
             self.events.extend(left);
         }
-        let mut session = Session([0; 16]);
-        (self.rooms.random)(&mut session.0);
+        // Keep a session: if the connection fails before the client has its welcome, the client still knows the session.
+        let session = session.unwrap_or_else(|| {
+            let mut new = Session([0; 16]);
+            (self.rooms.random)(&mut new.0);
+            new
+        });
         let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
         self.present.insert(self.presence(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));

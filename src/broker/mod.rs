@@ -109,7 +109,7 @@ impl Join {
     }
 }
 
-/// A secret of one connection: it proves that a client owns the connection.
+/// A secret of one connection, and of those that replace it: it proves that a client owns the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 

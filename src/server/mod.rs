@@ -76,7 +76,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     let limits = memory::Limits {
         messages: config.history,
         bytes: config.max_history,
-        backlog: config.max_outbox / 2, // leaves room for the list of members in the same event
+        backlog: config.max_outbox, // even a client that reads nothing may receive one welcome
         rooms: config.max_rooms,
         rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
         empty_rooms: config.max_empty_rooms,
