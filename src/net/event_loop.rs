@@ -21,8 +21,9 @@ use crate::server::{Readiness, Server};
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 
-/// Maximum readiness events per poll. Further events wait for the next turn.
-const MAX_EVENTS: usize = 8192;
+/// Maximum readiness events per poll. Further events wait for the next turn. If thousands of clients drop at once, a turn
+/// that sees only some of them would still write to the others.
+const MAX_EVENTS: usize = 65536;
 /// Maximum clients accepted per turn.
 const MAX_ACCEPTS: usize = 64;
 

@@ -30,7 +30,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
-        self.stop_at.is_none() && self.limits.may_accept(self.connection_count())
+        self.stop_at.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
     /// The token with which the driver must register the next accepted socket.
@@ -291,7 +291,7 @@ impl<S: Socket> Server<S> {
         self.connections.queue(Work::Remove, token);
     }
 
-    /// Removes a connection from all tables. Dropping the connection closes its socket.
+    /// Removes a connection from all tables. Its socket closes at the end of this turn or of a later one.
     pub(super) fn remove(&mut self, token: Token, reason: &str) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
         connection.observer.iter_mut().for_each(|observer| observer.closed(reason));
@@ -310,6 +310,7 @@ impl<S: Socket> Server<S> {
         let has_line = matches!(endpoint, Some(Endpoint::Chat) | None);
         let level = if has_line { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
+        self.removed.push_back(connection);
     }
 
     /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most.

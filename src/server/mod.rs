@@ -18,6 +18,7 @@ pub mod observer;
 pub mod outbox;
 pub mod timers;
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -43,12 +44,16 @@ use timers::Timers;
 
 /// The limit is low because one join to a large room costs as much as a hundred messages.
 const HANDSHAKES_PER_TURN: usize = 16;
+/// Closing a socket takes longer than removing a client from a room. If thousands drop at once, others must not wait.
+const CLOSES_PER_TURN: usize = 512;
 
 pub struct Server<S> {
     config: Config,
     access: Access,
     chat: Chat,
     connections: Connections<S>,
+    /// Removed connections, whose sockets are still open.
+    removed: VecDeque<Connection<S>>,
     timers: Timers,
     fanout: Fanout,
     limits: Limits,
@@ -106,6 +111,7 @@ impl<S: Socket> Server<S> {
             config,
             access,
             connections: Connections::default(),
+            removed: VecDeque::new(),
             timers: Timers::default(),
             fanout: Fanout::default(),
             observers,
@@ -147,13 +153,14 @@ impl<S: Socket> Server<S> {
         self.read();
         self.check_timers();
         self.write_and_remove();
+        self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));
     }
 
     /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let lists = [Work::ReadEnding, Work::Read, Work::Handshake];
         let has_input = lists.iter().any(|work| self.connections.queue_len(*work) > 0);
-        let now = has_input.then_some(self.now.monotonic);
+        let now = (has_input || !self.removed.is_empty()).then_some(self.now.monotonic);
         [now, self.timers.next(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
     }
 
