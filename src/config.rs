@@ -169,8 +169,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), String> {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
-        let (option, largest) =
-            if max_echo > max_message { ("--max-echo", max_echo) } else { ("--max-message", max_message) };
+        let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
         // A character can take 12 bytes as JSON escapes. Reject only a limit that even plain ASCII would exceed.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         Err(if self.open && self.tokens.is_some() {
@@ -198,14 +197,6 @@ impl Config {
         let Some(path) = &self.tokens else { return Ok(None) };
         let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, in which some editors save text
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
-    }
-
-    pub fn log_level(&self) -> log::LevelFilter {
-        match (self.quiet, self.verbose) {
-            (true, _) => log::LevelFilter::Warn,
-            (_, true) => log::LevelFilter::Debug,
-            _ => log::LevelFilter::Info,
-        }
     }
 
     /// Whether the server listens on loopback only.
@@ -273,10 +264,8 @@ fn list_item(text: &str) -> Result<String, &'static str> {
 }
 
 fn number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    move |text| {
-        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-        number.ok_or_else(|| format!("write a whole number from {min} to {max}"))
-    }
+    let is_allowed = move |number: &usize| (min..=max).contains(number);
+    move |text| text.parse().ok().filter(is_allowed).ok_or(format!("write a whole number from {min} to {max}"))
 }
 
 fn rate(text: &str) -> Result<f64, &'static str> {

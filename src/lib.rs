@@ -31,8 +31,7 @@
 //! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the chat's tables.
 //! 7. [`chat::dialect`]: three shapes of JSON for the same commands and events.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
-//! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: what a request becomes; tokens, origins, hosts,
-//!    proxies.
+//! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: what a request becomes; who may connect, and as whom.
 //! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn; a connection's life.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, shares, and the seam for part two.
@@ -52,7 +51,7 @@
 //! | 4 | [`Broker::submit`](broker::Broker::submit) | puts the request into the order of the room, gives the message its id, keeps it, and hands back a *room event* |
 //! | 5 | [`Chat::next_effect`](chat::Chat::next_effect) | returns an *effect*, made when the event was applied to the tables: what to send, and to whom |
 //! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
-//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | gives each member the batch with one write at the end of the turn; what the kernel does not accept stays in the *outbox* as a shared pointer |
+//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | gives each member the batch with one write at the end of the turn; what the kernel does not accept stays in the *outbox* as a shared pointer, and a client over its bound is closed with 1008 |
 //!
 //! Hops 2 to 5 need no socket:
 //!
@@ -78,20 +77,10 @@
 //! assert_eq!((&*message.username, &*message.text, message.id), ("alice", "hi", 1));
 //! ```
 //!
-//! # Five questions
-//!
-//! | question | answer |
-//! |---|---|
-//! | Where is a bad mask rejected? | [`FrameHeader::parse`](ws::frame::FrameHeader::parse) returns [`ProtocolError::Unmasked`](ws::close::ProtocolError::Unmasked) |
-//! | Who replies to a Ping? | [`Protocol::receive`](ws::protocol::Protocol::receive) queues the Pong; the chat never sees a Ping |
-//! | What happens to a slow consumer? | its [`Outbox`](server::outbox::Outbox) passes its bound, and the server closes it with 1008; no other client waits for it |
-//! | Where does a message get its id? | [`RoomLog::append`](broker::log::RoomLog::append) |
-//! | How is a close code validated? | [`CloseCode::from_wire`](ws::close::CloseCode::from_wire) |
-//!
 //! # Ten exercises
 //!
-//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm. If an
-//! existing test then fails, either your change has a bug, or the test describes the old behaviour and needs an update.
+//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm. If an existing
+//! test then fails, either your change has a bug, or the test describes the old behaviour.
 //!
 //! | | task | change | test |
 //! |---|---|---|---|

@@ -75,7 +75,12 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
     let token_file = config.read_token_file().map_err(usage)?;
     let access = Access::new(config, token_file.as_deref()).map_err(usage)?;
     config.validate().map_err(usage)?;
-    let log = LogWriter::install(config.log_level()).map_err(usage)?;
+    let level = match (config.quiet, config.verbose) {
+        (true, _) => log::LevelFilter::Warn,
+        (_, true) => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Info,
+    };
+    let log = LogWriter::install(level).map_err(usage)?;
     let event_loop = EventLoop::bind(config.clone(), access, log).map_err(|error| (EXIT_FAILURE, error))?;
     print_banner(&event_loop, config);
     let stopped = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;

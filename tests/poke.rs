@@ -385,7 +385,8 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
     if request.method != "GET" || !request.has_token("Upgrade", "websocket") {
         return Err(render(upgrade_required()));
     }
-    let answer = Upgrade::check(&request).map_err(render)?.switching_protocols("none");
+    let answer =
+        Upgrade::check(&request).map_err(|mut rejections| render(rejections.remove(0)))?.switching_protocols("none");
     let answer = String::from_utf8(answer).expect("ASCII");
     Ok(answer.replace(&accept_value(KEY.as_bytes()), &accept_value(key.as_bytes())).into_bytes())
 }

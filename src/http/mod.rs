@@ -49,16 +49,15 @@ pub struct Peer {
 }
 
 pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
-    let target = request.target();
-    let authority = check_authority(request, target.authority, access)?;
+    let authority = check_authority(request, access)?;
     // Split the path before decoding. Otherwise %2f in a room name would act as a separator.
-    let room = target.path.strip_prefix("/ws/").filter(|room| !room.contains('/'));
-    let dialect = match target.path {
+    let room = request.path.strip_prefix("/ws/").filter(|room| !room.contains('/'));
+    let dialect = match request.path {
         "/" => Some(Dialect::Events),
         "/ws" => Some(Dialect::Presence),
         _ => room.map(|_| Dialect::Rooms),
     };
-    let has_page = matches!(target.path, "/" | "/health");
+    let has_page = matches!(request.path, "/" | "/health");
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
@@ -67,7 +66,7 @@ pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
     let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
-    match target.path {
+    match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
@@ -77,12 +76,12 @@ pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
-    let upgrade = Upgrade::check(request)?;
+    let upgrade = Upgrade::check(request).map_err(|mut rejections| rejections.swap_remove(0))?;
     let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
     check_origin(request, access, scheme, authority)?;
-    let query = target.query;
+    let query = request.query;
     // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
-    let has_ticket = target.path == "/inspect";
+    let has_ticket = request.path == "/inspect";
     let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
     decode(query)?; // reject a malformed parameter even if its name is unknown
     let (route, subprotocol) = match dialect {
@@ -136,10 +135,10 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
 }
 
 /// Returns the authority of an absolute-form target, else `Host`.
-fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &Access) -> Result<&'h str, Rejection> {
+fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
-    for authority in [Some(host).filter(|_| !is_absent), target].into_iter().flatten() {
+    for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
         let seen = quoted(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
             let body = format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).");
@@ -155,7 +154,7 @@ fn check_authority<'h>(request: &Request<'h>, target: Option<&'h str>, access: &
         }
     }
     // RFC 9112 §3.2.2: for an absolute-form target, a server "MUST ignore the received Host header field (if any)".
-    Ok(target.unwrap_or(host))
+    Ok(request.authority.unwrap_or(host))
 }
 
 fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &str) -> Result<(), Rejection> {
@@ -204,7 +203,7 @@ pub fn token(request: &Request) -> Option<String> {
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
     let subprotocols = request.header("Sec-WebSocket-Protocol").flat_map(|line| line.split(|byte| *byte == b','));
-    parameter(request.target().query, "token")
+    parameter(request.query, "token")
         .or_else(|| request.header("Authorization").find_map(in_header))
         .or_else(|| subprotocols.into_iter().find_map(in_subprotocol))
 }

@@ -32,10 +32,8 @@ impl CloseCode {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseFrame<'a> {
-    /// `None` if the payload is empty. Browsers report an empty payload as code 1005 (§7.1.5).
-    pub code: Option<CloseCode>,
-    /// Empty if `code` is `None`.
-    pub reason: &'a str,
+    pub code: Option<CloseCode>, // `None` if the payload is empty, which browsers report as code 1005 (§7.1.5)
+    pub reason: &'a str,         // empty if `code` is `None`
 }
 
 impl<'a> CloseFrame<'a> {

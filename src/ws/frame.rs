@@ -28,7 +28,6 @@ const LENGTH_64: u8 = 127;
 
 /// The longest header in bytes: two fixed bytes, a 64-bit length and a masking key.
 pub const MAX_HEADER: usize = 2 + 8 + 4;
-/// §5.5: "All control frames MUST have a payload length of 125 bytes or less".
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 /// The endpoint that sent a frame. §5.1: a client must mask its frames, and a server must not.
@@ -50,17 +49,11 @@ pub enum Opcode {
 
 impl Opcode {
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
-        Ok(match bits {
-            0x0 => Opcode::Continuation,
-            0x1 => Opcode::Text,
-            0x2 => Opcode::Binary,
-            0x8 => Opcode::Close,
-            0x9 => Opcode::Ping,
-            0xa => Opcode::Pong,
-            // §5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
-            // An extension may define the reserved opcodes (§5.8), but this server negotiates no extension.
-            reserved => return Err(ProtocolError::ReservedOpcode(reserved)),
-        })
+        use Opcode::*;
+        let opcode = [Continuation, Text, Binary, Close, Ping, Pong].into_iter().find(|opcode| *opcode as u8 == bits);
+        // §5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
+        // An extension may define the reserved opcodes (§5.8), but this server negotiates no extension.
+        opcode.ok_or(ProtocolError::ReservedOpcode(bits))
     }
 
     pub fn name(self) -> &'static str {
@@ -85,10 +78,8 @@ pub struct FrameHeader {
     pub fin: bool,
     pub opcode: Opcode,
     pub payload_len: u64,
-    /// `None` if the mask bit is 0 or the key is incomplete.
-    pub masking_key: Option<[u8; 4]>,
-    /// Size of the whole header in bytes, including the masking key.
-    pub size: usize,
+    pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the key is incomplete
+    pub size: usize,                  // of the whole header, including the masking key
 }
 
 impl FrameHeader {
@@ -125,7 +116,7 @@ impl FrameHeader {
     }
 }
 
-/// Returns the payload length and the size of the extended length field: 0, 2 or 8 bytes. `bytes` starts at that field.
+/// Returns the payload length and the size of the extended length field, which starts `bytes`: 0, 2 or 8 bytes.
 fn parse_length(short_len: u8, bytes: &[u8]) -> Result<Option<(u64, usize)>, ProtocolError> {
     match (short_len, bytes) {
         (0..=125, _) => Ok(Some((short_len.into(), 0))),
@@ -156,7 +147,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Size of the first frame in bytes, including its header. `frames` must come from [`append`].
+/// Size of the first of `frames`, which must come from [`append`].
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");

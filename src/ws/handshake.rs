@@ -42,89 +42,73 @@ pub struct Upgrade<'h> {
 }
 
 impl<'h> Upgrade<'h> {
-    /// Checks a request against §4.2.1. The error is the first of the request's [`rejections`].
-    pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Rejection> {
+    /// Checks a request against §4.2.1. The error is a list of one rejection per broken rule.
+    pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Vec<Rejection>> {
         let mut upgrade = Upgrade::default();
-        upgrade.apply_rules(request).into_iter().collect::<Result<(), _>>().map(|()| upgrade)
-    }
-
-    /// Applies every rule of §4.2.1, and stores the key and the subprotocols for the 101.
-    fn apply_rules(&mut self, request: &Request<'h>) -> [Result<(), Rejection>; 9] {
-        [
+        let rules = [
             // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
-            require(request.method == "GET", || method_rejection(request, &[("Allow", "GET")])),
+            (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
             // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
-            require(request.minor_version > 0, || {
-                bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")
-            }),
-            request.host().map(drop),
+            (request.minor_version == 0)
+                .then(|| bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")),
+            request.host().err(),
             // §4.2.1 item 3: "An |Upgrade| header field containing the value "websocket"".
-            require(request.has_token("Upgrade", "websocket"), upgrade_required),
-            // §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
-            require(request.has_token("Connection", "upgrade"), || {
-                let received: Vec<_> = request.header("Connection").map(quoted).collect();
-                let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
-                bad_request(format!("Connection must contain Upgrade; it is {received} (RFC 6455 §4.2.1)."))
-            }),
+            (!request.has_token("Upgrade", "websocket")).then(upgrade_required),
+            check_connection(request),
             check_version(request),
-            read_key(request).map(|key| self.key = key),
+            read_key(request).map(|key| upgrade.key = key).err(),
             check_extensions(request),
-            read_subprotocols(request).map(|names| self.subprotocols = names),
-        ]
+            read_subprotocols(request).map(|names| upgrade.subprotocols = names).err(),
+        ];
+        let rejections: Vec<Rejection> = rules.into_iter().flatten().collect();
+        if rejections.is_empty() { Ok(upgrade) } else { Err(rejections) }
     }
 
     /// Writes the 101 response (§4.2.2 item 5). `supported` is the endpoint's only subprotocol.
     pub fn switching_protocols(&self, supported: &str) -> Vec<u8> {
-        // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
-        let mut head = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Accept: {}",
-            accept_value(self.key)
-        );
         // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
         // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
-        if self.subprotocols.contains(&supported) {
-            head += "\r\nSec-WebSocket-Protocol: ";
-            head += supported;
-        }
-        head += "\r\n\r\n";
-        head.into_bytes()
+        let is_agreed = self.subprotocols.contains(&supported);
+        let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
+        // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
+        let accept = accept_value(self.key);
+        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
+        format!("{head}Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n").into_bytes()
     }
 }
 
-/// Returns one rejection per broken rule of §4.2.1.
-pub fn rejections(request: &Request) -> Vec<Rejection> {
-    Upgrade::default().apply_rules(request).into_iter().filter_map(Result::err).collect()
-}
-
-fn require(is_obeyed: bool, rejection: impl FnOnce() -> Rejection) -> Result<(), Rejection> {
-    if is_obeyed { Ok(()) } else { Err(rejection()) }
+/// §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
+fn check_connection(request: &Request) -> Option<Rejection> {
+    let received: Vec<_> = request.header("Connection").map(quoted).collect();
+    let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
+    let rejection = || bad_request(format!("Connection must contain Upgrade; it is {received} (RFC 6455 §4.2.1)."));
+    (!request.has_token("Connection", "upgrade")).then(rejection)
 }
 
 /// §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
-fn check_version(request: &Request) -> Result<(), Rejection> {
+fn check_version(request: &Request) -> Option<Rejection> {
     let body = match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
-        [b"13"] => return Ok(()),
+        [b"13"] => return None,
         [] => "Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into(),
         [other] => format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quoted(other)),
-        _ => return Err(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
+        _ => return Some(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
     };
     // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
-    Err(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
+    Some(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
 }
 
 /// §4.2.1 item 5: a value "that, when decoded, is 16 bytes in length". §11.3.1 allows the header only once.
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let keys: Vec<&[u8]> = request.header("Sec-WebSocket-Key").collect();
-    let body = match keys[..] {
+    let error = match keys[..] {
         [key] => match decoded_key_len(key) {
             Some(16) => return Ok(key),
-            Some(len) => format!("Sec-WebSocket-Key must decode to 16 bytes, not {len} (RFC 6455 §4.2.1)."),
-            None => format!("Sec-WebSocket-Key {} is not base64 (RFC 6455 §4.2.1).", quoted(key)),
+            Some(len) => format!("must decode to 16 bytes, not {len}"),
+            None => format!("{} is not base64", quoted(key)),
         },
-        _ => format!("Sec-WebSocket-Key must be sent once, not {} times (RFC 6455 §4.2.1).", keys.len()),
+        _ => format!("must be sent once, not {} times", keys.len()),
     };
-    Err(bad_request(body))
+    Err(bad_request(format!("Sec-WebSocket-Key {error} (RFC 6455 §4.2.1).")))
 }
 
 /// Returns `None` if the key is not base64.
@@ -136,11 +120,12 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 }
 
 /// §4.2.1 item 9. §9.1: the recipient of malformed extension offers "MUST immediately _Fail the WebSocket Connection_".
-fn check_extensions(request: &Request) -> Result<(), Rejection> {
+fn check_extensions(request: &Request) -> Option<Rejection> {
     // §11.3.2: the header may appear several times, so join its lines into one list.
     let lines: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
-    let is_list = || String::from_utf8(lines.join(&b", "[..])).is_ok_and(|list| extension::is_offer(&list));
-    require(lines.is_empty() || is_list(), || bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
+    let is_list = || str::from_utf8(&lines.join(&b", "[..])).is_ok_and(extension::is_offer);
+    let is_malformed = !lines.is_empty() && !is_list();
+    is_malformed.then(|| bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
 }
 
 /// An offered subprotocol with this prefix is an access token: browsers cannot send other headers. Never selected, and
@@ -200,7 +185,7 @@ mod tests {
     fn status(without: &str, with: &str) -> Result<(), u16> {
         let head = head(without, with);
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        Upgrade::check(&request).map(|_| ()).map_err(|rejection| rejection.status)
+        Upgrade::check(&request).map(drop).map_err(|rejections| rejections[0].status)
     }
 
     #[test]
@@ -276,7 +261,7 @@ mod tests {
         let head = b"POST / HTTP/1.0\r\nHost: a b\r\nSec-WebSocket-Version: 8\r\nSec-WebSocket-Key: short\r\n\
             Sec-WebSocket-Extensions: ;\r\nSec-WebSocket-Protocol: a, a\r\n\r\n";
         let request = Request::parse(head, 64).unwrap();
-        let rejections = rejections(&request);
+        let rejections = Upgrade::check(&request).unwrap_err();
         let subjects =
             ["method", "HTTP/1.1", "Host", "Upgrade:", "Connection", "-Version", "-Key", "-Extensions", "-Protocol"];
         assert_eq!(rejections.len(), subjects.len());
@@ -284,7 +269,6 @@ mod tests {
             assert!(rejection.body.contains(subject), "{subject}: {rejection:?}");
             assert!(rejection.body.contains("§"), "{rejection:?}");
         }
-        assert_eq!(Upgrade::check(&request).as_ref(), Err(&rejections[0]));
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl<'a> Message<'a> {
 
 #[derive(Debug)]
 pub enum Assembler {
-    /// `incomplete` holds the start of a partially received character: at most three bytes.
+    /// A text, and the start of a partially received character: at most three bytes.
     Text {
         valid: String,
         incomplete: Vec<u8>,
@@ -71,11 +71,9 @@ impl Assembler {
                 let kept = incomplete.len();
                 valid.reserve_exact(growth(valid.len(), valid.capacity(), payload.len() + kept, remaining + kept));
                 let mut rest = payload;
-                while !incomplete.is_empty()
-                    && let Some((&byte, after)) = rest.split_first()
-                {
+                while !incomplete.is_empty() {
+                    let Some(&byte) = rest.split_off_first() else { break };
                     add_byte(incomplete, byte, valid)?;
-                    rest = after;
                 }
                 // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
                 let (whole, tail) = split_incomplete_char(rest);

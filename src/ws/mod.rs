@@ -1,7 +1,5 @@
 //! The server side of RFC 6455, without a WebSocket library: bytes go in, events and bytes come out. These modules know
-//! no sockets, clocks, rooms or users. Read [`frame`], [`mask`] and [`reader`] (bytes become frames), [`message`]
-//! (frames become messages), [`close`] (status codes, protocol errors) and [`protocol`] (the state machine of a
-//! connection), then [`request`], [`handshake`] and [`extension`] (the opening handshake).
+//! no sockets, clocks, rooms or users.
 //!
 //! # Index: the sections of RFC 6455 that bind a server
 //!
@@ -11,10 +9,10 @@
 //! | section | where | test |
 //! |---|---|---|
 //! | 1.2, 1.3 the accept value | [`handshake::accept_value`] | `rfc_1_3_accept_value` |
-//! | 3 path and query | [`request::Request::target`] | `targets`, `hostile_handshake::targets` |
+//! | 3 path and query | [`request::Request::parse`] | `targets`, `hostile_handshake::targets` |
 //! | 4.1 bytes after the request head are frames | [`server`](crate::server), [`request::HeadReader`] | `hostile_frames::a_broken_frame_after_the_head` |
 //! | 4.2, 4.2.1 the request head | [`request::HeadReader`], [`request::Request::parse`], [`handshake`] | `a_head_ends_at_the_same_byte_wherever_it_is_cut`, `heads_and_statuses` |
-//! | 4.1, 4.2.1, 4.4, 11.3.1–11.3.5 the headers of the request | [`handshake::Upgrade::check`], [`handshake::rejections`], [`request::Request::host`] | `rfc_4_2_1_requests_and_statuses`, `rfc_4_2_1_every_broken_rule_has_a_rejection`, `host_must_be_sent_once`, `hostile_handshake::keys_and_versions` |
+//! | 4.1, 4.2.1, 4.4, 11.3.1–11.3.5 the headers of the request | [`handshake::Upgrade::check`], [`request::Request::host`] | `rfc_4_2_1_requests_and_statuses`, `rfc_4_2_1_every_broken_rule_has_a_rejection`, `host_must_be_sent_once`, `hostile_handshake::keys_and_versions` |
 //! | 1.9, 4.2.2 the 101, with at most one subprotocol | [`Upgrade::switching_protocols`](handshake::Upgrade::switching_protocols) | `rfc_4_2_2_response`, `dialects::subprotocols` |
 //! | 4.2.2 rejections and their statuses | [`handshake::upgrade_required`], [`http::decide`](crate::http::decide) | `hostile_handshake::upgrade_headers` |
 //! | 4.3 the grammar of the headers | [`handshake::Upgrade::check`], [`request::is_token`] | `hostile_handshake::subprotocols`, `hostile_handshake::extensions` |

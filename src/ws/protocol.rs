@@ -35,10 +35,8 @@ use super::reader::{Chunk, FrameReader};
 /// Limits on one incoming message (§10.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum payload in bytes, over all frames of the message.
-    pub message: usize,
-    /// Maximum number of frames. A flood of empty frames would never reach the size limit.
-    pub fragments: u32,
+    pub message: usize, // payload in bytes, over all frames of the message
+    pub fragments: u32, // number of frames; a flood of empty frames would never reach the size limit
     pub accepts_binary: bool,
 }
 
@@ -76,8 +74,7 @@ pub struct Protocol {
     state: State,
     frames: FrameReader,
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
-    /// Partial payload of a control frame that spans several reads: at most 125 bytes (§5.5).
-    control: Vec<u8>,
+    control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,
 }
 
@@ -111,8 +108,7 @@ impl Protocol {
 
     /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Truncates `reason` to 123 bytes.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
-        if self.state == State::Open {
-            self.send_close(CloseFrame { code: Some(code), reason });
+        if self.send_close(Some(code), reason) {
             self.state = State::Closing(Framing::Intact);
         }
     }
@@ -193,27 +189,22 @@ impl Protocol {
     }
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
-        let close = match CloseFrame::parse(payload) {
+        let CloseFrame { code, reason } = match CloseFrame::parse(payload) {
             // The server has already sent its only Close and cannot report an error, so treat this Close as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
-        if self.state == State::Open {
-            // §5.5.1: an endpoint that "did not previously send a Close frame […] MUST send a Close frame in response",
-            // and "typically echos the status code it received".
-            self.send_close(CloseFrame { code: close.code, reason: "" });
-        }
+        // §5.5.1: an endpoint that "did not previously send a Close frame […] MUST send a Close frame in response",
+        // and "typically echos the status code it received".
+        self.send_close(code, "");
         self.state = State::Closed;
-        Ok(Event::Close(close.code, close.reason.to_owned()))
+        Ok(Event::Close(code, reason.to_owned()))
     }
 
     /// §7.1.7, _Fail the WebSocket Connection_. Returns `None` if the connection was already closing.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
-        let was_open = self.state == State::Open;
-        if was_open {
-            // §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code".
-            self.send_close(CloseFrame { code: Some(error.code()), reason: &error.to_string() });
-        }
+        // §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code".
+        let was_open = self.send_close(Some(error.code()), &error.to_string());
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
@@ -225,11 +216,14 @@ impl Protocol {
         was_open.then_some(Event::Failed(error))
     }
 
-    fn send_close(&mut self, close: CloseFrame) {
-        debug_assert_eq!(self.state, State::Open, "§5.5.1: one Close per connection");
-        frame::append(&mut self.output, Opcode::Close, &close.encode());
-        // The server ignores data frames from now on, so free the incomplete message.
-        self.message = None;
+    /// Returns false if a Close was already sent: §5.5.1 allows only one. The caller sets the next state.
+    fn send_close(&mut self, code: Option<CloseCode>, reason: &str) -> bool {
+        let is_open = self.state == State::Open;
+        if is_open {
+            frame::append(&mut self.output, Opcode::Close, &CloseFrame { code, reason }.encode());
+            self.message = None; // the server ignores data frames from now on
+        }
+        is_open
     }
 }
 

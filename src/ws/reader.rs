@@ -31,8 +31,7 @@ pub struct Chunk<'a> {
     pub payload: &'a [u8],
     pub is_first: bool,
     pub is_last: bool,
-    /// Payload bytes from the start of this chunk to the end of the frame.
-    pub remaining: u64,
+    pub remaining: u64, // payload bytes from the start of this chunk to the end of the frame
 }
 
 impl FrameReader {
@@ -55,9 +54,8 @@ impl FrameReader {
             return Ok(None);
         };
         let (received, remaining) = (self.received, payload_len - self.received);
-        // A frame without payload needs no more input, and yields an empty chunk.
         if input.is_empty() && remaining > 0 {
-            return Ok(None);
+            return Ok(None); // but a frame without payload needs no more input, and yields an empty chunk
         }
         // On a 32-bit machine, `remaining` may exceed `usize::MAX`, but `min` then selects `input.len()`.
         let len = usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len());

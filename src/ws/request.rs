@@ -64,7 +64,7 @@ impl HeadReader {
         Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")))
     }
 
-    /// The bytes received so far, starting at the request line.
+    /// The bytes received so far, without the blank lines before the request line.
     pub fn head(&self) -> &[u8] {
         &self.bytes[self.request_line..]
     }
@@ -100,35 +100,26 @@ impl HeadReader {
     }
 }
 
-/// Builds a 400 that names the peer's protocol if it is TLS, SSH or HTTP/2.
 fn not_http(bytes: &[u8]) -> Rejection {
     // Cut at the first `?` or `:`, because the server logs this body and the rest may contain an access token.
-    let bytes = bytes.split(|&byte| byte == b'?' || byte == b':').next().unwrap_or_default();
+    let bytes = bytes.split(|byte| b"?:".contains(byte)).next().unwrap_or_default();
     let what = match bytes {
-        [0x16, 0x03, ..] | [0x16] => "a TLS ClientHello; this is a plain ws:// port, not wss://",
-        [b'S', b'S', b'H', b'-', ..] => "an SSH banner",
-        [b'P', b'R', b'I', b' ', b'*', ..] => "an HTTP/2 preface",
-        _ => return bad_request(format!("Not an HTTP/1.1 request: {} (RFC 9112 §3).", quoted(bytes))),
+        [0x16, 0x03, ..] | [0x16] => " but a TLS ClientHello; this is a plain ws:// port, not wss://",
+        [b'S', b'S', b'H', b'-', ..] => " but an SSH banner",
+        [b'P', b'R', b'I', b' ', b'*', ..] => " but an HTTP/2 preface",
+        _ => &format!(": {}", quoted(bytes)),
     };
-    bad_request(format!("Not an HTTP/1.1 request but {what} (RFC 9112 §3)."))
+    bad_request(format!("Not an HTTP/1.1 request{what} (RFC 9112 §3)."))
 }
 
 #[derive(Debug)]
 pub struct Request<'h> {
-    pub method: &'h str, // case-sensitive (RFC 9110 §9.1)
-    raw_target: &'h str,
-    pub minor_version: u8, // the x in HTTP/1.x: 0 or 1
+    pub method: &'h str,            // case-sensitive (RFC 9110 §9.1)
+    pub authority: Option<&'h str>, // only in absolute form, such as `http://host:port/path` (RFC 9112 §3.2.2)
+    pub path: &'h str,              // still percent-encoded, as is `query`
+    pub query: &'h str,             // empty if the target has no `?`
+    pub minor_version: u8,          // the x in HTTP/1.x: 0 or 1
     headers: Vec<httparse::Header<'h>>,
-}
-
-/// The parts of a request target (§3, RFC 9112 §3.2), still percent-encoded.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Target<'h> {
-    /// `None` unless the target is in absolute form, such as `http://host:port/path`.
-    pub authority: Option<&'h str>,
-    pub path: &'h str,
-    /// Empty if the target has no `?`.
-    pub query: &'h str,
 }
 
 impl<'h> Request<'h> {
@@ -139,14 +130,24 @@ impl<'h> Request<'h> {
         let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         parsed.parse(head).map_err(|error| parse_rejection(head, max_headers, error))?;
-        let (Some(method), Some(raw_target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
+        let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(bad_request("The request line is incomplete (RFC 9112 §3)."));
         };
         // §3: "Fragment identifiers are meaningless […] and MUST NOT be used on these URIs."
-        if !raw_target.is_ascii() || raw_target.contains('#') {
+        if !target.is_ascii() || target.contains('#') {
             return Err(bad_request("The request target contains a # (RFC 6455 §3) or a byte that is not ASCII."));
         }
-        let request = Request { method, raw_target, minor_version, headers: parsed.headers.to_vec() };
+        let (scheme, rest) = target.split_once("://").unwrap_or_default();
+        let (authority, local) = if ["http", "ws"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+            let (authority, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+            (Some(authority), local)
+        } else {
+            (None, target)
+        };
+        let (path, query) = local.split_once('?').unwrap_or((local, ""));
+        // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
+        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
+        let request = Request { method, authority, path, query, minor_version, headers: parsed.headers.to_vec() };
         // Reject requests with a body: the server would mistake the body for WebSocket frames.
         let has_length = request.header("Content-Length").any(|value| value != b"0");
         if has_length || request.header("Transfer-Encoding").next().is_some() {
@@ -168,21 +169,6 @@ impl<'h> Request<'h> {
         self.header(name).any(|line| line.split(|&byte| byte == b',').any(matches))
     }
 
-    pub fn target(&self) -> Target<'h> {
-        let is_scheme = |text: &str| ["http", "ws"].iter().any(|scheme| text.eq_ignore_ascii_case(scheme));
-        let (authority, rest) = match self.raw_target.split_once("://") {
-            Some((scheme, rest)) if is_scheme(scheme) => {
-                let (authority, rest) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-                (Some(authority), rest)
-            }
-            _ => (None, self.raw_target),
-        };
-        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
-        // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
-        let path = if path.is_empty() && authority.is_some() { "/" } else { path };
-        Target { authority, path, query }
-    }
-
     /// The value of `Host` (§4.2.1 item 2). Empty if an HTTP/1.0 request has no `Host` header.
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
@@ -200,25 +186,25 @@ impl<'h> Request<'h> {
 }
 
 fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
-    use httparse::Error;
+    use httparse::Error::*;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line with version 2.0, but must get a 400, not a 505.
     let version = line.splitn(3, |&byte| byte == b' ').nth(2).filter(|_| !line.starts_with(b"PRI * "));
     match (error, version) {
-        (Error::HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),
-        (Error::HeaderValue, _) => bad_request("A header value contains a forbidden byte (RFC 9110 §5.5)."),
-        (Error::NewLine, _) => bad_request("A CR is not followed by LF (RFC 9112 §2.2)."),
-        (Error::TooManyHeaders, _) => {
+        (HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),
+        (HeaderValue, _) => bad_request("A header value contains a forbidden byte (RFC 9110 §5.5)."),
+        (NewLine, _) => bad_request("A CR is not followed by LF (RFC 9112 §2.2)."),
+        (TooManyHeaders, _) => {
             Rejection::new(431, format!("The request has over {max_headers} headers (RFC 6585 §5)."))
         }
-        (Error::Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])) => {
+        (Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])) => {
             Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6).")
         }
         _ => not_http(line),
     }
 }
 
-/// Whether `byte` is a `tchar` (RFC 9110 §5.6.2).
+// A `tchar` of RFC 9110 §5.6.2.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -231,10 +217,7 @@ pub fn is_token(text: &str) -> bool {
 pub fn is_authority(text: &str) -> bool {
     // Reject `@`. RFC 9110 §4.2.4: user information before the host is an error, because it can disguise the host.
     let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'$'..=b'.' | b'!' | b';' | b'=' | b'_' | b'~');
-    let host = match text.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => text,
-    };
+    let host = text.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(text);
     match host.strip_prefix('[') {
         Some(literal) => literal.strip_suffix(']').is_some_and(|ip| ip.bytes().all(|b| is_host(b) || b == b':')),
         None => !host.is_empty() && host.bytes().all(is_host),
@@ -359,10 +342,10 @@ mod tests {
             ("http://h?q", (Some("h"), "/", "q")),
             ("*", (None, "*", "")),
         ];
-        for (target, (authority, path, query)) in cases {
+        for (target, parts) in cases {
             let head = format!("GET {target} HTTP/1.1\r\n\r\n");
             let request = Request::parse(head.as_bytes(), 64).unwrap();
-            assert_eq!(request.target(), Target { authority, path, query }, "{target}");
+            assert_eq!((request.authority, request.path, request.query), parts, "{target}");
         }
     }
 
