@@ -209,8 +209,7 @@ impl Config {
         self.public_reason().is_none()
     }
 
-    /// The option that makes the server public. A proxy on the same machine connects from loopback, for clients
-    /// anywhere.
+    /// The option that makes the server public. A proxy may connect from loopback for clients anywhere.
     fn public_reason(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));

@@ -13,11 +13,10 @@ use support::table::hex;
 use wirechat::inspect::json;
 use wirechat::inspect::text::{self, Detail, Style};
 use wirechat::inspect::{Frame, Records, State, Tap, What};
-use wirechat::ws::Limits;
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::Role;
 use wirechat::ws::message::Message;
-use wirechat::ws::protocol::{Event, Protocol};
+use wirechat::ws::protocol::{Event, Limits, Protocol};
 
 const LIMITS: Limits = Limits { message: 70_000, fragments: 4, accepts_binary: true };
 

@@ -6,9 +6,8 @@
 //! its Close, and reports the failure only if the Close is for the same error.
 
 use super::Failure;
-use crate::ws::Limits;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
-use crate::ws::protocol::{Event, Framing, Protocol, State};
+use crate::ws::protocol::{Event, Framing, Limits, Protocol, State};
 
 // Used until the server's limits are known. Generous, because the checker must not be stricter than the server.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };

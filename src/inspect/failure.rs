@@ -4,8 +4,8 @@
 
 use super::escape::{hex, quoted};
 use super::{Failure, Frame};
-use crate::ws::Limits;
 use crate::ws::close::ProtocolError;
+use crate::ws::protocol::Limits;
 
 /// `frame` may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {

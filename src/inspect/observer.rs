@@ -248,8 +248,8 @@ mod tests {
 
     use super::*;
     use crate::inspect::text::Detail;
-    use crate::ws::Limits;
     use crate::ws::close::CloseCode;
+    use crate::ws::protocol::Limits;
 
     const FIRST: Token = Token(1);
     const MAX_OUTBOX: usize = 1000;

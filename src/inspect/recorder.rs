@@ -23,8 +23,8 @@ use super::Head;
 use super::recording::{Entry, Step, Title};
 use super::scan::{self, Direction};
 use super::secret::{self, WelcomeRedactor};
-use crate::ws::Limits;
 use crate::ws::frame::Role;
+use crate::ws::protocol::Limits;
 
 /// Quota reserved per file for a final [`Step::Cut`] line, in bytes.
 const LAST_LINE: usize = 80;

@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::escape::digits;
 use super::{Record, Records, Tap};
-use crate::ws::Limits;
 use crate::ws::frame::Role;
+use crate::ws::protocol::Limits;
 
 /// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

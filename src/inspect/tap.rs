@@ -18,8 +18,8 @@ use super::scan::{Direction, Step};
 use super::secret::WelcomeRedactor;
 use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Reporter, Response, State, What};
 use super::{failure, secret};
-use crate::ws::Limits;
 use crate::ws::frame::{Opcode, Role};
+use crate::ws::protocol::Limits;
 
 /// Maximum client bytes buffered until the response is complete. Only the first read may exceed this limit.
 const MAX_EARLY: usize = 64 * 1024;

@@ -40,9 +40,8 @@ use super::outbox::{Broadcast, Outbox};
 use crate::broker::CredentialId;
 use crate::config::Config;
 use crate::maps::TokenMap;
-use crate::ws::Limits;
 use crate::ws::frame::{self, Role};
-use crate::ws::protocol::{Framing, Protocol, State};
+use crate::ws::protocol::{Framing, Limits, Protocol, State};
 use crate::ws::request::HeadReader;
 
 /// The server stops processing an `/echo` client's input while more bytes than this are queued for the client.

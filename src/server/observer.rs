@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use mio::Token;
 
-use crate::ws::Limits;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Role;
+use crate::ws::protocol::Limits;
 use crate::ws::request::Rejection;
 
 pub trait Observer {

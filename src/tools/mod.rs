@@ -15,8 +15,8 @@ use std::time::SystemTime;
 use clap::Subcommand;
 
 use crate::inspect::{Record, Records, Tap};
-use crate::ws::Limits;
 use crate::ws::frame::Role;
+use crate::ws::protocol::Limits;
 
 #[derive(Debug, Subcommand)]
 pub enum Tool {

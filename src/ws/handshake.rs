@@ -37,8 +37,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Upgrade<'h> {
     key: &'h [u8],
-    /// In the client's order of preference.
-    pub subprotocols: Vec<&'h str>,
+    pub subprotocols: Vec<&'h str>, // in the client's order of preference
 }
 
 impl<'h> Upgrade<'h> {

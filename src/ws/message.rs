@@ -24,7 +24,8 @@ pub enum Message<'a> {
 impl<'a> Message<'a> {
     pub fn borrowed(opcode: Opcode, payload: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
         match opcode {
-            Opcode::Text => Ok(Message::Text(validate_utf8(payload)?.into())),
+            // §8.1: an endpoint that receives invalid UTF-8 in a text message "MUST _Fail the WebSocket Connection_".
+            Opcode::Text => Ok(Message::Text(str::from_utf8(payload).or(Err(ProtocolError::TextNotUtf8))?.into())),
             _ => Ok(Message::Binary(payload.into())),
         }
     }
@@ -77,7 +78,7 @@ impl Assembler {
                 }
                 // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
                 let (whole, tail) = split_incomplete_char(rest);
-                valid.push_str(validate_utf8(whole)?);
+                valid.push_str(str::from_utf8(whole).or(Err(ProtocolError::TextNotUtf8))?);
                 tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))
             }
             Assembler::Binary(bytes) => {
@@ -98,11 +99,6 @@ impl Assembler {
     }
 }
 
-fn validate_utf8(bytes: &[u8]) -> Result<&str, ProtocolError> {
-    // §8.1: an endpoint that receives invalid UTF-8 in a text message "MUST _Fail the WebSocket Connection_".
-    std::str::from_utf8(bytes).map_err(|_| ProtocolError::TextNotUtf8)
-}
-
 /// How many bytes to reserve for `needed` more bytes. An announced length alone must not cost memory (§10.4), so the
 /// capacity is at most twice the *received* size, and never more than the message needs at the end of the frame.
 fn growth(len: usize, capacity: usize, needed: usize, remaining: usize) -> usize {
@@ -119,7 +115,7 @@ fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
 /// Moves the `incomplete` character to `text` once its last byte has arrived.
 fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(), ProtocolError> {
     incomplete.push(byte);
-    match std::str::from_utf8(incomplete) {
+    match str::from_utf8(incomplete) {
         Ok(character) => text.push_str(character),
         // `error_len` is `None` if the bytes are valid so far but incomplete.
         Err(error) if error.error_len().is_none() => return Ok(()),

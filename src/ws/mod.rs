@@ -33,7 +33,7 @@
 //! | 9.1 extensions are declined | [`extension::is_offer`], [`Upgrade::switching_protocols`](handshake::Upgrade::switching_protocols) | `rfc_9_1_offers`, `hostile_handshake::extensions` |
 //! | 10.1, 10.5 clients that are not browsers, authentication | [`Access::identify`](crate::http::access::Access::identify) | `hostile_handshake::tokens` |
 //! | 10.2 allowed origins | [`Access::allows_origin`](crate::http::access::Access::allows_origin) | `hostile_handshake::origins` |
-//! | 10.4 limits | [`Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
+//! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
 //!
 //! These sections do not bind a server:
 //!
@@ -53,5 +53,3 @@ pub mod message;
 pub mod protocol;
 pub mod reader;
 pub mod request;
-
-pub use protocol::Limits;

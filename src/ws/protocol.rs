@@ -43,10 +43,8 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Open,
-    /// The server has sent a Close and is waiting for the peer's Close (§7.1.3).
-    Closing(Framing),
-    /// Both endpoints have sent a Close. The server closes TCP next (§7.1.1, §7.1.4).
-    Closed,
+    Closing(Framing), // the server has sent a Close and is waiting for the peer's Close (§7.1.3)
+    Closed,           // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
 /// Whether the server can still find the start of the peer's next frame.
@@ -56,16 +54,14 @@ pub enum Framing {
     Lost,
 }
 
+/// What arrived. A Pong (§5.5.2) or Close (§5.5.1) in response is already in the output.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     Message(Message<'a>),
-    /// The Pong in response is already in `output` (§5.5.2).
     Ping(Cow<'a, [u8]>),
     Pong(Cow<'a, [u8]>),
-    /// The peer's close code (§7.1.5) and reason (§7.1.6). Any Close in response is already in `output`.
-    Close(Option<CloseCode>, String),
-    /// The peer broke a protocol rule (§7.1.7). A Close that reports the error is already in `output`.
-    Failed(ProtocolError),
+    Close(Option<CloseCode>, String), // the peer's close code (§7.1.5) and reason (§7.1.6)
+    Failed(ProtocolError),            // the peer broke this rule (§7.1.7)
 }
 
 #[derive(Debug)]
@@ -133,12 +129,11 @@ impl Protocol {
                 State::Open => check_data(header, message.as_deref(), limits),
                 _ => Ok(()), // no check, because the server skips this frame
             };
-            let result = match self.frames.next(input, validate).transpose()? {
-                Ok(chunk) if chunk.opcode.is_control() => self.receive_control(&chunk),
-                Ok(chunk) if self.state == State::Open => self.receive_data(&chunk),
-                Ok(_) => Ok(None), // skip data frames until the peer's Close arrives
-                Err(error) => Err(error),
-            };
+            let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
+                _ if chunk.opcode.is_control() => self.receive_control(&chunk),
+                State::Open => self.receive_data(&chunk),
+                _ => Ok(None), // skip data frames until the peer's Close arrives
+            });
             if let Some(event) = result.unwrap_or_else(|error| self.fail(error)) {
                 return Some(event);
             }

@@ -173,15 +173,13 @@ impl<'h> Request<'h> {
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
         // that lacks a Host header field and to any request message that contains more than one".
-        let host = match self.header("Host").collect::<Vec<_>>()[..] {
-            [host] => host,
+        let value = match self.header("Host").collect::<Vec<_>>()[..] {
+            [value] => value,
             [] if self.minor_version == 0 => b"",
             _ => return Err(bad_request("Host must be sent once (RFC 9112 §3.2).")),
         };
-        match std::str::from_utf8(host) {
-            Ok(host) if host.is_empty() || is_authority(host) => Ok(host),
-            _ => Err(bad_request(format!("Host {} is not a valid host and port (RFC 9112 §3.2).", quoted(host)))),
-        }
+        let host = str::from_utf8(value).ok().filter(|host| host.is_empty() || is_authority(host));
+        host.ok_or_else(|| bad_request(format!("Host {} is not a valid host and port (RFC 9112 §3.2).", quoted(value))))
     }
 }
 
