@@ -23,7 +23,7 @@ use wirechat::tools::poke::play::{Closing, Timing};
 use wirechat::tools::poke::{Target, catalogue};
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::{self, Opcode};
-use wirechat::ws::handshake::{Upgrade, accept_value, upgrade_required};
+use wirechat::ws::handshake::{accept_value, switching_protocols, upgrade_required};
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 use wirechat::ws::request::{Rejection, Request};
@@ -376,7 +376,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
         let head = format!("HTTP/1.1 {status} No\r\nSec-WebSocket-Version: 13\r\nContent-Length: 0\r\n\r\n");
         head.into_bytes()
     };
-    // Upgrade::check rejects an invalid key, so it sees a valid one.
+    // `switching_protocols` rejects an invalid key, so it sees a valid one.
     let head = String::from_utf8_lossy(head);
     let key = head.split_once("Sec-WebSocket-Key: ").and_then(|(_, rest)| rest.split("\r\n").next()).unwrap_or(KEY);
     let known = head.replace(key, KEY);
@@ -385,8 +385,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
     if request.method != "GET" || !request.has_token("Upgrade", "websocket") {
         return Err(render(upgrade_required()));
     }
-    let answer =
-        Upgrade::check(&request).map_err(|mut rejections| render(rejections.remove(0)))?.switching_protocols("none");
+    let answer = switching_protocols(&request, "none").map_err(|mut rejections| render(rejections.remove(0)))?;
     let answer = String::from_utf8(answer).expect("ASCII");
     Ok(answer.replace(&accept_value(KEY.as_bytes()), &accept_value(key.as_bytes())).into_bytes())
 }

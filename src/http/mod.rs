@@ -18,7 +18,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, names};
-use crate::ws::handshake::{BEARER, Upgrade, method_rejection, upgrade_required};
+use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
 use crate::ws::request::{Rejection, Request, is_authority, quoted};
 use access::{Access, parse_host, parse_origin};
 
@@ -76,7 +76,9 @@ pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
-    let upgrade = Upgrade::check(request).map_err(|mut rejections| rejections.swap_remove(0))?;
+    // The subprotocols of /echo and /inspect are `echo` and `inspect`.
+    let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
+    let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
     check_origin(request, access, scheme, authority)?;
     let query = request.query;
@@ -84,16 +86,15 @@ pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -
     let has_ticket = request.path == "/inspect";
     let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
     decode(query)?; // reject a malformed parameter even if its name is unknown
-    let (route, subprotocol) = match dialect {
+    let route = match dialect {
         Some(dialect) => {
             let join = join(room, query, dialect, &identity, peer.address)?;
-            let request = JoinRequest { dialect, identity, address: peer.address, join, extra: None };
-            (Route::Chat(request), dialect.subprotocol())
+            Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
-        None if has_ticket => (Route::Observe { secret: require("ticket", parameter(query, "ticket"))? }, "inspect"),
-        None => (Route::Echo(identity), "echo"),
+        None if has_ticket => Route::Observe { secret: require("ticket", parameter(query, "ticket"))? },
+        None => Route::Echo(identity),
     };
-    Ok(Outcome::Upgrade { response: upgrade.switching_protocols(subprotocol), route })
+    Ok(Outcome::Upgrade { response, route })
 }
 
 /// The rejection of a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".

@@ -33,47 +33,35 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// A handshake request that has passed every check of §4.2.1.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Upgrade<'h> {
-    key: &'h [u8],
-    pub subprotocols: Vec<&'h str>, // in the client's order of preference
-}
-
-impl<'h> Upgrade<'h> {
-    /// Checks a request against §4.2.1. The error is a list of one rejection per broken rule.
-    pub fn check(request: &Request<'h>) -> Result<Upgrade<'h>, Vec<Rejection>> {
-        let mut upgrade = Upgrade::default();
-        let rules = [
-            // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
-            (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
-            // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
-            (request.minor_version == 0)
-                .then(|| bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")),
-            request.host().err(),
-            // §4.2.1 item 3: "An |Upgrade| header field containing the value "websocket"".
-            (!request.has_token("Upgrade", "websocket")).then(upgrade_required),
-            check_connection(request),
-            check_version(request),
-            read_key(request).map(|key| upgrade.key = key).err(),
-            check_extensions(request),
-            read_subprotocols(request).map(|names| upgrade.subprotocols = names).err(),
-        ];
-        let rejections: Vec<Rejection> = rules.into_iter().flatten().collect();
-        if rejections.is_empty() { Ok(upgrade) } else { Err(rejections) }
+/// Checks a request against §4.2.1, and writes the 101 response (§4.2.2 item 5) or one rejection per broken rule.
+/// `supported` is the endpoint's only subprotocol.
+pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
+    let (mut accept, mut is_agreed) = (String::new(), false);
+    let rules = [
+        // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
+        (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
+        // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
+        (request.minor_version == 0)
+            .then(|| bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")),
+        request.host().err(),
+        // §4.2.1 item 3: "An |Upgrade| header field containing the value "websocket"".
+        (!request.has_token("Upgrade", "websocket")).then(upgrade_required),
+        check_connection(request),
+        check_version(request),
+        read_key(request).map(|key| accept = accept_value(key)).err(),
+        check_extensions(request),
+        read_subprotocols(request).map(|offered| is_agreed = offered.contains(&supported)).err(),
+    ];
+    let rejections: Vec<Rejection> = rules.into_iter().flatten().collect();
+    if !rejections.is_empty() {
+        return Err(rejections);
     }
-
-    /// Writes the 101 response (§4.2.2 item 5). `supported` is the endpoint's only subprotocol.
-    pub fn switching_protocols(&self, supported: &str) -> Vec<u8> {
-        // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
-        // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
-        let is_agreed = self.subprotocols.contains(&supported);
-        let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
-        // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
-        let accept = accept_value(self.key);
-        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
-        format!("{head}Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n").into_bytes()
-    }
+    // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
+    // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
+    let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
+    // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
+    let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
+    Ok(format!("{head}Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n").into_bytes())
 }
 
 /// §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
@@ -184,7 +172,7 @@ mod tests {
     fn status(without: &str, with: &str) -> Result<(), u16> {
         let head = head(without, with);
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        Upgrade::check(&request).map(drop).map_err(|rejections| rejections[0].status)
+        switching_protocols(&request, "").map(drop).map_err(|rejections| rejections[0].status)
     }
 
     #[test]
@@ -260,7 +248,7 @@ mod tests {
         let head = b"POST / HTTP/1.0\r\nHost: a b\r\nSec-WebSocket-Version: 8\r\nSec-WebSocket-Key: short\r\n\
             Sec-WebSocket-Extensions: ;\r\nSec-WebSocket-Protocol: a, a\r\n\r\n";
         let request = Request::parse(head, 64).unwrap();
-        let rejections = Upgrade::check(&request).unwrap_err();
+        let rejections = switching_protocols(&request, "").unwrap_err();
         let subjects =
             ["method", "HTTP/1.1", "Host", "Upgrade:", "Connection", "-Version", "-Key", "-Extensions", "-Protocol"];
         assert_eq!(rejections.len(), subjects.len());
@@ -284,7 +272,7 @@ mod tests {
         for (offer, selected) in cases {
             let head = head("", offer);
             let request = Request::parse(head.as_bytes(), 64).unwrap();
-            let response = Upgrade::check(&request).unwrap().switching_protocols("chat.events");
+            let response = switching_protocols(&request, "chat.events").unwrap();
             assert_eq!(String::from_utf8(response).unwrap(), format!("{plain}{selected}\r\n"), "{offer}");
         }
     }

@@ -5,7 +5,7 @@
 use crate::tools::notation::Reading;
 use crate::tools::received::{Offer, Response};
 use crate::ws::frame::Role;
-use crate::ws::handshake::{Upgrade, accept_value, decoded_key_len};
+use crate::ws::handshake::{accept_value, decoded_key_len, switching_protocols};
 use crate::ws::request::{HeadReader, Rejection, Request};
 
 const RESPONSE_PREFIX: &[u8] = b"HTTP/1.";
@@ -202,7 +202,7 @@ fn all_rejections(head: &Head) -> Vec<Rejection> {
     }
     kept.extend(b"\r\n");
     match Request::parse(&kept, count) {
-        Ok(request) => Upgrade::check(&request).err().into_iter().flatten().for_each(add),
+        Ok(request) => switching_protocols(&request, "").err().into_iter().flatten().for_each(add),
         Err(rejection) => add(rejection),
     }
     found
