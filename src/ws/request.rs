@@ -49,10 +49,26 @@ impl HeadReader {
         let accepted = &input[..input.len().min(max.saturating_sub(before))];
         self.bytes.extend_from_slice(accepted);
         for newline in memchr::memchr_iter(b'\n', accepted) {
-            if self.end_line(before + newline)? {
-                self.bytes.truncate(before + newline + 1);
-                return Ok(Some(newline + 1));
+            self.check_first_byte()?;
+            let end = before + newline + 1;
+            let line = &self.bytes[self.line..end];
+            // RFC 9112 §2.2 allows a server to accept a bare LF. This server does not: a proxy that treats LF
+            // differently would see different headers (request smuggling).
+            if !line.ends_with(b"\r\n") {
+                return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
+            match (self.line == self.request_line, line == b"\r\n") {
+                // RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF)" before the request line.
+                (true, true) => self.request_line = end,
+                // Parse the request line at once: a peer that does not speak HTTP may never send the final blank line.
+                (true, false) => drop(Request::parse(line, 0)?),
+                (false, true) => {
+                    self.bytes.truncate(end);
+                    return Ok(Some(newline + 1));
+                }
+                (false, false) => {}
+            }
+            self.line = end;
         }
         self.check_first_byte()?;
         if self.bytes.len() < max {
@@ -71,26 +87,6 @@ impl HeadReader {
 
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
-    }
-
-    /// Returns true if this line is the blank line that ends the head.
-    fn end_line(&mut self, newline: usize) -> Result<bool, Rejection> {
-        self.check_first_byte()?;
-        // RFC 9112 §2.2 allows a server to accept a bare LF. This server does not: a proxy that treats LF differently
-        // would see different headers (request smuggling).
-        let Some((b'\r', content)) = self.bytes[self.line..newline].split_last() else {
-            return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
-        };
-        let is_first = self.line == self.request_line;
-        self.line = newline + 1;
-        match (is_first, content.is_empty()) {
-            (false, is_blank) => return Ok(is_blank),
-            // RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF)" before the request line.
-            (true, true) => self.request_line = self.line,
-            // Parse the request line at once: a peer that does not speak HTTP may never send the final blank line.
-            (true, false) => drop(Request::parse(&self.bytes[self.request_line..self.line], 0)?),
-        }
-        Ok(false)
     }
 
     /// Rejects a non-HTTP protocol by its first byte, because a TLS ClientHello may contain no newline.
