@@ -9,7 +9,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, with_environment};
 use wirechat::http::access::Access;
 use wirechat::net;
-use wirechat::net::event_loop::{EventLoop, Stopped};
+use wirechat::net::event_loop::EventLoop;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::tools::Tool;
 
@@ -83,8 +83,8 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
     let log = LogWriter::install(level).map_err(usage)?;
     let event_loop = EventLoop::bind(config.clone(), access, log).map_err(|error| (EXIT_FAILURE, error))?;
     print_banner(&event_loop, config);
-    let stopped = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
-    Ok(if matches!(stopped, Stopped::Cleanly) { 0 } else { EXIT_INTERRUPTED })
+    let is_clean = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
+    Ok(if is_clean { 0 } else { EXIT_INTERRUPTED })
 }
 
 fn print_banner(server: &EventLoop, config: &Config) {

@@ -14,10 +14,10 @@ use crate::config::{Config, is_loopback_name};
 /// Who may connect. In the first three fields, `None` allows everything.
 #[derive(Debug)]
 pub struct Access {
-    tokens: Option<Tokens>,
+    pub tokens: Option<Tokens>,
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
-    proxies: Vec<IpNet>,
+    pub proxies: Vec<IpNet>,
 }
 
 impl Access {
@@ -46,18 +46,9 @@ impl Access {
         Ok(())
     }
 
-    /// `None`: the server requires no token.
-    pub fn tokens(&self) -> Option<&Tokens> {
-        self.tokens.as_ref()
-    }
-
     /// The usernames that tokens are bound to.
     pub fn reserved(&self) -> impl Iterator<Item = Rc<str>> {
-        self.tokens.iter().flat_map(Tokens::usernames)
-    }
-
-    pub fn proxies(&self) -> &[IpNet] {
-        &self.proxies
+        self.tokens.iter().flat_map(|tokens| tokens.usernames.values().cloned())
     }
 
     /// `authority` is a host, perhaps with a port.
@@ -83,8 +74,8 @@ impl Access {
 /// `None` if a value is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let named = values.iter().filter(|value| *value != "*");
-    let allowed = named.clone().map(|value| parse(value)).collect::<Result<_, _>>()?;
-    Ok(if named.count() < values.len() { None } else { Some(allowed) })
+    let allowed = named.map(|value| parse(value)).collect::<Result<Vec<_>, _>>()?;
+    Ok((allowed.len() == values.len()).then_some(allowed))
 }
 
 fn check_origin(value: &str) -> Result<String, String> {

@@ -6,7 +6,6 @@ pub mod access;
 pub mod proxy;
 pub mod tokens;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -40,7 +39,6 @@ pub enum Route {
     Observe { secret: String }, // the ticket of the connection to observe
 }
 
-/// The peer of a request.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
@@ -88,7 +86,8 @@ pub fn decide(request: &Request, access: &Access, peer: Peer, now: SystemTime) -
     decode(query)?; // reject a malformed parameter even if its name is unknown
     let route = match dialect {
         Some(dialect) => {
-            let join = join(room, query, dialect, &identity, peer.address)?;
+            let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
+            let join = join(&room, query, dialect, &identity, peer.address)?;
             Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
         None if has_ticket => Route::Observe { secret: require("ticket", parameter(query, "ticket"))? },
@@ -209,17 +208,9 @@ pub fn token(request: &Request) -> Option<String> {
         .or_else(|| subprotocols.into_iter().find_map(in_subprotocol))
 }
 
-/// `room` is the room in the path, still percent-encoded.
-fn join(
-    room: Option<&str>,
-    query: &str,
-    dialect: Dialect,
-    identity: &Identity,
-    address: IpAddr,
-) -> Result<Join, Rejection> {
+fn join(room: &str, query: &str, dialect: Dialect, identity: &Identity, address: IpAddr) -> Result<Join, Rejection> {
     let bad_request = |error: String| Rejection::new(400, format!("{error}."));
-    let room = room.map_or_else(|| Ok(parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), decode)?;
-    let room = names::room_name(&room).map_err(bad_request)?;
+    let room = names::room_name(room).map_err(bad_request)?;
     let client_id = (dialect == Dialect::Presence).then(|| require("client_id", parameter(query, "client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
@@ -229,23 +220,22 @@ fn join(
     let username = parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
     // Finish every check that returns 400 first, then check that the token allows this username.
-    let username = match (username, &identity.username) {
-        (Some(username), Some(bound)) if *username != **bound => {
-            let seen = quoted(username.as_bytes());
-            return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
-        }
-        (_, Some(bound)) => Cow::Borrowed(&**bound),
-        (Some(username), None) => username,
-        (None, None) => require("username", dialect.default_username())?.into(),
-    };
+    let (username, bound) = (username.as_deref(), identity.username.as_deref());
+    if let Some(username) = username
+        && bound.is_some_and(|bound| bound != username)
+    {
+        let seen = quoted(username.as_bytes());
+        return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
+    }
+    let username = require("username", bound.or(username).or(dialect.default_username()))?;
     // Only the dialect `events` sends the message ids and the session that a client needs to resume.
     let parameter = |name| parameter(query, name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
     let session = parameter("session").and_then(|session| u128::from_str_radix(&session, 16).ok());
     let session = session.map(|session| Session(session.to_be_bytes()));
-    let (is_bound, credential) = (identity.username.is_some(), identity.credential_id());
-    let join = Join::new(&username, &room, identity.user(address));
+    let (is_bound, credential) = (bound.is_some(), identity.credential_id());
+    let join = Join::new(username, &room, identity.user(address));
     Ok(Join { is_bound, session, client_id, credential, resume, ..join })
 }
 

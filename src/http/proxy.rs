@@ -8,17 +8,13 @@ use ipnet::IpNet;
 use crate::ws::request::Request;
 
 /// Returns the client's address: the rightmost address in `X-Forwarded-For` that is not a trusted proxy's, because each
-/// proxy appends the address of its peer. Before a malformed entry, nothing can be trusted. `None`: no valid entry.
+/// proxy appends the address of its peer. Before a malformed entry, nothing can be trusted. If every address is a
+/// trusted proxy's, the client is the leftmost one. `None`: no valid entry.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let lines: Vec<&[u8]> = request.header("X-Forwarded-For").collect();
     let list = lines.join(&b',');
-    let mut addresses = list.rsplit(|byte| *byte == b',').map_while(parse_address);
-    let mut client = addresses.next()?;
-    while is_trusted(client, proxies) {
-        let Some(next) = addresses.next() else { break };
-        client = next;
-    }
-    Some(client)
+    let addresses: Vec<IpAddr> = list.rsplit(|byte| *byte == b',').map_while(parse_address).collect();
+    addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()
 }
 
 pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {

@@ -15,7 +15,8 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 pub struct Tokens {
     /// Keyed by a hash with a secret key (that of the map itself), so that response times reveal no part of a token.
     by_hash: HashMap<u64, Vec<(String, Identity)>>,
-    next_id: CredentialId,
+    pub usernames: HashMap<Rc<str>, Rc<str>>, // those that tokens are bound to, by their keys
+    next_id: CredentialId,                    // greater than every id given so far
 }
 
 impl Tokens {
@@ -23,30 +24,20 @@ impl Tokens {
     /// to another username. Errors name the line but never quote a token, because errors may end up in a log.
     pub fn parse(text: &str, max_head: usize, previous: Option<&Tokens>) -> Result<Tokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
-        let mut tokens = Tokens { by_hash: HashMap::new(), next_id };
-        let mut bound: HashMap<Rc<str>, Rc<str>> = HashMap::new(); // usernames by their keys
+        let mut tokens = Tokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
         // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (line, text) in (1..).zip(text.lines()) {
-            let parsed = parse_line(text, max_head);
-            let added = parsed.and_then(|(token, username)| tokens.add(token, username, line, &mut bound, previous));
-            added.map_err(|error| format!("line {line}: {error}"))?;
+            tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
         }
         if tokens.by_hash.is_empty() {
-            Err("the file contains no token; write one per line".into())
-        } else {
-            Ok(tokens)
+            return Err("the file contains no token; write one per line".into());
         }
+        Ok(tokens)
     }
 
-    fn add(
-        &mut self,
-        token: &str,
-        username: Option<Rc<str>>,
-        line: u32,
-        bound: &mut HashMap<Rc<str>, Rc<str>>,
-        previous: Option<&Tokens>,
-    ) -> Result<(), String> {
+    fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&Tokens>) -> Result<(), String> {
+        let (token, username) = parse_line(text, max_head)?;
         if token.is_empty() {
             return Ok(());
         }
@@ -54,17 +45,15 @@ impl Tokens {
             return Err("this token is already in the file; remove one of them".into());
         }
         if let Some(username) = &username {
-            let other = bound.entry(names::key(username)).or_insert_with(|| Rc::clone(username));
+            let other = self.usernames.entry(names::key(username)).or_insert_with(|| Rc::clone(username));
             if other != username {
                 return Err(format!("the usernames {username:?} and {other:?} count as the same; write them alike"));
             }
         }
         let known = previous.and_then(|previous| previous.identify(token));
         let id = known.filter(|known| known.username == username).and_then(Identity::credential_id);
-        let id = id.unwrap_or_else(|| {
-            let after = self.next_id.saturating_add(1);
-            std::mem::replace(&mut self.next_id, after)
-        });
+        let id = id.unwrap_or(self.next_id);
+        self.next_id = self.next_id.max(id.saturating_add(1));
         let identity = Identity { credential: Some(Credential { id, line }), username };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
         Ok(())
@@ -76,16 +65,7 @@ impl Tokens {
     }
 
     pub fn ids(&self) -> HashSet<CredentialId> {
-        self.identities().filter_map(Identity::credential_id).collect()
-    }
-
-    /// The usernames that tokens are bound to.
-    pub fn usernames(&self) -> impl Iterator<Item = Rc<str>> {
-        self.identities().filter_map(|identity| identity.username.clone())
-    }
-
-    fn identities(&self) -> impl Iterator<Item = &Identity> {
-        self.by_hash.values().flatten().map(|(_, identity)| identity)
+        self.by_hash.values().flatten().filter_map(|(_, identity)| identity.credential_id()).collect()
     }
 }
 
@@ -158,7 +138,7 @@ mod tests {
             assert_ne!(id(&after, token), id(&before, other), "{token} {other}");
         }
         assert!(!after.ids().contains(&id(&before, "four").unwrap()));
-        assert_eq!(after.usernames().collect::<Vec<_>>(), ["bob".into()]);
+        assert_eq!(after.usernames.values().collect::<Vec<_>>(), [&"bob".into()]);
     }
 
     #[test]

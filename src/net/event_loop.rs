@@ -21,31 +21,20 @@ use crate::server::{Readiness, Server};
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 
-/// Maximum readiness events per poll. Further events wait for the next turn. If thousands of clients drop at once, a turn
-/// that sees only some of them would still write to the others.
+/// Maximum readiness events per poll. If thousands of clients drop at once, a turn that sees only some of them would
+/// still write to the others.
 const MAX_EVENTS: usize = 65536;
-/// Maximum clients accepted per turn.
-const MAX_ACCEPTS: usize = 64;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stopped {
-    /// The server sent a Close frame to every client and waited for replies.
-    Cleanly,
-    /// A second signal cut the shutdown short.
-    AtOnce,
-}
+const MAX_ACCEPTS: usize = 64; // per turn
 
 pub struct EventLoop {
     poll: Poll,
-    /// `None` once the server is stopping.
-    listener: Option<Listener>,
+    listener: Option<Listener>, // `None` once the server is stopping
     signals: Signals,
     log: LogWriter,
     config: Config,
     server: Server<TcpStream>,
     started: Instant,
-    /// The bound address, with the actual port even if the configuration says port 0.
-    pub address: SocketAddr,
+    pub address: SocketAddr, // with the actual port even if the configuration says port 0
     pub max_connections: usize,
 }
 
@@ -60,29 +49,24 @@ impl EventLoop {
         poll.registry().register(&mut listener.socket, LISTENER, Interest::READABLE).map_err(error)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
         let address = listener.socket.local_addr().unwrap_or(config.listen);
-        let mut random = system_random()?;
+        // If the system has no randomness, fail at start, not while serving a client.
+        getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
+        #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
+        let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).expect("the system had random bytes before"));
         let observers = Box::new(super::inspect(&config, &log, &mut random)?);
         let started = Instant::now();
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = Limits::new(&config, max_connections, max_lingering);
         let server = Server::new(config.clone(), access, limits, observers, random, now);
-        Ok(EventLoop {
-            poll,
-            listener: Some(listener),
-            signals,
-            log,
-            config,
-            server,
-            started,
-            address,
-            max_connections,
-        })
+        let listener = Some(listener);
+        Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal stops the server. `Err` if the poll itself fails.
-    pub fn run(mut self) -> io::Result<Stopped> {
+    /// Runs until a signal stops the server. Returns whether every client received a Close frame and the time to reply:
+    /// `false` if a second signal cut the shutdown short. `Err` if the poll itself fails.
+    pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        loop {
+        let is_clean = loop {
             let polled = self.poll.poll(&mut events, self.timeout());
             polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
             let now = Now { time: SystemTime::now(), monotonic: self.started.elapsed() };
@@ -103,8 +87,7 @@ impl EventLoop {
             }
             // Handle signals after readiness events: messages that arrived before a signal must still be published.
             if has_signal && !self.handle_signals() {
-                self.server.stop_observers();
-                return Ok(Stopped::AtOnce);
+                break false;
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();
@@ -113,18 +96,18 @@ impl EventLoop {
                 self.listener.iter_mut().for_each(|listener| listener.retry_at = None);
             }
             if self.server.is_stopped() {
-                self.server.stop_observers();
-                return Ok(Stopped::Cleanly);
+                break true;
             }
-        }
+        };
+        self.server.stop_observers();
+        Ok(is_clean)
     }
 
     /// Returns the poll timeout: the time until the server, the listener or the log has work to do.
     fn timeout(&self) -> Option<Duration> {
         let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(Listener::next_accept_at);
-        let next = [self.server.next_turn_at(), accept].into_iter().flatten().min();
-        let next = next.map(|at| at.saturating_sub(self.started.elapsed()));
-        [next, self.log.lines().timeout()].into_iter().flatten().min()
+        let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
+        next.map(|at| at.saturating_sub(self.started.elapsed()))
     }
 
     fn accept(&mut self, now: Duration) {
@@ -155,13 +138,4 @@ impl Drop for EventLoop {
     fn drop(&mut self) {
         self.log.lines().flush();
     }
-}
-
-fn system_random() -> Result<Random, String> {
-    // If the system has no randomness, fail at start, not while serving a client.
-    getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
-    Ok(Box::new(|bytes| {
-        #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
-        getrandom::fill(bytes).expect("the system had random bytes at start"); // invariant: `fill` succeeded above
-    }))
 }

@@ -9,16 +9,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use env_filter::FilteredLog;
 use log::{Level, Log, Metadata, Record};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::fs::OFlags;
 
+use super::is_ready;
 use crate::chat::Now;
 
-/// A writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`).
-const PIECE: usize = 4096;
-/// Maximum bytes queued while stderr is full.
-const MAX_QUEUED: usize = 64 * 1024;
+const PIECE: usize = 4096; // a writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`)
+const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
 /// Errors and these events may fill the whole queue, all other lines only half of it: a flood of rejected requests must
 /// not push out the lines about the users.
 const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
@@ -33,25 +33,17 @@ pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
 pub(super) struct Lines<W> {
     queued: Vec<u8>,
     dropped: usize,
-    /// Monotonic time of the first line queued since the last flush. `None` if there is none.
-    waiting_since: Option<Duration>,
+    waiting_since: Option<Duration>, // monotonic time of the first line queued since the last flush
     now: Now,
     stderr: W,
 }
 
-struct Logger {
-    filter: env_filter::Filter,
-    writer: LogWriter,
-}
-
-/// Standard error as a writer that never blocks.
+/// Standard error as a writer that never blocks: a pipe or a file is polled before each write.
 #[derive(Debug)]
-pub(super) enum Stderr {
+pub(super) struct Stderr {
     /// A terminal, opened a second time: the new descriptor can be non-blocking without affecting other processes.
     /// Polling would not help, because a terminal polls as writable even if it accepts only a single byte.
-    Terminal(File),
-    /// A pipe or a file, polled before each write.
-    Polled(io::Stderr),
+    terminal: Option<File>,
 }
 
 impl LogWriter {
@@ -59,12 +51,11 @@ impl LogWriter {
     pub fn install(level: log::LevelFilter) -> Result<LogWriter, String> {
         let directives = std::env::var("WIRECHAT_LOG").unwrap_or_default();
         let mut builder = env_filter::Builder::new();
-        builder.filter_level(level);
-        builder.try_parse(&directives).map_err(|error| format!("WIRECHAT_LOG={directives:?}: {error}."))?;
-        let filter = builder.build();
+        let parsed = builder.filter_level(level).try_parse(&directives);
+        let filter = parsed.map_err(|error| format!("WIRECHAT_LOG={directives:?}: {error}."))?.build();
         log::set_max_level(filter.filter());
         let writer = LogWriter(Arc::new(Mutex::new(Lines::new(Stderr::open()))));
-        let installed = log::set_boxed_logger(Box::new(Logger { filter, writer: writer.clone() }));
+        let installed = log::set_boxed_logger(Box::new(FilteredLog::new(writer.clone(), filter)));
         debug_assert!(installed.is_ok(), "the logger is installed once");
         Ok(writer)
     }
@@ -80,15 +71,13 @@ impl LogWriter {
     }
 }
 
-impl Log for Logger {
-    fn enabled(&self, metadata: &Metadata) -> bool {
-        self.filter.enabled(metadata)
+impl Log for LogWriter {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true // `FilteredLog` filters
     }
 
     fn log(&self, record: &Record) {
-        if self.filter.matches(record) {
-            self.writer.lines().log(record);
-        }
+        self.lines().log(record);
     }
 
     fn flush(&self) {} // the event loop flushes
@@ -98,23 +87,17 @@ impl Stderr {
     fn open() -> Stderr {
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
         let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
-        let terminal = io::stderr().is_terminal().then(reopen).flatten();
-        terminal.map_or_else(|| Stderr::Polled(io::stderr()), Stderr::Terminal)
+        Stderr { terminal: io::stderr().is_terminal().then(reopen).flatten() }
     }
 }
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stderr = match self {
-            Stderr::Terminal(terminal) => return terminal.write(bytes),
-            Stderr::Polled(stderr) => stderr,
-        };
-        let mut polled = [PollFd::new(stderr, PollFlags::OUT)];
-        // If the poll fails, the write will report the error.
-        if poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready == 0) {
-            return Err(io::ErrorKind::WouldBlock.into());
+        match &mut self.terminal {
+            Some(terminal) => terminal.write(bytes),
+            None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIECE)]),
+            None => Err(io::ErrorKind::WouldBlock.into()),
         }
-        stderr.write(&bytes[..bytes.len().min(PIECE)])
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -138,9 +121,9 @@ impl<W: Write> Lines<W> {
         }
     }
 
-    /// How long the loop may sleep before the next `begin_turn`. `None`: no limit.
-    pub fn timeout(&self) -> Option<Duration> {
-        self.waiting_since.map(|since| MAX_WAIT.saturating_sub(self.now.monotonic - since))
+    /// The monotonic time by which the next turn must begin. `None`: no limit.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.waiting_since.map(|since| since + MAX_WAIT)
     }
 
     fn log(&mut self, record: &Record) {

@@ -3,9 +3,11 @@
 pub mod event_loop;
 pub mod listener;
 pub mod log_writer;
-mod socket;
 
 use std::io::IsTerminal;
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::broker::Random;
 use crate::config::{Config, TraceDetail};
@@ -27,11 +29,12 @@ fn inspect(config: &Config, log: &LogWriter, random: &mut Random) -> Result<Insp
         let style = Style::new(detail, std::io::stderr().is_terminal());
         Trace { style, filter, write: Box::new(move |lines: &str| writer.write(lines)) }
     });
-    let options = Options {
-        trace,
-        record: config.record.clone().map(|dir| (dir, config.record_limit)),
-        inspection: config.inspect || config.is_local(),
-        max_outbox: config.max_outbox,
-    };
-    Inspect::new(options, random)
+    let record = config.record.clone().map(|dir| (dir, config.record_limit));
+    let inspection = config.inspect || config.is_local();
+    Inspect::new(Options { trace, record, inspection, max_outbox: config.max_outbox }, random)
+}
+
+fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
+    // If the poll fails, the operation that follows will report the error.
+    poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default())).map_or(true, |ready| ready > 0)
 }

@@ -45,7 +45,7 @@ impl<S: Socket> Server<S> {
         let token = self.connections.insert(Connection::new(socket, peer, observer, self.now.monotonic));
         self.set_timer(token, self.config.handshake_timeout);
         // A trusted proxy connects for many clients. Its connections count once the request names the client.
-        if !is_trusted(peer.ip(), self.access.proxies()) {
+        if !is_trusted(peer.ip(), &self.access.proxies) {
             self.connections.get_mut(token).into_iter().for_each(|connection| connection.cold.is_counted = true);
             if let Err(what) = self.limits.connected(peer.ip(), self.now.monotonic) {
                 self.reject(token, &http::unavailable(what), false);
@@ -63,7 +63,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { stage: Stage::Handshake(head), peer, is_counted, .. } = &mut *connection.cold else { return };
         let is_head = head.head().starts_with(b"HEAD ");
-        let (now, proxies) = (self.now.monotonic, self.access.proxies());
+        let (now, proxies) = (self.now.monotonic, &self.access.proxies);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
             let is_proxied = is_trusted(peer.ip(), proxies);
             if is_proxied && let Some(client) = client_address(&request, proxies) {
@@ -347,7 +347,7 @@ impl<S: Socket> Server<S> {
 
     /// Replaces the access tokens, and closes the connections whose token is gone. `file` is the text of the token file.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
-        let ids = |access: &Access| access.tokens().map(Tokens::ids).unwrap_or_default();
+        let ids = |access: &Access| access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         let before = ids(&self.access);
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
             return log::error!("RELOAD failed, the old tokens stay in force: {error}");
