@@ -36,11 +36,27 @@ impl Tokens {
         Ok(tokens)
     }
 
+    /// A line is a token, optionally followed by the username that the token is bound to.
     fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&Tokens>) -> Result<(), String> {
-        let (token, username) = parse_line(text, max_head)?;
+        // A # starts a comment only at the start of the line or after whitespace.
+        let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
+        let text = comment.map_or(text, |(at, _)| &text[..at]).trim();
+        let (token, username) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         if token.is_empty() {
             return Ok(());
         }
+        // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
+        if let Some(invisible) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
+            return Err(format!(
+                "the token contains the invisible character U+{:04X}; remove it",
+                u32::from(invisible)
+            ));
+        }
+        if token.len() > max_head {
+            return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
+        }
+        let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
+        let username: Option<Rc<str>> = username.map(Rc::from);
         if self.identify(token).is_some() {
             return Err("this token is already in the file; remove one of them".into());
         }
@@ -67,23 +83,6 @@ impl Tokens {
     pub fn ids(&self) -> HashSet<CredentialId> {
         self.by_hash.values().flatten().filter_map(|(_, identity)| identity.credential_id()).collect()
     }
-}
-
-/// A line is a token, optionally followed by the username that the token is bound to. An empty token: a comment.
-fn parse_line(line: &str, max_head: usize) -> Result<(&str, Option<Rc<str>>), String> {
-    // A # starts a comment only at the start of the line or after whitespace.
-    let comment = line.match_indices('#').find(|(at, _)| *at == 0 || line[..*at].ends_with(char::is_whitespace));
-    let line = comment.map_or(line, |(at, _)| &line[..at]).trim();
-    let (token, username) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
-    if let Some(invisible) = token.chars().find(|character| character.is_control() || names::is_ignorable(*character)) {
-        return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(invisible)));
-    }
-    if token.len() > max_head {
-        return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
-    }
-    let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
-    Ok((token, username.map(Rc::from)))
 }
 
 #[cfg(test)]

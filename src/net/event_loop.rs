@@ -67,7 +67,10 @@ impl EventLoop {
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let is_clean = loop {
-            let polled = self.poll.poll(&mut events, self.timeout());
+            // Sleep until the server, the listener or the log has work to do.
+            let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(Listener::next_accept_at);
+            let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
+            let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
             polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
             let now = Now { time: SystemTime::now(), monotonic: self.started.elapsed() };
             let is_idle = events.is_empty() && self.server.next_turn_at().is_none_or(|at| at > now.monotonic);
@@ -101,13 +104,6 @@ impl EventLoop {
         };
         self.server.stop_observers();
         Ok(is_clean)
-    }
-
-    /// Returns the poll timeout: the time until the server, the listener or the log has work to do.
-    fn timeout(&self) -> Option<Duration> {
-        let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(Listener::next_accept_at);
-        let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
-        next.map(|at| at.saturating_sub(self.started.elapsed()))
     }
 
     fn accept(&mut self, now: Duration) {

@@ -54,7 +54,10 @@ impl LogWriter {
         let parsed = builder.filter_level(level).try_parse(&directives);
         let filter = parsed.map_err(|error| format!("WIRECHAT_LOG={directives:?}: {error}."))?.build();
         log::set_max_level(filter.filter());
-        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(Stderr::open()))));
+        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+        let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
+        let stderr = Stderr { terminal: io::stderr().is_terminal().then(reopen).flatten() };
+        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(stderr))));
         let installed = log::set_boxed_logger(Box::new(FilteredLog::new(writer.clone(), filter)));
         debug_assert!(installed.is_ok(), "the logger is installed once");
         Ok(writer)
@@ -81,14 +84,6 @@ impl Log for LogWriter {
     }
 
     fn flush(&self) {} // the event loop flushes
-}
-
-impl Stderr {
-    fn open() -> Stderr {
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-        let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
-        Stderr { terminal: io::stderr().is_terminal().then(reopen).flatten() }
-    }
 }
 
 impl Write for Stderr {
