@@ -4,26 +4,24 @@
 
 use std::rc::Rc;
 
-use ipnet::IpNet;
 use url::{Host, Url};
 
 use super::tokens::{DEMO_TOKENS, Tokens};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
-/// Who may connect. In the first three fields, `None` allows everything.
-#[derive(Debug)]
+/// Who may connect. In each field, `None` allows everything.
+#[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<Tokens>,
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
-    pub proxies: Vec<IpNet>,
 }
 
 impl Access {
     /// `token_file` is the text of the `--tokens` file. Errors name the option and its value, and suggest a fix.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
-        let mut access = Access { tokens: None, origins: None, hosts: None, proxies: config.trusted_proxy.clone() };
+        let mut access = Access::default();
         access.load_tokens(config, token_file)?;
         let (mut origins, mut hosts) = (config.allow_origin.clone(), config.allow_host.clone());
         if hosts.is_empty() && !config.is_loopback() {

@@ -146,11 +146,10 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
         }
         if !access.allows_host(authority) {
             let value = parse_host(authority).unwrap_or_else(|| "'*'".into());
-            let body = format!(
+            return Err(forbidden(format!(
                 "{seen} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
                  §7.4). Start the server with --allow-host {value} to allow it."
-            );
-            return Err(forbidden(body));
+            )));
         }
     }
     // RFC 9112 §3.2.2: for an absolute-form target, a server "MUST ignore the received Host header field (if any)".
@@ -173,11 +172,10 @@ fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &st
         return Ok(());
     }
     let (seen, value) = (quoted(origin), parse_origin(text).unwrap_or_else(|| "'*'".into()));
-    let body = format!(
+    Err(forbidden(format!(
         "Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). Start it with --allow-origin \
          {value} to allow them."
-    );
-    Err(forbidden(body))
+    )))
 }
 
 fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
@@ -221,9 +219,7 @@ fn join(room: &str, query: &str, dialect: Dialect, identity: &Identity, address:
     let username = username.as_deref().map(names::username).transpose().map_err(bad_request)?;
     // Finish every check that returns 400 first, then check that the token allows this username.
     let (username, bound) = (username.as_deref(), identity.username.as_deref());
-    if let Some(username) = username
-        && bound.is_some_and(|bound| bound != username)
-    {
+    if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
         let seen = quoted(username.as_bytes());
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
@@ -245,8 +241,7 @@ fn parameter(query: &str, wanted: &str) -> Option<String> {
     let decode = |text: &str| decode(&text.replace('+', " ")).unwrap_or_default();
     // Use the first parameter with this name: a proxy may have validated only that one.
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let is_wanted = |name: &str| name == wanted || (name.contains(['%', '+']) && decode(name) == wanted);
-    pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| decode(value))
+    pairs.find(|(name, _)| decode(name) == wanted).map(|(_, value)| decode(value))
 }
 
 fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {

@@ -52,7 +52,7 @@ impl EventLoop {
         // If the system has no randomness, fail at start, not while serving a client.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
-        let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).expect("the system had random bytes before"));
+        let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).expect("random bytes")); // invariant: see above
         let observers = Box::new(super::inspect(&config, &log, &mut random)?);
         let started = Instant::now();
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };

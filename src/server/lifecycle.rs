@@ -45,7 +45,7 @@ impl<S: Socket> Server<S> {
         let token = self.connections.insert(Connection::new(socket, peer, observer, self.now.monotonic));
         self.set_timer(token, self.config.handshake_timeout);
         // A trusted proxy connects for many clients. Its connections count once the request names the client.
-        if !is_trusted(peer.ip(), &self.access.proxies) {
+        if !is_trusted(peer.ip(), &self.config.trusted_proxy) {
             self.connections.get_mut(token).into_iter().for_each(|connection| connection.cold.is_counted = true);
             if let Err(what) = self.limits.connected(peer.ip(), self.now.monotonic) {
                 self.reject(token, &http::unavailable(what), false);
@@ -63,7 +63,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { stage: Stage::Handshake(head), peer, is_counted, .. } = &mut *connection.cold else { return };
         let is_head = head.head().starts_with(b"HEAD ");
-        let (now, proxies) = (self.now.monotonic, &self.access.proxies);
+        let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
             let is_proxied = is_trusted(peer.ip(), proxies);
             if is_proxied && let Some(client) = client_address(&request, proxies) {
