@@ -22,8 +22,8 @@
 //! | the consumer is slow | the frame that is half sent, a Close | frames, until the peer's Close | close timeout |
 //! | an error, framing intact | the outbox, a Close | frames, until the peer's Close | close timeout |
 //! | an error, framing lost | the outbox, a Close | discarded until the end of the stream | close timeout |
-//! | both Closes passed | the outbox | nothing | close timeout |
-//! | both Closes passed, input left | the outbox | discarded until the end of the stream | close timeout |
+//! | the peer closes | the outbox, a Close | nothing | close timeout |
+//! | the peer closes, input left | the outbox, a Close | discarded until the end of the stream | close timeout |
 //! | the peer ended the stream | the outbox | nothing | close timeout |
 //! | a timeout or a failed socket | nothing | nothing | none |
 
@@ -36,11 +36,11 @@ use std::time::Duration;
 use mio::Token;
 
 use super::observer::Observer;
-use super::outbox::{Broadcast, Outbox};
+use super::outbox::{Broadcast, Outbox, count_frames};
 use crate::broker::CredentialId;
 use crate::config::Config;
 use crate::maps::TokenMap;
-use crate::ws::frame::{self, Role};
+use crate::ws::frame::Role;
 use crate::ws::protocol::{Framing, Limits, Protocol, State};
 use crate::ws::request::HeadReader;
 
@@ -104,21 +104,21 @@ pub struct ColdFields {
     pub stage: Stage,
     /// Monotonic time of the last received byte or, while reads are paused, of the last readable edge from the poll.
     pub last_received: Duration,
-    /// A copy of the connection's deadline in `Timers`. `None` if the connection started closing this turn.
+    /// A copy of the connection's deadline in `Timers`.
     pub deadline: Option<Duration>,
     /// This connection's share of `Limits::buffered`.
     pub buffered: usize,
     /// Input that was read but not processed, because the outbox had no room for the replies.
     pub unprocessed: Box<[u8]>,
-    /// Whether the server rejected the request and now waits until the client has read the response.
-    pub lingers: bool,
 }
 
 pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether to discard input until the end of the stream. If `false`, nothing is read.
+        /// Whether to discard input until the end of the stream. If `false`, nothing is read. Closing a socket with
+        /// unread input makes the kernel send a reset, which can destroy the last bytes before the peer has read them.
+        /// So the server first shuts down its write side and discards input.
         discards: bool,
         /// Whether the write side is shut down.
         is_shut: bool,
@@ -141,50 +141,6 @@ enum Input {
     /// The peer ended the stream or the socket failed, but there may be unread input. No further edge will follow.
     Ending,
     Ended,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    Response,
-    ServerCloses,
-    SlowConsumer,
-    Error(Framing),
-    BothClosed { has_input: bool },
-    PeerEndedStream,
-    TimeoutOrFailure,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sends {
-    Nothing,
-    Outbox,
-    OutboxAndClose,
-    HalfFrameAndClose,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reads {
-    Nothing,
-    FramesUntilClose,
-    /// Closing a socket with unread input makes the kernel send a reset, which can destroy the last bytes before the
-    /// peer has read them. So the server first shuts down its write side and discards input.
-    DiscardUntilEnd,
-}
-
-impl Cause {
-    /// Implements the second table in the module docs.
-    pub const fn ending(self) -> (Sends, Reads) {
-        match self {
-            Cause::Response | Cause::BothClosed { has_input: true } => (Sends::Outbox, Reads::DiscardUntilEnd),
-            Cause::ServerCloses | Cause::Error(Framing::Intact) => (Sends::OutboxAndClose, Reads::FramesUntilClose),
-            Cause::SlowConsumer => (Sends::HalfFrameAndClose, Reads::FramesUntilClose),
-            // Without framing, the server cannot recognize the peer's Close, so parsing stops.
-            Cause::Error(Framing::Lost) => (Sends::OutboxAndClose, Reads::DiscardUntilEnd),
-            // §7.1.1: the server closes the TCP connection first.
-            Cause::BothClosed { has_input: false } | Cause::PeerEndedStream => (Sends::Outbox, Reads::Nothing),
-            Cause::TimeoutOrFailure => (Sends::Nothing, Reads::Nothing),
-        }
-    }
 }
 
 impl Endpoint {
@@ -210,7 +166,6 @@ impl<S: Socket> Connection<S> {
             deadline: None,
             buffered: 0,
             unprocessed: Box::default(),
-            lingers: false,
         };
         let (outbox, input, cold) = (Outbox::default(), Input::Drained, Box::new(cold));
         Connection { socket, outbox, frames_sent: 0, observer, input, queued: [false; WORK_LISTS], cold }
@@ -292,20 +247,21 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    /// Sends `count` frames of a room after the queued output.
-    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>, count: u64) -> io::Result<()> {
+    /// Sends frames of a room after the queued output.
+    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>) -> io::Result<()> {
         if self.observer.is_some() {
             self.push_frames(broadcast.frames);
             return self.flush();
         }
-        self.frames_sent += count;
+        self.frames_sent += broadcast.count;
         self.outbox.send_shared(broadcast, &mut self.socket)
     }
 
-    pub fn push_frames(&mut self, frames: &[u8]) {
-        self.frames_sent += count_frames(frames);
-        let reframed = self.observer.as_mut().and_then(|observer| observer.reframe(frames));
-        self.outbox.push(reframed.map_or(Cow::Borrowed(frames), Cow::Owned));
+    pub fn push_frames<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
+        let frames = frames.into();
+        self.frames_sent += count_frames(&frames);
+        let reframed = self.observer.as_mut().and_then(|observer| observer.reframe(&frames));
+        self.outbox.push(reframed.map_or(frames, Cow::Owned));
     }
 
     /// Whether the server may still send data frames.
@@ -318,37 +274,25 @@ impl<S: Socket> Connection<S> {
         (protocol.state() == State::Open).then_some(protocol)
     }
 
-    /// Whether the outbox bound applies. `/echo` has backpressure instead, and a closing connection has little to send.
-    pub fn is_bounded(&self) -> bool {
-        self.is_open() && !self.is_echo()
-    }
-
+    /// Whether the client is a slow consumer. `/echo` has backpressure instead, and a closing connection has little to send.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
-        self.outbox.is_over_bound(max_outbox) && self.is_bounded()
+        self.outbox.is_over_bound(max_outbox) && self.is_open() && !self.is_echo()
     }
 
     /// Queues the protocol's replies. Starts draining if the protocol will read no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
-        self.frames_sent += count_frames(&replies);
-        self.outbox.push(replies);
+        self.push_frames(replies);
         match state {
             State::Open | State::Closing(Framing::Intact) => {}
-            State::Closing(Framing::Lost) => {
-                self.drain(Cause::Error(Framing::Lost), "the peer ended the stream after the server's Close");
-            }
-            State::Closed => {
-                let cause = Cause::BothClosed { has_input: self.has_input() };
-                self.drain(cause, "both Closes passed; the server ended TCP (§7.1.1)");
-            }
+            // Without framing, the server cannot recognize the peer's Close.
+            State::Closing(Framing::Lost) => self.drain(true, "the peer ended the stream after the server's Close"),
+            State::Closed => self.drain(self.has_input(), "both Closes passed; the server ended TCP (§7.1.1)"),
         }
     }
 
-    pub fn drain(&mut self, cause: Cause, reason: impl Into<Cow<'static, str>>) {
-        let (_, reads) = cause.ending();
-        debug_assert_ne!(reads, Reads::FramesUntilClose, "a closing connection is still open");
-        let discards = reads == Reads::DiscardUntilEnd;
+    pub fn drain(&mut self, discards: bool, reason: impl Into<Cow<'static, str>>) {
         self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
     }
 
@@ -356,12 +300,6 @@ impl<S: Socket> Connection<S> {
     pub fn has_drained(&self) -> bool {
         let Stage::Draining { discards, .. } = self.cold.stage else { return false };
         self.is_flushed() && (!discards || self.input == Input::Ended)
-    }
-
-    /// The reason for closing, once the connection drains.
-    pub fn take_reason(&mut self) -> Cow<'static, str> {
-        let Stage::Draining { reason, .. } = &mut self.cold.stage else { unreachable!("it drains before its removal") };
-        std::mem::take(reason)
     }
 
     /// Bytes that count towards `--max-buffered` for this connection alone. Shared frames count once, in `Limits`.
@@ -416,6 +354,13 @@ impl<S: Socket> Connections<S> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
 
+    /// Queues frames for one client.
+    pub fn send<'a>(&mut self, token: Token, frames: impl Into<Cow<'a, [u8]>>) {
+        let Some(connection) = self.table.get_mut(&token) else { return };
+        connection.push_frames(frames);
+        self.queue(Work::Write, token);
+    }
+
     /// Queues a connection to be read, if the connection has input that the server wants now.
     pub fn queue_read(&mut self, token: Token, max_outbox: usize) {
         let Some(connection) = self.table.get(&token).filter(|connection| connection.wants_read(max_outbox)) else {
@@ -439,7 +384,7 @@ impl<S: Socket> Connections<S> {
 
     pub fn next(&mut self, work: Work) -> Option<Token> {
         let token = self.work[work as usize].pop_front()?;
-        if let Some(connection) = self.table.get_mut(&token).filter(|_| work != Work::Remove) {
+        if let Some(connection) = self.table.get_mut(&token) {
             connection.queued[work as usize] = false;
         }
         Some(token)
@@ -449,20 +394,9 @@ impl<S: Socket> Connections<S> {
         self.work[work as usize].len()
     }
 
-    /// Whether no write or removal is pending.
-    pub fn is_settled(&self) -> bool {
-        [Work::Write, Work::CloseSlow, Work::Remove].iter().all(|work| self.queue_len(*work) == 0)
+    pub fn has_work(&self, lists: [Work; 3]) -> bool {
+        lists.into_iter().any(|work| self.queue_len(work) > 0)
     }
-}
-
-/// `frames` must be whole, unmasked frames.
-pub fn count_frames(mut frames: &[u8]) -> u64 {
-    let mut count = 0;
-    while !frames.is_empty() {
-        frames = &frames[frame::server_frame_len(frames)..];
-        count += 1;
-    }
-    count
 }
 
 #[cfg(test)]
@@ -547,7 +481,7 @@ mod tests {
     fn every_queued_frame_is_counted_for_later_observers() {
         let mut connection = connection(open(), Endpoint::Chat, 0);
         let frames = b"\x81\x01a\x81\x01b";
-        connection.send_shared(&mut Broadcast::new(frames, &Rc::default()), 2).unwrap();
+        connection.send_shared(&mut Broadcast::new(frames, &Rc::default())).unwrap();
         connection.push_frames(frames);
         connection.open_protocol().unwrap().ping();
         connection.apply_protocol_state();
@@ -563,39 +497,6 @@ mod tests {
         assert!(connection.wants_read(100) && connection.is_flushed(), "decrypted and unread");
         connection.socket.pending = Some(Direction::Write);
         assert!(!connection.wants_read(100) && !connection.is_flushed(), "encrypted and unsent");
-    }
-
-    #[test]
-    fn the_table_of_endings_matches_the_code() {
-        let causes = [
-            ("an HTTP response", Cause::Response),
-            ("the server closes", Cause::ServerCloses),
-            ("the consumer is slow", Cause::SlowConsumer),
-            ("an error, framing intact", Cause::Error(Framing::Intact)),
-            ("an error, framing lost", Cause::Error(Framing::Lost)),
-            ("both Closes passed", Cause::BothClosed { has_input: false }),
-            ("both Closes passed, input left", Cause::BothClosed { has_input: true }),
-            ("the peer ended the stream", Cause::PeerEndedStream),
-            ("a timeout or a failed socket", Cause::TimeoutOrFailure),
-        ];
-        let mut table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned();
-        for (name, cause) in causes {
-            let (sends, reads) = cause.ending();
-            let timer = if sends == Sends::Nothing { "none" } else { "close timeout" };
-            let sends = match sends {
-                Sends::Nothing => "nothing",
-                Sends::Outbox => "the outbox",
-                Sends::OutboxAndClose => "the outbox, a Close",
-                Sends::HalfFrameAndClose => "the frame that is half sent, a Close",
-            };
-            let reads = match reads {
-                Reads::Nothing => "nothing",
-                Reads::FramesUntilClose => "frames, until the peer's Close",
-                Reads::DiscardUntilEnd => "discarded until the end of the stream",
-            };
-            table += &format!("\n| {name} | {sends} | {reads} | {timer} |");
-        }
-        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use mio::Token;
 
 use super::Server;
-use super::connection::{Cause, ColdFields, Connection, Endpoint, Sends, Socket, Stage, Work};
+use super::connection::{ColdFields, Connection, Endpoint, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
 use super::timers::{Silence, silence};
@@ -123,8 +123,7 @@ impl<S: Socket> Server<S> {
     /// `is_head`: the response to a `HEAD` request has no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let ColdFields { peer, lingers, is_counted, .. } = &mut *connection.cold;
-        *lingers = true;
+        let ColdFields { peer, is_counted, .. } = &mut *connection.cold;
         if std::mem::take(is_counted) {
             self.limits.disconnected(peer.ip());
         }
@@ -143,7 +142,7 @@ impl<S: Socket> Server<S> {
     fn send_response(&mut self, token: Token, response: Vec<u8>, reason: &'static str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.outbox.push_response(response);
-        connection.drain(Cause::Response, reason);
+        connection.drain(true, reason);
         self.await_end(token);
     }
 
@@ -225,15 +224,20 @@ impl<S: Socket> Server<S> {
     }
 
     /// Starts the closing handshake (§7.1.2), unless the connection is already closing.
-    pub(super) fn close(&mut self, token: Token, cause: Cause, code: CloseCode, reason: &str) {
+    pub(super) fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Some(protocol) = connection.open_protocol() else { return };
         protocol.close(code, reason);
-        if cause.ending().0 == Sends::HalfFrameAndClose {
-            connection.outbox.drop_unsent();
-        }
         connection.observer.iter_mut().for_each(|observer| observer.stage(ObservedStage::Closing));
         self.apply_protocol_state(token, reason);
+    }
+
+    /// Closes a connection without sending its outbox, except the rest of a half-sent frame.
+    pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
+        if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
+            connection.outbox.drop_unsent();
+            self.close(token, code, reason);
+        }
     }
 
     /// Queues the protocol's replies. If the connection is now closing, the client leaves the chat with `reason`.
@@ -258,29 +262,25 @@ impl<S: Socket> Server<S> {
             Stage::Handshake(_) => self.end(token, "the peer ended the stream before its request was complete"),
             Stage::Draining { .. } => self.connections.queue(Work::Write, token),
             Stage::Open(_) => {
-                connection.drain(Cause::PeerEndedStream, REASON);
-                self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
-                self.chat.leave(token, REASON, self.now);
-                self.await_end(token);
+                connection.drain(false, REASON);
+                self.apply_protocol_state(token, REASON);
             }
         }
     }
 
-    /// Cancels the timer. After the next write, the server removes the connection or starts the close timeout.
+    /// Starts the close timeout. If all is done after the next write, the server removes the connection at once.
     fn await_end(&mut self, token: Token) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            self.timers.cancel(token, &mut connection.cold.deadline);
-            self.connections.queue(Work::Write, token);
-        }
+        self.set_timer(token, self.config.close_timeout);
+        self.connections.queue(Work::Write, token);
     }
 
     /// Removes a connection at the end of this turn, without sending the rest of its outbox.
     pub(super) fn end(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.is_queued(Work::Remove) {
-            connection.drain(Cause::TimeoutOrFailure, reason);
+            connection.drain(false, reason);
             (connection.outbox, connection.cold.unprocessed) = (Outbox::default(), Box::default());
-            self.queue_removal(token);
+            self.connections.queue(Work::Remove, token);
         }
     }
 
@@ -292,19 +292,22 @@ impl<S: Socket> Server<S> {
     }
 
     /// Removes a connection from all tables. Its socket closes at the end of this turn or of a later one.
-    pub(super) fn remove(&mut self, token: Token, reason: &str) {
+    pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
-        connection.observer.iter_mut().for_each(|observer| observer.closed(reason));
+        let ColdFields { ref mut stage, peer, endpoint, buffered, is_counted, .. } = *connection.cold;
+        let Stage::Draining { reason, .. } = stage else { unreachable!("it drains before its removal") };
+        let reason = std::mem::take(reason);
+        self.chat.leave(token, &reason, self.now);
+        connection.observer.iter_mut().for_each(|observer| observer.closed(&reason));
         self.observers.removed(token);
         self.timers.cancel(token, &mut connection.cold.deadline);
-        let ColdFields { peer, endpoint, buffered, lingers, is_counted, .. } = *connection.cold;
-        if lingers {
-            self.limits.stop_lingering(token);
-        }
         if is_counted {
             self.limits.disconnected(peer.ip());
         }
-        self.limits.clients -= usize::from(endpoint.is_some());
+        match endpoint {
+            Some(_) => self.limits.clients -= 1,
+            None => self.limits.stop_lingering(token),
+        }
         self.limits.buffered -= buffered;
         // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
         let has_line = matches!(endpoint, Some(Endpoint::Chat) | None);
@@ -337,7 +340,7 @@ impl<S: Socket> Server<S> {
         if connection.held() < before {
         } else if is_open {
             connection.cold.unprocessed = Box::default();
-            self.close(token, Cause::SlowConsumer, CloseCode::TRY_AGAIN_LATER, REASON);
+            self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
         } else {
             self.end(token, REASON);
         }
@@ -361,7 +364,7 @@ impl<S: Socket> Server<S> {
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
         for token in revoked {
-            self.close(token, Cause::ServerCloses, CloseCode::POLICY_VIOLATION, "token revoked");
+            self.close(token, CloseCode::POLICY_VIOLATION, "token revoked");
         }
     }
 
@@ -387,7 +390,7 @@ impl<S: Socket> Server<S> {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.end(token, REASON),
                 // An observing client stays open until it has seen the Close of the connection that it watches.
                 Some(ColdFields { endpoint: Some(Endpoint::Observers), .. }) => {}
-                _ => self.close(token, Cause::ServerCloses, CloseCode::GOING_AWAY, REASON),
+                _ => self.close(token, CloseCode::GOING_AWAY, REASON),
             }
         }
         true
@@ -401,5 +404,150 @@ impl<S: Socket> Server<S> {
         let observers = self.connections.table.values_mut().filter_map(|connection| connection.observer.as_mut());
         observers.for_each(|observer| observer.closed("the server stopped"));
         self.serve_observers();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::collections::VecDeque;
+    use std::io::{self, ErrorKind, Read, Write};
+    use std::rc::Rc;
+    use std::time::SystemTime;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::chat::Now;
+    use crate::config::Config;
+    use crate::server::connection::Direction;
+    use crate::server::limits::Limits;
+    use crate::server::{Readiness, Server};
+    use crate::ws::frame::Opcode;
+
+    const REQUEST: &str = "GET /echo?token=dev-token HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    const WRITABLE: Readiness = Readiness { readable: false, writable: true, read_closed: false, error: false };
+    const READABLE: Readiness = Readiness { readable: true, ..WRITABLE };
+
+    /// A socket that accepts `room` bytes, then returns `WouldBlock`.
+    #[derive(Default)]
+    struct Pipe {
+        input: VecDeque<u8>,
+        room: Rc<Cell<usize>>,
+        written: Rc<Cell<Vec<u8>>>,
+    }
+
+    impl Read for Pipe {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.input.is_empty() { Err(ErrorKind::WouldBlock.into()) } else { self.input.read(buffer) }
+        }
+    }
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let written = bytes.len().min(self.room.get());
+            self.room.set(self.room.get() - written);
+            self.written.set([self.written.take(), bytes[..written].to_vec()].concat());
+            if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Socket for Pipe {
+        fn has_pending(&self, _: Direction) -> bool {
+            false
+        }
+
+        fn shutdown_write(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// One row of the table of endings, without the name: the state after `cause`, and what is sent after it. Before an
+    /// upgraded connection's `cause`, the first of two frames is half sent.
+    fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
+        let config = Config::try_parse_from(["wirechat"]).unwrap();
+        let (access, limits) = (Access::new(&config, None).unwrap(), Limits::new(&config, 9, 9));
+        let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+        let close_at = now.monotonic + config.close_timeout;
+        let mut server = Server::new(config, access, limits, Box::new(()), Box::new(|bytes| bytes.fill(7)), now);
+        let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };
+        let (token, room, written) = (server.next_token(), Rc::clone(&socket.room), Rc::clone(&socket.written));
+        server.accepted(socket, "127.0.0.1:1".parse().unwrap());
+        let turn = |server: &mut Server<Pipe>, space| {
+            room.set(space);
+            server.ready(token, WRITABLE);
+            server.finish_turn();
+        };
+        if is_upgraded {
+            server.ready(token, READABLE);
+            turn(&mut server, 1000);
+            for text in ["first", "second"] {
+                server.send_frame(token, Opcode::Text, text.as_bytes());
+            }
+            turn(&mut server, 3);
+        }
+        written.take();
+        cause(&mut server, token);
+        server.finish_turn();
+        let cold = server.connections.get_mut(token).map(|connection| &connection.cold);
+        let reads = match cold.map(|cold| &cold.stage) {
+            Some(Stage::Open(_) | Stage::Handshake(_)) => "frames, until the peer's Close",
+            Some(Stage::Draining { discards: true, .. }) => "discarded until the end of the stream",
+            Some(Stage::Draining { discards: false, .. }) | None => "nothing",
+        };
+        let timer = cold.map_or("none", |cold| if cold.deadline == Some(close_at) { "close timeout" } else { "wrong" });
+        turn(&mut server, 1000);
+        let sent = String::from_utf8_lossy(&written.take()).into_owned();
+        let has = |text| sent.contains(text);
+        let sends = match (has("HTTP") || has("second"), has("rst"), has("\u{fffd}")) {
+            _ if sent.is_empty() => "nothing",
+            _ if has("HTTP") => "the outbox",
+            (false, true, true) => "the frame that is half sent, a Close",
+            (true, true, _) if sent.ends_with("second") => "the outbox",
+            (true, true, true) => "the outbox, a Close",
+            _ => "wrong",
+        };
+        format!("{sends} | {reads} | {timer}")
+    }
+
+    #[test]
+    fn the_table_of_endings_matches_the_code() {
+        let code = CloseCode::POLICY_VIOLATION;
+        let close = || b"\x88\x80\0\0\0\0".to_vec();
+        let rows = [
+            ("an HTTP response", ending(false, |server, token| server.reject(token, &http::forbidden("no"), false))),
+            ("the server closes", ending(true, |server, token| server.close(token, code, "no"))),
+            ("the consumer is slow", ending(true, |server, token| server.close_slow(token, code, "slow"))),
+            (
+                "an error, framing intact",
+                ending(true, |server, token| {
+                    server.receive_frames(token, &mut b"\x81\x81\0\0\0\0\xff".to_vec());
+                }),
+            ),
+            (
+                "an error, framing lost",
+                ending(true, |server, token| {
+                    server.receive_frames(token, &mut b"\x81\x05".to_vec());
+                }),
+            ),
+            ("the peer closes", ending(true, |server, token| server.receive_frames(token, &mut close()))),
+            (
+                "the peer closes, input left",
+                ending(true, |server, token| {
+                    server.ready(token, READABLE);
+                    server.receive_frames(token, &mut close());
+                }),
+            ),
+            ("the peer ended the stream", ending(true, |server, token| server.end_of_stream(token))),
+            ("a timeout or a failed socket", ending(true, |server, token| server.end(token, "late"))),
+        ];
+        let rows = rows.map(|(name, row)| format!("\n| {name} | {row} |"));
+        let table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned() + &rows.concat();
+        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
     }
 }

@@ -35,7 +35,7 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
-use connection::{Cause, ColdFields, Connection, Connections, Endpoint, Socket, Stage, Work, count_frames};
+use connection::{ColdFields, Connections, Endpoint, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
 use observer::{Action, Observers, OpenConnection};
@@ -158,8 +158,7 @@ impl<S: Socket> Server<S> {
 
     /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
-        let lists = [Work::ReadEnding, Work::Read, Work::Handshake];
-        let has_input = lists.iter().any(|work| self.connections.queue_len(*work) > 0);
+        let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let now = (has_input || !self.removed.is_empty()).then_some(self.now.monotonic);
         [now, self.timers.next(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
     }
@@ -289,11 +288,9 @@ impl<S: Socket> Server<S> {
     }
 
     fn send_frame(&mut self, token: Token, opcode: Opcode, payload: &[u8]) {
-        let Some(connection) = self.connections.get_mut(token) else { return };
         let mut bytes = Vec::new();
         frame::append(&mut bytes, opcode, payload);
-        connection.outbox.push(bytes);
-        self.connections.queue(Work::Write, token);
+        self.connections.send(token, bytes);
     }
 
     /// An asynchronous broker's driver must also call this when room events arrive.
@@ -309,7 +306,7 @@ impl<S: Socket> Server<S> {
                         CloseReason::TooManyRooms => CloseCode::TRY_AGAIN_LATER,
                         _ => CloseCode::POLICY_VIOLATION,
                     };
-                    self.close(client, Cause::ServerCloses, code, reason.text());
+                    self.close(client, code, reason.text());
                 }
                 Effect::Send { client, event } => self.send(client, &event),
                 Effect::Broadcast { room, but, event } => self.broadcast(room, but, &event),
@@ -321,11 +318,9 @@ impl<S: Socket> Server<S> {
     fn send(&mut self, client: Token, event: &Event) {
         self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));
         let Some(dialect) = self.chat.dialect_of(client) else { return };
-        let Some(connection) = self.connections.get_mut(client) else { return };
         let mut frames = Vec::new();
         append_frame(dialect, event, &mut frames);
-        connection.push_frames(&frames);
-        self.connections.queue(Work::Write, client);
+        self.connections.send(client, frames);
     }
 
     /// `but` is the one member that does not receive the event.
@@ -343,9 +338,8 @@ impl<S: Socket> Server<S> {
     fn catch_up(&mut self, client: Token, room: RoomId) {
         let Some(dialect) = self.chat.dialect_of(client) else { return };
         let frames = self.fanout.catch_up(room, client, dialect);
-        if let Some(connection) = self.connections.get_mut(client).filter(|_| !frames.is_empty()) {
-            connection.push_frames(frames);
-            self.connections.queue(Work::Write, client);
+        if !frames.is_empty() {
+            self.connections.send(client, frames);
         }
     }
 
@@ -360,7 +354,12 @@ impl<S: Socket> Server<S> {
     /// leave, their rooms must receive `left`. The loop terminates because each further round has fewer members.
     fn write_and_remove(&mut self) {
         loop {
-            self.remove_queued();
+            // First all leave the chat, then their rooms receive `left`. If each room received each `left` at once, n
+            // members that end together would cause n^2 writes, many of which would fail.
+            while let Some(token) = self.connections.next(Work::Remove) {
+                self.remove(token);
+            }
+            self.apply_effects();
             // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
             while let Some(token) = self.connections.next(Work::Write) {
                 self.write_to(token);
@@ -369,33 +368,20 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
             while let Some(token) = self.connections.next(Work::CloseSlow) {
-                self.close(token, Cause::SlowConsumer, CloseCode::POLICY_VIOLATION, "too slow to read");
+                self.close_slow(token, CloseCode::POLICY_VIOLATION, "too slow to read");
             }
             self.apply_effects();
             self.serve_observers();
             self.attach_observers();
             self.serve_observers(); // newly attached observers have output
-            if self.fanout.is_empty() && self.connections.is_settled() {
+            if self.fanout.is_empty() && !self.connections.has_work([Work::Write, Work::CloseSlow, Work::Remove]) {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;
             }
         }
     }
 
-    /// Removes the connections that have ended. First they all leave the chat, then their rooms receive `left`. If each
-    /// room received each `left` at once, n members that end together would cause n^2 writes, many of which would fail.
-    fn remove_queued(&mut self) {
-        let tokens: Vec<Token> = std::iter::from_fn(|| self.connections.next(Work::Remove)).collect();
-        for token in &tokens {
-            let reason = self.connections.get_mut(*token).map(Connection::take_reason).unwrap_or_default();
-            self.chat.leave(*token, &reason, self.now);
-            self.remove(*token, &reason);
-        }
-        self.apply_effects();
-    }
-
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let counts = Dialect::ALL.map(|dialect| count_frames(batch.rendering(dialect)));
         let total = Rc::clone(&self.limits.buffered_shared);
         let mut broadcasts = Dialect::ALL.map(|dialect| Broadcast::new(batch.rendering(dialect), &total));
         let mut failed = Vec::new();
@@ -409,7 +395,7 @@ impl<S: Socket> Server<S> {
             let sent = match cursor {
                 // The member has received everything, or its dialect has none of these events.
                 _ if cursor == broadcast.frames.len() => continue,
-                0 => connection.send_shared(broadcast, counts[dialect as usize]),
+                0 => connection.send_shared(broadcast),
                 _ => {
                     connection.push_frames(&broadcast.frames[cursor..]);
                     connection.flush()
@@ -436,9 +422,7 @@ impl<S: Socket> Server<S> {
         match connection.flush() {
             Err(error) => return self.end(token, error.to_string()),
             Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
-            Ok(()) if connection.has_drained() => return self.queue_removal(token),
-            // The connection started closing this turn and has not finished: start the close timeout.
-            Ok(()) if connection.cold.deadline.is_none() => self.set_timer(token, self.config.close_timeout),
+            Ok(()) if connection.has_drained() => return self.connections.queue(Work::Remove, token),
             Ok(()) => {}
         }
         self.enforce_buffer_limit(token);
@@ -450,7 +434,7 @@ impl<S: Socket> Server<S> {
             match action {
                 Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
                 Action::Ping(token) => self.ping(token),
-                Action::Close(token, code, reason) => self.close(token, Cause::ServerCloses, code, reason),
+                Action::Close(token, code, reason) => self.close(token, code, reason),
                 Action::Attach(token) => self.to_observe.push(token),
                 Action::Detach(token) => {
                     self.connections.get_mut(token).into_iter().for_each(|connection| connection.observer = None);

@@ -72,6 +72,7 @@ impl Drop for SharedFrames {
 #[derive(Debug)]
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
+    pub count: u64, // of frames
     total: &'a Rc<Cell<usize>>,
     copy: Option<Rc<SharedFrames>>,
 }
@@ -79,11 +80,11 @@ pub struct Broadcast<'a> {
 impl<'a> Broadcast<'a> {
     /// `total` counts the bytes of all copies.
     pub fn new(frames: &'a [u8], total: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
-        Broadcast { frames, total, copy: None }
+        Broadcast { frames, count: count_frames(frames), total, copy: None }
     }
 
     fn copy(&mut self) -> Rc<SharedFrames> {
-        let Broadcast { frames, total, copy } = self;
+        let Broadcast { frames, total, copy, .. } = self;
         let copy = copy.get_or_insert_with(|| {
             total.set(total.get() + frames.len());
             Rc::new(SharedFrames { bytes: (*frames).into(), total: Rc::clone(total) })
@@ -205,6 +206,16 @@ impl Outbox {
         }
         end.min(bytes.len())
     }
+}
+
+/// `frames` must be whole, unmasked frames.
+pub fn count_frames(mut frames: &[u8]) -> u64 {
+    let mut count = 0;
+    while !frames.is_empty() {
+        frames = &frames[frame::server_frame_len(frames)..];
+        count += 1;
+    }
+    count
 }
 
 #[cfg(test)]

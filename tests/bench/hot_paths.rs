@@ -216,7 +216,7 @@ fn fan_out(c: &mut Criterion) {
                     let total = Rc::default();
                     let mut broadcast = Broadcast::new(batch.rendering(Dialect::Events), &total);
                     for (member, _) in chat.recipients(room) {
-                        let sent = connections[member.0].send_shared(&mut broadcast, 1);
+                        let sent = connections[member.0].send_shared(&mut broadcast);
                         sent.expect("the socket accepts everything");
                     }
                 });
