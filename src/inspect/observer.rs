@@ -15,8 +15,9 @@ use super::recorder::{Recorder, Recordings};
 use super::reframe;
 use super::text::{self, Style};
 use super::{Record, Records, Tap};
-use crate::server::observer::{Action, Observer, Observers, OpenConnection, QueuedBytes, Stage};
+use crate::server::observer::{Action, Observer, Observers, QueuedBytes, Stage};
 use crate::ws::frame::{self, Role};
+use crate::ws::protocol::Limits;
 use crate::ws::request::Rejection;
 
 pub struct Options {
@@ -101,13 +102,13 @@ impl Observers for Inspect {
         if observer.is_done() { None } else { Some(Box::new(observer)) }
     }
 
-    fn attach(&mut self, connection: Token, open: OpenConnection) -> Option<Box<dyn Observer>> {
+    fn attach(&mut self, connection: Token, limits: Limits, received: u64, sent: u64) -> Option<Box<dyn Observer>> {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).awaiting_close();
         // The `welcome` event has already been sent, so there is no ticket to redact.
-        tap.set_limits(open.limits);
-        tap.skip_frames(open.frames_received, open.frames_sent, self.context.now.get());
+        tap.set_limits(limits);
+        tap.skip_frames(received, sent, self.context.now.get());
         let observed = Observed { tap, records, link, is_temporary: true };
         observed.publish(&self.context);
         let context = Rc::clone(&self.context);
@@ -355,8 +356,7 @@ mod tests {
                 match action {
                     Action::Send(_, text) => records.push(serde_json::from_str(&text).expect("JSON")),
                     Action::Attach(connection) => {
-                        let open = OpenConnection { limits: LIMITS, frames_received: 2, frames_sent: 3 };
-                        let observer = self.inspect.attach(connection, open).unwrap();
+                        let observer = self.inspect.attach(connection, LIMITS, 2, 3).unwrap();
                         self.observers.insert(connection, observer);
                     }
                     Action::Detach(connection) => {

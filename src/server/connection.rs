@@ -183,7 +183,7 @@ impl<S: Socket> Connection<S> {
             // Reading more while an echo is unsent would let the outbox grow without bound.
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
             // Replies (mostly Pongs) must not pile up for a peer that sends but does not read.
-            Stage::Open(_) => self.outbox.len() <= max_outbox / 2,
+            Stage::Open(_) => !self.is_congested(max_outbox),
         };
         reads && (self.has_input() || !self.cold.unprocessed.is_empty())
     }
@@ -313,13 +313,6 @@ impl<S: Socket> Connection<S> {
     pub fn held(&self) -> usize {
         self.buffered() - self.outbox.own_len() + self.outbox.len()
     }
-
-    /// Updates this connection's share of `total`, the bytes of all connections.
-    pub fn update_buffered(&mut self, total: &mut usize) {
-        let buffered = self.buffered();
-        *total = *total - self.cold.buffered + buffered;
-        self.cold.buffered = buffered;
-    }
 }
 
 pub struct Connections<S> {
@@ -338,13 +331,6 @@ impl<S> Default for Connections<S> {
 }
 
 impl<S: Socket> Connections<S> {
-    pub fn insert(&mut self, connection: Connection<S>) -> Token {
-        let token = self.next_token;
-        self.next_token.0 += 1;
-        self.table.insert(token, connection);
-        token
-    }
-
     pub fn get_mut(&mut self, token: Token) -> Option<&mut Connection<S>> {
         self.table.get_mut(&token)
     }

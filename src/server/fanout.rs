@@ -39,15 +39,11 @@ pub struct Fanout {
 /// One room's frames for this turn, rendered in every dialect that its members use.
 #[derive(Debug, Default)]
 pub struct Batch {
-    renderings: [Vec<u8>; Dialect::ALL.len()],
+    pub renderings: [Vec<u8>; Dialect::ALL.len()],
     cursors: TokenMap<usize>,
 }
 
 impl Batch {
-    pub fn rendering(&self, dialect: Dialect) -> &[u8] {
-        &self.renderings[dialect as usize]
-    }
-
     /// How many bytes of the batch, in the member's dialect, the member has already received or skipped.
     pub fn cursor(&self, member: Token) -> usize {
         self.cursors.get(&member).copied().unwrap_or_default()
@@ -133,7 +129,7 @@ mod tests {
         let before = fanout.catch_up(ROOM, ALICE, EVENTS).to_vec();
         append(&mut fanout, ROOM, "two");
         let (_, batch) = fanout.take_next().unwrap();
-        let all = batch.rendering(EVENTS);
+        let all = &batch.renderings[EVENTS as usize];
         let names = |frames: &[u8]| {
             let text = String::from_utf8_lossy(frames);
             ["one", "two"].into_iter().filter(|name| text.contains(name)).collect::<Vec<_>>().join(", ")
@@ -155,7 +151,7 @@ mod tests {
         append(&mut fanout, ROOM, "two");
         append(&mut fanout, ROOM, "three");
         let (_, batch) = fanout.take_next().unwrap();
-        assert_eq!(batch.rendering(EVENTS), [frame("one"), frame("two"), frame("three")].concat());
+        assert_eq!(batch.renderings[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
         assert_eq!((batch.cursor(ALICE), batch.cursor(BOB)), (frame("one").len(), 0));
         assert!(fanout.is_empty() && fanout.take_next().is_none());
     }
@@ -178,7 +174,7 @@ mod tests {
         fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
         let (_, batch) = fanout.take_next().unwrap();
         let rendered = |dialect| {
-            let frames = batch.rendering(dialect);
+            let frames = &batch.renderings[dialect as usize];
             String::from_utf8_lossy(frames.get(2..).unwrap_or_default()).into_owned()
         };
         assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);

@@ -12,7 +12,7 @@ use super::Server;
 use super::connection::{ColdFields, Connection, Endpoint, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
-use super::timers::{Silence, silence};
+use super::timers::after_silence;
 use crate::chat::dialect::Dialect;
 use crate::chat::{Identity, JoinError};
 use crate::http::access::Access;
@@ -41,15 +41,16 @@ impl<S: Socket> Server<S> {
     pub fn accepted(&mut self, socket: S, peer: SocketAddr) {
         // An IPv6 listener reports IPv4 clients as `::ffff:192.0.2.1`. Count both forms as one address.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let observer = self.observers.accepted(self.connections.next_token);
-        let token = self.connections.insert(Connection::new(socket, peer, observer, self.now.monotonic));
-        self.set_timer(token, self.config.handshake_timeout);
+        let (token, now) = (self.connections.next_token, self.now.monotonic);
+        self.connections.next_token.0 += 1;
+        let mut connection = Connection::new(socket, peer, self.observers.accepted(token), now);
         // A trusted proxy connects for many clients. Its connections count once the request names the client.
-        if !is_trusted(peer.ip(), &self.config.trusted_proxy) {
-            self.connections.get_mut(token).into_iter().for_each(|connection| connection.cold.is_counted = true);
-            if let Err(what) = self.limits.connected(peer.ip(), self.now.monotonic) {
-                self.reject(token, &http::unavailable(what), false);
-            }
+        let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
+        connection.cold.is_counted = is_counted;
+        self.connections.table.insert(token, connection);
+        self.set_timer(token, self.config.handshake_timeout);
+        if is_counted && let Err(what) = self.limits.connected(peer.ip(), now) {
+            self.reject(token, &http::unavailable(what), false);
         }
     }
 
@@ -207,14 +208,13 @@ impl<S: Socket> Server<S> {
     fn check_silence(&mut self, token: Token, check: Duration) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let silent = check.saturating_sub(connection.cold.last_received);
-        match silence(silent, self.config.ping_interval, self.config.idle_timeout) {
-            Silence::Short { wait } => self.set_timer(token, wait),
-            Silence::Ping { wait } => {
-                self.ping(token);
-                self.set_timer(token, wait);
-            }
-            Silence::TooLong => self.end(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64())),
+        let Some((pings, wait)) = after_silence(silent, self.config.ping_interval, self.config.idle_timeout) else {
+            return self.end(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
+        };
+        if pings {
+            self.ping(token);
         }
+        self.set_timer(token, wait);
     }
 
     pub(super) fn ping(&mut self, token: Token) {
@@ -317,17 +317,21 @@ impl<S: Socket> Server<S> {
     }
 
     /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most.
-    pub(super) fn enforce_buffer_limit(&mut self, token: Token) {
-        if let Some(connection) = self.connections.get_mut(token) {
-            connection.update_buffered(&mut self.limits.buffered);
-        }
-        while self.limits.total_buffered() > self.config.max_buffered {
+    pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
+        loop {
+            if let Some(connection) = self.connections.get_mut(token) {
+                let buffered = connection.buffered();
+                self.limits.buffered += buffered;
+                self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
+            }
+            if self.limits.total_buffered() <= self.config.max_buffered {
+                return;
+            }
             let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
             let largest = remaining.max_by_key(|(token, connection)| (connection.held(), **token));
-            let Some(largest) = largest.filter(|(_, connection)| connection.held() > 0).map(|(token, _)| *token) else {
-                return;
-            };
-            self.free_memory(largest);
+            let Some((largest, _)) = largest.filter(|(_, connection)| connection.held() > 0) else { return };
+            token = *largest;
+            self.free_memory(token);
         }
     }
 
@@ -344,8 +348,6 @@ impl<S: Socket> Server<S> {
         } else {
             self.end(token, REASON);
         }
-        let connection = self.connections.get_mut(token);
-        connection.into_iter().for_each(|connection| connection.update_buffered(&mut self.limits.buffered));
     }
 
     /// Replaces the access tokens, and closes the connections whose token is gone. `file` is the text of the token file.

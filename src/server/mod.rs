@@ -26,7 +26,6 @@ use mio::Token;
 
 use crate::broker::memory::{self, MemoryBroker};
 use crate::broker::{NameRules, Random, RoomId};
-use crate::chat::dialect::Dialect;
 use crate::chat::event::{CloseReason, Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::config::Config;
@@ -35,10 +34,10 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
-use connection::{ColdFields, Connections, Endpoint, Socket, Stage, Work};
+use connection::{ColdFields, Connection, Connections, Endpoint, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
-use observer::{Action, Observers, OpenConnection};
+use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
@@ -383,7 +382,7 @@ impl<S: Socket> Server<S> {
 
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
         let total = Rc::clone(&self.limits.buffered_shared);
-        let mut broadcasts = Dialect::ALL.map(|dialect| Broadcast::new(batch.rendering(dialect), &total));
+        let mut broadcasts = batch.renderings.each_ref().map(|frames| Broadcast::new(frames, &total));
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
@@ -448,17 +447,13 @@ impl<S: Socket> Server<S> {
         for token in std::mem::take(&mut self.to_observe) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
             let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
-            if let ColdFields { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &*connection.cold
-                && protocol.state() == State::Open
-            {
-                if is_quiet && protocol.is_between_messages() {
-                    let limits = endpoint.limits(&self.config);
-                    let (frames_received, frames_sent) = (protocol.frames_received(), connection.frames_sent);
-                    let open = OpenConnection { limits, frames_received, frames_sent };
-                    connection.observer = self.observers.attach(token, open);
-                } else {
-                    self.to_observe.push(token);
-                }
+            let (endpoint, frames_sent) = (connection.cold.endpoint, connection.frames_sent);
+            let (Some(endpoint), Some(protocol)) = (endpoint, connection.open_protocol()) else { continue };
+            if is_quiet && protocol.is_between_messages() {
+                let (limits, frames_received) = (endpoint.limits(&self.config), protocol.frames_received());
+                connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
+            } else {
+                self.to_observe.push(token);
             }
         }
     }

@@ -56,8 +56,8 @@ pub trait Observers {
         None
     }
 
-    /// Returns an observer for an open connection, in response to [`Action::Attach`].
-    fn attach(&mut self, _connection: Token, _open: OpenConnection) -> Option<Box<dyn Observer>> {
+    /// Returns an observer for an open connection, in response to [`Action::Attach`]. Frames sent include queued ones.
+    fn attach(&mut self, _: Token, _: Limits, _frames_received: u64, _frames_sent: u64) -> Option<Box<dyn Observer>> {
         None
     }
 
@@ -85,14 +85,6 @@ impl Observers for () {}
 
 /// Returns the number of bytes queued for a connection; `None` if the connection is not open.
 pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
-
-#[derive(Debug, Clone, Copy)]
-pub struct OpenConnection {
-    pub limits: Limits,
-    pub frames_received: u64,
-    /// Includes queued frames.
-    pub frames_sent: u64,
-}
 
 #[derive(Debug)]
 pub enum Action {

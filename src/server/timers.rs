@@ -51,26 +51,13 @@ impl Timers {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub enum Silence {
-    /// Check again after `wait`.
-    Short { wait: Duration },
-    /// Send a Ping, then check again after `wait`.
-    Ping { wait: Duration },
-    /// The idle timeout has passed: remove the connection.
-    TooLong,
-}
-
-/// `silent` is measured up to the scheduled check, not up to now, because a suspended server is not the peer's fault.
-/// The server pings after every interval of silence because proxies cut idle connections.
-pub fn silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Silence {
-    if silent >= idle_timeout {
-        Silence::TooLong
-    } else if silent >= ping_interval {
-        Silence::Ping { wait: ping_interval.min(idle_timeout - silent) }
-    } else {
-        Silence::Short { wait: ping_interval - silent }
-    }
+/// Returns whether to ping a peer that has been silent for `silent`, and the wait until the next check; `None` if the
+/// idle timeout has passed. `silent` is measured up to the scheduled check, not up to now, because a suspended server is
+/// not the peer's fault. The server pings after every interval of silence because proxies cut idle connections.
+pub fn after_silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
+    let pings = silent >= ping_interval;
+    let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };
+    (silent < idle_timeout).then_some((pings, wait))
 }
 
 #[cfg(test)]
@@ -89,27 +76,26 @@ mod tests {
         let mut rows = ["  check at", "  silent for", "  result"].map(|name| format!("{name:14}"));
         let (last_byte, mut check) = (at(8), Some(config.handshake_timeout));
         while let Some(now) = check {
-            let (result, next) = match silence(now - last_byte, config.ping_interval, config.idle_timeout) {
-                Silence::Short { wait } => (format!("next check at {}", (now + wait).as_secs()), Some(now + wait)),
-                Silence::Ping { wait } => (format!("ping, next at {}", (now + wait).as_secs()), Some(now + wait)),
-                Silence::TooLong => ("removed".to_owned(), None),
-            };
+            let after = after_silence(now - last_byte, config.ping_interval, config.idle_timeout);
+            let result = after.map_or("removed".to_owned(), |(pings, wait)| {
+                format!("{} at {}", if pings { "ping, next" } else { "next check" }, (now + wait).as_secs())
+            });
             let cells = [now.as_secs().to_string(), (now - last_byte).as_secs().to_string(), result];
             rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:22}"));
-            check = next;
+            check = after.map(|(_, wait)| now + wait);
         }
         crate::pictures::assert_drawn(include_str!("timers.rs"), &rows.join("\n"));
     }
 
     #[test]
     fn a_ping_follows_every_interval_of_silence() {
-        let check = |now: u64, last| silence(at(now - last), at(10), at(60));
-        assert_eq!(check(10, 0), Silence::Ping { wait: at(10) });
-        assert_eq!(check(20, 0), Silence::Ping { wait: at(10) }, "a peer that never replies is pinged again");
-        assert_eq!(check(20, 11), Silence::Short { wait: at(1) }, "the Pong arrived at second 11");
-        assert_eq!(check(21, 11), Silence::Ping { wait: at(10) });
-        assert_eq!(check(55, 0), Silence::Ping { wait: at(5) });
-        assert_eq!(check(60, 0), Silence::TooLong);
+        let check = |now: u64, last| after_silence(at(now - last), at(10), at(60));
+        assert_eq!(check(10, 0), Some((true, at(10))));
+        assert_eq!(check(20, 0), Some((true, at(10))), "a peer that never replies is pinged again");
+        assert_eq!(check(20, 11), Some((false, at(1))), "the Pong arrived at second 11");
+        assert_eq!(check(21, 11), Some((true, at(10))));
+        assert_eq!(check(55, 0), Some((true, at(5))));
+        assert_eq!(check(60, 0), None);
     }
 
     #[test]

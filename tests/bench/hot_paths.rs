@@ -214,7 +214,7 @@ fn fan_out(c: &mut Criterion) {
                     }
                     let (_, batch) = fanout.take_next().expect("a batch");
                     let total = Rc::default();
-                    let mut broadcast = Broadcast::new(batch.rendering(Dialect::Events), &total);
+                    let mut broadcast = Broadcast::new(&batch.renderings[Dialect::Events as usize], &total);
                     for (member, _) in chat.recipients(room) {
                         let sent = connections[member.0].send_shared(&mut broadcast);
                         sent.expect("the socket accepts everything");
