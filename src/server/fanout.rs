@@ -34,6 +34,8 @@ pub struct Fanout {
     /// Rooms in the order of their first event this turn, including rooms whose batch was sent early.
     order: VecDeque<RoomId>,
     pub full_rooms: Vec<RoomId>,
+    /// Whether the batches wait for a later turn.
+    pub is_held: bool,
 }
 
 /// One room's frames for this turn, rendered in every dialect that its members use.
@@ -63,7 +65,7 @@ impl Fanout {
             append_frame(dialect, event, rendering);
             is_full |= rendering.len() > FULL;
         }
-        is_full
+        is_full && !self.is_held
     }
 
     /// Moves a member's cursor to the end of the batch. Returns the frames that the cursor passed.
@@ -81,8 +83,8 @@ impl Fanout {
 
     /// Removes and returns the oldest batch.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
-        let Fanout { rooms, order, .. } = self;
-        std::iter::from_fn(|| order.pop_front()).find_map(|room| Some((room, rooms.remove(&room)?)))
+        let Fanout { rooms, order, is_held, .. } = self;
+        std::iter::from_fn(|| order.pop_front_if(|_| !*is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))
     }
 
     pub fn is_empty(&self) -> bool {

@@ -284,13 +284,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes a draining connection at the end of this turn.
-    pub(super) fn queue_removal(&mut self, token: Token) {
-        let Some(connection) = self.connections.get_mut(token) else { return };
-        self.timers.cancel(token, &mut connection.cold.deadline);
-        self.connections.queue(Work::Remove, token);
-    }
-
     /// Removes a connection from all tables. Its socket closes at the end of this turn or of a later one.
     pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
@@ -380,6 +373,7 @@ impl<S: Socket> Server<S> {
         self.stop_at = Some(self.now.monotonic + SHUTDOWN);
         // First publish and acknowledge the messages that arrived before the shutdown.
         self.read();
+        self.fanout.is_held = false;
         while let Some((room, batch)) = self.fanout.take_next() {
             self.send_batch(room, &batch);
         }

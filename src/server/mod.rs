@@ -45,6 +45,9 @@ use timers::Timers;
 const HANDSHAKES_PER_TURN: usize = 16;
 /// Closing a socket takes longer than removing a client from a room. If thousands drop at once, others must not wait.
 const CLOSES_PER_TURN: usize = 512;
+/// More connections that end in one turn than this make broadcasts wait. A turn accepts fewer clients, so nobody can
+/// make them wait for long.
+const MANY_ENDINGS: usize = 128;
 
 pub struct Server<S> {
     config: Config,
@@ -149,6 +152,8 @@ impl<S: Socket> Server<S> {
     }
 
     pub fn finish_turn(&mut self) {
+        // While many clients drop, a broadcast would write to many sockets that are about to fail.
+        self.fanout.is_held = self.connections.queue_len(Work::ReadEnding) > MANY_ENDINGS;
         self.read();
         self.check_timers();
         self.write_and_remove();
@@ -158,7 +163,7 @@ impl<S: Socket> Server<S> {
     /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
-        let now = (has_input || !self.removed.is_empty()).then_some(self.now.monotonic);
+        let now = (has_input || !self.removed.is_empty() || !self.fanout.is_empty()).then_some(self.now.monotonic);
         [now, self.timers.next(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
     }
 
@@ -373,7 +378,8 @@ impl<S: Socket> Server<S> {
             self.serve_observers();
             self.attach_observers();
             self.serve_observers(); // newly attached observers have output
-            if self.fanout.is_empty() && !self.connections.has_work([Work::Write, Work::CloseSlow, Work::Remove]) {
+            let is_sent = self.fanout.is_empty() || self.fanout.is_held;
+            if is_sent && !self.connections.has_work([Work::Write, Work::CloseSlow, Work::Remove]) {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;
             }
