@@ -88,7 +88,6 @@ pub enum Work {
     Handshake,
     Write,
     CloseSlow,
-    /// The last work: the connection is removed at the end of the turn.
     Remove,
 }
 

@@ -303,8 +303,7 @@ impl<S: Socket> Server<S> {
         }
         self.limits.buffered -= buffered;
         // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
-        let has_line = matches!(endpoint, Some(Endpoint::Chat) | None);
-        let level = if has_line { log::Level::Debug } else { log::Level::Info };
+        let level = if matches!(endpoint, Some(Endpoint::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
     }

@@ -376,8 +376,6 @@ impl<S: Socket> Server<S> {
             }
             self.apply_effects();
             self.serve_observers();
-            self.attach_observers();
-            self.serve_observers(); // newly attached observers have output
             let is_sent = self.fanout.is_empty() || self.fanout.is_held;
             if is_sent && !self.connections.has_work([Work::Write, Work::CloseSlow, Work::Remove]) {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
@@ -435,12 +433,15 @@ impl<S: Socket> Server<S> {
     }
 
     fn serve_observers(&mut self) {
+        for token in std::mem::take(&mut self.to_observe) {
+            self.attach_observer(token);
+        }
         while let Some(action) = self.observers.next_action(&|token| self.connections.queued_bytes(token)) {
             match action {
                 Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
                 Action::Ping(token) => self.ping(token),
                 Action::Close(token, code, reason) => self.close(token, code, reason),
-                Action::Attach(token) => self.to_observe.push(token),
+                Action::Attach(token) => self.attach_observer(token),
                 Action::Detach(token) => {
                     self.connections.get_mut(token).into_iter().for_each(|connection| connection.observer = None);
                 }
@@ -448,19 +449,17 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Attaches observers only between two messages. Otherwise an observer could mistake payload for a header.
-    fn attach_observers(&mut self) {
-        for token in std::mem::take(&mut self.to_observe) {
-            let Some(connection) = self.connections.get_mut(token) else { continue };
-            let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
-            let (endpoint, frames_sent) = (connection.cold.endpoint, connection.frames_sent);
-            let (Some(endpoint), Some(protocol)) = (endpoint, connection.open_protocol()) else { continue };
-            if is_quiet && protocol.is_between_messages() {
-                let (limits, frames_received) = (endpoint.limits(&self.config), protocol.frames_received());
-                connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
-            } else {
-                self.to_observe.push(token);
-            }
+    /// Attaches an observer between two messages, now or later. Otherwise it could mistake payload for a header.
+    fn attach_observer(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
+        let (endpoint, frames_sent) = (connection.cold.endpoint, connection.frames_sent);
+        let (Some(endpoint), Some(protocol)) = (endpoint, connection.open_protocol()) else { return };
+        if is_quiet && protocol.is_between_messages() {
+            let (limits, frames_received) = (endpoint.limits(&self.config), protocol.frames_received());
+            connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
+        } else {
+            self.to_observe.push(token);
         }
     }
 }
