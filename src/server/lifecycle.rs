@@ -107,10 +107,8 @@ impl<S: Socket> Server<S> {
                 JoinError::TooManyRooms => http::unavailable("There are too many rooms"),
             })?;
         }
-        if self.limits.is_full() {
-            return Err(http::unavailable("The server is full"));
-        }
         match route {
+            _ if self.limits.is_full() => Err(http::unavailable("The server is full")),
             Route::Chat(request) if !self.chat.may_join(request, self.now) => {
                 Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
             }
