@@ -273,7 +273,7 @@ impl<S: Socket> Connection<S> {
         (protocol.state() == State::Open).then_some(protocol)
     }
 
-    /// Whether the client is a slow consumer. `/echo` has backpressure instead, and a closing connection has little to send.
+    /// Whether this is a slow consumer. `/echo` has backpressure instead, and a closing connection has little to send.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
         self.outbox.is_over_bound(max_outbox) && self.is_open() && !self.is_echo()
     }
@@ -341,9 +341,11 @@ impl<S: Socket> Connections<S> {
 
     /// Queues frames for one client.
     pub fn send<'a>(&mut self, token: Token, frames: impl Into<Cow<'a, [u8]>>) {
-        let Some(connection) = self.table.get_mut(&token) else { return };
-        connection.push_frames(frames);
-        self.queue(Work::Write, token);
+        let frames = frames.into();
+        if let Some(connection) = self.table.get_mut(&token).filter(|_| !frames.is_empty()) {
+            connection.push_frames(frames);
+            self.queue(Work::Write, token);
+        }
     }
 
     /// Queues a connection to be read, if the connection has input that the server wants now.

@@ -66,19 +66,16 @@ impl<S: Socket> Server<S> {
         let is_head = head.head().starts_with(b"HEAD ");
         let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
-            let is_proxied = is_trusted(peer.ip(), proxies);
+            let (address, is_forwarded) = (peer.ip(), request.header("X-Forwarded-For").next().is_some());
+            let is_proxied = is_trusted(address, proxies);
             if is_proxied && let Some(client) = client_address(&request, proxies) {
                 peer.set_ip(client);
                 *is_counted = true;
                 self.limits.connected(client, now).map_err(http::unavailable)?;
-            } else if proxies.is_empty()
-                && peer.ip().is_loopback()
-                && request.header("X-Forwarded-For").next().is_some()
-            {
+            } else if is_forwarded && proxies.is_empty() && address.is_loopback() {
                 static WARNED: Once = Once::new();
-                WARNED.call_once(|| {
-                    log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {}", peer.ip())
-                });
+                WARNED
+                    .call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
             let may_guess = self.limits.may_guess(peer.ip(), now);
             let client = http::Peer { address: peer.ip(), is_proxied, may_guess };

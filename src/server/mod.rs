@@ -341,10 +341,7 @@ impl<S: Socket> Server<S> {
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
         let Some(dialect) = self.chat.dialect_of(client) else { return };
-        let frames = self.fanout.catch_up(room, client, dialect);
-        if !frames.is_empty() {
-            self.connections.send(client, frames);
-        }
+        self.connections.send(client, self.fanout.catch_up(room, client, dialect));
     }
 
     /// Skips the room's batch so far: the client receives only later events.
