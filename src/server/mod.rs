@@ -45,6 +45,8 @@ use timers::Timers;
 const HANDSHAKES_PER_TURN: usize = 16;
 /// Closing a socket takes longer than removing a client from a room. If thousands drop at once, others must not wait.
 const CLOSES_PER_TURN: usize = 512;
+/// Reads take a few microseconds each. With more of them, a single client would wait long for its turn.
+const READS_PER_TURN: usize = 2048;
 /// More connections that end in one turn than this make broadcasts wait. A turn accepts fewer clients, so nobody can
 /// make them wait for long.
 const MANY_ENDINGS: usize = 128;
@@ -174,7 +176,7 @@ impl<S: Socket> Server<S> {
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
         for work in [Work::ReadEnding, Work::Read] {
-            for _ in 0..self.connections.queue_len(work) {
+            for _ in 0..self.connections.queue_len(work).min(READS_PER_TURN) {
                 let Some(token) = self.connections.next(work) else { break };
                 // Once a room's batch fills up, its members' input waits for the next turn: recipients need time to read.
                 let full = &self.fanout.full_rooms;
@@ -340,6 +342,10 @@ impl<S: Socket> Server<S> {
 
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
+        // Held batches are long, and most clients that drop together read nothing more.
+        if self.fanout.is_held && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
+            return;
+        }
         let Some(dialect) = self.chat.dialect_of(client) else { return };
         self.connections.send(client, self.fanout.catch_up(room, client, dialect));
     }
