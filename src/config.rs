@@ -33,7 +33,7 @@ and type:
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
     /// Listen on this address; a port alone means 127.0.0.1, port 0 any free one
-    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = address, help_heading = ACCESS)]
+    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = parse_address, help_heading = ACCESS)]
     pub listen: SocketAddr,
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
@@ -43,13 +43,13 @@ pub struct Config {
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
     pub open: bool,
     /// Allow pages of this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
-    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = ACCESS)]
     pub allow_origin: Vec<String>,
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = list_item, help_heading = ACCESS)]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = ACCESS)]
     pub allow_host: Vec<String>, // if empty, a public server allows every host, since it cannot know all its names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = proxy, help_heading = ACCESS)]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = ACCESS)]
     pub trusted_proxy: Vec<IpNet>,
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
@@ -70,82 +70,82 @@ pub struct Config {
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
     pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
     /// Limit a request head to this many bytes
-    #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = number(140, MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = LIMITS)]
     pub max_head: usize, // an endless request head must not fill memory; browsers send under 4 KiB
     /// Limit a request to this many headers
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = number(5, 10_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = parse_number(5, 10_000), help_heading = LIMITS)]
     pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
     /// Limit a chat message to this many bytes
-    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = LIMITS)]
     pub max_message: usize, // the server buffers a whole message; 500 characters fit even if all are JSON escapes
     /// Limit a message on /echo to this many bytes
-    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = LIMITS)]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
     /// Limit a chat text to this many characters
-    #[arg(long, default_value_t = 500, value_name = "N", value_parser = number(1, MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = parse_number(1, MIB), help_heading = LIMITS)]
     pub max_text: usize, // one message must not push all other messages off the screen
     /// Limit a message to this many frames
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
     pub max_fragments: u32, // empty frames pass every byte limit but cost time; the Autobahn tests send 65,536 frames
     /// Close a client with more unread bytes than this
-    #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = number(KIB, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = LIMITS)]
     pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
     /// Limit unfinished messages and unsent output of all connections together
-    #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = LIMITS)]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read this many bytes from a connection, then serve the others
-    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = number(KIB, 16 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = LIMITS)]
     pub max_read: usize, // about one read(2) call; a peer that never pauses must not delay other peers
     /// Accept this many connections [default: the descriptor limit minus 16]
-    #[arg(long, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
     pub max_connections: Option<usize>,
     /// Accept this many connections from one address (except loopback on a local server); 0: no limit
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, in bursts five times as many; 0: no limit
-    #[arg(long, default_value = "20", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = LIMITS)]
     pub connect_rate: f64, // a page reload takes two connections; a handshake costs as much as ten messages
     /// Allow this many wrong tokens per minute from one address (except loopback on a local server); 0: no limit
-    #[arg(long, default_value_t = 30, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
     /// Limit the number of rooms that have members
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
     pub max_rooms: usize, // each room takes memory, and a client can open room after room
     /// Limit the rooms that one user opened, except on a local server
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
     pub max_rooms_per_user: usize, // one user must not take all the rooms, nor evict all the histories
     /// List at most this many members in a welcome
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(0, 1_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = LIMITS)]
     pub max_listed: usize, // each join to a room costs as much as the list is long
     /// Up to this many members, send the list of members with every join and leave (dialect presence)
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = number(0, 100_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_number(0, 100_000), help_heading = LIMITS)]
     pub max_presence: usize, // the lists for n joins to one room hold n^3 names, over all members
     /// Allow each user this many messages per second, in bursts twice as many; 0: no limit
-    #[arg(long, default_value = "5", value_name = "N", value_parser = rate, help_heading = LIMITS)]
+    #[arg(long, default_value = "5", value_name = "N", value_parser = parse_rate, help_heading = LIMITS)]
     pub rate_limit: f64, // no user types five messages a second for long
     /// Keep this many messages per room for clients that join; 0: none
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = number(0, 10_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(0, 10_000), help_heading = LIMITS)]
     pub history: usize,
     /// Limit the history of all rooms together
-    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = LIMITS)]
     pub max_history: usize, // 16 MiB is about 50,000 messages
     /// Keep the history of at most this many empty rooms
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
-    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
     pub history_ttl: Duration, // a last member that loses its connection can rejoin within an hour and miss nothing
     /// Reject a request that takes longer than this
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
-    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
     pub ping_interval: Duration, // only a ping reveals a dead peer; many proxies drop connections idle for a minute
     /// Drop a client that has sent nothing for this long
-    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
-    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
     pub close_timeout: Duration, // a peer needs only one round trip to reply
     /// Log every message too (its first 80 characters)
     #[arg(short, long, help_heading = LOGGING)]
@@ -239,7 +239,7 @@ pub fn with_environment(command: Command) -> Command {
     })
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(port) = text.parse::<u16>() {
         return Ok((Ipv4Addr::LOCALHOST, port).into());
     }
@@ -252,27 +252,27 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     found.ok_or_else(|| "the host has no address; write one, such as 127.0.0.1".into())
 }
 
-fn proxy(text: &str) -> Result<IpNet, &'static str> {
+fn parse_network(text: &str) -> Result<IpNet, &'static str> {
     let network = text.trim().parse().or_else(|_| text.trim().parse::<IpAddr>().map(IpNet::from));
     network.map_err(|_| "write an address or a network, such as 127.0.0.1 or 10.0.0.0/8")
 }
 
-fn list_item(text: &str) -> Result<String, &'static str> {
+fn parse_list_item(text: &str) -> Result<String, &'static str> {
     let item = Some(text.trim().to_owned()).filter(|item| !item.is_empty());
     item.ok_or("an item of the list is empty; remove the extra comma")
 }
 
-fn number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+fn parse_number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
     let is_allowed = move |number: &usize| (min..=max).contains(number);
     move |text| text.parse().ok().filter(is_allowed).ok_or(format!("write a whole number from {min} to {max}"))
 }
 
-fn rate(text: &str) -> Result<f64, &'static str> {
+fn parse_rate(text: &str) -> Result<f64, &'static str> {
     let rate = text.parse().ok().filter(|rate| *rate == 0.0 || (0.001..=10_000.0).contains(rate));
     rate.ok_or("write 0, or a number from 0.001 to 10000")
 }
 
-fn seconds(text: &str) -> Result<Duration, &'static str> {
+fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
     // No timeout needs to exceed a day.
     let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")

@@ -148,7 +148,7 @@ fn credential(id: u32) -> Option<Credential> {
     CredentialId::new(id).map(|id| Credential { id, line: 1 })
 }
 
-fn has_place_for(harness: &Harness, room: &str) -> bool {
+fn can_join(harness: &Harness, room: &str) -> bool {
     harness.chat.check(&request(Dialect::Events, "late", room)) != Err(JoinError::TooManyRooms)
 }
 
@@ -252,9 +252,9 @@ fn a_room_without_members_is_closed() {
 fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
     with_each_broker(&["--max-rooms", "2"], |harness| {
         harness.two_join();
-        assert!(has_place_for(harness, "second"));
+        assert!(can_join(harness, "second"));
         harness.receive(BOB, &switch("second"));
-        assert!(!has_place_for(harness, "third") && has_place_for(harness, "general"));
+        assert!(!can_join(harness, "third") && can_join(harness, "general"));
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
         let error = event("error", r#"{"message":"There are too many rooms"}"#);
         assert_eq!(sent(&harness.receive(ALICE, &switch("third"))), [(Recipients::One(ALICE), error)]);
@@ -265,7 +265,7 @@ fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
             events[0].1.contains(r#""switched","data":{"room":"third""#),
             "bob was alone in the second: {events:?}"
         );
-        assert!(!has_place_for(harness, "second"));
+        assert!(!can_join(harness, "second"));
     });
 }
 

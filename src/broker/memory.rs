@@ -30,7 +30,7 @@ pub struct MemoryBroker {
     rooms: Rooms,
     /// All members by the key of their username, and whether others may share it. If not, the member is its holder. Not
     /// a map of lists: a list of 100,000 `anonymous` clients is slow to search.
-    present: BTreeSet<(Rc<str>, bool, Token)>,
+    by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
     events: VecDeque<RoomEvent>,
@@ -48,8 +48,8 @@ impl MemoryBroker {
     pub fn new(limits: Limits, random: Random, names: NameRules) -> MemoryBroker {
         let (rooms, ids, empty, opened) = (RoomMap::default(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
         let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, limits, random };
-        let (members, present, client_ids) = (TokenMap::default(), BTreeSet::new(), HashMap::new());
-        MemoryBroker { members, rooms, present, client_ids, names, events: VecDeque::new() }
+        let (members, by_username, client_ids) = (TokenMap::default(), BTreeSet::new(), HashMap::new());
+        MemoryBroker { members, rooms, by_username, client_ids, names, events: VecDeque::new() }
     }
 
     fn join(&mut self, client: Token, join: Join, now: Duration) -> Option<RoomEvent> {
@@ -77,7 +77,7 @@ impl MemoryBroker {
             new
         });
         let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
-        self.present.insert(self.presence(&username, client));
+        self.by_username.insert(self.presence(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         let member = Member { room: to, username, client_id, credential, session };
         self.members.insert(client, Box::new(member));
@@ -86,7 +86,7 @@ impl MemoryBroker {
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
         let Member { room, username, client_id, .. } = *self.members.remove(&client)?;
-        self.present.remove(&self.presence(&username, client));
+        self.by_username.remove(&self.presence(&username, client));
         client_id.and_then(|id| self.client_ids.remove(&id));
         self.rooms.remove_member(room, now);
         Some(RoomEvent::Left { room, member: MemberId::Local(client) })
@@ -98,7 +98,7 @@ impl MemoryBroker {
             return None;
         }
         // At the limit, only a room's last member may switch to a new room, because the old room then closes.
-        if !self.rooms.has_place_for(name, &user) && self.rooms.get(from).members > 1 {
+        if !self.rooms.can_join(name, &user) && self.rooms.get(from).members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
         // Join the new room before leaving the old one. Emptying the old room can evict the new room's saved history.
@@ -134,7 +134,7 @@ impl MemoryBroker {
         self.authorize(client, &message.from, message.nonce.as_ref())?;
         let key = (self.names.key)(&message.to);
         let all = (Rc::clone(&key), false, Token(0))..=(key, true, Token(usize::MAX));
-        let mut recipients: Vec<Token> = self.present.range(all).map(|(.., token)| *token).collect();
+        let mut recipients: Vec<Token> = self.by_username.range(all).map(|(.., token)| *token).collect();
         if recipients.is_empty() {
             let error = BrokerError::NoSuchUser(message.to);
             return Some(RoomEvent::Rejected { client, error, nonce: message.nonce });
@@ -161,11 +161,11 @@ impl MemoryBroker {
     fn rename(&mut self, client: Token, username: &Rc<str>) {
         let Some(member) = self.members.get_mut(&client).filter(|member| member.username != *username) else { return };
         let before = std::mem::replace(&mut member.username, Rc::clone(username));
-        self.present.remove(&self.presence(&before, client));
-        self.present.insert(self.presence(username, client));
+        self.by_username.remove(&self.presence(&before, client));
+        self.by_username.insert(self.presence(username, client));
     }
 
-    /// The client's entry in `present`.
+    /// The client's entry in `by_username`.
     fn presence(&self, username: &Rc<str>, client: Token) -> (Rc<str>, bool, Token) {
         ((self.names.key)(username), (self.names.may_share)(username), client)
     }
@@ -173,7 +173,7 @@ impl MemoryBroker {
     /// The one client that has the username, or `None` if many clients may share it.
     fn holder(&self, username: &Rc<str>) -> Option<Token> {
         let [first, last] = [0, usize::MAX].map(|number| self.presence(username, Token(number)));
-        let (_, may_share, client) = self.present.range(first..=last).next()?;
+        let (_, may_share, client) = self.by_username.range(first..=last).next()?;
         (!may_share).then_some(*client)
     }
 }
@@ -183,7 +183,7 @@ impl Broker for MemoryBroker {
         let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
         if older.is_some_and(|older| self.members[older].credential != join.credential) {
             Err(BrokerError::ClientIdInUse)
-        } else if !self.rooms.has_place_for(&join.room, &join.user) {
+        } else if !self.rooms.can_join(&join.room, &join.user) {
             Err(BrokerError::TooManyRooms)
         } else {
             Ok(())
@@ -238,7 +238,7 @@ impl Rooms {
         self.ids.get(name).copied().filter(|id| self.rooms[id].members > 0)
     }
 
-    fn has_place_for(&self, name: &str, user: &User) -> bool {
+    fn can_join(&self, name: &str, user: &User) -> bool {
         let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = self.rooms.len() - self.empty.len() < self.limits.rooms
             && self.opened_by(user).filter(is_open).count() < self.limits.rooms_per_user;
@@ -488,9 +488,9 @@ mod tests {
         broker.submit(Token(1), Request::Join(Join { username, client_id, ..join(1, "r") }), NOW);
         broker.submit(Token(1), Request::Publish(message("other", "x")), NOW);
         assert_eq!(broker.client_ids.len(), 1);
-        assert_eq!(broker.present, [("other".into(), false, Token(1))].into(), "the name before is free");
+        assert_eq!(broker.by_username, [("other".into(), false, Token(1))].into(), "the name before is free");
         leave(&mut broker, 1, NOW);
-        assert!(broker.members.is_empty() && broker.present.is_empty());
+        assert!(broker.members.is_empty() && broker.by_username.is_empty());
         assert_eq!(broker.rooms.rooms.len(), broker.rooms.empty.len());
         assert!(broker.client_ids.is_empty());
         leave(&mut broker, 1, NOW);

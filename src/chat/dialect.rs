@@ -38,8 +38,8 @@ impl Dialect {
 
     pub fn parse(self, text: &str) -> Parsed<'_> {
         match self {
-            Dialect::Events => parse_events(text),
-            Dialect::Rooms => (parse_rooms(text), None),
+            Dialect::Events => parse_events_dialect(text),
+            Dialect::Rooms => (parse_rooms_dialect(text), None),
             Dialect::Presence => (Ok(Command::Message { username: None, to: None, text: text.into() }), None),
         }
     }
@@ -117,12 +117,12 @@ fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mu
     out.extend_from_slice(b"}}");
 }
 
-fn parse_events(text: &str) -> Parsed<'_> {
+fn parse_events_dialect(text: &str) -> Parsed<'_> {
     if let Some(text) = parse_compact(text) {
         return (Ok(Command::Message { username: None, to: None, text }), None);
     }
     let mut nonce = None;
-    let command = parse_event(text, &mut nonce);
+    let command = parse_command(text, &mut nonce);
     // Only messages and errors have a nonce. Other commands ignore `nonce`, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. }) | Err(_)));
     (command, nonce)
@@ -142,7 +142,7 @@ fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
     Some(data?.text)
 }
 
-fn parse_event<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Command<'a>, ErrorText> {
+fn parse_command<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Command<'a>, ErrorText> {
     // Report errors in a fixed order: not JSON, not an object, wrong `event`, wrong `data`.
     let message = Object::parse("", text)?.check_keys()?;
     let event = message.string("event")?.unwrap_or_default();
@@ -174,7 +174,7 @@ fn parse_nonce(data: &Object<'_>) -> Result<Option<Rc<str>>, ErrorText> {
     }
 }
 
-fn parse_rooms(text: &str) -> Result<Command<'_>, ErrorText> {
+fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
     let message = Object::parse("", text)?.check_keys()?;
     let kind = message.string("type")?.unwrap_or_default();
     let username = message.string("username")?;
@@ -344,7 +344,7 @@ mod tests {
                 text.replace_range(start..end, changes[random.usize(0..changes.len())]);
             }
             compact += usize::from(parse_compact(&text).is_some());
-            assert_eq!(parse_events(&text), parse_events(&format!(" {text}")), "{text}");
+            assert_eq!(parse_events_dialect(&text), parse_events_dialect(&format!(" {text}")), "{text}");
         }
         assert!(compact > 100, "{compact} were compact");
     }
@@ -484,7 +484,7 @@ mod tests {
             (r#"{"type":"typing"}"#, typing(None)),
         ];
         for (text, command) in cases {
-            assert_eq!(parse_rooms(text), command, "{text}");
+            assert_eq!(parse_rooms_dialect(text), command, "{text}");
         }
     }
 
@@ -499,7 +499,7 @@ mod tests {
             (r#"{"text":"a","text":"b"}"#, "duplicate field `text`"),
         ];
         for (text, error) in cases {
-            assert_eq!(parse_rooms(text).expect_err(text), error, "{text}");
+            assert_eq!(parse_rooms_dialect(text).expect_err(text), error, "{text}");
         }
     }
 }

@@ -89,7 +89,7 @@ impl Identity {
     /// Whose rate limit and rooms the client shares, on a server that is not local (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
-            Some(username) => User::Username(names::key(username)),
+            Some(username) => User::Username(names::username_key(username)),
             None => User::Peer { credential: self.credential_id(), address: network(address) },
         }
     }
@@ -131,7 +131,7 @@ impl Chat {
     }
 
     pub fn set_reserved(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
-        self.reserved = usernames.map(|username| names::key(&username)).collect();
+        self.reserved = usernames.map(|username| names::username_key(&username)).collect();
     }
 
     /// Checks a join before the handshake succeeds. The broker's own check may come later.
@@ -229,7 +229,7 @@ impl Chat {
         let request = match command {
             Command::Message { username, to, text } => {
                 let text = text.trim();
-                let username = self.sender(client, username.as_deref())?;
+                let username = self.resolve_username(client, username.as_deref())?;
                 let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private(text));
                 let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
                 if text.is_empty() {
@@ -242,9 +242,9 @@ impl Chat {
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     // No client can have an invalid name, so report an invalid recipient as an unknown user.
-                    let name = names::username(to).ok().map(Rc::from);
+                    let name = names::parse_username(to).ok().map(Rc::from);
                     // Many clients may share a default username, so a message to it would reach strangers.
-                    let name = name.filter(|name| !names::is_default(&names::key(name)));
+                    let name = name.filter(|name| !names::is_default(&names::username_key(name)));
                     let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
                 } else {
@@ -252,14 +252,14 @@ impl Chat {
                 }
             }
             Command::SwitchRoom { room } => {
-                Request::Switch { room: names::room_name(&room)?.into(), user: self.user_of(client) }
+                Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
             }
             Command::Typing { username } => {
                 // Check the limit before the username, so that it also counts invalid names.
                 if !self.rate_limiter.check_typing(&self.user_of(client), now.monotonic) {
                     return Ok(());
                 }
-                Request::Typing { username: self.sender(client, username.as_deref())? }
+                Request::Typing { username: self.resolve_username(client, username.as_deref())? }
             }
             Command::Ping => {
                 self.send(client, Event::Pong {});
@@ -271,9 +271,9 @@ impl Chat {
     }
 
     /// Returns the validated `username`, or the username from the join if `username` is `None`.
-    fn sender(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
+    fn resolve_username(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
         let record = &self.clients[&client];
-        let username = match username.map(names::username).transpose()? {
+        let username = match username.map(names::parse_username).transpose()? {
             Some(username) if record.identity.username.as_deref().is_some_and(|bound| *bound != *username) => {
                 return Err("This token may be used with another username only".into());
             }
@@ -289,7 +289,7 @@ impl Chat {
 
     fn is_reserved(&self, username: &Rc<str>, identity: &Identity) -> bool {
         let is_own = || identity.username.as_ref() == Some(username);
-        !self.reserved.is_empty() && !is_own() && self.reserved.contains(&names::key(username))
+        !self.reserved.is_empty() && !is_own() && self.reserved.contains(&names::username_key(username))
     }
 
     /// Who is responsible for what a client does.
@@ -326,15 +326,16 @@ impl Chat {
                         Stage::Leaving(given) => reason = given,
                         _ => self.close(client, CloseReason::Replaced),
                     }
-                    let name = logged(&self.rooms[&room].name);
-                    log::info!("LEAVE room={name} {} reason={reason:?}", record.logged(client, &record.username));
+                    let name = quote_for_log(&self.rooms[&room].name);
+                    log::info!("LEAVE room={name} {} reason={reason:?}", record.log_fields(client, &record.username));
                 }
                 self.remove_member(room, member);
             }
             RoomEvent::Published { room, client, message } => {
                 let sender = client.filter(|_| log::log_enabled!(log::Level::Debug));
                 if let Some((client, record)) = sender.and_then(|client| self.clients.get_key_value(&client)) {
-                    let (name, fields) = (logged(&self.rooms[&room].name), record.logged(*client, &message.username));
+                    let (name, fields) =
+                        (quote_for_log(&self.rooms[&room].name), record.log_fields(*client, &message.username));
                     log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
                 }
                 self.send_room(room, None, Event::Message(message));
@@ -342,7 +343,7 @@ impl Chat {
             RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
             RoomEvent::Private { recipients, message } => {
                 // Never log the text of a private message.
-                log::debug!("PRIVATE user={} to={}", logged(&message.from), logged(&message.to));
+                log::debug!("PRIVATE user={} to={}", quote_for_log(&message.from), quote_for_log(&message.to));
                 recipients.iter().for_each(|client| self.send(*client, Event::Private(Rc::clone(&message))));
             }
             RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
@@ -369,16 +370,16 @@ impl Chat {
         let member = MemberId::Local(client);
         let Client { dialect, ref username, .. } = *self.clients[&client];
         let username = Rc::clone(username);
-        let client_fields = self.clients[&client].logged(client, &username);
+        let client_fields = self.clients[&client].log_fields(client, &username);
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
         let max_listed = self.config.max_listed;
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
         let members = new.first_usernames(max_listed);
         new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
-        match from.map(|from| logged(&self.rooms[&from].name)) {
-            Some(old) => log::info!("SWITCH from={old} to={} {client_fields}", logged(&room)),
-            None => log::info!("JOIN room={} {client_fields}", logged(&room)),
+        match from.map(|from| quote_for_log(&self.rooms[&from].name)) {
+            Some(old) => log::info!("SWITCH from={old} to={} {client_fields}", quote_for_log(&room)),
+            None => log::info!("JOIN room={} {client_fields}", quote_for_log(&room)),
         }
         self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
         if let Some(from) = from {
@@ -470,15 +471,15 @@ impl Chat {
 
 impl Client {
     /// Fields for the log that let an operator find the client, its address and its token.
-    fn logged(&self, client: Token, username: &str) -> String {
-        let (name, line) = (logged(username), self.identity.credential.map(|credential| credential.line));
+    fn log_fields(&self, client: Token, username: &str) -> String {
+        let (name, line) = (quote_for_log(username), self.identity.credential.map(|credential| credential.line));
         let token = line.map(|line| format!(" token_line={line}")).unwrap_or_default();
         format!("user={name} connection={} address={}{token}", client.0, self.address)
     }
 }
 
 /// Quotes and escapes a name unless it is plain, so that no name can forge a log line.
-pub fn logged(name: &str) -> Cow<'_, str> {
+pub fn quote_for_log(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
     if is_plain { name.into() } else { format!("{name:?}").into() }
 }
@@ -550,7 +551,7 @@ mod tests {
 
     #[test]
     fn names_in_the_log_cannot_forge_a_line() {
-        assert_eq!(logged("alice"), "alice");
-        assert_eq!(logged("a b\n\u{1b}[2J"), r#""a b\n\u{1b}[2J""#);
+        assert_eq!(quote_for_log("alice"), "alice");
+        assert_eq!(quote_for_log("a b\n\u{1b}[2J"), r#""a b\n\u{1b}[2J""#);
     }
 }

@@ -10,12 +10,12 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 use super::dialect::Dialect;
 
 /// Trims, normalizes (NFC) and validates a username. The error tells the client which rule the username violates.
-pub fn username(text: &str) -> Result<Cow<'_, str>, String> {
+pub fn parse_username(text: &str) -> Result<Cow<'_, str>, String> {
     validate("username", text, 32, 128)
 }
 
 /// Trims, normalizes (NFC) and validates a room name.
-pub fn room_name(text: &str) -> Result<Cow<'_, str>, String> {
+pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
     validate("room", text, 64, 256)
 }
 
@@ -57,7 +57,7 @@ fn is_visible(character: char) -> bool {
 }
 
 /// Two usernames are the same if their keys are: NFKC, without ignorable characters, case-folded, and NFKC again.
-pub fn key(username: &Rc<str>) -> Rc<str> {
+pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Rc::clone(username); // its own key; sharing it saves memory
     }
@@ -76,31 +76,31 @@ mod tests {
     use super::*;
 
     fn key_of(username: &str) -> Rc<str> {
-        key(&username.into())
+        username_key(&username.into())
     }
 
     #[test]
     fn allowed_and_forbidden_names() {
-        assert_eq!(username("  Alice \u{a0}\u{3000}").unwrap(), "Alice");
+        assert_eq!(parse_username("  Alice \u{a0}\u{3000}").unwrap(), "Alice");
         let (longest, widest) = ("x".repeat(32), "😀".repeat(32));
         for good in ["a", "Ünïcödé", "张伟", "<img src=x>", "❤\u{fe0f}", "a b", longest.as_str(), widest.as_str()]
         {
-            assert_eq!(username(good).unwrap(), good);
+            assert_eq!(parse_username(good).unwrap(), good);
         }
         let (too_long, too_wide) = ("x".repeat(33), "😀".repeat(33));
         for bad in ["", "  ", too_long.as_str(), too_wide.as_str(), "\u{2800}", "\u{2800} \u{2800}"] {
-            assert!(username(bad).is_err(), "{bad:?}");
+            assert!(parse_username(bad).is_err(), "{bad:?}");
         }
-        assert!(room_name(&"r".repeat(64)).is_ok() && room_name(&"r".repeat(65)).is_err());
-        assert!(room_name("../x").is_ok() && room_name("#a b").is_ok());
+        assert!(parse_room_name(&"r".repeat(64)).is_ok() && parse_room_name(&"r".repeat(65)).is_err());
+        assert!(parse_room_name("../x").is_ok() && parse_room_name("#a b").is_ok());
     }
 
     #[test]
     fn names_are_normalized_before_they_are_measured() {
-        assert_eq!(username("e\u{301}").unwrap(), "é");
+        assert_eq!(parse_username("e\u{301}").unwrap(), "é");
         let decomposed = "e\u{301}".repeat(32);
-        assert_eq!(username(&decomposed).unwrap(), "é".repeat(32));
-        assert!(username(&"e\u{301}".repeat(33)).is_err());
+        assert_eq!(parse_username(&decomposed).unwrap(), "é".repeat(32));
+        assert!(parse_username(&"e\u{301}".repeat(33)).is_err());
     }
 
     #[test]
@@ -110,12 +110,12 @@ mod tests {
                          \u{206f}\u{3164}\u{fe00}\u{feff}\u{ffa0}\u{fff0}\u{1bca0}\u{1d173}\u{e0001}\u{e0100}";
         for character in invisible.chars() {
             for name in [format!("a{character}b"), format!("a{character}"), format!("{character}a")] {
-                assert!(username(&name).is_err() || name.trim() == "a", "{name:?}");
-                assert!(room_name(&name).is_err() || name.trim() == "a", "{name:?}");
+                assert!(parse_username(&name).is_err() || name.trim() == "a", "{name:?}");
+                assert!(parse_room_name(&name).is_err() || name.trim() == "a", "{name:?}");
             }
         }
         for lone in ["\u{fe0f}", "\u{fe0f}a", "a \u{fe0f}", "a\u{fe0f}\u{fe0f}"] {
-            assert!(username(lone).is_err(), "{lone:?}");
+            assert!(parse_username(lone).is_err(), "{lone:?}");
         }
     }
 

@@ -31,7 +31,8 @@ impl Access {
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
-        (access.origins, access.hosts) = (parse_all(&origins, check_origin)?, parse_all(&hosts, check_host)?);
+        (access.origins, access.hosts) =
+            (parse_all(&origins, parse_allowed_origin)?, parse_all(&hosts, parse_allowed_host)?);
         Ok(access)
     }
 
@@ -52,14 +53,14 @@ impl Access {
     /// `authority` is a host, perhaps with a port.
     pub fn allows_host(&self, authority: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
-        parse_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
+        normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
     /// The origin `SCHEME://AUTHORITY` is always allowed, because a page may connect to its own server.
     pub fn allows_origin(&self, origin: &str, scheme: &str, authority: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
-        let own = || parse_origin(&format!("{scheme}://{authority}"));
-        parse_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
+        let own = || normalize_origin(&format!("{scheme}://{authority}"));
+        normalize_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
     }
 
     /// `None` if the token is wrong, or if a required token is missing.
@@ -76,24 +77,24 @@ fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Re
     Ok((allowed.len() == values.len()).then_some(allowed))
 }
 
-fn check_origin(value: &str) -> Result<String, String> {
+fn parse_allowed_origin(value: &str) -> Result<String, String> {
     let (scheme, authority) = split_url(value);
     let scheme = match scheme {
         "ws" => "http",
-        "" if parse_host(authority).is_some_and(|host| is_loopback_name(&host)) => "http",
+        "" if normalize_host(authority).is_some_and(|host| is_loopback_name(&host)) => "http",
         "wss" | "" => "https",
         scheme => scheme,
     };
-    let suggestion = parse_origin(&format!("{scheme}://{authority}"));
+    let suggestion = normalize_origin(&format!("{scheme}://{authority}"));
     let rule = "an origin is the scheme, host and port of a page, such as https://chat.example";
-    parse_origin(value).ok_or_else(|| option_error("--allow-origin", value, rule, suggestion))
+    normalize_origin(value).ok_or_else(|| option_error("--allow-origin", value, rule, suggestion))
 }
 
-fn check_host(value: &str) -> Result<String, String> {
+fn parse_allowed_host(value: &str) -> Result<String, String> {
     // Accept `::1` as well as `[::1]`.
-    let host = parse_host(value).or_else(|| parse_host(&format!("[{value}]")));
+    let host = normalize_host(value).or_else(|| normalize_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
-    host.ok_or_else(|| option_error("--allow-host", value, rule, parse_host(split_url(value).1)))
+    host.ok_or_else(|| option_error("--allow-host", value, rule, normalize_host(split_url(value).1)))
 }
 
 fn option_error(option: &str, value: &str, rule: &str, suggestion: Option<String>) -> String {
@@ -108,7 +109,7 @@ fn split_url(text: &str) -> (&str, &str) {
 }
 
 /// Normalizes an origin to lowercase `scheme://host:port`, without a default port, for comparison (RFC 6454 §5).
-pub(super) fn parse_origin(text: &str) -> Option<String> {
+pub(super) fn normalize_origin(text: &str) -> Option<String> {
     if text.eq_ignore_ascii_case("null") {
         return Some("null".into());
     }
@@ -120,7 +121,7 @@ pub(super) fn parse_origin(text: &str) -> Option<String> {
 }
 
 /// Returns the host of an authority in lowercase. An IPv4 number such as 0x7f000001 becomes 127.0.0.1.
-pub(super) fn parse_host(authority: &str) -> Option<String> {
+pub(super) fn normalize_host(authority: &str) -> Option<String> {
     let name = authority.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(authority);
     let name = name.strip_suffix('.').unwrap_or(name); // a fully qualified name may end with a dot
     Host::parse(name).ok().filter(|_| is_plain(authority)).map(|host| host.to_string())

@@ -55,13 +55,13 @@ impl Tokens {
         if token.len() > max_head {
             return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
         }
-        let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::username).transpose()?;
+        let username = Some(username.trim()).filter(|name| !name.is_empty()).map(names::parse_username).transpose()?;
         let username: Option<Rc<str>> = username.map(Rc::from);
         if self.identify(token).is_some() {
             return Err("this token is already in the file; remove one of them".into());
         }
         if let Some(username) = &username {
-            let other = self.usernames.entry(names::key(username)).or_insert_with(|| Rc::clone(username));
+            let other = self.usernames.entry(names::username_key(username)).or_insert_with(|| Rc::clone(username));
             if other != username {
                 return Err(format!("the usernames {username:?} and {other:?} count as the same; write them alike"));
             }

@@ -33,7 +33,7 @@ const MAX_QUEUED: usize = 16 * 1024;
 /// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
 /// Size in bytes of the secret in a ticket (128 bits).
-const SECRET: usize = 16;
+const SECRET_LEN: usize = 16;
 
 const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"} or {\"do\":\"fragment\"}.";
 const BACKLOG: &str = "Too many bytes are queued for the connection already. Try again later.";
@@ -133,18 +133,18 @@ impl Inspection {
     /// The ticket is the connection's number (eight bytes) and the secret, encoded in URL-safe base64.
     pub fn ticket(&self, connection: Token) -> String {
         let number = connection.0 as u64;
-        let mut bytes = [0; 8 + SECRET];
+        let mut bytes = [0; 8 + SECRET_LEN];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
         bytes[8..].copy_from_slice(&self.secret(number));
         BASE64_URL_SAFE.encode(bytes)
     }
 
-    fn secret(&self, number: u64) -> [u8; SECRET] {
+    fn secret(&self, number: u64) -> [u8; SECRET_LEN] {
         // Every input has the same length, so a length-extension attack is impossible. SHA-1's weak collision
         // resistance does not help an attacker guess the secret of another connection.
         let digest = Sha1::new().chain_update(self.key).chain_update(number.to_be_bytes()).finalize();
-        let mut secret = [0; SECRET];
-        secret.copy_from_slice(&digest[..SECRET]);
+        let mut secret = [0; SECRET_LEN];
+        secret.copy_from_slice(&digest[..SECRET_LEN]);
         secret
     }
 

@@ -181,17 +181,17 @@ impl Observer for ConnectionObserver {
 
     fn stage(&mut self, stage: Stage<'_>) {
         match stage {
-            Stage::Upgraded { limits, username, watches, has_welcome, has_welcome_field } => {
+            Stage::Upgraded { limits, username, is_inspector, has_welcome, has_welcome_field } => {
                 let secrets = usize::from(has_welcome) + usize::from(has_welcome_field);
                 if let Some(observed) = &mut self.observed {
                     observed.tap.upgraded(limits, username.cloned(), secrets);
                     // Tracing an inspector's frames would loop: each record sent would produce another record.
-                    if watches {
+                    if is_inspector {
                         observed.tap.set_private();
                     }
                 }
                 if let Some(recorder) = &mut self.recorder {
-                    if watches {
+                    if is_inspector {
                         recorder.set_private();
                     }
                     let user = username.map(AsRef::as_ref);
@@ -320,7 +320,7 @@ mod tests {
             let stage = Stage::Upgraded {
                 limits: LIMITS,
                 username: None,
-                watches: !is_chat,
+                is_inspector: !is_chat,
                 has_welcome: false,
                 has_welcome_field: is_chat,
             };

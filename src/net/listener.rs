@@ -18,7 +18,7 @@ use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::{Direction, Socket};
 
 const BACKLOG: i32 = 4096; // clients waiting to be accepted; the kernel's default cap, `somaxconn`, is the same
-const RETRY: Duration = Duration::from_millis(250); // pause before the next accept if descriptors or memory run out
+const RETRY_DELAY: Duration = Duration::from_millis(250); // pause before the next accept if descriptors or memory run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl Listener {
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {
-                    self.retry_at = Some(now + RETRY);
+                    self.retry_at = Some(now + RETRY_DELAY);
                     if self.logged_at.is_none_or(|at| now - at >= LOG_INTERVAL) {
                         self.logged_at = Some(now);
                         log::warn!("REJECT all clients wait in the backlog: {error}");

@@ -17,7 +17,7 @@ use rustix::fs::OFlags;
 use super::is_ready;
 use crate::chat::Now;
 
-const PIECE: usize = 4096; // a writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`)
+const PIPE_BUF: usize = 4096; // a writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`)
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
 /// Errors and these events may fill the whole queue, all other lines only half of it: a flood of rejected requests must
 /// not push out the lines about the users.
@@ -90,7 +90,7 @@ impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.terminal {
             Some(terminal) => terminal.write(bytes),
-            None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIECE)]),
+            None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -111,7 +111,7 @@ impl<W: Write> Lines<W> {
         self.now = now;
         // If lines are queued but `waiting_since` is `None`, stderr was full at the last flush: retry every turn.
         let has_waited = self.waiting_since.is_none_or(|since| now.monotonic - since >= MAX_WAIT);
-        if is_idle || has_waited || self.queued.len() >= PIECE {
+        if is_idle || has_waited || self.queued.len() >= PIPE_BUF {
             self.flush();
         }
     }
@@ -173,7 +173,7 @@ mod tests {
 
     impl Write for Pipe {
         fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-            let len = piece.len().min(self.room).min(PIECE);
+            let len = piece.len().min(self.room).min(PIPE_BUF);
             self.room -= len;
             self.taken.extend_from_slice(&piece[..len]);
             if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
@@ -211,10 +211,10 @@ mod tests {
         assert_eq!(turn(&mut lines, 4, false), b"");
         lines.push(b"two\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 1, false), b"one\ntwo\n");
-        lines.push(&[b'x'; PIECE - 1], MAX_QUEUED);
+        lines.push(&[b'x'; PIPE_BUF - 1], MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, false), b"");
         lines.push(b"\n", MAX_QUEUED);
-        assert_eq!(turn(&mut lines, 0, false).len(), PIECE);
+        assert_eq!(turn(&mut lines, 0, false).len(), PIPE_BUF);
     }
 
     #[test]

@@ -129,7 +129,7 @@ pub enum Stage {
 pub enum Endpoint {
     Chat,
     Echo,
-    Observers,
+    Inspect,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,7 +147,7 @@ impl Endpoint {
         let message = match self {
             Endpoint::Echo => config.max_echo,
             Endpoint::Chat => config.max_message,
-            Endpoint::Observers => 1024, // observers' commands are short
+            Endpoint::Inspect => 1024, // observers' commands are short
         };
         Limits { message, fragments: config.max_fragments, accepts_binary: self == Endpoint::Echo }
     }

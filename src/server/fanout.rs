@@ -26,7 +26,7 @@ use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
 /// A batch over this size is sent at once, so that the kernel takes some of the bytes before an outbox is full.
-const FULL: usize = 64 * 1024;
+const MAX_BATCH_LEN: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub struct Fanout {
@@ -63,7 +63,7 @@ impl Fanout {
         for dialect in dialects {
             let rendering = &mut batch.renderings[dialect as usize];
             append_frame(dialect, event, rendering);
-            is_full |= rendering.len() > FULL;
+            is_full |= rendering.len() > MAX_BATCH_LEN;
         }
         is_full && !self.is_held
     }

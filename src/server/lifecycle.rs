@@ -24,7 +24,7 @@ use crate::ws::protocol::Protocol;
 use crate::ws::request::{Rejection, Request};
 
 /// How long a shutdown waits for clients to close.
-const SHUTDOWN: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Extra time for a request that arrived in time but is still queued to be read.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
@@ -49,7 +49,7 @@ impl<S: Socket> Server<S> {
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
-        if is_counted && let Err(what) = self.limits.connected(peer.ip(), now) {
+        if is_counted && let Err(what) = self.limits.add_connection(peer.ip(), now) {
             self.reject(token, &http::unavailable(what), false);
         }
     }
@@ -71,7 +71,7 @@ impl<S: Socket> Server<S> {
             if is_proxied && let Some(client) = client_address(&request, proxies) {
                 peer.set_ip(client);
                 *is_counted = true;
-                self.limits.connected(client, now).map_err(http::unavailable)?;
+                self.limits.add_connection(client, now).map_err(http::unavailable)?;
             } else if is_forwarded && proxies.is_empty() && address.is_loopback() {
                 static WARNED: Once = Once::new();
                 WARNED
@@ -79,7 +79,7 @@ impl<S: Socket> Server<S> {
             }
             let may_guess = self.limits.may_guess(peer.ip(), now);
             let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
-            let outcome = http::decide(&request, &self.access, client, self.now.time);
+            let outcome = http::route_request(&request, &self.access, client, self.now.time);
             if outcome.as_ref().is_err_and(|rejection| rejection.status == 401) && http::token(&request).is_some() {
                 self.limits.count_wrong_token(peer.ip(), now);
             }
@@ -95,7 +95,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks what `http::decide` cannot know: the state of the chat, and whether the server has room for the client.
+    /// Checks what `http::route_request` cannot know: the state of the chat, and whether the server has room for the client.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         if let Route::Chat(request) = route {
             self.chat.check(request).map_err(|error| match error {
@@ -109,8 +109,8 @@ impl<S: Socket> Server<S> {
             Route::Chat(request) if !self.chat.may_join(request, self.now) => {
                 Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
             }
-            Route::Observe { secret } => {
-                self.observers.admit(token, secret, &|token| self.connections.queued_bytes(token))
+            Route::Inspect { ticket } => {
+                self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token))
             }
             Route::Chat(_) | Route::Echo(_) => Ok(()),
         }
@@ -121,7 +121,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { peer, is_counted, .. } = &mut *connection.cold;
         if std::mem::take(is_counted) {
-            self.limits.disconnected(peer.ip());
+            self.limits.remove_connection(peer.ip());
         }
         if self.limits.should_log_rejection(peer.ip(), self.now.monotonic) {
             log::info!("REJECT {peer} {} {}", rejection.status, rejection.body);
@@ -130,7 +130,7 @@ impl<S: Socket> Server<S> {
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
             self.write_to(oldest); // it may have been rejected in this turn, and its response is still queued
-            self.end(oldest, "too many rejected connections linger");
+            self.abort(oldest, "too many rejected connections linger");
         }
     }
 
@@ -147,7 +147,7 @@ impl<S: Socket> Server<S> {
         let (endpoint, identity, mut join) = match route {
             Route::Echo(identity) => (Endpoint::Echo, identity, None),
             Route::Chat(request) => (Endpoint::Chat, request.identity.clone(), Some(request)),
-            Route::Observe { .. } => (Endpoint::Observers, Identity::default(), None),
+            Route::Inspect { .. } => (Endpoint::Inspect, Identity::default(), None),
         };
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
             request.extra = self.observers.welcome_field(token);
@@ -158,7 +158,7 @@ impl<S: Socket> Server<S> {
         let upgraded = ObservedStage::Upgraded {
             limits,
             username: join.as_ref().map(|request| &request.join.username),
-            watches: endpoint == Endpoint::Observers,
+            is_inspector: endpoint == Endpoint::Inspect,
             has_welcome: join.as_ref().is_some_and(|request| request.dialect == Dialect::Events),
             has_welcome_field: join.as_ref().is_some_and(|request| request.extra.is_some()),
         };
@@ -184,18 +184,18 @@ impl<S: Socket> Server<S> {
             connection.cold.deadline = None;
             match &connection.cold.stage {
                 Stage::Handshake(_) if connection.is_queued(Work::Handshake) => self.set_timer(token, HANDSHAKE_GRACE),
-                Stage::Handshake(head) if head.is_empty() => self.end(token, "no request arrived in time"),
+                Stage::Handshake(head) if head.is_empty() => self.abort(token, "no request arrived in time"),
                 Stage::Handshake(_) => {
                     let seconds = self.config.handshake_timeout.as_secs_f64();
                     let body = format!("The request was not complete after {seconds} seconds (RFC 9110 §15.5.9).");
                     self.reject(token, &Rejection::new(408, body), false);
                 }
                 Stage::Open(_) if connection.is_open() => self.check_silence(token, check),
-                Stage::Open(_) => self.end(token, "the peer did not reply to the Close in time"),
+                Stage::Open(_) => self.abort(token, "the peer did not reply to the Close in time"),
                 Stage::Draining { .. } if !connection.is_flushed() => {
-                    self.end(token, "the peer did not read the last bytes in time");
+                    self.abort(token, "the peer did not read the last bytes in time");
                 }
-                Stage::Draining { .. } => self.end(token, "the peer did not end the stream in time"),
+                Stage::Draining { .. } => self.abort(token, "the peer did not end the stream in time"),
             }
         }
     }
@@ -204,7 +204,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let silent = check.saturating_sub(connection.cold.last_received);
         let Some((pings, wait)) = after_silence(silent, self.config.ping_interval, self.config.idle_timeout) else {
-            return self.end(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
+            return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
         if pings {
             self.ping(token);
@@ -250,11 +250,11 @@ impl<S: Socket> Server<S> {
     }
 
     /// The peer may still read, so after the handshake the server sends the queued output before it closes.
-    pub(super) fn end_of_stream(&mut self, token: Token) {
+    pub(super) fn handle_end_of_stream(&mut self, token: Token) {
         const REASON: &str = "the peer ended the stream without a Close";
         let Some(connection) = self.connections.get_mut(token) else { return };
         match connection.cold.stage {
-            Stage::Handshake(_) => self.end(token, "the peer ended the stream before its request was complete"),
+            Stage::Handshake(_) => self.abort(token, "the peer ended the stream before its request was complete"),
             Stage::Draining { .. } => self.connections.queue(Work::Write, token),
             Stage::Open(_) => {
                 connection.drain(false, REASON);
@@ -270,7 +270,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Removes a connection at the end of this turn, without sending the rest of its outbox.
-    pub(super) fn end(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
+    pub(super) fn abort(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.is_queued(Work::Remove) {
             connection.drain(false, reason);
@@ -290,7 +290,7 @@ impl<S: Socket> Server<S> {
         self.observers.removed(token);
         self.timers.cancel(token, &mut connection.cold.deadline);
         if is_counted {
-            self.limits.disconnected(peer.ip());
+            self.limits.remove_connection(peer.ip());
         }
         match endpoint {
             Some(_) => self.limits.clients -= 1,
@@ -333,7 +333,7 @@ impl<S: Socket> Server<S> {
             connection.cold.unprocessed = Box::default();
             self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
         } else {
-            self.end(token, REASON);
+            self.abort(token, REASON);
         }
     }
 
@@ -364,7 +364,7 @@ impl<S: Socket> Server<S> {
         }
         const REASON: &str = "the server is shutting down";
         log::info!("STOP connections to close: {}", self.connection_count());
-        self.stop_at = Some(self.now.monotonic + SHUTDOWN);
+        self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
         // First publish and acknowledge the messages that arrived before the shutdown.
         self.read();
         self.fanout.is_held = false;
@@ -377,9 +377,9 @@ impl<S: Socket> Server<S> {
         tokens.sort_unstable(); // a deterministic order
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
-                Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.end(token, REASON),
-                // An observing client stays open until it has seen the Close of the connection that it watches.
-                Some(ColdFields { endpoint: Some(Endpoint::Observers), .. }) => {}
+                Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
+                // An observing client stays open until it has seen the Close of the connection that it is_inspector.
+                Some(ColdFields { endpoint: Some(Endpoint::Inspect), .. }) => {}
                 _ => self.close(token, CloseCode::GOING_AWAY, REASON),
             }
         }
@@ -533,8 +533,8 @@ mod tests {
                     server.receive_frames(token, &mut close());
                 }),
             ),
-            ("the peer ended the stream", ending(true, |server, token| server.end_of_stream(token))),
-            ("a timeout or a failed socket", ending(true, |server, token| server.end(token, "late"))),
+            ("the peer ended the stream", ending(true, |server, token| server.handle_end_of_stream(token))),
+            ("a timeout or a failed socket", ending(true, |server, token| server.abort(token, "late"))),
         ];
         let rows = rows.map(|(name, row)| format!("\n| {name} | {row} |"));
         let table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned() + &rows.concat();

@@ -90,8 +90,8 @@ impl Limits {
         self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
-    /// Counts a new connection, until `disconnected`. `Err` says which limit the address exceeds.
-    pub fn connected(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
+    /// Counts a new connection, until `remove_connection`. `Err` says which limit the address exceeds.
+    pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limited(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();
         *count += 1;
@@ -105,7 +105,7 @@ impl Limits {
         if may_connect { Ok(()) } else { Err("This address connects too fast") }
     }
 
-    pub fn disconnected(&mut self, address: IpAddr) {
+    pub fn remove_connection(&mut self, address: IpAddr) {
         let Some(address) = self.limited(address) else { return };
         match self.per_address.get_mut(&address) {
             Some(count) if *count > 1 => *count -= 1,
@@ -199,16 +199,16 @@ mod tests {
     #[test]
     fn an_address_has_its_share_and_an_ipv6_network_is_one_address() {
         let mut limits = limits(&["--max-per-address", "2"]);
-        let connect = |limits: &mut Limits, address: &str| limits.connected(ip(address), at(0.0)).is_ok();
+        let connect = |limits: &mut Limits, address: &str| limits.add_connection(ip(address), at(0.0)).is_ok();
         for address in ["192.0.2.1", "2001:db8::1", "2001:db8::ffff:1", "::ffff:192.0.2.1", "192.0.2.2"] {
             assert!(connect(&mut limits, address), "{address}");
         }
         for address in ["192.0.2.1", "2001:db8::3"] {
             assert!(!connect(&mut limits, address), "{address}");
-            limits.disconnected(ip(address)); // the rejected connection
+            limits.remove_connection(ip(address)); // the rejected connection
         }
         assert!(connect(&mut limits, "2001:db8:0:1::1"));
-        limits.disconnected(ip("192.0.2.1"));
+        limits.remove_connection(ip("192.0.2.1"));
         assert!(connect(&mut limits, "192.0.2.1"), "one has left");
     }
 
@@ -216,7 +216,7 @@ mod tests {
     fn an_address_connects_at_a_limited_rate() {
         let mut limits = limits(&["--max-per-address", "0", "--connect-rate", "2"]);
         let connects = |limits: &mut Limits, address, now| {
-            (0..20).take_while(|_| limits.connected(ip(address), at(now)).is_ok()).count()
+            (0..20).take_while(|_| limits.add_connection(ip(address), at(now)).is_ok()).count()
         };
         assert_eq!(connects(&mut limits, "192.0.2.1", 0.0), 10, "a burst of five seconds");
         assert_eq!(connects(&mut limits, "192.0.2.1", 1.0), 2);
@@ -229,14 +229,17 @@ mod tests {
     fn only_a_local_server_exempts_loopback() {
         let mut local = limits(&["--max-per-address", "2"]);
         for _ in 0..200 {
-            assert!(local.connected(ip("127.0.0.1"), at(0.0)).is_ok() && local.connected(ip("::1"), at(0.0)).is_ok());
+            assert!(
+                local.add_connection(ip("127.0.0.1"), at(0.0)).is_ok()
+                    && local.add_connection(ip("::1"), at(0.0)).is_ok()
+            );
             local.count_wrong_token(ip("127.0.0.1"), at(0.0));
         }
         assert!(local.per_address.is_empty() && local.may_guess(ip("127.0.0.1"), at(0.0)));
         let mut public = limits(&["--max-per-address", "2", "--open", "--trusted-proxy", "127.0.0.1"]);
-        let connects = (0..9).take_while(|_| public.connected(ip("127.0.0.2"), at(0.0)).is_ok()).count();
+        let connects = (0..9).take_while(|_| public.add_connection(ip("127.0.0.2"), at(0.0)).is_ok()).count();
         assert_eq!(connects, 2);
-        (0..4).for_each(|_| public.disconnected(ip("127.0.0.2")));
+        (0..4).for_each(|_| public.remove_connection(ip("127.0.0.2")));
         assert!(public.per_address.is_empty(), "removed connections leave no entry");
     }
 

@@ -93,7 +93,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
         default_room: DEFAULT_ROOM,
     };
     let may_share = if config.unique_names { names::is_default } else { |_: &str| true };
-    MemoryBroker::new(limits, random, NameRules { key: names::key, may_share })
+    MemoryBroker::new(limits, random, NameRules { key: names::username_key, may_share })
 }
 
 impl<S: Socket> Server<S> {
@@ -149,7 +149,7 @@ impl<S: Socket> Server<S> {
             self.connections.queue_read(token, self.config.max_outbox);
         } else if readiness.error {
             // No read will report the failure, because the server does not want input from this socket now.
-            self.end(token, "the socket failed");
+            self.abort(token, "the socket failed");
         }
     }
 
@@ -206,13 +206,13 @@ impl<S: Socket> Server<S> {
             self.receive(token, &mut unprocessed);
         } else {
             match connection.read(scratch) {
-                Ok(Some(0)) => self.end_of_stream(token),
+                Ok(Some(0)) => self.handle_end_of_stream(token),
                 Ok(Some(len)) => {
                     connection.cold.last_received = self.now.monotonic;
                     self.receive(token, &mut scratch[..len]);
                 }
                 Ok(None) => {}
-                Err(error) => self.end(token, error.to_string()),
+                Err(error) => self.abort(token, error.to_string()),
             }
         }
         self.connections.queue_read(token, self.config.max_outbox);
@@ -282,12 +282,12 @@ impl<S: Socket> Server<S> {
                 self.chat.receive(token, text, self.now);
                 self.apply_effects();
             }
-            (Endpoint::Observers, Message::Text(text)) => {
+            (Endpoint::Inspect, Message::Text(text)) => {
                 self.observers.receive(token, text, &|token| self.connections.queued_bytes(token));
             }
             (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
             (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
-            (Endpoint::Chat | Endpoint::Observers, Message::Binary(_)) => {
+            (Endpoint::Chat | Endpoint::Inspect, Message::Binary(_)) => {
                 debug_assert!(false, "the protocol has failed the connection with 1003");
             }
         }
@@ -411,12 +411,12 @@ impl<S: Socket> Server<S> {
                 // The common case: the socket accepted everything, so the connection's state is unchanged.
                 Ok(()) if was_empty && connection.outbox.is_empty() => {}
                 Ok(()) => self.connections.queue(Work::Write, token),
-                // Close failed members after the loop: `end` may not use the chat meanwhile.
+                // Close failed members after the loop: `abort` may not use the chat meanwhile.
                 Err(error) => failed.push((token, error)),
             }
         }
         for (token, error) in failed {
-            self.end(token, error.to_string());
+            self.abort(token, error.to_string());
         }
     }
 
@@ -426,7 +426,7 @@ impl<S: Socket> Server<S> {
             return;
         }
         match connection.flush() {
-            Err(error) => return self.end(token, error.to_string()),
+            Err(error) => return self.abort(token, error.to_string()),
             Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
             Ok(()) if connection.has_drained() => return self.connections.queue(Work::Remove, token),
             Ok(()) => {}

@@ -32,13 +32,13 @@ pub trait Observer {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Stage<'a> {
-    /// The server accepted the request and will send the 101. `watches`: this client watches others, so do not show
+    /// The server accepted the request and will send the 101. `is_inspector`: this client is_inspector others, so do not show
     /// this client's frames. `has_welcome`: the client will receive a welcome, which contains a session.
     /// `has_welcome_field`: the welcome will also carry [`Observers::welcome_field`].
     Upgraded {
         limits: Limits,
         username: Option<&'a Rc<str>>,
-        watches: bool,
+        is_inspector: bool,
         has_welcome: bool,
         has_welcome_field: bool,
     },

@@ -21,7 +21,7 @@ use super::observer::Observer;
 use crate::ws::frame::{self, Role};
 
 /// A [`Chunk::Own`] of this size takes no more frames, because sent bytes are freed one whole chunk at a time.
-const OWN_CHUNK: usize = 4096;
+const MAX_OWN_CHUNK: usize = 4096;
 /// Chunks per `writev` call. More are rarely queued, and the kernel accepts at most 1024.
 const MAX_SLICES: usize = 16;
 
@@ -120,7 +120,7 @@ impl Outbox {
         self.own += frames.len() as u32;
         match self.chunks.back_mut() {
             _ if frames.is_empty() => {}
-            Some(Chunk::Own(bytes)) if bytes.len() < OWN_CHUNK => bytes.extend_from_slice(&frames),
+            Some(Chunk::Own(bytes)) if bytes.len() < MAX_OWN_CHUNK => bytes.extend_from_slice(&frames),
             _ => self.chunks.push_back(Chunk::Own(frames.into_owned())),
         }
     }
@@ -426,7 +426,7 @@ mod tests {
             outbox.push(frame(100));
             socket.room = if outbox.len() > 500 { 102 } else { 0 };
             outbox.flush(&mut socket, None).unwrap();
-            assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < OWN_CHUNK + 200));
+            assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < MAX_OWN_CHUNK + 200));
         }
         assert!(outbox.chunks().len() < 4);
     }

@@ -14,7 +14,7 @@
 //! | 4.2, 4.2.1 the request head | [`request::HeadReader`], [`request::Request::parse`], [`handshake`] | `a_head_ends_at_the_same_byte_wherever_it_is_cut`, `heads_and_statuses` |
 //! | 4.1, 4.2.1, 4.4, 11.3.1–11.3.5 the headers of the request | [`handshake::switching_protocols`], [`request::Request::host`] | `rfc_4_2_1_requests_and_statuses`, `rfc_4_2_1_every_broken_rule_has_a_rejection`, `host_must_be_sent_once`, `hostile_handshake::keys_and_versions` |
 //! | 1.9, 4.2.2 the 101, with at most one subprotocol | [`handshake::switching_protocols`] | `rfc_4_2_2_response`, `dialects::subprotocols` |
-//! | 4.2.2 rejections and their statuses | [`handshake::upgrade_required`], [`http::decide`](crate::http::decide) | `hostile_handshake::upgrade_headers` |
+//! | 4.2.2 rejections and their statuses | [`handshake::upgrade_required`], [`http::route_request`](crate::http::route_request) | `hostile_handshake::upgrade_headers` |
 //! | 4.3 the grammar of the headers | [`handshake::switching_protocols`], [`request::is_token`] | `hostile_handshake::subprotocols`, `hostile_handshake::extensions` |
 //! | 5.1, 6.1 clients mask, servers do not | [`frame::FrameHeader::parse`], [`frame::append`] | `rfc_5_2_headers_and_results`, `rfc_6_1_server_frames` |
 //! | 5.2, 5.5, 5.8 header, opcodes, control frames, minimal length, top bit | [`frame::FrameHeader::parse`], [`frame::Opcode::from_bits`], [`reader::FrameReader`] | `rfc_5_2_headers_and_results`, `rfc_5_2_the_masking_key_follows_the_length` |

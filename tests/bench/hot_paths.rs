@@ -241,7 +241,7 @@ fn tracer() -> Box<dyn Observer> {
     observer.stage(Stage::Upgraded {
         limits: LIMITS,
         username: None,
-        watches: false,
+        is_inspector: false,
         has_welcome: false,
         has_welcome_field: false,
     });

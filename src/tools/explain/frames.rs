@@ -56,7 +56,7 @@ fn notes(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
     let failures: Vec<&Failure> = records.iter().filter_map(failure).collect();
     let mut notes = Vec::new();
     if failures.iter().any(|failure| failure.section == "5.1") {
-        notes.push(other_role(role).to_owned());
+        notes.push(wrong_role_hint(role).to_owned());
     }
     let fails_last = matches!(records.last(), Some(Record { what: What::Failure(_), .. }));
     let missing = frames.last().filter(|_| !fails_last).and_then(|frame| missing(frame));
@@ -81,7 +81,7 @@ fn notes(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
 }
 
 /// Returns a hint for a frame with the wrong mask bit: the other endpoint probably sent it.
-fn other_role(role: Role) -> &'static str {
+fn wrong_role_hint(role: Role) -> &'static str {
     match role {
         Role::Client => "A server sends its frames like this, without a mask. If a server sent it, add --from-server.",
         Role::Server => "A client sends its frames like this, masked. If a client sent it, leave out --from-server.",
