@@ -85,7 +85,7 @@
 //! | | task | change | test |
 //! |---|---|---|---|
 //! | 1 | make `/echo` reply `polo` to the text `marco` | `receive_message` in `src/server/mod.rs` | a row in `frame_rows` of `tests/hostile_frames.rs` |
-//! | 2 | reject a room named "admin", in upper or lower case | `room_name` in `src/chat/names.rs` | next to `allowed_and_forbidden_names` in `src/chat/names.rs` |
+//! | 2 | reject a room named "admin", in upper or lower case | `parse_room_name` in `src/chat/names.rs` | next to `allowed_and_forbidden_names` in `src/chat/names.rs` |
 //! | 3 | add a command `who` that lists the usernames in the room | `Command` in `src/chat/command.rs`, `Event` in `src/chat/event.rs`, `parse` and `write` in `src/chat/dialect.rs`, `Chat` in `src/chat/mod.rs` | next to `joining` in `tests/conversation.rs` |
 //! | 4 | add a command `topic`: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
 //! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `Limits` and `MemoryBroker` in `src/broker/memory.rs` | next to `limit_of_rooms` in `tests/limits.rs` |
