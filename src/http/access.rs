@@ -198,6 +198,16 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https", "chat.example"), "behind a proxy with TLS");
     }
 
+    /// Rejections advise an option with a value that an operator may paste into a shell.
+    #[test]
+    fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
+        for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"] {
+            assert_eq!(normalize_origin(hostile), None, "{hostile}");
+            assert_eq!(normalize_host(&hostile[7..]), None, "{hostile}");
+        }
+        assert_eq!(normalize_origin("http://Chat.Example:8080").as_deref(), Some("http://chat.example:8080"));
+    }
+
     #[test]
     fn hosts_on_loopback() {
         let default = access(&[]);
