@@ -9,7 +9,7 @@ use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Framing, Limits, Protocol, State};
 
-// Used until the server's limits are known. Generous, because the checker must not be stricter than the server.
+// Used until the checker knows the server's limits. Generous, so that the checker is never stricter than the server.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl RuleChecker {
         self.protocol.take_output();
     }
 
-    /// Holds the failure if `awaits_close` is set. Otherwise, returns the failure, to be reported now.
+    /// Holds the failure if `awaits_close` is set. Otherwise, returns the failure, for the caller to report now.
     pub fn hold(&mut self, error: ProtocolError, failure: Failure) -> Option<Failure> {
         if !self.awaits_close {
             return Some(failure);

@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
 
-/// [`ProtocolError`] has no variant for a masked frame from the server: only a client checks for it.
+/// Explains a masked frame from the server. [`ProtocolError`] has no variant for this error: only a client detects it.
 pub fn masked_by_server(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -94,7 +94,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
 fn length_not_minimal(frame: &Frame) -> String {
     let (form, long) = (frame.header.length_form(), frame.header.long_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // The last two bytes of a 64-bit length may be missing: six zero bytes already prove that it is not minimal.
+    // The last two bytes of a 64-bit length may be missing: six zero bytes prove that the length is not minimal.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),

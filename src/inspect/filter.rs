@@ -69,7 +69,7 @@ impl Condition {
             Condition::Errors => match &record.what {
                 What::Failure(_) | What::Missed(_) => true,
                 What::Response(response) => response.status >= 400,
-                // A TCP connection dropped before either side sent a Close is not an error.
+                // A TCP connection that closes before either side sends a Close is not an error.
                 What::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },

@@ -1,6 +1,7 @@
 //! Serves the page's inspectors: checks their tickets, executes their commands and sends them records. An inspector is
-//! a client of the server. While an inspector's outbox is over half full, the server drops its records and later
-//! reports how many. An inspector's own connection is never inspected, because each record would cause another record.
+//! a client of the server. While an inspector's outbox is over half full, the server drops the inspector's records, and
+//! later reports how many it dropped. An inspector's own connection is never inspected, because each record would cause
+//! another record.
 //!
 //! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table and a
 //! connection without an inspector costs no memory. The server sends a ticket only in the `welcome` of its own
@@ -88,11 +89,11 @@ pub struct Inspection {
     // Chosen at random when the server starts, so a ticket from an earlier run is invalid.
     key: [u8; 64],
     max_queued: usize,
-    /// Whether every connection has a tap from its first byte. Otherwise, an inspector attaches a tap.
+    /// Whether every connection has a tap from its first byte. Otherwise, the server attaches a tap for an inspector.
     taps_all: bool,
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Keyed by the inspected connection. A link outlives its inspector: the link records a used ticket.
+    /// Keyed by the inspected connection. A link outlives its inspector, to remember that the ticket was used.
     links: TokenMap<Rc<Link>>,
     /// Keyed by the inspector's connection, not the inspected connection.
     inspectors: TokenMap<Inspector>,
@@ -181,7 +182,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue the handshake's records first.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames the inspector missed. A new tap reports this number itself when it is attached.
+        // Report how many frames the inspector missed. A tap that the server attaches now reports this number itself.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
@@ -222,7 +223,7 @@ impl Inspection {
         }
     }
 
-    /// Called when any connection is removed, even if it is neither an inspector nor inspected.
+    /// Called when the server removes any connection, even one that is neither an inspector nor inspected.
     pub fn removed(&mut self, connection: Token) {
         // `detach` does nothing unless this connection is an inspector.
         self.detach(connection);
@@ -296,8 +297,9 @@ impl Handshakes {
     }
 }
 
-/// Captures the handshake of one connection for a later inspector, but no frames. Keeping a 100-byte message would add
-/// 10% to an idle connection's memory. Scanning the message would take 38 ns; delivering it takes 50 ns.
+/// Captures the handshake of one connection, but no frames, for a later inspector. Frames would cost too much: keeping
+/// a 100-byte message adds 10% to an idle connection's memory, and scanning the message takes 38 ns, while delivering
+/// the message takes only 50 ns.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,

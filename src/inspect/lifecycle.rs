@@ -51,7 +51,7 @@ impl Lifecycle {
         }
     }
 
-    /// The TCP connection closed "cleanly" (§7.1.4) if both sides had already sent a Close.
+    /// Called when the TCP connection has closed. The close is clean (§7.1.4) if both sides had already sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

@@ -43,7 +43,7 @@ pub use frame::{Frame, Header, LengthForm, Parts, Place};
 pub use observer::{Inspect, Options, Trace};
 pub use tap::Tap;
 
-/// Maximum number of bytes of a payload or response body kept in a record.
+/// Maximum bytes that a record keeps from a payload or a response body.
 pub const MAX_SHOWN: usize = 1024;
 
 // Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 200 bytes.
@@ -53,9 +53,9 @@ const MAX_RECORDS: usize = 16 * 1024;
 pub struct Record {
     /// The connection's number, shown as `#7`.
     pub connection: usize,
-    /// `None` until the request is accepted.
+    /// `None` until the server accepts the request; always `None` on an endpoint without usernames.
     pub user: Option<Rc<str>>,
-    /// When the last byte of the event was read or written.
+    /// The time of the read, write or close that completed the record.
     pub time: SystemTime,
     pub what: What,
 }
@@ -72,7 +72,7 @@ pub enum What {
     End(End),
     /// Number of records dropped at this point because a buffer was full.
     Missed(u64),
-    /// Number of frames sent before the tap or the inspector was attached.
+    /// Number of frames, in both directions, before the tap or the inspector was attached.
     Earlier(u64),
 }
 

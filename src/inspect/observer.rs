@@ -106,7 +106,7 @@ impl Observers for Inspect {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).awaiting_close();
-        // The `welcome` event has already been sent, so there is no ticket to redact.
+        // The server has already sent the `welcome` event, so the tap has no ticket to redact.
         tap.set_limits(limits);
         tap.skip_frames(received, sent, self.context.now.get());
         let observed = Observed { tap, records, link, is_temporary: true };
@@ -448,7 +448,6 @@ mod tests {
         assert_eq!((kinds(&sent), &sent[0]["count"]), (vec!["missed", "end"], &2.into()));
     }
 
-    /// A single event-loop turn can produce more records than the queue can hold.
     #[test]
     fn records_that_do_not_fit_into_the_queue_are_counted() {
         let mut server = Server::new(false, None);

@@ -1,7 +1,7 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
 //! recorder locates the end of the request head (§4.1) and the frame boundaries (§5.2) only to decide which bytes need
 //! redaction; it does not interpret the content. The server's only thread writes the file: a slow disk slows down the
-//! server. A file that cannot be created or written stops only its own recording.
+//! server. If a file cannot be created or written, only its own recording stops.
 //!
 //! A token may be split across two reads. So the recorder buffers the request until the server accepts or rejects the
 //! request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the read
@@ -33,8 +33,8 @@ const LAST_LINE: usize = 80;
 /// would cost 24 extra bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// Connections that are never upgraded may use one part in this many of `--record-limit`. Anyone can send requests
-/// that the server rejects, and these must not end the recordings of upgraded connections.
+/// The divisor of `--record-limit` for rejected and unfinished requests. Anyone can send such requests, so their
+/// recordings must not use up the quota of upgraded connections.
 const REJECTED_PART: u64 = 10;
 
 /// Minimum interval between log lines about files that cannot be created or written.
@@ -50,7 +50,7 @@ pub struct Recordings {
 struct Shared {
     dir: PathBuf,
     upgraded: Quota,
-    /// For rejected and unfinished requests.
+    /// The quota for rejected and unfinished requests.
     rejected: Quota,
     error_logged_at: Cell<Option<SystemTime>>,
 }
@@ -58,9 +58,9 @@ struct Shared {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// `None` after a line did not fit. From then on, no line is written, not even a shorter one.
+    /// `None` after a line did not fit. The recorders then write no further line, not even a shorter one.
     left: Cell<Option<u64>>,
-    /// The log message for that moment.
+    /// The log message for the moment when the quota is exhausted.
     message: &'static str,
 }
 
@@ -82,7 +82,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 enum Output {
-    /// The server has neither accepted nor rejected the request.
+    /// The server has not yet accepted or rejected the request.
     NotCreated,
     File(File),
     /// The quota is exhausted, or the file could not be created or written.
@@ -108,7 +108,7 @@ impl Quota {
         !self.is_exhausted()
     }
 
-    /// Returns reserved bytes that were not written.
+    /// Gives back `len` reserved bytes that the recorder did not write.
     fn release(&self, len: usize) {
         self.left.set(self.left.get().map(|left| left + len as u64));
     }
@@ -152,7 +152,7 @@ impl Recordings {
 /// Creates a file that only its owner can read. Never overwrites an existing file.
 fn new_file(path: &Path, title: &str) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    // Do not leave empty files on a full disk.
+    // On a full disk, remove the file: otherwise, each connection would leave an empty file.
     file.write_all(title.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
     Ok(file)
 }

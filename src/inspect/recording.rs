@@ -53,7 +53,7 @@ pub enum Step {
     Closing,
     /// The TCP connection closed, with the server's explanation.
     End(String),
-    /// The recordings reached `--record-limit`, or the part of it for this kind of connection. Always the last line of a file.
+    /// This kind of connection has used up its part of `--record-limit`. Always the last line of a file.
     Cut,
 }
 
@@ -106,7 +106,7 @@ impl Recording {
             match step {
                 Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
                 Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
-                // No secrets: those in the file are already redacted.
+                // 0 secrets: the recorder has already redacted the secrets in the file.
                 Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), 0),
                 Step::Closing => tap.closing(),
                 Step::End(cause) => tap.closed(cause, *at),

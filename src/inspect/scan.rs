@@ -243,7 +243,6 @@ mod tests {
         crate::pictures::assert_drawn(include_str!("scan.rs"), &picture);
     }
 
-    /// Bytes beyond `MAX_HEAD` are not mistaken for bytes after the head.
     #[test]
     fn a_head_beyond_the_limit_has_nothing_after_it() {
         let (mut head, piece) = (Head::default(), vec![b'x'; MAX_HEAD / 2 + 1]);

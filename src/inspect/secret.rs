@@ -4,10 +4,11 @@
 
 /// Query parameters with secret values.
 const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words: such headers carry credentials, under many names.
+/// A header is secret if its name contains one of these words. Many products have their own names for credentials.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
-/// What proxies add: users' addresses and names. `cf-` and `x-amzn-` are those of two large providers.
+/// Proxies add headers with these prefixes, which reveal a user's address or name. Cloudflare uses `cf-`, AWS
+/// `x-amzn-`.
 const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
 /// An access token in `Sec-WebSocket-Protocol`.
 const BEARER: &[u8] = b"bearer.";
@@ -48,7 +49,7 @@ pub fn redacted(head: &[u8]) -> Vec<u8> {
 }
 
 fn redact_access_token(subprotocol: &mut [u8]) {
-    // A malformed element may have something before the prefix.
+    // Search the whole element: a malformed element may have other text before the prefix.
     let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
     prefix.into_iter().for_each(|at| subprotocol[at + BEARER.len()..].fill(b'*'));
 }
@@ -56,7 +57,7 @@ fn redact_access_token(subprotocol: &mut [u8]) {
 /// Redacts the session and the ticket in a `welcome` event, even if the event is split across several writes.
 #[derive(Debug)]
 pub struct WelcomeRedactor {
-    /// Number of secrets that are still to come.
+    /// Number of secrets not yet redacted.
     left: usize,
     /// Per field, the number of bytes matched so far.
     matched: [usize; Self::FIELDS.len()],
@@ -217,7 +218,6 @@ mod tests {
         }
     }
 
-    /// Redacting a million question marks takes linear time.
     #[test]
     fn a_query_of_question_marks_is_read_once() {
         let head = format!("GET /{}token=x HTTP/1.1\r\n", "?".repeat(1 << 20));

@@ -49,7 +49,7 @@ enum Stage {
 }
 
 impl Tap {
-    /// Creates a tap for a new connection. `connection` is the connection number.
+    /// Creates a tap for a new connection, which starts with the handshake.
     pub fn new(connection: usize, records: Records) -> Tap {
         Tap {
             reporter: Reporter::new(connection, records),
@@ -179,7 +179,7 @@ impl Tap {
         }
         let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
         if held > 0 && held + rest.len() > MAX_EARLY {
-            // Without these bytes, the tap cannot find the start of the next frame.
+            // The tap drops `rest`, so it can no longer find the start of the next frame.
             self.client.is_out_of_sync = true;
             self.reporter.report(What::Missed(1));
         } else if !rest.is_empty() {
@@ -307,9 +307,9 @@ impl Tap {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }
             Role::Server => {}
-            // ASCII bytes never have the mask bit set, so this cannot be an HTTP request that contains a token.
+            // A masked frame is not an HTTP request with a token: in ASCII text, the top bit of each byte is 0.
             Role::Client if frame.header.is_masked() => {}
-            // An unmasked frame may really be an HTTP request that contains a token.
+            // An unmasked frame may be the start of an HTTP request that contains a token.
             Role::Client => {
                 let header = frame.header.bytes();
                 frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());

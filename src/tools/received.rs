@@ -13,7 +13,7 @@ use crate::ws::handshake::accept_value;
 const MAX_RESPONSE: usize = 64 * 1024;
 /// Maximum size of all frames together, in bytes. No `poke` case makes a correct server echo this much.
 const MAX_HELD: u64 = 4 << 20;
-/// Maximum number of frames. Empty frames hardly count towards the byte limit.
+/// Maximum number of frames. `MAX_HELD` alone would permit two million empty frames.
 const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
 /// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered
@@ -31,7 +31,8 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// What a client offered in its request; a server may choose nothing else. `None`: unknown. `Some("")`: no offer.
+/// The key and the offers of a client's request. A server may choose only what the client offered. `None`: unknown.
+/// `Some("")`: no offer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -82,7 +83,7 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether the body of a rejection is complete. Without Content-Length, the body ends only with the connection.
+    /// Whether the body of a rejection is complete. Without Content-Length, the body ends when the connection closes.
     pub fn is_complete(&self) -> bool {
         self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
     }

@@ -122,7 +122,7 @@ fn reactions_recorded(recording: &Recording) -> Reactions {
 }
 
 fn reactions_now(recording: &Recording) -> Reactions {
-    // Frames that arrive in the same read as the request wait for the upgrade, as in the server.
+    // Like the server, keep frames that arrive in the same read as the request until the upgrade.
     let (mut head, mut waiting, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
     let (mut frames, mut reactions) = (FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {

@@ -5,9 +5,9 @@
 
 use super::{Reading, quoted, read_hex};
 
-/// Maximum bytes after expansion of a `*` line, which repeats the line before: a short text could ask for gigabytes.
+/// Maximum size of a dump's bytes. A `*` line repeats the line before it, so a short text could expand to gigabytes.
 const MAX_BYTES: usize = 1 << 20;
-/// The shortest offsets are Wireshark's, with four digits.
+/// Wireshark prints the shortest offsets, with four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some programs insert a space after this many characters of the text column.
 const MIDDLE: usize = 8;
@@ -55,7 +55,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
         }
     }
     let Some((bytes, kind, base)) = found.first().cloned() else {
-        // Report the error of the notation that got furthest: the user probably meant that notation.
+        // Report the error of the notation that read the most bytes: the user probably meant that notation.
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };

@@ -70,7 +70,8 @@ impl Reading {
 pub fn read(text: &str) -> Result<Reading, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
-        // A literal without escapes may quote another notation. It is not a frame: printable bytes set RSV bits.
+        // A literal without escapes may contain another notation. As raw bytes, printable text is not a frame: it sets
+        // reserved bits.
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
             Some(reading) => Ok(reading.with_alternative("the text between the quotes: --as string")),
@@ -125,7 +126,7 @@ pub(crate) fn bytes(text: &str) -> Vec<u8> {
     read_hex(text).expect("a valid row") // invariant: the test `every_case_can_be_read` reads every row
 }
 
-/// Whether `c` can separate bytes: whitespace, array punctuation, the colons of fingerprints, the hyphens of C#.
+/// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as in C#.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, ',' | ';' | ':' | '-' | '[' | ']' | '{' | '}' | '(' | ')')
 }

@@ -160,7 +160,7 @@ impl Step {
     }
 }
 
-/// Encode a masked client frame (§5.2, §5.3). `first` is the byte with FIN, RSV and opcode.
+/// Encodes a masked client frame (§5.2, §5.3). `first` is the byte with FIN, RSV and opcode.
 pub fn masked(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![first];
     // §5.2: "the minimal number of bytes MUST be used to encode the length"

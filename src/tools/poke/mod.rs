@@ -85,7 +85,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A wirechat that accepts the demo tokens.
+    /// A wirechat server that accepts the demo tokens.
     ///
     /// # Errors
     /// A one-line message if the URL is invalid, does not resolve, or names another machine.

@@ -156,7 +156,7 @@ impl Player<'_> {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::NamesVersion | End::NoUpgrade);
         match self.flood {
-            // After a flood, read only if the connection was lost, to learn how it ended.
+            // After a flood, read only if the connection was lost, to learn how the connection ended.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
             // Send the test Ping even if the case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {

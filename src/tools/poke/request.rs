@@ -80,7 +80,7 @@ impl Url {
     }
 }
 
-/// Split `host:port`, `host`, `[::1]:port` or `[::1]`. §3: the default port of ws:// is 80.
+/// Splits `host:port`, `host`, `[::1]:port` or `[::1]`. §3: the default port of ws:// is 80.
 fn split_port(authority: &str) -> Option<(&str, u16)> {
     let end = authority.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match authority[end..].rfind(':') {
@@ -99,7 +99,7 @@ impl std::fmt::Display for Url {
     }
 }
 
-/// Build the upgrade request for `url` with `key` as Sec-WebSocket-Key, and apply `edits`.
+/// Builds the upgrade request for `url` with `key` as Sec-WebSocket-Key, and applies `edits`.
 ///
 /// ```
 /// use wirechat::tools::poke::{case::Edit, request::{self, Url}};
