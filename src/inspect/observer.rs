@@ -218,7 +218,7 @@ impl Observer for ConnectionObserver {
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
         let observed = self.observed.as_ref()?;
-        // §5.5: control frames "MUST NOT be fragmented", so keep `fragment_next` set until a data frame is sent.
+        // §5.5: control frames "MUST NOT be fragmented", so keep `fragment_next` set until the next data frame.
         let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
         (is_data && observed.link.fragment_next.take()).then(|| {
             let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER);

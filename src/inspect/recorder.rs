@@ -243,7 +243,7 @@ impl Recorder {
         self.held.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_HELD;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Merge this read into the previous one, which loses a boundary but no bytes.
+            // Merge this read into the previous read: the file then lacks a read boundary, but no bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }

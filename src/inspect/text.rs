@@ -24,7 +24,7 @@ use crate::ws::frame::Role;
 /// The column where the RFC section numbers start, with and without a timestamp.
 const SECTIONS_AT: usize = 100;
 const SECTIONS_AT_WITHOUT_TIME: usize = 71;
-/// Maximum characters shown of a start line. Response bodies get two or three times as many.
+/// Maximum characters shown from a start line. Response bodies get two or three times as many.
 const EXCERPT: usize = 120;
 const INDENT: &str = "  ";
 /// Payload bytes per row.

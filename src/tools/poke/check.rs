@@ -18,7 +18,7 @@ const MAX_SHOWN: usize = 60;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Expected,
-    /// Not as expected, but permitted by an RFC. The text cites the section.
+    /// Unexpected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
     /// `Some` describes a violation, possibly of a rule that the case does not test.
     Unexpected(Option<String>),

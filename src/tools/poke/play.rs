@@ -81,7 +81,7 @@ pub fn play(
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
     let closing = player.close_politely(is_probed);
-    // `inbox` was copied before the closing handshake: add any violation found since.
+    // `inbox` is a copy from before the closing handshake, so add any violation found during the handshake.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
@@ -91,7 +91,7 @@ pub fn has_probe_pong(inbox: &Inbox) -> bool {
     inbox.received.iter().any(|received| matches!(received, Received::Pong(payload) if payload == PROBE))
 }
 
-/// Whether this is a reply to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
+/// Whether `received` replies to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
 pub fn is_probe(received: &Received) -> bool {
     let (Received::Pong(payload) | Received::Text(payload) | Received::Binary(payload)) = received;
     payload == PROBE
