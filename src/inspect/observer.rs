@@ -181,8 +181,8 @@ impl Observer for ConnectionObserver {
 
     fn stage(&mut self, stage: Stage<'_>) {
         match stage {
-            Stage::Upgraded { limits, username, is_inspector, has_welcome, has_welcome_field } => {
-                let secrets = usize::from(has_welcome) + usize::from(has_welcome_field);
+            Stage::Upgraded { limits, username, is_inspector, has_welcome, has_ticket } => {
+                let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(observed) = &mut self.observed {
                     observed.tap.upgraded(limits, username.cloned(), secrets);
                     // Tracing an inspector's frames would loop: each record sent would produce another record.
@@ -197,7 +197,7 @@ impl Observer for ConnectionObserver {
                     let user = username.map(AsRef::as_ref);
                     recorder.upgraded(limits, user, secrets, self.context.now.get());
                 }
-                self.capture.take_if(|capture| capture.upgraded(has_welcome_field));
+                self.capture.take_if(|capture| capture.upgraded(has_ticket));
             }
             Stage::Closing => {
                 self.observed.iter_mut().for_each(|observed| observed.tap.closing());
@@ -322,7 +322,7 @@ mod tests {
                 username: None,
                 is_inspector: !is_chat,
                 has_welcome: false,
-                has_welcome_field: is_chat,
+                has_ticket: is_chat,
             };
             self.observers.entry(connection).and_modify(|observer| observer.stage(stage));
         }

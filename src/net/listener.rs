@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Type};
 
 use super::is_ready;
 use crate::config::{Config, RESERVED_DESCRIPTORS};
-use crate::server::connection::{Direction, Socket};
+use crate::server::connection::Socket;
 
 const BACKLOG: i32 = 4096; // clients waiting to be accepted; the kernel's default cap, `somaxconn`, is the same
 const RETRY_DELAY: Duration = Duration::from_millis(250); // pause before the next accept if descriptors or memory run out
@@ -86,10 +86,6 @@ impl Listener {
 }
 
 impl Socket for TcpStream {
-    fn has_pending(&self, _: Direction) -> bool {
-        false // unlike TLS, plain TCP has no user-space buffer
-    }
-
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }

@@ -1,8 +1,6 @@
 //! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows
-//! nothing about rooms, usernames, other connections or the clock.
-//!
-//! The poll is edge-triggered and reports each edge only once, so `input` records the last edge. When the server reads
-//! and writes depends on the stage and on the number of bytes in the outbox:
+//! nothing about rooms, usernames, other connections or the clock. The stage and the number of bytes in the outbox
+//! decide whether the server reads and writes:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -12,8 +10,8 @@
 //! | `Draining`, reads nothing |  | write | write |
 //! | `Draining`, discards input | read | read, write | read, write |
 //!
-//! Closing takes up to three steps. *Close* sends a Close frame, and reads frames until the peer's Close. *Drain*
-//! writes the rest of the outbox, and reads no more frames. *Remove* drops the connection.
+//! Closing has up to three steps. *Close* sends a Close frame, and reads frames until the peer's Close. *Drain* writes
+//! the rest of the outbox, and reads no more frames. *Remove* drops the connection.
 //!
 //! | cause | still sent | still read | timer |
 //! |---|---|---|---|
@@ -44,83 +42,64 @@ use crate::ws::frame::Role;
 use crate::ws::protocol::{Framing, Limits, Protocol, State};
 use crate::ws::request::HeadReader;
 
-/// The server stops processing an `/echo` client's input while more bytes than this are queued for the client.
+/// The server stops processing an `/echo` client's input while the client's outbox has more bytes.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
+const WORK_LISTS: usize = Work::Remove as usize + 1;
 
-const WORK_LISTS: usize = 6;
-
-/// A non-blocking transport. After `WouldBlock`, the driver reports when to try again.
+/// A non-blocking transport. After `WouldBlock`, the driver reports when the socket is ready again.
 pub trait Socket: Read + Write {
-    /// Whether a transport such as TLS holds decrypted bytes that are unread (`Read`), or encrypted bytes that are
-    /// unsent (`Write`).
-    fn has_pending(&self, direction: Direction) -> bool;
+    /// Whether a transport such as TLS holds unread bytes from the client or unsent bytes from the server.
+    fn has_pending(&self, _from: Role) -> bool {
+        false // plain TCP has no buffer in user space
+    }
 
     /// Shuts down the write side (TCP FIN). Reading continues.
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    Read,
-    Write,
-}
-
-/// A broadcast touches only the fields before `cold`. The other fields are boxed, to keep these close in memory.
+/// A broadcast uses only the fields before `cold`. The other fields are in a box, to keep these close in memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
-    /// Frames queued so far. An observer that attaches later continues this count.
-    pub frames_sent: u64,
+    pub frames_sent: u64, // including queued frames; a later observer continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    /// Which work lists hold the connection, indexed by [`Work`].
-    queued: [bool; WORK_LISTS],
+    queued: [bool; WORK_LISTS], // whether each work list holds the connection
     pub cold: Box<ColdFields>,
 }
 
-/// Why a connection is in a work list of [`Connections`].
+/// The work lists of [`Connections`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// The peer ended the stream or the socket failed: read first, because the client may leave its room.
-    ReadEnding,
+    ReadEnding, // the server reads these connections first, because their clients may leave a room
     Read,
-    /// A request to read. A separate list limits how many a turn handles: each is costly.
-    Handshake,
+    Handshake, // a separate list, because a turn reads only a few of these slow requests
     Write,
     CloseSlow,
     Remove,
 }
 
 pub struct ColdFields {
-    /// The client's address, as reported by a trusted proxy if there is one.
-    pub peer: SocketAddr,
-    /// Whether the connection counts towards `--max-per-address`.
-    pub is_counted: bool,
-    /// The token that the client presented.
-    pub credential: Option<CredentialId>,
-    /// `None` until the upgrade.
-    pub endpoint: Option<Endpoint>,
+    pub peer: SocketAddr, // the client's address, which a trusted proxy may have reported
+    pub is_counted: bool, // whether the connection counts towards `--max-per-address`
+    pub credential: Option<CredentialId>, // the client's access token
+    pub endpoint: Option<Endpoint>, // `None` until the upgrade
     pub stage: Stage,
     /// Monotonic time of the last received byte or, while reads are paused, of the last readable edge from the poll.
     pub last_received: Duration,
-    /// A copy of the connection's deadline in `Timers`.
-    pub deadline: Option<Duration>,
-    /// This connection's share of `Limits::buffered`.
-    pub buffered: usize,
-    /// Input that was read but not processed, because the outbox had no room for the replies.
-    pub unprocessed: Box<[u8]>,
+    pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
+    pub buffered: usize,            // this connection's share of `Limits::buffered`
+    pub unprocessed: Box<[u8]>,     // input that waits until the outbox has room for the replies
 }
 
 pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether to discard input until the end of the stream. If `false`, nothing is read. Closing a socket with
-        /// unread input makes the kernel send a reset, which can destroy the last bytes before the peer has read them.
-        /// So the server first shuts down its write side and discards input.
+        /// Whether the server shuts down its write side and discards input until the end of the stream. If a socket
+        /// closes with unread input, the kernel sends a reset, and the peer can lose bytes that it has not read yet.
         discards: bool,
-        /// Whether the write side is shut down.
-        is_shut: bool,
+        is_shut: bool, // whether the write side is shut down
         reason: Cow<'static, str>,
     },
 }
@@ -132,13 +111,12 @@ pub enum Endpoint {
     Inspect,
 }
 
+/// The last edge from the poll. The poll is edge-triggered, so it reports each edge only once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
-    /// All input has been read. The next input causes a new edge.
-    Drained,
+    Drained, // the socket has no unread input, so the next input causes a new edge
     Readable,
-    /// The peer ended the stream or the socket failed, but there may be unread input. No further edge will follow.
-    Ending,
+    Ending, // the peer ended the stream or the socket failed: unread input may remain, but no edge follows
     Ended,
 }
 
@@ -155,7 +133,7 @@ impl Endpoint {
 
 impl<S: Socket> Connection<S> {
     pub fn new(socket: S, peer: SocketAddr, observer: Option<Box<dyn Observer>>, now: Duration) -> Connection<S> {
-        let cold = ColdFields {
+        let cold = Box::new(ColdFields {
             peer,
             is_counted: false,
             credential: None,
@@ -165,12 +143,12 @@ impl<S: Socket> Connection<S> {
             deadline: None,
             buffered: 0,
             unprocessed: Box::default(),
-        };
-        let (outbox, input, cold) = (Outbox::default(), Input::Drained, Box::new(cold));
-        Connection { socket, outbox, frames_sent: 0, observer, input, queued: [false; WORK_LISTS], cold }
+        });
+        let (outbox, input, queued) = (Outbox::default(), Input::Drained, Default::default());
+        Connection { socket, outbox, frames_sent: 0, observer, input, queued, cold }
     }
 
-    /// `is_last`: no further edge will follow, because the peer ended the stream or the socket failed.
+    /// `is_last`: the peer ended the stream or the socket failed, so the poll reports no further edge.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
@@ -181,7 +159,7 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { discards, .. } => *discards,
             // Reading more while an echo is unsent would let the outbox grow without bound.
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
-            // Replies (mostly Pongs) must not pile up for a peer that sends but does not read.
+            // Replies (mostly Pongs) must not fill the outbox of a peer that sends but does not read.
             Stage::Open(_) => !self.is_congested(max_outbox),
         };
         reads && (self.has_input() || !self.cold.unprocessed.is_empty())
@@ -201,38 +179,35 @@ impl<S: Socket> Connection<S> {
     }
 
     fn has_input(&self) -> bool {
-        matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending(Direction::Read)
+        matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending(Role::Client)
     }
 
-    /// Whether all output has reached the kernel.
+    /// Whether the kernel has accepted all output.
     pub fn is_flushed(&self) -> bool {
-        self.outbox.is_empty() && !self.socket.has_pending(Direction::Write)
+        self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
     }
 
-    /// Returns `None` if there is nothing to read now, and 0 at the end of the stream. `Err`: the socket has failed.
+    /// Returns `None` if the socket has no input now, 0 at the end of the stream, and `Err` if the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let len = match self.socket.read(buffer) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(None), // retry in the next turn
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.input = Input::Drained;
-                return Ok(None);
-            }
+        let result = self.socket.read(buffer);
+        self.input = match &result {
+            Ok(0) => Input::Ended,
+            // epoll(7): after a short read, the kernel's buffer is empty. Only `Ending` needs another read.
+            Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
+            _ => self.input, // after `Interrupted`, the server reads again in the next turn
+        };
+        let len = match result {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),
             result => result?,
         };
-        if len == 0 {
-            self.input = Input::Ended;
-        } else if len < buffer.len() && self.input == Input::Readable {
-            // epoll(7): after a short read, the kernel's buffer is empty, so a second read is not needed. Only in the
-            // state `Ending`, another read must return the end of the stream.
-            self.input = Input::Drained;
-        }
         if let Some(observer) = self.observer.as_mut().filter(|_| len > 0) {
             observer.bytes(Role::Client, &buffer[..len]);
         }
         Ok(Some(len))
     }
 
-    /// Also shuts down the write side once a draining connection has sent its last byte.
+    /// Writes the outbox. Then shuts down the write side if a draining connection has sent its last byte.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
@@ -246,7 +221,6 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    /// Sends frames of a room after the queued output.
     pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>) -> io::Result<()> {
         if self.observer.is_some() {
             self.push_frames(broadcast.frames);
@@ -273,12 +247,12 @@ impl<S: Socket> Connection<S> {
         (protocol.state() == State::Open).then_some(protocol)
     }
 
-    /// Whether this is a slow consumer. `/echo` has backpressure instead, and a closing connection has little to send.
+    /// Whether the client is a slow consumer. `/echo` has backpressure, and a closing connection has little to send.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
         self.outbox.is_over_bound(max_outbox) && self.is_open() && !self.is_echo()
     }
 
-    /// Queues the protocol's replies. Starts draining if the protocol will read no more frames.
+    /// Queues the protocol's replies, and starts to drain if the protocol reads no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
@@ -295,20 +269,20 @@ impl<S: Socket> Connection<S> {
         self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
     }
 
-    /// Whether draining is complete, so that the connection can be removed.
+    /// Whether draining is complete, so that the server can remove the connection.
     pub fn has_drained(&self) -> bool {
         let Stage::Draining { discards, .. } = self.cold.stage else { return false };
         self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// Bytes that count towards `--max-buffered` for this connection alone. Shared frames count once, in `Limits`.
+    /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `Limits`.
     pub fn buffered(&self) -> usize {
         let message = if let Stage::Open(protocol) = &self.cold.stage { protocol.buffered() } else { 0 };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
         message + observer + self.cold.unprocessed.len() + self.outbox.own_len()
     }
 
-    /// Bytes that the connection keeps in memory, alone or with others.
+    /// Bytes that the connection keeps in memory, including shared frames.
     pub fn held(&self) -> usize {
         self.buffered() - self.outbox.own_len() + self.outbox.len()
     }
@@ -316,30 +290,24 @@ impl<S: Socket> Connection<S> {
 
 pub struct Connections<S> {
     pub table: TokenMap<Connection<S>>,
-    /// Tokens increase and are never reused, so a late poll event cannot reach a newer connection.
-    pub next_token: Token,
-    /// The connections that need work in this turn, indexed by [`Work`].
+    pub next_token: Token, // the server never reuses a token, so a late poll event cannot reach a newer connection
     work: [VecDeque<Token>; WORK_LISTS],
 }
 
-impl<S> Default for Connections<S> {
-    fn default() -> Connections<S> {
-        // The first connection is number 1, as in the log and the inspector. The driver's own tokens count down.
-        Connections { table: TokenMap::default(), next_token: Token(1), work: Default::default() }
-    }
-}
-
 impl<S: Socket> Connections<S> {
+    pub fn new(next_token: Token) -> Connections<S> {
+        Connections { table: TokenMap::default(), next_token, work: Default::default() }
+    }
+
     pub fn get_mut(&mut self, token: Token) -> Option<&mut Connection<S>> {
         self.table.get_mut(&token)
     }
 
-    /// `None` if the connection is not open.
+    /// The length of the connection's outbox; `None` if the connection is not open.
     pub fn queued_bytes(&self, token: Token) -> Option<usize> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
 
-    /// Queues frames for one client.
     pub fn send<'a>(&mut self, token: Token, frames: impl Into<Cow<'a, [u8]>>) {
         let frames = frames.into();
         if let Some(connection) = self.table.get_mut(&token).filter(|_| !frames.is_empty()) {
@@ -348,12 +316,10 @@ impl<S: Socket> Connections<S> {
         }
     }
 
-    /// Queues a connection to be read, if the connection has input that the server wants now.
     pub fn queue_read(&mut self, token: Token, max_outbox: usize) {
-        let Some(connection) = self.table.get(&token).filter(|connection| connection.wants_read(max_outbox)) else {
-            return;
-        };
+        let Some(connection) = self.get_mut(token) else { return };
         let work = match connection.cold.stage {
+            _ if !connection.wants_read(max_outbox) => return,
             Stage::Handshake(_) => Work::Handshake,
             _ if connection.input == Input::Ending => Work::ReadEnding,
             _ => Work::Read,
@@ -361,7 +327,7 @@ impl<S: Socket> Connections<S> {
         self.queue(work, token);
     }
 
-    /// Adds a connection to a work list, which then holds it exactly once.
+    /// Adds a connection to a work list, unless that list already holds the connection.
     pub fn queue(&mut self, work: Work, token: Token) {
         let Some(connection) = self.table.get_mut(&token) else { return };
         if !std::mem::replace(&mut connection.queued[work as usize], true) {
@@ -393,7 +359,7 @@ mod tests {
     use super::*;
 
     struct Silent {
-        pending: Option<Direction>,
+        pending: Option<Role>,
     }
 
     impl Read for Silent {
@@ -413,8 +379,8 @@ mod tests {
     }
 
     impl Socket for Silent {
-        fn has_pending(&self, direction: Direction) -> bool {
-            self.pending == Some(direction)
+        fn has_pending(&self, from: Role) -> bool {
+            self.pending == Some(from)
         }
 
         fn shutdown_write(&mut self) -> io::Result<()> {
@@ -480,9 +446,9 @@ mod tests {
         let mut connection = connection(open(), Endpoint::Chat, 0);
         connection.input = Input::Drained;
         assert!(!connection.wants_read(100) && connection.is_flushed());
-        connection.socket.pending = Some(Direction::Read);
+        connection.socket.pending = Some(Role::Client);
         assert!(connection.wants_read(100) && connection.is_flushed(), "decrypted and unread");
-        connection.socket.pending = Some(Direction::Write);
+        connection.socket.pending = Some(Role::Server);
         assert!(!connection.wants_read(100) && !connection.is_flushed(), "encrypted and unsent");
     }
 

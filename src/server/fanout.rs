@@ -1,13 +1,9 @@
-//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members.
+//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. Each
+//! member receives the batch with one write at the end of the turn, so many messages cost one system call per member.
 //!
-//! Each room has one batch per turn. Each member receives the batch with one write at the end of the turn, so many
-//! messages cost one system call per member. This module knows rooms and members only by id, and knows no sockets.
-//!
-//! Some members receive only part of a batch. A new member must not see earlier messages. A member that receives a
-//! private event mid-turn gets the batch so far first. `joined` goes only to the other members. A *cursor* handles all
-//! three cases by marking how much of the batch a member has received. Most batches have no cursors.
-//!
-//! Example: the room receives "one", then alice receives a private message, then the room receives "two":
+//! A *cursor* marks how much of the batch a member has received or skipped. New members skip earlier messages, `joined`
+//! skips the member that joined, and a private event follows the batch so far. Most batches have no cursors. Example:
+//! the room receives "one", then alice receives a private message, then the room receives "two":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -25,17 +21,16 @@ use crate::chat::event::Event;
 use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
-/// A batch over this size is sent at once, so that the kernel takes some of the bytes before an outbox is full.
+/// The server sends a longer batch at once, so that the kernel accepts some of the bytes before an outbox is full.
 const MAX_BATCH_LEN: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their first event this turn, including rooms whose batch was sent early.
+    /// Rooms in the order of their first event this turn, including rooms whose batch was full.
     order: VecDeque<RoomId>,
     pub full_rooms: Vec<RoomId>,
-    /// Whether the batches wait for a later turn.
-    pub is_held: bool,
+    pub is_held: bool, // whether the batches wait for a later turn
 }
 
 /// One room's frames for this turn, rendered in every dialect that its members use.
@@ -46,29 +41,24 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// How many bytes of the batch, in the member's dialect, the member has already received or skipped.
+    /// The number of bytes, in the member's dialect, that the member has already received or skipped.
     pub fn cursor(&self, member: Token) -> usize {
         self.cursors.get(&member).copied().unwrap_or_default()
     }
 }
 
 impl Fanout {
-    /// Returns `true` if the batch is full and must be sent now.
+    /// Returns `true` if the batch is full and the server must send the batch now.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
         let batch = self.rooms.entry(room).or_insert_with(|| {
             self.order.push_back(room);
             Batch::default()
         });
-        let mut is_full = false;
-        for dialect in dialects {
-            let rendering = &mut batch.renderings[dialect as usize];
-            append_frame(dialect, event, rendering);
-            is_full |= rendering.len() > MAX_BATCH_LEN;
-        }
-        is_full && !self.is_held
+        dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.renderings[dialect as usize]));
+        !self.is_held && batch.renderings.iter().any(|frames| frames.len() > MAX_BATCH_LEN)
     }
 
-    /// Moves a member's cursor to the end of the batch. Returns the frames that the cursor passed.
+    /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
     pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
         let frames = &batch.renderings[dialect as usize];
@@ -81,7 +71,7 @@ impl Fanout {
         self.rooms.remove(&room)
     }
 
-    /// Removes and returns the oldest batch.
+    /// Removes and returns the oldest batch; `None` while the batches are held.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
         let Fanout { rooms, order, is_held, .. } = self;
         std::iter::from_fn(|| order.pop_front_if(|_| !*is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))

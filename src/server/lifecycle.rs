@@ -160,7 +160,7 @@ impl<S: Socket> Server<S> {
             username: join.as_ref().map(|request| &request.join.username),
             is_inspector: endpoint == Endpoint::Inspect,
             has_welcome: join.as_ref().is_some_and(|request| request.dialect == Dialect::Events),
-            has_welcome_field: join.as_ref().is_some_and(|request| request.extra.is_some()),
+            has_ticket: join.as_ref().is_some_and(|request| request.extra.is_some()),
         };
         connection.observer.iter_mut().for_each(|observer| observer.stage(upgraded));
         connection.outbox.push_response(response);
@@ -410,7 +410,6 @@ mod tests {
     use super::*;
     use crate::chat::Now;
     use crate::config::Config;
-    use crate::server::connection::Direction;
     use crate::server::limits::Limits;
     use crate::server::{Readiness, Server};
     use crate::ws::frame::Opcode;
@@ -448,10 +447,6 @@ mod tests {
     }
 
     impl Socket for Pipe {
-        fn has_pending(&self, _: Direction) -> bool {
-            false
-        }
-
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }

@@ -1,7 +1,6 @@
-//! The outbox: a bounded queue of whole frames for one socket. Most frames are shared with other members of a room.
-//!
-//! A partial write can leave a frame half sent. The outbox always finishes that frame first, or the peer would read the
-//! next header as payload. Three frames, two of them shared, after seven bytes were sent:
+//! The outbox: a bounded queue of whole frames for one socket. Most frames are shared with other members of a room. If
+//! a partial write leaves a frame half sent, the outbox finishes that frame first, or the peer would read the next
+//! header as payload. Example: three frames, two of them shared, after the socket has accepted seven bytes:
 //!
 //! ```text
 //!   chunk    frames              sent   to finish first
@@ -20,28 +19,23 @@ use super::connection::Socket;
 use super::observer::Observer;
 use crate::ws::frame::{self, Role};
 
-/// A [`Chunk::Own`] of this size takes no more frames, because sent bytes are freed one whole chunk at a time.
+/// A longer [`Chunk::Own`] accepts no more frames, because the outbox frees memory one whole chunk at a time.
 const MAX_OWN_CHUNK: usize = 4096;
-/// Chunks per `writev` call. More are rarely queued, and the kernel accepts at most 1024.
-const MAX_SLICES: usize = 16;
+const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
 
 /// An empty outbox allocates no memory.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
-    /// Sent bytes of the first chunk. No chunk has 4 GiB.
-    sent: u32,
-    /// Bytes of the chunks that are not shared.
-    own: u32,
-    /// Unsent bytes of all chunks.
-    len: usize,
+    sent: u32,  // sent bytes of the first chunk; a chunk is always smaller than 4 GiB
+    own: u32,   // bytes of the chunks that are not shared
+    len: usize, // unsent bytes of all chunks
 }
 
 /// A buffer of whole frames, or an HTTP response, which counts as one frame.
 #[derive(Debug)]
 enum Chunk {
     Response(Vec<u8>),
-    /// A copy shared by all members whose sockets did not accept everything at once.
     Shared(Rc<SharedFrames>),
     Own(Vec<u8>),
 }
@@ -55,11 +49,11 @@ impl Chunk {
     }
 }
 
-/// Frames in several outboxes. They count once towards `--max-buffered`, in `total`.
+/// A copy of a broadcast's frames. All members whose sockets do not accept every byte at once share the copy.
 #[derive(Debug)]
 struct SharedFrames {
     bytes: Box<[u8]>,
-    total: Rc<Cell<usize>>,
+    total: Rc<Cell<usize>>, // counts these bytes once towards `--max-buffered`
 }
 
 impl Drop for SharedFrames {
@@ -68,28 +62,26 @@ impl Drop for SharedFrames {
     }
 }
 
-/// Frames for several members, and the copy that their outboxes share once a socket does not accept all bytes.
+/// Frames for several members.
 #[derive(Debug)]
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
-    pub count: u64, // of frames
-    total: &'a Rc<Cell<usize>>,
+    pub count: u64,             // the number of frames
+    total: &'a Rc<Cell<usize>>, // the bytes of all copies, of all broadcasts
     copy: Option<Rc<SharedFrames>>,
 }
 
 impl<'a> Broadcast<'a> {
-    /// `total` counts the bytes of all copies.
     pub fn new(frames: &'a [u8], total: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
         Broadcast { frames, count: count_frames(frames), total, copy: None }
     }
 
     fn copy(&mut self) -> Rc<SharedFrames> {
         let Broadcast { frames, total, copy, .. } = self;
-        let copy = copy.get_or_insert_with(|| {
+        Rc::clone(copy.get_or_insert_with(|| {
             total.set(total.get() + frames.len());
             Rc::new(SharedFrames { bytes: (*frames).into(), total: Rc::clone(total) })
-        });
-        Rc::clone(copy)
+        }))
     }
 }
 
@@ -107,9 +99,8 @@ impl Outbox {
         self.len == 0
     }
 
-    /// Queues the HTTP response, which must precede every frame.
     pub fn push_response(&mut self, response: Vec<u8>) {
-        debug_assert!(self.chunks.is_empty(), "the response comes first");
+        debug_assert!(self.chunks.is_empty(), "the HTTP response precedes every frame");
         (self.len, self.own) = (response.len(), response.len() as u32);
         self.chunks.push_back(Chunk::Response(response));
     }
@@ -125,15 +116,14 @@ impl Outbox {
         }
     }
 
-    /// Sends frames that several members receive. Usually the socket accepts all bytes without a copy.
+    /// Sends a broadcast after the queued output. Usually the socket accepts all bytes, so no copy is needed.
     pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>, socket: &mut impl Socket) -> io::Result<()> {
         let frames = broadcast.frames;
-        let written = match self.is_empty().then(|| socket.write(frames)) {
-            Some(Ok(written)) if written == frames.len() => return Ok(()),
-            Some(Ok(written)) => written,
-            None => 0,
-            Some(Err(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
-            Some(Err(error)) => return Err(error),
+        let result = if self.is_empty() { socket.write(frames) } else { Ok(0) };
+        let written = match result {
+            Ok(written) if written == frames.len() => return Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+            result => result?,
         };
         self.len += frames.len();
         self.chunks.push_back(Chunk::Shared(broadcast.copy()));
@@ -141,24 +131,22 @@ impl Outbox {
         self.flush(socket, None)
     }
 
-    /// Returns `Ok` if everything is written or the socket would block, and `Err` if the socket has failed.
+    /// Writes until the outbox is empty or the socket would block. `Err`: the socket has failed.
     pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let count = slices.len().min(self.chunks.len());
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
                 *slice = IoSlice::new(chunk.bytes());
             }
             slices[0].advance(self.sent as usize);
-            let written = match socket.write_vectored(&slices[..count]) {
+            let written = match socket.write_vectored(&slices[..self.chunks.len().min(MAX_SLICES)]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => written,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
+                result => result?,
             };
             if let Some(observer) = &mut observer {
-                // Call the observer once per write, however many chunks were written.
+                // The observer receives one call per write, however many chunks the write includes.
                 let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(written).collect();
                 observer.bytes(Role::Server, &bytes);
             }
@@ -170,19 +158,18 @@ impl Outbox {
     fn consume(&mut self, written: usize) {
         self.len -= written;
         self.sent += written as u32;
-        while let Some(chunk) = self.chunks.front().filter(|chunk| chunk.bytes().len() <= self.sent as usize) {
+        while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.bytes().len() <= self.sent as usize) {
             let len = chunk.bytes().len() as u32;
             self.sent -= len;
             self.own -= if matches!(chunk, Chunk::Shared(_)) { 0 } else { len };
-            self.chunks.pop_front();
         }
         if self.is_empty() {
             self.chunks = VecDeque::new(); // frees the queue's buffer
         }
     }
 
-    /// Whether more than `bound` bytes are queued after the next frame. The next frame does not count, because a welcome
-    /// with a long history can exceed the bound on its own. Call after a flush, which leaves only unaccepted bytes.
+    /// Whether more than `bound` bytes follow the next frame. The next frame does not count, because a `welcome` with a
+    /// long history can exceed the bound. Flush first, so that the socket has accepted as many bytes as it can.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
@@ -195,8 +182,8 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// In the first chunk, returns the end of the frame that contains byte `position - 1`; 0 for position 0. A chunk
-    /// starts with a frame header, unless it is a response or the rest that `drop_unsent` keeps (only a Close follows).
+    /// In the first chunk, returns the end of the frame that contains byte `position - 1`; 0 for position 0. Each chunk
+    /// starts with a frame header, except a response and the rest that `drop_unsent` keeps (only a Close follows).
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
@@ -223,7 +210,6 @@ mod tests {
     use std::io::{Read, Write};
 
     use super::*;
-    use crate::server::connection::Direction;
 
     impl Outbox {
         fn chunks(&self) -> Vec<&Chunk> {
@@ -265,10 +251,6 @@ mod tests {
     }
 
     impl Socket for Pipe {
-        fn has_pending(&self, _: Direction) -> bool {
-            false
-        }
-
         fn shutdown_write(&mut self) -> io::Result<()> {
             Ok(())
         }

@@ -1,9 +1,8 @@
 //! Timers: at most one deadline per connection, for the handshake, pings, silence and the closing handshake.
 //!
-//! Received bytes do not move a deadline. When a deadline expires, the server checks the time of the last byte and sets
-//! the next deadline. So a message costs no timer work, and an idle connection costs one check per interval. The
-//! earliest deadline sets the poll timeout. With the default options, a client that connects at second 0 and sends its
-//! last byte at second 8 is checked three times:
+//! Received bytes do not move a deadline, so a message costs no timer work. When a deadline expires, the server checks
+//! the time of the last received byte and sets the next deadline. With the default options, the server checks a client
+//! that connects at second 0 and sends its last byte at second 8 three times:
 //!
 //! ```text
 //!   check at    10                    38                    68
@@ -16,13 +15,12 @@ use std::time::Duration;
 
 use mio::Token;
 
-/// All deadlines in monotonic time, earliest first. Setting a deadline removes the connection's previous one, so there
-/// are never more deadlines than connections.
+/// All deadlines in monotonic time, earliest first.
 #[derive(Debug, Default)]
 pub struct Timers(BTreeSet<(Duration, Token)>);
 
 impl Timers {
-    /// `current` is the connection's copy of its deadline.
+    /// Replaces the connection's deadline. `current` is the connection's copy of the old and then of the new deadline.
     pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Duration) {
         self.cancel(token, current);
         self.0.insert((at, token));
@@ -32,7 +30,7 @@ impl Timers {
     pub fn cancel(&mut self, token: Token, current: &mut Option<Duration>) {
         if let Some(at) = current.take() {
             let was_queued = self.0.remove(&(at, token));
-            debug_assert!(was_queued, "the connection's copy is the entry in the queue");
+            debug_assert!(was_queued, "the connection's copy equals its entry in the set");
         }
     }
 
@@ -44,16 +42,16 @@ impl Timers {
         self.0.first().map(|(at, _)| *at)
     }
 
-    /// Removes and returns the earliest deadline, if it is not after `now`.
+    /// Removes and returns the earliest deadline, or `None` if that deadline is after `now`.
     pub fn pop_expired(&mut self, now: Duration) -> Option<(Duration, Token)> {
         self.0.first().filter(|(at, _)| *at <= now)?;
         self.0.pop_first()
     }
 }
 
-/// Returns whether to ping a peer that has been silent for `silent`, and the wait until the next check; `None` if the
-/// idle timeout has passed. `silent` is measured up to the scheduled check, not up to now, because a suspended server is
-/// not the peer's fault. The server pings after every interval of silence because proxies cut idle connections.
+/// Returns whether to ping the silent peer, and the wait until the next check; `None` after the idle timeout. `silent`
+/// ends at the scheduled check, not now: the peer is not at fault if the server was suspended. The server pings after
+/// every interval of silence, because proxies cut idle connections.
 pub fn after_silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };

@@ -22,7 +22,7 @@ use wirechat::http::access::Access;
 use wirechat::inspect::filter::Filter;
 use wirechat::inspect::text::{Detail, Style};
 use wirechat::inspect::{Inspect, Options, Records, Tap, Trace};
-use wirechat::server::connection::{Connection, Direction, Socket};
+use wirechat::server::connection::{Connection, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::Limits as ServerLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
@@ -72,10 +72,6 @@ impl Write for MemorySocket {
 }
 
 impl Socket for MemorySocket {
-    fn has_pending(&self, _: Direction) -> bool {
-        false
-    }
-
     fn shutdown_write(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -243,7 +239,7 @@ fn tracer() -> Box<dyn Observer> {
         username: None,
         is_inspector: false,
         has_welcome: false,
-        has_welcome_field: false,
+        has_ticket: false,
     });
     observer.bytes(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
     observer

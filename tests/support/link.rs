@@ -12,7 +12,7 @@ use std::rc::Rc;
 use mio::Token;
 use serde_json::Value;
 use wirechat::server::Readiness;
-use wirechat::server::connection::{Direction, Socket};
+use wirechat::server::connection::Socket;
 
 use super::NO_EDGE;
 use crate::support::{Frame, masked, split_frame};
@@ -113,10 +113,6 @@ impl Write for MemorySocket {
 }
 
 impl Socket for MemorySocket {
-    fn has_pending(&self, _: Direction) -> bool {
-        false
-    }
-
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.0.borrow_mut().server_end = End::Ended;
         Ok(())
