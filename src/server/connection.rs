@@ -42,7 +42,7 @@ use crate::ws::frame::Role;
 use crate::ws::protocol::{Framing, Limits, Protocol, State};
 use crate::ws::request::HeadReader;
 
-/// The server stops processing an `/echo` client's input while the client's outbox has more bytes.
+/// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
 const WORK_LISTS: usize = Work::Remove as usize + 1;
 
@@ -57,7 +57,7 @@ pub trait Socket: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// A broadcast uses only the fields before `cold`. The other fields are in a box, to keep these close in memory.
+/// A broadcast uses only the fields before `cold`. The box keeps those fields close together in memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,

@@ -1,9 +1,9 @@
 //! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. Each
 //! member receives the batch with one write at the end of the turn, so many messages cost one system call per member.
 //!
-//! A *cursor* marks how much of the batch a member has received or skipped. New members skip earlier messages, `joined`
-//! skips the member that joined, and a private event follows the batch so far. Most batches have no cursors. Example:
-//! the room receives "one", then alice receives a private message, then the room receives "two":
+//! A *cursor* marks how much of the batch a member has received or skipped. A member that joins skips earlier messages
+//! and its own `joined`. A private event must follow the batch so far. Most batches have no cursors. Example: the room
+//! receives "one", then alice receives a private message, then the room receives "two":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -21,7 +21,7 @@ use crate::chat::event::Event;
 use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
-/// The server sends a longer batch at once, so that the kernel accepts some of the bytes before an outbox is full.
+/// The server sends a longer batch immediately, so that the kernel accepts some of the bytes before an outbox is full.
 const MAX_BATCH_LEN: usize = 64 * 1024;
 
 #[derive(Debug, Default)]

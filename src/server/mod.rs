@@ -114,7 +114,7 @@ impl<S: Socket> Server<S> {
             scratch: vec![0; config.max_read],
             config,
             access,
-            connections: Connections::new(Token(1)), // number 1 in the log; the driver's own tokens count down
+            connections: Connections::new(Token(1)), // the first connection is 1; the driver's tokens count down
             removed: VecDeque::new(),
             timers: Timers::default(),
             fanout: Fanout::default(),

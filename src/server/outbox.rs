@@ -19,7 +19,7 @@ use super::connection::Socket;
 use super::observer::Observer;
 use crate::ws::frame::{self, Role};
 
-/// A longer [`Chunk::Own`] accepts no more frames, because the outbox frees memory one whole chunk at a time.
+/// The outbox adds no frames to a [`Chunk::Own`] of this length, because memory is freed one whole chunk at a time.
 const MAX_OWN_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
 
@@ -67,7 +67,7 @@ impl Drop for SharedFrames {
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
     pub count: u64,             // the number of frames
-    total: &'a Rc<Cell<usize>>, // the bytes of all copies, of all broadcasts
+    total: &'a Rc<Cell<usize>>, // the number of bytes in the copies of all broadcasts
     copy: Option<Rc<SharedFrames>>,
 }
 

@@ -1,8 +1,8 @@
 //! Timers: at most one deadline per connection, for the handshake, pings, silence and the closing handshake.
 //!
 //! Received bytes do not move a deadline, so a message costs no timer work. When a deadline expires, the server checks
-//! the time of the last received byte and sets the next deadline. With the default options, the server checks a client
-//! that connects at second 0 and sends its last byte at second 8 three times:
+//! the time of the last received byte and sets the next deadline. Example, with the default options: a client connects
+//! at second 0 and sends its last byte at second 8.
 //!
 //! ```text
 //!   check at    10                    38                    68
@@ -50,8 +50,8 @@ impl Timers {
 }
 
 /// Returns whether to ping the silent peer, and the wait until the next check; `None` after the idle timeout. `silent`
-/// ends at the scheduled check, not now: the peer is not at fault if the server was suspended. The server pings after
-/// every interval of silence, because proxies cut idle connections.
+/// lasts until the scheduled check, not until now: the peer is not at fault if the server was suspended. The server
+/// pings after every interval of silence, because proxies cut idle connections.
 pub fn after_silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };
