@@ -1,5 +1,5 @@
-//! The life of a connection: accept, handshake, join, close, drain, remove, shutdown. The second table in
-//! [`connection`](super::connection) shows what happens after each cause of closing.
+//! The life of a connection, from accept to removal. A table in [`connection`](super::connection) lists the causes of
+//! closing.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -13,8 +13,8 @@ use super::connection::{ColdFields, Connection, Endpoint, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
 use super::timers::after_silence;
+use crate::chat::JoinError;
 use crate::chat::dialect::Dialect;
-use crate::chat::{Identity, JoinError};
 use crate::http::access::Access;
 use crate::http::proxy::{client_address, is_trusted};
 use crate::http::tokens::Tokens;
@@ -25,7 +25,7 @@ use crate::ws::request::{Rejection, Request};
 
 /// How long a shutdown waits for clients to close.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Extra time for a request that arrived in time but is still queued to be read.
+/// Extra time for a request that has arrived but waits in the work list.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 impl<S: Socket> Server<S> {
@@ -44,7 +44,7 @@ impl<S: Socket> Server<S> {
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.accepted(token), now);
-        // A trusted proxy connects for many clients. Its connections count once the request names the client.
+        // A trusted proxy connects for many clients, so its connections count once the request names a client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
@@ -73,9 +73,8 @@ impl<S: Socket> Server<S> {
                 *is_counted = true;
                 self.limits.add_connection(client, now).map_err(http::unavailable)?;
             } else if is_forwarded && proxies.is_empty() && address.is_loopback() {
-                static WARNED: Once = Once::new();
-                WARNED
-                    .call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
+                static ONCE: Once = Once::new();
+                ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
             let may_guess = self.limits.may_guess(peer.ip(), now);
             let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
@@ -95,7 +94,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks what `http::route_request` cannot know: the state of the chat, and whether the server has room for the client.
+    /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         if let Route::Chat(request) = route {
             self.chat.check(request).map_err(|error| match error {
@@ -116,7 +115,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// `is_head`: the response to a `HEAD` request has no body.
+    /// `is_head`: the request is a `HEAD`, so the response has no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { peer, is_counted, .. } = &mut *connection.cold;
@@ -129,7 +128,7 @@ impl<S: Socket> Server<S> {
         let response = http::rejection_response(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
-            self.write_to(oldest); // it may have been rejected in this turn, and its response is still queued
+            self.write_to(oldest); // the response may still be queued
             self.abort(oldest, "too many rejected connections linger");
         }
     }
@@ -142,12 +141,12 @@ impl<S: Socket> Server<S> {
         self.await_end(token);
     }
 
-    /// Turns an HTTP connection into a WebSocket connection (§4.2.2).
+    /// Switches a connection to the WebSocket protocol (§4.2.2).
     fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
-        let (endpoint, identity, mut join) = match route {
-            Route::Echo(identity) => (Endpoint::Echo, identity, None),
-            Route::Chat(request) => (Endpoint::Chat, request.identity.clone(), Some(request)),
-            Route::Inspect { .. } => (Endpoint::Inspect, Identity::default(), None),
+        let (endpoint, credential, mut join) = match route {
+            Route::Echo(identity) => (Endpoint::Echo, identity.credential_id(), None),
+            Route::Chat(request) => (Endpoint::Chat, request.identity.credential_id(), Some(request)),
+            Route::Inspect { .. } => (Endpoint::Inspect, None, None),
         };
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
             request.extra = self.observers.welcome_field(token);
@@ -164,8 +163,7 @@ impl<S: Socket> Server<S> {
         };
         connection.observer.iter_mut().for_each(|observer| observer.stage(upgraded));
         connection.outbox.push_response(response);
-        connection.cold.endpoint = Some(endpoint);
-        connection.cold.credential = identity.credential_id();
+        (connection.cold.endpoint, connection.cold.credential) = (Some(endpoint), credential);
         connection.cold.stage = Stage::Open(Protocol::new(limits));
         self.connections.queue(Work::Write, token);
         self.set_timer(token, self.config.ping_interval);
@@ -227,7 +225,7 @@ impl<S: Socket> Server<S> {
         self.apply_protocol_state(token, reason);
     }
 
-    /// Closes a connection without sending its outbox, except the rest of a half-sent frame.
+    /// Drops the outbox except the rest of a half-sent frame, and closes the connection.
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
@@ -235,9 +233,9 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Queues the protocol's replies. If the connection is now closing, the client leaves the chat with `reason`.
+    /// Queues the protocol's replies. If the connection is closing, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
-        // First queue the room's batch so far, so that the client receives events and replies in order.
+        // Queue the room's batch so far, so that the client receives events and replies in order.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
@@ -249,7 +247,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// The peer may still read, so after the handshake the server sends the queued output before it closes.
+    /// A peer that ends the stream may still read, so the server sends the outbox of an open connection.
     pub(super) fn handle_end_of_stream(&mut self, token: Token) {
         const REASON: &str = "the peer ended the stream without a Close";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -263,13 +261,13 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Starts the close timeout. If all is done after the next write, the server removes the connection at once.
+    /// Starts the close timeout. If the next write completes draining, the server removes the connection at once.
     fn await_end(&mut self, token: Token) {
         self.set_timer(token, self.config.close_timeout);
         self.connections.queue(Work::Write, token);
     }
 
-    /// Removes a connection at the end of this turn, without sending the rest of its outbox.
+    /// Drops the outbox, and removes the connection at the end of this turn.
     pub(super) fn abort(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.is_queued(Work::Remove) {
@@ -279,11 +277,11 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes a connection from all tables. Its socket closes at the end of this turn or of a later one.
+    /// Removes a connection from all tables. The socket closes at the end of this or a later turn.
     pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
         let ColdFields { ref mut stage, peer, endpoint, buffered, is_counted, .. } = *connection.cold;
-        let Stage::Draining { reason, .. } = stage else { unreachable!("it drains before its removal") };
+        let Stage::Draining { reason, .. } = stage else { unreachable!("a connection drains before its removal") };
         let reason = std::mem::take(reason);
         self.chat.leave(token, &reason, self.now);
         connection.observer.iter_mut().for_each(|observer| observer.closed(&reason));
@@ -297,13 +295,13 @@ impl<S: Socket> Server<S> {
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
-        // A chat client already has a LEAVE line in the log, and a rejected one REJECT, so log CLOSE only as debug.
+        // The log already has a LEAVE line for a chat client, and a REJECT line for a rejected client.
         let level = if matches!(endpoint, Some(Endpoint::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
     }
 
-    /// Updates a connection's buffered bytes. While the total is over the bound, closes the connection that holds most.
+    /// Counts a connection's buffered bytes. While the total exceeds the bound, frees the largest connection's memory.
     pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
         loop {
             if let Some(connection) = self.connections.get_mut(token) {
@@ -311,7 +309,7 @@ impl<S: Socket> Server<S> {
                 self.limits.buffered += buffered;
                 self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
             }
-            if self.limits.total_buffered() <= self.config.max_buffered {
+            if self.limits.buffered + self.limits.buffered_shared.get() <= self.config.max_buffered {
                 return;
             }
             let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
@@ -322,7 +320,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes a connection's output. If the socket accepts nothing, closes the connection.
+    /// Writes the outbox. If the socket accepts nothing, closes the connection.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -337,7 +335,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Replaces the access tokens, and closes the connections whose token is gone. `file` is the text of the token file.
+    /// Replaces the access tokens, and closes connections whose token is gone. `file` is the text of the token file.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
         let ids = |access: &Access| access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         let before = ids(&self.access);
@@ -365,20 +363,20 @@ impl<S: Socket> Server<S> {
         const REASON: &str = "the server is shutting down";
         log::info!("STOP connections to close: {}", self.connection_count());
         self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
-        // First publish and acknowledge the messages that arrived before the shutdown.
+        // Publish and acknowledge the messages that arrived before the shutdown.
         self.read();
         self.fanout.is_held = false;
         while let Some((room, batch)) = self.fanout.take_next() {
             self.send_batch(room, &batch);
         }
-        // Send no `left` events: each of a room's `n` members would receive `n - 1` of them.
+        // Send no `left` events: in a room with n members, each member would receive n - 1 events.
         self.chat.disband();
         let mut tokens: Vec<Token> = self.connections.table.keys().copied().collect();
         tokens.sort_unstable(); // a deterministic order
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
-                // An observing client stays open until it has seen the Close of the connection that it is_inspector.
+                // An inspector stays open until it has received the Close of the connection that it observes.
                 Some(ColdFields { endpoint: Some(Endpoint::Inspect), .. }) => {}
                 _ => self.close(token, CloseCode::GOING_AWAY, REASON),
             }

@@ -14,53 +14,43 @@ use crate::chat::rate_limiter::Bucket;
 use crate::config::Config;
 use crate::maps::PeerMap;
 
-/// The period over which wrong tokens and rejections are counted.
+/// The server counts wrong tokens and rejections over this period.
 const MINUTE: Duration = Duration::from_secs(60);
-/// An address may connect this many times the rate at once: all devices of a household, when a server restarts.
+/// The burst is this many times the rate. When a server restarts, all devices of a household connect at once.
 const CONNECT_BURST: f64 = 5.0;
-/// Rejections logged per address and minute. The log must not lose other lines because one address is rejected often.
+/// Rejections logged per address and minute. A client that is rejected often must not crowd other lines out of the log.
 const MAX_LOGGED: usize = 5;
 
 #[derive(Debug, Default)]
 pub struct Limits {
     is_local: bool,
     max_clients: usize,
-    /// Connections after the upgrade. Only these take a place.
+    /// Upgraded connections. Only these count towards `max_clients`.
     pub clients: usize,
-    /// How many rejected connections may linger, so that their clients can read the response.
     max_lingering: usize,
-    /// Oldest first.
+    /// Rejected connections whose clients may still be reading the response, oldest first.
     lingering: VecDeque<Token>,
     max_per_address: usize,
     per_address: HashMap<IpAddr, usize>,
     connect_rate: f64,
     connects: PeerMap<IpAddr, Bucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, WrongTokens>,
-    rejections: Rejections,
-    /// Bytes that count towards `--max-buffered`: of all connections, and of the frames that several share.
+    /// Wrong tokens per address, and the monotonic time of the first one that the count includes.
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>,
+    /// When to log the next summary, and the rejections per address until then.
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>,
+    /// Bytes that count towards `--max-buffered` and belong to one connection each.
     pub buffered: usize,
+    /// Bytes that count towards `--max-buffered` and are shared by several outboxes.
     pub buffered_shared: Rc<Cell<usize>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct WrongTokens {
-    count: usize,
-    since: Duration, // monotonic time of the first one that `count` includes
-}
-
-#[derive(Debug, Default)]
-struct Rejections {
-    counts: PeerMap<IpAddr, usize>,
-    next_summary: Option<Duration>,
-}
-
 impl Limits {
-    pub fn new(config: &Config, max_connections: usize, max_lingering: usize) -> Limits {
+    pub fn new(config: &Config, max_clients: usize, max_lingering: usize) -> Limits {
         let or_unlimited = |limit| if limit == 0 { usize::MAX } else { limit };
         Limits {
             is_local: config.is_local(),
-            max_clients: max_connections,
+            max_clients,
             max_lingering,
             max_per_address: or_unlimited(config.max_per_address),
             connect_rate: config.connect_rate,
@@ -69,8 +59,7 @@ impl Limits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. Sockets over the number of places hold requests to be
-    /// rejected.
+    /// Whether to accept another socket while `count` are open. Sockets over `max_clients` hold requests to reject.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }
@@ -79,10 +68,10 @@ impl Limits {
         self.clients >= self.max_clients
     }
 
-    /// Lets a rejected connection linger. If too many linger, returns the oldest, which the caller must remove.
+    /// Adds a lingering connection. If too many linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
-        // Keep one place free, so that the server can accept and reject the next client.
+        // Leave room for one more, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
     }
 
@@ -90,7 +79,7 @@ impl Limits {
         self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
-    /// Counts a new connection, until `remove_connection`. `Err` says which limit the address exceeds.
+    /// Counts a new connection until `remove_connection`, even on `Err`, which says what limit the address exceeds.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limited(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();
@@ -113,50 +102,39 @@ impl Limits {
         }
     }
 
-    /// Whether the address may present a token. Each address may present a few wrong tokens a minute.
+    /// Whether the address may present a token: `false` after too many wrong tokens in one minute.
     pub fn may_guess(&self, address: IpAddr, now: Duration) -> bool {
         let wrong = self.limited(address).and_then(|address| self.wrong_tokens.get(&address));
-        wrong.is_none_or(|wrong| wrong.count < self.max_wrong_tokens || now - wrong.since >= MINUTE)
+        wrong.is_none_or(|(count, since)| *count < self.max_wrong_tokens || now - *since >= MINUTE)
     }
 
     pub fn count_wrong_token(&mut self, address: IpAddr, now: Duration) {
         let Some(address) = self.limited(address) else { return };
-        let new = WrongTokens { count: 0, since: now };
-        let wrong = self.wrong_tokens.entry(address, new, |wrong| now - wrong.since >= MINUTE);
-        if now - wrong.since >= MINUTE {
-            *wrong = new;
-        }
-        wrong.count += 1;
+        let is_expired = |(_, since): &(usize, Duration)| now - *since >= MINUTE;
+        let wrong = self.wrong_tokens.entry(address, (0, now), is_expired);
+        *wrong = if is_expired(wrong) { (1, now) } else { (wrong.0 + 1, wrong.1) };
     }
 
-    /// Counts a rejection. Returns `true` if it should be logged, else a later summary includes it.
+    /// Counts a rejection. Returns `false` if only the next summary should include the rejection.
     pub fn should_log_rejection(&mut self, address: IpAddr, now: Duration) -> bool {
-        let Rejections { counts, next_summary } = &mut self.rejections;
-        next_summary.get_or_insert(now + MINUTE);
+        let (_, counts) = self.rejections.get_or_insert_with(|| (now + MINUTE, PeerMap::default()));
         let count = counts.entry(network(address), 0, |_| false);
         *count += 1;
         *count <= MAX_LOGGED
     }
 
-    /// Returns the addresses with further rejections in the last minute, once a minute.
+    /// Returns, once a minute, each address with unlogged rejections and their count.
     pub fn rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
-        if self.rejections.next_summary.is_none_or(|at| at > now) {
-            return Vec::new();
-        }
-        let rejections = std::mem::take(&mut self.rejections).counts.into_entries();
-        let unlogged = rejections.map(|(address, count)| (address, count.saturating_sub(MAX_LOGGED)));
-        unlogged.filter(|(_, count)| *count > 0).collect()
+        let Some((_, counts)) = self.rejections.take_if(|(at, _)| *at <= now) else { return Vec::new() };
+        let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED);
+        repeated.map(|(address, count)| (address, count - MAX_LOGGED)).collect()
     }
 
     pub fn next_summary(&self) -> Option<Duration> {
-        self.rejections.next_summary
+        self.rejections.as_ref().map(|(at, _)| *at)
     }
 
-    pub fn total_buffered(&self) -> usize {
-        self.buffered + self.buffered_shared.get()
-    }
-
-    /// The address under which a client is counted; `None` if the client is exempt.
+    /// The address or network under which the server counts a client; `None` if the client is exempt.
     fn limited(&self, address: IpAddr) -> Option<IpAddr> {
         (!(self.is_local && address.to_canonical().is_loopback())).then(|| network(address))
     }

@@ -1,14 +1,12 @@
-//! The server ties connections, the protocol and the chat together. This module makes no system calls: a driver
-//! supplies sockets, time, randomness and readiness. `net::event_loop` drives the server with mio; tests use in-memory
-//! sockets and a fake clock.
+//! The server connects sockets, the protocol and the chat. A driver supplies sockets, time, randomness and readiness:
+//! `net::event_loop` uses mio, and tests use in-memory sockets and a fake clock.
 //!
 //! ```text
 //!   begin_turn ─▶ ready, accepted … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
 //! ```
 //!
-//! Each turn reads once from every connection with input, within a byte budget, and writes output at the end.
-//! Connections are removed last, so the rest of the turn never sees a half-removed connection. The server has a single
-//! thread and never blocks on a peer. If a socket fails, the server closes only the connection of that socket.
+//! Each turn reads once from every connection with input, within a byte budget, and writes output at the end. The turn
+//! removes connections last, so no other step sees a half-removed connection. The server has one thread.
 
 pub mod connection;
 pub mod fanout;
@@ -34,21 +32,20 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
-use connection::{ColdFields, Connection, Connections, Endpoint, Socket, Stage, Work};
+use connection::{Connection, Connections, Endpoint, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
 use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
-/// The limit is low because one join to a large room costs as much as a hundred messages.
+/// This limit is low because one join to a large room costs as much as a hundred messages.
 const HANDSHAKES_PER_TURN: usize = 16;
-/// Closing a socket takes longer than removing a client from a room. If thousands drop at once, others must not wait.
+/// Closing a socket is slow. If thousands of clients drop at once, the other clients must not wait.
 const CLOSES_PER_TURN: usize = 512;
-/// Reads take a few microseconds each. With more of them, a single client would wait long for its turn.
+/// Each read takes a few microseconds. Writes wait until all reads of a turn are done.
 const READS_PER_TURN: usize = 2048;
-/// More connections that end in one turn than this make broadcasts wait. A turn accepts fewer clients, so nobody can
-/// make them wait for long.
+/// Broadcasts wait while more connections end than this. Attackers cannot keep it up: a turn accepts fewer clients.
 const MANY_ENDINGS: usize = 128;
 
 pub struct Server<S> {
@@ -56,18 +53,18 @@ pub struct Server<S> {
     access: Access,
     chat: Chat,
     connections: Connections<S>,
-    /// Removed connections, whose sockets are still open.
+    /// Removed connections whose sockets are still open.
     removed: VecDeque<Connection<S>>,
     timers: Timers,
     fanout: Fanout,
     limits: Limits,
     observers: Box<dyn Observers>,
-    /// Connections that wait for an observer. Observers attach only between two messages.
+    /// Connections that wait for the end of a message, when an observer can attach.
     to_observe: Vec<Token>,
     now: Now,
     /// The read buffer, shared by all connections.
     scratch: Vec<u8>,
-    /// When a shutdown stops waiting for clients; `None` unless the server is shutting down.
+    /// Monotonic time when a shutdown stops waiting for clients; `None` unless the server is shutting down.
     stop_at: Option<Duration>,
 }
 
@@ -75,17 +72,16 @@ pub struct Server<S> {
 pub struct Readiness {
     pub readable: bool,
     pub writable: bool,
-    /// The peer has shut down its write side.
-    pub read_closed: bool,
+    pub read_closed: bool, // the peer has shut down its write side
     pub error: bool,
 }
 
-/// A broker for a single server, with the limits of its configuration.
+/// Returns a broker for a single server, with the limits from `config`.
 pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     let limits = memory::Limits {
         messages: config.history,
         bytes: config.max_history,
-        backlog: config.max_outbox, // even a client that reads nothing may receive one welcome
+        backlog: config.max_outbox, // one welcome may fill the outbox
         rooms: config.max_rooms,
         rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
         empty_rooms: config.max_empty_rooms,
@@ -139,7 +135,7 @@ impl<S: Socket> Server<S> {
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
         if readiness.readable && !wants_read {
-            // While reads are paused, an edge is the only sign that the peer is active.
+            // While reads are paused, only an edge shows that the peer is active.
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.writable && !connection.is_flushed() {
@@ -148,7 +144,7 @@ impl<S: Socket> Server<S> {
         if wants_read {
             self.connections.queue_read(token, self.config.max_outbox);
         } else if readiness.error {
-            // No read will report the failure, because the server does not want input from this socket now.
+            // The server does not read from this socket now, so no read will report the failure.
             self.abort(token, "the socket failed");
         }
     }
@@ -162,7 +158,7 @@ impl<S: Socket> Server<S> {
         self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));
     }
 
-    /// When the next turn must start even if no socket is ready; `None` if nothing is scheduled.
+    /// Returns the time when the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let now = (has_input || !self.removed.is_empty() || !self.fanout.is_empty()).then_some(self.now.monotonic);
@@ -175,10 +171,11 @@ impl<S: Socket> Server<S> {
 
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        for work in [Work::ReadEnding, Work::Read] {
-            for _ in 0..self.connections.queue_len(work).min(READS_PER_TURN) {
+        let limits = [READS_PER_TURN, READS_PER_TURN, HANDSHAKES_PER_TURN];
+        for (work, limit) in [Work::ReadEnding, Work::Read, Work::Handshake].into_iter().zip(limits) {
+            for _ in 0..self.connections.queue_len(work).min(limit) {
                 let Some(token) = self.connections.next(work) else { break };
-                // Once a room's batch fills up, its members' input waits for the next turn: recipients need time to read.
+                // Members of a room with a full batch send no more in this turn: the recipients need time to read.
                 let full = &self.fanout.full_rooms;
                 if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
                     self.connections.queue(work, token);
@@ -186,10 +183,6 @@ impl<S: Socket> Server<S> {
                     self.read_from(token, &mut scratch);
                 }
             }
-        }
-        for _ in 0..HANDSHAKES_PER_TURN {
-            let Some(token) = self.connections.next(Work::Handshake) else { break };
-            self.read_from(token, &mut scratch);
         }
         self.scratch = scratch;
         self.apply_effects();
@@ -227,7 +220,7 @@ impl<S: Socket> Server<S> {
                 Ok(None) => {}
                 Ok(Some(end)) => {
                     self.respond(token);
-                    // §4.1: a client must wait for the response before sending data. Accept early frames anyway.
+                    // §4.1 forbids clients to send frames before the response, but the server accepts early frames.
                     self.receive_frames(token, &mut input[end..]);
                 }
                 Err(rejection) => self.reject(token, &rejection, false),
@@ -243,14 +236,10 @@ impl<S: Socket> Server<S> {
                 connection.cold.unprocessed = (&*input).into();
                 break;
             }
-            let was_open = connection.is_open();
-            let ColdFields { endpoint: Some(endpoint), stage: Stage::Open(protocol), .. } = &mut *connection.cold
-            else {
-                break;
-            };
-            let endpoint = *endpoint;
+            let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
+            let (Some(endpoint), Stage::Open(protocol)) = (cold.endpoint, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // After the server's Close, the protocol can lose framing without returning an event.
+                // After the server's Close, a client's error ends the framing but causes no event.
                 if matches!(protocol.state(), State::Closing(Framing::Lost) | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
@@ -267,7 +256,7 @@ impl<S: Socket> Server<S> {
                     self.apply_protocol_state(token, if was_open { reason.trim_end() } else { "" });
                 }
                 ProtocolEvent::Failed(error) => {
-                    let (peer, code) = (connection.cold.peer, error.code().get());
+                    let (peer, code) = (cold.peer, error.code().get());
                     log::info!("FAIL {peer} {code} §{} {error}", error.section());
                     self.apply_protocol_state(token, &format!("{code} {error}"));
                 }
@@ -287,9 +276,7 @@ impl<S: Socket> Server<S> {
             }
             (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
             (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
-            (Endpoint::Chat | Endpoint::Inspect, Message::Binary(_)) => {
-                debug_assert!(false, "the protocol has failed the connection with 1003");
-            }
+            (_, Message::Binary(_)) => debug_assert!(false, "the protocol has failed the connection with 1003"),
         }
     }
 
@@ -299,7 +286,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// An asynchronous broker's driver must also call this when room events arrive.
+    /// Does what the chat asks for. If a broker is asynchronous, its driver must also call this function.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
@@ -308,10 +295,8 @@ impl<S: Socket> Server<S> {
                     self.skip(client, to);
                 }
                 Effect::Close { client, reason } => {
-                    let code = match reason {
-                        CloseReason::TooManyRooms => CloseCode::TRY_AGAIN_LATER,
-                        _ => CloseCode::POLICY_VIOLATION,
-                    };
+                    let may_retry = matches!(reason, CloseReason::TooManyRooms);
+                    let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason.text());
                 }
                 Effect::Send { client, event } => self.send(client, &event),
@@ -329,11 +314,11 @@ impl<S: Socket> Server<S> {
         self.connections.send(client, frames);
     }
 
-    /// `but` is the one member that does not receive the event.
+    /// Appends an event to the room's batch. The member `but` does not receive the event.
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Skip the event for `but` before the batch is sent, or that member would receive it.
+        // Move the cursor of `but` before the server sends the batch.
         but.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full(room) {
             self.send_batch(room, &batch);
@@ -342,7 +327,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // Held batches are long, and most clients that drop together read nothing more.
+        // A held batch is long, and a closing client rarely reads more.
         if self.fanout.is_held && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
@@ -358,16 +343,15 @@ impl<S: Socket> Server<S> {
     }
 
     /// Removes and writes until no work is left. Writing reveals slow consumers and failed sockets. When these clients
-    /// leave, their rooms must receive `left`. The loop terminates because each further round has fewer members.
+    /// leave, their rooms receive `left`. The loop ends because each round has fewer members than the last.
     fn write_and_remove(&mut self) {
         loop {
-            // First all leave the chat, then their rooms receive `left`. If each room received each `left` at once, n
-            // members that end together would cause n^2 writes, many of which would fail.
+            // Remove all clients before the rooms receive `left`. Otherwise n clients that drop together cause n² writes.
             while let Some(token) = self.connections.next(Work::Remove) {
                 self.remove(token);
             }
             self.apply_effects();
-            // Single clients first: a Pong must not wait for the batch of a room with thousands of members.
+            // Write single frames first: a Pong must not wait for the batch of a room with thousands of members.
             while let Some(token) = self.connections.next(Work::Write) {
                 self.write_to(token);
             }
@@ -393,13 +377,11 @@ impl<S: Socket> Server<S> {
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
-            if connection.is_queued(Work::Remove) {
-                continue; // its socket has failed
-            }
             let (broadcast, cursor) = (&mut broadcasts[dialect as usize], batch.cursor(token));
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
-                // The member has received everything, or its dialect has none of these events.
+                _ if connection.is_queued(Work::Remove) => continue, // the socket has failed
+                // The member has received all events, or its dialect has none of them.
                 _ if cursor == broadcast.frames.len() => continue,
                 0 => connection.send_shared(broadcast),
                 _ => {
@@ -408,10 +390,10 @@ impl<S: Socket> Server<S> {
                 }
             };
             match sent {
-                // The common case: the socket accepted everything, so the connection's state is unchanged.
+                // In the common case, the socket accepts all bytes.
                 Ok(()) if was_empty && connection.outbox.is_empty() => {}
                 Ok(()) => self.connections.queue(Work::Write, token),
-                // Close failed members after the loop: `abort` may not use the chat meanwhile.
+                // Abort after the loop, because `recipients` borrows the chat.
                 Err(error) => failed.push((token, error)),
             }
         }
@@ -422,9 +404,6 @@ impl<S: Socket> Server<S> {
 
     fn write_to(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        if connection.is_queued(Work::Remove) {
-            return;
-        }
         match connection.flush() {
             Err(error) => return self.abort(token, error.to_string()),
             Ok(()) if connection.is_slow(self.config.max_outbox) => self.connections.queue(Work::CloseSlow, token),
@@ -436,9 +415,7 @@ impl<S: Socket> Server<S> {
     }
 
     fn serve_observers(&mut self) {
-        for token in std::mem::take(&mut self.to_observe) {
-            self.attach_observer(token);
-        }
+        std::mem::take(&mut self.to_observe).into_iter().for_each(|token| self.attach_observer(token));
         while let Some(action) = self.observers.next_action(&|token| self.connections.queued_bytes(token)) {
             match action {
                 Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
@@ -452,7 +429,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Attaches an observer between two messages, now or later. Otherwise it could mistake payload for a header.
+    /// Attaches an observer once the connection is between two messages, so that the next byte is a frame header.
     fn attach_observer(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
