@@ -201,7 +201,8 @@ mod tests {
     /// Rejections advise an option with a value that an operator may paste into a shell.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
-        for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"] {
+        for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]
+        {
             assert_eq!(normalize_origin(hostile), None, "{hostile}");
             assert_eq!(normalize_host(&hostile[7..]), None, "{hostile}");
         }

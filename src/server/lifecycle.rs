@@ -1,7 +1,7 @@
-//! The life of a connection, from accept to removal. A table in [`connection`](super::connection) lists the causes of
-//! closing.
+//! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Once;
 use std::time::Duration;
@@ -15,7 +15,6 @@ use super::outbox::Outbox;
 use super::timers::after_silence;
 use crate::chat::JoinError;
 use crate::chat::dialect::Dialect;
-use crate::http::access::Access;
 use crate::http::proxy::{client_address, is_trusted};
 use crate::http::tokens::Tokens;
 use crate::http::{self, Outcome, Route};
@@ -23,10 +22,8 @@ use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
 use crate::ws::request::{Rejection, Request};
 
-/// How long a shutdown waits for clients to close.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Extra time for a request that has arrived but waits in the work list.
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the Close
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // for a request that has arrived but waits in the work list
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
@@ -96,6 +93,7 @@ impl<S: Socket> Server<S> {
 
     /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
+        let queued_bytes = |token| self.connections.queued_bytes(token);
         if let Route::Chat(request) = route {
             self.chat.check(request).map_err(|error| match error {
                 JoinError::Reserved => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
@@ -108,9 +106,7 @@ impl<S: Socket> Server<S> {
             Route::Chat(request) if !self.chat.may_join(request, self.now) => {
                 Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
             }
-            Route::Inspect { ticket } => {
-                self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token))
-            }
+            Route::Inspect { ticket } => self.observers.admit(token, ticket, &queued_bytes),
             Route::Chat(_) | Route::Echo(_) => Ok(()),
         }
     }
@@ -138,7 +134,8 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.outbox.push_response(response);
         connection.drain(true, reason);
-        self.await_end(token);
+        self.set_timer(token, self.config.close_timeout);
+        self.connections.queue(Work::Write, token);
     }
 
     /// Switches a connection to the WebSocket protocol (§4.2.2).
@@ -239,12 +236,11 @@ impl<S: Socket> Server<S> {
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
-        if connection.is_open() {
-            self.connections.queue(Work::Write, token);
-        } else {
+        if !connection.is_open() {
             self.chat.leave(token, reason, self.now);
-            self.await_end(token);
+            self.set_timer(token, self.config.close_timeout);
         }
+        self.connections.queue(Work::Write, token);
     }
 
     /// A peer that ends the stream may still read, so the server sends the outbox of an open connection.
@@ -259,12 +255,6 @@ impl<S: Socket> Server<S> {
                 self.apply_protocol_state(token, REASON);
             }
         }
-    }
-
-    /// Starts the close timeout. If the next write completes draining, the server removes the connection at once.
-    fn await_end(&mut self, token: Token) {
-        self.set_timer(token, self.config.close_timeout);
-        self.connections.queue(Work::Write, token);
     }
 
     /// Drops the outbox, and removes the connection at the end of this turn.
@@ -337,17 +327,15 @@ impl<S: Socket> Server<S> {
 
     /// Replaces the access tokens, and closes connections whose token is gone. `file` is the text of the token file.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
-        let ids = |access: &Access| access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
-        let before = ids(&self.access);
+        let before = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
             return log::error!("RELOAD failed, the old tokens stay in force: {error}");
         }
         self.chat.set_reserved(self.access.reserved());
-        let now = ids(&self.access);
+        let now = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
-        let mut revoked: Vec<Token> = revoked.map(|(token, _)| *token).collect();
-        revoked.sort_unstable(); // a deterministic order
+        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // a deterministic order
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
         for token in revoked {
@@ -371,8 +359,7 @@ impl<S: Socket> Server<S> {
         }
         // Send no `left` events: in a room with n members, each member would receive n - 1 events.
         self.chat.disband();
-        let mut tokens: Vec<Token> = self.connections.table.keys().copied().collect();
-        tokens.sort_unstable(); // a deterministic order
+        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // a deterministic order
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
@@ -408,6 +395,7 @@ mod tests {
     use super::*;
     use crate::chat::Now;
     use crate::config::Config;
+    use crate::http::access::Access;
     use crate::server::limits::Limits;
     use crate::server::{Readiness, Server};
     use crate::ws::frame::Opcode;

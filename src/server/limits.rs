@@ -14,35 +14,26 @@ use crate::chat::rate_limiter::Bucket;
 use crate::config::Config;
 use crate::maps::PeerMap;
 
-/// The server counts wrong tokens and rejections over this period.
 const MINUTE: Duration = Duration::from_secs(60);
-/// The burst is this many times the rate. When a server restarts, all devices of a household connect at once.
-const CONNECT_BURST: f64 = 5.0;
-/// Rejections logged per address and minute. A client that is rejected often must not crowd other lines out of the log.
-const MAX_LOGGED: usize = 5;
+const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a household connect at once
+const MAX_LOGGED: usize = 5; // rejections per address and minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
 pub struct Limits {
     is_local: bool,
     max_clients: usize,
-    /// Upgraded connections. Only these count towards `max_clients`.
-    pub clients: usize,
+    pub clients: usize, // upgraded connections
     max_lingering: usize,
-    /// Rejected connections whose clients may still be reading the response, oldest first.
-    lingering: VecDeque<Token>,
+    lingering: VecDeque<Token>, // rejected connections whose clients may still read the response, oldest first
     max_per_address: usize,
     per_address: HashMap<IpAddr, usize>,
     connect_rate: f64,
     connects: PeerMap<IpAddr, Bucket>,
     max_wrong_tokens: usize,
-    /// Wrong tokens per address, and the monotonic time of the first one that the count includes.
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>,
-    /// When to log the next summary, and the rejections per address until then.
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>,
-    /// Bytes that count towards `--max-buffered` and belong to one connection each.
-    pub buffered: usize,
-    /// Bytes that count towards `--max-buffered` and are shared by several outboxes.
-    pub buffered_shared: Rc<Cell<usize>>,
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted token
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next summary, and counts until then
+    pub buffered: usize, // bytes that count towards `--max-buffered`, except frames that several outboxes share
+    pub buffered_shared: Rc<Cell<usize>>, // bytes of the shared frames, which also count
 }
 
 impl Limits {

@@ -39,33 +39,25 @@ use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
-/// This limit is low because one join to a large room costs as much as a hundred messages.
-const HANDSHAKES_PER_TURN: usize = 16;
-/// Closing a socket is slow. If thousands of clients drop at once, the other clients must not wait.
-const CLOSES_PER_TURN: usize = 512;
-/// Each read takes a few microseconds. Writes wait until all reads of a turn are done.
-const READS_PER_TURN: usize = 2048;
-/// Broadcasts wait while more connections end than this. Attackers cannot keep it up: a turn accepts fewer clients.
-const MANY_ENDINGS: usize = 128;
+const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
+const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
+const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
+const MANY_ENDINGS: usize = 128; // if more connections end, broadcasts wait; a turn accepts fewer connections
 
 pub struct Server<S> {
     config: Config,
     access: Access,
     chat: Chat,
     connections: Connections<S>,
-    /// Removed connections whose sockets are still open.
-    removed: VecDeque<Connection<S>>,
+    removed: VecDeque<Connection<S>>, // connections whose sockets are still open
     timers: Timers,
     fanout: Fanout,
     limits: Limits,
     observers: Box<dyn Observers>,
-    /// Connections that wait for the end of a message, when an observer can attach.
-    to_observe: Vec<Token>,
+    to_observe: Vec<Token>, // an observer attaches when the current message ends
     now: Now,
-    /// The read buffer, shared by all connections.
-    scratch: Vec<u8>,
-    /// Monotonic time when a shutdown stops waiting for clients; `None` unless the server is shutting down.
-    stop_at: Option<Duration>,
+    scratch: Vec<u8>,          // the read buffer of all connections
+    stop_at: Option<Duration>, // monotonic time when a shutdown stops waiting for clients; `None` before a shutdown
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,8 +93,7 @@ impl<S: Socket> Server<S> {
         random: Random,
         now: Now,
     ) -> Server<S> {
-        let broker = memory_broker(&config, random);
-        let mut chat = Chat::new(&config, Box::new(broker));
+        let mut chat = Chat::new(&config, Box::new(memory_broker(&config, random)));
         chat.set_reserved(access.reserved());
         Server {
             chat,
@@ -141,11 +132,9 @@ impl<S: Socket> Server<S> {
         if readiness.writable && !connection.is_flushed() {
             self.connections.queue(Work::Write, token);
         }
-        if wants_read {
-            self.connections.queue_read(token, self.config.max_outbox);
-        } else if readiness.error {
-            // The server does not read from this socket now, so no read will report the failure.
-            self.abort(token, "the socket failed");
+        self.connections.queue_read(token, self.config.max_outbox);
+        if readiness.error && !wants_read {
+            self.abort(token, "the socket failed"); // no read will report the failure
         }
     }
 
@@ -171,8 +160,8 @@ impl<S: Socket> Server<S> {
 
     fn read(&mut self) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let limits = [READS_PER_TURN, READS_PER_TURN, HANDSHAKES_PER_TURN];
-        for (work, limit) in [Work::ReadEnding, Work::Read, Work::Handshake].into_iter().zip(limits) {
+        for work in [Work::ReadEnding, Work::Read, Work::Handshake] {
+            let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
                 let Some(token) = self.connections.next(work) else { break };
                 // Members of a room with a full batch send no more in this turn: the recipients need time to read.
@@ -266,14 +255,13 @@ impl<S: Socket> Server<S> {
     }
 
     fn receive_message(&mut self, token: Token, endpoint: Endpoint, message: &Message) {
+        let queued_bytes = |token| self.connections.queued_bytes(token);
         match (endpoint, message) {
             (Endpoint::Chat, Message::Text(text)) => {
                 self.chat.receive(token, text, self.now);
                 self.apply_effects();
             }
-            (Endpoint::Inspect, Message::Text(text)) => {
-                self.observers.receive(token, text, &|token| self.connections.queued_bytes(token));
-            }
+            (Endpoint::Inspect, Message::Text(text)) => self.observers.receive(token, text, &queued_bytes),
             (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
             (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
             (_, Message::Binary(_)) => debug_assert!(false, "the protocol has failed the connection with 1003"),
@@ -295,7 +283,7 @@ impl<S: Socket> Server<S> {
                     self.skip(client, to);
                 }
                 Effect::Close { client, reason } => {
-                    let may_retry = matches!(reason, CloseReason::TooManyRooms);
+                    let may_retry = reason == CloseReason::TooManyRooms;
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason.text());
                 }
@@ -422,9 +410,7 @@ impl<S: Socket> Server<S> {
                 Action::Ping(token) => self.ping(token),
                 Action::Close(token, code, reason) => self.close(token, code, reason),
                 Action::Attach(token) => self.attach_observer(token),
-                Action::Detach(token) => {
-                    self.connections.get_mut(token).into_iter().for_each(|connection| connection.observer = None);
-                }
+                Action::Detach(token) => drop(self.connections.get_mut(token).map(|peer| peer.observer.take())),
             }
         }
     }
