@@ -30,7 +30,7 @@ impl<S: Socket> Server<S> {
         self.stop_at.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
-    /// The token with which the driver must register the next accepted socket.
+    /// Returns the token that the driver must register for the next accepted socket.
     pub fn next_token(&self) -> Token {
         self.connections.next_token
     }
@@ -129,7 +129,6 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Sends an HTTP response, then closes the connection.
     fn send_response(&mut self, token: Token, response: Vec<u8>, reason: &'static str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.outbox.push_response(response);
@@ -335,7 +334,7 @@ impl<S: Socket> Server<S> {
         let now = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
-        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // a deterministic order
+        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // oldest first
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
         for token in revoked {
@@ -359,7 +358,7 @@ impl<S: Socket> Server<S> {
         }
         // Send no `left` events: in a room with n members, each member would receive n - 1 events.
         self.chat.disband();
-        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // a deterministic order
+        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest first
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),

@@ -49,14 +49,14 @@ pub struct Server<S> {
     access: Access,
     chat: Chat,
     connections: Connections<S>,
-    removed: VecDeque<Connection<S>>, // connections whose sockets are still open
+    removed: VecDeque<Connection<S>>, // their sockets are still open
     timers: Timers,
     fanout: Fanout,
     limits: Limits,
     observers: Box<dyn Observers>,
-    to_observe: Vec<Token>, // an observer attaches when the current message ends
+    to_observe: Vec<Token>, // an observer attaches after the current message
     now: Now,
-    scratch: Vec<u8>,          // the read buffer of all connections
+    scratch: Vec<u8>,          // read buffer that all connections share
     stop_at: Option<Duration>, // monotonic time when a shutdown stops waiting for clients; `None` before a shutdown
 }
 
@@ -68,12 +68,11 @@ pub struct Readiness {
     pub error: bool,
 }
 
-/// Returns a broker for a single server, with the limits from `config`.
 pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     let limits = memory::Limits {
         messages: config.history,
         bytes: config.max_history,
-        backlog: config.max_outbox, // one welcome may fill the outbox
+        backlog: config.max_outbox, // a welcome must fit in the outbox
         rooms: config.max_rooms,
         rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
         empty_rooms: config.max_empty_rooms,
@@ -139,7 +138,7 @@ impl<S: Socket> Server<S> {
     }
 
     pub fn finish_turn(&mut self) {
-        // While many clients drop, a broadcast would write to many sockets that are about to fail.
+        // While many clients drop, hold the broadcasts: otherwise, the server writes to many sockets that fail.
         self.fanout.is_held = self.connections.queue_len(Work::ReadEnding) > MANY_ENDINGS;
         self.read();
         self.check_timers();
@@ -228,7 +227,7 @@ impl<S: Socket> Server<S> {
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
             let (Some(endpoint), Stage::Open(protocol)) = (cold.endpoint, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // After the server's Close, a client's error ends the framing but causes no event.
+                // After the server's Close, a protocol error changes the state without an event.
                 if matches!(protocol.state(), State::Closing(Framing::Lost) | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
@@ -339,7 +338,7 @@ impl<S: Socket> Server<S> {
                 self.remove(token);
             }
             self.apply_effects();
-            // Write single frames first: a Pong must not wait for the batch of a room with thousands of members.
+            // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
             while let Some(token) = self.connections.next(Work::Write) {
                 self.write_to(token);
             }
@@ -378,7 +377,7 @@ impl<S: Socket> Server<S> {
                 }
             };
             match sent {
-                // In the common case, the socket accepts all bytes.
+                // In the common case, the socket accepts all bytes, and no work remains.
                 Ok(()) if was_empty && connection.outbox.is_empty() => {}
                 Ok(()) => self.connections.queue(Work::Write, token),
                 // Abort after the loop, because `recipients` borrows the chat.
