@@ -1,7 +1,6 @@
-//! Every option with its default, its bounds and the reason for both. Each field of [`Config`] is a flag and (except in
-//! the last group) an environment variable. The server rejects an invalid configuration at start and suggests a fix.
+//! Every option with its default, its bounds and the reason for both. The server rejects an invalid configuration.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,14 +10,8 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+pub const RESERVED_DESCRIPTORS: usize = 16; // standard streams, poll, listener, and connections that receive a 503
 
-/// Descriptors reserved for standard streams, the poll, the listener, and connections that only receive a `503`.
-pub const RESERVED_DESCRIPTORS: usize = 16;
-
-const ACCESS: &str = "Access";
-const WIRE: &str = "Tracing and recording";
-const LIMITS: &str = "Limits";
-const TIMEOUTS: &str = "Timeouts";
 const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
@@ -33,119 +26,119 @@ and type:
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
     /// Listen on this address; a port alone means 127.0.0.1, port 0 any free one
-    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = parse_address, help_heading = ACCESS)]
+    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
     pub listen: SocketAddr,
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
-    #[arg(long, value_name = "FILE", help_heading = ACCESS)]
-    pub tokens: Option<PathBuf>, // default: the demo tokens, which are public and so valid only on a local server
+    #[arg(long, value_name = "FILE", help_heading = "Access")]
+    pub tokens: Option<PathBuf>, // default: demo tokens, which are public and therefore valid only on a local server
     /// Require no token
-    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
     /// Allow pages of this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
-    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = ACCESS)]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
     pub allow_origin: Vec<String>,
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = ACCESS)]
-    pub allow_host: Vec<String>, // if empty, a public server allows every host, since it cannot know all its names
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
+    pub allow_host: Vec<String>, // if empty, a public server allows every host: it cannot know all its names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = ACCESS)]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
     /// Reject a username that is already in use (case-insensitive)
-    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = ACCESS)]
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub unique_names: bool,
     /// Print every frame to stderr, one line per frame; with =full, print all fields of each frame
-    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = WIRE)]
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<TraceDetail>,
     /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors
-    #[arg(long, value_name = "FILTER", help_heading = WIRE)]
+    #[arg(long, value_name = "FILTER", help_heading = "Tracing and recording")]
     pub trace_filter: Option<String>,
     /// Let a page inspect its own connection, not only on a local server
-    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = WIRE)]
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
-    #[arg(long, value_name = "DIR", help_heading = WIRE)]
+    #[arg(long, value_name = "DIR", help_heading = "Tracing and recording")]
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total; requests without an upgrade may use a tenth
-    #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = WIRE)]
+    #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
     pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
     /// Limit a request head to this many bytes
-    #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers send under 4 KiB
     /// Limit a request to this many headers
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = parse_number(5, 10_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = parse_number(5, 10_000), help_heading = "Limits")]
     pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
     /// Limit a chat message to this many bytes
-    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_message: usize, // the server buffers a whole message; 500 characters fit even if all are JSON escapes
     /// Limit a message on /echo to this many bytes
-    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
     /// Limit a chat text to this many characters
-    #[arg(long, default_value_t = 500, value_name = "N", value_parser = parse_number(1, MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 500, value_name = "N", value_parser = parse_number(1, MIB), help_heading = "Limits")]
     pub max_text: usize, // one message must not push all other messages off the screen
     /// Limit a message to this many frames
-    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
     pub max_fragments: u32, // empty frames pass every byte limit but cost time; the Autobahn tests send 65,536 frames
     /// Close a client with more unread bytes than this
-    #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = "Limits")]
     pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
     /// Limit unfinished messages and unsent output of all connections together
-    #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read this many bytes from a connection, then serve the others
-    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
     pub max_read: usize, // about one read(2) call; a peer that never pauses must not delay other peers
     /// Accept this many connections [default: the descriptor limit minus 16]
-    #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
     /// Accept this many connections from one address (except loopback on a local server); 0: no limit
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, in bursts five times as many; 0: no limit
-    #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = LIMITS)]
+    #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
     pub connect_rate: f64, // a page reload takes two connections; a handshake costs as much as ten messages
     /// Allow this many wrong tokens per minute from one address (except loopback on a local server); 0: no limit
-    #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
     /// Limit the number of rooms that have members
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_rooms: usize, // each room takes memory, and a client can open room after room
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
+    pub max_rooms: usize, // each room needs memory, and one client can open many rooms
     /// Limit the rooms that one user opened, except on a local server
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = LIMITS)]
-    pub max_rooms_per_user: usize, // one user must not take all the rooms, nor evict all the histories
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
+    pub max_rooms_per_user: usize, // one user must not use up all rooms or evict all histories
     /// List at most this many members in a welcome
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = LIMITS)]
-    pub max_listed: usize, // each join to a room costs as much as the list is long
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = "Limits")]
+    pub max_listed: usize, // the cost of a join grows with the length of the list
     /// Up to this many members, send the list of members with every join and leave (dialect presence)
-    #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_number(0, 100_000), help_heading = LIMITS)]
-    pub max_presence: usize, // the lists for n joins to one room hold n^3 names, over all members
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_number(0, 100_000), help_heading = "Limits")]
+    pub max_presence: usize, // n joins send O(n³) names: each join sends up to n names to up to n members
     /// Allow each user this many messages per second, in bursts twice as many; 0: no limit
-    #[arg(long, default_value = "5", value_name = "N", value_parser = parse_rate, help_heading = LIMITS)]
+    #[arg(long, default_value = "5", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
     pub rate_limit: f64, // no user types five messages a second for long
     /// Keep this many messages per room for clients that join; 0: none
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(0, 10_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(0, 10_000), help_heading = "Limits")]
     pub history: usize,
     /// Limit the history of all rooms together
-    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
     pub max_history: usize, // 16 MiB is about 50,000 messages
     /// Keep the history of at most this many empty rooms
-    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = LIMITS)]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
-    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
-    pub history_ttl: Duration, // a last member that loses its connection can rejoin within an hour and miss nothing
+    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    pub history_ttl: Duration, // a last member that lost its connection can rejoin within an hour and miss nothing
     /// Reject a request that takes longer than this
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
-    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub ping_interval: Duration, // only a ping reveals a dead peer; many proxies drop connections idle for a minute
     /// Drop a client that has sent nothing for this long
-    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
-    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = TIMEOUTS)]
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub close_timeout: Duration, // a peer needs only one round trip to reply
     /// Log every message too (its first 80 characters)
     #[arg(short, long, help_heading = LOGGING)]
@@ -170,14 +163,12 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // A character can take 12 bytes as JSON escapes. Reject only a limit that even plain ASCII would exceed.
+        // Count one byte per character, although a character in JSON escapes can need 12 bytes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         Err(if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
-        } else if let (None, false, Some(reason)) = (&self.tokens, self.open, self.public_reason()) {
-            format!(
-                "the demo tokens are public, for a local server only, not with {reason}; pass --tokens FILE or --open"
-            )
+        } else if let (None, false, Some(set)) = (&self.tokens, self.open, self.public_option()) {
+            format!("the demo tokens are public, for a local server only, not with {set}; pass --tokens FILE or --open")
         } else if self.trace_filter.is_some() && self.trace.is_none() {
             "--trace-filter selects records of --trace, which is missing; add --trace".into()
         } else if ping >= idle {
@@ -195,22 +186,21 @@ impl Config {
 
     pub fn read_token_file(&self) -> Result<Option<String>, String> {
         let Some(path) = &self.tokens else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, in which some editors save text
+        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, which some editors write
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
     }
 
-    /// Whether the server listens on loopback only.
     pub fn is_loopback(&self) -> bool {
         self.listen.ip().to_canonical().is_loopback()
     }
 
-    /// Whether only programs on this machine are meant to reach the server (PROTOCOL.md, "Local server").
+    /// Whether only programs on this machine are meant to reach the server (PROTOCOL.md, "Local servers").
     pub fn is_local(&self) -> bool {
-        self.public_reason().is_none()
+        self.public_option().is_none()
     }
 
-    /// The option that makes the server public. A proxy may connect from loopback for clients anywhere.
-    fn public_reason(&self) -> Option<String> {
+    /// The first option that makes the server public. A proxy on loopback may forward clients from anywhere.
+    fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
         let host = || self.allow_host.iter().find(|host| !is_loopback_name(host));
@@ -220,29 +210,24 @@ impl Config {
 
 /// `host` is a name or an address, without a port.
 pub fn is_loopback_name(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
     // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
-    let name = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
-    name.is_some_and(|name| name.eq_ignore_ascii_case("localhost"))
-        || address.is_ok_and(|address| address.to_canonical().is_loopback())
+    let label = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
+    is_address || label.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
 }
 
 /// Adds an environment variable for each option: `WIRECHAT_MAX_TEXT` for `--max-text`.
-pub fn with_environment(command: Command) -> Command {
+pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
-        // Treat an empty variable as unset: the line `WIRECHAT_MAX_TEXT=` in a service file means the default.
-        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty());
-        let has_variable = is_set && arg.get_help_heading() != Some(LOGGING);
+        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty()); // empty means the default
         // Leak each name once at start: clap requires `'static` names.
-        if has_variable { arg.env(&*name.leak()).hide_env(true) } else { arg }
+        if is_set && arg.get_help_heading() != Some(LOGGING) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    if let Ok(port) = text.parse::<u16>() {
-        return Ok((Ipv4Addr::LOCALHOST, port).into());
-    }
+    let text = &text.parse::<u16>().map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
     // Require brackets around an IPv6 address: `::1:3000` could be an address alone, or an address and a port.
     let is_host = |host: &str| host.starts_with('[') || !(host.is_empty() || host.contains([':', '/']));
     if !text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok()) {
@@ -273,8 +258,7 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    // No timeout needs to exceed a day.
-    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // one day is long enough
     seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
 }
 

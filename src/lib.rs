@@ -1,8 +1,7 @@
 //! **wirechat**: a chat server over WebSockets that handles every byte of RFC 6455 by hand, on raw TCP. This page is
-//! a guided tour of the sources. The README shows how to run the server. Modules are public only for this page.
+//! a guided tour. The README shows how to run the server, and the reading times. Modules are public for this page only.
 //!
 //! # Layers
-//!
 //! ```text
 //! main    ─▶ net, tools, config, http            arguments become a Config, and the Config a running server or a tool
 //! net     ─▶ server, inspect, config, broker, chat, http  the operating system: poll loop, sockets, signals, clock
@@ -12,7 +11,7 @@
 //! broker                                         the order of a room's events, and its history
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
-//! inspect ─▶ ws, server                          part two: the wire made visible
+//! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect                         part two: explain, poke, replay
 //! ```
 //!
@@ -20,9 +19,6 @@
 //! the network. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
 //!
 //! # Reading order
-//!
-//! Steps 1 to 14 (part one) cover the server; the rest cover the tools. The README gives the time for each step.
-//!
 //! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; a frame, and every rule that its header can break.
 //! 2. [`ws::reader`], [`ws::message`]: frames from a stream that may be cut anywhere, messages from frames.
 //! 3. [`ws::close`], [`ws::protocol`]: close codes and protocol errors; the state machine of a connection.
@@ -31,36 +27,33 @@
 //! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the chat's tables.
 //! 7. [`chat::dialect`]: three shapes of JSON for the same commands and events.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
-//! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: what a request becomes; who may connect, and as whom.
-//! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn; a connection's life.
+//! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: requests, responses; who may connect, and as whom.
+//! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn of the loop; the life cycle of a connection.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
-//! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, shares, and the seam for part two.
+//! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
 //! 13. [`net`]: the event loop, the listener, the sockets, the log.
 //! 14. [`config`], and `main.rs`: options and the command line.
 //! 15. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 16. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
-//! 17. [`tools::poke`]: everything that a peer can do to a server, as data, and a client that does it.
+//! 17. [`tools::poke`]: a table of everything that a peer can do to a server, and the client that does it.
 //!
 //! # One message, seven hops
-//!
 //! | | code | what happens to the message |
 //! |---|---|---|
 //! | 1 | [`Connection::read`](server::connection::Connection::read) | its *bytes* go into one buffer that all connections share, within the byte budget of the connection's turn |
 //! | 2 | [`Protocol::receive`](ws::protocol::Protocol::receive) | validates the *frame* header, unmasks the payload in place, validates UTF-8, and returns a *message* |
 //! | 3 | [`Chat::receive`](chat::Chat::receive) | parses the JSON into a *command*, checks rate, length and name, and submits a *request* to the broker |
-//! | 4 | [`Broker::submit`](broker::Broker::submit) | puts the request into the order of the room, gives the message its id, keeps it, and hands back a *room event* |
-//! | 5 | [`Chat::next_effect`](chat::Chat::next_effect) | returns an *effect*, made when the event was applied to the tables: what to send, and to whom |
+//! | 4 | [`Broker::submit`](broker::Broker::submit) | gives the request its place in the order of the room, gives the message its id, stores it, and returns a *room event* |
+//! | 5 | [`Chat::next_effect`](chat::Chat::next_effect) | applies the event to the tables, and returns an *effect*: what to send, and to whom |
 //! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
-//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | gives each member the batch with one write at the end of the turn; what the kernel does not accept stays in the *outbox* as a shared pointer, and a client over its bound is closed with 1008 |
+//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
 //!
 //! Hops 2 to 5 need no socket:
 //!
 //! ```
-//! # use std::time::{Duration, SystemTime};
-//! # use wirechat::broker::{Join, User};
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
-//! # use wirechat::ws::{message::Message, protocol::{Event, Limits, Protocol}};
-//! # let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+//! # use wirechat::{broker::{Join, User}, ws::{message::Message, protocol::{Event, Limits, Protocol}}};
+//! # let now = Now { time: std::time::SystemTime::UNIX_EPOCH, monotonic: Default::default() };
 //! # let config = clap::Parser::parse_from(["wirechat"]);
 //! # let broker = wirechat::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
 //! # let mut chat = Chat::new(&config, Box::new(broker));
@@ -78,9 +71,7 @@
 //! ```
 //!
 //! # Ten exercises
-//!
-//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm. If an existing
-//! test then fails, either your change has a bug, or the test describes the old behaviour.
+//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm.
 //!
 //! | | task | change | test |
 //! |---|---|---|---|
