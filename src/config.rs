@@ -210,10 +210,11 @@ impl Config {
 
 /// `host` is a name or an address, without a port.
 pub fn is_loopback_name(host: &str) -> bool {
-    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
     // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
     let label = host.strip_suffix('.').unwrap_or(host).rsplit('.').next();
-    is_address || label.is_some_and(|label| label.eq_ignore_ascii_case("localhost"))
+    let is_localhost = label.is_some_and(|label| label.eq_ignore_ascii_case("localhost"));
+    is_localhost || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 /// Adds an environment variable for each option: `WIRECHAT_MAX_TEXT` for `--max-text`.
@@ -221,7 +222,7 @@ pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
         let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty()); // empty means the default
-        // Leak each name once at start: clap requires `'static` names.
+        // Leak each name, once at start, because clap requires `'static` names.
         if is_set && arg.get_help_heading() != Some(LOGGING) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
 }

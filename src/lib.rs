@@ -54,11 +54,10 @@
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::{broker::{Join, User}, ws::{message::Message, protocol::{Event, Limits, Protocol}}};
 //! # let now = Now { time: std::time::SystemTime::UNIX_EPOCH, monotonic: Default::default() };
-//! # let config = clap::Parser::parse_from(["wirechat"]);
+//! # let (config, identity) = (clap::Parser::parse_from(["wirechat"]), Identity::default());
 //! # let broker = wirechat::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
 //! # let mut chat = Chat::new(&config, Box::new(broker));
-//! # let join = Join::new("alice", "general", User::Connection(mio::Token(2)));
-//! # let (identity, address) = (Identity::default(), [127, 0, 0, 1].into());
+//! # let (join, address) = (Join::new("alice", "general", User::Connection(mio::Token(2))), [127, 0, 0, 1].into());
 //! # chat.join(mio::Token(2), JoinRequest { dialect: Dialect::Events, identity, address, join, extra: None }, now);
 //! # while chat.next_effect().is_some() {}
 //! // A client's frame: header, masking key (zeros leave the payload readable), payload.
