@@ -14,7 +14,6 @@
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect                         part two: explain, poke, replay
 //! ```
-//!
 //! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or use
 //! the network. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
 //!
@@ -49,7 +48,6 @@
 //! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
 //!
 //! Hops 2 to 5 need no socket:
-//!
 //! ```
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::{broker::{Join, User}, ws::{message::Message, protocol::{Event, Limits, Protocol}}};
