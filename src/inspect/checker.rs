@@ -7,7 +7,7 @@
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
-use crate::ws::protocol::{Event, Framing, Limits, Protocol, State};
+use crate::ws::protocol::{Event, Limits, Protocol, State};
 
 // Used until the checker knows the server's limits. Generous, so that the checker is never stricter than the server.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
@@ -54,7 +54,7 @@ impl RuleChecker {
 
     /// Whether the protocol has stopped parsing the client's bytes as frames.
     pub fn is_finished(&self) -> bool {
-        matches!(self.protocol.state(), State::Closed | State::Closing(Framing::Lost))
+        matches!(self.protocol.state(), State::Closed | State::OutOfSync)
     }
 
     /// Called when the server starts closing. A closing server discards data frames, so the checker does too.

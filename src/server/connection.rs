@@ -39,7 +39,7 @@ use crate::broker::CredentialId;
 use crate::config::Config;
 use crate::maps::TokenMap;
 use crate::ws::frame::Role;
-use crate::ws::protocol::{Framing, Limits, Protocol, State};
+use crate::ws::protocol::{Limits, Protocol, State};
 use crate::ws::request::HeadReader;
 
 /// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
@@ -258,9 +258,9 @@ impl<S: Socket> Connection<S> {
         let (replies, state) = (protocol.take_output(), protocol.state());
         self.push_frames(replies);
         match state {
-            State::Open | State::Closing(Framing::Intact) => {}
+            State::Open | State::Closing => {}
             // Without framing, the server cannot recognize the peer's Close.
-            State::Closing(Framing::Lost) => self.drain(true, "the peer ended the stream after the server's Close"),
+            State::OutOfSync => self.drain(true, "the peer ended the stream after the server's Close"),
             State::Closed => self.drain(self.has_input(), "both Closes passed; the server ended TCP (§7.1.1)"),
         }
     }

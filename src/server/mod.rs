@@ -31,7 +31,7 @@ use crate::http::access::Access;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
-use crate::ws::protocol::{Event as ProtocolEvent, Framing, State};
+use crate::ws::protocol::{Event as ProtocolEvent, State};
 use connection::{Connection, Connections, Endpoint, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::Limits;
@@ -228,7 +228,7 @@ impl<S: Socket> Server<S> {
             let (Some(endpoint), Stage::Open(protocol)) = (cold.endpoint, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
                 // After the server's Close, a protocol error changes the state without an event.
-                if matches!(protocol.state(), State::Closing(Framing::Lost) | State::Closed) {
+                if matches!(protocol.state(), State::OutOfSync | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
                 break;

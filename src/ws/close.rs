@@ -1,12 +1,11 @@
-//! §5.5.1 and §7.4: the payload of a Close frame, and the protocol errors that fail a connection (§7.1.7). APIs may
-//! report the codes 1005, 1006 and 1015, but no frame may carry these codes, so a [`CloseCode`] cannot hold them.
+//! §5.5.1 and §7.4: the payload of a Close frame, and the protocol errors that fail a connection (§7.1.7).
 
 use std::borrow::Cow;
 use std::fmt;
 
 use super::frame::MAX_CONTROL_PAYLOAD;
 
-/// A status code that a Close frame may carry (§7.4).
+/// A status code that a Close frame may carry (§7.4). Frames never carry 1005, 1006 or 1015: only APIs report them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseCode(u16);
 
@@ -19,8 +18,7 @@ impl CloseCode {
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later to the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
-        // §7.4.1 defines the codes up to 1011, and the IANA registry (§11.7) adds 1012–1014. §7.4.2: 3000–3999 are for
-        // libraries and frameworks, 4000–4999 for private use.
+        // §7.4.1 defines 1000–1011. The IANA registry (§11.7) adds 1012–1014. §7.4.2 leaves 3000–4999 to applications.
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         ProtocolError::InvalidCloseCode(code).unless(is_allowed).map(|()| CloseCode(code))
     }
@@ -38,20 +36,17 @@ pub struct CloseFrame<'a> {
 
 impl<'a> CloseFrame<'a> {
     pub fn parse(payload: &'a [u8]) -> Result<CloseFrame<'a>, ProtocolError> {
-        match payload {
-            [] => Ok(CloseFrame { code: None, reason: "" }),
+        let (code, reason): (_, &[u8]) = match payload {
+            [] => (None, b""),
             // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
-            [_] => Err(ProtocolError::ClosePayloadOfOneByte),
-            [high, low, reason @ ..] => {
-                let code = CloseCode::from_wire(u16::from_be_bytes([*high, *low]))?;
-                // §5.5.1: "the body MAY contain UTF-8-encoded data". §8.1: invalid UTF-8 fails the connection.
-                let reason = std::str::from_utf8(reason).map_err(|_| ProtocolError::CloseReasonNotUtf8)?;
-                Ok(CloseFrame { code: Some(code), reason })
-            }
-        }
+            [_] => return Err(ProtocolError::ClosePayloadOfOneByte),
+            [high, low, reason @ ..] => (Some(CloseCode::from_wire(u16::from_be_bytes([*high, *low]))?), reason),
+        };
+        // §5.5.1: "the body MAY contain UTF-8-encoded data". §8.1: invalid UTF-8 fails the connection.
+        Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
-    /// Truncates the reason to 123 bytes: the code takes two of the 125 bytes that §5.5 allows.
+    /// Truncates the reason to 123 bytes: §5.5 allows 125 bytes, and the code takes two of the 125 bytes.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };

@@ -5,11 +5,9 @@ use super::request::is_token;
 
 /// Whether `value` matches the grammar of §9.1: a list of `name; parameter; parameter=value`.
 pub fn is_offer(value: &str) -> bool {
-    // Splitting takes linear time; regular expressions for this grammar have taken quadratic time on long runs of
-    // spaces. Splitting inside quotes is harmless: §9.1 allows no separator there.
-    let elements = value.split(',').map(str::trim_ascii);
+    // Splitting inside quotes is harmless: a quoted value must be a token, and a token contains no separator.
     // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
-    let mut offers = elements.filter(|element| !element.is_empty()).peekable();
+    let mut offers = value.split(',').map(str::trim_ascii).filter(|offer| !offer.is_empty()).peekable();
     offers.peek().is_some()
         && offers.all(|offer| {
             let mut parts = offer.split(';');

@@ -1,6 +1,5 @@
-//! §5.2, the base framing protocol: parses and encodes the header of one frame, and checks every rule that a header can
-//! break by itself. Rules that depend on earlier frames (fragment order, limits) are in `protocol.rs`. `parse` checks
-//! the rules in a fixed order as the bytes arrive, so the result is the same however TCP splits the stream.
+//! §5.2, the base framing protocol: parses and encodes one frame header, and checks every rule that a header can break
+//! by itself. `protocol.rs` checks the rules that depend on earlier frames: fragment order and limits.
 //!
 //! ```text
 //!  0               1               2               3
@@ -22,12 +21,10 @@ const RSV: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASK: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
-// In the 7-bit length field, these values announce an extended length of 16 or 64 bits.
-const LENGTH_16: u8 = 126;
-const LENGTH_64: u8 = 127;
+const LENGTH_16: u8 = 126; // in the 7-bit length field: a 16-bit length follows
+const LENGTH_64: u8 = 127; // in the 7-bit length field: a 64-bit length follows
 
-/// The longest header in bytes: two fixed bytes, a 64-bit length and a masking key.
-pub const MAX_HEADER: usize = 2 + 8 + 4;
+pub const MAX_HEADER: usize = 2 + 8 + 4; // in bytes: two fixed bytes, a 64-bit length and a masking key
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 /// The endpoint that sent a frame. §5.1: a client must mask its frames, and a server must not.
@@ -51,8 +48,8 @@ impl Opcode {
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
         use Opcode::*;
         let opcode = [Continuation, Text, Binary, Close, Ping, Pong].into_iter().find(|opcode| *opcode as u8 == bits);
-        // §5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
-        // An extension may define the reserved opcodes (§5.8), but this server negotiates no extension.
+        // §5.2: an endpoint that receives an unknown opcode "MUST _Fail the WebSocket Connection_". Only an extension can
+        // define more opcodes (§5.8), and this server declines every extension.
         opcode.ok_or(ProtocolError::ReservedOpcode(bits))
     }
 
@@ -84,15 +81,7 @@ pub struct FrameHeader {
 
 impl FrameHeader {
     /// Parses the header at the start of `bytes`. `role` is the sender. `Ok(None)` means that more bytes are needed.
-    ///
-    /// ```
-    /// use wirechat::ws::{close::ProtocolError, frame::{FrameHeader, Opcode, Role}};
-    /// let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d]; // §5.7: a masked text frame of five bytes
-    /// let header = FrameHeader::parse(Role::Client, &hello).unwrap().unwrap();
-    /// assert_eq!((header.fin, header.opcode, header.payload_len), (true, Opcode::Text, 5));
-    /// assert_eq!(FrameHeader::parse(Role::Client, &hello[..1]), Ok(None)); // incomplete
-    /// assert_eq!(FrameHeader::parse(Role::Client, &[0x81, 0x05]), Err(ProtocolError::Unmasked));
-    /// ```
+    /// The order of the checks is fixed, so the result is the same wherever TCP splits the stream.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
@@ -102,31 +91,27 @@ impl FrameHeader {
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
         ProtocolError::FragmentedControl.unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
-        // In a control frame, 126 and 127 are always invalid, so do not wait for the extended length.
         let short_len = second & LENGTH;
+        // In a control frame, 126 and 127 are always invalid, so do not wait for the extended length.
         ProtocolError::ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
-        // §5.1: "The server MUST close the connection upon receiving a frame that is not masked." This
-        // parser also accepts masked frames from a server, because only a client must reject those.
         let is_masked = second & MASK != 0;
+        // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         ProtocolError::Unmasked.unless(is_masked || role == Role::Server)?;
-        let Some((payload_len, length_size)) = parse_length(short_len, &bytes[2..])? else { return Ok(None) };
-        let key_at = 2 + length_size;
+        let (payload_len, key_at) = match (short_len, &bytes[2..]) {
+            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Most other servers
+            // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
+            (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => {
+                return Err(ProtocolError::LengthNotMinimal);
+            }
+            // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
+            (LENGTH_64, [0x80..=0xff, ..]) => return Err(ProtocolError::LengthTopBit),
+            (LENGTH_64, &[a, b, c, d, e, f, g, h, ..]) => (u64::from_be_bytes([a, b, c, d, e, f, g, h]), 10),
+            (LENGTH_16, &[high, low, ..]) => (u16::from_be_bytes([high, low]).into(), 4),
+            (LENGTH_16 | LENGTH_64, _) => return Ok(None),
+            _ => (short_len.into(), 2),
+        };
         let (masking_key, key_size) = if is_masked { (bytes[key_at..].first_chunk().copied(), 4) } else { (None, 0) };
         Ok(Some(FrameHeader { fin, opcode, payload_len, masking_key, size: key_at + key_size }))
-    }
-}
-
-/// Returns the payload length and the size of the extended length field, which starts `bytes`: 0, 2 or 8 bytes.
-fn parse_length(short_len: u8, bytes: &[u8]) -> Result<Option<(u64, usize)>, ProtocolError> {
-    match (short_len, bytes) {
-        (0..=125, _) => Ok(Some((short_len.into(), 0))),
-        // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Most other servers
-        // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
-        (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => Err(ProtocolError::LengthNotMinimal),
-        // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
-        (LENGTH_64, [0x80..=0xff, ..]) => Err(ProtocolError::LengthTopBit),
-        (LENGTH_16, _) => Ok(bytes.first_chunk().map(|&len| (u16::from_be_bytes(len).into(), 2))),
-        _ => Ok(bytes.first_chunk().map(|&len| (u64::from_be_bytes(len), 8))),
     }
 }
 
@@ -139,15 +124,12 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     match payload.len() {
         len @ 0..=125 => out.push(len as u8),
         len @ 126..=0xffff => out.extend_from_slice(&[LENGTH_16, (len >> 8) as u8, len as u8]),
-        len => {
-            out.push(LENGTH_64);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
+        len => out.extend([LENGTH_64].into_iter().chain((len as u64).to_be_bytes())),
     }
     out.extend_from_slice(payload);
 }
 
-/// Size of the first of `frames`, which must come from [`append`].
+/// Returns the size of the first frame in `frames`. [`append`] must have written `frames`.
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
@@ -188,6 +170,7 @@ mod tests {
         (&[], Ok(None)),
         (&[0x81], Ok(None)),
         (&[0x81, 0x80], Ok(Some((true, Opcode::Text, 0)))),
+        (&[0x81, 0x85], Ok(Some((true, Opcode::Text, 5)))),
         (&[0x01, 0x85], Ok(Some((false, Opcode::Text, 5)))),
         (&[0x82, 0xfd], Ok(Some((true, Opcode::Binary, 125)))),
         (&[0x00, 0x80], Ok(Some((false, Opcode::Continuation, 0)))),

@@ -1,7 +1,6 @@
-//! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key-octet-j`, `j = i MOD 4`. XOR
-//! is its own inverse, so one function masks and unmasks. Masking hides nothing: the key precedes the payload. A fresh
-//! random key per frame keeps a web page from choosing the bytes on the wire, which a careless proxy could mistake for
-//! an HTTP request (§10.3).
+//! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key-octet-j`, `j = i MOD 4`. A
+//! fresh random key per frame keeps a web page from choosing the bytes on the wire, which a careless proxy could mistake
+//! for an HTTP request (§10.3). Masking hides nothing: the key precedes the payload.
 //!
 //! ```text
 //!   payload  48 65 6c 6c 6f
@@ -9,21 +8,16 @@
 //!   masked   7f 9f 4d 51 58
 //! ```
 
-/// `offset` is the position of this slice in the frame's payload.
+/// Masks or unmasks: XOR is its own inverse. `offset` is the position of this slice in the frame's payload.
 pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
-    // Align the key with the first byte of this slice.
-    key.rotate_left(offset % 4);
+    key.rotate_left(offset % 4); // aligns the key with the first byte of this slice
     let [a, b, c, d] = key;
     // XOR eight bytes at a time: 0.8 µs for 64 KiB, against 10 µs byte by byte (`cargo bench unmask`).
     let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);
     let (words, rest) = payload.as_chunks_mut::<8>();
-    for bytes in words {
-        *bytes = (u64::from_ne_bytes(*bytes) ^ word).to_ne_bytes();
-    }
+    words.iter_mut().for_each(|bytes| *bytes = (u64::from_ne_bytes(*bytes) ^ word).to_ne_bytes());
     // Each 8-byte chunk uses the 4-byte key exactly twice, so the remaining bytes start at `key[0]`.
-    for (byte, key) in rest.iter_mut().zip(key.into_iter().cycle()) {
-        *byte ^= key;
-    }
+    rest.iter_mut().zip(key.into_iter().cycle()).for_each(|(byte, key)| *byte ^= key);
 }
 
 #[cfg(test)]

@@ -33,11 +33,7 @@ impl<'a> Message<'a> {
 
 #[derive(Debug)]
 pub enum Assembler {
-    /// A text, and the start of a partially received character: at most three bytes.
-    Text {
-        valid: String,
-        incomplete: Vec<u8>,
-    },
+    Text { valid: String, incomplete: Vec<u8> }, // `incomplete` holds the first one to three bytes of a character
     Binary(Vec<u8>),
 }
 
@@ -50,30 +46,28 @@ impl Assembler {
         }
     }
 
-    pub fn received(&self) -> usize {
+    /// Returns the number of bytes received and the number of bytes allocated.
+    pub fn size(&self) -> (usize, usize) {
         match self {
-            Assembler::Text { valid, incomplete } => valid.len() + incomplete.len(),
-            Assembler::Binary(bytes) => bytes.len(),
+            Assembler::Text { valid, incomplete } => (valid.len() + incomplete.len(), valid.capacity()),
+            Assembler::Binary(bytes) => (bytes.len(), bytes.capacity()),
         }
     }
 
-    pub fn capacity(&self) -> usize {
-        match self {
-            Assembler::Text { valid, .. } => valid.capacity(),
-            Assembler::Binary(bytes) => bytes.capacity(),
-        }
-    }
-
-    /// Fails at the first invalid byte of a text message. `remaining` is the rest of the frame, with `payload`.
+    /// Fails at the first invalid byte of a text. `remaining` is the size of `payload` and the rest of its frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
+        let (received, capacity) = self.size();
+        // An announced length alone must not cost memory (§10.4), so the capacity is at most twice the *received* size,
+        // and never more than the message needs at the end of the frame.
+        let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {
-                let kept = incomplete.len();
-                valid.reserve_exact(growth(valid.len(), valid.capacity(), payload.len() + kept, remaining + kept));
+                valid.reserve_exact(incomplete.len() + growth);
                 let mut rest = payload;
-                while !incomplete.is_empty() {
-                    let Some(&byte) = rest.split_off_first() else { break };
+                while !incomplete.is_empty()
+                    && let Some(&byte) = rest.split_off_first()
+                {
                     add_byte(incomplete, byte, valid)?;
                 }
                 // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
@@ -82,7 +76,7 @@ impl Assembler {
                 tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))
             }
             Assembler::Binary(bytes) => {
-                bytes.reserve_exact(growth(bytes.len(), bytes.capacity(), payload.len(), remaining));
+                bytes.reserve_exact(growth);
                 bytes.extend_from_slice(payload);
                 Ok(())
             }
@@ -97,12 +91,6 @@ impl Assembler {
             Assembler::Binary(bytes) => Ok(Message::Binary(bytes.into())),
         }
     }
-}
-
-/// How many bytes to reserve for `needed` more bytes. An announced length alone must not cost memory (§10.4), so the
-/// capacity is at most twice the *received* size, and never more than the message needs at the end of the frame.
-fn growth(len: usize, capacity: usize, needed: usize, remaining: usize) -> usize {
-    if capacity - len >= needed { 0 } else { needed.max(len.min(remaining)) }
 }
 
 fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
@@ -216,7 +204,7 @@ mod tests {
         message.push(b"\xff\xfe", 2).unwrap();
         message.push(b"", 0).unwrap();
         message.push(b"\xc0", 1).unwrap();
-        assert_eq!(message.received(), 3);
+        assert_eq!(message.size().0, 3);
         assert_eq!(message.finish(), Ok(Message::Binary(Cow::Owned(b"\xff\xfe\xc0".to_vec()))));
     }
 
@@ -226,8 +214,8 @@ mod tests {
         let announced = 1000;
         for received in (10..=announced).step_by(10) {
             message.push(&[0; 10], announced - (received - 10)).unwrap();
-            assert!(message.capacity() <= 2 * received && message.capacity() <= announced, "{received}");
+            assert!(message.size().1 <= 2 * received && message.size().1 <= announced, "{received}");
         }
-        assert_eq!(message.capacity(), announced);
+        assert_eq!(message.size().1, announced);
     }
 }

@@ -1,28 +1,27 @@
 //! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
-//! outgoing frames collect in a buffer. This module uses no sockets and no clock, and does not interpret messages. A
-//! message is copied only if it is fragmented or spans several reads; an idle connection holds no message buffer.
+//! outgoing frames collect in a buffer. The protocol copies a message only if it is fragmented or spans several reads.
 //!
 //! ```text
-//!   Open ──▶ Closing(Intact) ──▶ Closed           the server sends the first Close, the peer replies
-//!   Open ──────────────────────▶ Closed           the peer sends the first Close, the server echoes it (§5.5.1)
-//!   Open ──▶ Closing(Lost) ◀── Closing(Intact)    the peer sends an invalid header, and its later frames are lost
+//!   Open ──▶ Closing ──▶ Closed       the server sends the first Close, the peer replies
+//!   Open ──────────────▶ Closed       the peer sends the first Close, the server echoes the code (§5.5.1)
+//!   Open ──▶ OutOfSync ◀── Closing    the peer sends an invalid header, and the server cannot find the next frame
 //! ```
 //!
 //! Each cell lists the event, the frame sent and the next state. An empty cell means that the server ignores the input.
 //!
-//! | | `Open` | `Closing(Intact)` | `Closing(Lost)` | `Closed` |
+//! | | `Open` | `Closing` | `OutOfSync` | `Closed` |
 //! |---|---|---|---|---|
 //! | a message | `Message` |  |  |  |
 //! | a Ping | `Ping`, sends Pong |  |  |  |
 //! | a Pong | `Pong` |  |  |  |
 //! | a Close | `Close`, sends Close 1000, → `Closed` | `Close`, → `Closed` |  |  |
-//! | a Close with a reserved code | `Failed`, sends Close 1002, → `Closing(Lost)` | `Close`, → `Closed` |  |  |
+//! | a Close with a reserved code | `Failed`, sends Close 1002, → `OutOfSync` | `Close`, → `Closed` |  |  |
 //! | a Close whose reason is not UTF-8 | `Failed`, sends Close 1007, → `Closed` | `Close`, → `Closed` |  |  |
-//! | text that is not UTF-8 | `Failed`, sends Close 1007, → `Closing(Intact)` |  |  |  |
-//! | one fragment over the limit | `Failed`, sends Close 1008, → `Closing(Intact)` |  |  |  |
-//! | a message over the size limit | `Failed`, sends Close 1009, → `Closing(Lost)` |  |  |  |
-//! | an invalid header | `Failed`, sends Close 1002, → `Closing(Lost)` | → `Closing(Lost)` |  |  |
-//! | a call of `close` | sends Close 1001, → `Closing(Intact)` |  |  |  |
+//! | text that is not UTF-8 | `Failed`, sends Close 1007, → `Closing` |  |  |  |
+//! | one fragment over the limit | `Failed`, sends Close 1008, → `Closing` |  |  |  |
+//! | a message over the size limit | `Failed`, sends Close 1009, → `OutOfSync` |  |  |  |
+//! | an invalid header | `Failed`, sends Close 1002, → `OutOfSync` | → `OutOfSync` |  |  |
+//! | a call of `close` | sends Close 1001, → `Closing` |  |  |  |
 //! | a call of `ping` | sends Ping |  |  |  |
 
 use std::borrow::Cow;
@@ -43,18 +42,12 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Open,
-    Closing(Framing), // the server has sent a Close and is waiting for the peer's Close (§7.1.3)
-    Closed,           // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
+    Closing,   // the server has sent a Close and is waiting for the peer's Close (§7.1.3)
+    OutOfSync, // the server has sent a Close and cannot find the start of the peer's next frame
+    Closed,    // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
-/// Whether the server can still find the start of the peer's next frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    Intact,
-    Lost,
-}
-
-/// What arrived. A Pong (§5.5.2) or Close (§5.5.1) in response is already in the output.
+/// Input from the peer. The output already contains the Pong (§5.5.2) or Close (§5.5.1) that replies to the event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     Message(Message<'a>),
@@ -88,14 +81,13 @@ impl Protocol {
         self.frames.is_between_frames() && self.message.is_none()
     }
 
-    /// Counts each frame at its first byte, including control frames and invalid frames.
     pub fn frames_received(&self) -> u64 {
-        self.frames.frames_begun
+        self.frames.frames_received
     }
 
     /// Bytes allocated for an incomplete message.
     pub fn buffered(&self) -> usize {
-        self.message.as_ref().map_or(0, |message| message.0.capacity())
+        self.message.as_ref().map_or(0, |message| message.0.size().1)
     }
 
     pub fn take_output(&mut self) -> Vec<u8> {
@@ -105,7 +97,7 @@ impl Protocol {
     /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Truncates `reason` to 123 bytes.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.send_close(Some(code), reason) {
-            self.state = State::Closing(Framing::Intact);
+            self.state = State::Closing;
         }
     }
 
@@ -120,17 +112,18 @@ impl Protocol {
         loop {
             // §7.1.7: an endpoint that fails the connection "MUST NOT continue to attempt to process data". §1.4: after
             // receiving a Close, "a peer discards any further data received".
-            if matches!(self.state, State::Closing(Framing::Lost) | State::Closed) {
+            if matches!(self.state, State::OutOfSync | State::Closed) {
                 *input = &mut [];
                 return None;
             }
             let Protocol { limits, state, message, .. } = self;
             let validate = |header: &FrameHeader| match state {
-                State::Open => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // no check, because the server skips this frame
+                // §5.4: control frames "MAY be injected in the middle of a fragmented message".
+                State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
+                _ => Ok(()), // control frames have no order, and a closing server skips data frames
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
-                _ if chunk.opcode.is_control() => self.receive_control(&chunk),
+                _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
                 State::Open => self.receive_data(&chunk),
                 _ => Ok(None), // skip data frames until the peer's Close arrives
             });
@@ -141,14 +134,18 @@ impl Protocol {
     }
 
     fn receive_data<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
-        let is_complete = chunk.fin && chunk.is_last;
-        debug_assert_eq!(chunk.is_first && chunk.opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
+        let is_complete = chunk.header.fin && chunk.is_last;
+        debug_assert_eq!(
+            chunk.is_first && chunk.header.opcode != Opcode::Continuation,
+            self.message.is_none(),
+            "§5.4: order"
+        );
         // Common case: the whole message is in one chunk, so borrow the payload instead of copying it.
         if is_complete && self.message.is_none() {
-            return Ok(Some(Event::Message(Message::borrowed(chunk.opcode, chunk.payload)?)));
+            return Ok(Some(Event::Message(Message::borrowed(chunk.header.opcode, chunk.payload)?)));
         }
         // `take` the message, so that an error below also drops the incomplete message.
-        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(chunk.opcode), 0)));
+        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(chunk.header.opcode), 0)));
         // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {
@@ -169,7 +166,7 @@ impl Protocol {
             }
             Cow::Owned(std::mem::take(&mut self.control))
         };
-        match (chunk.opcode, self.state) {
+        match (chunk.header.opcode, self.state) {
             (Opcode::Close, _) => self.receive_close(&payload).map(Some),
             (Opcode::Ping, State::Open) => {
                 // §5.5.3: a Pong "must have identical "Application data" as found in the message body of the Ping".
@@ -196,17 +193,17 @@ impl Protocol {
         Ok(Event::Close(code, reason.to_owned()))
     }
 
-    /// §7.1.7, _Fail the WebSocket Connection_. Returns `None` if the connection was already closing.
+    /// Fails the connection. §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code". Returns
+    /// `None` if the connection was already closing.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
-        // §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code".
         let was_open = self.send_close(Some(error.code()), &error.to_string());
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
             // The server cannot find the next frame: the header is invalid, or the payload is too long to skip.
-            (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::Closing(Framing::Lost),
+            (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
             // Read and skip frames until the peer's Close: closing TCP with unread data would reset the connection.
-            _ => State::Closing(Framing::Intact),
+            _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))
     }
@@ -223,16 +220,13 @@ impl Protocol {
 }
 
 fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: &Limits) -> Result<(), ProtocolError> {
-    if header.opcode.is_control() {
-        return Ok(()); // §5.4: control frames "MAY be injected in the middle of a fragmented message"
-    }
     let is_continuation = header.opcode == Opcode::Continuation;
     ProtocolError::UnexpectedContinuation.unless(!is_continuation || message.is_some())?;
     // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
     ProtocolError::ExpectedContinuation.unless(is_continuation || message.is_none())?;
     // §7.4.1: "an endpoint that understands only text data MAY send" 1003.
     ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
-    let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.received(), *fragments));
+    let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.size().0, *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
     // Check the announced length, so that a message over the limit fails before its payload arrives.
     ProtocolError::MessageTooBig.unless(header.payload_len <= (limits.message - received) as u64)?;
@@ -285,8 +279,8 @@ mod tests {
         out
     }
 
-    fn expect_failure(bytes: &[u8], error: ProtocolError, framing: Framing) {
-        expect(bytes, &[Event::Failed(error)], &close_for(error), State::Closing(framing));
+    fn expect_failure(bytes: &[u8], error: ProtocolError, state: State) {
+        expect(bytes, &[Event::Failed(error)], &close_for(error), state);
     }
 
     #[test]
@@ -301,14 +295,14 @@ mod tests {
         let two = [frame(0x81, b"a"), frame(0x01, b"b"), frame(0x80, b"c"), frame(0x81, b"d")].concat();
         expect(&two, &[text("a"), text("bc"), text("d")], b"", open);
 
-        let (lost, early) = (Framing::Lost, ProtocolError::ExpectedContinuation);
+        let (lost, early) = (State::OutOfSync, ProtocolError::ExpectedContinuation);
         expect_failure(&frame(0x80, b"x"), ProtocolError::UnexpectedContinuation, lost);
         expect_failure(&frame(0x00, b"x"), ProtocolError::UnexpectedContinuation, lost);
         expect_failure(&[frame(0x01, b"a"), frame(0x81, b"b")].concat(), early, lost);
         expect_failure(&[frame(0x02, b"a"), frame(0x01, b"b")].concat(), early, lost);
         let after_the_end = [frame(0x81, b"a"), frame(0x80, b"b")].concat();
         let error = ProtocolError::UnexpectedContinuation;
-        expect(&after_the_end, &[text("a"), Event::Failed(error)], &close_for(error), State::Closing(lost));
+        expect(&after_the_end, &[text("a"), Event::Failed(error)], &close_for(error), lost);
     }
 
     #[test]
@@ -329,7 +323,7 @@ mod tests {
         for cut in 10..whole.len() {
             let (events, output, state) = run(LIMITS, &whole[..cut], 1);
             assert_eq!(events, [format!("{:?}", Event::Failed(error))], "cut at {cut}");
-            assert_eq!((output, state), (close_for(error), State::Closing(Framing::Intact)));
+            assert_eq!((output, state), (close_for(error), State::Closing));
         }
     }
 
@@ -337,22 +331,22 @@ mod tests {
     fn rfc_10_4_each_limit_at_n_and_n_plus_1() {
         let fits = frame(0x81, &[b'x'; 200]);
         expect(&fits, &[text(&"x".repeat(200))], b"", State::Open);
-        expect_failure(&frame(0x81, &[b'x'; 201]), ProtocolError::MessageTooBig, Framing::Lost);
+        expect_failure(&frame(0x81, &[b'x'; 201]), ProtocolError::MessageTooBig, State::OutOfSync);
         let joined = [frame(0x01, &[b'x'; 150]), frame(0x80, &[b'x'; 50])].concat();
         expect(&joined, &[text(&"x".repeat(200))], b"", State::Open);
         let crossed = [frame(0x01, &[b'x'; 150]), frame(0x80, &[b'x'; 51])].concat();
-        expect_failure(&crossed, ProtocolError::MessageTooBig, Framing::Lost);
+        expect_failure(&crossed, ProtocolError::MessageTooBig, State::OutOfSync);
 
         let empty = [frame(0x01, b""), frame(0x00, b""), frame(0x00, b"")].concat();
         expect(&[&empty[..], &frame(0x80, b"")].concat(), &[text("")], b"", State::Open);
         let fifth = [&empty[..], &frame(0x00, b""), &frame(0x80, b"")].concat();
-        expect_failure(&fifth, ProtocolError::TooManyFragments, Framing::Intact);
+        expect_failure(&fifth, ProtocolError::TooManyFragments, State::Closing);
     }
 
     #[test]
     fn a_length_over_the_limit_fails_before_its_masking_key_arrives() {
         let huge = [0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-        expect_failure(&huge, ProtocolError::MessageTooBig, Framing::Lost);
+        expect_failure(&huge, ProtocolError::MessageTooBig, State::OutOfSync);
     }
 
     #[test]
@@ -366,17 +360,17 @@ mod tests {
             (&[0x80, 0xfe, 0, 1], ProtocolError::LengthNotMinimal),
         ];
         for (bytes, error) in order {
-            expect_failure(bytes, error, Framing::Lost);
+            expect_failure(bytes, error, State::OutOfSync);
         }
         let no_binary = Limits { accepts_binary: false, ..LIMITS };
         let (events, _, state) = run(no_binary, &frame(0x82, &[0; 201]), 1000);
         assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::UnsupportedData))], "type before size");
-        assert_eq!(state, State::Closing(Framing::Intact));
+        assert_eq!(state, State::Closing);
     }
 
     #[test]
     fn rfc_7_1_states_and_events() {
-        let (intact, lost) = (State::Closing(Framing::Intact), State::Closing(Framing::Lost));
+        let (intact, lost) = (State::Closing, State::OutOfSync);
         let close = frame(0x88, b"\x03\xe8bye");
         let bad_close = frame(0x88, b"\x03");
         let not_utf8 = frame(0x88, b"\x03\xe8\xff");
@@ -437,7 +431,7 @@ mod tests {
 
     #[test]
     fn rfc_7_1_picture_and_table_match_the_code() {
-        let [intact, lost] = [Framing::Intact, Framing::Lost].map(State::Closing);
+        let [intact, lost] = [State::Closing, State::OutOfSync];
         let states = [State::Open, intact, lost, State::Closed];
         type Input<'a> = (&'a str, &'a dyn Fn(&mut Protocol) -> Option<String>);
         let receive = |bytes: &[u8]| {
@@ -499,11 +493,11 @@ mod tests {
         let mut protocol = Protocol::new(LIMITS);
         let mut bytes = match state {
             State::Open => Vec::new(),
-            State::Closing(Framing::Intact) => {
+            State::Closing => {
                 protocol.close(CloseCode::GOING_AWAY, "");
                 Vec::new()
             }
-            State::Closing(Framing::Lost) => vec![0x81, 0x05],
+            State::OutOfSync => vec![0x81, 0x05],
             State::Closed => frame(0x88, b""),
         };
         let mut input = &mut bytes[..];

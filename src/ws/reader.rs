@@ -1,7 +1,6 @@
 //! §5.2 on a stream: finds frames in a byte stream that TCP may split anywhere, unmasks payload in place and returns
-//! payload in chunks. [`FrameReader`] tracks only the current frame; the caller validates each header against earlier
-//! frames. The reader stores header bytes but no payload, so an announced length costs no memory.
-//! A masked "Hello" and an empty Ping, in four reads:
+//! payload in chunks. The reader stores header bytes but no payload, so an announced length costs no memory.
+//! Example: a masked "Hello" and an empty Ping arrive in four reads.
 //!
 //! ```text
 //!   read             kept header bytes  returned
@@ -12,7 +11,7 @@
 //! ```
 
 use super::close::ProtocolError;
-use super::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
+use super::frame::{FrameHeader, MAX_HEADER, Role};
 use super::mask;
 
 #[derive(Debug, Default)]
@@ -21,13 +20,12 @@ pub struct FrameReader {
     header_len: u8,             // 0 unless `header` holds an incomplete header
     frame: Option<FrameHeader>, // `None` until the masking key is complete
     received: u64,              // payload bytes of the current frame received so far
-    pub frames_begun: u64,      // number of frames whose first byte has arrived
+    pub frames_received: u64,   // counts each frame at its first byte, including control and invalid frames
 }
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk<'a> {
-    pub fin: bool,
-    pub opcode: Opcode,
+    pub header: FrameHeader,
     pub payload: &'a [u8],
     pub is_first: bool,
     pub is_last: bool,
@@ -50,27 +48,23 @@ impl FrameReader {
             // Validate before the masking key arrives, so `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
-        let Some(FrameHeader { fin, opcode, payload_len, masking_key: Some(key), .. }) = self.frame else {
-            return Ok(None);
-        };
-        let (received, remaining) = (self.received, payload_len - self.received);
-        if input.is_empty() && remaining > 0 {
-            return Ok(None); // but a frame without payload needs no more input, and yields an empty chunk
-        }
-        // On a 32-bit machine, `remaining` may exceed `usize::MAX`, but `min` then selects `input.len()`.
-        let len = usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len());
+        // Only a frame without payload needs no more input.
+        let frame = self.frame.filter(|header| !input.is_empty() || header.payload_len == 0);
+        let Some(header @ FrameHeader { masking_key: Some(key), .. }) = frame else { return Ok(None) };
+        let (received, remaining) = (self.received, header.payload_len - self.received);
+        let len = remaining.min(input.len() as u64) as usize;
         let payload = input.split_off_mut(..len).unwrap_or_default();
         mask::apply(payload, key, (received % 4) as usize);
         let is_last = len as u64 == remaining;
         self.received += len as u64;
         self.frame.take_if(|_| is_last);
-        Ok(Some(Chunk { fin, opcode, payload, is_first: received == 0, is_last, remaining }))
+        Ok(Some(Chunk { header, payload, is_first: received == 0, is_last, remaining }))
     }
 
     /// Returns the header once everything except the masking key has arrived. Advances `input` past the header.
     fn read_header(&mut self, input: &mut &mut [u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let kept = usize::from(self.header_len);
-        self.frames_begun += u64::from(kept == 0);
+        self.frames_received += u64::from(kept == 0);
         let added = input.len().min(MAX_HEADER - kept);
         self.header[kept..kept + added].copy_from_slice(&input[..added]);
         let header = FrameHeader::parse(Role::Client, &self.header[..kept + added])?;
@@ -85,6 +79,7 @@ impl FrameReader {
 
 #[cfg(test)]
 mod tests {
+    use super::super::frame::Opcode;
     use super::*;
     use crate::pictures::{assert_drawn, hex};
 
@@ -99,10 +94,10 @@ mod tests {
             let (mut reader, mut text, mut frames) = (FrameReader::default(), Vec::new(), Vec::new());
             for mut input in [left, right] {
                 while let Some(chunk) = reader.next(&mut input, |_| Ok(())).unwrap() {
-                    if chunk.opcode == Opcode::Text {
+                    if chunk.header.opcode == Opcode::Text {
                         text.extend_from_slice(chunk.payload);
                     }
-                    frames.extend(chunk.is_last.then_some(chunk.opcode));
+                    frames.extend(chunk.is_last.then_some(chunk.header.opcode));
                 }
             }
             assert_eq!((&text[..], &frames[..]), (&b"Hello"[..], &[Opcode::Text, Opcode::Ping][..]), "cut at {cut}");
@@ -122,7 +117,11 @@ mod tests {
                     (false, true) => "last",
                     (false, false) => "between",
                 };
-                chunks.push(format!("{:?} {:?}, {position}", chunk.opcode, String::from_utf8_lossy(chunk.payload)));
+                chunks.push(format!(
+                    "{:?} {:?}, {position}",
+                    chunk.header.opcode,
+                    String::from_utf8_lossy(chunk.payload)
+                ));
             }
             let kept = hex(&reader.header[..usize::from(reader.header_len)]);
             picture += &format!("\n  {read:17}{kept:19}{}", chunks.join("; "));
@@ -146,11 +145,11 @@ mod tests {
                     };
                     match reader.next(&mut input, validate) {
                         Err(_) => rejected += 1,
-                        Ok(chunk) => last = chunk.map(|chunk| (chunk.opcode, chunk.is_last)).or(last),
+                        Ok(chunk) => last = chunk.map(|chunk| (chunk.header.opcode, chunk.is_last)).or(last),
                     }
                 }
                 if let Ok(Some(chunk)) = reader.next(&mut input, |_| Ok(())) {
-                    last = Some((chunk.opcode, chunk.is_last));
+                    last = Some((chunk.header.opcode, chunk.is_last));
                 }
             }
             assert_eq!((rejected, last), (1, Some((Opcode::Ping, true))), "cut at {cut}");
