@@ -18,7 +18,7 @@ impl CloseCode {
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later to the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
-        // §7.4.1 defines 1000–1011. The IANA registry (§11.7) adds 1012–1014. §7.4.2 leaves 3000–4999 to applications.
+        // §7.4.1 defines 1000–1011. The IANA registry (§11.7) adds 1012–1014. §7.4.2: applications use 3000–4999.
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         ProtocolError::InvalidCloseCode(code).unless(is_allowed).map(|()| CloseCode(code))
     }
@@ -46,7 +46,7 @@ impl<'a> CloseFrame<'a> {
         Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
-    /// Truncates the reason to 123 bytes: §5.5 allows 125 bytes, and the code takes two of the 125 bytes.
+    /// Truncates the reason to at most 123 bytes, because §5.5 allows 125 bytes of payload and the code takes two bytes.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };

@@ -14,7 +14,7 @@
 //! +---------------------------------------------------------------+
 //! ```
 
-use super::close::ProtocolError;
+use super::close::ProtocolError::{self, *};
 
 const FIN: u8 = 0x80;
 const RSV: u8 = 0x70;
@@ -24,7 +24,7 @@ const LENGTH: u8 = 0x7f;
 const LENGTH_16: u8 = 126; // in the 7-bit length field: a 16-bit length follows
 const LENGTH_64: u8 = 127; // in the 7-bit length field: a 64-bit length follows
 
-pub const MAX_HEADER: usize = 2 + 8 + 4; // in bytes: two fixed bytes, a 64-bit length and a masking key
+pub const MAX_HEADER: usize = 2 + 8 + 4; // in bytes: two fixed bytes, a 64-bit length, a masking key
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 /// The endpoint that sent a frame. §5.1: a client must mask its frames, and a server must not.
@@ -48,9 +48,9 @@ impl Opcode {
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
         use Opcode::*;
         let opcode = [Continuation, Text, Binary, Close, Ping, Pong].into_iter().find(|opcode| *opcode as u8 == bits);
-        // §5.2: an endpoint that receives an unknown opcode "MUST _Fail the WebSocket Connection_". Only an extension can
-        // define more opcodes (§5.8), and this server declines every extension.
-        opcode.ok_or(ProtocolError::ReservedOpcode(bits))
+        // §5.2: an endpoint that receives an unknown opcode "MUST _Fail the WebSocket Connection_". Extensions may
+        // define more opcodes (§5.8), but this server declines every extension.
+        opcode.ok_or(ReservedOpcode(bits))
     }
 
     pub fn name(self) -> &'static str {
@@ -76,7 +76,7 @@ pub struct FrameHeader {
     pub opcode: Opcode,
     pub payload_len: u64,
     pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the key is incomplete
-    pub size: usize,                  // of the whole header, including the masking key
+    pub size: usize,                  // of the header in bytes, including the masking key
 }
 
 impl FrameHeader {
@@ -85,26 +85,24 @@ impl FrameHeader {
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
-        ProtocolError::ReservedBits.unless(first & RSV == 0)?;
+        ReservedBits.unless(first & RSV == 0)?;
         let opcode = Opcode::from_bits(first & OPCODE)?;
         let fin = first & FIN != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
-        ProtocolError::FragmentedControl.unless(fin || !opcode.is_control())?;
+        FragmentedControl.unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
         let short_len = second & LENGTH;
         // In a control frame, 126 and 127 are always invalid, so do not wait for the extended length.
-        ProtocolError::ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
+        ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
         let is_masked = second & MASK != 0;
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
-        ProtocolError::Unmasked.unless(is_masked || role == Role::Server)?;
+        Unmasked.unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
             // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Most other servers
             // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
-            (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => {
-                return Err(ProtocolError::LengthNotMinimal);
-            }
+            (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
-            (LENGTH_64, [0x80..=0xff, ..]) => return Err(ProtocolError::LengthTopBit),
+            (LENGTH_64, [0x80..=0xff, ..]) => return Err(LengthTopBit),
             (LENGTH_64, &[a, b, c, d, e, f, g, h, ..]) => (u64::from_be_bytes([a, b, c, d, e, f, g, h]), 10),
             (LENGTH_16, &[high, low, ..]) => (u16::from_be_bytes([high, low]).into(), 4),
             (LENGTH_16 | LENGTH_64, _) => return Ok(None),
@@ -139,7 +137,6 @@ pub fn server_frame_len(frames: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ProtocolError::*;
 
     /// In the module doc's diagram, a field of n bits is 2n - 1 characters wide.
     #[test]

@@ -1,5 +1,5 @@
-//! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key-octet-j`, `j = i MOD 4`. A
-//! fresh random key per frame keeps a web page from choosing the bytes on the wire, which a careless proxy could mistake
+//! §5.3, client-to-server masking: `transformed-octet-i = original-octet-i XOR masking-key-octet-j`, `j = i MOD 4`.
+//! A fresh random key per frame keeps a web page from choosing the bytes on the wire, which a careless proxy could take
 //! for an HTTP request (§10.3). Masking hides nothing: the key precedes the payload.
 //!
 //! ```text

@@ -1,6 +1,5 @@
 //! §5.4 fragmentation, §5.6 data frames, §8.1 UTF-8: assembles frame payloads into a [`Message`]. An [`Assembler`]
-//! receives unmasked payload in chunks of any size, after `protocol.rs` has checked frame order and limits. The
-//! assembler validates text incrementally: an invalid byte fails the connection at once, and no second pass is needed.
+//! validates text as the text arrives: an invalid byte fails the connection at once, and no second pass is needed.
 //!
 //! ```text
 //!   frame                 payload   valid   incomplete
@@ -58,18 +57,15 @@ impl Assembler {
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();
-        // An announced length alone must not cost memory (§10.4), so the capacity is at most twice the *received* size,
+        // An announced length alone must not cost memory (§10.4): the capacity is at most twice the *received* size
         // and never more than the message needs at the end of the frame.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {
                 valid.reserve_exact(incomplete.len() + growth);
-                let mut rest = payload;
-                while !incomplete.is_empty()
-                    && let Some(&byte) = rest.split_off_first()
-                {
-                    add_byte(incomplete, byte, valid)?;
-                }
+                let missing = incomplete.first().map_or(0, |first| first.leading_ones() as usize - incomplete.len());
+                let (end_of_char, rest) = payload.split_at(missing.min(payload.len()));
+                end_of_char.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))?;
                 // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
                 let (whole, tail) = split_incomplete_char(rest);
                 valid.push_str(str::from_utf8(whole).or(Err(ProtocolError::TextNotUtf8))?);

@@ -120,7 +120,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // control frames have no order, and a closing server skips data frames
+                _ => Ok(()), // a control frame, or a data frame that the closing server skips
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
@@ -134,18 +134,15 @@ impl Protocol {
     }
 
     fn receive_data<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
-        let is_complete = chunk.header.fin && chunk.is_last;
-        debug_assert_eq!(
-            chunk.is_first && chunk.header.opcode != Opcode::Continuation,
-            self.message.is_none(),
-            "§5.4: order"
-        );
+        let FrameHeader { fin, opcode, .. } = chunk.header;
+        let is_complete = fin && chunk.is_last;
+        debug_assert_eq!(chunk.is_first && opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
         // Common case: the whole message is in one chunk, so borrow the payload instead of copying it.
         if is_complete && self.message.is_none() {
-            return Ok(Some(Event::Message(Message::borrowed(chunk.header.opcode, chunk.payload)?)));
+            return Ok(Some(Event::Message(Message::borrowed(opcode, chunk.payload)?)));
         }
         // `take` the message, so that an error below also drops the incomplete message.
-        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(chunk.header.opcode), 0)));
+        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(opcode), 0)));
         // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {

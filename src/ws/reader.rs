@@ -1,6 +1,6 @@
 //! §5.2 on a stream: finds frames in a byte stream that TCP may split anywhere, unmasks payload in place and returns
 //! payload in chunks. The reader stores header bytes but no payload, so an announced length costs no memory.
-//! Example: a masked "Hello" and an empty Ping arrive in four reads.
+//! Example: a masked "Hello" (§5.7) and an empty Ping arrive in four reads.
 //!
 //! ```text
 //!   read             kept header bytes  returned
@@ -48,7 +48,7 @@ impl FrameReader {
             // Validate before the masking key arrives, so `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
-        // Only a frame without payload needs no more input.
+        // A frame without payload is complete without more input.
         let frame = self.frame.filter(|header| !input.is_empty() || header.payload_len == 0);
         let Some(header @ FrameHeader { masking_key: Some(key), .. }) = frame else { return Ok(None) };
         let (received, remaining) = (self.received, header.payload_len - self.received);
