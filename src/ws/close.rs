@@ -46,7 +46,7 @@ impl<'a> CloseFrame<'a> {
         Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
-    /// Truncates the reason to at most 123 bytes, because §5.5 allows 125 bytes of payload and the code takes two bytes.
+    /// Truncates the reason to at most 123 bytes: §5.5 allows 125 bytes of payload, and the code takes two bytes.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };

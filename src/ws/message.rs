@@ -96,7 +96,7 @@ fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()))
 }
 
-/// Moves the `incomplete` character to `text` once its last byte has arrived.
+/// Adds `byte` to the `incomplete` character, and moves a complete character to `text`.
 fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(), ProtocolError> {
     incomplete.push(byte);
     match str::from_utf8(incomplete) {

@@ -125,7 +125,7 @@ impl Protocol {
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
                 State::Open => self.receive_data(&chunk),
-                _ => Ok(None), // skip data frames until the peer's Close arrives
+                _ => Ok(None), // the closing server skips data frames until the peer's Close
             });
             if let Some(event) = result.unwrap_or_else(|error| self.fail(error)) {
                 return Some(event);
@@ -190,7 +190,7 @@ impl Protocol {
         Ok(Event::Close(code, reason.to_owned()))
     }
 
-    /// Fails the connection. §7.1.7: "the endpoint SHOULD send a Close frame with an appropriate status code". Returns
+    /// Fails the connection (§7.1.7): "the endpoint SHOULD send a Close frame with an appropriate status code". Returns
     /// `None` if the connection was already closing.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
         let was_open = self.send_close(Some(error.code()), &error.to_string());
