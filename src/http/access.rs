@@ -1,6 +1,5 @@
-//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Listening only on loopback is not
-//! enough. Any page can open `ws://localhost`, so the server checks origins. Any site can resolve its name to 127.0.0.1
-//! (DNS rebinding), so the server checks hosts. Non-browser programs can forge `Origin`, so it requires tokens.
+//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Even on loopback, any page can open
+//! `ws://localhost`, any site can resolve its name to 127.0.0.1 (DNS rebinding), and any program can forge `Origin`.
 
 use std::rc::Rc;
 
@@ -72,8 +71,8 @@ impl Access {
 
 /// `None` if a value is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
-    let named = values.iter().filter(|value| *value != "*");
-    let allowed = named.map(|value| parse(value)).collect::<Result<Vec<_>, _>>()?;
+    let allowed =
+        values.iter().filter(|value| *value != "*").map(|value| parse(value)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
 }
 

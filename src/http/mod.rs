@@ -1,6 +1,5 @@
-//! Everything before the upgrade: [`route_request`] turns a request into the page, the health response, an upgrade or a
-//! rejection. The checks run in the order that PROTOCOL.md lists under "Rejections", up to the first failure.
-//! `ws::handshake` checks the rules of RFC 6455 §4.2. `server` may still reject an upgrade, for example if it is full.
+//! [`route_request`] turns a request into the page, the health response, an upgrade or a rejection. It runs the checks in
+//! the order that PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it is full.
 
 pub mod access;
 pub mod proxy;
@@ -16,9 +15,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, names};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, names};
 use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
-use crate::ws::request::{Rejection, Request, is_authority, quoted};
+use crate::ws::request::{Rejection, Request, bad_request, is_authority, quoted};
 use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
@@ -48,12 +47,11 @@ pub struct Peer {
 
 pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
     let authority = check_authority(request, access)?;
-    // Split the path before decoding. Otherwise %2f in a room name would act as a separator.
-    let room = request.path.strip_prefix("/ws/").filter(|room| !room.contains('/'));
     let dialect = match request.path {
         "/" => Some(Dialect::Events),
         "/ws" => Some(Dialect::Presence),
-        _ => room.map(|_| Dialect::Rooms),
+        // Split the path before decoding it: %2f in a room name is not a separator.
+        path => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(|_| Dialect::Rooms),
     };
     let has_page = matches!(request.path, "/" | "/health");
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
@@ -68,8 +66,8 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
-            let body = format!("There is nothing at {} (RFC 9110 §15.5.5).", quoted(path.as_bytes()));
-            return Err(Rejection::new(404, body));
+            let path = quoted(path.as_bytes());
+            return Err(Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5).")));
         }
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
@@ -79,31 +77,28 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
     check_origin(request, access, scheme, authority)?;
-    let query = request.query;
     // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
     let has_ticket = request.path == "/inspect";
     let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
-    percent_decode(query)?; // reject a malformed parameter even if its name is unknown
+    percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
     let route = match dialect {
         Some(dialect) => {
-            let room =
-                room.map_or_else(|| Ok(query_parameter(query, "room").unwrap_or(DEFAULT_ROOM.into())), percent_decode)?;
-            let join = parse_join(&room, query, dialect, &identity, peer.address)?;
+            let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
             Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
-        None if has_ticket => Route::Inspect { ticket: require_parameter("ticket", query_parameter(query, "ticket"))? },
+        None if has_ticket => Route::Inspect { ticket: require("ticket", query_parameter(request.query, "ticket"))? },
         None => Route::Echo(identity),
     };
     Ok(Outcome::Upgrade { response, route })
 }
 
-/// The rejection of a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
+/// Rejects a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
 pub fn unavailable(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
 }
 
-/// The rejection of a request that exceeds a limit of its client. `what` is a clause, such as "Too many joins".
+/// Rejects a request that exceeds a limit of its client. `what` is a clause, such as "Too many joins".
 pub fn too_many_requests(what: &str, headers: &'static [(&'static str, &'static str)]) -> Rejection {
     Rejection { status: 429, headers, body: format!("{what}. Try again later (RFC 6585 §4).") }
 }
@@ -142,8 +137,7 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
         let seen = quoted(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
-            let body = format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).");
-            return Err(Rejection::new(400, body));
+            return Err(bad_request(format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).")));
         }
         if !access.allows_host(authority) {
             let value = normalize_host(authority).unwrap_or_else(|| "'*'".into());
@@ -162,11 +156,11 @@ fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &st
     // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(()) };
     if origins.next().is_some() {
-        return Err(Rejection::new(400, "Origin must be sent once, not twice (RFC 6454 §7.3)."));
+        return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
     }
-    if origin.len() > MAX_ORIGIN {
-        let body = format!("Origin has {} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).", origin.len());
-        return Err(Rejection::new(400, body));
+    let length = origin.len();
+    if length > MAX_ORIGIN {
+        return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
     }
     let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
     if access.allows_origin(text, scheme, authority) {
@@ -189,8 +183,7 @@ fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Id
     identity.ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
-/// Returns the token in `?token=`; if that is absent, in `Authorization: Bearer` (RFC 6750 §2.1); if that is absent too,
-/// in an offered subprotocol `bearer.TOKEN`, the only place for it that browsers offer besides the URL.
+/// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
 pub fn token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
@@ -207,31 +200,29 @@ pub fn token(request: &Request) -> Option<String> {
         .or_else(|| subprotocols.into_iter().find_map(in_subprotocol))
 }
 
-fn parse_join(
-    room: &str,
-    query: &str,
-    dialect: Dialect,
-    identity: &Identity,
-    address: IpAddr,
-) -> Result<Join, Rejection> {
-    let bad_request = |error: String| Rejection::new(400, format!("{error}."));
-    let room = names::parse_room_name(room).map_err(bad_request)?;
-    let client_id =
-        (dialect == Dialect::Presence).then(|| require_parameter("client_id", query_parameter(query, "client_id")));
+fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
+    let query = request.query;
+    let room = match request.path.strip_prefix("/ws/") {
+        Some(room) => percent_decode(room)?,
+        None => query_parameter(query, "room").unwrap_or(DEFAULT_ROOM.into()),
+    };
+    let name_error = |error: String| bad_request(error + ".");
+    let room = names::parse_room_name(&room).map_err(name_error)?;
+    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query_parameter(query, "client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
-        return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}")));
+        return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
     // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
     let username = query_parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
-    let username = username.as_deref().map(names::parse_username).transpose().map_err(bad_request)?;
+    let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
     // Finish every check that returns 400 first, then check that the token allows this username.
     let (username, bound) = (username.as_deref(), identity.username.as_deref());
     if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
         let seen = quoted(username.as_bytes());
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
-    let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
+    let username = require("username", bound.or(username).or(dialect.default_username()))?;
     // Only the dialect `events` sends the message ids and the session that a client needs to resume.
     let events_parameter = |name| query_parameter(query, name).filter(|_| dialect == Dialect::Events);
     let since = events_parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
@@ -239,8 +230,7 @@ fn parse_join(
     let session = events_parameter("session").and_then(|session| u128::from_str_radix(&session, 16).ok());
     let session = session.map(|session| Session(session.to_be_bytes()));
     let (is_bound, credential) = (bound.is_some(), identity.credential_id());
-    let join = Join::new(username, &room, identity.user(address));
-    Ok(Join { is_bound, session, client_id, credential, resume, ..join })
+    Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
 /// Returns "" if the value is not valid percent-encoding.
@@ -254,8 +244,8 @@ fn query_parameter(query: &str, wanted: &str) -> Option<String> {
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| decode(value))
 }
 
-fn require_parameter<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
-    value.ok_or_else(|| Rejection::new(400, format!("The query parameter {parameter} is missing.")))
+fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
+    value.ok_or_else(|| bad_request(format!("The query parameter {parameter} is missing.")))
 }
 
 fn percent_decode(text: &str) -> Result<String, Rejection> {
@@ -265,7 +255,7 @@ fn percent_decode(text: &str) -> Result<String, Rejection> {
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| is_well_formed);
     // Do not quote the text in the body: the text may be a mistyped token.
     let body = "A query parameter, or the room in the path, is not percent-encoded UTF-8 (RFC 3986 §2.1).";
-    decoded.map(String::from).ok_or_else(|| Rejection::new(400, body))
+    decoded.map(String::from).ok_or_else(|| bad_request(body))
 }
 
 #[cfg(test)]

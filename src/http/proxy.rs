@@ -7,9 +7,8 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Returns the client's address: the rightmost address in `X-Forwarded-For` that is not a trusted proxy's, because each
-/// proxy appends the address of its peer. Before a malformed entry, nothing can be trusted. If every address is a
-/// trusted proxy's, the client is the leftmost one. `None`: no valid entry.
+/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy, because each proxy appends its peer, or
+/// the leftmost address if all are trusted proxies. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let lines: Vec<&[u8]> = request.header("X-Forwarded-For").collect();
     let list = lines.join(&b',');

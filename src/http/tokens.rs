@@ -26,8 +26,7 @@ impl Tokens {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = Tokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
         // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        for (line, text) in (1..).zip(text.lines()) {
+        for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
         }
         if tokens.by_hash.is_empty() {
@@ -46,11 +45,8 @@ impl Tokens {
             return Ok(());
         }
         // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
-        if let Some(invisible) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
-            return Err(format!(
-                "the token contains the invisible character U+{:04X}; remove it",
-                u32::from(invisible)
-            ));
+        if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
+            return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }
         if token.len() > max_head {
             return Err(format!("the token has {} bytes, and a request head only --max-head {max_head}", token.len()));
@@ -66,9 +62,8 @@ impl Tokens {
                 return Err(format!("the usernames {username:?} and {other:?} count as the same; write them alike"));
             }
         }
-        let known = previous.and_then(|previous| previous.identify(token));
-        let id = known.filter(|known| known.username == username).and_then(Identity::credential_id);
-        let id = id.unwrap_or(self.next_id);
+        let old = previous.and_then(|previous| previous.identify(token));
+        let id = old.filter(|old| old.username == username).and_then(Identity::credential_id).unwrap_or(self.next_id);
         self.next_id = self.next_id.max(id.saturating_add(1));
         let identity = Identity { credential: Some(Credential { id, line }), username };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));

@@ -1,6 +1,5 @@
-//! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The `http` module handles paths,
-//! access control and all other responses. The accept value only proves that the server understands WebSocket, so the
-//! weakness of SHA-1 does not matter (§10.8).
+//! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The accept value only proves that the
+//! server understands WebSocket, so the weakness of SHA-1 does not matter (§10.8).
 //!
 //! ```text
 //!   key       dGhlIHNhbXBsZSBub25jZQ==
@@ -16,15 +15,13 @@ use sha1::{Digest, Sha1};
 use super::extension;
 use super::request::{Rejection, Request, bad_request, is_token, quoted};
 
-/// Headers of a 426. RFC 9110 §15.5.22 requires `Upgrade`, and RFC 9110 §7.8 requires `Connection`. §4.4: "it MUST
-/// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
-const UPGRADE_REQUIRED: &[(&str, &str)] =
-    &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
-
+/// RFC 9110 §15.5.22 requires `Upgrade` in a 426, and RFC 9110 §7.8 requires `Connection`. §4.4: "it MUST respond with a
+/// |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
 pub fn upgrade_required() -> Rejection {
+    let headers = &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
                 `wscat -c url` does (RFC 6455 §4.1).";
-    Rejection { status: 426, headers: UPGRADE_REQUIRED, body: body.into() }
+    Rejection { status: 426, headers, body: body.into() }
 }
 
 /// RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
@@ -33,10 +30,12 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Checks a request against §4.2.1, and writes the 101 response (§4.2.2 item 5) or one rejection per broken rule.
-/// `supported` is the endpoint's only subprotocol.
+/// Writes the 101 response (§4.2.2 item 5), or one rejection per broken rule. `supported` is the only subprotocol.
 pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
+    // §11.3.2: the extension header may appear several times, so join its lines into one list.
+    let offers: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
+    let is_valid = offers.is_empty() || str::from_utf8(&offers.join(&b", "[..])).is_ok_and(extension::is_offer);
     let rules = [
         // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
         (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
@@ -49,7 +48,8 @@ pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>
         check_connection(request),
         check_version(request),
         read_key(request).map(|key| accept = accept_value(key)).err(),
-        check_extensions(request),
+        // §4.2.1 item 9. §9.1: the recipient of malformed offers "MUST immediately _Fail the WebSocket Connection_".
+        (!is_valid).then(|| bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1).")),
         read_subprotocols(request).map(|offered| is_agreed = offered.contains(&supported)).err(),
     ];
     let rejections: Vec<Rejection> = rules.into_iter().flatten().collect();
@@ -74,25 +74,23 @@ fn check_connection(request: &Request) -> Option<Rejection> {
 
 /// §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
 fn check_version(request: &Request) -> Option<Rejection> {
-    let body = match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
-        [b"13"] => return None,
-        [] => "Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into(),
-        [other] => format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quoted(other)),
-        _ => return Some(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
-    };
     // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
-    Some(Rejection { status: 426, headers: UPGRADE_REQUIRED, body })
+    let rejection = |body| Some(Rejection { body, ..upgrade_required() });
+    match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
+        [b"13"] => None,
+        [] => rejection("Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into()),
+        [other] => rejection(format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quoted(other))),
+        _ => Some(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
+    }
 }
 
 /// §4.2.1 item 5: a value "that, when decoded, is 16 bytes in length". §11.3.1 allows the header only once.
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let keys: Vec<&[u8]> = request.header("Sec-WebSocket-Key").collect();
-    let error = match keys[..] {
-        [key] => match decoded_key_len(key) {
-            Some(16) => return Ok(key),
-            Some(len) => format!("must decode to 16 bytes, not {len}"),
-            None => format!("{} is not base64", quoted(key)),
-        },
+    let error = match (&keys[..], keys.first().and_then(|key| decoded_key_len(key))) {
+        ([key], Some(16)) => return Ok(key),
+        ([_], Some(len)) => format!("must decode to 16 bytes, not {len}"),
+        ([key], None) => format!("{} is not base64", quoted(key)),
         _ => format!("must be sent once, not {} times", keys.len()),
     };
     Err(bad_request(format!("Sec-WebSocket-Key {error} (RFC 6455 §4.2.1).")))
@@ -106,17 +104,7 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// §4.2.1 item 9. §9.1: the recipient of malformed extension offers "MUST immediately _Fail the WebSocket Connection_".
-fn check_extensions(request: &Request) -> Option<Rejection> {
-    // §11.3.2: the header may appear several times, so join its lines into one list.
-    let lines: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
-    let is_list = || str::from_utf8(&lines.join(&b", "[..])).is_ok_and(extension::is_offer);
-    let is_malformed = !lines.is_empty() && !is_list();
-    is_malformed.then(|| bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1)."))
-}
-
-/// An offered subprotocol with this prefix is an access token: browsers cannot send other headers. Never selected, and
-/// never repeated in a response or a log.
+/// Marks an offered subprotocol as an access token: browsers cannot set other headers. Never log or repeat the token.
 pub const BEARER: &[u8] = b"bearer.";
 
 /// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".

@@ -1,6 +1,5 @@
-//! §4.2.1, the HTTP layer: turns the bytes of a request head into a [`Request`] or [`Rejection`]. [`HeadReader`] finds
-//! the end of a head that arrives in pieces, then `httparse` parses the head. This module checks the HTTP rules
-//! (RFC 9112, RFC 9110); `handshake.rs` checks the WebSocket rules.
+//! §4.2.1, the HTTP layer: parses the bytes of a request head into a [`Request`] or a [`Rejection`]. This module checks the
+//! rules of HTTP (RFC 9110, RFC 9112), and `handshake.rs` checks the rules of WebSocket.
 
 /// An HTTP error response. `body` is one or two sentences for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +15,7 @@ impl Rejection {
     }
 }
 
-pub(super) fn bad_request(body: impl Into<String>) -> Rejection {
+pub fn bad_request(body: impl Into<String>) -> Rejection {
     Rejection::new(400, body)
 }
 
@@ -38,12 +37,6 @@ pub struct HeadReader {
 
 impl HeadReader {
     /// Returns `Some(n)` once the head is complete: frames start at `input[n]`. `max` limits the head's size in bytes.
-    ///
-    /// ```
-    /// let mut reader = wirechat::ws::request::HeadReader::default();
-    /// assert_eq!(reader.receive(b"GET / HTTP/1.1\r\nHost: a\r\n", 8192), Ok(None));
-    /// assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // 0x81 starts a frame
-    /// ```
     pub fn receive(&mut self, input: &[u8], max: usize) -> Result<Option<usize>, Rejection> {
         let before = self.bytes.len();
         let accepted = &input[..input.len().min(max.saturating_sub(before))];
@@ -57,16 +50,16 @@ impl HeadReader {
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
-            match (self.line == self.request_line, line == b"\r\n") {
+            let (is_first, is_blank) = (self.line == self.request_line, line == b"\r\n");
+            if is_first && is_blank {
                 // RFC 9112 §2.2: a server "SHOULD ignore at least one empty line (CRLF)" before the request line.
-                (true, true) => self.request_line = end,
+                self.request_line = end;
+            } else if is_first {
                 // Parse the request line at once: a peer that does not speak HTTP may never send the final blank line.
-                (true, false) => drop(Request::parse(line, 0)?),
-                (false, true) => {
-                    self.bytes.truncate(end);
-                    return Ok(Some(newline + 1));
-                }
-                (false, false) => {}
+                Request::parse(line, 0)?;
+            } else if is_blank {
+                self.bytes.truncate(end);
+                return Ok(Some(newline + 1));
             }
             self.line = end;
         }
@@ -122,8 +115,7 @@ impl<'h> Request<'h> {
     /// Parses a complete head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
         // A head cannot have more headers than lines, so allocate no more entries than that.
-        let lines = memchr::memchr_iter(b'\n', head).count();
-        let mut headers = vec![httparse::EMPTY_HEADER; lines.min(max_headers)];
+        let mut headers = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', head).count().min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         parsed.parse(head).map_err(|error| parse_rejection(head, max_headers, error))?;
         let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
@@ -133,13 +125,10 @@ impl<'h> Request<'h> {
         if !target.is_ascii() || target.contains('#') {
             return Err(bad_request("The request target contains a # (RFC 6455 §3) or a byte that is not ASCII."));
         }
-        let (scheme, rest) = target.split_once("://").unwrap_or_default();
-        let (authority, local) = if ["http", "ws"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
-            let (authority, local) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-            (Some(authority), local)
-        } else {
-            (None, target)
-        };
+        let is_known = |scheme: &str| scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("ws");
+        let (_, rest) = target.split_once("://").filter(|(scheme, _)| is_known(scheme)).unzip();
+        let (authority, local) = rest.map(|rest| rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()))).unzip();
+        let local = local.unwrap_or(target);
         let (path, query) = local.split_once('?').unwrap_or((local, ""));
         // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
@@ -179,7 +168,7 @@ impl<'h> Request<'h> {
     }
 }
 
-fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> Rejection {
+fn parse_rejection(head: &[u8], limit: usize, error: httparse::Error) -> Rejection {
     use httparse::Error::*;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line with version 2.0, but must get a 400, not a 505.
@@ -188,9 +177,7 @@ fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> R
         (HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),
         (HeaderValue, _) => bad_request("A header value contains a forbidden byte (RFC 9110 §5.5)."),
         (NewLine, _) => bad_request("A CR is not followed by LF (RFC 9112 §2.2)."),
-        (TooManyHeaders, _) => {
-            Rejection::new(431, format!("The request has over {max_headers} headers (RFC 6585 §5)."))
-        }
+        (TooManyHeaders, _) => Rejection::new(431, format!("The request has over {limit} headers (RFC 6585 §5).")),
         (Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])) => {
             Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6).")
         }
@@ -198,7 +185,7 @@ fn parse_rejection(head: &[u8], max_headers: usize, error: httparse::Error) -> R
     }
 }
 
-// A `tchar` of RFC 9110 §5.6.2.
+// RFC 9110 §5.6.2: a `tchar`.
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -233,6 +220,13 @@ mod tests {
             }
         }
         Ok(None)
+    }
+
+    #[test]
+    fn frames_start_after_the_head() {
+        let mut reader = HeadReader::default();
+        assert_eq!(reader.receive(b"GET / HTTP/1.1\r\nHost: a\r\n", 8192), Ok(None));
+        assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // 0x81 starts a frame
     }
 
     #[test]
