@@ -22,16 +22,15 @@ impl Access {
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
-        let (mut origins, mut hosts) = (config.allow_origin.clone(), config.allow_host.clone());
-        if hosts.is_empty() && !config.is_loopback() {
-            hosts.push("*".into()); // allow every host: a public server cannot know all of its own names
-        }
+        let mut origins = config.allow_origin.clone();
         // Allow pages opened from disk: they send `null`. Sandboxed frames also send `null`, but have no token.
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
-        (access.origins, access.hosts) =
-            (parse_all(&origins, parse_allowed_origin)?, parse_all(&hosts, parse_allowed_host)?);
+        access.origins = parse_all(&origins, parse_allowed_origin)?;
+        // Allow every host by default, except on loopback: a public server cannot know all of its own names.
+        let allows_all = config.allow_host.is_empty() && !config.is_loopback();
+        access.hosts = if allows_all { None } else { parse_all(&config.allow_host, parse_allowed_host)? };
         Ok(access)
     }
 

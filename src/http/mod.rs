@@ -38,7 +38,6 @@ pub enum Route {
     Inspect { ticket: String }, // the ticket of the connection to observe
 }
 
-#[derive(Debug, Clone, Copy)]
 pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
@@ -57,8 +56,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
-        let headers = if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] };
-        return Err(method_rejection(request, headers));
+        return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
     let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
@@ -98,7 +96,6 @@ pub fn unavailable(what: &str) -> Rejection {
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
 }
 
-/// Rejects a request that exceeds a limit of its client. `what` is a clause, such as "Too many joins".
 pub fn too_many_requests(what: &str, headers: &'static [(&'static str, &'static str)]) -> Rejection {
     Rejection { status: 429, headers, body: format!("{what}. Try again later (RFC 6585 §4).") }
 }
@@ -179,8 +176,7 @@ fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Id
     }
     // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
     let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    let identity = access.identify(token(request).as_deref());
-    identity.ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+    access.identify(token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
 /// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
@@ -191,23 +187,20 @@ pub fn token(request: &Request) -> Option<String> {
         scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
     };
     let in_subprotocol = |name: &[u8]| {
-        let decoded = URL_SAFE_NO_PAD.decode(name.trim_ascii().strip_prefix(BEARER)?).unwrap_or_default();
+        let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
-    let subprotocols = request.header("Sec-WebSocket-Protocol").flat_map(|line| line.split(|byte| *byte == b','));
     query_parameter(request.query, "token")
         .or_else(|| request.header("Authorization").find_map(in_header))
-        .or_else(|| subprotocols.into_iter().find_map(in_subprotocol))
+        .or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
 }
 
 fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
     let query = request.query;
-    let room = match request.path.strip_prefix("/ws/") {
-        Some(room) => percent_decode(room)?,
-        None => query_parameter(query, "room").unwrap_or(DEFAULT_ROOM.into()),
-    };
     let name_error = |error: String| bad_request(error + ".");
-    let room = names::parse_room_name(&room).map_err(name_error)?;
+    let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
+    let room = room.or_else(|| query_parameter(query, "room"));
+    let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
     let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query_parameter(query, "client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
@@ -224,10 +217,10 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     }
     let username = require("username", bound.or(username).or(dialect.default_username()))?;
     // Only the dialect `events` sends the message ids and the session that a client needs to resume.
-    let events_parameter = |name| query_parameter(query, name).filter(|_| dialect == Dialect::Events);
-    let since = events_parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
-    let resume = events_parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
-    let session = events_parameter("session").and_then(|session| u128::from_str_radix(&session, 16).ok());
+    let parameter = |name| query_parameter(query, name).filter(|_| dialect == Dialect::Events);
+    let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
+    let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
+    let session = parameter("session").and_then(|hex| u128::from_str_radix(&hex, 16).ok());
     let session = session.map(|session| Session(session.to_be_bytes()));
     let (is_bound, credential) = (bound.is_some(), identity.credential_id());
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })

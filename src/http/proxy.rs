@@ -10,9 +10,7 @@ use crate::ws::request::Request;
 /// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy, because each proxy appends its peer, or
 /// the leftmost address if all are trusted proxies. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
-    let lines: Vec<&[u8]> = request.header("X-Forwarded-For").collect();
-    let list = lines.join(&b',');
-    let addresses: Vec<IpAddr> = list.rsplit(|byte| *byte == b',').map_while(parse_address).collect();
+    let addresses: Vec<IpAddr> = request.list("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()
 }
 
@@ -22,8 +20,8 @@ pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {
 
 /// The scheme of the client's request: the proxy may speak TLS with the client, and plain HTTP with this server.
 pub fn scheme(request: &Request) -> &'static str {
-    let last = request.header("X-Forwarded-Proto").last().and_then(|line| line.rsplit(|byte| *byte == b',').next());
-    if last.is_some_and(|scheme| scheme.trim_ascii().eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
+    let last = request.list("X-Forwarded-Proto").next_back();
+    if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
 }
 
 /// Parses an address, which some proxies write with a port, or with brackets around IPv6.

@@ -116,7 +116,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     let shown = |name| if has_bearer(name) { "a bearer token".into() } else { quoted(name) };
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
-        match std::str::from_utf8(element.trim_ascii()) {
+        match str::from_utf8(element.trim_ascii()) {
             // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
             Ok("") => {}
             // Limit the number of names (§10.4), because the duplicate check takes quadratic time.

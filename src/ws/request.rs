@@ -142,16 +142,19 @@ impl<'h> Request<'h> {
     }
 
     /// The trimmed values of all header lines called `name`, in order.
-    pub fn header(&self, name: &str) -> impl Iterator<Item = &'h [u8]> {
+    pub fn header(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
         // §4.2.1: "as per [RFC2616], the order of the header fields is not important", and names are case-insensitive.
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
+    /// The trimmed elements of the list in all header lines called `name` (RFC 9110 §5.3).
+    pub fn list(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+        self.header(name).flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    }
+
     /// Whether the header `name` lists `token`, ignoring case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        let matches = |element: &[u8]| element.trim_ascii().eq_ignore_ascii_case(token.as_bytes());
-        // RFC 9110 §5.3: several header lines with the same name form one list.
-        self.header(name).any(|line| line.split(|&byte| byte == b',').any(matches))
+        self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// The value of `Host` (§4.2.1 item 2). Empty if an HTTP/1.0 request has no `Host` header.
