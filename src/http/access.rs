@@ -37,9 +37,8 @@ impl Access {
     /// Replaces the tokens, all or none.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
-        let text = token_file.unwrap_or(DEMO_TOKENS);
-        let tokens = (!config.open).then(|| Tokens::parse(text, config.max_head, self.tokens.as_ref()));
-        self.tokens = tokens.transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
+        let parse = || Tokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
+        self.tokens = (!config.open).then(parse).transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
         Ok(())
     }
 
@@ -61,17 +60,16 @@ impl Access {
         normalize_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
     }
 
-    /// `None` if the token is wrong, or if a required token is missing.
+    /// Returns `None` if the token is wrong, or if a required token is missing.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
         tokens.identify(token?).cloned()
     }
 }
 
-/// `None` if a value is `*`, which allows everything.
+/// Returns `None` if a value is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
-    let allowed =
-        values.iter().filter(|value| *value != "*").map(|value| parse(value)).collect::<Result<Vec<_>, _>>()?;
+    let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
 }
 

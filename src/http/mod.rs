@@ -70,7 +70,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
-    // The subprotocols of /echo and /inspect are `echo` and `inspect`.
+    // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };

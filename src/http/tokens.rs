@@ -13,9 +13,9 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
 pub struct Tokens {
-    /// Keyed by a hash with a secret key (that of the map itself), so that response times reveal no part of a token.
+    /// Keyed by the map's randomly seeded hash of the token, so that response times reveal no part of a token.
     by_hash: HashMap<u64, Vec<(String, Identity)>>,
-    pub usernames: HashMap<Rc<str>, Rc<str>>, // those that tokens are bound to, by their keys
+    pub usernames: HashMap<Rc<str>, Rc<str>>, // usernames that tokens are bound to, by `username_key`
     next_id: CredentialId,                    // greater than every id given so far
 }
 
@@ -29,10 +29,7 @@ impl Tokens {
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
         }
-        if tokens.by_hash.is_empty() {
-            return Err("the file contains no token; write one per line".into());
-        }
-        Ok(tokens)
+        (!tokens.by_hash.is_empty()).then_some(tokens).ok_or("the file contains no token; write one per line".into())
     }
 
     /// A line is a token, optionally followed by the username that the token is bound to.

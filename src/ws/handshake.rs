@@ -111,7 +111,7 @@ pub const BEARER: &[u8] = b"bearer.";
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
-    // Anywhere in the element: the client may have mistyped the comma before it, or the prefix.
+    // Search the whole element for the prefix: the client may have mistyped the comma before the token.
     let has_bearer = |name: &[u8]| name.windows(BEARER.len()).any(|part| part.eq_ignore_ascii_case(BEARER));
     let shown = |name| if has_bearer(name) { "a bearer token".into() } else { quoted(name) };
     let mut offered = Vec::new();
