@@ -18,7 +18,7 @@ use wirechat::broker::memory::MemoryBroker;
 use wirechat::broker::{BrokerError, MemberId, Message, Resume, RoomEvent, RoomId};
 use wirechat::chat::dialect::Dialect;
 use wirechat::chat::event::{CloseReason, Effect, Event};
-use wirechat::chat::{Chat, Credential, CredentialId, Identity, Join, JoinError, JoinRequest, Now, Session};
+use wirechat::chat::{Chat, CredentialId, Identity, Join, JoinError, JoinRequest, Now, Session};
 use wirechat::config::Config;
 use wirechat::server;
 
@@ -132,9 +132,9 @@ impl Harness {
 
 /// With the credential 1, from its own address.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
-    let identity = Identity { credential: credential(1), username: None };
+    let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
-    let join = Join { credential: identity.credential_id(), ..Join::new(username, room, identity.user(address)) };
+    let join = Join { credential: identity.credential, ..Join::new(username, room, identity.user(address)) };
     JoinRequest { dialect, identity, address, join, extra: None }
 }
 
@@ -142,10 +142,6 @@ fn with(request: JoinRequest, change: impl FnOnce(&mut Join)) -> JoinRequest {
     let mut request = request;
     change(&mut request.join);
     request
-}
-
-fn credential(id: u32) -> Option<Credential> {
-    CredentialId::new(id).map(|id| Credential { id, line: 1 })
 }
 
 fn can_join(harness: &Harness, room: &str) -> bool {
@@ -488,7 +484,7 @@ fn typing_under_a_bad_name_is_an_error_once_a_second() {
 #[test]
 fn a_token_with_a_username_allows_no_other() {
     with_each_broker(&[], |harness| {
-        let identity = Identity { credential: credential(1), username: Some("ann".into()) };
+        let identity = Identity { credential: CredentialId::new(1), token_line: None, username: Some("ann".into()) };
         harness.join(CAROL, JoinRequest { identity, ..request(Dialect::Rooms, "ann", "general") });
         let error = event("error", r#"{"message":"This token may be used with another username only"}"#);
         assert_eq!(
@@ -534,7 +530,7 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
             let request = request(Dialect::Events, look_alike, "general");
             assert_eq!(harness.chat.check(&request), Err(JoinError::Reserved), "{look_alike}");
         }
-        let identity = Identity { credential: credential(2), username: Some("Ann".into()) };
+        let identity = Identity { credential: CredentialId::new(2), token_line: None, username: Some("Ann".into()) };
         let own = JoinRequest { identity, ..request(Dialect::Rooms, "Ann", "general") };
         assert_eq!(harness.chat.check(&own), Ok(()));
         harness.join(ALICE, own);

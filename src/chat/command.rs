@@ -1,26 +1,23 @@
-//! Client commands. A [`Command`] borrows its texts and names, not yet trimmed or validated, from the client's message.
+//! Client commands. The chat trims and validates the texts and names in a [`Command`].
 
 use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::event::ErrorText;
 
-/// A command or an error, and the nonce (1 to 64 characters) that the resulting event repeats.
+/// The resulting event repeats the nonce (1 to 64 characters).
 pub type Parsed<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// Without `to`, the message goes to the room. Only the dialect `rooms` sets `username`.
+    // Without `to`, the message goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    /// Leaves the current room and joins `room`.
     SwitchRoom { room: Cow<'a, str> },
-    /// The other members of the room receive a `typing` event.
     Typing { username: Option<Cow<'a, str>> },
-    /// Ping frames never reach the chat: the `ws` module replies to them.
-    Ping,
+    Ping, // not a Ping frame: the `ws` module replies to Ping frames
 }
 
-/// Splits `/msg NAME TEXT` into NAME and TEXT; `None` for other texts. NAME is a word, or a phrase in double quotes.
+/// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.
 pub fn split_private(text: &str) -> Option<(&str, &str)> {
     // `/msg` must be a whole word: `/message` is ordinary text.
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;

@@ -1,5 +1,4 @@
-//! Events for clients, and effects for the server. An [`Event`] says what happened. An [`Effect`] says what the server
-//! must do, such as deliver an event to a room. The server executes effects in order.
+//! Events for clients, and effects for the server, which executes the effects in order.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,21 +13,21 @@ use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
-    /// The first event that a client receives; only in the dialect `events`.
+    /// The first event that a client of the dialect `events` receives. The other dialects omit `welcome`.
     Welcome {
         message: String,
-        members: Vec<Rc<str>>, // usernames of the members already in the room, one per connection
+        members: Vec<Rc<str>>, // usernames of the other members, one per connection
         room: Rc<str>,
         username: Rc<str>,
         #[serde(flatten)]
         backlog: Backlog,
         session: String,
-        member_count: usize, // `members` may be cut off
+        member_count: usize, // includes the members that a truncated `members` omits
         limits: ClientLimits,
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
     },
-    /// Sent to the other members of the room, and to the new member itself if its dialect has no welcome.
+    /// The new member itself receives `joined` only if its dialect omits `welcome`.
     Joined {
         username: Rc<str>,
         #[serde(skip)]
@@ -39,9 +38,9 @@ pub enum Event {
         #[serde(skip)]
         active: ActiveUsers,
     },
-    /// Sent to every member of the room, including the sender.
+    /// The sender receives its own message, too.
     Message(Rc<Message>),
-    /// Sent to the client that switched rooms. `members` excludes that client.
+    /// Only the client that switched rooms receives `switched`.
     Switched {
         room: Rc<str>,
         members: Vec<Rc<str>>,
@@ -50,29 +49,28 @@ pub enum Event {
         last_id: u64,
         history: Vec<Rc<Message>>,
     },
-    /// Sent to the other members of the room.
+    /// The typing member receives no event.
     Typing { username: Rc<str> },
-    /// Sent to all connections of the recipient, and to the sender.
+    /// All connections of the recipient and the sender receive `private`.
     Private(Rc<PrivateMessage>),
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
-    /// Repeats the nonce of the message that caused the error. The connection stays open.
+    /// The connection stays open.
     Error {
         message: ErrorText,
         #[serde(skip_serializing_if = "Option::is_none")]
-        nonce: Option<Rc<str>>,
+        nonce: Option<Rc<str>>, // the nonce of the message that caused the error
     },
 }
 
-/// The members of a room, for the dialects that list them.
+/// The members of a room, for the dialect `presence`.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_count: Option<usize>, // `Some` if the room is too large for a list
+    pub active_count: Option<usize>, // only if `active_users` is empty because the room is too large
 }
 
-/// What a client may send.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ClientLimits {
     pub max_text: usize,    // characters of a text
@@ -80,22 +78,17 @@ pub struct ClientLimits {
     pub rate_limit: f64,    // messages per second; 0: no limit
 }
 
-/// PROTOCOL.md ("Errors") specifies some of these texts word for word.
+/// PROTOCOL.md ("Errors") specifies some texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
 #[derive(Debug, PartialEq)]
 pub enum Effect {
-    /// Deliver an event to one client.
     Send { client: Token, event: Event },
-    /// Deliver an event to all clients in a room except `but`.
     Broadcast { room: RoomId, but: Option<Token>, event: Event },
-    /// From this effect on, the client receives the events of `to` instead of those of `from`.
-    Moved { client: Token, from: Option<RoomId>, to: RoomId },
-    /// Close the connection and call [`super::Chat::leave`], so that the client's room receives `left`.
-    Close { client: Token, reason: CloseReason },
+    Moved { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
+    Close { client: Token, reason: CloseReason },              // close the connection, then call `Chat::leave`
 }
 
-/// The Close frame contains [`CloseReason::text`]; the server chooses the close code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
     Flooding,
@@ -105,6 +98,7 @@ pub enum CloseReason {
 }
 
 impl CloseReason {
+    /// The reason in the Close frame.
     pub fn text(self) -> &'static str {
         match self {
             CloseReason::Flooding => "flooding",

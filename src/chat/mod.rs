@@ -1,6 +1,6 @@
-//! The chat: commands in, effects out. [`Chat`] turns a client's text into a [`Request`] to the broker, updates its
-//! tables for each [`RoomEvent`] from the broker, and queues [`Effect`]s for the server. The chat knows clients, rooms,
-//! names and JSON, but not frames, sockets or clocks: a client is a `mio::Token`, and the time is a parameter.
+//! The chat: commands in, effects out. [`Chat`] parses a client's text, submits a [`Request`] to the broker, applies each
+//! [`RoomEvent`] from the broker to the tables, and queues [`Effect`]s for the server. The chat uses no frames, sockets or
+//! clocks: a client is a `mio::Token`, and the time is a parameter.
 //!
 //! ```text
 //!   bob                 who receives what, in this order
@@ -12,7 +12,6 @@
 //!   sends no JSON       bob: error
 //!   leaves              rust: left
 //! ```
-#![doc = "\n"]
 #![doc = include_str!("PROTOCOL.md")]
 
 pub mod command;
@@ -25,6 +24,7 @@ pub mod room;
 use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +43,7 @@ use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const MAX_HELD: usize = 64; // maximum number of errors and pongs held until a client's welcome
+const MAX_HELD: usize = 64; // maximum number of events in `Stage::Joining::held`
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -57,10 +57,9 @@ pub struct JoinRequest {
     pub identity: Identity,
     pub address: IpAddr,
     pub join: Join,
-    pub extra: Option<(&'static str, String)>, // name and value of an extra field in the welcome
+    pub extra: Option<(&'static str, String)>, // name and value of an extra field in `welcome`
 }
 
-/// Why a join cannot succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JoinError {
     Reserved, // another token is bound to the username
@@ -68,29 +67,20 @@ pub enum JoinError {
     TooManyRooms,
 }
 
-/// What an access token proves about a client.
+/// What an access token proves about a client; the default if the server requires no token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
-    pub credential: Option<Credential>, // `None`: no token is required
+    pub credential: Option<CredentialId>,
+    pub token_line: Option<NonZeroU32>, // line number in the token file, for the log
     pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any that is not reserved
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Credential {
-    pub id: CredentialId,
-    pub line: u32, // line of the token in its file, for the log
-}
-
 impl Identity {
-    pub fn credential_id(&self) -> Option<CredentialId> {
-        self.credential.map(|credential| credential.id)
-    }
-
-    /// Whose rate limit and rooms the client shares, on a server that is not local (PROTOCOL.md, "Rate limit").
+    /// Returns the user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
-            None => User::Peer { credential: self.credential_id(), address: network(address) },
+            None => User::Peer { credential: self.credential, address: network(address) },
         }
     }
 }
@@ -101,26 +91,24 @@ pub struct Chat {
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
     rate_limiter: RateLimiter,
-    /// The keys of all usernames that tokens are bound to. No other token may use them.
-    reserved: HashSet<Rc<str>>,
-    formatted_time: Option<(SystemTime, Rc<str>)>, // cache: all messages of an event loop turn have the same time
+    reserved: HashSet<Rc<str>>, // keys of the usernames that tokens are bound to
+    formatted_time: Option<(SystemTime, Rc<str>)>, // cached, because a turn's messages have the same time
     config: Config,
 }
 
 struct Client {
     dialect: Dialect,
     stage: Stage,
-    username: Rc<str>, // the username given on join, shown in `joined`, `left` and `members`
+    username: Rc<str>, // from the join; messages may have another username
     identity: Identity,
     address: IpAddr,
 }
 
-/// In any stage, the broker's `Left` or `JoinRejected` removes the client.
 enum Stage {
-    // `held`: errors and pongs to send after the welcome, which must be the client's first event.
+    // `held`: errors and pongs to send after `welcome`, which must be the client's first event.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
-    Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
+    Leaving(Box<str>), // reason for the log; the client receives no more events
 }
 
 impl Chat {
@@ -134,7 +122,7 @@ impl Chat {
         self.reserved = usernames.map(|username| names::username_key(&username)).collect();
     }
 
-    /// Checks a join before the handshake succeeds. The broker's own check may come later.
+    /// Checks a join before the handshake succeeds. The broker may still reject the join later.
     pub fn check(&self, request: &JoinRequest) -> Result<(), JoinError> {
         if self.is_reserved(&request.join.username, &request.identity) {
             return Err(JoinError::Reserved);
@@ -145,10 +133,10 @@ impl Chat {
         })
     }
 
-    /// Draws the join from the user's rate limit. `false`: reject the handshake. On a local server, each connection is a
-    /// user of its own, so a limit on joins would limit nothing.
+    /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
     pub fn may_join(&mut self, request: &JoinRequest, now: Now) -> bool {
         let user = request.identity.user(request.address);
+        // On a local server, every connection is another user, so a limit on joins has no effect.
         self.config.is_local() || self.rate_limiter.check(&user, now.monotonic) == Decision::Pass
     }
 
@@ -162,7 +150,7 @@ impl Chat {
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
-    /// A no-op if the client is unknown or already leaving. `reason` is for the log.
+    /// Has no effect if the client is unknown or already leaving. `reason` is for the log.
     pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         if let Stage::Member(room) = std::mem::replace(&mut record.stage, Stage::Leaving(reason.into())) {
@@ -171,7 +159,7 @@ impl Chat {
         self.broker.submit(client, Request::Leave, now.monotonic);
     }
 
-    /// Sends no events, because the server is stopping.
+    /// Removes all clients without sending events, because the server is stopping.
     pub fn disband(&mut self) {
         self.clients.clear();
         self.rooms.clear();
@@ -181,9 +169,9 @@ impl Chat {
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         let (parsed, nonce) = record.dialect.parse(text);
-        // The rate limit also counts malformed texts, because parsing them takes as much time as parsing commands.
+        // The rate limit also counts invalid texts, because parsing them takes as much time as parsing commands.
         let decision = match parsed {
-            Ok(Command::Typing { .. }) => Decision::Pass, // `submit` checks its own limit
+            Ok(Command::Typing { .. }) => Decision::Pass, // `submit` checks the separate limit on `typing`
             _ if self.config.rate_limit == 0.0 => Decision::Pass,
             _ => self.rate_limiter.check(&self.user_of(client), now.monotonic),
         };
@@ -197,9 +185,9 @@ impl Chat {
         }
     }
 
-    /// After `join`, `leave` or `receive`, and when the broker has new events, call this until it returns `None`.
+    /// After `join`, `leave` or `receive`, the server calls `next_effect` until it returns `None`.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        // Return all effects of an event before applying the next event, which may change a room's recipients.
+        // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
             let event = self.broker.next_event()?;
             self.apply(event);
@@ -235,13 +223,12 @@ impl Chat {
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
-                // No text has more characters than bytes, so count characters only if the bytes exceed the limit.
+                // Counting characters is slow, so first compare the number of bytes, which is never smaller.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
-                    // No client can have an invalid name, so report an invalid recipient as an unknown user.
                     let name = names::parse_username(to).ok().map(Rc::from);
                     // Many clients may share a default username, so a message to it would reach strangers.
                     let name = name.filter(|name| !names::is_default(&names::username_key(name)));
@@ -255,7 +242,7 @@ impl Chat {
                 Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
             }
             Command::Typing { username } => {
-                // Check the limit before the username, so that it also counts invalid names.
+                // Check the limit first, so that the limit also counts commands with invalid usernames.
                 if !self.rate_limiter.check_typing(&self.user_of(client), now.monotonic) {
                     return Ok(());
                 }
@@ -270,18 +257,15 @@ impl Chat {
         Ok(())
     }
 
-    /// Returns the validated `username`, or the username from the join if `username` is `None`.
+    /// Validates `username`. The default is the username from the join.
     fn resolve_username(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
-        let record = &self.clients[&client];
-        let username = match username.map(names::parse_username).transpose()? {
-            Some(username) if record.identity.username.as_deref().is_some_and(|bound| *bound != *username) => {
-                return Err("This token may be used with another username only".into());
-            }
-            Some(username) => username.into(),
-            None => Rc::clone(&record.username),
-        };
+        let Client { identity, username: default, .. } = &*self.clients[&client];
+        let username = username.map(names::parse_username).transpose()?.map_or_else(|| Rc::clone(default), Rc::from);
+        if identity.username.as_ref().is_some_and(|bound| *bound != username) {
+            return Err("This token may be used with another username only".into());
+        }
         // A reload can reserve the username of a client that has already joined.
-        if self.is_reserved(&username, &record.identity) {
+        if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
         Ok(username)
@@ -292,7 +276,6 @@ impl Chat {
         !self.reserved.is_empty() && !is_own() && self.reserved.contains(&names::username_key(username))
     }
 
-    /// Who is responsible for what a client does.
     fn user_of(&self, client: Token) -> User {
         let Client { identity, address, .. } = &*self.clients[&client];
         if self.config.is_local() { User::Connection(client) } else { identity.user(*address) }
@@ -310,9 +293,7 @@ impl Chat {
                 let before = self.rooms.insert(room, Room::new(name, members));
                 debug_assert!(before.is_none(), "a room number is used once");
             }
-            RoomEvent::Entered { client, session, from, to, backlog } => {
-                self.enter(client, session, from, to, backlog);
-            }
+            RoomEvent::Entered { client, session, from, to, backlog } => self.enter(client, session, from, to, backlog),
             RoomEvent::RemoteJoined { room, member, username } => {
                 self.room_mut(room).add_member(member, Rc::clone(&username), None);
                 self.send_room(room, None, Event::Joined { username, active: self.active_users(room) });
@@ -334,8 +315,8 @@ impl Chat {
             RoomEvent::Published { room, client, message } => {
                 let sender = client.filter(|_| log::log_enabled!(log::Level::Debug));
                 if let Some((client, record)) = sender.and_then(|client| self.clients.get_key_value(&client)) {
-                    let (name, fields) =
-                        (quote_for_log(&self.rooms[&room].name), record.log_fields(*client, &message.username));
+                    let fields = record.log_fields(*client, &message.username);
+                    let name = quote_for_log(&self.rooms[&room].name);
                     log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
                 }
                 self.send_room(room, None, Event::Message(message));
@@ -365,25 +346,25 @@ impl Chat {
         }
     }
 
-    /// Announces the client even if it is already leaving, because `left` will follow.
+    /// Broadcasts `joined` even if the client is already leaving, because the room will receive `left`.
     fn enter(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let member = MemberId::Local(client);
-        let Client { dialect, ref username, .. } = *self.clients[&client];
-        let username = Rc::clone(username);
-        let client_fields = self.clients[&client].log_fields(client, &username);
+        let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
+        let record = &self.clients[&client];
+        let (dialect, username) = (record.dialect, Rc::clone(&record.username));
+        let fields = record.log_fields(client, &username);
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
-        let max_listed = self.config.max_listed;
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
         let members = new.first_usernames(max_listed);
         new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
-        match from.map(|from| quote_for_log(&self.rooms[&from].name)) {
-            Some(old) => log::info!("SWITCH from={old} to={} {client_fields}", quote_for_log(&room)),
-            None => log::info!("JOIN room={} {client_fields}", quote_for_log(&room)),
-        }
         self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
         if let Some(from) = from {
+            let old = quote_for_log(&self.rooms[&from].name);
+            log::info!("SWITCH from={old} to={} {fields}", quote_for_log(&room));
             self.remove_member(from, member);
+        } else {
+            log::info!("JOIN room={} {fields}", quote_for_log(&room));
         }
         if let Some(Stage::Joining { extra, held }) = before {
             let username = Rc::clone(&username);
@@ -391,13 +372,11 @@ impl Chat {
                 let message = format!("Welcome to #{room}, {username}!");
                 let extra = extra.into_iter().map(|field| *field).collect();
                 let session = format!("{:032x}", u128::from_be_bytes(session.0));
-                let Config { max_text, max_message, rate_limit, .. } = self.config;
                 let limits = ClientLimits { max_text, max_message, rate_limit };
                 let welcome =
                     Event::Welcome { message, members, room, username, backlog, session, member_count, limits, extra };
                 self.send(client, welcome);
             } else {
-                // In dialects without a welcome, the client receives its own `joined`, then the history as messages.
                 self.send(client, Event::Joined { username, active: self.active_users(to) });
                 backlog.messages.into_iter().for_each(|message| self.send(client, Event::Message(message)));
             }
@@ -418,7 +397,7 @@ impl Chat {
         }
     }
 
-    /// Holds the event until the client's welcome, or drops the event if the client is leaving.
+    /// Holds the event while the client is joining. Drops the event if the client is leaving.
     fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.stage) {
             Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
@@ -438,17 +417,15 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason });
     }
 
-    /// Returns a room's usernames, but only if a recipient's dialect lists them. In a large room, returns only their
-    /// number: a list for every member after every join would take quadratic time.
+    /// Returns an empty list if no recipient needs the list, or if the room is large, because sending a list to every
+    /// member after every join takes quadratic time.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);
-        if !room.dialects().any(|dialect| dialect == Dialect::Presence) {
-            ActiveUsers::default()
-        } else if count > max {
-            ActiveUsers { active_users: Vec::new(), active_count: Some(count) }
-        } else {
-            ActiveUsers { active_users: room.first_usernames(max), active_count: None }
+        match room.dialects().any(|dialect| dialect == Dialect::Presence) {
+            true if count > max => ActiveUsers { active_users: Vec::new(), active_count: Some(count) },
+            true => ActiveUsers { active_users: room.first_usernames(max), active_count: None },
+            false => ActiveUsers::default(),
         }
     }
 
@@ -462,7 +439,7 @@ impl Chat {
         room
     }
 
-    /// `None` if the client is unknown or leaving.
+    /// Returns `None` if the client is unknown or leaving.
     fn active_client(&mut self, client: Token) -> Option<&mut Client> {
         let record = self.clients.get_mut(&client)?;
         (!matches!(record.stage, Stage::Leaving(_))).then_some(record)
@@ -470,15 +447,14 @@ impl Chat {
 }
 
 impl Client {
-    /// Fields for the log that let an operator find the client, its address and its token.
     fn log_fields(&self, client: Token, username: &str) -> String {
-        let (name, line) = (quote_for_log(username), self.identity.credential.map(|credential| credential.line));
-        let token = line.map(|line| format!(" token_line={line}")).unwrap_or_default();
+        let name = quote_for_log(username);
+        let token = self.identity.token_line.map(|line| format!(" token_line={line}")).unwrap_or_default();
         format!("user={name} connection={} address={}{token}", client.0, self.address)
     }
 }
 
-/// Quotes and escapes a name unless it is plain, so that no name can forge a log line.
+/// Quotes and escapes a name with special characters, so that no name can forge a log line.
 pub fn quote_for_log(name: &str) -> Cow<'_, str> {
     let is_plain = name.chars().all(|character| character.is_alphanumeric() || matches!(character, '-' | '_' | '.'));
     if is_plain { name.into() } else { format!("{name:?}").into() }

@@ -1,5 +1,4 @@
-//! Validates and normalizes usernames and room names, and defines when two usernames are the same (PROTOCOL.md,
-//! "Names").
+//! Validates, normalizes and compares usernames and room names (PROTOCOL.md, "Names").
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -9,17 +8,16 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use super::dialect::Dialect;
 
-/// Trims, normalizes (NFC) and validates a username. The error tells the client which rule the username violates.
 pub fn parse_username(text: &str) -> Result<Cow<'_, str>, String> {
-    validate("username", text, 32, 128)
+    parse("username", text, 32, 128)
 }
 
-/// Trims, normalizes (NFC) and validates a room name.
 pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
-    validate("room", text, 64, 256)
+    parse("room", text, 64, 256)
 }
 
-fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
+/// Trims, normalizes (NFC) and validates a name. The client receives the error text.
+fn parse<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
     let name: Cow<'_, str> = if is_nfc { name.into() } else { name.nfc().collect::<String>().into() };
@@ -27,8 +25,8 @@ fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> R
     let mut is_after_visible = false;
     for character in name.chars() {
         let is_emoji_style = is_after_visible && matches!(character, '\u{fe0e}' | '\u{fe0f}');
-        let is_separator = matches!(character, '\u{2028}' | '\u{2029}');
-        if character.is_control() || is_separator || is_ignorable(character) && !is_emoji_style {
+        let is_invisible = matches!(character, '\u{2028}' | '\u{2029}') || is_ignorable(character);
+        if character.is_control() || is_invisible && !is_emoji_style {
             return Err(format!("A {kind} must not hold control or invisible characters"));
         }
         is_after_visible = is_visible(character);
@@ -42,8 +40,8 @@ fn validate<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> R
     }
 }
 
-/// Whether Unicode 17 assigns the property Default_Ignorable_Code_Point, which includes all of Bidi_Control: renderers
-/// show nothing, so two different names would look the same (DerivedCoreProperties.txt).
+/// Whether the character has the property Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17).
+/// Renderers do not show such characters, so two different names could look the same.
 pub fn is_ignorable(character: char) -> bool {
     matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
         | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
@@ -51,22 +49,22 @@ pub fn is_ignorable(character: char) -> bool {
         | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// U+2800, the empty Braille pattern, is not white space but draws nothing.
 fn is_visible(character: char) -> bool {
+    // U+2800 is the empty Braille pattern.
     !(character.is_whitespace() || character == '\u{2800}' || is_ignorable(character))
 }
 
-/// Two usernames are the same if their keys are: NFKC, without ignorable characters, case-folded, and NFKC again.
+/// Two usernames with the same key are the same name. The key is case-folded, in NFKC and without ignorable characters.
 pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
-        return Rc::clone(username); // its own key; sharing it saves memory
+        return Rc::clone(username); // the username is its own key, and sharing saves memory
     }
     let visible: String = username.nfkc().filter(|character| !is_ignorable(*character)).collect();
-    // Use Unicode case folding: lowercasing would not make `STRASSE` and `straße` equal.
+    // Case folding maps `STRASSE` and `straße` to the same key; lowercasing would not.
     UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()
 }
 
-/// Whether many clients may share this username: it is a dialect's default.
+/// Whether the username is a dialect's default, which many clients may share.
 pub fn is_default(username: &str) -> bool {
     Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username))
 }

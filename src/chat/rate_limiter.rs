@@ -1,5 +1,4 @@
-//! The rate limit: one token bucket per user, with flood detection. At a limit of one message per second, the bucket
-//! holds two tokens and gains one token per second. Each accepted message takes one token:
+//! The rate limit: one token bucket per user, with flood detection. Example for a limit of one message per second:
 //!
 //! ```text
 //!   at second   0         0         0         0.5       1         5
@@ -14,25 +13,23 @@ use crate::broker::User;
 use crate::maps::PeerMap;
 
 const BURST_SECONDS: f64 = 2.0;
-// A flood is this many bursts of rejected messages within `FLOOD_TIME`. Fewer are normal, and cheap to reject.
-const FLOOD_BURSTS: f64 = 5.0;
+const FLOOD_BURSTS: f64 = 5.0; // a flood is this many bursts of rejected messages within `FLOOD_TIME`
 const FLOOD_TIME: Duration = Duration::from_secs(10);
-const TYPING_RATE: f64 = 1.0; // `typing` events per second of each user, without bursts
-/// A user who reconnects within this time finds its bucket as it was.
+const TYPING_RATE: f64 = 1.0; // `typing` commands per second, without bursts
 const BUCKET_TTL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    SlowDown, // over the limit: drop the message
-    Flood,    // the client keeps sending while its messages are dropped: close the connection
+    SlowDown, // drop the message
+    Flood,    // close the connection
 }
 
-/// The buckets of all users. A user's bucket outlives its connections, or reconnecting would circumvent the limit.
+/// A user's bucket outlives the user's connections, because reconnecting must not circumvent the limit.
 #[derive(Debug)]
 pub struct RateLimiter {
-    rate: f64, // in messages per second; 0: no limit
-    burst: f64,
+    rate: f64,  // in messages per second; 0: no limit
+    burst: f64, // in messages
     users: PeerMap<User, Usage>,
 }
 
@@ -43,7 +40,7 @@ struct Usage {
     rejections: VecDeque<Duration>, // times of the messages dropped within the last `FLOOD_TIME`
 }
 
-/// A token bucket. All times are monotonic.
+/// A token bucket. The caller passes the rate (tokens per second), the burst (tokens) and the monotonic time.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
     tokens: f64,
@@ -55,7 +52,7 @@ impl Bucket {
         Bucket { tokens: burst, refilled_at: now }
     }
 
-    /// Takes a token and returns `true`, unless less than one token is left. `rate` is in tokens per second.
+    /// Returns `false` if the bucket holds less than one token.
     pub fn take(&mut self, rate: f64, burst: f64, now: Duration) -> bool {
         let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
         *self = Bucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
@@ -64,7 +61,7 @@ impl Bucket {
         has_token
     }
 
-    /// Whether the bucket is as good as new: not used for `age`, and full again.
+    /// Whether the bucket is full, and was last used at least `age` ago.
     pub fn is_expired(&self, rate: f64, burst: f64, age: Duration, now: Duration) -> bool {
         let unused = now.saturating_sub(self.refilled_at);
         unused >= age && unused.as_secs_f64() * rate >= burst
@@ -73,23 +70,21 @@ impl Bucket {
 
 impl RateLimiter {
     pub fn new(rate: f64) -> RateLimiter {
-        // At least one token: with less, no message could ever pass.
+        // A bucket of less than one token would reject every message.
         RateLimiter { rate, burst: (rate * BURST_SECONDS).max(1.0), users: PeerMap::default() }
     }
 
-    /// Draws one message from the user's bucket. `now` is monotonic.
+    /// Takes one token for a message from the user's bucket.
     pub fn check(&mut self, user: &User, now: Duration) -> Decision {
-        if self.rate == 0.0 {
+        let RateLimiter { rate, burst, .. } = *self;
+        if rate == 0.0 {
             return Decision::Pass;
         }
-        let RateLimiter { rate, burst, .. } = *self;
         let Usage { bucket, rejections, .. } = self.usage(user, now);
         if bucket.take(rate, burst, now) {
             return Decision::Pass;
         }
-        while rejections.front().is_some_and(|at| now.saturating_sub(*at) > FLOOD_TIME) {
-            rejections.pop_front();
-        }
+        while rejections.pop_front_if(|at| now.saturating_sub(*at) > FLOOD_TIME).is_some() {}
         if rejections.len() as f64 >= burst * FLOOD_BURSTS {
             return Decision::Flood;
         }
@@ -97,12 +92,10 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Draws one `typing` from a bucket of its own.
     pub fn check_typing(&mut self, user: &User, now: Duration) -> bool {
         self.usage(user, now).typing.take(TYPING_RATE, 1.0, now)
     }
 
-    /// Removes the bucket of a user that cannot return: a connection that has closed.
     pub fn forget(&mut self, user: &User) {
         self.users.remove(user);
     }

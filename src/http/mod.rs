@@ -222,7 +222,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
     let session = parameter("session").and_then(|hex| u128::from_str_radix(&hex, 16).ok());
     let session = session.map(|session| Session(session.to_be_bytes()));
-    let (is_bound, credential) = (bound.is_some(), identity.credential_id());
+    let (is_bound, credential) = (bound.is_some(), identity.credential);
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
 use subtle::ConstantTimeEq;
 
-use crate::chat::{Credential, CredentialId, Identity, names};
+use crate::chat::{CredentialId, Identity, names};
 
 // The README publishes these tokens, so the server accepts them only on a local server and without a token file.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
@@ -60,9 +61,9 @@ impl Tokens {
             }
         }
         let old = previous.and_then(|previous| previous.identify(token));
-        let id = old.filter(|old| old.username == username).and_then(Identity::credential_id).unwrap_or(self.next_id);
+        let id = old.filter(|old| old.username == username).and_then(|old| old.credential).unwrap_or(self.next_id);
         self.next_id = self.next_id.max(id.saturating_add(1));
-        let identity = Identity { credential: Some(Credential { id, line }), username };
+        let identity = Identity { credential: Some(id), token_line: NonZeroU32::new(line), username };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
         Ok(())
     }
@@ -73,7 +74,7 @@ impl Tokens {
     }
 
     pub fn ids(&self) -> HashSet<CredentialId> {
-        self.by_hash.values().flatten().filter_map(|(_, identity)| identity.credential_id()).collect()
+        self.by_hash.values().flatten().filter_map(|(_, identity)| identity.credential).collect()
     }
 }
 
@@ -86,7 +87,7 @@ mod tests {
     }
 
     fn id(tokens: &Tokens, token: &str) -> Option<CredentialId> {
-        tokens.identify(token).and_then(Identity::credential_id)
+        tokens.identify(token).and_then(|identity| identity.credential)
     }
 
     #[test]
@@ -94,7 +95,7 @@ mod tests {
         let tokens = parse("# ours\n\nsecret\nother  Al ice # hers\nwith#hash\r\n").unwrap();
         for (token, line, username) in [("secret", 3, None), ("other", 4, Some("Al ice")), ("with#hash", 5, None)] {
             let identity = tokens.identify(token).unwrap();
-            assert_eq!((identity.credential.unwrap().line, identity.username.as_deref()), (line, username));
+            assert_eq!((identity.token_line.unwrap().get(), identity.username.as_deref()), (line, username));
         }
         assert!(
             ["", "# ours", "hash", "secre", "secret ", "Secret"].iter().all(|wrong| tokens.identify(wrong).is_none())

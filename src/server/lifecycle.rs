@@ -140,8 +140,8 @@ impl<S: Socket> Server<S> {
     /// Switches a connection to the WebSocket protocol (§4.2.2).
     fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
         let (endpoint, credential, mut join) = match route {
-            Route::Echo(identity) => (Endpoint::Echo, identity.credential_id(), None),
-            Route::Chat(request) => (Endpoint::Chat, request.identity.credential_id(), Some(request)),
+            Route::Echo(identity) => (Endpoint::Echo, identity.credential, None),
+            Route::Chat(request) => (Endpoint::Chat, request.identity.credential, Some(request)),
             Route::Inspect { .. } => (Endpoint::Inspect, None, None),
         };
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
