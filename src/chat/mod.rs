@@ -90,7 +90,7 @@ pub struct Chat {
     rooms: RoomMap<Room>,
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
-    rate_limiter: RateLimiter,
+    limiter: RateLimiter,
     reserved: HashSet<Rc<str>>, // keys of the usernames that tokens are bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // cached, because a turn's messages have the same time
     config: Config,
@@ -114,8 +114,8 @@ enum Stage {
 impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
-        let (rate_limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        Chat { clients, rooms, broker, effects, rate_limiter, reserved, formatted_time: None, config: config.clone() }
+        let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
+        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config: config.clone() }
     }
 
     pub fn set_reserved(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -135,9 +135,8 @@ impl Chat {
 
     /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
     pub fn may_join(&mut self, request: &JoinRequest, now: Now) -> bool {
-        let user = request.identity.user(request.address);
         // On a local server, every connection is another user, so a limit on joins has no effect.
-        self.config.is_local() || self.rate_limiter.check(&user, now.monotonic) == Decision::Pass
+        self.config.is_local() || self.limiter.check(&request.join.user, now.monotonic) == Decision::Pass
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
@@ -171,9 +170,10 @@ impl Chat {
         let (parsed, nonce) = record.dialect.parse(text);
         // The rate limit also counts invalid texts, because parsing them takes as much time as parsing commands.
         let decision = match parsed {
-            Ok(Command::Typing { .. }) => Decision::Pass, // `submit` checks the separate limit on `typing`
+            Ok(Command::Typing { .. }) if !self.limiter.check_typing(&self.user_of(client), now.monotonic) => return,
+            Ok(Command::Typing { .. }) => Decision::Pass,
             _ if self.config.rate_limit == 0.0 => Decision::Pass,
-            _ => self.rate_limiter.check(&self.user_of(client), now.monotonic),
+            _ => self.limiter.check(&self.user_of(client), now.monotonic),
         };
         let result = match decision {
             Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
@@ -242,10 +242,6 @@ impl Chat {
                 Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
             }
             Command::Typing { username } => {
-                // Check the limit first, so that the limit also counts commands with invalid usernames.
-                if !self.rate_limiter.check_typing(&self.user_of(client), now.monotonic) {
-                    return Ok(());
-                }
                 Request::Typing { username: self.resolve_username(client, username.as_deref())? }
             }
             Command::Ping => {
@@ -289,10 +285,7 @@ impl Chat {
 
     fn apply(&mut self, event: RoomEvent) {
         match event {
-            RoomEvent::Opened { room, name, members } => {
-                let before = self.rooms.insert(room, Room::new(name, members));
-                debug_assert!(before.is_none(), "a room number is used once");
-            }
+            RoomEvent::Opened { room, name, members } => _ = self.rooms.insert(room, Room::new(name, members)),
             RoomEvent::Entered { client, session, from, to, backlog } => self.enter(client, session, from, to, backlog),
             RoomEvent::RemoteJoined { room, member, username } => {
                 self.room_mut(room).add_member(member, Rc::clone(&username), None);
@@ -301,7 +294,8 @@ impl Chat {
             RoomEvent::Left { room, member } => {
                 if let MemberId::Local(client) = member {
                     debug_assert!(self.clients.contains_key(&client), "a client leaves once");
-                    let Some(record) = self.remove_client(client) else { return };
+                    self.limiter.forget(&User::Connection(client));
+                    let Some(record) = self.clients.remove(&client) else { return };
                     let mut reason = CloseReason::Replaced.text();
                     match &record.stage {
                         Stage::Leaving(given) => reason = given,
@@ -330,7 +324,8 @@ impl Chat {
             RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
             RoomEvent::JoinRejected { client, error } => {
                 let is_full = error == BrokerError::TooManyRooms;
-                if let Some(Stage::Joining { .. }) = self.remove_client(client).map(|record| record.stage) {
+                self.limiter.forget(&User::Connection(client));
+                if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
                     self.close(client, if is_full { CloseReason::TooManyRooms } else { CloseReason::NameInUse });
                 }
             }
@@ -427,11 +422,6 @@ impl Chat {
             true => ActiveUsers { active_users: room.first_usernames(max), active_count: None },
             false => ActiveUsers::default(),
         }
-    }
-
-    fn remove_client(&mut self, client: Token) -> Option<Box<Client>> {
-        self.rate_limiter.forget(&User::Connection(client));
-        self.clients.remove(&client)
     }
 
     fn room_mut(&mut self, room: RoomId) -> &mut Room {
