@@ -30,10 +30,8 @@ use std::time::{Duration, SystemTime};
 
 use mio::Token;
 
-use crate::broker::{
-    Backlog, Broker, BrokerError, MemberId, Message, PrivateMessage, Request, RoomEvent, RoomId, RoomMap, network,
-};
-pub use crate::broker::{CredentialId, Join, Resume, Session, User};
+use crate::broker::{Backlog, Broker, BrokerError, MemberId, Message, PrivateMessage, Request, RoomEvent, RoomMap};
+pub use crate::broker::{CredentialId, Join, Resume, RoomId, Session, User};
 use crate::config::Config;
 use crate::maps::TokenMap;
 use command::Command;
@@ -80,7 +78,7 @@ impl Identity {
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
-            None => User::Peer { credential: self.credential, address: network(address) },
+            None => User::Peer { credential: self.credential, address: crate::broker::network(address) },
         }
     }
 }
@@ -217,7 +215,7 @@ impl Chat {
         let request = match command {
             Command::Message { username, to, text } => {
                 let text = text.trim();
-                let username = self.resolve_username(client, username.as_deref())?;
+                let username = self.resolve_username(client, username)?;
                 let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private(text));
                 let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
                 if text.is_empty() {
@@ -241,9 +239,7 @@ impl Chat {
             Command::SwitchRoom { room } => {
                 Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
             }
-            Command::Typing { username } => {
-                Request::Typing { username: self.resolve_username(client, username.as_deref())? }
-            }
+            Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username)? },
             Command::Ping => {
                 self.send(client, Event::Pong {});
                 return Ok(());
@@ -254,9 +250,10 @@ impl Chat {
     }
 
     /// Validates `username`. The default is the username from the join.
-    fn resolve_username(&self, client: Token, username: Option<&str>) -> Result<Rc<str>, ErrorText> {
+    fn resolve_username(&self, client: Token, username: Option<Cow<'_, str>>) -> Result<Rc<str>, ErrorText> {
         let Client { identity, username: default, .. } = &*self.clients[&client];
-        let username = username.map(names::parse_username).transpose()?.map_or_else(|| Rc::clone(default), Rc::from);
+        let given = username.as_deref().map(names::parse_username).transpose()?;
+        let username = given.map_or_else(|| Rc::clone(default), Rc::from);
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
@@ -343,7 +340,6 @@ impl Chat {
 
     /// Broadcasts `joined` even if the client is already leaving, because the room will receive `left`.
     fn enter(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
-        let member = MemberId::Local(client);
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
@@ -351,13 +347,13 @@ impl Chat {
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
-        let members = new.first_usernames(max_listed);
-        new.add_member(member, Rc::clone(&username), before.as_ref().map(|_| dialect));
+        let members = new.usernames.values().take(max_listed).cloned().collect();
+        new.add_member(MemberId::Local(client), Rc::clone(&username), before.as_ref().map(|_| dialect));
         self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
         if let Some(from) = from {
             let old = quote_for_log(&self.rooms[&from].name);
             log::info!("SWITCH from={old} to={} {fields}", quote_for_log(&room));
-            self.remove_member(from, member);
+            self.remove_member(from, MemberId::Local(client));
         } else {
             log::info!("JOIN room={} {fields}", quote_for_log(&room));
         }
@@ -416,10 +412,12 @@ impl Chat {
     /// member after every join takes quadratic time.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
-        let (count, max) = (room.usernames.len(), self.config.max_presence);
+        let count = room.usernames.len();
         match room.dialects().any(|dialect| dialect == Dialect::Presence) {
-            true if count > max => ActiveUsers { active_users: Vec::new(), active_count: Some(count) },
-            true => ActiveUsers { active_users: room.first_usernames(max), active_count: None },
+            true if count > self.config.max_presence => {
+                ActiveUsers { active_users: Vec::new(), active_count: Some(count) }
+            }
+            true => ActiveUsers { active_users: room.usernames.values().cloned().collect(), active_count: None },
             false => ActiveUsers::default(),
         }
     }

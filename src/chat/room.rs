@@ -11,7 +11,7 @@ use crate::broker::MemberId;
 #[derive(Debug)]
 pub struct Room {
     pub name: Rc<str>,
-    // Sorted by connection, because sorting on every join is slow: 2,000 joins list 2,000,000 names.
+    // In connection order, local members first. Sorting on every join is slow: 2,000 joins list 2,000,000 names.
     pub usernames: BTreeMap<MemberId, Rc<str>>,
     /// Local members that are not leaving. Broadcasts iterate faster over these small entries than over `usernames`.
     pub recipients: BTreeMap<Token, Dialect>,
@@ -53,11 +53,6 @@ impl Room {
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 
-    /// Returns the usernames of up to `max` members, one per connection, local members first.
-    pub fn first_usernames(&self, max: usize) -> Vec<Rc<str>> {
-        self.usernames.values().take(max).cloned().collect()
-    }
-
     pub fn dialects(&self) -> impl Iterator<Item = Dialect> {
         Dialect::ALL.into_iter().filter(|dialect| self.dialect_counts[*dialect as usize] > 0)
     }
@@ -75,8 +70,7 @@ mod tests {
         for (token, dialect) in [(9, Dialect::Events), (2, Dialect::Rooms), (3, Dialect::Events)] {
             room.add_member(MemberId::Local(Token(token)), format!("user{token}").into(), Some(dialect));
         }
-        let usernames =
-            |room: &Room| room.first_usernames(usize::MAX).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let usernames = |room: &Room| room.usernames.values().map(ToString::to_string).collect::<Vec<_>>();
         assert_eq!(usernames(&room), ["user2", "user3", "user9", "remote"]);
         assert!(room.dialects().eq([Dialect::Events, Dialect::Rooms]));
         assert!(room.recipients.keys().map(|client| client.0).eq([2, 3, 9]));
