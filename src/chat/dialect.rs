@@ -1,5 +1,4 @@
-//! The chat's JSON dialects (PROTOCOL.md). A dialect parses a client's text into a [`Command`] and writes an [`Event`]
-//! as JSON. The URL path selects the dialect.
+//! The chat's JSON dialects (PROTOCOL.md) parse [`Command`]s and write [`Event`]s. The URL path selects the dialect.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -193,8 +192,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys. JSON parsers use different values of a repeated key (RFC 8259 §4), so a filter in front of
-    /// the server could see another message than the room.
+    /// Rejects repeated keys, because a filter in front of the server may use another value than the chat (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))

@@ -40,7 +40,6 @@ pub enum Event {
     },
     /// The sender receives its own message, too.
     Message(Rc<Message>),
-    /// Only the client that switched rooms receives `switched`.
     Switched {
         room: Rc<str>,
         members: Vec<Rc<str>>,
@@ -55,7 +54,6 @@ pub enum Event {
     Private(Rc<PrivateMessage>),
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
-    /// The connection stays open.
     Error {
         message: ErrorText,
         #[serde(skip_serializing_if = "Option::is_none")]

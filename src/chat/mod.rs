@@ -1,6 +1,5 @@
-//! The chat: commands in, effects out. [`Chat`] parses a client's text, submits a [`Request`] to the broker, applies each
-//! [`RoomEvent`] from the broker to the tables, and queues [`Effect`]s for the server. The chat uses no frames, sockets or
-//! clocks: a client is a `mio::Token`, and the time is a parameter.
+//! The chat: commands in, effects out. [`Chat`] submits a [`Request`] to the broker for each command, and queues
+//! [`Effect`]s for each [`RoomEvent`]. A client is a `mio::Token`, and the time is a parameter: no sockets, no clocks.
 //!
 //! ```text
 //!   bob                 who receives what, in this order
@@ -249,7 +248,6 @@ impl Chat {
         Ok(())
     }
 
-    /// Validates `username`. The default is the username from the join.
     fn resolve_username(&self, client: Token, username: Option<Cow<'_, str>>) -> Result<Rc<str>, ErrorText> {
         let Client { identity, username: default, .. } = &*self.clients[&client];
         let given = username.as_deref().map(names::parse_username).transpose()?;
@@ -388,7 +386,6 @@ impl Chat {
         }
     }
 
-    /// Holds the event while the client is joining. Drops the event if the client is leaving.
     fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.stage) {
             Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
@@ -408,15 +405,12 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason });
     }
 
-    /// Returns an empty list if no recipient needs the list, or if the room is large, because sending a list to every
-    /// member after every join takes quadratic time.
+    /// Lists no users of a large room, because sending a list to every member after every join takes quadratic time.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
-        let count = room.usernames.len();
+        let (count, max) = (room.usernames.len(), self.config.max_presence);
         match room.dialects().any(|dialect| dialect == Dialect::Presence) {
-            true if count > self.config.max_presence => {
-                ActiveUsers { active_users: Vec::new(), active_count: Some(count) }
-            }
+            true if count > max => ActiveUsers { active_users: Vec::new(), active_count: Some(count) },
             true => ActiveUsers { active_users: room.usernames.values().cloned().collect(), active_count: None },
             false => ActiveUsers::default(),
         }
@@ -427,7 +421,6 @@ impl Chat {
         room
     }
 
-    /// Returns `None` if the client is unknown or leaving.
     fn active_client(&mut self, client: Token) -> Option<&mut Client> {
         let record = self.clients.get_mut(&client)?;
         (!matches!(record.stage, Stage::Leaving(_))).then_some(record)

@@ -60,7 +60,7 @@ pub fn username_key(username: &Rc<str>) -> Rc<str> {
         return Rc::clone(username); // the username is its own key, and sharing saves memory
     }
     let visible: String = username.nfkc().filter(|character| !is_ignorable(*character)).collect();
-    // Case folding maps `STRASSE` and `straße` to the same key; lowercasing would not.
+    // Case folding maps `STRASSE` and `straße` to the same key; lowercasing does not.
     UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()
 }
 
