@@ -356,9 +356,8 @@ impl Chat {
             log::info!("JOIN room={} {fields}", quote_for_log(&room));
         }
         if let Some(Stage::Joining { extra, held }) = before {
-            let username = Rc::clone(&username);
             if dialect == Dialect::Events {
-                let message = format!("Welcome to #{room}, {username}!");
+                let (message, username) = (format!("Welcome to #{room}, {username}!"), Rc::clone(&username));
                 let extra = extra.into_iter().map(|field| *field).collect();
                 let session = format!("{:032x}", u128::from_be_bytes(session.0));
                 let limits = ClientLimits { max_text, max_message, rate_limit };
@@ -366,7 +365,7 @@ impl Chat {
                     Event::Welcome { message, members, room, username, backlog, session, member_count, limits, extra };
                 self.send(client, welcome);
             } else {
-                self.send(client, Event::Joined { username, active: self.active_users(to) });
+                self.send(client, Event::Joined { username: Rc::clone(&username), active: self.active_users(to) });
                 backlog.messages.into_iter().for_each(|message| self.send(client, Event::Message(message)));
             }
             held.into_iter().for_each(|event| self.send(client, event));
@@ -429,9 +428,8 @@ impl Chat {
 
 impl Client {
     fn log_fields(&self, client: Token, username: &str) -> String {
-        let name = quote_for_log(username);
         let token = self.identity.token_line.map(|line| format!(" token_line={line}")).unwrap_or_default();
-        format!("user={name} connection={} address={}{token}", client.0, self.address)
+        format!("user={} connection={} address={}{token}", quote_for_log(username), client.0, self.address)
     }
 }
 

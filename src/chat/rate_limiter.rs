@@ -57,7 +57,7 @@ impl Bucket {
         let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
         *self = Bucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
         let has_token = self.tokens >= 1.0;
-        self.tokens -= f64::from(u8::from(has_token));
+        self.tokens -= f64::from(has_token);
         has_token
     }
 
