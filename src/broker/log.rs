@@ -1,5 +1,5 @@
-//! The history of one room: an epoch, message ids, and a ring of the newest messages. A client can resume if it knows
-//! the epoch and the id of the last message that it saw. After five published messages, with the last three kept:
+//! The history of one room: an epoch, message ids, and the newest messages. A client can resume if it knows the epoch
+//! and the id of the last message that it saw. After five published messages, with the last three kept:
 //!
 //! ```text
 //!   published    1 2 3 4 5
@@ -29,7 +29,7 @@ impl RoomLog {
         RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
     }
 
-    /// Assigns the next id.
+    /// Assigns the next id to the message.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
         debug_assert_eq!(self.find(&message), None, "a nonce names one message");
         self.last_id += 1;
@@ -74,10 +74,8 @@ fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
 
 /// The length of a message as JSON, with a few bytes to spare.
 fn json_len(message: &Message) -> usize {
-    let escaped = |text: &str| {
-        let escapes = text.bytes().map(|byte| usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\')));
-        text.len() + escapes.sum::<usize>()
-    };
+    let byte_len = |byte: u8| 1 + usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\'));
+    let escaped = |text: &str| text.bytes().map(byte_len).sum::<usize>();
     120 + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
 }
 

@@ -1,6 +1,5 @@
-//! An in-memory broker for a single server. [`submit`](Broker::submit) executes a request at once and queues the
-//! resulting events. The broker keeps an empty room's history for a while, so that even the last member to lose its
-//! connection can resume.
+//! An in-memory broker for a single server. [`submit`](Broker::submit) executes a request at once. The broker keeps an
+//! empty room's history for a while, so that the room's last member can resume after a lost connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -26,10 +25,10 @@ pub struct Limits {
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table would be as large as a `Member`
+    members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
     rooms: Rooms,
-    /// All members by the key of their username, and whether others may share it. If not, the member is its holder. Not
-    /// a map of lists: a list of 100,000 `anonymous` clients is slow to search.
+    /// The key of each member's username, and whether clients may share the username. A set, because a search of a list
+    /// of 100,000 `anonymous` clients would be slow.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -54,23 +53,19 @@ impl MemoryBroker {
 
     fn join(&mut self, client: Token, join: Join, now: Duration) -> Option<RoomEvent> {
         debug_assert!(!self.members.contains_key(&client), "a client joins once");
-        if let Err(error) = self.check(&join) {
-            return Some(RoomEvent::JoinRejected { client, error });
-        }
+        let checked = self.check(&join);
         let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
         let holder = self.holder(&username);
         // A client may reconnect before the server notices that the old connection is dead.
         let is_owner = |holder| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
-        if holder.is_some_and(|holder| !is_owner(holder)) {
-            return Some(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
+        let is_taken = holder.is_some_and(|holder| !is_owner(holder));
+        if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
+            return Some(RoomEvent::JoinRejected { client, error });
         }
-        // If one connection holds both the client id and the username, the second `leave` is a no-op.
-        for replaced in [older, holder].into_iter().flatten() {
-            let left = self.leave(replaced, now);
-            self.events.extend(left);
-        }
-        // Keep a session: if the connection fails before the client has its welcome, the client still knows the session.
+        // If one connection holds both the client id and the username, the broker drops the second `Leave`.
+        [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
+        // Keep the session: if this connection fails before the welcome, the client knows no other session.
         let session = session.unwrap_or_else(|| {
             let mut new = Session([0; 16]);
             (self.rooms.random)(&mut new.0);
@@ -79,8 +74,7 @@ impl MemoryBroker {
         let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
         self.by_username.insert(self.presence(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
-        let member = Member { room: to, username, client_id, credential, session };
-        self.members.insert(client, Box::new(member));
+        self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
         Some(RoomEvent::Entered { client, session, from: None, to, backlog })
     }
 
@@ -101,7 +95,7 @@ impl MemoryBroker {
         if !self.rooms.can_join(name, &user) && self.rooms.get(from).members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
-        // Join the new room before leaving the old one. Emptying the old room can evict the new room's saved history.
+        // Enter the new room before leaving the old one: an empty old room could evict the new room's history.
         let (to, backlog) = self.enter(name, user, None, now);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
@@ -165,12 +159,12 @@ impl MemoryBroker {
         self.by_username.insert(self.presence(username, client));
     }
 
-    /// The client's entry in `by_username`.
+    /// Builds the client's entry in `by_username`.
     fn presence(&self, username: &Rc<str>, client: Token) -> (Rc<str>, bool, Token) {
         ((self.names.key)(username), (self.names.may_share)(username), client)
     }
 
-    /// The one client that has the username, or `None` if many clients may share it.
+    /// Returns the client that holds the username. `None` if no client holds it, or if clients may share it.
     fn holder(&self, username: &Rc<str>) -> Option<Token> {
         let [first, last] = [0, usize::MAX].map(|number| self.presence(username, Token(number)));
         let (_, may_share, client) = self.by_username.range(first..=last).next()?;
@@ -182,12 +176,9 @@ impl Broker for MemoryBroker {
     fn check(&self, join: &Join) -> Result<(), BrokerError> {
         let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
         if older.is_some_and(|older| self.members[older].credential != join.credential) {
-            Err(BrokerError::ClientIdInUse)
-        } else if !self.rooms.can_join(&join.room, &join.user) {
-            Err(BrokerError::TooManyRooms)
-        } else {
-            Ok(())
+            return Err(BrokerError::ClientIdInUse);
         }
+        self.rooms.can_join(&join.room, &join.user).then_some(()).ok_or(BrokerError::TooManyRooms)
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
@@ -215,10 +206,8 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    /// Empty rooms: those without messages first, then by the time when they became empty.
-    empty: BTreeSet<(bool, Duration, RoomId)>,
-    /// All rooms by the user who opened them, each user's oldest room first.
-    opened: BTreeSet<(User, RoomId)>,
+    empty: BTreeSet<(bool, Duration, RoomId)>, // with whether the room has messages, and the time when it became empty
+    opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
     last_id: u64,
     bytes: usize,
     limits: Limits,
@@ -252,11 +241,10 @@ impl Rooms {
     }
 
     fn get(&mut self, room: RoomId) -> &mut Room {
-        let Some(room) = self.rooms.get_mut(&room) else { unreachable!("a room with a member is open") };
-        room
+        self.rooms.get_mut(&room).unwrap_or_else(|| unreachable!("a room with a member is open"))
     }
 
-    /// Opens a room that has no members yet, and restores its kept history, if any.
+    /// Opens a room that has no members yet, and restores the room's kept history, if any.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
         // Drop an expired history here. No timer is needed, because `limits.bytes` already bounds the memory.
@@ -280,14 +268,11 @@ impl Rooms {
     fn remove_member(&mut self, id: RoomId, now: Duration) {
         let room = self.get(id);
         room.members -= 1;
-        let user = room.user.clone();
         if room.members == 0 {
             room.emptied_at = now;
-            let has_messages = room.log.last_id > 0;
+            let (user, has_messages) = (room.user.clone(), room.log.last_id > 0);
             self.empty.insert((has_messages, now, id));
-        }
-        while self.empty.len() > self.limits.empty_rooms {
-            self.evict(&user);
+            while self.empty.len() > self.limits.empty_rooms && self.evict(&user) {}
         }
     }
 
@@ -307,17 +292,14 @@ impl Rooms {
         message
     }
 
-    /// Evicts an empty room because of an action of `user`. A user who opens many rooms must not evict the histories of
-    /// other rooms: first evict a room without messages, then the room that `user` opened last, then the oldest.
+    /// Makes space for `user`, whose own rooms are evicted before the rooms of other users: first an empty room without
+    /// messages, then the empty room that `user` opened last, then the room that has been empty longest.
     fn evict(&mut self, user: &User) -> bool {
-        match self.empty.first().copied() {
-            Some((false, .., id)) => self.remove(id).is_some(),
-            Some((true, .., oldest)) => self.evict_last_of(user) || self.remove(oldest).is_some(),
-            None => false,
-        }
+        let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
+        has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()
     }
 
-    /// Evicts the empty room that the user opened last, unless it is the user's only one.
+    /// Evicts the empty room that the user opened last, unless the user has no other empty room.
     fn evict_last_of(&mut self, user: &User) -> bool {
         let empty = self.opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };

@@ -1,15 +1,12 @@
 //! The broker puts the events of each room in order and keeps the room's messages. The chat submits a [`Request`] and
-//! does not wait. When the broker returns a [`RoomEvent`], the chat updates its tables and sends events to clients. The
-//! tables, the sender's echo and the other members' events cannot disagree: all derive from one `RoomEvent`. The memory
-//! broker returns events at once; a broker that waits for a disk may return events later. Every broker guarantees:
+//! does not wait: a broker may return the [`RoomEvent`] later. From this one event, the chat derives its own tables, the
+//! sender's echo and the other members' events, so they cannot disagree. Every broker guarantees:
 //!
 //! - All members of a room see the room's events in the same order.
-//! - The requests of one client take effect in the order of submission, and the broker returns their events in that
-//!   order. A message submitted after a join or a switch goes to the new room.
+//! - The requests of one client take effect, and their events arrive, in the order of submission.
 //! - The broker silently drops a request other than a join if the client is not a member of any room.
-//! - Every join results in exactly one [`RoomEvent::Entered`] or [`RoomEvent::JoinRejected`]. Every client that
-//!   joined causes exactly one [`RoomEvent::Left`], when the client leaves or is replaced.
-//! - [`RoomEvent::Opened`] precedes all other events of a room that had no members on this server.
+//! - Every join results in exactly one [`RoomEvent::Entered`] or [`RoomEvent::JoinRejected`]. Every client that joined
+//!   causes exactly one [`RoomEvent::Left`].
 
 pub mod log;
 pub mod memory;
@@ -17,7 +14,6 @@ pub mod memory;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv6Addr};
-use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,7 +25,6 @@ use crate::maps::CounterHasher;
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
 
-/// The chat's rules for usernames.
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
     pub key: fn(&Rc<str>) -> Rc<str>, // two usernames are the same if their keys are
@@ -41,7 +36,7 @@ pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 pub trait Broker {
     /// Checks a join before the handshake succeeds, as far as this server knows. A later `submit` may still reject it.
     fn check(&self, join: &Join) -> Result<(), BrokerError>;
-    /// `next_event` returns the resulting events. `now` is the monotonic time since the server's start.
+    /// `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
@@ -65,7 +60,7 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// The addresses that count as one: all addresses with the same first 64 bits, because an IPv6 customer has 2^64.
+/// Limits count an IPv6 network as one address, because every customer has a network with 2^64 addresses.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
@@ -73,12 +68,11 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Identifies an access token without revealing it. The id survives a reload of the token file.
-pub type CredentialId = NonZeroU32;
+/// Identifies an access token without revealing the token. The id survives a reload of the token file.
+pub type CredentialId = std::num::NonZeroU32;
 
-/// The chat has already trimmed and validated all names and texts. The broker rejects a request with a unique username
-/// that another client holds. A client holds the username of its join until the broker accepts a message with another
-/// username, and receives the private messages to the username that it holds.
+/// The chat has already validated all names and texts. A client holds the username of its join, or of its last accepted
+/// message, and receives private messages to this username. No other client can use a username that is not shared.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -92,12 +86,11 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the token is bound to the username; such a client replaces its holder
+    pub is_bound: bool, // whether the token is bound to the username; such a client replaces the username's holder
     pub session: Option<Session>, // of an older connection, whose username the client takes over
     pub room: Rc<str>,
-    pub user: User, // responsible for the room, if the join opens one
-    /// A new connection replaces an older one with the same client id and credential, even if their usernames differ.
-    pub client_id: Option<Rc<str>>,
+    pub user: User,                       // responsible for the room, if the join opens one
+    pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same client id and credential
     pub credential: Option<CredentialId>, // `None`: the server requires no token
     pub resume: Option<Resume>,
 }
@@ -109,11 +102,11 @@ impl Join {
     }
 }
 
-/// A secret of one connection, and of those that replace it: it proves that a client owns the connection.
+/// A secret that proves that a client owns a connection. A connection that replaces an older one keeps its secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
-/// The last message that a reconnecting client saw: message `since` of the history that `epoch` identifies.
+/// A reconnecting client last saw message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,
@@ -127,9 +120,8 @@ pub struct Message {
     pub text: Box<str>,
     pub id: u64,       // counts from 1 in each room; 0 until the broker assigns an id
     pub time: Rc<str>, // RFC 3339 in UTC, with milliseconds; the same for all messages of an event loop turn
-    /// Chosen by the sender, to recognize the echo of its own message.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Rc<str>>,
+    pub nonce: Option<Rc<str>>, // chosen by the sender, to recognize the echo of its own message
 }
 
 /// A message to all connections with one username. The broker never stores private messages.
@@ -156,26 +148,62 @@ pub struct Backlog {
 #[derive(Debug)]
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
-    Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
+    Opened {
+        room: RoomId,
+        name: Rc<str>,
+        members: Vec<(MemberId, Rc<str>)>,
+    },
     /// A client of this server has joined, or has switched from another room.
-    Entered { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
+    Entered {
+        client: Token,
+        session: Session,
+        from: Option<RoomId>,
+        to: RoomId,
+        backlog: Backlog,
+    },
     /// A client of another instance has joined, or has switched to this room.
-    RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
+    RemoteJoined {
+        room: RoomId,
+        member: MemberId,
+        username: Rc<str>,
+    },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
-    Left { room: RoomId, member: MemberId },
-    /// The broker has assigned the message's id. Every member of the room receives the message. `client` is the sender,
-    /// or `None` if the sender is remote.
-    Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
+    Left {
+        room: RoomId,
+        member: MemberId,
+    },
+    /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
+    Published {
+        room: RoomId,
+        client: Option<Token>,
+        message: Rc<Message>,
+    },
     /// The sender already published a message with this nonce. Only the sender receives that message again.
-    Duplicate { client: Token, message: Rc<Message> },
+    Duplicate {
+        client: Token,
+        message: Rc<Message>,
+    },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
-    Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
-    /// `client` is the typing member, which receives no event; `None` if the member is remote.
-    Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
-    /// The broker drops all later requests of the client.
-    JoinRejected { client: Token, error: BrokerError },
+    Private {
+        recipients: Vec<Token>,
+        message: Rc<PrivateMessage>,
+    },
+    /// Every other member receives the event. `client` is the typing member, or `None` if the member is remote.
+    Typing {
+        room: RoomId,
+        client: Option<Token>,
+        username: Rc<str>,
+    },
+    JoinRejected {
+        client: Token,
+        error: BrokerError,
+    },
     /// The member stays in the room.
-    Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
+    Rejected {
+        client: Token,
+        error: BrokerError,
+        nonce: Option<Rc<str>>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,8 +21,7 @@ use crate::server::{Readiness, Server};
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 
-/// Maximum readiness events per poll. If thousands of clients drop at once, a turn that sees only some of them would
-/// still write to the others.
+// Readiness events per turn. If a turn saw only some of many clients that drop at once, it would write to the others.
 const MAX_EVENTS: usize = 65536;
 const MAX_ACCEPTS: usize = 64; // per turn
 
@@ -62,8 +61,7 @@ impl EventLoop {
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal stops the server. Returns whether every client received a Close frame and the time to reply:
-    /// `false` if a second signal cut the shutdown short. `Err` if the poll itself fails.
+    /// Runs until a signal stops the server. `Ok(false)`: a second signal interrupted the shutdown.
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let is_clean = loop {
@@ -88,16 +86,15 @@ impl EventLoop {
                     }
                 }
             }
-            // Handle signals after readiness events: messages that arrived before a signal must still be published.
+            // Handle signals after readiness events, so that the chat publishes the messages that arrived before a signal.
             if has_signal && !self.handle_signals() {
                 break false;
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();
             self.server.finish_turn();
-            if self.server.connection_count() < count {
-                self.listener.iter_mut().for_each(|listener| listener.retry_at = None);
-            }
+            let is_freed = self.server.connection_count() < count;
+            self.listener.iter_mut().filter(|_| is_freed).for_each(|listener| listener.retry_at = None);
             if self.server.is_stopped() {
                 break true;
             }
@@ -110,15 +107,15 @@ impl EventLoop {
         for _ in 0..MAX_ACCEPTS {
             let Some(listener) = self.listener.as_mut().filter(|_| self.server.may_accept()) else { return };
             let Some((mut stream, peer)) = listener.accept(now) else { return };
-            let (token, interest) = (self.server.next_token(), Interest::READABLE | Interest::WRITABLE);
-            match self.poll.registry().register(&mut stream, token, interest) {
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            match self.poll.registry().register(&mut stream, self.server.next_token(), interest) {
                 Ok(()) => self.server.accepted(stream, peer),
                 Err(error) => log::warn!("REJECT {peer} {error}"),
             }
         }
     }
 
-    /// Returns `false` if the loop must stop at once, because a second signal has arrived.
+    /// Returns `false` if a second signal has arrived and the loop must stop at once.
     fn handle_signals(&mut self) -> bool {
         let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
         if !reloads.is_empty() {
@@ -130,7 +127,7 @@ impl EventLoop {
 }
 
 impl Drop for EventLoop {
-    /// Flushes the log even on a panic: the last lines show what led to the panic.
+    /// Flushes the log even on a panic, because the last lines show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
     }

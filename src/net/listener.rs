@@ -1,8 +1,5 @@
-//! Listens for clients, and decides when to accept the next one.
-//!
-//! The poll is edge-triggered: it reports a waiting client once. If descriptors run out or the server is full, clients
-//! stay in the backlog, and the poll does not report them again. So the listener remembers that clients are waiting,
-//! and retries after a connection closes or after a short pause.
+//! Accepts clients. The edge-triggered poll reports a waiting client only once. If descriptors run out or the server is
+//! full, the listener remembers that clients wait in the backlog, and retries after a connection closes or after a pause.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
@@ -18,15 +15,14 @@ use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
 const BACKLOG: i32 = 4096; // clients waiting to be accepted; the kernel's default cap, `somaxconn`, is the same
-const RETRY_DELAY: Duration = Duration::from_millis(250); // pause before the next accept if descriptors or memory run out
+const RETRY_DELAY: Duration = Duration::from_millis(250); // the pause after descriptors or memory run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Listener {
     pub socket: TcpListener,
-    pub is_ready: bool, // whether a client may be waiting in the backlog
-    /// Accept no client before this monotonic time. Reset when a connection closes and frees a descriptor.
-    pub retry_at: Option<Duration>,
+    pub is_ready: bool,             // whether a client may be waiting in the backlog
+    pub retry_at: Option<Duration>, // no accept before this monotonic time; `None` after a connection closes
     logged_at: Option<Duration>,
 }
 
@@ -53,7 +49,7 @@ impl Listener {
         Ok(Listener { socket, is_ready: true, retry_at: None, logged_at: None })
     }
 
-    /// When to try the next accept. `None`: not before the next readiness edge.
+    /// Returns when to accept the next client. `None`: after the next readiness edge.
     pub fn next_accept_at(&self) -> Option<Duration> {
         self.is_ready.then(|| self.retry_at.unwrap_or_default())
     }
@@ -62,14 +58,14 @@ impl Listener {
         while self.next_accept_at().is_some_and(|at| at <= now) {
             let accepted = self.socket.accept();
             let Err(error) = &accepted else {
-                // This poll takes 80 ns. An `accept` that finds no client takes 900 ns, because it creates a socket first.
-                // The difference is 8 % of a short connection's time.
+                // This poll takes 80 ns. An `accept` without a waiting client takes 900 ns, because it creates a socket
+                // first. The difference is 8 % of a short connection's time.
                 self.is_ready = is_ready(&self.socket, PollFlags::IN);
                 return accepted.ok();
             };
             match error.kind() {
                 ErrorKind::WouldBlock => self.is_ready = false,
-                // accept(2): these errors concern only one pending connection, so try the next one.
+                // accept(2): these errors belong to one pending connection, so accept the next one.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {
@@ -91,22 +87,18 @@ impl Socket for TcpStream {
     }
 }
 
-/// Raises the soft descriptor limit to the hard limit. Returns two maximums: open connections, and
-/// further connections that linger after a rejection.
+/// Raises the soft descriptor limit. Returns the maximum numbers of open connections and of further, lingering ones.
 pub fn places(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);
-    let spare = RESERVED_DESCRIPTORS / 2;
-    let most = descriptors.saturating_sub(RESERVED_DESCRIPTORS);
+    let (spare, most) = (RESERVED_DESCRIPTORS / 2, descriptors.saturating_sub(RESERVED_DESCRIPTORS));
     // Each recorded connection needs a second descriptor, for its file, even if the server then rejects the client.
     let most = if config.record.is_some() { most.saturating_sub(spare) / 2 } else { most };
     let max_connections = config.max_connections.unwrap_or(most);
     if most == 0 || max_connections > most {
-        return Err(format!(
-            "The limit of {descriptors} descriptors allows {most} connections. Raise it with ulimit -n, or lower \
-             --max-connections."
-        ));
+        let advice = "Raise it with ulimit -n, or lower --max-connections.";
+        return Err(format!("The limit of {descriptors} descriptors allows {most} connections. {advice}"));
     }
     // Descriptors that --max-connections leaves unused allow more connections to linger.
     let lingering = (max_connections / 8).clamp(spare, 256).min(most - max_connections + spare);

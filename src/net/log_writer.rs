@@ -1,7 +1,5 @@
-//! The log writer batches lines and writes them to stderr at 4 KiB or after a few milliseconds. A blocking write to a
-//! stopped terminal, or to a pipe that nobody reads, would delay every client. So the writer polls a pipe first and
-//! never writes more than a writable pipe accepts. The writer drops and counts lines that do not fit into the queue.
-//! (Another process that writes to the same pipe could still fill the pipe between the poll and the write.)
+//! The log writer queues lines and writes them to stderr in batches. It never blocks, because a stopped terminal, or a
+//! pipe that nobody reads, must not delay any client. The log writer drops and counts lines that the queue cannot hold.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -17,12 +15,12 @@ use rustix::fs::OFlags;
 use super::is_ready;
 use crate::chat::Now;
 
-const PIPE_BUF: usize = 4096; // a writable pipe accepts at least this many bytes without blocking (`PIPE_BUF`)
+const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// Errors and these events may fill the whole queue, all other lines only half of it: a flood of rejected requests must
-/// not push out the lines about the users.
+/// Errors and these events may fill the whole queue, other lines only half of it: a flood of rejections must not use up
+/// the space for lines about users.
 const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-/// Maximum time that a line waits for more lines. One write per turn would cost 5 % of a short connection's time.
+// How long a line may wait for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
@@ -38,32 +36,28 @@ pub(super) struct Lines<W> {
     stderr: W,
 }
 
-/// Standard error as a writer that never blocks: a pipe or a file is polled before each write.
+/// Writes to stderr without blocking. A terminal polls as writable even if it accepts only a single byte, so `Stderr`
+/// opens the terminal again: the new descriptor can be non-blocking without an effect on other processes.
 #[derive(Debug)]
-pub(super) struct Stderr {
-    /// A terminal, opened a second time: the new descriptor can be non-blocking without affecting other processes.
-    /// Polling would not help, because a terminal polls as writable even if it accepts only a single byte.
-    terminal: Option<File>,
-}
+pub(super) struct Stderr(Option<File>);
 
 impl LogWriter {
     /// Installs the global logger. The environment variable `WIRECHAT_LOG` (`env_filter` syntax) overrides `level`.
     pub fn install(level: log::LevelFilter) -> Result<LogWriter, String> {
         let directives = std::env::var("WIRECHAT_LOG").unwrap_or_default();
-        let mut builder = env_filter::Builder::new();
-        let parsed = builder.filter_level(level).try_parse(&directives);
-        let filter = parsed.map_err(|error| format!("WIRECHAT_LOG={directives:?}: {error}."))?.build();
+        let invalid = |error| format!("WIRECHAT_LOG={directives:?}: {error}.");
+        let filter = env_filter::Builder::new().filter_level(level).try_parse(&directives).map_err(invalid)?.build();
         log::set_max_level(filter.filter());
         let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
         let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
-        let stderr = Stderr { terminal: io::stderr().is_terminal().then(reopen).flatten() };
+        let stderr = Stderr(io::stderr().is_terminal().then(reopen).flatten());
         let writer = LogWriter(Arc::new(Mutex::new(Lines::new(stderr))));
         let installed = log::set_boxed_logger(Box::new(FilteredLog::new(writer.clone(), filter)));
         debug_assert!(installed.is_ok(), "the logger is installed once");
         Ok(writer)
     }
 
-    /// Queues whole lines that are not log records, such as a trace. The log level does not filter these lines.
+    /// Queues whole lines of a trace, at every log level.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
@@ -88,8 +82,9 @@ impl Log for LogWriter {
 
 impl Write for Stderr {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.terminal {
+        match &mut self.0 {
             Some(terminal) => terminal.write(bytes),
+            // Another process could still fill the pipe between the poll and the write.
             None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         }
@@ -109,7 +104,7 @@ impl<W: Write> Lines<W> {
     /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_WAIT`.
     pub fn begin_turn(&mut self, now: Now, is_idle: bool) {
         self.now = now;
-        // If lines are queued but `waiting_since` is `None`, stderr was full at the last flush: retry every turn.
+        // If lines are queued but `waiting_since` is `None`, stderr was full at the last flush: retry in every turn.
         let has_waited = self.waiting_since.is_none_or(|since| now.monotonic - since >= MAX_WAIT);
         if is_idle || has_waited || self.queued.len() >= PIPE_BUF {
             self.flush();
@@ -128,7 +123,7 @@ impl<W: Write> Lines<W> {
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
-    /// Drops the line if the queue would then exceed `max` bytes.
+    /// Drops the line if the queue would exceed `max` bytes.
     fn push(&mut self, line: &[u8], max: usize) {
         if self.queued.len() + line.len() > max {
             self.flush();
@@ -149,7 +144,7 @@ impl<W: Write> Lines<W> {
                 Ok(len) => written += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Discard the lines: stderr is closed, so there is nowhere to report the error.
+                // Discard the lines: after stderr is closed, the server cannot report the error.
                 Err(_) => written = self.queued.len(),
             }
         }
