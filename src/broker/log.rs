@@ -19,9 +19,8 @@ pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
     pub messages: VecDeque<Rc<Message>>,
-    /// Kept messages by username and nonce. A map, because a search of up to 10,000 messages would be slow.
-    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>,
-    pub bytes: usize, // estimated memory use of the kept messages
+    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // kept messages by username and nonce
+    pub bytes: usize,                                 // estimated memory use of the kept messages
 }
 
 impl RoomLog {

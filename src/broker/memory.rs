@@ -87,10 +87,8 @@ impl MemoryBroker {
     }
 
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
-        let Member { room: from, session, .. } = **self.members.get(&client)?;
-        if self.rooms.find(name) == Some(from) {
-            return None;
-        }
+        let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
+        let (from, session) = (member.room, member.session);
         // At the limit, only a room's last member may switch to a new room, because the old room then closes.
         if !self.rooms.can_join(name, &user) && self.rooms.get(from).members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });

@@ -24,14 +24,15 @@ use crate::maps::CounterHasher;
 
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
+/// Identifies an access token without revealing the token. The id survives a reload of the token file.
+pub type CredentialId = std::num::NonZeroU32;
+pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
     pub key: fn(&Rc<str>) -> Rc<str>, // two usernames are the same if their keys are
     pub may_share: fn(&str) -> bool,  // whether many clients may use this username at the same time
 }
-
-pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 pub trait Broker {
     /// Checks a join before the handshake succeeds, as far as this server knows. A later `submit` may still reject it.
@@ -67,9 +68,6 @@ pub fn network(address: IpAddr) -> IpAddr {
         address => address,
     }
 }
-
-/// Identifies an access token without revealing the token. The id survives a reload of the token file.
-pub type CredentialId = std::num::NonZeroU32;
 
 /// The chat has already validated all names and texts. A client holds the username of its join, or of its last accepted
 /// message, and receives private messages to this username. No other client can use a username that is not shared.
@@ -148,62 +146,25 @@ pub struct Backlog {
 #[derive(Debug)]
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
-    Opened {
-        room: RoomId,
-        name: Rc<str>,
-        members: Vec<(MemberId, Rc<str>)>,
-    },
+    Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
     /// A client of this server has joined, or has switched from another room.
-    Entered {
-        client: Token,
-        session: Session,
-        from: Option<RoomId>,
-        to: RoomId,
-        backlog: Backlog,
-    },
+    Entered { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined, or has switched to this room.
-    RemoteJoined {
-        room: RoomId,
-        member: MemberId,
-        username: Rc<str>,
-    },
+    RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
-    Left {
-        room: RoomId,
-        member: MemberId,
-    },
+    Left { room: RoomId, member: MemberId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
-    Published {
-        room: RoomId,
-        client: Option<Token>,
-        message: Rc<Message>,
-    },
+    Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
     /// The sender already published a message with this nonce. Only the sender receives that message again.
-    Duplicate {
-        client: Token,
-        message: Rc<Message>,
-    },
+    Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
-    Private {
-        recipients: Vec<Token>,
-        message: Rc<PrivateMessage>,
-    },
+    Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
     /// Every other member receives the event. `client` is the typing member, or `None` if the member is remote.
-    Typing {
-        room: RoomId,
-        client: Option<Token>,
-        username: Rc<str>,
-    },
-    JoinRejected {
-        client: Token,
-        error: BrokerError,
-    },
+    Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
+    /// The broker drops all later requests of the client.
+    JoinRejected { client: Token, error: BrokerError },
     /// The member stays in the room.
-    Rejected {
-        client: Token,
-        error: BrokerError,
-        nonce: Option<Rc<str>>,
-    },
+    Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -11,7 +11,6 @@ use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, places};
 use super::log_writer::LogWriter;
-use crate::broker::Random;
 use crate::chat::Now;
 use crate::config::Config;
 use crate::http::access::Access;
@@ -48,16 +47,14 @@ impl EventLoop {
         poll.registry().register(&mut listener.socket, LISTENER, Interest::READABLE).map_err(error)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
         let address = listener.socket.local_addr().unwrap_or(config.listen);
-        // If the system has no randomness, fail at start, not while serving a client.
+        // A server with predictable tickets must not run, so fail at start if the system has no randomness.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
-        #[expect(clippy::expect_used, reason = "better no server than one with predictable tickets")]
-        let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).expect("random bytes")); // invariant: see above
+        let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}"));
         let observers = Box::new(super::inspect(&config, &log, &mut random)?);
-        let started = Instant::now();
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = Limits::new(&config, max_connections, max_lingering);
-        let server = Server::new(config.clone(), access, limits, observers, random, now);
-        let listener = Some(listener);
+        let server = Server::new(config.clone(), access, limits, observers, Box::new(random), now);
+        let (started, listener) = (Instant::now(), Some(listener));
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 

@@ -8,13 +8,13 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 use rustix::event::PollFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::{Domain, Protocol, Type};
+use socket2::SockRef;
 
 use super::is_ready;
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
-const BACKLOG: i32 = 4096; // clients waiting to be accepted; the kernel's default cap, `somaxconn`, is the same
+const BACKLOG: i32 = 4096; // maximum number of clients that wait for an accept; `somaxconn` has the same default
 const RETRY_DELAY: Duration = Duration::from_millis(250); // the pause after descriptors or memory run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -30,15 +30,12 @@ impl Listener {
     /// `Err` is a message for the operator.
     pub fn bind(address: SocketAddr) -> Result<Listener, String> {
         let bound = || -> io::Result<TcpListener> {
-            let socket = socket2::Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            // A restart must not wait for old connections in TIME_WAIT.
-            socket.set_reuse_address(true)?;
+            // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
+            let socket = TcpListener::bind(address)?;
+            SockRef::from(&socket).listen(BACKLOG)?;
             // Accepted sockets inherit TCP_NODELAY. A turn's frames share one write: Nagle's algorithm only adds delay.
-            socket.set_tcp_nodelay(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(TcpListener::from_std(socket.into()))
+            SockRef::from(&socket).set_tcp_nodelay(true)?;
+            Ok(socket)
         };
         let port = address.port();
         let socket = bound().map_err(|error| match error.kind() {

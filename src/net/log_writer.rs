@@ -3,14 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use env_filter::FilteredLog;
 use log::{Level, Log, Metadata, Record};
 use rustix::event::PollFlags;
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, open};
 
 use super::is_ready;
 use crate::chat::Now;
@@ -24,22 +23,19 @@ const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
-#[derive(Debug, Clone)]
-pub struct LogWriter(Arc<Mutex<Lines<Stderr>>>);
+#[derive(Clone)]
+pub struct LogWriter(Arc<Mutex<Lines>>);
 
-#[derive(Debug)]
-pub(super) struct Lines<W> {
+/// Writes to stderr without blocking, and returns the number of bytes written.
+type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
+
+pub(super) struct Lines {
     queued: Vec<u8>,
     dropped: usize,
     waiting_since: Option<Duration>, // monotonic time of the first line queued since the last flush
     now: Now,
-    stderr: W,
+    write: WriteBytes,
 }
-
-/// Writes to stderr without blocking. A terminal polls as writable even if it accepts only a single byte, so `Stderr`
-/// opens the terminal again: the new descriptor can be non-blocking without an effect on other processes.
-#[derive(Debug)]
-pub(super) struct Stderr(Option<File>);
 
 impl LogWriter {
     /// Installs the global logger. The environment variable `WIRECHAT_LOG` (`env_filter` syntax) overrides `level`.
@@ -48,10 +44,18 @@ impl LogWriter {
         let invalid = |error| format!("WIRECHAT_LOG={directives:?}: {error}.");
         let filter = env_filter::Builder::new().filter_level(level).try_parse(&directives).map_err(invalid)?.build();
         log::set_max_level(filter.filter());
-        let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
-        let reopen = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/2").ok();
-        let stderr = Stderr(io::stderr().is_terminal().then(reopen).flatten());
-        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(stderr))));
+        // Open a terminal again: the new descriptor can be non-blocking without an effect on other processes. A poll would
+        // not suffice, because a terminal polls as writable even if it accepts only a single byte.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let reopen = || open("/proc/self/fd/2", flags, Mode::empty()).ok().map(File::from);
+        let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
+        let write = move |bytes: &[u8]| match &mut terminal {
+            Some(terminal) => terminal.write(bytes),
+            // Another process could still fill the pipe between the poll and the write.
+            None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(Box::new(write)))));
         let installed = log::set_boxed_logger(Box::new(FilteredLog::new(writer.clone(), filter)));
         debug_assert!(installed.is_ok(), "the logger is installed once");
         Ok(writer)
@@ -63,7 +67,7 @@ impl LogWriter {
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
     }
 
-    pub(super) fn lines(&self) -> MutexGuard<'_, Lines<Stderr>> {
+    pub(super) fn lines(&self) -> MutexGuard<'_, Lines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -80,25 +84,10 @@ impl Log for LogWriter {
     fn flush(&self) {} // the event loop flushes
 }
 
-impl Write for Stderr {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.0 {
-            Some(terminal) => terminal.write(bytes),
-            // Another process could still fill the pipe between the poll and the write.
-            None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
-            None => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<W: Write> Lines<W> {
-    fn new(stderr: W) -> Lines<W> {
+impl Lines {
+    fn new(write: WriteBytes) -> Lines {
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
-        Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, stderr }
+        Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, write }
     }
 
     /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_WAIT`.
@@ -140,7 +129,7 @@ impl<W: Write> Lines<W> {
         self.waiting_since = None;
         let mut written = 0;
         while written < self.queued.len() {
-            match self.stderr.write(&self.queued[written..]) {
+            match (self.write)(&self.queued[written..]) {
                 Ok(len) => written += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -158,6 +147,8 @@ impl<W: Write> Lines<W> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::{Deref, DerefMut};
+
     use super::*;
 
     /// A fake stderr that accepts `room` bytes and then returns `WouldBlock`.
@@ -166,28 +157,52 @@ mod tests {
         room: usize,
     }
 
-    impl Write for Pipe {
+    impl Pipe {
         fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
             let len = piece.len().min(self.room).min(PIPE_BUF);
             self.room -= len;
             self.taken.extend_from_slice(&piece[..len]);
             if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
         }
+    }
 
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+    struct PipeLines {
+        lines: Lines,
+        pipe: Arc<Mutex<Pipe>>,
+    }
+
+    impl PipeLines {
+        fn stderr(&self) -> MutexGuard<'_, Pipe> {
+            self.pipe.lock().unwrap()
         }
     }
 
-    fn lines(room: usize) -> Lines<Pipe> {
-        Lines::new(Pipe { taken: Vec::new(), room })
+    impl Deref for PipeLines {
+        type Target = Lines;
+
+        fn deref(&self) -> &Lines {
+            &self.lines
+        }
+    }
+
+    impl DerefMut for PipeLines {
+        fn deref_mut(&mut self) -> &mut Lines {
+            &mut self.lines
+        }
+    }
+
+    fn lines(room: usize) -> PipeLines {
+        let pipe = Arc::new(Mutex::new(Pipe { taken: Vec::new(), room }));
+        let stderr = Arc::clone(&pipe);
+        let write = move |piece: &[u8]| stderr.lock().unwrap().write(piece);
+        PipeLines { lines: Lines::new(Box::new(write)), pipe }
     }
 
     /// Begins a turn `wait` milliseconds after the last turn, and returns the bytes written.
-    fn turn(lines: &mut Lines<Pipe>, wait: u64, is_idle: bool) -> Vec<u8> {
+    fn turn(lines: &mut PipeLines, wait: u64, is_idle: bool) -> Vec<u8> {
         let monotonic = lines.now.monotonic + Duration::from_millis(wait);
         lines.begin_turn(Now { time: SystemTime::UNIX_EPOCH, monotonic }, is_idle);
-        std::mem::take(&mut lines.stderr.taken)
+        std::mem::take(&mut lines.stderr().taken)
     }
 
     #[test]
@@ -222,7 +237,7 @@ mod tests {
         by_push.push(b"one\n", MAX_QUEUED);
         by_log.log(&Record::builder().args(format_args!("one")).build());
         for lines in [by_push, by_log] {
-            assert_eq!(lines.stderr.taken.len(), MAX_QUEUED);
+            assert_eq!(lines.stderr().taken.len(), MAX_QUEUED);
             assert!(lines.waiting_since.is_some() && lines.queued.ends_with(b"one\n"));
         }
     }
@@ -233,7 +248,7 @@ mod tests {
         lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, true), b"");
         assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
-        lines.stderr.room = usize::MAX;
+        lines.stderr().room = usize::MAX;
         assert_eq!(turn(&mut lines, 0, false), b"one\n");
     }
 
@@ -251,7 +266,7 @@ mod tests {
         lines.flush();
         let written = "2023-11-14T22:13:20.001Z INFO  what\n2023-11-14T22:13:20.001Z INFO  what\n\
                        2023-11-14T22:13:20.002Z ERROR what\n";
-        assert_eq!(String::from_utf8(lines.stderr.taken).unwrap(), written);
+        assert_eq!(String::from_utf8(lines.stderr().taken.clone()).unwrap(), written);
     }
 
     #[test]
@@ -262,16 +277,16 @@ mod tests {
             lines.flush();
         }
         assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED, 36));
-        lines.stderr.room = usize::MAX;
+        lines.stderr().room = usize::MAX;
         lines.flush();
         lines.flush();
-        assert_eq!(lines.stderr.taken.len(), MAX_QUEUED + "36 log lines were dropped: stderr was full\n".len());
+        assert_eq!(lines.stderr().taken.len(), MAX_QUEUED + "36 log lines were dropped: stderr was full\n".len());
     }
 
     #[test]
     fn a_flood_of_rejections_leaves_room_for_the_lines_about_the_users() {
         let mut lines = lines(0);
-        let log = |lines: &mut Lines<Pipe>, level, message: &str| {
+        let log = |lines: &mut PipeLines, level, message: &str| {
             lines.log(&Record::builder().level(level).args(format_args!("{message}")).build());
         };
         for level in [Level::Info, Level::Warn].into_iter().cycle().take(2000) {
@@ -291,6 +306,6 @@ mod tests {
         let mut lines = lines(usize::MAX);
         (0..1000).for_each(|_| lines.push(&[b'x'; 1024], MAX_QUEUED));
         lines.flush();
-        assert_eq!((lines.stderr.taken.len(), lines.dropped), (1000 * 1024, 0));
+        assert_eq!((lines.stderr().taken.len(), lines.dropped), (1000 * 1024, 0));
     }
 }

@@ -1,4 +1,4 @@
-//! Connects the server to the operating system. No other server code uses poll, signals, clocks or randomness.
+//! Connects the server to the operating system. No other server code uses polls, signals, clocks or randomness.
 
 pub mod event_loop;
 pub mod listener;
@@ -9,7 +9,6 @@ use std::os::fd::AsFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::broker::Random;
 use crate::config::{Config, TraceDetail};
 use crate::inspect::filter::Filter;
 use crate::inspect::text::{Detail, Style};
@@ -22,7 +21,7 @@ pub fn trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-fn inspect(config: &Config, log: &LogWriter, random: &mut Random) -> Result<Inspect, String> {
+fn inspect(config: &Config, log: &LogWriter, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
     let (filter, writer) = (trace_filter(config)?, log.clone());
     let trace = config.trace.map(|detail| {
         let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
