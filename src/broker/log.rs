@@ -59,11 +59,11 @@ impl RoomLog {
         let mut left = max_bytes;
         let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();
         let fitting = self.messages.iter().rev().take_while(fits).count() as u64;
-        let can_resume = |since: u64| (self.last_id - fitting..=self.last_id).contains(&since);
-        let resume = resume.filter(|resume| *resume.epoch == *self.epoch && can_resume(resume.since));
-        let missed = resume.map_or(fitting, |resume| self.last_id - resume.since) as usize;
-        let messages = self.messages.range(self.messages.len() - missed..).map(Rc::clone).collect();
-        Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: resume.is_some(), messages }
+        let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
+        let missed = resume.and_then(|resume| self.last_id.checked_sub(resume.since)).filter(|count| *count <= fitting);
+        let skipped = self.messages.len() - missed.unwrap_or(fitting) as usize;
+        let messages = self.messages.range(skipped..).map(Rc::clone).collect();
+        Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: missed.is_some(), messages }
     }
 }
 

@@ -27,8 +27,7 @@ pub struct Limits {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
     rooms: Rooms,
-    /// The key of each member's username, and whether clients may share the username. A set, because a search of a list
-    /// of 100,000 `anonymous` clients would be slow.
+    /// The username key, and whether clients may share the username. A set, because 100,000 clients may share one.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -72,7 +71,7 @@ impl MemoryBroker {
             new
         });
         let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
-        self.by_username.insert(self.presence(&username, client));
+        self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
         Some(RoomEvent::Entered { client, session, from: None, to, backlog })
@@ -80,7 +79,7 @@ impl MemoryBroker {
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
         let Member { room, username, client_id, .. } = *self.members.remove(&client)?;
-        self.by_username.remove(&self.presence(&username, client));
+        self.by_username.remove(&self.username_entry(&username, client));
         client_id.and_then(|id| self.client_ids.remove(&id));
         self.rooms.remove_member(room, now);
         Some(RoomEvent::Left { room, member: MemberId::Local(client) })
@@ -118,7 +117,7 @@ impl MemoryBroker {
         if let Some(message) = self.rooms.get(room).log.find(&message) {
             return Some(RoomEvent::Duplicate { client, message: Rc::clone(message) });
         }
-        self.rename(client, &message.username);
+        self.set_username(client, &message.username);
         Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
     }
 
@@ -134,7 +133,7 @@ impl MemoryBroker {
         // The sender receives the message exactly once, even if the sender is also the recipient.
         recipients.retain(|recipient| *recipient != client);
         recipients.push(client);
-        self.rename(client, &message.from);
+        self.set_username(client, &message.from);
         Some(RoomEvent::Private { recipients, message: Rc::new(message) })
     }
 
@@ -149,22 +148,20 @@ impl MemoryBroker {
         None
     }
 
-    /// Gives a member a new username, and releases the previous one.
-    fn rename(&mut self, client: Token, username: &Rc<str>) {
+    fn set_username(&mut self, client: Token, username: &Rc<str>) {
         let Some(member) = self.members.get_mut(&client).filter(|member| member.username != *username) else { return };
         let before = std::mem::replace(&mut member.username, Rc::clone(username));
-        self.by_username.remove(&self.presence(&before, client));
-        self.by_username.insert(self.presence(username, client));
+        self.by_username.remove(&self.username_entry(&before, client));
+        self.by_username.insert(self.username_entry(username, client));
     }
 
-    /// Builds the client's entry in `by_username`.
-    fn presence(&self, username: &Rc<str>, client: Token) -> (Rc<str>, bool, Token) {
+    fn username_entry(&self, username: &Rc<str>, client: Token) -> (Rc<str>, bool, Token) {
         ((self.names.key)(username), (self.names.may_share)(username), client)
     }
 
     /// Returns the client that holds the username. `None` if no client holds it, or if clients may share it.
     fn holder(&self, username: &Rc<str>) -> Option<Token> {
-        let [first, last] = [0, usize::MAX].map(|number| self.presence(username, Token(number)));
+        let [first, last] = [0, usize::MAX].map(|number| self.username_entry(username, Token(number)));
         let (_, may_share, client) = self.by_username.range(first..=last).next()?;
         (!may_share).then_some(*client)
     }
@@ -226,9 +223,8 @@ impl Rooms {
     }
 
     fn can_join(&self, name: &str, user: &User) -> bool {
-        let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = self.rooms.len() - self.empty.len() < self.limits.rooms
-            && self.opened_by(user).filter(is_open).count() < self.limits.rooms_per_user;
+            && self.opened_by(user).filter(|room| self.rooms[room].members > 0).count() < self.limits.rooms_per_user;
         // Nobody may lock other users out of the default room.
         has_place || name == self.limits.default_room || self.find(name).is_some()
     }

@@ -63,10 +63,8 @@ pub enum User {
 
 /// Limits count an IPv6 network as one address, because every customer has a network with 2^64 addresses.
 pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        address => address,
-    }
+    let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
+    Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
 }
 
 /// The chat has already validated all names and texts. A client holds the username of its join, or of its last accepted

@@ -63,7 +63,7 @@ impl EventLoop {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let is_clean = loop {
             // Sleep until the server, the listener or the log has work to do.
-            let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(Listener::next_accept_at);
+            let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(|socket| socket.next_at);
             let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
             polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
@@ -74,7 +74,7 @@ impl EventLoop {
             let mut has_signal = false;
             for event in &events {
                 match event.token() {
-                    LISTENER => self.listener.iter_mut().for_each(|listener| listener.is_ready = true),
+                    LISTENER => self.listener.iter_mut().for_each(|socket| _ = socket.next_at.get_or_insert_default()),
                     SIGNALS => has_signal = true,
                     token => {
                         let (read_closed, error) = (event.is_read_closed(), event.is_error());
@@ -90,8 +90,9 @@ impl EventLoop {
             self.accept(now.monotonic);
             let count = self.server.connection_count();
             self.server.finish_turn();
-            let is_freed = self.server.connection_count() < count;
-            self.listener.iter_mut().filter(|_| is_freed).for_each(|listener| listener.retry_at = None);
+            if let Some(listener) = self.listener.as_mut().filter(|_| self.server.connection_count() < count) {
+                listener.next_at = listener.next_at.min(Some(now.monotonic));
+            }
             if self.server.is_stopped() {
                 break true;
             }
