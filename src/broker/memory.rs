@@ -70,7 +70,7 @@ impl MemoryBroker {
             (self.rooms.random)(&mut new.0);
             new
         });
-        let (to, backlog) = self.enter(&room, user, resume.as_ref(), now);
+        let (to, backlog) = self.enter(&room, user, resume, now)?;
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
@@ -89,36 +89,41 @@ impl MemoryBroker {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
         // At the limit, only a room's last member may switch to a new room, because the old room then closes.
-        if !self.rooms.can_join(name, &user) && self.rooms.get(from).members > 1 {
+        if !self.rooms.can_join(name, &user) && self.rooms.rooms[&from].members > 1 {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
         // Enter the new room before leaving the old one: an empty old room could evict the new room's history.
-        let (to, backlog) = self.enter(name, user, None, now);
+        let (to, backlog) = self.enter(name, user, None, now)?;
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
         Some(RoomEvent::Entered { client, session, from: Some(from), to, backlog })
     }
 
     /// Adds a member to the room, and opens the room if this is its first member.
-    fn enter(&mut self, name: &Rc<str>, user: User, resume: Option<&Resume>, now: Duration) -> (RoomId, Backlog) {
+    fn enter(
+        &mut self,
+        name: &Rc<str>,
+        user: User,
+        resume: Option<Resume>,
+        now: Duration,
+    ) -> Option<(RoomId, Backlog)> {
         let id = self.rooms.find(name).unwrap_or_else(|| {
             let room = self.rooms.open(name, user, now);
             self.events.push_back(RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() });
             room
         });
-        let max_bytes = self.rooms.limits.backlog;
-        let room = self.rooms.get(id);
+        let room = self.rooms.rooms.get_mut(&id)?;
         room.members += 1;
-        (id, room.log.backlog(resume, max_bytes))
+        Some((id, room.log.backlog(resume.as_ref(), self.rooms.limits.backlog)))
     }
 
     fn publish(&mut self, client: Token, message: Message) -> Option<RoomEvent> {
         let room = self.authorize(client, &message.username, message.nonce.as_ref())?;
-        if let Some(message) = self.rooms.get(room).log.find(&message) {
+        if let Some(message) = self.rooms.rooms[&room].log.find(&message) {
             return Some(RoomEvent::Duplicate { client, message: Rc::clone(message) });
         }
         self.set_username(client, &message.username);
-        Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
+        Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message)? })
     }
 
     fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
@@ -234,10 +239,6 @@ impl Rooms {
         self.opened.range(first..=last).map(|(_, id)| *id)
     }
 
-    fn get(&mut self, room: RoomId) -> &mut Room {
-        self.rooms.get_mut(&room).unwrap_or_else(|| unreachable!("a room with a member is open"))
-    }
-
     /// Opens a room that has no members yet, and restores the room's kept history, if any.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
@@ -260,7 +261,7 @@ impl Rooms {
     }
 
     fn remove_member(&mut self, id: RoomId, now: Duration) {
-        let room = self.get(id);
+        let Some(room) = self.rooms.get_mut(&id) else { return };
         room.members -= 1;
         if room.members == 0 {
             room.emptied_at = now;
@@ -270,20 +271,18 @@ impl Rooms {
         }
     }
 
-    fn append(&mut self, id: RoomId, message: Message) -> Rc<Message> {
-        let (limit, added) = (self.limits.messages, size(&message));
-        let room = self.get(id);
-        let (log, user) = (&mut room.log, room.user.clone());
-        let message = log.append(message);
-        let freed = if log.messages.len() > limit { log.drop_oldest() } else { 0 };
-        self.bytes = self.bytes + added - freed;
+    fn append(&mut self, id: RoomId, message: Message) -> Option<Rc<Message>> {
+        let room = self.rooms.get_mut(&id)?;
+        let (user, message) = (room.user.clone(), room.log.append(message));
+        self.bytes += size(&message);
+        self.bytes -= if room.log.messages.len() > self.limits.messages { room.log.drop_oldest() } else { 0 };
         // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
         while self.bytes > self.limits.bytes && self.evict(&user) {}
         while self.bytes > self.limits.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= largest.log.drop_oldest();
         }
-        message
+        Some(message)
     }
 
     /// Makes space for `user`, whose own rooms are evicted before the rooms of other users: first an empty room without

@@ -1,5 +1,5 @@
 //! Accepts clients. The edge-triggered poll reports a waiting client only once. If descriptors run out or the server is
-//! full, the listener remembers that clients wait in the backlog, and retries after a connection closes or after a pause.
+//! full, clients wait in the backlog, and the listener accepts them after a connection closes or after a pause.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
