@@ -91,6 +91,7 @@ pub struct Chat {
     reserved: HashSet<Rc<str>>, // keys of the usernames that tokens are bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // cached, because a turn's messages have the same time
     config: Config,
+    is_local: bool, // computed once, because every message needs it
 }
 
 struct Client {
@@ -112,7 +113,8 @@ impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config: config.clone() }
+        let (config, is_local) = (config.clone(), config.is_local());
+        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, is_local }
     }
 
     pub fn set_reserved(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -133,7 +135,7 @@ impl Chat {
     /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
     pub fn may_join(&mut self, request: &JoinRequest, now: Now) -> bool {
         // On a local server, every connection is another user, so a limit on joins has no effect.
-        self.config.is_local() || self.limiter.check(&request.join.user, now.monotonic) == Decision::Pass
+        self.is_local || self.limiter.check(&request.join.user, now.monotonic) == Decision::Pass
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
@@ -269,7 +271,7 @@ impl Chat {
 
     fn user_of(&self, client: Token) -> User {
         let Client { identity, address, .. } = &*self.clients[&client];
-        if self.config.is_local() { User::Connection(client) } else { identity.user(*address) }
+        if self.is_local { User::Connection(client) } else { identity.user(*address) }
     }
 
     fn format_time(&mut self, time: SystemTime) -> Rc<str> {
