@@ -100,15 +100,9 @@ impl MemoryBroker {
     }
 
     /// Adds a member to the room, and opens the room if this is its first member.
-    fn enter(
-        &mut self,
-        name: &Rc<str>,
-        user: User,
-        resume: Option<Resume>,
-        now: Duration,
-    ) -> Option<(RoomId, Backlog)> {
+    fn enter(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> Option<(RoomId, Backlog)> {
         let id = self.rooms.find(name).unwrap_or_else(|| {
-            let room = self.rooms.open(name, user, now);
+            let room = self.rooms.open(name, by, now);
             self.events.push_back(RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() });
             room
         });

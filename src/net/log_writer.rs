@@ -16,8 +16,7 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// Errors and these events may fill the whole queue, other lines only half of it: a flood of rejections must not use up
-/// the space for lines about users.
+/// Only errors and these events may fill more than half of the queue: a flood of rejections must leave space for them.
 const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // How long a line may wait for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
