@@ -53,7 +53,7 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns the messages after `resume.since` if all of them are still kept and fit into `max_bytes`, else the newest
+    /// Returns the messages after `resume.since` if all of them are kept and fit into `max_bytes`, else the newest
     /// messages that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let mut left = max_bytes;

@@ -1,5 +1,5 @@
 //! The broker puts the events of each room in order and keeps the room's messages. The chat submits a [`Request`] and
-//! does not wait: a broker may return the [`RoomEvent`] later. From this one event, the chat derives its own tables, the
+//! does not wait: a broker may return the [`RoomEvent`] later. From one event, the chat derives its own tables, the
 //! sender's echo and the other members' events, so they cannot disagree. Every broker guarantees:
 //!
 //! - All members of a room see the room's events in the same order.

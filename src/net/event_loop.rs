@@ -83,7 +83,7 @@ impl EventLoop {
                     }
                 }
             }
-            // Handle signals after readiness events, so that the chat publishes the messages that arrived before a signal.
+            // Handle signals after readiness events, so that the chat publishes messages that arrived before a signal.
             if has_signal && !self.handle_signals() {
                 break false;
             }

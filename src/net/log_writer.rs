@@ -43,8 +43,8 @@ impl LogWriter {
         let invalid = |error| format!("WIRECHAT_LOG={directives:?}: {error}.");
         let filter = env_filter::Builder::new().filter_level(level).try_parse(&directives).map_err(invalid)?.build();
         log::set_max_level(filter.filter());
-        // Open a terminal again: the new descriptor can be non-blocking without an effect on other processes. A poll would
-        // not suffice, because a terminal polls as writable even if it accepts only a single byte.
+        // Open a terminal again: the new descriptor can be non-blocking without an effect on other processes. A poll
+        // would not suffice, because a terminal polls as writable even if it accepts only a single byte.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let reopen = || open("/proc/self/fd/2", flags, Mode::empty()).ok().map(File::from);
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
