@@ -104,7 +104,7 @@ pub struct Config {
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
-    /// Limit the rooms that one user opened, except on a local server
+    /// Limit the number of rooms opened by one user; no limit on a local server
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms_per_user: usize, // one user must not use up all rooms or evict all histories
     /// List at most this many members in a welcome

@@ -525,7 +525,7 @@ fn a_client_that_reconnects_replaces_itself() {
 #[test]
 fn a_username_that_a_token_is_bound_to_is_reserved() {
     with_each_broker(&[], |harness| {
-        harness.chat.set_reserved(["Ann".into()].into_iter());
+        harness.chat.set_reserved_usernames(["Ann".into()].into_iter());
         for look_alike in ["Ann", "ann", "ＡＮＮ"] {
             let request = request(Dialect::Events, look_alike, "general");
             assert_eq!(harness.chat.check(&request), Err(JoinError::Reserved), "{look_alike}");
@@ -539,7 +539,7 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
         let error = event("error", r#"{"message":"The username ann is reserved for another token"}"#);
         assert_eq!(sent(&harness.receive(BOB, r#"{"username":"ann","text":"hi"}"#)), [(Recipients::One(BOB), error)]);
         harness.join(CAROL, request(Dialect::Events, "carol", "general"));
-        harness.chat.set_reserved(["Carol".into()].into_iter());
+        harness.chat.set_reserved_usernames(["Carol".into()].into_iter());
         let error = event("error", r#"{"message":"The username carol is reserved for another token"}"#);
         assert_eq!(sent(&harness.receive(CAROL, &message("hi"))), [(Recipients::One(CAROL), error)], "after a reload");
     });

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use support::table::hex;
 use wirechat::inspect::json;
 use wirechat::inspect::text::{self, Detail, Style};
-use wirechat::inspect::{Frame, Records, State, Tap, What};
+use wirechat::inspect::{Frame, RecordKind, Records, State, Tap};
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::Role;
 use wirechat::ws::message::Message;
@@ -171,7 +171,7 @@ fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
 }
 
 /// The records that a tap makes of a stream in these pieces.
-fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
+fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
     tap.set_limits(LIMITS);
@@ -182,13 +182,14 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<What> {
 /// The same from the frames of the tap, assembled here by hand. A frame that broke a rule counts only as its failure.
 fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
-    let broken =
-        records.iter().find_map(|what| if let What::Failure(failure) = what { Some(failure.frame) } else { None });
+    let broken = records
+        .iter()
+        .find_map(|what| if let RecordKind::Failure(failure) = what { Some(failure.frame) } else { None });
     let (mut seen, mut message, mut first) = (Vec::new(), Vec::new(), 0);
     for what in records {
         match what {
-            What::Failure(failure) => seen.push(Seen::Failed(failure.code, failure.section)),
-            What::Frame(frame) if Some(frame.number) != broken && frame.is_complete() => {
+            RecordKind::Failure(failure) => seen.push(Seen::Failed(failure.code, failure.section)),
+            RecordKind::Frame(frame) if Some(frame.number) != broken && frame.is_complete() => {
                 seen.extend(seen_in_frame(&frame, &mut message, &mut first));
             }
             _ => {}
@@ -282,9 +283,9 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
-    let seen = |stream: &[u8], cuts: &[usize]| -> Vec<What> {
+    let seen = |stream: &[u8], cuts: &[usize]| -> Vec<RecordKind> {
         let records = records(stream, cuts);
-        let broken = records.iter().position(|what| matches!(what, What::Failure(_)));
+        let broken = records.iter().position(|what| matches!(what, RecordKind::Failure(_)));
         let valid = records.into_iter().take(broken.map_or(usize::MAX, |at| at - 1));
         valid.map(without_parts).collect()
     };
@@ -298,9 +299,9 @@ fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     }
 }
 
-fn without_parts(what: What) -> What {
+fn without_parts(what: RecordKind) -> RecordKind {
     match what {
-        What::Frame(frame) => What::Frame(Frame { parts: Default::default(), ..frame }),
+        RecordKind::Frame(frame) => RecordKind::Frame(Frame { parts: Default::default(), ..frame }),
         other => other,
     }
 }
@@ -308,7 +309,8 @@ fn without_parts(what: What) -> What {
 #[test]
 fn the_reads_of_a_frame_are_listed() {
     let stream = hex("89 80 M0 81 85 M0 'Hello' 8a 80 M0");
-    let parts = |what: &What| if let What::Frame(frame) = what { frame.parts.listed.clone() } else { Vec::new() };
+    let parts =
+        |what: &RecordKind| if let RecordKind::Frame(frame) = what { frame.parts.listed.clone() } else { Vec::new() };
     let listed: Vec<_> = records(&stream, &[8, 15]).iter().map(parts).collect();
     assert_eq!(listed, [vec![(1, 6)], vec![(1, 2), (2, 7), (3, 2)], vec![(3, 6)]]);
 }
@@ -346,8 +348,9 @@ fn golden_a_connection_from_its_request_to_its_end() {
         assert!(!text.contains("dev-token"), "no token is shown");
         expect(golden, name, &text);
     }
-    let states =
-        taken.iter().filter_map(|record| if let What::State(change) = &record.what { Some(change.to) } else { None });
+    let states = taken
+        .iter()
+        .filter_map(|record| if let RecordKind::State(change) = &record.what { Some(change.to) } else { None });
     assert_eq!(states.collect::<Vec<_>>(), [State::Open, State::Closing, State::Closed]);
 }
 

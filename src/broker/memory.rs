@@ -70,7 +70,7 @@ impl MemoryBroker {
             (self.rooms.random)(&mut new.0);
             new
         });
-        let (to, backlog) = self.enter(&room, user, resume, now)?;
+        let (to, backlog) = self.enter(&room, user, resume, now);
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
@@ -93,22 +93,22 @@ impl MemoryBroker {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
         // Enter the new room before leaving the old one: an empty old room could evict the new room's history.
-        let (to, backlog) = self.enter(name, user, None, now)?;
+        let (to, backlog) = self.enter(name, user, None, now);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
         Some(RoomEvent::Entered { client, session, from: Some(from), to, backlog })
     }
 
     /// Adds a member to the room, and opens the room if this is its first member.
-    fn enter(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> Option<(RoomId, Backlog)> {
+    fn enter(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| {
             let room = self.rooms.open(name, by, now);
             self.events.push_back(RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() });
             room
         });
-        let room = self.rooms.rooms.get_mut(&id)?;
+        let (max_bytes, room) = (self.rooms.limits.backlog, self.rooms.get_mut(id));
         room.members += 1;
-        Some((id, room.log.backlog(resume.as_ref(), self.rooms.limits.backlog)))
+        (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
     fn publish(&mut self, client: Token, message: Message) -> Option<RoomEvent> {
@@ -117,7 +117,7 @@ impl MemoryBroker {
             return Some(RoomEvent::Duplicate { client, message: Rc::clone(message) });
         }
         self.set_username(client, &message.username);
-        Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message)? })
+        Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
     }
 
     fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
@@ -254,8 +254,13 @@ impl Rooms {
         id
     }
 
+    fn get_mut(&mut self, id: RoomId) -> &mut Room {
+        let Some(room) = self.rooms.get_mut(&id) else { unreachable!("a room with a member is open") };
+        room
+    }
+
     fn remove_member(&mut self, id: RoomId, now: Duration) {
-        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let room = self.get_mut(id);
         room.members -= 1;
         if room.members == 0 {
             room.emptied_at = now;
@@ -265,8 +270,8 @@ impl Rooms {
         }
     }
 
-    fn append(&mut self, id: RoomId, message: Message) -> Option<Rc<Message>> {
-        let room = self.rooms.get_mut(&id)?;
+    fn append(&mut self, id: RoomId, message: Message) -> Rc<Message> {
+        let Some(room) = self.rooms.get_mut(&id) else { unreachable!("a room with a member is open") };
         let (user, message) = (room.user.clone(), room.log.append(message));
         self.bytes += size(&message);
         self.bytes -= if room.log.messages.len() > self.limits.messages { room.log.drop_oldest() } else { 0 };
@@ -276,7 +281,7 @@ impl Rooms {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= largest.log.drop_oldest();
         }
-        Some(message)
+        message
     }
 
     /// Makes space for `user`, whose own rooms are evicted before the rooms of other users: first an empty room without

@@ -117,7 +117,7 @@ impl Chat {
         Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, is_local }
     }
 
-    pub fn set_reserved(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
+    pub fn set_reserved_usernames(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
         self.reserved = usernames.map(|username| names::username_key(&username)).collect();
     }
 

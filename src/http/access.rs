@@ -43,7 +43,7 @@ impl Access {
     }
 
     /// The usernames that tokens are bound to.
-    pub fn reserved(&self) -> impl Iterator<Item = Rc<str>> {
+    pub fn reserved_usernames(&self) -> impl Iterator<Item = Rc<str>> {
         self.tokens.iter().flat_map(|tokens| tokens.usernames.values().cloned())
     }
 

@@ -17,7 +17,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
 }
 
 /// Explains a masked frame from the server. [`ProtocolError`] has no variant for this error: only a client detects it.
-pub fn masked_by_server(frame: &Frame) -> Failure {
+pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
         byte(frame, 1)

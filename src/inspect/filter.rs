@@ -1,7 +1,7 @@
 //! Selects records for `--trace-filter`. If the filter names connections or users, a record must match one of them. If
 //! the filter names kinds (control frames, errors), the record must also match one of those kinds.
 
-use super::{Record, What};
+use super::{Record, RecordKind};
 use crate::ws::frame::Opcode;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,15 +62,15 @@ impl Condition {
             Condition::Connection(number) => record.connection == *number,
             Condition::User(user) => record.user.as_deref() == Some(user),
             Condition::Control => match &record.what {
-                What::Frame(frame) => Opcode::from_bits(frame.header.opcode()).is_ok_and(Opcode::is_control),
-                What::State(_) | What::End(_) => true,
+                RecordKind::Frame(frame) => Opcode::from_bits(frame.header.opcode()).is_ok_and(Opcode::is_control),
+                RecordKind::State(_) | RecordKind::End(_) => true,
                 _ => false,
             },
             Condition::Errors => match &record.what {
-                What::Failure(_) | What::Missed(_) => true,
-                What::Response(response) => response.status >= 400,
+                RecordKind::Failure(_) | RecordKind::Missed(_) => true,
+                RecordKind::Response(response) => response.status >= 400,
                 // A TCP connection that closes before either side sends a Close is not an error.
-                What::End(end) => !end.is_clean && end.first_close.is_some(),
+                RecordKind::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },
         }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
-use super::{Head, Record, Records, Tap, What, json};
+use super::{Head, Record, RecordKind, Records, Tap, json};
 use crate::maps::TokenMap;
 use crate::server::observer::{Action, QueuedBytes};
 use crate::ws::close::CloseCode;
@@ -65,14 +65,14 @@ impl Queue {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
         // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
-        if queue.len() >= MAX_QUEUED && !matches!(record.what, What::End(_)) {
+        if queue.len() >= MAX_QUEUED && !matches!(record.what, RecordKind::End(_)) {
             link.missed.set(link.missed.get() + 1);
             return;
         }
         let missed = link.missed.take();
         if missed > 0 {
             // Report the gap first, so that the inspector shows the gap where the records are missing.
-            queue.push_back((inspector, Some(Record { what: What::Missed(missed), ..record.clone() })));
+            queue.push_back((inspector, Some(Record { what: RecordKind::Missed(missed), ..record.clone() })));
         }
         queue.push_back((inspector, Some(record)));
     }
@@ -186,7 +186,7 @@ impl Inspection {
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
-            let (connection, what) = (connection.0, What::Earlier(link.frames.get()));
+            let (connection, what) = (connection.0, RecordKind::Earlier(link.frames.get()));
             self.queue.push(&link, Record { connection, user: None, time: now, what });
         }
         Ok(())
@@ -239,13 +239,13 @@ impl Inspection {
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
         // Fill at most half of the outbox: the server's own frames need room, and the server closes a client whose
         // outbox is full. Always send `End`, preceded by the number of dropped records.
-        if queued > self.max_queued && !matches!(record.what, What::End(_)) {
-            inspector.missed += if let What::Missed(count) = record.what { count } else { 1 };
+        if queued > self.max_queued && !matches!(record.what, RecordKind::End(_)) {
+            inspector.missed += if let RecordKind::Missed(count) = record.what { count } else { 1 };
             return;
         }
         let missed = std::mem::take(&mut inspector.missed);
         if missed > 0 {
-            self.send(client, &json::value(&Record { what: What::Missed(missed), ..record.clone() }));
+            self.send(client, &json::value(&Record { what: RecordKind::Missed(missed), ..record.clone() }));
         }
         self.send(client, &json::value(&record));
     }

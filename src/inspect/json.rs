@@ -5,19 +5,19 @@ use serde_json::{Value, json};
 
 use super::escape::digits;
 use super::lifecycle::role_name;
-use super::{End, Failure, Frame, Head, Parts, Record, Response, StateChange, What};
+use super::{End, Failure, Frame, Head, Parts, Record, RecordKind, Response, StateChange};
 
 pub fn value(record: &Record) -> Value {
     let mut value = match &record.what {
-        What::Request(head) => request_value(head),
-        What::Response(response) => response_value(response),
-        What::Frame(frame) => frame_value(frame),
-        What::State(change) => state_value(change),
-        What::Failure(failure) => failure_value(failure),
-        What::End(end) => end_value(end),
-        What::Missed(count) => json!({ "record": "missed", "count": count }),
+        RecordKind::Request(head) => request_value(head),
+        RecordKind::Response(response) => response_value(response),
+        RecordKind::Frame(frame) => frame_value(frame),
+        RecordKind::State(change) => state_value(change),
+        RecordKind::Failure(failure) => failure_value(failure),
+        RecordKind::End(end) => end_value(end),
+        RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
         // Use the same `record` kind as `Missed`: a page that does not know `earlier` still shows a gap.
-        What::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
+        RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);
     value["time"] = json!(humantime::format_rfc3339_millis(record.time).to_string());

@@ -57,11 +57,11 @@ pub struct Record {
     pub user: Option<Rc<str>>,
     /// The time of the read, write or close that completed the record.
     pub time: SystemTime,
-    pub what: What,
+    pub what: RecordKind,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-pub enum What {
+pub enum RecordKind {
     /// The request head (§4.1), possibly incomplete.
     Request(Head),
     Response(Response),
@@ -225,10 +225,10 @@ impl Reporter {
         Reporter { connection, records, user: None, time: SystemTime::UNIX_EPOCH, missed: 0 }
     }
 
-    pub fn report(&mut self, what: What) {
+    pub fn report(&mut self, what: RecordKind) {
         let record = |what| Record { connection: self.connection, user: self.user.clone(), time: self.time, what };
         // Report the gap first, so that a reader sees where the records are missing.
-        if self.missed > 0 && self.records.push(record(What::Missed(self.missed))) {
+        if self.missed > 0 && self.records.push(record(RecordKind::Missed(self.missed))) {
             self.missed = 0;
         }
         if self.missed > 0 || !self.records.push(record(what)) {
@@ -237,11 +237,11 @@ impl Reporter {
     }
 
     pub fn report_failure(&mut self, failure: Option<Failure>) {
-        failure.into_iter().for_each(|failure| self.report(What::Failure(failure)));
+        failure.into_iter().for_each(|failure| self.report(RecordKind::Failure(failure)));
     }
 
     pub fn report_change(&mut self, change: Option<StateChange>) {
-        change.into_iter().for_each(|change| self.report(What::State(change)));
+        change.into_iter().for_each(|change| self.report(RecordKind::State(change)));
     }
 }
 
@@ -253,10 +253,10 @@ mod tests {
     fn records_dropped_by_a_full_queue_are_counted() {
         let records = Records::default();
         let mut reporter = Reporter::new(7, records.clone());
-        (0..MAX_RECORDS + 37).for_each(|_| reporter.report(What::Missed(0)));
+        (0..MAX_RECORDS + 37).for_each(|_| reporter.report(RecordKind::Missed(0)));
         assert_eq!(records.take().len(), MAX_RECORDS);
-        reporter.report(What::Missed(0));
+        reporter.report(RecordKind::Missed(0));
         let whats: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
-        assert_eq!(whats, [What::Missed(37), What::Missed(0)]);
+        assert_eq!(whats, [RecordKind::Missed(37), RecordKind::Missed(0)]);
     }
 }

@@ -166,7 +166,7 @@ mod bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::What;
+    use crate::inspect::RecordKind;
 
     /// The example file in the module doc parses and serializes back to the same text.
     #[test]
@@ -218,7 +218,7 @@ mod tests {
         let reads = (0..4).map(|_| Step::Client(b"\x8a\x80\0\0\0\0".repeat(10_000)));
         let recording = Recording { connection: 7, entries: handshake.into_iter().chain(reads).map(step).collect() };
         let mut frames = 0;
-        recording.replay(|record| frames += usize::from(matches!(record.what, What::Frame(_))));
+        recording.replay(|record| frames += usize::from(matches!(record.what, RecordKind::Frame(_))));
         assert_eq!(frames, 40_000);
     }
 }

@@ -16,7 +16,7 @@ use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
 use super::scan::{Direction, Step};
 use super::secret::WelcomeRedactor;
-use super::{AcceptSteps, Frame, Head, MAX_SHOWN, Records, Reporter, Response, State, What};
+use super::{AcceptSteps, Frame, Head, MAX_SHOWN, RecordKind, Records, Reporter, Response, State};
 use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Limits;
@@ -69,13 +69,13 @@ impl Tap {
     ///
     /// ```
     /// use std::time::SystemTime;
-    /// use wirechat::inspect::{Records, Tap, What};
+    /// use wirechat::inspect::{Records, Tap, RecordKind};
     /// use wirechat::ws::frame::Role;
     /// let records = Records::default();
     /// let mut tap = Tap::open(1, records.clone());
     /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
-    /// let What::Frame(frame) = &record.what else { panic!() };
+    /// let RecordKind::Frame(frame) = &record.what else { panic!() };
     /// assert_eq!((frame.header.name(), frame.unmasked()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
@@ -93,13 +93,13 @@ impl Tap {
         self
     }
 
-    /// Reports how many frames passed before the tap was attached ([`What::Earlier`]), and continues their numbering.
+    /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their numbering.
     pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.skip_numbers(received);
         self.server.frames.skip_numbers(sent);
         self.reporter.time = time;
         if self.frames() > 0 {
-            self.reporter.report(What::Earlier(self.frames()));
+            self.reporter.report(RecordKind::Earlier(self.frames()));
         }
     }
 
@@ -161,7 +161,7 @@ impl Tap {
         self.reporter.report_failure(self.checker.release(None));
         let (change, end) = self.lifecycle.close_tcp(cause);
         self.reporter.report_change(change);
-        self.reporter.report(What::End(end));
+        self.reporter.report(RecordKind::End(end));
     }
 
     fn direction(&mut self, from: Role) -> &mut Direction {
@@ -181,7 +181,7 @@ impl Tap {
         if held > 0 && held + rest.len() > MAX_EARLY {
             // The tap drops `rest`, so it can no longer find the start of the next frame.
             self.client.is_out_of_sync = true;
-            self.reporter.report(What::Missed(1));
+            self.reporter.report(RecordKind::Missed(1));
         } else if !rest.is_empty() {
             self.early.push((part, rest.to_vec()));
         }
@@ -196,7 +196,7 @@ impl Tap {
 
     fn report_request(&mut self) {
         let head = Head { bytes: secret::redacted(&self.client.head.bytes), ..self.client.head.clone() };
-        self.reporter.report(What::Request(head));
+        self.reporter.report(RecordKind::Request(head));
     }
 
     fn read_response(&mut self, bytes: &[u8], part: u64) {
@@ -214,10 +214,10 @@ impl Tap {
             let body = rest[..rest.len().min(MAX_SHOWN)].to_vec();
             self.stage = Stage::Over;
             self.early = Vec::new();
-            return self.reporter.report(What::Response(Response { head, status, body, accept: None }));
+            return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::between(&self.client.head, &head);
-        self.reporter.report(What::Response(Response { head, status, body: Vec::new(), accept }));
+        self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Reporting an inspector's frames would loop: each record sent is itself a frame.
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.opened());
@@ -283,7 +283,8 @@ impl Tap {
         };
         if let Some(frame) = self.report_broken(Role::Server, step) {
             let explained = broken.map(|error| failure::explain(error, &frame, &self.checker.limits));
-            self.reporter.report(What::Failure(explained.unwrap_or_else(|| failure::masked_by_server(&frame))));
+            self.reporter
+                .report(RecordKind::Failure(explained.unwrap_or_else(|| failure::explain_masked_server_frame(&frame))));
         }
     }
 
@@ -302,12 +303,12 @@ impl Tap {
     fn report_frame(&mut self, mut frame: Frame) {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.from {
-            // The server's first message is the `welcome` event, which contains the ticket.
+            // The server's first message is the `welcome` event, which contains secrets.
             Role::Server if is_text => {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }
             Role::Server => {}
-            // A masked frame is not an HTTP request with a token: in ASCII text, the top bit of each byte is 0.
+            // The mask bit is the top bit of a byte, which is 0 in an HTTP request. So this frame contains no token.
             Role::Client if frame.header.is_masked() => {}
             // An unmasked frame may be the start of an HTTP request that contains a token.
             Role::Client => {
@@ -315,7 +316,7 @@ impl Tap {
                 frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());
             }
         }
-        self.reporter.report(What::Frame(frame));
+        self.reporter.report(RecordKind::Frame(frame));
     }
 }
 
@@ -347,7 +348,7 @@ mod tests {
                 tap.closing();
             }
             tap.bytes(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
-            records.take().iter().any(|record| matches!(record.what, What::Failure(_)))
+            records.take().iter().any(|record| matches!(record.what, RecordKind::Failure(_)))
         };
         assert!(is_broken(false) && !is_broken(true));
     }
@@ -360,7 +361,9 @@ mod tests {
         tap.bytes(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
         tap.bytes(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
         let numbers: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
-        let [What::Earlier(12), What::Frame(ping), What::Frame(pong)] = &numbers[..] else { panic!("{numbers:?}") };
+        let [RecordKind::Earlier(12), RecordKind::Frame(ping), RecordKind::Frame(pong)] = &numbers[..] else {
+            panic!("{numbers:?}")
+        };
         assert_eq!((ping.number, pong.number, tap.frames()), (6, 8, 14));
     }
 }

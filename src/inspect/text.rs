@@ -18,7 +18,7 @@ use anstyle::{AnsiColor, Style as Ansi};
 
 use super::escape::{Paint, digits, escaped, hex, quoted, start_of};
 use super::lifecycle::role_name;
-use super::{End, Failure, Frame, Head, LengthForm, Place, Record, Response, State, StateChange, What};
+use super::{End, Failure, Frame, Head, LengthForm, Place, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
 
 /// The column where the RFC section numbers start, with and without a timestamp.
@@ -66,15 +66,15 @@ pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
 fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.what {
-        What::Request(head) => ('→', head_line(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
-        What::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
-        What::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
-        What::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
+        RecordKind::Request(head) => ('→', head_line(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
+        RecordKind::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
+        RecordKind::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
+        RecordKind::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
         // `failure_line` already includes the section of the broken rule.
-        What::Failure(failure) => ('!', failure_line(failure), Vec::new()),
-        What::End(end) => ('=', end_line(end), Vec::new()),
-        What::Missed(count) => ('·', format!("{} not shown", counted(*count, "record")), Vec::new()),
-        What::Earlier(count) => ('·', format!("{} not shown", counted(*count, "earlier frame")), Vec::new()),
+        RecordKind::Failure(failure) => ('!', failure_line(failure), Vec::new()),
+        RecordKind::End(end) => ('=', end_line(end), Vec::new()),
+        RecordKind::Missed(count) => ('·', format!("{} not shown", counted(*count, "record")), Vec::new()),
+        RecordKind::Earlier(count) => ('·', format!("{} not shown", counted(*count, "earlier frame")), Vec::new()),
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
@@ -85,9 +85,9 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
         match &record.what {
-            What::Request(head) => write_head(head, out),
-            What::Response(response) => write_response(response, paint, out),
-            What::Frame(frame) => write_figure(frame, paint, out),
+            RecordKind::Request(head) => write_head(head, out),
+            RecordKind::Response(response) => write_response(response, paint, out),
+            RecordKind::Frame(frame) => write_figure(frame, paint, out),
             _ => {}
         }
     }

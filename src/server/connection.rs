@@ -283,7 +283,7 @@ impl<S: Socket> Connection<S> {
     }
 
     /// Bytes that the connection keeps in memory, including shared frames.
-    pub fn held(&self) -> usize {
+    pub fn memory_bytes(&self) -> usize {
         self.buffered() - self.outbox.own_len() + self.outbox.len()
     }
 }

@@ -71,7 +71,7 @@ impl Fanout {
         self.rooms.remove(&room)
     }
 
-    /// Removes and returns the oldest batch; `None` while the batches are held.
+    /// Removes and returns the oldest batch. `None` if there is no batch, or while broadcasts wait.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
         let Fanout { rooms, order, is_held, .. } = self;
         std::iter::from_fn(|| order.pop_front_if(|_| !*is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))

@@ -302,8 +302,8 @@ impl<S: Socket> Server<S> {
                 return;
             }
             let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
-            let largest = remaining.max_by_key(|(token, connection)| (connection.held(), **token));
-            let Some((largest, _)) = largest.filter(|(_, connection)| connection.held() > 0) else { return };
+            let largest = remaining.max_by_key(|(token, connection)| (connection.memory_bytes(), **token));
+            let Some((largest, _)) = largest.filter(|(_, connection)| connection.memory_bytes() > 0) else { return };
             token = *largest;
             self.free_memory(token);
         }
@@ -313,9 +313,9 @@ impl<S: Socket> Server<S> {
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let before = connection.held();
+        let before = connection.memory_bytes();
         let is_open = connection.flush().is_ok() && connection.is_open();
-        if connection.held() < before {
+        if connection.memory_bytes() < before {
         } else if is_open {
             connection.cold.unprocessed = Box::default();
             self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
@@ -330,7 +330,7 @@ impl<S: Socket> Server<S> {
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
             return log::error!("RELOAD failed, the old tokens stay in force: {error}");
         }
-        self.chat.set_reserved(self.access.reserved());
+        self.chat.set_reserved_usernames(self.access.reserved_usernames());
         let now = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));

@@ -16,7 +16,7 @@ use crate::maps::PeerMap;
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a household connect at once
-const MAX_LOGGED: usize = 5; // rejections per address and minute, so that one client cannot fill the log
+const MAX_LOGGED: usize = 5; // rejections per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
 pub struct Limits {

@@ -93,7 +93,7 @@ impl<S: Socket> Server<S> {
         now: Now,
     ) -> Server<S> {
         let mut chat = Chat::new(&config, Box::new(memory_broker(&config, random)));
-        chat.set_reserved(access.reserved());
+        chat.set_reserved_usernames(access.reserved_usernames());
         Server {
             chat,
             limits,
@@ -273,7 +273,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// Does what the chat asks for. If a broker is asynchronous, its driver must also call this function.
+    /// Applies the queued effects of the chat. The driver of an asynchronous broker calls this after each broker event.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {

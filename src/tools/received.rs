@@ -12,8 +12,8 @@ use crate::ws::handshake::accept_value;
 /// Maximum size of a response head, and of a response body, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 /// Maximum size of all frames together, in bytes. No `poke` case makes a correct server echo this much.
-const MAX_HELD: u64 = 4 << 20;
-/// Maximum number of frames. `MAX_HELD` alone would permit two million empty frames.
+const MAX_FRAME_BYTES: u64 = 4 << 20;
+/// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
 const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
 /// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered
@@ -31,8 +31,8 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// The key and the offers of a client's request. A server may choose only what the client offered. `None`: unknown.
-/// `Some("")`: no offer.
+/// The key of a client's request, and the extensions and subprotocols that the request offers, from which the server may
+/// choose. `None`: unknown. `Some("")`: the request offers none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -170,7 +170,7 @@ pub struct Inbox {
     offer: Offer,
     pub response: Option<Response>,
     unfinished: Option<(Opcode, Vec<u8>)>,
-    held: u64,
+    frame_bytes: u64,
     frames: u32,
     pub received: Vec<Received>,
     pub close: Option<ReceivedClose>,
@@ -262,11 +262,11 @@ impl Inbox {
         if self.close.is_some() {
             return Err("the server sent a frame after its Close (RFC 6455 §5.5.1)".into());
         }
-        let held = self.held + header.size as u64 + header.payload_len;
-        if held > MAX_HELD {
+        let frame_bytes = self.frame_bytes + header.size as u64 + header.payload_len;
+        if frame_bytes > MAX_FRAME_BYTES {
             return Err(format!(
                 "the server sent or announced over {} MiB, far more than was sent to it",
-                MAX_HELD >> 20
+                MAX_FRAME_BYTES >> 20
             ));
         }
         if self.frames == MAX_FRAMES {
@@ -274,7 +274,7 @@ impl Inbox {
         }
         let len = header.size + header.payload_len as usize;
         let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };
-        (self.held, self.frames) = (held, self.frames + 1);
+        (self.frame_bytes, self.frames) = (frame_bytes, self.frames + 1);
         self.keep(&header, payload).map_err(broken)?;
         Ok(Some(len))
     }
@@ -303,7 +303,7 @@ impl Inbox {
 
     fn finish_message(&mut self) -> Result<(), ProtocolError> {
         match self.unfinished.take() {
-            // §8.1 applies to both endpoints: a client must also fail a connection if a text is not UTF-8.
+            // §8.1 applies to both endpoints: the client, too, fails the connection if a text message is not UTF-8.
             Some((Opcode::Text, text)) if std::str::from_utf8(&text).is_err() => {
                 return Err(ProtocolError::TextNotUtf8);
             }

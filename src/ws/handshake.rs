@@ -15,8 +15,8 @@ use sha1::{Digest, Sha1};
 use super::extension;
 use super::request::{Rejection, Request, bad_request, is_token, quoted};
 
-/// RFC 9110 §15.5.22 requires `Upgrade` in a 426, and RFC 9110 §7.8 requires `Connection`. §4.4: "it MUST respond with a
-/// |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
+/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it MUST
+/// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
 pub fn upgrade_required() -> Rejection {
     let headers = &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \

@@ -5,7 +5,7 @@
 use std::time::SystemTime;
 
 use super::handshake;
-use crate::inspect::{Failure, Frame, Record, What};
+use crate::inspect::{Failure, Frame, Record, RecordKind};
 use crate::tools::Tracer;
 use crate::tools::received::Inbox;
 use crate::ws::frame::Role;
@@ -38,7 +38,8 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     let mut records = tracer.see(role, frames, SystemTime::UNIX_EPOCH);
     records.extend(tracer.end("", SystemTime::UNIX_EPOCH));
     // Drop connection states: they also depend on the other endpoint's bytes, which are unknown.
-    records.retain(|record| matches!(record.what, What::Frame(_) | What::Failure(_) | What::Missed(_)));
+    records
+        .retain(|record| matches!(record.what, RecordKind::Frame(_) | RecordKind::Failure(_) | RecordKind::Missed(_)));
     let (mut notes, mut is_valid) = notes(&records, frames.len(), role);
     if role == Role::Server && is_valid {
         let mut client = Inbox::open();
@@ -58,7 +59,7 @@ fn notes(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
     if failures.iter().any(|failure| failure.section == "5.1") {
         notes.push(wrong_role_hint(role).to_owned());
     }
-    let fails_last = matches!(records.last(), Some(Record { what: What::Failure(_), .. }));
+    let fails_last = matches!(records.last(), Some(Record { what: RecordKind::Failure(_), .. }));
     let missing = frames.last().filter(|_| !fails_last).and_then(|frame| missing(frame));
     let unread = unread(records, &frames, len).map(|count| match failures[..] {
         [] => format!("{count} not read: no frame may follow a Close (§5.5.1)."),
@@ -91,7 +92,7 @@ fn wrong_role_hint(role: Role) -> &'static str {
 /// Says how many bytes follow the last frame. Returns `None` if that number is zero or unknown.
 fn unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
     // If the tracer dropped records (`Missed`), the total length of the frames is unknown.
-    let is_known = !records.iter().any(|record| matches!(record.what, What::Missed(_)));
+    let is_known = !records.iter().any(|record| matches!(record.what, RecordKind::Missed(_)));
     let read: u64 = frames.iter().map(|frame| frame.header.bytes().len() as u64 + frame.received).sum();
     let count = (len as u64).saturating_sub(read);
     (is_known && count > 0).then(|| more_bytes(count))
@@ -99,14 +100,14 @@ fn unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
 
 fn frame(record: &Record) -> Option<&Frame> {
     match &record.what {
-        What::Frame(frame) => Some(frame),
+        RecordKind::Frame(frame) => Some(frame),
         _ => None,
     }
 }
 
 fn failure(record: &Record) -> Option<&Failure> {
     match &record.what {
-        What::Failure(failure) => Some(failure),
+        RecordKind::Failure(failure) => Some(failure),
         _ => None,
     }
 }

@@ -70,8 +70,8 @@ impl Reading {
 pub fn read(text: &str) -> Result<Reading, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
-        // A literal without escapes may contain another notation. As raw bytes, printable text is not a frame: it sets
-        // reserved bits.
+        // A literal without escapes, such as "81 05", may contain another notation. Its own bytes are not a frame: any
+        // printable first byte sets a reserved bit.
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
             Some(reading) => Ok(reading.with_alternative("the text between the quotes: --as string")),

@@ -80,7 +80,7 @@ pub fn play(
     let is_probed = !is_silent && player.wait(case);
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
-    let closing = player.close_politely(is_probed);
+    let closing = player.try_closing_handshake(is_probed);
     // `inbox` is a copy from before the closing handshake, so add any violation found during the handshake.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.end();
@@ -191,7 +191,7 @@ impl Player<'_> {
 
     /// Starts a closing handshake (§7.1.2), but only if the client sent the test Ping. Otherwise, the server may be
     /// waiting for the rest of a frame, and would read the Close as payload.
-    fn close_politely(&mut self, is_probed: bool) -> Option<Closing> {
+    fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == Tcp::Open && !connection.is_half_closed && !connection.inbox.is_final();
         if !is_probed || !is_open || self.has_sent_close {

@@ -9,7 +9,7 @@ use super::catalogue::{self, PARTS};
 use super::check::{Outcome, check, describe_expected, describe_received};
 use super::play::{Timing, Transcript};
 use crate::inspect::text::Detail;
-use crate::inspect::{Record, What};
+use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escaped};
 
 /// `poke` prints this many records of an exchange as they happen.
@@ -154,7 +154,7 @@ struct Exchange {
 
 impl Exchange {
     fn add(&mut self, screen: &Screen, record: &Record) {
-        if let What::Missed(count) = record.what {
+        if let RecordKind::Missed(count) = record.what {
             self.skipped += count;
         } else if self.shown < FIRST {
             self.shown += 1;

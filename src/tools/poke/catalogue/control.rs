@@ -88,11 +88,13 @@ const LONGEST_PING: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxy
 
 /// A case with a valid Close: the server must reply with a Close.
 const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };
-const BAD_CODE: Case = Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, OTHER_CODE)], rule: CODE_RULE, ..FAILS };
+const BAD_CODE: Case =
+    Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILS };
 
 const ANY_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", and need not");
-const OTHER_CODE: &str = "§7.4 says which codes must not be sent, and not which code they fail the connection with";
+const CODE_NOT_SPECIFIED: &str =
+    "§7.4 says which codes must not be sent, and not which code they fail the connection with";
 const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
 const CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
