@@ -58,8 +58,9 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // A full map must not lock out new peers, so clear it. This allows each peer a few more attempts.
-            if self.entries.len() >= MAX_PEERS {
+            // A full map must not lock out new peers, nor be swept at every insertion. So clear the map, which allows each
+            // peer a few more attempts.
+            if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }
             self.sweep_at = (2 * self.entries.len()).clamp(1024, MAX_PEERS);

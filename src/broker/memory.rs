@@ -62,15 +62,17 @@ impl MemoryBroker {
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
             return Some(RoomEvent::JoinRejected { client, error });
         }
-        // If one connection holds both the client id and the username, the broker drops the second `Leave`.
-        [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
         // Keep the session: if this connection fails before the welcome, the client knows no other session.
         let session = session.unwrap_or_else(|| {
             let mut new = Session([0; 16]);
             (self.rooms.random)(&mut new.0);
             new
         });
+        // Enter before the older connection leaves: an empty room could lose its history.
         let (to, backlog) = self.enter(&room, user, resume, now);
+        // If one connection holds both the client id and the username, the broker drops the second `Leave`.
+        [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
+        self.announce_opened(to);
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
@@ -88,27 +90,33 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
-        // At the limit, only a room's last member may switch to a new room, because the old room then closes.
-        if !self.rooms.can_join(name, &user) && self.rooms.rooms[&from].members > 1 {
+        // At the limit, a user may replace a room: the last member of a room that the same user opened may switch.
+        let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
+        let replaces = *members == 1 && *opener == user && **old != *self.rooms.limits.default_room;
+        if !self.rooms.can_join(name, &user) && !replaces {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
         // Enter the new room before leaving the old one: an empty old room could evict the new room's history.
         let (to, backlog) = self.enter(name, user, None, now);
+        self.announce_opened(to);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
         Some(RoomEvent::Entered { client, session, from: Some(from), to, backlog })
     }
 
-    /// Adds a member to the room, and opens the room if this is its first member.
+    /// Adds a member to a room.
     fn enter(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
-        let id = self.rooms.find(name).unwrap_or_else(|| {
-            let room = self.rooms.open(name, by, now);
-            self.events.push_back(RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() });
-            room
-        });
+        let id = self.rooms.find(name).unwrap_or_else(|| self.rooms.open(name, by, now));
         let (max_bytes, room) = (self.rooms.limits.backlog, self.rooms.get_mut(id));
         room.members += 1;
         (id, room.log.backlog(resume.as_ref(), max_bytes))
+    }
+
+    /// Call before `Entered`, which needs an open room: the chat closes a room when its last member leaves.
+    fn announce_opened(&mut self, room: RoomId) {
+        let Room { name, members, .. } = &self.rooms.rooms[&room];
+        let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
+        self.events.extend((*members == 1).then_some(opened));
     }
 
     fn publish(&mut self, client: Token, message: Message) -> Option<RoomEvent> {
@@ -554,5 +562,35 @@ mod tests {
         leave(&mut broker, 2, NOW);
         enter(&mut broker, 1, "new", NOW);
         assert!(broker.rooms.opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
+    }
+
+    #[test]
+    fn a_client_that_replaces_itself_finds_the_history_of_its_room() {
+        let mut broker = broker(Limits { empty_rooms: 0, ..LIMITS });
+        let join = |client| Join { client_id: Some("id".into()), ..join(client, "a") };
+        broker.submit(Token(1), Request::Join(join(1)), NOW);
+        events(&mut broker);
+        publish(&mut broker, 1, "one");
+        broker.submit(Token(2), Request::Join(join(2)), NOW);
+        let events = events(&mut broker);
+        let [RoomEvent::Left { .. }, RoomEvent::Opened { .. }, RoomEvent::Entered { backlog, .. }] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(texts(backlog), ["one"]);
+    }
+
+    #[test]
+    fn at_the_limit_a_user_replaces_only_its_own_rooms() {
+        let mut broker = broker(Limits { rooms: 2, ..LIMITS });
+        let own = |client, room| Join { user: user(1), ..join(client, room) };
+        for (client, room) in [(1, "general"), (2, "own")] {
+            broker.submit(Token(client), Request::Join(own(client, room)), NOW);
+        }
+        events(&mut broker);
+        for (client, is_rejected) in [(1, true), (2, false)] {
+            broker.submit(Token(client), Request::Switch { room: "new".into(), user: user(1) }, NOW);
+            let events = events(&mut broker);
+            assert_eq!(matches!(events[0], RoomEvent::Rejected { .. }), is_rejected, "{client}: {events:?}");
+        }
     }
 }

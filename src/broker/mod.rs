@@ -42,7 +42,7 @@ pub trait Broker {
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
 
-/// Identifies a room while it has members on this server. Ids are never reused.
+/// Identifies a room while it has members on this server. No two rooms have the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 

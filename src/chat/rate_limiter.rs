@@ -64,7 +64,7 @@ impl Bucket {
     /// Whether the bucket is full, and was last used at least `age` ago.
     pub fn is_expired(&self, rate: f64, burst: f64, age: Duration, now: Duration) -> bool {
         let unused = now.saturating_sub(self.refilled_at);
-        unused >= age && unused.as_secs_f64() * rate >= burst
+        unused >= age && (rate == 0.0 || unused.as_secs_f64() * rate >= burst)
     }
 }
 

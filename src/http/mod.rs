@@ -64,7 +64,8 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
-            let path = quoted(path.as_bytes());
+            // The text after `=` may be a token, if the client encoded the `?` of its query.
+            let path = quoted(path.split('=').next().unwrap_or_default().as_bytes());
             return Err(Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5).")));
         }
         _ if !wants_websocket => return Err(upgrade_required()),

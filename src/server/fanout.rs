@@ -12,6 +12,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use mio::Token;
 
@@ -30,7 +31,8 @@ pub struct Fanout {
     /// Rooms in the order of their first event this turn, including rooms whose batch was full.
     order: VecDeque<RoomId>,
     pub full_rooms: Vec<RoomId>,
-    pub is_held: bool, // whether the batches wait for a later turn
+    pub held_since: Option<Duration>, // monotonic; `None` if few clients drop
+    pub is_held: bool,                // whether the batches wait for a later turn
 }
 
 /// One room's frames for this turn, rendered in every dialect that its members use.

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use mio::Token;
 
-use super::Server;
 use super::connection::{ColdFields, Connection, Endpoint, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
 use super::timers::after_silence;
+use super::{READS_PER_TURN, Server};
 use crate::chat::JoinError;
 use crate::chat::dialect::Dialect;
 use crate::http::proxy::{client_address, is_trusted};
@@ -316,6 +316,7 @@ impl<S: Socket> Server<S> {
         let before = connection.memory_bytes();
         let is_open = connection.flush().is_ok() && connection.is_open();
         if connection.memory_bytes() < before {
+            self.connections.queue(Work::Write, token); // a draining connection may be complete now
         } else if is_open {
             connection.cold.unprocessed = Box::default();
             self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
@@ -351,10 +352,14 @@ impl<S: Socket> Server<S> {
         log::info!("STOP connections to close: {}", self.connection_count());
         self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
         // Publish and acknowledge the messages that arrived before the shutdown.
-        self.read();
-        self.fanout.is_held = false;
-        while let Some((room, batch)) = self.fanout.take_next() {
-            self.send_batch(room, &batch);
+        let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
+        for _ in 0..=queued / READS_PER_TURN {
+            self.fanout.full_rooms.clear();
+            self.read();
+            self.fanout.is_held = false;
+            while let Some((room, batch)) = self.fanout.take_next() {
+                self.send_batch(room, &batch);
+            }
         }
         // Send no `left` events: in a room with n members, each member would receive n - 1 events.
         self.chat.disband();

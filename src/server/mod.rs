@@ -42,7 +42,8 @@ use timers::Timers;
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
 const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
-const MANY_ENDINGS: usize = 128; // if more connections end, broadcasts wait; a turn accepts fewer connections
+const MANY_ENDINGS: usize = 128; // if more connections end, broadcasts wait
+const MAX_HOLD: Duration = Duration::from_millis(250); // peers that end slowly on purpose must not delay the rooms longer
 
 pub struct Server<S> {
     config: Config,
@@ -139,7 +140,10 @@ impl<S: Socket> Server<S> {
 
     pub fn finish_turn(&mut self) {
         // While many clients drop, hold the broadcasts: otherwise, the server writes to many sockets that fail.
-        self.fanout.is_held = self.connections.queue_len(Work::ReadEnding) > MANY_ENDINGS;
+        let (now, fanout) = (self.now.monotonic, &mut self.fanout);
+        let are_many = self.connections.queue_len(Work::ReadEnding) > MANY_ENDINGS;
+        fanout.held_since = are_many.then(|| fanout.held_since.unwrap_or(now));
+        fanout.is_held = fanout.held_since.is_some_and(|since| now - since < MAX_HOLD);
         self.read();
         self.check_timers();
         self.write_and_remove();
