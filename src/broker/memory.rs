@@ -230,10 +230,13 @@ impl Rooms {
     }
 
     fn can_join(&self, name: &str, user: &User) -> bool {
-        let has_place = self.rooms.len() - self.empty.len() < self.limits.rooms
-            && self.opened_by(user).filter(|room| self.rooms[room].members > 0).count() < self.limits.rooms_per_user;
+        let is_open = |room: &RoomId| self.rooms[room].members > 0;
+        let has_place = || {
+            self.rooms.len() - self.empty.len() < self.limits.rooms
+                && self.opened_by(user).filter(is_open).count() < self.limits.rooms_per_user
+        };
         // Nobody may lock other users out of the default room.
-        has_place || name == self.limits.default_room || self.find(name).is_some()
+        name == self.limits.default_room || self.find(name).is_some() || has_place()
     }
 
     fn opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {

@@ -343,7 +343,9 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        let fields = record.log_fields(client, &username);
+        // Log lines are costly, and a busy server may log only warnings.
+        let fields =
+            if log::log_enabled!(log::Level::Info) { record.log_fields(client, &username) } else { String::new() };
         let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());

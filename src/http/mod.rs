@@ -5,6 +5,7 @@ pub mod access;
 pub mod proxy;
 pub mod tokens;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -85,7 +86,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
             let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
             Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
-        None if has_ticket => Route::Inspect { ticket: require("ticket", query_parameter(request.query, "ticket"))? },
+        None if has_ticket => Route::Inspect { ticket: require("ticket", Query::parse(request.query).get("ticket"))? },
         None => Route::Echo(identity),
     };
     Ok(Outcome::Upgrade { response, route })
@@ -191,24 +192,25 @@ pub fn token(request: &Request) -> Option<String> {
         let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
-    query_parameter(request.query, "token")
+    Query::parse(request.query)
+        .get("token")
         .or_else(|| request.header("Authorization").find_map(in_header))
         .or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
 }
 
 fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
-    let query = request.query;
+    let query = Query::parse(request.query);
     let name_error = |error: String| bad_request(error + ".");
     let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
-    let room = room.or_else(|| query_parameter(query, "room"));
+    let room = room.or_else(|| query.get("room"));
     let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
-    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query_parameter(query, "client_id")));
+    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query.get("client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
         return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
     // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
-    let username = query_parameter(query, "username").filter(|_| dialect != Dialect::Rooms);
+    let username = query.get("username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
     // Finish every check that returns 400 first, then check that the token allows this username.
     let (username, bound) = (username.as_deref(), identity.username.as_deref());
@@ -218,7 +220,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     }
     let username = require("username", bound.or(username).or(dialect.default_username()))?;
     // Only the dialect `events` sends the message ids and the session that a client needs to resume.
-    let parameter = |name| query_parameter(query, name).filter(|_| dialect == Dialect::Events);
+    let parameter = |name| query.get(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
     let session = parameter("session").and_then(|hex| u128::from_str_radix(&hex, 16).ok());
@@ -227,15 +229,26 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
-/// Returns "" if the value is not valid percent-encoding.
-fn query_parameter(query: &str, wanted: &str) -> Option<String> {
-    // In a query, unlike in a path, + means a space.
-    let decode = |text: &str| percent_decode(&text.replace('+', " ")).unwrap_or_default();
-    // Use the first parameter with this name: a proxy may have validated only that one.
-    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    // Few names are encoded. To decode every one costs a tenth of a short connection's time.
-    let is_wanted = |name: &str| name == wanted || (name.contains(['%', '+']) && decode(name) == wanted);
-    pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| decode(value))
+/// The parameters of a query: decoded names, and values as sent.
+struct Query<'a>(Vec<(Cow<'a, str>, &'a str)>);
+
+impl<'a> Query<'a> {
+    fn parse(query: &'a str) -> Query<'a> {
+        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        let is_encoded = |name: &str| name.contains(['%', '+']);
+        let decoded = |name: &'a str| if is_encoded(name) { decode_parameter(name).into() } else { name.into() };
+        Query(pairs.map(|(name, value)| (decoded(name), value)).collect())
+    }
+
+    /// Returns the first parameter with this name, because a proxy may have validated only that one.
+    fn get(&self, wanted: &str) -> Option<String> {
+        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| decode_parameter(value))
+    }
+}
+
+/// Returns "" if the text is not valid percent-encoding.
+fn decode_parameter(text: &str) -> String {
+    percent_decode(&text.replace('+', " ")).unwrap_or_default() // in a query, unlike in a path, + means a space
 }
 
 fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
@@ -308,7 +321,7 @@ mod tests {
     }
 
     fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
-        let value = query_parameter(query, name);
+        let value = Query::parse(query).get(name);
         match percent_decode(query) {
             Ok(_) => Ok(value),
             Err(rejection) => {

@@ -147,7 +147,8 @@ impl Outbox {
             };
             if let Some(observer) = &mut observer {
                 // The observer receives one call per write, however many chunks the write includes.
-                let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(written).collect();
+                let mut bytes = slices.iter().map(|slice| &**slice).collect::<Vec<&[u8]>>().concat();
+                bytes.truncate(written);
                 observer.bytes(Role::Server, &bytes);
             }
             self.consume(written);
