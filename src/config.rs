@@ -61,7 +61,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total; requests without an upgrade may use a tenth
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // 64 MiB; recordings are hex text, twice as long as the bytes on the wire
+    pub record_limit: u64, // recordings are hex text: two bytes in the file per byte on the wire
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers send under 4 KiB
@@ -86,7 +86,7 @@ pub struct Config {
     /// Limit unfinished messages and unsent output of all connections together
     #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
-    /// Read this many bytes from a connection, then serve the others
+    /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
     pub max_read: usize, // about one read(2) call; a peer that never pauses must not delay other peers
     /// Accept this many connections [default: the descriptor limit minus 16]
@@ -107,7 +107,7 @@ pub struct Config {
     /// Limit the number of rooms opened by one user; no limit on a local server
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms_per_user: usize, // one user must not use up all rooms or evict all histories
-    /// List at most this many members in a welcome
+    /// List at most this many members to a client that joins
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = "Limits")]
     pub max_listed: usize, // the cost of a join grows with the length of the list
     /// Up to this many members, send the list of members with every join and leave (dialect presence)
@@ -127,7 +127,7 @@ pub struct Config {
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub history_ttl: Duration, // a last member that lost its connection can rejoin within an hour and miss nothing
+    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour and find the history
     /// Reject a request that takes longer than this
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s

@@ -8,11 +8,11 @@ pub fn module_doc(source: &str) -> String {
 /// Asserts that the module doc of `source` contains `picture`, line for line. On failure, the panic message shows the
 /// picture ready to paste.
 #[track_caller]
-pub fn assert_drawn(source: &str, picture: &str) {
+pub fn assert_in_module_doc(source: &str, picture: &str) {
     let lines: Vec<&str> = picture.lines().map(str::trim_end).collect();
-    let stands_there = module_doc(source).contains(&format!("\n{}\n", lines.join("\n")));
+    let is_present = module_doc(source).contains(&format!("\n{}\n", lines.join("\n")));
     let shown: String = lines.iter().map(|line| format!("//! {line}\n")).collect();
-    assert!(stands_there, "the picture in the module doc should be:\n{shown}");
+    assert!(is_present, "the picture in the module doc should be:\n{shown}");
 }
 
 pub fn hex(bytes: &[u8]) -> String {
@@ -20,10 +20,10 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_picture_must_stand_in_the_module_doc() {
+fn the_module_doc_must_contain_the_picture() {
     let source = "//! Words.\n//!\n//! a -> b\n//! b -> c\n//!\nfn code() {}\n//! d -> e\n";
-    assert_drawn(source, "a -> b  \nb -> c");
+    assert_in_module_doc(source, "a -> b  \nb -> c");
     for missing in ["a -> c", "a -> b\nb -> d", "a -> b\nb -", "-> b\nb -> c", "d -> e", "fn code() {}"] {
-        assert!(std::panic::catch_unwind(|| assert_drawn(source, missing)).is_err(), "{missing}");
+        assert!(std::panic::catch_unwind(|| assert_in_module_doc(source, missing)).is_err(), "{missing}");
     }
 }

@@ -7,7 +7,7 @@
 mod sources;
 
 use clap::CommandFactory;
-use sources::{module_doc, quoted, read_all, table_rows};
+use sources::{code_spans, module_doc, read_all, table_rows};
 use wirechat::config::Config;
 
 const README: &str = include_str!("../README.md");
@@ -50,10 +50,10 @@ fn the_reading_order_is_that_of_the_readme() {
     let tour = tour();
     let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
-    let modules: Vec<Vec<&str>> = steps.map(quoted).collect();
+    let modules: Vec<Vec<&str>> = steps.map(code_spans).collect();
     let rows = table_rows(chapter(README, "Read it"));
     let in_tour = |module: &String| module != "maps"; // a table with a hasher: the README suffices
-    let files = rows.iter().map(|row| quoted(row[1]).into_iter().map(module_of).filter(in_tour).collect());
+    let files = rows.iter().map(|row| code_spans(row[1]).into_iter().map(module_of).filter(in_tour).collect());
     let files: Vec<Vec<String>> = files.collect();
     assert_eq!(modules, files, "the tour, and the README");
 }
@@ -71,7 +71,7 @@ fn module_of(path: &str) -> String {
 fn limits_of_the_protocol_page_are_those_of_the_configuration() {
     let command = Config::command();
     for row in table_rows(chapter(include_str!("../src/chat/PROTOCOL.md"), "Limits and timeouts")) {
-        let name = quoted(row[0])[0].trim_start_matches("--");
+        let name = code_spans(row[0])[0].trim_start_matches("--");
         let option = command.get_arguments().find(|arg| arg.get_long() == Some(name)).expect(name);
         assert_eq!(option.get_default_values()[0], row[1], "--{name}");
     }
@@ -88,7 +88,7 @@ fn exercises_name_code_that_exists() {
         for cell in [row[2], row[3]] {
             let mut names = Vec::new();
             let mut files = 0;
-            for word in quoted(cell) {
+            for word in code_spans(cell) {
                 if !word.contains('/') {
                     names.push(word);
                     continue;

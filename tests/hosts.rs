@@ -267,7 +267,7 @@ fn the_slowest_rate_of_connections() {
 
 // --------------------------------------------------------------------------------------------------- the full server
 
-/// `count` clients whose requests reach the server at the same time: it stands still until all have been sent. Returns the
+/// `count` clients whose requests reach the server at the same time: the server is stopped until all have been sent. Returns the
 /// clients and their responses.
 fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, Response)> {
     server.signal("STOP");
@@ -671,7 +671,7 @@ fn headers_of_a_proxy_that_is_not_trusted() {
     assert!(server.log().contains("address=127.0.0.1") && warned(&server) == 0, "{}", server.log());
 }
 
-/// A client cannot choose its own address: what it sends stands before what the proxy adds.
+/// A client cannot choose its own address: the proxy appends the real address to the header that the client sent.
 #[test]
 fn the_address_that_a_trusted_proxy_adds() {
     let server = proxied(&[&UNLIMITED[..], &["--open"]].concat());

@@ -1035,7 +1035,7 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
 /// Members whose connections fail or end in the same turn leave first. Then the others receive every `left`, and the
 /// server writes nothing more to those that are gone.
 #[test]
-fn members_that_end_together_leave_before_anyone_is_told() {
+fn members_that_drop_together_leave_before_any_broadcast() {
     for (has_presence, is_reset) in [(true, true), (false, false)] {
         let mut world = calm(&["--max-presence", "10"]);
         let survivor = member(&mut world, "survivor");

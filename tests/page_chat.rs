@@ -384,7 +384,7 @@ fn many_joins_at_once_are_one_line() {
 fn typing_is_shown_except_for_commands() {
     let browser = browser!();
     let server = start(&[]);
-    // The page limits its typing events by this clock, which stands still here.
+    // The page limits its typing events by this clock, which the test stops.
     let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
     let mut bob = joined_guest(&server, "general", "bob");
     let typing = "document.querySelector('#typing').textContent";

@@ -279,7 +279,7 @@ fn shown(frame: &Frame) -> String {
     }
 }
 
-/// Compares a received text with an expected one, in which `…` stands for anything and a variable for one value. Times
+/// Compares a received text with an expected one, in which `…` matches anything and a variable matches one value. Times
 /// need only have the same format. Returns the variables that became known.
 fn matches(
     expected: &str,

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::{CommandFactory, Parser};
-use sources::{fences, quoted, read_all, table_rows};
+use sources::{code_spans, fences, read_all, table_rows};
 use support::{Server, masked};
 use wirechat::config::Config;
 
@@ -52,7 +52,7 @@ fn reading_times_are_measured() {
                 sources.iter().filter(|(path, _)| links(row[1]).iter().any(|link| covers(link, path))).collect();
             let minutes = files.iter().map(|(_, text)| seconds_to_read(text)).sum::<usize>().div_ceil(60);
             if !is_about(row[0], minutes) {
-                wrong.push(format!("{} minutes, not {}: {}", minutes, row[0], quoted(row[1]).join(" ")));
+                wrong.push(format!("{} minutes, not {}: {}", minutes, row[0], code_spans(row[1]).join(" ")));
             }
             found.extend(files.into_iter().map(|(path, _)| path.as_str()));
             total += minutes;
@@ -80,10 +80,10 @@ fn every_limit_has_a_test() {
     assert!(rows.len() > 10);
     let help = Config::command().render_long_help().to_string();
     for row in rows {
-        for option in quoted(row[0]) {
+        for option in code_spans(row[0]) {
             assert!(help.contains(&format!("{option} <")), "{option}");
         }
-        for name in quoted(row[4]) {
+        for name in code_spans(row[4]) {
             assert!(tests.contains(&format!("fn {name}()")), "{name}");
         }
     }
@@ -201,7 +201,7 @@ fn options_exist_and_have_their_default() {
     let rows = table_rows(section("Host it"));
     assert!(rows.len() > 5);
     for row in rows {
-        let name = quoted(row[0])[0].split(' ').next().unwrap_or_default();
+        let name = code_spans(row[0])[0].split(' ').next().unwrap_or_default();
         let option = command.get_arguments().find(|option| Some(name.trim_start_matches("--")) == option.get_long());
         let option = option.unwrap_or_else(|| panic!("no option {name}"));
         let number = row[1].split('(').nth(1).and_then(|rest| rest.split(')').next());

@@ -7,7 +7,7 @@
 #[path = "support/sources.rs"]
 mod sources;
 
-use sources::{module_doc, quoted, read_all, table_rows};
+use sources::{code_spans, module_doc, read_all, table_rows};
 use wirechat::tools::explain::sections::{self, SECTIONS};
 
 /// The table of contents of RFC 6455.
@@ -54,8 +54,8 @@ fn what_explain_tells_agrees_with_the_index() {
     let untold: Vec<_> = binding.iter().filter(|section| sections::find(section).is_empty()).collect();
     assert!(untold.is_empty(), "explain has no word about {untold:?}");
     for section in contents() {
-        let is_told = !sections::find(section).is_empty();
-        assert_ne!(is_told, sections::informative(section).is_some(), "§{section}");
+        let is_explained = !sections::find(section).is_empty();
+        assert_ne!(is_explained, sections::informative_title(section).is_some(), "§{section}");
     }
     for told in SECTIONS {
         assert!(contents().any(|section| section == told.number), "RFC 6455 has no §{}", told.number);
@@ -112,7 +112,7 @@ fn rows(index: &str) -> (Vec<Row>, Vec<String>) {
             }
         }
         let is_binding = cells.len() == 3;
-        let tests = |cell| quoted(cell).into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let tests = |cell| code_spans(cell).into_iter().map(str::to_owned).collect::<Vec<_>>();
         let (places, tests) = if is_binding { (links(cells[1]), tests(cells[2])) } else { Default::default() };
         if is_binding && (places.is_empty() || tests.is_empty()) {
             faults.push(format!("the row {:?} lacks a place or a test", cells[0]));

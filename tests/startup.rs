@@ -263,7 +263,7 @@ fn hosts_on_a_public_listener() {
     }
 }
 
-/// `--tokens`: which token stands for which username.
+/// `--tokens`: which token is bound to which username.
 #[test]
 fn a_file_of_tokens() {
     let content =

@@ -127,7 +127,7 @@ mod tests {
             };
             picture += &format!("\n  {name:13}{:>9}   {resumed}", texts(&backlog).join(" "));
         }
-        crate::pictures::assert_drawn(include_str!("log.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("log.rs"), &picture);
     }
 
     #[test]

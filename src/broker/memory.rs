@@ -16,7 +16,7 @@ use crate::maps::TokenMap;
 pub struct Limits {
     pub messages: usize,       // maximum number of messages kept per room
     pub bytes: usize,          // maximum memory for all histories together
-    pub backlog: usize,        // maximum bytes of messages that a client receives when it enters a room
+    pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
     pub rooms: usize,          // maximum number of rooms with members; does not apply to the default room
     pub rooms_per_user: usize, // maximum number of rooms that one user opened, with members or kept
     pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
@@ -62,21 +62,21 @@ impl MemoryBroker {
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
             return Some(RoomEvent::JoinRejected { client, error });
         }
-        // Keep the session: if this connection fails before the welcome, the client knows no other session.
+        // Reuse the client's session: if this connection fails before the welcome, the client never learns a new one.
         let session = session.unwrap_or_else(|| {
             let mut new = Session([0; 16]);
             (self.rooms.random)(&mut new.0);
             new
         });
-        // Enter before the older connection leaves: an empty room could lose its history.
-        let (to, backlog) = self.enter(&room, user, resume, now);
+        // Join before the older connection leaves: an empty room could lose its history.
+        let (to, backlog) = self.add_member(&room, user, resume, now);
         // If one connection holds both the client id and the username, the broker drops the second `Leave`.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
         self.announce_opened(to);
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
-        Some(RoomEvent::Entered { client, session, from: None, to, backlog })
+        Some(RoomEvent::Joined { client, session, from: None, to, backlog })
     }
 
     fn leave(&mut self, client: Token, now: Duration) -> Option<RoomEvent> {
@@ -96,23 +96,23 @@ impl MemoryBroker {
         if !self.rooms.can_join(name, &user) && !replaces {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
-        // Enter the new room before leaving the old one: an empty old room could evict the new room's history.
-        let (to, backlog) = self.enter(name, user, None, now);
+        // Join the new room before leaving the old one: an empty old room could evict the new room's history.
+        let (to, backlog) = self.add_member(name, user, None, now);
         self.announce_opened(to);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
-        Some(RoomEvent::Entered { client, session, from: Some(from), to, backlog })
+        Some(RoomEvent::Joined { client, session, from: Some(from), to, backlog })
     }
 
     /// Adds a member to a room.
-    fn enter(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
+    fn add_member(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| self.rooms.open(name, by, now));
         let (max_bytes, room) = (self.rooms.limits.backlog, self.rooms.get_mut(id));
         room.members += 1;
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Call before `Entered`, which needs an open room: the chat closes a room when its last member leaves.
+    /// Call before `Joined`, which needs an open room: the chat closes a room when its last member leaves.
     fn announce_opened(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -370,10 +370,10 @@ mod tests {
         Message { username: username.into(), text: text.into(), id: 0, time: "t".into(), nonce: None }
     }
 
-    fn enter(broker: &mut MemoryBroker, client: usize, room: &str, now: Duration) -> Backlog {
+    fn join_room(broker: &mut MemoryBroker, client: usize, room: &str, now: Duration) -> Backlog {
         broker.submit(Token(client), Request::Join(join(client, room)), now);
         let backlog = events(broker).into_iter().find_map(|event| match event {
-            RoomEvent::Entered { backlog, .. } => Some(backlog),
+            RoomEvent::Joined { backlog, .. } => Some(backlog),
             _ => None,
         });
         backlog.expect("joined")
@@ -404,10 +404,10 @@ mod tests {
     fn an_empty_room_keeps_its_history_for_a_while_and_then_starts_a_new_one() {
         for (absence, same) in [(HOUR, true), (HOUR + Duration::from_secs(1), false)] {
             let mut broker = broker(LIMITS);
-            let before = enter(&mut broker, 1, "r", NOW);
+            let before = join_room(&mut broker, 1, "r", NOW);
             publish(&mut broker, 1, "one");
             leave(&mut broker, 1, NOW);
-            let after = enter(&mut broker, 2, "r", absence);
+            let after = join_room(&mut broker, 2, "r", absence);
             assert_eq!((after.epoch == before.epoch, after.last_id == 1), (same, same), "after {absence:?}");
         }
     }
@@ -416,7 +416,7 @@ mod tests {
     fn empty_rooms_are_bounded_and_the_oldest_is_evicted_first() {
         let mut broker = broker(Limits { empty_rooms: 2, ..LIMITS });
         for (number, is_used) in [(0, false), (1, true), (2, true), (3, false), (4, true)] {
-            enter(&mut broker, number, &number.to_string(), NOW);
+            join_room(&mut broker, number, &number.to_string(), NOW);
             if is_used {
                 publish(&mut broker, number, "x");
             }
@@ -428,22 +428,22 @@ mod tests {
     #[test]
     fn bytes_are_bounded_and_empty_rooms_pay_first() {
         let mut broker = broker(Limits { messages: 1000, bytes: 10_000, ..LIMITS });
-        enter(&mut broker, 1, "empty", NOW);
+        join_room(&mut broker, 1, "empty", NOW);
         publish(&mut broker, 1, &"x".repeat(1000));
         leave(&mut broker, 1, NOW);
-        enter(&mut broker, 2, "busy", NOW);
+        join_room(&mut broker, 2, "busy", NOW);
         for _ in 0..100 {
             publish(&mut broker, 2, &"y".repeat(100));
             assert!(broker.rooms.bytes <= 10_000);
         }
         assert!(broker.rooms.empty.is_empty());
-        assert!(enter(&mut broker, 3, "busy", NOW).messages.len() > 20);
-        enter(&mut broker, 4, "quiet", NOW);
+        assert!(join_room(&mut broker, 3, "busy", NOW).messages.len() > 20);
+        join_room(&mut broker, 4, "quiet", NOW);
         publish(&mut broker, 4, "one");
         for _ in 0..100 {
             publish(&mut broker, 2, &"y".repeat(100));
         }
-        assert_eq!(texts(&enter(&mut broker, 5, "quiet", NOW)), ["one"], "the room that holds most drops messages");
+        assert_eq!(texts(&join_room(&mut broker, 5, "quiet", NOW)), ["one"], "the room that holds most drops messages");
         (2..=5).for_each(|client| leave(&mut broker, client, NOW));
         while broker.rooms.evict(&user(9)) {}
         assert_eq!(broker.rooms.bytes, 0, "evicted bytes are subtracted");
@@ -452,7 +452,7 @@ mod tests {
     #[test]
     fn without_history_ids_still_count() {
         let mut broker = broker(Limits { messages: 0, ..LIMITS });
-        let empty = enter(&mut broker, 1, "r", NOW);
+        let empty = join_room(&mut broker, 1, "r", NOW);
         assert_eq!((publish(&mut broker, 1, "one"), publish(&mut broker, 1, "two")), (1, 2));
         let resume = |client, since| {
             let resume = Some(Resume { epoch: empty.epoch.to_string(), since });
@@ -460,7 +460,7 @@ mod tests {
         };
         for (client, since, resumed) in [(2, 2, true), (3, 1, false)] {
             broker.submit(Token(client), resume(client, since), NOW);
-            let [RoomEvent::Entered { backlog, .. }] = &events(&mut broker)[..] else { panic!() };
+            let [RoomEvent::Joined { backlog, .. }] = &events(&mut broker)[..] else { panic!() };
             assert_eq!((backlog.last_id, backlog.messages.len(), backlog.resumed), (2, 0, resumed));
         }
         assert_eq!(broker.rooms.bytes, 0);
@@ -489,7 +489,7 @@ mod tests {
         broker.submit(Token(1), Request::Join(Join { client_id: Some("id".into()), ..join(1, "a") }), NOW);
         let held = Join { username: "name".into(), ..join(2, "b") };
         broker.submit(Token(2), Request::Join(held.clone()), NOW);
-        let Some(RoomEvent::Entered { session, .. }) = events(&mut broker).pop() else { panic!() };
+        let Some(RoomEvent::Joined { session, .. }) = events(&mut broker).pop() else { panic!() };
         let newer = Join { client_id: Some("id".into()), username: "Name".into(), ..held.clone() };
         let resume = Some(Resume { epoch: "any".into(), since: 0 });
         for join in [newer.clone(), Join { session: SESSION, ..newer.clone() }, Join { resume, ..newer.clone() }] {
@@ -502,7 +502,7 @@ mod tests {
         let seen = events(&mut broker);
         let replaced = |event: &RoomEvent, client| matches!(event, RoomEvent::Left { member: MemberId::Local(Token(left)), .. } if *left == client);
         assert!(replaced(&seen[0], 1) && replaced(&seen[1], 2), "{seen:?}");
-        assert!(matches!(seen.last(), Some(RoomEvent::Entered { .. })));
+        assert!(matches!(seen.last(), Some(RoomEvent::Joined { .. })));
         broker.submit(Token(4), Request::Join(Join { is_bound: true, ..held }), NOW);
         assert!(replaced(&events(&mut broker)[0], 3), "a token that is bound to the name takes it over");
     }
@@ -524,7 +524,7 @@ mod tests {
     #[test]
     fn private_messages_find_users_by_key() {
         let mut broker = broker(LIMITS);
-        enter(&mut broker, 1, "r", NOW);
+        join_room(&mut broker, 1, "r", NOW);
         broker.submit(Token(2), Request::Join(Join { username: "Ann".into(), ..join(2, "r") }), NOW);
         events(&mut broker);
         let (from, to, text, time) = ("user1".into(), "ANN".into(), "hi".into(), "t".into());
@@ -536,11 +536,11 @@ mod tests {
     #[test]
     fn a_user_who_opens_many_rooms_evicts_its_own_histories_first() {
         let mut broker = broker(Limits { empty_rooms: 3, ..LIMITS });
-        enter(&mut broker, 1, "quiet", NOW);
+        join_room(&mut broker, 1, "quiet", NOW);
         publish(&mut broker, 1, "x");
         leave(&mut broker, 1, NOW);
         for number in 0..10 {
-            enter(&mut broker, 2, &format!("new{number}"), NOW);
+            join_room(&mut broker, 2, &format!("new{number}"), NOW);
             publish(&mut broker, 2, "x");
             leave(&mut broker, 2, NOW);
         }
@@ -563,7 +563,7 @@ mod tests {
         broker.submit(Token(5), Request::Join(by(5, "general", 1)), NOW);
         leave(&mut broker, 1, NOW);
         leave(&mut broker, 2, NOW);
-        enter(&mut broker, 1, "new", NOW);
+        join_room(&mut broker, 1, "new", NOW);
         assert!(broker.rooms.opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
     }
 
@@ -576,7 +576,7 @@ mod tests {
         publish(&mut broker, 1, "one");
         broker.submit(Token(2), Request::Join(join(2)), NOW);
         let events = events(&mut broker);
-        let [RoomEvent::Left { .. }, RoomEvent::Opened { .. }, RoomEvent::Entered { backlog, .. }] = &events[..] else {
+        let [RoomEvent::Left { .. }, RoomEvent::Opened { .. }, RoomEvent::Joined { backlog, .. }] = &events[..] else {
             panic!("{events:?}");
         };
         assert_eq!(texts(backlog), ["one"]);

@@ -5,7 +5,7 @@
 //! - All members of a room see the room's events in the same order.
 //! - The requests of one client take effect, and their events arrive, in the order of submission.
 //! - The broker silently drops a request other than a join if the client is not a member of any room.
-//! - Every join results in exactly one [`RoomEvent::Entered`] or [`RoomEvent::JoinRejected`]. Every client that joined
+//! - Every join results in exactly one [`RoomEvent::Joined`] or [`RoomEvent::JoinRejected`]. Every client that joined
 //!   causes exactly one [`RoomEvent::Left`].
 
 pub mod log;
@@ -82,7 +82,7 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the token is bound to the username; such a client replaces the username's holder
+    pub is_bound: bool, // by its access token: the client replaces the current holder of the username
     pub session: Option<Session>, // of an older connection, whose username the client takes over
     pub room: Rc<str>,
     pub user: User,                       // responsible for the room, if the join opens one
@@ -146,7 +146,7 @@ pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
     /// A client of this server has joined, or has switched from another room.
-    Entered { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
+    Joined { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
     /// A client of another instance has joined, or has switched to this room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.

@@ -283,7 +283,9 @@ impl Chat {
     fn apply(&mut self, event: RoomEvent) {
         match event {
             RoomEvent::Opened { room, name, members } => _ = self.rooms.insert(room, Room::new(name, members)),
-            RoomEvent::Entered { client, session, from, to, backlog } => self.enter(client, session, from, to, backlog),
+            RoomEvent::Joined { client, session, from, to, backlog } => {
+                self.add_member(client, session, from, to, backlog)
+            }
             RoomEvent::RemoteJoined { room, member, username } => {
                 self.room_mut(room).add_member(member, Rc::clone(&username), None);
                 self.send_room(room, None, Event::Joined { username, active: self.active_users(room) });
@@ -339,7 +341,7 @@ impl Chat {
     }
 
     /// Broadcasts `joined` even if the client is already leaving, because the room will receive `left`.
-    fn enter(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
+    fn add_member(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
@@ -505,7 +507,7 @@ mod tests {
         }
         chat.leave(bob, "", now);
         picture += &row("leaves", &mut chat);
-        crate::pictures::assert_drawn(include_str!("mod.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
     }
 
     #[test]

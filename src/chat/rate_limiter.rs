@@ -130,7 +130,7 @@ mod tests {
             let cells = [(now as f64 / 1000.0).to_string(), format!("{decision:?}"), tokens.to_string()];
             rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:10}"));
         }
-        crate::pictures::assert_drawn(include_str!("rate_limiter.rs"), &rows.join("\n"));
+        crate::pictures::assert_in_module_doc(include_str!("rate_limiter.rs"), &rows.join("\n"));
     }
 
     #[test]

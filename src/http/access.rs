@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use url::{Host, Url};
 
-use super::tokens::{DEMO_TOKENS, Tokens};
+use super::tokens::{AccessTokens, DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
 /// Who may connect. In each field, `None` allows everything.
 #[derive(Debug, Default)]
 pub struct Access {
-    pub tokens: Option<Tokens>,
+    pub tokens: Option<AccessTokens>,
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
 }
@@ -37,7 +37,7 @@ impl Access {
     /// Replaces the tokens, all or none.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
-        let parse = || Tokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
+        let parse = || AccessTokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
         self.tokens = (!config.open).then(parse).transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
         Ok(())
     }
@@ -67,7 +67,7 @@ impl Access {
     }
 }
 
-/// Returns `None` if a value is `*`, which allows everything.
+/// Returns `Ok(None)` if a value is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))

@@ -18,7 +18,7 @@ use percent_encoding::percent_decode_str;
 use crate::chat::dialect::Dialect;
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, names};
 use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
-use crate::ws::request::{Rejection, Request, bad_request, is_authority, quoted};
+use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
@@ -66,7 +66,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
             // The text after `=` may be a token, if the client encoded the `?` of its query.
-            let path = quoted(path.split('=').next().unwrap_or_default().as_bytes());
+            let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
             return Err(Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5).")));
         }
         _ if !wants_websocket => return Err(upgrade_required()),
@@ -129,12 +129,12 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
     response.into_bytes()
 }
 
-/// Returns the authority of an absolute-form target, else `Host`.
+/// Checks `Host` and the target's authority against the allowed hosts. Returns the target's authority, else `Host`.
 fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
-        let seen = quoted(authority.as_bytes());
+        let seen = quote(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
             return Err(bad_request(format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).")));
         }
@@ -165,7 +165,7 @@ fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &st
     if access.allows_origin(text, scheme, authority) {
         return Ok(());
     }
-    let (seen, value) = (quoted(origin), normalize_origin(text).unwrap_or_else(|| "'*'".into()));
+    let (seen, value) = (quote(origin), normalize_origin(text).unwrap_or_else(|| "'*'".into()));
     Err(forbidden(format!(
         "Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). Start it with --allow-origin \
          {value} to allow them."
@@ -215,7 +215,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     // Finish every check that returns 400 first, then check that the token allows this username.
     let (username, bound) = (username.as_deref(), identity.username.as_deref());
     if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
-        let seen = quoted(username.as_bytes());
+        let seen = quote(username.as_bytes());
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
     let username = require("username", bound.or(username).or(dialect.default_username()))?;

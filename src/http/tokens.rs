@@ -13,19 +13,19 @@ use crate::chat::{CredentialId, Identity, names};
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
-pub struct Tokens {
+pub struct AccessTokens {
     /// Keyed by the map's randomly seeded hash of the token, so that response times reveal no part of a token.
     by_hash: HashMap<u64, Vec<(String, Identity)>>,
     pub usernames: HashMap<Rc<str>, Rc<str>>, // usernames that tokens are bound to, by `username_key`
     next_id: CredentialId,                    // greater than every id given so far
 }
 
-impl Tokens {
+impl AccessTokens {
     /// Parses one token per line. A token keeps its id from `previous`, the file before a reload, unless it is now bound
     /// to another username. Errors name the line but never quote a token, because errors may end up in a log.
-    pub fn parse(text: &str, max_head: usize, previous: Option<&Tokens>) -> Result<Tokens, String> {
+    pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
-        let mut tokens = Tokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
+        let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
         // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
@@ -34,7 +34,7 @@ impl Tokens {
     }
 
     /// A line is a token, optionally followed by the username that the token is bound to.
-    fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&Tokens>) -> Result<(), String> {
+    fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
         // A # starts a comment only at the start of the line or after whitespace.
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
         let text = comment.map_or(text, |(at, _)| &text[..at]).trim();
@@ -82,11 +82,11 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Tokens, String> {
-        Tokens::parse(text, 1000, None)
+    fn parse(text: &str) -> Result<AccessTokens, String> {
+        AccessTokens::parse(text, 1000, None)
     }
 
-    fn id(tokens: &Tokens, token: &str) -> Option<CredentialId> {
+    fn id(tokens: &AccessTokens, token: &str) -> Option<CredentialId> {
         tokens.identify(token).and_then(|identity| identity.credential)
     }
 
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_reload_keeps_the_ids_of_tokens_that_did_not_change() {
         let before = parse("one\ntwo ann\nthree\nfour").unwrap();
-        let after = Tokens::parse("new\nthree\ntwo bob\none", 1000, Some(&before)).unwrap();
+        let after = AccessTokens::parse("new\nthree\ntwo bob\none", 1000, Some(&before)).unwrap();
         assert_eq!(id(&after, "one"), id(&before, "one"));
         assert_eq!(id(&after, "three"), id(&before, "three"));
         for (token, other) in [("new", "one"), ("two", "two"), ("new", "four")] {

@@ -24,12 +24,12 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| digits(&[*byte])).collect::<Vec<_>>().join(" ")
 }
 
-pub fn quoted(text: &str) -> String {
-    format!("\"{}\"", escaped(text))
+pub fn quote(text: &str) -> String {
+    format!("\"{}\"", escape(text))
 }
 
 /// Text with every non-printable character escaped.
-pub fn escaped(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     // Unlike `escape_debug`, keep quotes and backslashes: they are harmless, and JSON stays readable.
     let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };
     text.chars().map(visible).collect()

@@ -2,7 +2,7 @@
 //! The peer receives only the short text of the [`ProtocolError`], as the close reason. Other modules detect the
 //! errors.
 
-use super::escape::{hex, quoted};
+use super::escape::{hex, quote};
 use super::{Failure, Frame};
 use crate::ws::close::ProtocolError;
 use crate::ws::protocol::Limits;
@@ -81,7 +81,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
         ProtocolError::ClosePayloadOfOneByte => format!(
             "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
-            hex(&frame.unmasked())
+            hex(&frame.unmask())
         ),
         ProtocolError::InvalidCloseCode(code) => format!(
             "close code {code} must not be sent; 1000–1003, 1007–1014 and 3000–4999 may be; the payload began with {}",
@@ -104,7 +104,7 @@ fn length_not_minimal(frame: &Frame) -> String {
 
 /// `skip` is the number of payload bytes before the text.
 fn bad_text(frame: &Frame, skip: usize) -> String {
-    let payload = frame.unmasked();
+    let payload = frame.unmask();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
@@ -134,8 +134,8 @@ pub fn foreign_protocol(frame: &Frame) -> Option<String> {
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         // Redact the line: the request target may contain an access token.
-        let line = super::secret::redacted(&line[..line.len().min(40)]);
-        Some(format!("these bytes are an HTTP request, {},", quoted(&String::from_utf8_lossy(&line))))
+        let line = super::secret::redact(&line[..line.len().min(40)]);
+        Some(format!("these bytes are an HTTP request, {},", quote(&String::from_utf8_lossy(&line))))
     } else if matches!(bytes[..], [0x14..=0x17, 3, 0..=4, ..]) {
         // RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version (03 00 to 03 04).
         Some("these bytes are TLS (wss://)".into())

@@ -2,7 +2,7 @@
 //! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
-use super::escape::{hex, quoted, start_of};
+use super::escape::{hex, quote, start_of};
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
@@ -26,7 +26,7 @@ pub struct Parts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub from: Role,
-    /// Counts the frames from the same endpoint, starting at 1.
+    /// The number of this frame among those from the same endpoint, starting at 1.
     pub number: u64,
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
@@ -43,9 +43,9 @@ pub struct Frame {
 /// The position of a data frame within its message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// Counts the messages from the same endpoint, starting at 1.
+    /// The number of this message among those from the same endpoint, starting at 1.
     pub message: u64,
-    /// Counts the fragments of the message, starting at 1.
+    /// The number of this fragment within its message, starting at 1.
     pub fragment: u64,
     pub is_last: bool,
 }
@@ -181,7 +181,7 @@ impl LengthForm {
 }
 
 impl Frame {
-    pub fn unmasked(&self) -> Vec<u8> {
+    pub fn unmask(&self) -> Vec<u8> {
         let mut payload = self.wire.clone();
         if let Some(key) = self.header.masking_key() {
             // `wire` starts at the first payload byte, so unmasking starts at the first byte of the key (§5.3).
@@ -192,7 +192,7 @@ impl Frame {
 
     /// The start of the payload for display: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
-        let payload = self.unmasked();
+        let payload = self.unmask();
         if payload.is_empty() {
             return String::new();
         }
@@ -200,7 +200,7 @@ impl Frame {
         if self.header.opcode() == Opcode::Close as u8
             && let Ok(CloseFrame { code: Some(code), reason }) = CloseFrame::parse(&payload)
         {
-            let reason = if reason.is_empty() { String::new() } else { format!(" {}", quoted(reason)) };
+            let reason = if reason.is_empty() { String::new() } else { format!(" {}", quote(reason)) };
             return format!("{}{reason}", code.get());
         }
         // The record may hold only the start of the payload.
@@ -209,7 +209,7 @@ impl Frame {
             Some(text) => {
                 let shown = start_of(text, EXCERPT);
                 let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
-                format!("{}{dots}", quoted(shown))
+                format!("{}{dots}", quote(shown))
             }
             None => {
                 let shown = &payload[..payload.len().min(EXCERPT_BYTES)];

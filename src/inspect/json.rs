@@ -75,7 +75,7 @@ fn frame_value(frame: &Frame) -> Value {
         // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
         "wire": digits(&frame.wire),
-        "payload": digits(&frame.unmasked()),
+        "payload": digits(&frame.unmask()),
         "received": frame.received,
         "complete": frame.is_complete(),
         "place": place,

@@ -95,7 +95,7 @@ mod tests {
         let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
         let picture =
             format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
-        crate::pictures::assert_drawn(include_str!("lifecycle.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("lifecycle.rs"), &picture);
     }
 
     #[test]

@@ -88,17 +88,17 @@ impl Observers for Inspect {
 
     fn accepted(&mut self, connection: Token) -> Option<Box<dyn Observer>> {
         let (number, now) = (connection.0, self.context.now.get());
-        let recorder = self.recordings.as_mut().and_then(|recordings| recordings.begin(number, now)).map(Box::new);
+        let recorder = self.recordings.as_mut().and_then(|recordings| recordings.start(number, now)).map(Box::new);
         let has_tap = self.context.trace.is_some() || (self.recordings.is_some() && self.inspection.is_some());
-        let observed = has_tap.then(|| {
+        let active_tap = has_tap.then(|| {
             let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
             let records = Records::default();
             let tap = Tap::new(number, records.clone()).awaiting_close();
-            Box::new(Observed { tap, records, link, is_temporary: false })
+            Box::new(ActiveTap { tap, records, link, is_temporary: false })
         });
         // Capture every handshake: the server does not know yet whether the client will get a ticket.
         let capture = self.inspection.as_ref().map(|inspection| inspection.capture_handshake(connection));
-        let observer = ConnectionObserver { context: Rc::clone(&self.context), observed, recorder, capture };
+        let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
         if observer.is_done() { None } else { Some(Box::new(observer)) }
     }
 
@@ -109,11 +109,11 @@ impl Observers for Inspect {
         // The server has already sent the `welcome` event, so the tap has no ticket to redact.
         tap.set_limits(limits);
         tap.skip_frames(received, sent, self.context.now.get());
-        let observed = Observed { tap, records, link, is_temporary: true };
-        observed.publish(&self.context);
+        let active_tap = ActiveTap { tap, records, link, is_temporary: true };
+        active_tap.deliver_records(&self.context);
         let context = Rc::clone(&self.context);
-        let observed = Some(Box::new(observed));
-        Some(Box::new(ConnectionObserver { context, observed, recorder: None, capture: None }))
+        let active_tap = Some(Box::new(active_tap));
+        Some(Box::new(ConnectionObserver { context, active_tap, recorder: None, capture: None }))
     }
 
     fn removed(&mut self, connection: Token) {
@@ -143,22 +143,22 @@ impl Observers for Inspect {
 /// The large parts are boxed, to save memory on connections that only capture the handshake.
 struct ConnectionObserver {
     context: Rc<Context>,
-    observed: Option<Box<Observed>>,
+    active_tap: Option<Box<ActiveTap>>,
     recorder: Option<Box<Recorder>>,
     capture: Option<HandshakeCapture>,
 }
 
-struct Observed {
+struct ActiveTap {
     tap: Tap,
-    /// New records from the tap, until `publish` drains them.
+    /// New records from the tap, until `deliver_records` drains them.
     records: Records,
     link: Rc<Link>,
     /// Whether the tap serves only an inspector and can be dropped when the inspector disconnects.
     is_temporary: bool,
 }
 
-impl Observed {
-    fn publish(&self, context: &Context) {
+impl ActiveTap {
+    fn deliver_records(&self, context: &Context) {
         for record in self.records.take() {
             // Write immediately, to keep trace lines and log lines in chronological order.
             context.trace.iter().for_each(|trace| trace.write(&record));
@@ -171,9 +171,9 @@ impl Observed {
 impl Observer for ConnectionObserver {
     fn bytes(&mut self, from: Role, bytes: &[u8]) {
         let now = self.context.now.get();
-        if let Some(observed) = &mut self.observed {
-            observed.tap.bytes(from, bytes, now);
-            observed.publish(&self.context);
+        if let Some(active_tap) = &mut self.active_tap {
+            active_tap.tap.bytes(from, bytes, now);
+            active_tap.deliver_records(&self.context);
         }
         self.recorder.iter_mut().for_each(|recorder| recorder.bytes(from, bytes, now));
         self.capture.take_if(|capture| capture.bytes(from, bytes, now));
@@ -183,11 +183,11 @@ impl Observer for ConnectionObserver {
         match stage {
             Stage::Upgraded { limits, username, is_inspector, has_welcome, has_ticket } => {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
-                if let Some(observed) = &mut self.observed {
-                    observed.tap.upgraded(limits, username.cloned(), secrets);
+                if let Some(active_tap) = &mut self.active_tap {
+                    active_tap.tap.upgraded(limits, username.cloned(), secrets);
                     // Tracing an inspector's frames would loop: each record sent would produce another record.
                     if is_inspector {
-                        observed.tap.set_private();
+                        active_tap.tap.set_private();
                     }
                 }
                 if let Some(recorder) = &mut self.recorder {
@@ -200,7 +200,7 @@ impl Observer for ConnectionObserver {
                 self.capture.take_if(|capture| capture.upgraded(has_ticket));
             }
             Stage::Closing => {
-                self.observed.iter_mut().for_each(|observed| observed.tap.closing());
+                self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.closing());
                 self.recorder.iter_mut().for_each(|recorder| recorder.closing(self.context.now.get()));
             }
         }
@@ -209,18 +209,18 @@ impl Observer for ConnectionObserver {
     fn closed(&mut self, reason: &str) {
         let now = self.context.now.get();
         // Ignore `capture`: without a response, there is no handshake to show to an inspector.
-        if let Some(observed) = &mut self.observed {
-            observed.tap.closed(reason, now);
-            observed.publish(&self.context);
+        if let Some(active_tap) = &mut self.active_tap {
+            active_tap.tap.closed(reason, now);
+            active_tap.deliver_records(&self.context);
         }
         self.recorder.iter_mut().for_each(|recorder| recorder.closed(reason, now));
     }
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
-        let observed = self.observed.as_ref()?;
+        let active_tap = self.active_tap.as_ref()?;
         // §5.5: control frames "MUST NOT be fragmented", so keep `fragment_next` set until the next data frame.
         let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
-        (is_data && observed.link.fragment_next.take()).then(|| {
+        (is_data && active_tap.link.fragment_next.take()).then(|| {
             let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER);
             reframe::append_in_fragments(&mut fragments, frames);
             fragments
@@ -229,14 +229,14 @@ impl Observer for ConnectionObserver {
 
     fn buffered(&self) -> usize {
         // These buffers grow with the peer's input, up to `--max-message` and `--max-head`.
-        self.observed.as_ref().map_or(0, |observed| observed.tap.buffered())
+        self.active_tap.as_ref().map_or(0, |active_tap| active_tap.tap.buffered())
             + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered())
             + self.capture.as_ref().map_or(0, HandshakeCapture::buffered)
     }
 
     fn is_done(&self) -> bool {
-        let is_unused = |observed: &Observed| observed.is_temporary && observed.link.inspector.get().is_none();
-        self.observed.as_deref().is_none_or(is_unused) && self.recorder.is_none() && self.capture.is_none()
+        let is_unused = |active_tap: &ActiveTap| active_tap.is_temporary && active_tap.link.inspector.get().is_none();
+        self.active_tap.as_deref().is_none_or(is_unused) && self.recorder.is_none() && self.capture.is_none()
     }
 }
 

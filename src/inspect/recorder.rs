@@ -35,7 +35,7 @@ const MAX_HELD: usize = 1024;
 
 /// The divisor of `--record-limit` for rejected and unfinished requests. Anyone can send such requests, so their
 /// recordings must not use up the quota of upgraded connections.
-const REJECTED_PART: u64 = 10;
+const REJECTED_DIVISOR: u64 = 10;
 
 /// Minimum interval between log lines about files that cannot be created or written.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -135,15 +135,15 @@ impl Recordings {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         let tested = created.and_then(|()| new_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
         tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
-        let upgraded = Quota::new(limit - limit / REJECTED_PART, "--record-limit is reached");
+        let upgraded = Quota::new(limit - limit / REJECTED_DIVISOR, "--record-limit is reached");
         let message = "requests without an upgrade have used their part of --record-limit";
-        let rejected = Quota::new(limit / REJECTED_PART, message);
+        let rejected = Quota::new(limit / REJECTED_DIVISOR, message);
         let error_logged_at = Cell::default();
         Ok(Recordings { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
     /// Starts a recording. Returns `None` if the quotas are exhausted.
-    pub fn begin(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
+    pub fn start(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
         let is_over = self.shared.upgraded.is_exhausted() && self.shared.rejected.is_exhausted();
         (!is_over).then(|| Recorder::new(Rc::clone(&self.shared), connection, now))
     }
@@ -255,7 +255,7 @@ impl Recorder {
             self.output = self.create_file(now);
         }
         let rest = self.client.head.read(&held, 0);
-        let head = secret::redacted(&held[..held.len() - rest.len()]);
+        let head = secret::redact(&held[..held.len() - rest.len()]);
         // Do not record an inspector's frames: its commands are as private as the records that it receives.
         let rest = if self.is_private { Vec::new() } else { self.redact_frames(rest) };
         let redacted = [head, rest].concat();
@@ -302,7 +302,7 @@ impl Recorder {
             let step = self.client.frames.next(&mut rest, 0);
             let passed = &before[..before.len() - rest.len()];
             self.client.is_out_of_sync = matches!(step, scan::Step::Lost(..));
-            kept.extend(if self.client.is_out_of_sync { secret::redacted(passed) } else { passed.to_vec() });
+            kept.extend(if self.client.is_out_of_sync { secret::redact(passed) } else { passed.to_vec() });
         }
         // Preserve the length, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');
@@ -348,7 +348,7 @@ mod tests {
 
     /// Records a whole connection with this response, and returns its file, which is empty if there is none.
     fn record(recordings: &mut Recordings, connection: usize, status: Option<u16>) -> String {
-        let Some(mut recorder) = recordings.begin(connection, NOW) else { return String::new() };
+        let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
         recorder.bytes(Role::Client, REQUEST, NOW);
         if status == Some(101) {
             recorder.upgraded(LIMITS, None, 0, NOW);
@@ -368,8 +368,11 @@ mod tests {
                 let rejected: Vec<_> = (0..200).map(|connection| record(recordings, connection, status)).collect();
                 assert!(rejected[0].contains("\"end\"") && rejected[199].is_empty(), "{status:?}");
                 let len = rejected.iter().map(String::len).sum::<usize>() as u64;
-                assert!(len <= LIMIT / REJECTED_PART && len > LIMIT / REJECTED_PART / 2, "{status:?}: {len} bytes");
-                assert_eq!(recordings.shared.upgraded.left.get(), Some(LIMIT - LIMIT / REJECTED_PART));
+                assert!(
+                    len <= LIMIT / REJECTED_DIVISOR && len > LIMIT / REJECTED_DIVISOR / 2,
+                    "{status:?}: {len} bytes"
+                );
+                assert_eq!(recordings.shared.upgraded.left.get(), Some(LIMIT - LIMIT / REJECTED_DIVISOR));
                 let upgraded = record(recordings, 200, Some(101));
                 assert!(upgraded.contains("\"client\":\"898000000000\"") && upgraded.contains("\"end\""), "{upgraded}");
             });
@@ -384,14 +387,14 @@ mod tests {
                 len += record(recordings, connection, Some([101, 404][connection % 2])).len() as u64;
             }
             assert!(len <= LIMIT && len > LIMIT / 2, "{len} bytes");
-            assert!(recordings.begin(200, NOW).is_none());
+            assert!(recordings.start(200, NOW).is_none());
         });
     }
 
     #[test]
     fn a_file_that_cannot_be_created_costs_only_its_own_recording() {
         with_recordings("create", |recordings| {
-            let taken = recordings.begin(1, NOW).expect("a recorder").path();
+            let taken = recordings.start(1, NOW).expect("a recorder").path();
             fs::write(&taken, "another file").expect("a writable directory");
             let left = recordings.shared.upgraded.left.get();
             assert_eq!(record(recordings, 1, Some(101)), "another file");
@@ -404,7 +407,7 @@ mod tests {
     #[test]
     fn a_full_disk_stops_only_the_recordings_that_it_concerns() {
         with_recordings("full", |recordings| {
-            let mut recorder = recordings.begin(1, NOW).expect("a recorder");
+            let mut recorder = recordings.start(1, NOW).expect("a recorder");
             recorder.output = Output::File(File::options().write(true).open("/dev/full").expect("/dev/full"));
             recorder.closing(NOW);
             assert!(matches!(recorder.output, Output::Stopped));

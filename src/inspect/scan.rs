@@ -16,7 +16,7 @@ use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Consumes the head and returns the bytes after it. `part` is the number of the read or write.
+    /// Stores bytes up to the end of the head, and returns the rest. `part` is the number of the read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -91,7 +91,7 @@ pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
     in_payload: bool,
-    // Frames and messages since the start of the connection, including an incomplete last frame or message.
+    // The number of frames and messages since the start of the connection, including an incomplete last one.
     frames: u64,
     messages: u64,
     /// Fragments of the current message so far, including an incomplete fragment; 0 between messages.
@@ -240,7 +240,7 @@ mod tests {
             "  {start} ──all of it──▶ {header_read} ──last byte──▶ {payload_read} …\n\
              \x20     └───a rule of §5.2 broken───▶ {broken}"
         );
-        crate::pictures::assert_drawn(include_str!("scan.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("scan.rs"), &picture);
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn is_secret_header(name: &[u8]) -> bool {
 }
 
 /// A copy of a request head with the secrets redacted. The head may be incomplete.
-pub fn redacted(head: &[u8]) -> Vec<u8> {
+pub fn redact(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     redact_parameters(&mut head);
     let (mut is_secret, mut offers_protocols) = (false, false);
@@ -104,7 +104,7 @@ fn redact_parameters(head: &mut [u8]) {
             _ if is_secret => head[at] = b'*',
             b'?' => name = Some(at + 1),
             b'=' => {
-                let name = name.take().map(|start| percent_decoded(&head[start..at]));
+                let name = name.take().map(|start| percent_decode(&head[start..at]));
                 is_secret = name.is_some_and(|name| PARAMETERS.contains(&&name[..]));
             }
             _ => {}
@@ -112,7 +112,7 @@ fn redact_parameters(head: &mut [u8]) {
     }
 }
 
-fn percent_decoded(name: &[u8]) -> Vec<u8> {
+fn percent_decode(name: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::new();
     let mut rest = name;
     while let [first, tail @ ..] = rest {
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn shown(head: &str) -> String {
-        String::from_utf8(redacted(head.as_bytes())).unwrap()
+        String::from_utf8(redact(head.as_bytes())).unwrap()
     }
 
     #[test]

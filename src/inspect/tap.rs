@@ -76,7 +76,7 @@ impl Tap {
     /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
     /// let RecordKind::Frame(frame) = &record.what else { panic!() };
-    /// assert_eq!((frame.header.name(), frame.unmasked()), ("TEXT", b"Hello".to_vec()));
+    /// assert_eq!((frame.header.name(), frame.unmask()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
         Tap { stage: Stage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
@@ -195,7 +195,7 @@ impl Tap {
     }
 
     fn report_request(&mut self) {
-        let head = Head { bytes: secret::redacted(&self.client.head.bytes), ..self.client.head.clone() };
+        let head = Head { bytes: secret::redact(&self.client.head.bytes), ..self.client.head.clone() };
         self.reporter.report(RecordKind::Request(head));
     }
 
@@ -249,7 +249,7 @@ impl Tap {
 
     fn frame_passed(&mut self, frame: Frame) {
         let from = frame.from;
-        let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked());
+        let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmask());
         if let (Role::Server, Some(payload)) = (from, &close) {
             self.reporter.report_failure(self.checker.release(Some(payload)));
             // §5.5.1: after sending its Close frame, the server discards everything but the client's Close frame.
@@ -313,7 +313,7 @@ impl Tap {
             // An unmasked frame may be the start of an HTTP request that contains a token.
             Role::Client => {
                 let header = frame.header.bytes();
-                frame.wire = secret::redacted(&[header, &frame.wire].concat()).split_off(header.len());
+                frame.wire = secret::redact(&[header, &frame.wire].concat()).split_off(header.len());
             }
         }
         self.reporter.report(RecordKind::Frame(frame));
@@ -335,7 +335,7 @@ mod tests {
         let [before, upgraded, plain] =
             [&b""[..], b"HTTP/1.1 101 Switching Protocols\r\n\r\n", b"HTTP/1.1 404 Not Found\r\n\r\n"].map(stage_after);
         let picture = format!("  {before:?} ──101──▶ {upgraded:?}\n      └──any other response──▶ {plain:?}");
-        crate::pictures::assert_drawn(include_str!("tap.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
     /// While the server's Close frame is still queued, the bytes alone do not show that the server has started closing.

@@ -16,14 +16,14 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::escape::{Paint, digits, escaped, hex, quoted, start_of};
+use super::escape::{Paint, digits, escape, hex, quote, start_of};
 use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, LengthForm, Place, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
 
 /// The column where the RFC section numbers start, with and without a timestamp.
-const SECTIONS_AT: usize = 100;
-const SECTIONS_AT_WITHOUT_TIME: usize = 71;
+const SECTIONS_COLUMN: usize = 100;
+const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
 /// Maximum characters shown from a start line. Response bodies get two or three times as many.
 const EXCERPT: usize = 120;
 const INDENT: &str = "  ";
@@ -55,26 +55,26 @@ impl Style {
 /// Appends a record to `out` as one or more newline-terminated lines.
 pub fn write(record: &Record, style: Style, out: &mut String) {
     let prefix = format!("{}  #{} ", rfc3339(record.time), record.connection);
-    write_after(&prefix, SECTIONS_AT, record, style, out);
+    write_after(&prefix, SECTIONS_COLUMN, record, style, out);
 }
 
 /// Appends a record without time and connection number, for bytes that do not come from a live connection.
 pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
-    write_after("", SECTIONS_AT_WITHOUT_TIME, record, style, out);
+    write_after("", SECTIONS_COLUMN_WITHOUT_TIME, record, style, out);
 }
 
 fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.what {
-        RecordKind::Request(head) => ('→', head_line(head) + &in_parts(head.parts.count, "reads"), vec!["4.1"]),
+        RecordKind::Request(head) => ('→', head_line(head) + &parts_suffix(head.parts.count, "reads"), vec!["4.1"]),
         RecordKind::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
         RecordKind::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
         RecordKind::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
         // `failure_line` already includes the section of the broken rule.
         RecordKind::Failure(failure) => ('!', failure_line(failure), Vec::new()),
         RecordKind::End(end) => ('=', end_line(end), Vec::new()),
-        RecordKind::Missed(count) => ('·', format!("{} not shown", counted(*count, "record")), Vec::new()),
-        RecordKind::Earlier(count) => ('·', format!("{} not shown", counted(*count, "earlier frame")), Vec::new()),
+        RecordKind::Missed(count) => ('·', format!("{} not shown", count_noun(*count, "record")), Vec::new()),
+        RecordKind::Earlier(count) => ('·', format!("{} not shown", count_noun(*count, "earlier frame")), Vec::new()),
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
@@ -93,7 +93,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     }
 }
 
-fn counted(count: u64, name: &str) -> String {
+fn count_noun(count: u64, name: &str) -> String {
     if count == 1 { format!("1 {name} is") } else { format!("{count} {name}s are") }
 }
 
@@ -130,14 +130,14 @@ fn head_line(head: &Head) -> String {
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", the blank line is missing" };
     // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
-    format!("{}  {} bytes{end}", escaped(start_of(&line, EXCERPT)), head.bytes.len())
+    format!("{}  {} bytes{end}", escape(start_of(&line, EXCERPT)), head.bytes.len())
 }
 
 /// For an error status, includes an excerpt of the body, which explains the error.
 fn response_line(Response { head, status, body, .. }: &Response) -> String {
-    let line = head_line(head) + &in_parts(head.parts.count, "writes");
+    let line = head_line(head) + &parts_suffix(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
-    if *status >= 400 { format!("{line}  {}", quoted(start_of(body.trim_end(), EXCERPT * 2))) } else { line }
+    if *status >= 400 { format!("{line}  {}", quote(start_of(body.trim_end(), EXCERPT * 2))) } else { line }
 }
 
 fn frame_line(frame: &Frame) -> String {
@@ -181,14 +181,14 @@ fn frame_line(frame: &Frame) -> String {
     if !frame.is_complete() && header.payload_len().is_some() {
         let _ = write!(text, "  incomplete: {} of {} bytes", frame.received, frame.payload_len);
     }
-    text + &in_parts(frame.parts.count, parts_name(frame))
+    text + &parts_suffix(frame.parts.count, parts_name(frame))
 }
 
 fn parts_name(frame: &Frame) -> &'static str {
     if frame.from == Role::Client { "reads" } else { "writes" }
 }
 
-fn in_parts(count: u64, name: &str) -> String {
+fn parts_suffix(count: u64, name: &str) -> String {
     // Point out a split, because beginners may not expect TCP to split a frame or head.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
@@ -206,13 +206,13 @@ fn end_line(end: &End) -> String {
         None => "no Close was sent".into(),
         Some(by) => {
             let code = end.code.map_or("no code".into(), |code| code.to_string());
-            let reason = if end.reason.is_empty() { String::new() } else { format!(" {}", quoted(&end.reason)) };
+            let reason = if end.reason.is_empty() { String::new() } else { format!(" {}", quote(&end.reason)) };
             format!("the {} sent the first Close ({code}{reason})", role_name(by))
         }
     };
     let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
     // Old recordings omit the cause of a clean close. Escape the cause, because it may quote a peer.
-    let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escaped(&end.cause)) };
+    let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escape(&end.cause)) };
     format!("over, {cleanly}: {first_close}{cause}")
 }
 
@@ -220,7 +220,7 @@ fn write_head(head: &Head, out: &mut String) {
     for line in head.bytes.split_inclusive(|byte| *byte == b'\n') {
         // Show line endings, because hand-written clients often send a bare LF instead of CR LF.
         let shown = String::from_utf8_lossy(line).replace('\r', "␍").replace('\n', "␊");
-        let _ = writeln!(out, "{INDENT}{}", escaped(&shown));
+        let _ = writeln!(out, "{INDENT}{}", escape(&shown));
     }
 }
 
@@ -228,19 +228,19 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     write_head(&response.head, out);
     if !response.body.is_empty() {
         let body = String::from_utf8_lossy(&response.body);
-        let _ = writeln!(out, "{INDENT}{}", quoted(start_of(&body, EXCERPT * 3)));
+        let _ = writeln!(out, "{INDENT}{}", quote(start_of(&body, EXCERPT * 3)));
     }
     let Some(steps) = &response.accept else { return };
     let accept = &steps.accept[..];
     let comparison = match steps.in_response.as_deref() {
         None => String::new(),
         Some(value) if value == accept => "  equals Sec-WebSocket-Accept".into(),
-        Some(value) => format!("  but Sec-WebSocket-Accept is {}", quoted(value)),
+        Some(value) => format!("  but Sec-WebSocket-Accept is {}", quote(value)),
     };
     // The steps of §4.2.2, item 5.4, one per line.
     for (name, value) in [
-        ("key", escaped(&steps.key)),
-        ("key + GUID", escaped(&steps.joined)),
+        ("key", escape(&steps.key)),
+        ("key + GUID", escape(&steps.joined)),
         ("its SHA-1", hex(&steps.sha1)),
         ("in base64", format!("{accept}{comparison}")),
     ] {
@@ -295,7 +295,7 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         names += &(paint.with(field.colour.on_default(), &field.name) + &padding(&field.name));
         column += width;
     }
-    let unmasked = frame.unmasked();
+    let unmasked = frame.unmask();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
     if let Some((wire, plain)) = rows.first() {
         let is_masked = frame.header.masking_key().is_some();
@@ -342,17 +342,17 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
 /// The payload excerpt; empty if the excerpt would only repeat the hex bytes.
 fn payload_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
-    if excerpt == hex(&frame.unmasked()) { String::new() } else { excerpt }
+    if excerpt == hex(&frame.unmask()) { String::new() } else { excerpt }
 }
 
 /// A payload row as text. Dots replace control characters and characters split across rows.
 fn row_text(frame: &Frame, row: &[u8]) -> String {
     // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
-    if frame.text(&frame.unmasked()).is_none() {
+    if frame.text(&frame.unmask()).is_none() {
         return String::new();
     }
     let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };
-    quoted(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
+    quote(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
 /// If a frame was split across several reads or writes, lists the size of each part.

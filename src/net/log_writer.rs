@@ -17,7 +17,7 @@ use crate::chat::Now;
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
 /// Only errors and these events may fill more than half of the queue: a flood of rejections must leave space for them.
-const USER_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
+const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // How long a line may wait for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
@@ -106,12 +106,13 @@ impl Lines {
 
     fn log(&mut self, record: &Record) {
         let (time, message) = (humantime::format_rfc3339_millis(self.now.time), record.args().to_string());
-        let is_reserved = record.level() == Level::Error || USER_EVENTS.iter().any(|event| message.starts_with(event));
+        let is_reserved =
+            record.level() == Level::Error || PRIORITY_EVENTS.iter().any(|event| message.starts_with(event));
         let max = if is_reserved { MAX_QUEUED } else { MAX_QUEUED / 2 };
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
-    /// Drops the line if the queue would exceed `max` bytes.
+    /// Queues the line, after a flush if the queue would exceed `max` bytes. If there is still no room, drops the line.
     fn push(&mut self, line: &[u8], max: usize) {
         if self.queued.len() + line.len() > max {
             self.flush();
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stderr_that_takes_no_more_loses_lines_and_is_told_how_many() {
+    fn a_blocked_stderr_loses_lines_and_later_shows_their_number() {
         let mut lines = lines(0);
         for _ in 0..100 {
             lines.push(&[b'x'; 1024], MAX_QUEUED);

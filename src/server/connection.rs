@@ -427,7 +427,7 @@ mod tests {
             });
             table += &format!("\n| {name} | {} |", cells.join(" | "));
         }
-        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
+        crate::pictures::assert_in_module_doc(include_str!("connection.rs"), &table);
     }
 
     #[test]

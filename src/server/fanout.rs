@@ -23,7 +23,7 @@ use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
 
 /// The server sends a longer batch immediately, so that the kernel accepts some of the bytes before an outbox is full.
-const MAX_BATCH_LEN: usize = 64 * 1024;
+const BATCH_FLUSH_LEN: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub struct Fanout {
@@ -57,7 +57,7 @@ impl Fanout {
             Batch::default()
         });
         dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.renderings[dialect as usize]));
-        !self.is_held && batch.renderings.iter().any(|frames| frames.len() > MAX_BATCH_LEN)
+        !self.is_held && batch.renderings.iter().any(|frames| frames.len() > BATCH_FLUSH_LEN)
     }
 
     /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
@@ -133,7 +133,7 @@ mod tests {
             let cursor = batch.cursor(token);
             picture += &format!("\n  {name:7}{cursor:<5}{:9}{}", names(before), names(&all[cursor..]));
         }
-        crate::pictures::assert_drawn(include_str!("fanout.rs"), &picture);
+        crate::pictures::assert_in_module_doc(include_str!("fanout.rs"), &picture);
     }
 
     #[test]

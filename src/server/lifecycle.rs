@@ -16,7 +16,7 @@ use super::{READS_PER_TURN, Server};
 use crate::chat::JoinError;
 use crate::chat::dialect::Dialect;
 use crate::http::proxy::{client_address, is_trusted};
-use crate::http::tokens::Tokens;
+use crate::http::tokens::AccessTokens;
 use crate::http::{self, Outcome, Route};
 use crate::ws::close::CloseCode;
 use crate::ws::protocol::Protocol;
@@ -327,12 +327,12 @@ impl<S: Socket> Server<S> {
 
     /// Replaces the access tokens, and closes connections whose token is gone. `file` is the text of the token file.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
-        let before = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
+        let before = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
             return log::error!("RELOAD failed, the old tokens stay in force: {error}");
         }
         self.chat.set_reserved_usernames(self.access.reserved_usernames());
-        let now = self.access.tokens.as_ref().map(Tokens::ids).unwrap_or_default();
+        let now = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
         let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // oldest first
@@ -523,6 +523,6 @@ mod tests {
         ];
         let rows = rows.map(|(name, row)| format!("\n| {name} | {row} |"));
         let table = "| cause | still sent | still read | timer |\n|---|---|---|---|".to_owned() + &rows.concat();
-        crate::pictures::assert_drawn(include_str!("connection.rs"), &table);
+        crate::pictures::assert_in_module_doc(include_str!("connection.rs"), &table);
     }
 }

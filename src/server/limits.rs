@@ -72,7 +72,7 @@ impl Limits {
 
     /// Counts a new connection until `remove_connection`, even on `Err`, which says what limit the address exceeds.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
-        let Some(address) = self.limited(address) else { return Ok(()) };
+        let Some(address) = self.limited_address(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();
         *count += 1;
         if *count > self.max_per_address {
@@ -86,7 +86,7 @@ impl Limits {
     }
 
     pub fn remove_connection(&mut self, address: IpAddr) {
-        let Some(address) = self.limited(address) else { return };
+        let Some(address) = self.limited_address(address) else { return };
         match self.per_address.get_mut(&address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(self.per_address.remove(&address)),
@@ -95,12 +95,12 @@ impl Limits {
 
     /// Whether the address may present a token: `false` after too many wrong tokens in one minute.
     pub fn may_guess(&self, address: IpAddr, now: Duration) -> bool {
-        let wrong = self.limited(address).and_then(|address| self.wrong_tokens.get(&address));
+        let wrong = self.limited_address(address).and_then(|address| self.wrong_tokens.get(&address));
         wrong.is_none_or(|(count, since)| *count < self.max_wrong_tokens || now - *since >= MINUTE)
     }
 
     pub fn count_wrong_token(&mut self, address: IpAddr, now: Duration) {
-        let Some(address) = self.limited(address) else { return };
+        let Some(address) = self.limited_address(address) else { return };
         let is_expired = |(_, since): &(usize, Duration)| now - *since >= MINUTE;
         let wrong = self.wrong_tokens.entry(address, (0, now), is_expired);
         *wrong = if is_expired(wrong) { (1, now) } else { (wrong.0 + 1, wrong.1) };
@@ -126,7 +126,7 @@ impl Limits {
     }
 
     /// The address or network under which the server counts a client; `None` if the client is exempt.
-    fn limited(&self, address: IpAddr) -> Option<IpAddr> {
+    fn limited_address(&self, address: IpAddr) -> Option<IpAddr> {
         (!(self.is_local && address.to_canonical().is_loopback())).then(|| network(address))
     }
 }

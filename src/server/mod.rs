@@ -42,7 +42,7 @@ use timers::Timers;
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
 const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
-const MANY_ENDINGS: usize = 128; // if more connections end, broadcasts wait
+const MASS_DISCONNECT: usize = 128; // if more connections are ending, broadcasts wait
 const MAX_HOLD: Duration = Duration::from_millis(250); // peers that end slowly on purpose must not delay the rooms longer
 
 pub struct Server<S> {
@@ -55,7 +55,7 @@ pub struct Server<S> {
     fanout: Fanout,
     limits: Limits,
     observers: Box<dyn Observers>,
-    to_observe: Vec<Token>, // an observer attaches after the current message
+    to_observe: Vec<Token>, // connections that get an observer after their current message
     now: Now,
     scratch: Vec<u8>,          // read buffer that all connections share
     stop_at: Option<Duration>, // monotonic time when a shutdown stops waiting for clients; `None` before a shutdown
@@ -141,8 +141,8 @@ impl<S: Socket> Server<S> {
     pub fn finish_turn(&mut self) {
         // While many clients drop, hold the broadcasts: otherwise, the server writes to many sockets that fail.
         let (now, fanout) = (self.now.monotonic, &mut self.fanout);
-        let are_many = self.connections.queue_len(Work::ReadEnding) > MANY_ENDINGS;
-        fanout.held_since = are_many.then(|| fanout.held_since.unwrap_or(now));
+        let is_mass_disconnect = self.connections.queue_len(Work::ReadEnding) > MASS_DISCONNECT;
+        fanout.held_since = is_mass_disconnect.then(|| fanout.held_since.unwrap_or(now));
         fanout.is_held = fanout.held_since.is_some_and(|since| now - since < MAX_HOLD);
         self.read();
         self.check_timers();
@@ -309,7 +309,7 @@ impl<S: Socket> Server<S> {
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Move the cursor of `but` before the server sends the batch.
+        // Skip first: otherwise, if the batch is full, the server sends the event to `but` too.
         but.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full(room) {
             self.send_batch(room, &batch);
@@ -318,7 +318,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // A held batch is long, and a closing client rarely reads more.
+        // Send no held batch to a closing client: the batch may be long, and the client rarely reads it.
         if self.fanout.is_held && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
@@ -372,7 +372,7 @@ impl<S: Socket> Server<S> {
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
                 _ if connection.is_queued(Work::Remove) => continue, // the socket has failed
-                // The member has received all events, or its dialect has none of them.
+                // The member has received or skipped the whole batch, or its dialect omits every event in it.
                 _ if cursor == broadcast.frames.len() => continue,
                 0 => connection.send_shared(broadcast),
                 _ => {

@@ -82,7 +82,7 @@ mod tests {
             rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:22}"));
             check = after.map(|(_, wait)| now + wait);
         }
-        crate::pictures::assert_drawn(include_str!("timers.rs"), &rows.join("\n"));
+        crate::pictures::assert_in_module_doc(include_str!("timers.rs"), &rows.join("\n"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::screen::{escaped, quoted, start};
+use super::screen::{escape, quote, start};
 use crate::ws::close::{CloseFrame, ProtocolError};
 use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
@@ -124,8 +124,8 @@ fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
         (None, _) => found.push("the 101 has no Sec-WebSocket-Accept (RFC 6455 §4.2.2)".into()),
         (Some(accept), Some(expected)) if *accept != expected => found.push(format!(
             "Sec-WebSocket-Accept must be {expected} for the key {}; it is {} (RFC 6455 §4.2.2)",
-            escaped(offer.key.as_deref().unwrap_or_default()),
-            escaped(accept)
+            escape(offer.key.as_deref().unwrap_or_default()),
+            escape(accept)
         )),
         _ => {}
     }
@@ -133,7 +133,7 @@ fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
         // §4.1: fail the connection on an extension "not present in the client's handshake".
         let extra = elements(&chosen).filter(|chosen| !elements(offered).any(|offered| offered == *chosen));
         found.extend(extra.map(|extra| {
-            format!("the 101 names the extension {}, which was not offered (RFC 6455 §4.1)", quoted(extra))
+            format!("the 101 names the extension {}, which was not offered (RFC 6455 §4.1)", quote(extra))
         }));
     }
     if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Protocol"), &offer.subprotocols) {
@@ -141,7 +141,7 @@ fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
         if !elements(offered).any(|offered| offered == chosen) {
             found.push(format!(
                 "the 101 names the subprotocol {}, which was not offered (RFC 6455 §4.1)",
-                quoted(&chosen)
+                quote(&chosen)
             ));
         }
     }

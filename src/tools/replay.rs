@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use super::screen::{Screen, Tone, quoted};
+use super::screen::{Screen, Tone, quote};
 use crate::inspect::Head;
 use crate::inspect::recording::{Recording, Step};
 use crate::inspect::scan::{self, FrameScanner};
@@ -63,8 +63,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     }
     let difference = difference(&reactions_recorded(&recording), &reactions_now(&recording));
     let result = match &difference {
-        None => screen.toned(Tone::Good, "as recorded: the protocol reacts in the same way"),
-        Some(difference) => screen.toned(Tone::Bad, &format!("NOT as recorded: {difference}")),
+        None => screen.paint(Tone::Good, "as recorded: the protocol reacts in the same way"),
+        Some(difference) => screen.paint(Tone::Bad, &format!("NOT as recorded: {difference}")),
     };
     screen.line(&result);
     Ok(difference.is_none())
@@ -82,7 +82,7 @@ fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
     Recording::parse(&text).map_err(|error| match Recording::parse(first_line) {
         Ok(_) => format!("{path} is a damaged recording: {error}"),
         Err(_) if text.is_empty() => not_one("the file is empty"),
-        Err(_) => not_one(&format!("it is {}", quoted(first_line))),
+        Err(_) => not_one(&format!("it is {}", quote(first_line))),
     })
 }
 
@@ -91,7 +91,7 @@ fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
 fn difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {
-            Some(payload) => quoted(&String::from_utf8_lossy(payload)),
+            Some(payload) => quote(&String::from_utf8_lossy(payload)),
             None => "missing".into(),
         };
         return Some(format!("Pong {} was {}, and is now {}", at + 1, text(then), text(now)));

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-pub use crate::inspect::escape::escaped;
+pub use crate::inspect::escape::escape;
 use crate::inspect::text::{Detail, Style};
 use crate::inspect::{Record, escape, text};
 
@@ -37,7 +37,7 @@ impl Screen {
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 
-    pub fn toned(&self, tone: Tone, text: &str) -> String {
+    pub fn paint(&self, tone: Tone, text: &str) -> String {
         let style = match tone {
             Tone::Good => AnsiColor::Green.on_default(),
             Tone::Bad => AnsiColor::Red.on_default().bold(),
@@ -64,16 +64,16 @@ impl Screen {
 }
 
 /// Quotes and escapes text from the wire, and truncates long text.
-pub fn quoted(text: &str) -> String {
+pub fn quote(text: &str) -> String {
     let start = escape::start_of(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
-    escape::quoted(start) + dots
+    escape::quote(start) + dots
 }
 
 /// Formats the start of `bytes`: quoted text if `bytes` is UTF-8, else hexadecimal digits.
 pub fn start(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) => quoted(text),
+        Ok(text) => quote(text),
         Err(_) => hex(bytes, MAX_HEX),
     }
 }
@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn data_from_the_wire_is_escaped_and_cut() {
-        assert_eq!(quoted("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
-        assert_eq!(quoted(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
+        assert_eq!(quote("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
+        assert_eq!(quote(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
         assert_eq!(start(b"hi\r\n"), "\"hi\\r\\n\"");
         assert_eq!(start(&[0xff; 17]), format!("{} …", ["ff"; 16].join(" ")));
     }

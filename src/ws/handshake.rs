@@ -13,7 +13,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 use sha1::{Digest, Sha1};
 
 use super::extension;
-use super::request::{Rejection, Request, bad_request, is_token, quoted};
+use super::request::{Rejection, Request, bad_request, is_token, quote};
 
 /// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it MUST
 /// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
@@ -26,7 +26,7 @@ pub fn upgrade_required() -> Rejection {
 
 /// RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
 pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'static str)]) -> Rejection {
-    let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quoted(request.method.as_bytes()));
+    let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quote(request.method.as_bytes()));
     Rejection { status: 405, headers: allow, body }
 }
 
@@ -66,7 +66,7 @@ pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>
 
 /// §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
 fn check_connection(request: &Request) -> Option<Rejection> {
-    let received: Vec<_> = request.header("Connection").map(quoted).collect();
+    let received: Vec<_> = request.header("Connection").map(quote).collect();
     let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
     let rejection = || bad_request(format!("Connection must contain Upgrade; it is {received} (RFC 6455 §4.2.1)."));
     (!request.has_token("Connection", "upgrade")).then(rejection)
@@ -79,7 +79,7 @@ fn check_version(request: &Request) -> Option<Rejection> {
     match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
         [b"13"] => None,
         [] => rejection("Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into()),
-        [other] => rejection(format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quoted(other))),
+        [other] => rejection(format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quote(other))),
         _ => Some(bad_request("Sec-WebSocket-Version must be sent once (RFC 6455 §11.3.5).")),
     }
 }
@@ -90,7 +90,7 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let error = match (&keys[..], keys.first().and_then(|key| decoded_key_len(key))) {
         ([key], Some(16)) => return Ok(key),
         ([_], Some(len)) => format!("must decode to 16 bytes, not {len}"),
-        ([key], None) => format!("{} is not base64", quoted(key)),
+        ([key], None) => format!("{} is not base64", quote(key)),
         _ => format!("must be sent once, not {} times", keys.len()),
     };
     Err(bad_request(format!("Sec-WebSocket-Key {error} (RFC 6455 §4.2.1).")))
@@ -113,7 +113,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
     // Search the whole element for the prefix: the client may have mistyped the comma before the token.
     let has_bearer = |name: &[u8]| name.windows(BEARER.len()).any(|part| part.eq_ignore_ascii_case(BEARER));
-    let shown = |name| if has_bearer(name) { "a bearer token".into() } else { quoted(name) };
+    let shown = |name| if has_bearer(name) { "a bearer token".into() } else { quote(name) };
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
         match str::from_utf8(element.trim_ascii()) {
@@ -180,7 +180,7 @@ mod tests {
         let hash = crate::pictures::hex(&hash);
         let rows = [("key", key), ("and GUID", GUID), ("SHA-1", &hash), ("base64", &accept_value(key.as_bytes()))];
         let picture = rows.map(|(name, value)| format!("  {name:10}{value}"));
-        crate::pictures::assert_drawn(include_str!("handshake.rs"), &picture.join("\n"));
+        crate::pictures::assert_in_module_doc(include_str!("handshake.rs"), &picture.join("\n"));
     }
 
     #[test]

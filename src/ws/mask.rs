@@ -23,7 +23,7 @@ pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
 #[cfg(test)]
 mod tests {
     use super::apply;
-    use crate::pictures::{assert_drawn, hex};
+    use crate::pictures::{assert_in_module_doc, hex};
 
     const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -52,7 +52,7 @@ mod tests {
         let key: Vec<u8> = KEY.into_iter().cycle().take(masked.len()).collect();
         let rows = [("payload", &b"Hello"[..]), ("key", &key), ("masked", &masked)];
         let picture = rows.map(|(name, bytes)| format!("  {name:9}{}", hex(bytes)));
-        assert_drawn(include_str!("mask.rs"), &picture.join("\n"));
+        assert_in_module_doc(include_str!("mask.rs"), &picture.join("\n"));
     }
 
     #[test]

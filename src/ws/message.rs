@@ -53,7 +53,8 @@ impl Assembler {
         }
     }
 
-    /// Fails at the first invalid byte of a text. `remaining` is the size of `payload` and the rest of its frame.
+    /// Fails at the first byte of a text message that is not UTF-8. `remaining` is the size of `payload` and the rest of
+    /// its frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();
@@ -112,7 +113,7 @@ fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pictures::{assert_drawn, hex};
+    use crate::pictures::{assert_in_module_doc, hex};
 
     fn assemble(pieces: &[&[u8]]) -> Result<String, ProtocolError> {
         let mut message = Assembler::new(Opcode::Text);
@@ -137,7 +138,7 @@ mod tests {
             let (valid, incomplete) = (format!("{valid:?}"), hex(incomplete));
             picture += &format!("\n  {header:22}{:10}{valid:8}{incomplete}", hex(payload));
         }
-        assert_drawn(include_str!("message.rs"), &picture);
+        assert_in_module_doc(include_str!("message.rs"), &picture);
         assert_eq!(message.finish(), Ok(Message::Text("Hé€!".into())));
     }
 

@@ -477,7 +477,7 @@ mod tests {
                 table += &format!(" {cell} |");
             }
         }
-        crate::pictures::assert_drawn(include_str!("protocol.rs"), &table);
+        crate::pictures::assert_in_module_doc(include_str!("protocol.rs"), &table);
         // The picture must have one arrowhead per transition in the table.
         let doc = crate::pictures::module_doc(include_str!("protocol.rs"));
         let picture = doc.split("```").nth(1).unwrap();

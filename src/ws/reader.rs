@@ -45,7 +45,7 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate before the masking key arrives, so `validate` may see the same header several times.
+            // Validate without waiting for the masking key, so `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         // A frame without payload is complete without more input.
@@ -81,7 +81,7 @@ impl FrameReader {
 mod tests {
     use super::super::frame::Opcode;
     use super::*;
-    use crate::pictures::{assert_drawn, hex};
+    use crate::pictures::{assert_in_module_doc, hex};
 
     /// §5.7: a masked "Hello", followed by an empty Ping.
     const STREAM: [u8; 17] = *b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58\x89\x80\x01\x02\x03\x04";
@@ -126,7 +126,7 @@ mod tests {
             let kept = hex(&reader.header[..usize::from(reader.header_len)]);
             picture += &format!("\n  {read:17}{kept:19}{}", chunks.join("; "));
         }
-        assert_drawn(include_str!("reader.rs"), &picture);
+        assert_in_module_doc(include_str!("reader.rs"), &picture);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub fn bad_request(body: impl Into<String>) -> Rejection {
 }
 
 /// Escapes and quotes at most 100 received bytes, for a response or a log line.
-pub fn quoted(bytes: &[u8]) -> String {
+pub fn quote(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]);
     let dots = if bytes.len() > 100 { "…" } else { "" };
     format!("\"{}{dots}\"", text.escape_debug())
@@ -96,7 +96,7 @@ fn not_http(bytes: &[u8]) -> Rejection {
         [0x16, 0x03, ..] | [0x16] => " but a TLS ClientHello; this is a plain ws:// port, not wss://",
         [b'S', b'S', b'H', b'-', ..] => " but an SSH banner",
         [b'P', b'R', b'I', b' ', b'*', ..] => " but an HTTP/2 preface",
-        _ => &format!(": {}", quoted(bytes)),
+        _ => &format!(": {}", quote(bytes)),
     };
     bad_request(format!("Not an HTTP/1.1 request{what} (RFC 9112 §3)."))
 }
@@ -167,7 +167,7 @@ impl<'h> Request<'h> {
             _ => return Err(bad_request("Host must be sent once (RFC 9112 §3.2).")),
         };
         let host = str::from_utf8(value).ok().filter(|host| host.is_empty() || is_authority(host));
-        host.ok_or_else(|| bad_request(format!("Host {} is not a valid host and port (RFC 9112 §3.2).", quoted(value))))
+        host.ok_or_else(|| bad_request(format!("Host {} is not a valid host and port (RFC 9112 §3.2).", quote(value))))
     }
 }
 
@@ -266,7 +266,7 @@ mod tests {
         ];
         for bytes in cases {
             for size in [1, bytes.len()] {
-                assert_eq!(read(bytes, size, 8192), Err(400), "{}", quoted(bytes));
+                assert_eq!(read(bytes, size, 8192), Err(400), "{}", quote(bytes));
             }
         }
         // The server reports the first of two errors, however the head is split.

@@ -145,7 +145,7 @@ impl State {
                     self.rooms.remove(client);
                 }
             }
-            RoomEvent::Entered { client, from, to, .. } => {
+            RoomEvent::Joined { client, from, to, .. } => {
                 keys.extend(from.iter().chain([&*to]).map(|room| Key::Room(*room)));
                 self.rooms.insert(*client, *to);
             }

@@ -42,7 +42,7 @@ pub fn table_rows(markdown: &str) -> Vec<Vec<&str>> {
 }
 
 /// The texts between backticks.
-pub fn quoted(text: &str) -> Vec<&str> {
+pub fn code_spans(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 

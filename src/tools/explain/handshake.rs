@@ -21,7 +21,7 @@ pub struct Handshake<'b> {
 }
 
 /// Reads the text of an HTTP message, or the output of `curl -v`. Returns `None` if the text is neither.
-pub fn read_text(text: &str) -> Option<Reading> {
+pub fn read_http_text(text: &str) -> Option<Reading> {
     let is_http = |text: &str| is_request(text.trim_start().as_bytes()) || text.starts_with("HTTP/1.");
     if is_http(text) {
         return Some(Reading::new(text.into(), "the text of an HTTP message"));
@@ -94,7 +94,7 @@ impl<'b> Handshake<'b> {
             violations.push(NO_BLANK_LINE.to_owned());
         }
         let unknown = Offer::default();
-        match Response::parse(&head.repaired(), offer.unwrap_or(&unknown)) {
+        match Response::parse(&head.repair(), offer.unwrap_or(&unknown)) {
             Ok(Some((response, _))) if response.status == 101 => violations.extend(response.violations),
             Ok(Some((response, _))) => violations.push(format!(
                 "the status is {}, not 101: the server rejected the handshake, and no frames follow (RFC 6455 §4.1)",
@@ -153,7 +153,7 @@ impl<'b> Head<'b> {
     }
 
     /// Returns the head with CR LF after every line and a blank line at the end.
-    fn repaired(&self) -> Vec<u8> {
+    fn repair(&self) -> Vec<u8> {
         let mut repaired: Vec<u8> = self.lines().flat_map(|line| [line, b"\r\n"].concat()).collect();
         repaired.extend(b"\r\n");
         repaired
@@ -276,10 +276,10 @@ mod tests {
             |prefix: &str, head: &str| head.lines().map(|line| format!("{prefix} {line}\n")).collect::<String>();
         let output =
             ["* Connected\n", &prefixed(">", REQUEST), "* Sent\n", &prefixed("<", RESPONSE), "{ [data]\n"].concat();
-        let reading = read_text(&output).unwrap();
+        let reading = read_http_text(&output).unwrap();
         assert_eq!(reading.bytes, [REQUEST, RESPONSE].concat().as_bytes());
-        assert_eq!(read_text("81 85"), None);
-        assert_eq!(read_text("<Buffer 81 85>"), None);
+        assert_eq!(read_http_text("81 85"), None);
+        assert_eq!(read_http_text("<Buffer 81 85>"), None);
     }
 
     #[test]

@@ -93,7 +93,7 @@ fn print(screen: &Screen, explanation: &Explanation) {
         screen.line(&screen.format_without_time(record));
     }
     let tone = if explanation.is_valid { Tone::Good } else { Tone::Bad };
-    explanation.notes.iter().for_each(|note| screen.line(&screen.toned(tone, note)));
+    explanation.notes.iter().for_each(|note| screen.line(&screen.paint(tone, note)));
 }
 
 /// Joins the arguments with spaces, or with newlines if each of several arguments contains a space: the user probably
@@ -136,7 +136,7 @@ fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
 fn read_text(text: &str, notation: Option<Notation>) -> Result<Reading, String> {
     match notation {
         Some(notation) => notation::read_as(notation, text),
-        None => match handshake::read_text(text) {
+        None => match handshake::read_http_text(text) {
             Some(reading) => Ok(reading),
             None => notation::read(text),
         },

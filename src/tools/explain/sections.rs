@@ -183,7 +183,7 @@ const INFORMATIVE: &[(&str, &str)] = &[
     ("14", "references"),
 ];
 
-pub fn informative(number: &str) -> Option<&'static str> {
+pub fn informative_title(number: &str) -> Option<&'static str> {
     INFORMATIVE.iter().find(|(found, _)| *found == number).map(|(_, title)| *title)
 }
 

@@ -55,14 +55,14 @@ pub fn find(words: &[&str]) -> Result<Option<String>, String> {
         ["section" | "sections"] => Ok(Some(titles(sections::SECTIONS.iter()))),
         ["section", number] => section(number).map(Some),
         ["close" | "code" | "opcode" | "section", _, extra, ..] => Err(format!("{extra:?} is one word too many")),
-        [word] => single(word),
+        [word] => explain_word(word),
         _ => Ok(None),
     }
 }
 
 /// Explains a word or number without a keyword. If the input is ambiguous, the reply covers the likeliest meaning and
 /// mentions the others.
-fn single(word: &str) -> Result<Option<String>, String> {
+fn explain_word(word: &str) -> Result<Option<String>, String> {
     let with = |topic: Result<String, String>, others: &str| topic.map(|topic| Some(format!("{topic}\n{others}")));
     if by_name(word).is_some() {
         return opcode(word).map(Some);
@@ -232,7 +232,7 @@ fn section(asked: &str) -> Result<String, String> {
     let number = asked.trim_start_matches('§').trim_end_matches('.');
     let found = sections::find(number);
     match found[..] {
-        [] => match sections::informative(number) {
+        [] => match sections::informative_title(number) {
             Some(title) => Ok(format!("§{number} {title}\nIt has no rule for an endpoint.")),
             None => Err(format!("RFC 6455 has no section {asked:?} (wirechat explain section lists them)")),
         },
@@ -246,14 +246,14 @@ fn section(asked: &str) -> Result<String, String> {
 
 fn describe(section: &Section) -> String {
     let place = if section.place.is_empty() { String::new() } else { format!("\nIn wirechat: {}", section.place) };
-    format!("§{} {}\n{}{place}", section.number, section.title, wrapped(section.text))
+    format!("§{} {}\n{}{place}", section.number, section.title, wrap(section.text))
 }
 
 fn titles<'s>(sections: impl Iterator<Item = &'s Section>) -> String {
     sections.map(|section| format!("§{:<7} {}", section.number, section.title)).collect::<Vec<_>>().join("\n")
 }
 
-fn wrapped(text: &str) -> String {
+fn wrap(text: &str) -> String {
     let (mut lines, mut line) = (String::new(), 0);
     for word in text.split(' ') {
         let len = word.chars().count();

@@ -3,7 +3,7 @@
 //! Therefore the parser checks that each offset grows by the number of bytes in the line before, and that a text column
 //! matches its bytes. A dump that fails a check is an error: the parser never guesses.
 
-use super::{Reading, quoted, read_hex};
+use super::{Reading, quote, read_hex};
 
 /// Maximum size of a dump's bytes. A `*` line repeats the line before it, so a short text could expand to gigabytes.
 const MAX_BYTES: usize = 1 << 20;
@@ -15,13 +15,13 @@ const MIDDLE: usize = 8;
 /// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
 /// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely(text: &str) -> bool {
-    let Ok(lines) = lines(text) else {
+    let Ok(lines) = parse_lines(text) else {
         // Some line has no offset. If the first line is clearly from a dump, return true, so `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
         [first, ..] if !first.has_group() => false,
-        [first, rest @ ..] => first.is_marked() || (!rest.is_empty() && read(text).is_ok()),
+        [first, rest @ ..] => first.has_offset_marker() || (!rest.is_empty() && read(text).is_ok()),
         [] => false,
     }
 }
@@ -31,7 +31,7 @@ pub fn is_likely(text: &str) -> bool {
 /// # Errors
 /// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor their text.
 pub fn read(text: &str) -> Result<Reading, String> {
-    let lines = lines(text)?;
+    let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
         // Little-endian machines print each pair of bytes swapped, and the last word could be one byte or two.
@@ -157,7 +157,7 @@ impl<'t> Line<'t> {
     }
 
     /// Whether this line alone identifies the text as a dump.
-    fn is_marked(&self) -> bool {
+    fn has_offset_marker(&self) -> bool {
         self.has_colon || self.offset.bytes().all(|digit| digit == b'0')
     }
 
@@ -174,13 +174,13 @@ impl<'t> Line<'t> {
     }
 }
 
-fn lines(text: &str) -> Result<Vec<Line<'_>>, String> {
+fn parse_lines(text: &str) -> Result<Vec<Line<'_>>, String> {
     let mut lines = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = index + 1;
         match Line::parse(line) {
             Some(line) => lines.push(Line { number, ..line }),
-            None => return Err(format!("line {number} has no offset at its start: {}", quoted(line.trim()))),
+            None => return Err(format!("line {number} has no offset at its start: {}", quote(line.trim()))),
         }
     }
     Ok(lines)
@@ -200,7 +200,7 @@ fn read_with(lines: &[Line], kind: Kind, base: u32) -> Result<Vec<u8>, Mismatch>
     };
     let offset = |line: &Line| {
         let offset = usize::from_str_radix(line.offset, base).ok();
-        offset.ok_or_else(|| mismatch(line, 0, format!("{} is not an offset", quoted(line.offset))))
+        offset.ok_or_else(|| mismatch(line, 0, format!("{} is not an offset", quote(line.offset))))
     };
     let (start, mut bytes, mut previous) = (offset(&lines[0])?, Vec::new(), Vec::new());
     for (index, line) in lines.iter().enumerate() {
@@ -256,7 +256,7 @@ fn read_columns(rest: &str, kind: Kind, count: Option<usize>) -> Result<Vec<u8>,
         let gap = after.len() - after.trim_start().len();
         // After one space, characters that look like bytes are bytes. After a wider gap, they can be the text column.
         let is_text = gap >= 2 && shows_text(after, &bytes);
-        if after.trim().is_empty() || is_text || !has_another_group(after, kind) && shows_text(after, &bytes) {
+        if after.trim().is_empty() || is_text || !starts_with_group(after, kind) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());
             if is_better && count.is_none_or(|count| count == bytes.len()) {
                 found = Some(bytes.clone());
@@ -266,10 +266,10 @@ fn read_columns(rest: &str, kind: Kind, count: Option<usize>) -> Result<Vec<u8>,
     }
     let text = match found {
         Some(found) => return Ok(found),
-        None if bytes.is_empty() => format!("{} is not a byte", quoted(tail)),
+        None if bytes.is_empty() => format!("{} is not a byte", quote(tail)),
         None if !tail.is_empty() => format!(
             "{} is neither more bytes nor the text of the bytes before it (od -c and xxd -e cannot be read; use xxd)",
-            quoted(tail)
+            quote(tail)
         ),
         None => format!(
             "{} bytes here, but the next offset leaves {}; is the line complete?",
@@ -280,7 +280,7 @@ fn read_columns(rest: &str, kind: Kind, count: Option<usize>) -> Result<Vec<u8>,
     Err((bytes.len(), text))
 }
 
-fn has_another_group(text: &str, kind: Kind) -> bool {
+fn starts_with_group(text: &str, kind: Kind) -> bool {
     let group = text.split_whitespace().next().unwrap_or_default();
     !group.is_empty() && kind.read_group(group, &mut Vec::new())
 }

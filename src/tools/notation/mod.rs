@@ -120,10 +120,10 @@ pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
     Ok(Reading::new(bytes, name))
 }
 
-/// Reads a row of this project's own tables, which use the hexadecimal notation.
-#[expect(clippy::expect_used, reason = "a test reads every row")]
+/// Parses the hexadecimal notation of the poke cases. Panics if `text` is malformed.
+#[expect(clippy::expect_used, reason = "a test reads every case")]
 pub(crate) fn bytes(text: &str) -> Vec<u8> {
-    read_hex(text).expect("a valid row") // invariant: the test `every_case_can_be_read` reads every row
+    read_hex(text).expect("a valid case") // invariant: the test `every_case_can_be_read` reads every case
 }
 
 /// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as in C#.
@@ -158,7 +158,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
         bytes.extend_from_slice(&[0; 4]);
         return Ok(());
     }
-    let no_byte = || format!("{} is not a byte; write bytes as two hexadecimal digits, text as 'Hello'", quoted(word));
+    let no_byte = || format!("{} is not a byte; write bytes as two hexadecimal digits, text as 'Hello'", quote(word));
     if let Some(pairs) = word.strip_prefix("\\x") {
         for pair in pairs.split("\\x") {
             bytes.push(hex_byte(pair).ok_or_else(no_byte)?);
@@ -176,7 +176,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
         return Ok(());
     }
     if !digits.len().is_multiple_of(2) {
-        return Err(format!("{} has an odd number of hexadecimal digits; a byte has two", quoted(word)));
+        return Err(format!("{} has an odd number of hexadecimal digits; a byte has two", quote(word)));
     }
     bytes.extend((0..digits.len()).step_by(2).filter_map(|at| hex_byte(&digits[at..at + 2])));
     Ok(())
@@ -227,7 +227,7 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     let one_line: String = text.split_whitespace().collect();
     // RFC 4648 §5: the URL-safe alphabet has `-` and `_` in place of `+` and `/`.
     let standard = one_line.replace('-', "+").replace('_', "/");
-    BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quoted(&one_line)))
+    BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quote(&one_line)))
 }
 
 /// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for a single word, if a word
@@ -263,7 +263,7 @@ fn read_radix(text: &str, radix: u32) -> Result<Vec<u8>, String> {
             (_, 8) => (unsigned(), "000 to 377"),
             _ => (unsigned(), "0 to 255"),
         };
-        found.ok_or_else(|| format!("{} is not a byte; a byte is a number from {range}", quoted(word)))
+        found.ok_or_else(|| format!("{} is not a byte; a byte is a number from {range}", quote(word)))
     };
     words.iter().map(byte).collect()
 }
@@ -432,7 +432,7 @@ fn read_escape(rest: &str) -> Result<(u8, usize), String> {
             let byte = rest.get(1..3).and_then(hex_byte);
             let shown = rest.chars().skip(1).take(2).collect::<String>();
             byte.map(|byte| (byte, 3))
-                .ok_or_else(|| format!("\\x must have two hexadecimal digits, not {}", quoted(&shown)))
+                .ok_or_else(|| format!("\\x must have two hexadecimal digits, not {}", quote(&shown)))
         }
         // gdb and C write 0x81 as \201.
         Some('0'..='7') => match u8::from_str_radix(&rest[..octal], 8) {
@@ -445,7 +445,7 @@ fn read_escape(rest: &str) -> Result<(u8, usize), String> {
     }
 }
 
-fn quoted(word: &str) -> String {
+fn quote(word: &str) -> String {
     let start: String = word.chars().take(MAX_QUOTED).collect();
     let dots = if start.len() < word.len() { "…" } else { "" };
     format!("\"{}{dots}\"", start.escape_debug())

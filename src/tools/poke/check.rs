@@ -8,7 +8,7 @@ use super::connection::Tcp;
 use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
 use crate::tools::notation;
 use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
-use crate::tools::screen::{escaped, quoted, start};
+use crate::tools::screen::{escape, quote, start};
 
 /// The report describes at most this many messages and Pongs, and counts the rest.
 const MAX_DESCRIBED: usize = 4;
@@ -20,7 +20,7 @@ pub enum Outcome {
     Expected,
     /// Unexpected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
-    /// `Some` describes a violation, possibly of a rule that the case does not test.
+    /// `Some` describes a violation, possibly of a rule that the case does not test. `None`: not what the case expects.
     Unexpected(Option<String>),
 }
 
@@ -137,7 +137,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
         let body = String::from_utf8_lossy(&response.body);
         let versions = response.versions.as_ref().map(|versions| format!(" with Sec-WebSocket-Version: {versions}"));
         let line = quoted_after_blank(body.lines().next().unwrap_or_default());
-        return format!("HTTP {}{}{line}", response.status, escaped(&versions.unwrap_or_default()));
+        return format!("HTTP {}{}{line}", response.status, escape(&versions.unwrap_or_default()));
     }
     with_replies(&replies, end)
 }
@@ -183,7 +183,7 @@ fn describe_silence(transcript: &Transcript) -> &'static str {
 }
 
 fn quoted_after_blank(text: &str) -> String {
-    if text.is_empty() { String::new() } else { format!(" {}", quoted(text)) }
+    if text.is_empty() { String::new() } else { format!(" {}", quote(text)) }
 }
 
 fn with_replies(replies: &[Received], end: String) -> String {

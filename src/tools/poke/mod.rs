@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(value_name = "CASE")]
     case: String,
 
-    /// Server, such as ws://127.0.0.1:8080/path [default: a wirechat on this machine, port 3000, with the demo token]
+    /// URL of the server to test, such as ws://127.0.0.1:8080/path [default: wirechat on this machine, port 3000]
     #[arg(value_name = "URL")]
     url: Option<String>,
 

@@ -17,8 +17,8 @@ use crate::tools::received::{Inbox, NO_CODE, Received};
 /// The payload of the Ping that tests whether a connection still works.
 pub const PROBE: &[u8] = b"still there?";
 /// The first byte of a Ping: FIN and opcode 9.
-const PING: u8 = 0x89;
-const CLOSE: u8 = 0x88;
+const PING_FIRST_BYTE: u8 = 0x89;
+const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
 /// Timeout for the reply to the final Ping or Close. Short, because `poke all` waits this long in every case if the
 /// server does not support these frames yet.
@@ -145,7 +145,7 @@ impl Player<'_> {
                 self.flood = Some(Flood { accepted, has_stalled });
             }
             Step::Bytes(_) | Step::Frame(..) | Step::Letters(..) | Step::Repeat(..) => {
-                self.has_sent_close |= bytes.first() == Some(&CLOSE);
+                self.has_sent_close |= bytes.first() == Some(&CLOSE_FIRST_BYTE);
                 self.connection.send(&bytes);
             }
         }
@@ -163,7 +163,7 @@ impl Player<'_> {
                 let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
                 let required = case.replies.iter().filter(is_required).count();
                 self.connection.read_until(timeout, |inbox| inbox.received.len() >= required);
-                self.connection.send(&masked(PING, PROBE.to_vec(), random()));
+                self.connection.send(&masked(PING_FIRST_BYTE, PROBE.to_vec(), random()));
                 self.connection.read_until(timeout.min(SILENCE), |inbox| inbox.received.iter().any(is_probe));
                 true
             }
@@ -180,7 +180,7 @@ impl Player<'_> {
         let Some(close) = self.connection.inbox.close.clone() else { return };
         if !self.has_sent_close {
             let code = if close.code == NO_CODE { vec![] } else { close.code.to_be_bytes().to_vec() };
-            self.connection.send(&masked(CLOSE, code, random()));
+            self.connection.send(&masked(CLOSE_FIRST_BYTE, code, random()));
         }
         if case.error.is_some() {
             // After an invalid frame, the server may be unable to parse this Close, but it still notices FIN.
@@ -197,7 +197,7 @@ impl Player<'_> {
         if !is_probed || !is_open || self.has_sent_close {
             return None;
         }
-        connection.send(&masked(CLOSE, NORMAL_CLOSURE.to_vec(), random()));
+        connection.send(&masked(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random()));
         connection.read_until(self.timing.timeout.min(SILENCE), |_| false);
         if connection.inbox.close.is_none() {
             return Some(Closing::Unanswered);

@@ -10,7 +10,7 @@ use super::check::{Outcome, check, describe_expected, describe_received};
 use super::play::{Timing, Transcript};
 use crate::inspect::text::Detail;
 use crate::inspect::{Record, RecordKind};
-use crate::tools::screen::{Screen, Tone, escaped};
+use crate::tools::screen::{Screen, Tone, escape};
 
 /// `poke` prints this many records of an exchange as they happen.
 const FIRST: usize = 30;
@@ -32,7 +32,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn played(&self) -> usize {
+    fn count_played(&self) -> usize {
         self.expected + self.allowed + self.unexpected
     }
 }
@@ -45,7 +45,7 @@ impl Report {
 
     pub fn list(&self) {
         for (title, cases) in PARTS {
-            self.screen.line(&self.screen.toned(Tone::Heading, title));
+            self.screen.line(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 let own = if case.is_wirechat_rule() { " (wirechat only)" } else { "" };
                 self.screen.line(&format!("  {:<30} {}{own}", case.name, case.summary));
@@ -57,7 +57,7 @@ impl Report {
 
     /// Plays one case and prints all details. Returns `true` if the server did what the RFC requires or permits.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
-        self.screen.line(&format!("{}: {}", self.screen.toned(Tone::Heading, case.name), case.summary));
+        self.screen.line(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
         let transcript = target.play(case, timing, &mut |record| exchange.add(&self.screen, &record))?;
         exchange.finish(&self.screen);
@@ -72,14 +72,14 @@ impl Report {
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
         for (title, cases) in PARTS {
-            self.screen.line(&self.screen.toned(Tone::Heading, title));
+            self.screen.line(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 if !self.play_row(target, case, timing, &mut counts)? {
                     return Ok(false);
                 }
             }
         }
-        debug_assert_eq!(counts.played() + counts.skipped, catalogue::all().count());
+        debug_assert_eq!(counts.count_played() + counts.skipped, catalogue::all().count());
         let Counts { expected, allowed, unexpected, skipped } = counts;
         self.screen.line(&format!(
             "\n{expected} as expected, {allowed} allowed by the RFC, {unexpected} not as expected, {skipped} skipped"
@@ -94,13 +94,13 @@ impl Report {
             return Ok(true);
         }
         let line = |text: &str| self.screen.line(&format!("  {:<30} {text}", case.name));
-        let is_first = counts.played() == 0;
+        let is_first = counts.count_played() == 0;
         let transcript = match target.play(case, timing, &mut |_| {}) {
             Ok(transcript) => transcript,
             Err(error) if is_first => return Err(error),
             // The server was reachable before, so the previous case may have crashed it.
             Err(error) => {
-                line(&self.screen.toned(Tone::Bad, &format!("NOT as expected: {error}; is the server down?")));
+                line(&self.screen.paint(Tone::Bad, &format!("NOT as expected: {error}; is the server down?")));
                 return Ok(false);
             }
         };
@@ -123,13 +123,13 @@ impl Report {
 
     fn describe(&self, outcome: &Outcome) -> String {
         match outcome {
-            Outcome::Expected => self.screen.toned(Tone::Good, "as expected"),
+            Outcome::Expected => self.screen.paint(Tone::Good, "as expected"),
             Outcome::Allowed(sentence) => {
-                format!("{}: {sentence}", self.screen.toned(Tone::Good, "allowed by the RFC"))
+                format!("{}: {sentence}", self.screen.paint(Tone::Good, "allowed by the RFC"))
             }
-            Outcome::Unexpected(None) => self.screen.toned(Tone::Bad, "NOT as expected"),
+            Outcome::Unexpected(None) => self.screen.paint(Tone::Bad, "NOT as expected"),
             Outcome::Unexpected(Some(violation)) => {
-                format!("{}: {}", self.screen.toned(Tone::Bad, "NOT as expected"), escaped(violation))
+                format!("{}: {}", self.screen.paint(Tone::Bad, "NOT as expected"), escape(violation))
             }
         }
     }

@@ -36,8 +36,8 @@ pub(super) const PING_CASES: &[Case] = &[
     Case {
         name: "ping-of-125-bytes",
         summary: "The longest Ping that is valid",
-        steps: &[Frame(0x89, LONGEST_PING)],
-        replies: &[Reply::Pong(LONGEST_PING)],
+        steps: &[Frame(0x89, LONGEST_PAYLOAD)],
+        replies: &[Reply::Pong(LONGEST_PAYLOAD)],
         rule: PONG_RULE,
         ..CASE
     },
@@ -84,7 +84,7 @@ pub(super) const PING_CASES: &[Case] = &[
 ];
 
 /// 125 letters: the longest payload of a control frame (§5.5).
-const LONGEST_PING: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
+const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
 /// A case with a valid Close: the server must reply with a Close.
 const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };

@@ -8,7 +8,7 @@ use crate::ws::close::ProtocolError;
 const MASK_RULE: (&str, &str) = ("§5.1", "a client masks every frame; a server closes the connection when one is not");
 const LENGTH_RULE: (&str, &str) =
     ("§5.2", "lengths up to 125 use 7 bits, up to 65535 another 16, above that another 64");
-const MINIMAL_RULE: (&str, &str) = ("§5.2", "a length is written in the shortest of its three forms");
+const SHORTEST_LENGTH_RULE: (&str, &str) = ("§5.2", "a length is written in the shortest of its three forms");
 const TOP_BIT_RULE: (&str, &str) = ("§5.2", "the most significant bit of a 64-bit length is 0");
 const RSV_RULE: (&str, &str) = ("§5.2", "RSV1, RSV2 and RSV3 are 0 unless a negotiated extension defines them");
 const OPCODE_RULE: (&str, &str) = ("§5.2", "opcodes 3–7 and 11–15 are reserved; an unknown one fails the connection");
@@ -177,7 +177,7 @@ pub(super) const CASES: &[Case] = &[
         name: "length-5-in-16-bits",
         summary: "Five bytes with their length in 16 bits",
         steps: &[Bytes("81 fe 00 05 M0 'Hello'")],
-        rule: MINIMAL_RULE,
+        rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
         ..FAILS
     },
@@ -185,7 +185,7 @@ pub(super) const CASES: &[Case] = &[
         name: "length-5-in-64-bits",
         summary: "Five bytes with their length in 64 bits",
         steps: &[Bytes("81 ff 00 00 00 00 00 00 00 05 M0 'Hello'")],
-        rule: MINIMAL_RULE,
+        rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
         ..FAILS
     },

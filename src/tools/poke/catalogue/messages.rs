@@ -1,5 +1,4 @@
-//! Cases about messages: fragmentation, control frames between fragments (§5.4), and the encoding of text, which must
-//! be UTF-8 (§5.6, §8.1).
+//! Cases about messages: fragmentation, control frames between fragments (§5.4), and invalid UTF-8 in text (§5.6, §8.1).
 
 use super::{CASE, DISCONNECTS, ECHO, FAILS};
 use crate::tools::poke::case::Step::{Await, Bytes, Frame};
@@ -8,10 +7,11 @@ use crate::ws::close::ProtocolError;
 
 const FRAGMENTS_RULE: (&str, &str) =
     ("§5.4", "the first frame has the opcode and no FIN, the others have opcode 0, the last one has FIN");
-const BETWEEN_RULE: (&str, &str) = ("§5.4", "control frames may come between the fragments of a message");
+const CONTROL_BETWEEN_FRAGMENTS_RULE: (&str, &str) =
+    ("§5.4", "control frames may come between the fragments of a message");
 const NOT_OPEN_RULE: (&str, &str) = ("§5.4", "a continuation frame needs an unfinished message");
 const INTERLEAVED_RULE: (&str, &str) = ("§5.4", "a message is finished before the next one starts");
-const CONTROL_RULE: (&str, &str) = ("§5.5", "control frames must not be fragmented");
+const UNFRAGMENTED_CONTROL_RULE: (&str, &str) = ("§5.5", "control frames must not be fragmented");
 
 pub(super) const FRAGMENT_CASES: &[Case] = &[
     Case {
@@ -51,7 +51,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "A Ping between two fragments; its Pong comes before the message is finished",
         steps: &[Frame(0x01, "'He'"), Frame(0x89, "'?'"), Await(1), Frame(0x80, "'llo'")],
         replies: &[Reply::Pong("'?'"), Reply::Text("'Hello'")],
-        rule: BETWEEN_RULE,
+        rule: CONTROL_BETWEEN_FRAGMENTS_RULE,
         ..ECHO
     },
     Case {
@@ -59,7 +59,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         summary: "A Pong between two fragments; it gets no reply",
         steps: &[Frame(0x01, "'He'"), Frame(0x8a, "'?'"), Frame(0x80, "'llo'")],
         replies: &[Reply::Text("'Hello'")],
-        rule: BETWEEN_RULE,
+        rule: CONTROL_BETWEEN_FRAGMENTS_RULE,
         ..ECHO
     },
     Case {
@@ -71,7 +71,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
             End::ClosesWithAnyCode,
             "§5.5.1: the reply to a Close \"typically echos the status code\", and need not",
         )],
-        rule: BETWEEN_RULE,
+        rule: CONTROL_BETWEEN_FRAGMENTS_RULE,
         ..CASE
     },
     Case {
@@ -110,7 +110,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         name: "fragmented-ping",
         summary: "A Ping without FIN",
         steps: &[Frame(0x09, "")],
-        rule: CONTROL_RULE,
+        rule: UNFRAGMENTED_CONTROL_RULE,
         error: Some(ProtocolError::FragmentedControl),
         ..FAILS
     },
@@ -118,7 +118,7 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
         name: "fragmented-close",
         summary: "A Close without FIN",
         steps: &[Frame(0x08, "03 e8")],
-        rule: CONTROL_RULE,
+        rule: UNFRAGMENTED_CONTROL_RULE,
         error: Some(ProtocolError::FragmentedControl),
         ..FAILS
     },
