@@ -180,7 +180,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
     let expected = match case.end {
         End::Open if case.name == "key-with-stray-bits" => upgrades_with_stray_bits(),
         End::Open => upgrades(),
-        End::NamesVersion => rejects(&[426], &["§4.4"]),
+        End::ListsVersion => rejects(&[426], &["§4.4"]),
         End::Status(401) => unauthorized(),
         End::Status(405) => not_allowed("GET"),
         // These bodies name what was received; all others name the rule as well.

@@ -199,7 +199,7 @@ fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
 }
 
 fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option<Seen> {
-    let payload = frame.unmask();
+    let payload = frame.unmasked_payload();
     match frame.header.opcode() {
         0x8 => return Some(Seen::Close(payload.first_chunk().map(|code| u16::from_be_bytes(*code)))),
         0x9 => return Some(Seen::Ping(payload)),

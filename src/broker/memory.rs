@@ -36,7 +36,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // the username of the last accepted message, else of the join
+    username: Rc<str>, // from the last accepted message; before the first message, from the join
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -144,7 +144,7 @@ impl MemoryBroker {
         Some(RoomEvent::Private { recipients, message: Rc::new(message) })
     }
 
-    /// Returns the client's room. `None` if the client has no room, or if another client holds the username.
+    /// Returns the client's room. If another client holds the username, queues a `Rejected` and returns `None`.
     fn authorize(&mut self, client: Token, username: &Rc<str>, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
         // Test the cheap condition first: nearly every message has the username that the client already holds.

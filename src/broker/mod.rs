@@ -86,7 +86,7 @@ pub struct Join {
     pub session: Option<Session>, // of an older connection, whose username the client takes over
     pub room: Rc<str>,
     pub user: User,                       // responsible for the room, if the join opens one
-    pub client_id: Option<Rc<str>>,       // takes over from an older client with the same id and credential
+    pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same id and credential
     pub credential: Option<CredentialId>, // `None`: the server requires no token
     pub resume: Option<Resume>,
 }
@@ -168,7 +168,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // a client with another credential has it
+    ClientIdInUse, // by a client with a different credential
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use super::event::ErrorText;
 
-/// The resulting event repeats the nonce (1 to 64 characters).
-pub type Parsed<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
+/// A command or an error, and the nonce (1 to 64 characters), which the resulting event repeats.
+pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {

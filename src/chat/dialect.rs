@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::DEFAULT_ROOM;
-use super::command::{Command, Parsed};
+use super::command::{Command, ParsedCommand};
 use super::event::{ActiveUsers, ErrorText, Event};
 use crate::broker::Message;
 
@@ -35,7 +35,7 @@ impl Dialect {
         [Some("anonymous"), Some("Anonymous"), None][self as usize]
     }
 
-    pub fn parse(self, text: &str) -> Parsed<'_> {
+    pub fn parse(self, text: &str) -> ParsedCommand<'_> {
         match self {
             Dialect::Events => parse_events_dialect(text),
             Dialect::Rooms => (parse_rooms_dialect(text), None),
@@ -113,7 +113,7 @@ fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mu
     out.extend_from_slice(b"}}");
 }
 
-fn parse_events_dialect(text: &str) -> Parsed<'_> {
+fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     if let Some(text) = parse_compact(text) {
         return (Ok(Command::Message { username: None, to: None, text }), None);
     }
@@ -192,7 +192,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys, because a filter in front of the server may use another value than the chat (RFC 8259 §4).
+    /// Rejects repeated keys, because a filter in front of the server may use a different value (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))

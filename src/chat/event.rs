@@ -13,7 +13,7 @@ use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
-    /// The first event that a client of the dialect `events` receives. The other dialects omit `welcome`.
+    /// The first event to a client that uses the dialect `events`. The other dialects omit it.
     Welcome {
         message: String,
         members: Vec<Rc<str>>, // usernames of the other members, one per connection

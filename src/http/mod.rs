@@ -1,5 +1,6 @@
-//! [`route_request`] turns a request into the page, the health response, an upgrade or a rejection. It runs the checks in
-//! the order that PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it is full.
+//! [`route_request`] turns a request into the page, the health response, an upgrade or a rejection. It runs the checks
+//! in the order that PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it
+//! is full.
 
 pub mod access;
 pub mod proxy;
@@ -117,7 +118,7 @@ fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, no
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // Announce that the server closes the connection (RFC 6455 §7.2.2). A 426 has its own Connection (RFC 9110 §7.8).
+    // RFC 6455 §7.2.2: announce that the server closes TCP. A 426 has its own Connection header (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };

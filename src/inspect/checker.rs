@@ -1,4 +1,4 @@
-//! Detects protocol errors of the client (§7.1.7) by running a second [`Protocol`] on a copy of the client's bytes.
+//! Detects the client's protocol errors (§7.1.7) by running a second [`Protocol`] on a copy of the client's bytes.
 //! Other modules format frames and explain failures.
 //!
 //! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
@@ -57,7 +57,7 @@ impl RuleChecker {
         matches!(self.protocol.state(), State::Closed | State::OutOfSync)
     }
 
-    /// Called when the server starts closing. A closing server discards data frames, so the checker does too.
+    /// Called when the server starts the closing handshake. From then on, the server and the checker discard data frames.
     pub fn closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();

@@ -81,7 +81,7 @@ fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
         ProtocolError::ClosePayloadOfOneByte => format!(
             "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
-            hex(&frame.unmask())
+            hex(&frame.unmasked_payload())
         ),
         ProtocolError::InvalidCloseCode(code) => format!(
             "close code {code} must not be sent; 1000–1003, 1007–1014 and 3000–4999 may be; the payload began with {}",
@@ -104,7 +104,7 @@ fn length_not_minimal(frame: &Frame) -> String {
 
 /// `skip` is the number of payload bytes before the text.
 fn bad_text(frame: &Frame, skip: usize) -> String {
-    let payload = frame.unmask();
+    let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.place.is_none_or(|place| place.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;

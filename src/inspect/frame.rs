@@ -181,7 +181,7 @@ impl LengthForm {
 }
 
 impl Frame {
-    pub fn unmask(&self) -> Vec<u8> {
+    pub fn unmasked_payload(&self) -> Vec<u8> {
         let mut payload = self.wire.clone();
         if let Some(key) = self.header.masking_key() {
             // `wire` starts at the first payload byte, so unmasking starts at the first byte of the key (§5.3).
@@ -192,7 +192,7 @@ impl Frame {
 
     /// The start of the payload for display: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
-        let payload = self.unmask();
+        let payload = self.unmasked_payload();
         if payload.is_empty() {
             return String::new();
         }

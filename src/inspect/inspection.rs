@@ -213,7 +213,7 @@ impl Inspection {
             }
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
-                // Check the outbox before each record, because each record adds to it.
+                // `send_record` checks the outbox for every record, because each record adds to it.
                 Some(record) => self.send_record(client, record, queued_bytes),
                 None => {
                     let reason = "the inspected connection is over";
@@ -318,7 +318,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: 256 such requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // If the server responds before `upgraded` is called, the response is a rejection.
+            // `upgraded` sets `has_ticket` before the server sends a 101, so this response is a rejection.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

@@ -27,7 +27,7 @@ pub fn value(record: &Record) -> Value {
 fn request_value(head: &Head) -> Value {
     json!({
         "record": "request",
-        // An HTTP head is text (RFC 9112 §2.2), but an invalid head may contain any byte.
+        // A head need not be UTF-8: a header value may contain obs-text (RFC 9110 §5.5).
         "head": String::from_utf8_lossy(&head.bytes),
         "complete": head.is_complete,
         "parts": parts_value(&head.parts),
@@ -75,7 +75,7 @@ fn frame_value(frame: &Frame) -> Value {
         // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
         "wire": digits(&frame.wire),
-        "payload": digits(&frame.unmask()),
+        "payload": digits(&frame.unmasked_payload()),
         "received": frame.received,
         "complete": frame.is_complete(),
         "place": place,

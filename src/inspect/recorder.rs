@@ -26,7 +26,7 @@ use super::secret::{self, WelcomeRedactor};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
-/// Quota reserved per file for a final [`Step::Cut`] line, in bytes.
+/// Bytes of the quota that each file reserves for a final [`Step::Cut`] line.
 const LAST_LINE: usize = 80;
 
 /// Maximum number of read boundaries stored per request. Without this limit, a request that arrives one byte at a time
@@ -291,7 +291,7 @@ impl Recorder {
         }
     }
 
-    /// Redacts client bytes that are not valid frames.
+    /// Copies valid frames unchanged. Redacts everything from the first invalid byte on.
     fn redact_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;

@@ -76,7 +76,7 @@ impl Tap {
     /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
     /// let RecordKind::Frame(frame) = &record.what else { panic!() };
-    /// assert_eq!((frame.header.name(), frame.unmask()), ("TEXT", b"Hello".to_vec()));
+    /// assert_eq!((frame.header.name(), frame.unmasked_payload()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
         Tap { stage: Stage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
@@ -93,7 +93,7 @@ impl Tap {
         self
     }
 
-    /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their numbering.
+    /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their count.
     pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.skip_numbers(received);
         self.server.frames.skip_numbers(sent);
@@ -249,7 +249,7 @@ impl Tap {
 
     fn frame_passed(&mut self, frame: Frame) {
         let from = frame.from;
-        let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmask());
+        let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked_payload());
         if let (Role::Server, Some(payload)) = (from, &close) {
             self.reporter.report_failure(self.checker.release(Some(payload)));
             // §5.5.1: after sending its Close frame, the server discards everything but the client's Close frame.

@@ -295,7 +295,7 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         names += &(paint.with(field.colour.on_default(), &field.name) + &padding(&field.name));
         column += width;
     }
-    let unmasked = frame.unmask();
+    let unmasked = frame.unmasked_payload();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
     if let Some((wire, plain)) = rows.first() {
         let is_masked = frame.header.masking_key().is_some();
@@ -342,13 +342,13 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut S
 /// The payload excerpt; empty if the excerpt would only repeat the hex bytes.
 fn payload_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
-    if excerpt == hex(&frame.unmask()) { String::new() } else { excerpt }
+    if excerpt == hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
 }
 
 /// A payload row as text. Dots replace control characters and characters split across rows.
 fn row_text(frame: &Frame, row: &[u8]) -> String {
     // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
-    if frame.text(&frame.unmask()).is_none() {
+    if frame.text(&frame.unmasked_payload()).is_none() {
         return String::new();
     }
     let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };

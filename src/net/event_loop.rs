@@ -9,7 +9,7 @@ use mio::{Events, Interest, Poll, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use super::listener::{Listener, places};
+use super::listener::{Listener, connection_limits};
 use super::log_writer::LogWriter;
 use crate::chat::Now;
 use crate::config::Config;
@@ -39,7 +39,7 @@ pub struct EventLoop {
 impl EventLoop {
     /// `config` must have passed `Config::validate`. `Err` is a message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter) -> Result<EventLoop, String> {
-        let (max_connections, max_lingering) = places(&config)?;
+        let (max_connections, max_lingering) = connection_limits(&config)?;
         let mut listener = Listener::bind(config.listen)?;
         let error = |error| format!("The system cannot poll: {error}.");
         let poll = Poll::new().map_err(error)?;

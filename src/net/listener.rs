@@ -78,8 +78,8 @@ impl Socket for TcpStream {
     }
 }
 
-/// Raises the soft descriptor limit. Returns the maximum numbers of open connections and of further, lingering ones.
-pub fn places(config: &Config) -> Result<(usize, usize), String> {
+/// Raises the soft descriptor limit. Returns the maximum number of open connections, and of lingering connections.
+pub fn connection_limits(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);

@@ -73,7 +73,7 @@ pub struct Connection<S> {
 pub enum Work {
     ReadEnding, // the server reads these connections first, because their clients may leave a room
     Read,
-    Handshake, // a separate list, because a turn reads only a few of these slow requests
+    Handshake, // a separate list, because handshakes are costly and a turn processes only a few
     Write,
     CloseSlow,
     Remove,

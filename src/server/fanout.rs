@@ -68,12 +68,13 @@ impl Fanout {
         &frames[start..]
     }
 
-    pub fn take_full(&mut self, room: RoomId) -> Option<Batch> {
+    /// Removes and returns the room's batch, and adds the room to `full_rooms`.
+    pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
         self.full_rooms.push(room);
         self.rooms.remove(&room)
     }
 
-    /// Removes and returns the oldest batch. `None` if there is no batch, or while broadcasts wait.
+    /// Removes and returns the oldest batch. Returns `None` if there is no batch, or if the batches are held.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
         let Fanout { rooms, order, is_held, .. } = self;
         std::iter::from_fn(|| order.pop_front_if(|_| !*is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))
@@ -155,7 +156,7 @@ mod tests {
         let mut fanout = Fanout::default();
         let rooms = [1, 2, 3].map(RoomId);
         rooms.into_iter().chain(rooms).for_each(|room| append(&mut fanout, room, "x"));
-        assert!(fanout.take_full(rooms[1]).is_some() && fanout.full_rooms == [rooms[1]]);
+        assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.full_rooms == [rooms[1]]);
         append(&mut fanout, rooms[1], "x");
         let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next()).map(|(room, _)| room).collect();
         assert_eq!(served, rooms);

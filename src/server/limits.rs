@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_linger_are_bounded_and_only_clients_take_places() {
+    fn connections_that_linger_are_bounded_and_only_clients_count() {
         let mut limits = limits(&["--max-per-address", "2"]);
         assert_eq!([1, 2, 3].map(|token| limits.linger(Token(token))), [None, None, None]);
         assert_eq!(limits.linger(Token(4)), Some(Token(1)), "the oldest makes room");

@@ -43,7 +43,7 @@ const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room 
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
 const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
 const MASS_DISCONNECT: usize = 128; // if more connections are ending, broadcasts wait
-const MAX_HOLD: Duration = Duration::from_millis(250); // peers that end slowly on purpose must not delay the rooms longer
+const MAX_HOLD: Duration = Duration::from_millis(250); // slow disconnects on purpose must not delay the rooms longer
 
 pub struct Server<S> {
     config: Config,
@@ -180,7 +180,7 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Reads only once, so that a busy connection does not delay the others.
+    /// Reads at most once per turn, so that a busy connection does not delay the others.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.wants_read(self.config.max_outbox) {
@@ -311,7 +311,7 @@ impl<S: Socket> Server<S> {
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
         // Skip first: otherwise, if the batch is full, the server sends the event to `but` too.
         but.into_iter().for_each(|client| self.skip(client, room));
-        if is_full && let Some(batch) = self.fanout.take_full(room) {
+        if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
         }
     }
@@ -337,7 +337,7 @@ impl<S: Socket> Server<S> {
     /// leave, their rooms receive `left`. The loop ends because each round has fewer members than the last.
     fn write_and_remove(&mut self) {
         loop {
-            // Remove all clients before the rooms receive `left`. Otherwise n clients that drop together cause n² writes.
+            // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.
             while let Some(token) = self.connections.next(Work::Remove) {
                 self.remove(token);
             }

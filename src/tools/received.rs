@@ -31,7 +31,7 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// The key of a client's request, and the extensions and subprotocols that the request offers, from which the server may
+/// The key of a client's request, and the extensions and subprotocols that it offers, from which the server may
 /// choose. `None`: unknown. `Some("")`: the request offers none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
@@ -78,7 +78,7 @@ impl Response {
         Ok(Some((Response { status, versions, content_length, body: Vec::new(), violations }, len)))
     }
 
-    pub fn names_version_13(&self) -> bool {
+    pub fn lists_version_13(&self) -> bool {
         let versions = self.versions.as_deref().unwrap_or_default();
         versions.split(',').any(|version| version.trim() == "13")
     }

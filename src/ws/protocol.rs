@@ -43,7 +43,7 @@ pub struct Limits {
 pub enum State {
     Open,
     Closing,   // the server has sent a Close and is waiting for the peer's Close (§7.1.3)
-    OutOfSync, // the server has sent a Close and cannot find the start of the peer's next frame
+    OutOfSync, // the server has sent a Close and no longer reads frames: it may have lost their boundaries
     Closed,    // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
@@ -197,7 +197,7 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // The server cannot find the next frame: the header is invalid, or the payload is too long to skip.
+            // Stop reading. After most of these errors, the server cannot find the next frame or would read too far.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
             // Read and skip frames until the peer's Close: closing TCP with unread data would reset the connection.
             _ => State::Closing,

@@ -44,14 +44,14 @@ pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> Handshake<'b> {
     let blank = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
     if is_request(&bytes[blank..]) {
         let head = Head::split(bytes);
-        handshake.add(&head, "request");
+        handshake.add_head(&head, "request");
         handshake.check_request(&head);
         offer = Some(Offer::of_request(head.bytes));
         handshake.role = Some(Role::Client);
     }
     if handshake.rest.starts_with(RESPONSE_PREFIX) {
         let head = Head::split(handshake.rest);
-        handshake.add(&head, "response");
+        handshake.add_head(&head, "response");
         handshake.check_response(&head, offer.as_ref());
         handshake.role = Some(Role::Server);
     }
@@ -59,8 +59,8 @@ pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> Handshake<'b> {
 }
 
 impl<'b> Handshake<'b> {
-    fn add(&mut self, head: &Head<'b>, name: &str) {
-        self.lines.push(format!("HTTP {name}, the opening handshake (§4): {} bytes.", head.bytes.len()));
+    fn add_head(&mut self, head: &Head<'b>, kind: &str) {
+        self.lines.push(format!("HTTP {kind}, the opening handshake (§4): {} bytes.", head.bytes.len()));
         self.rest = head.rest;
     }
 

@@ -93,7 +93,7 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
             "Read as a close code. The HTTP statuses of a handshake are in §4.2.2: explain 4.2.2.",
         ),
         (true, 5, Ok(_)) => close_code(word).map(Some),
-        _ => Ok(mentions(word)),
+        _ => Ok(find_mentions(word)),
     }
 }
 
@@ -103,7 +103,7 @@ fn is_section_number(word: &str) -> bool {
 }
 
 /// Finds the sections that mention `word`. Returns `None` if none do, or if `word` also parses as bytes.
-fn mentions(word: &str) -> Option<String> {
+fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');
     if !is_word || word.bytes().all(|b| b.is_ascii_hexdigit()) {

@@ -10,7 +10,7 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, PAD};
 use clap::ValueEnum;
 
-const ZERO_KEY: &str = "M0";
+const ZERO_MASKING_KEY: &str = "M0";
 /// An error quotes at most this many characters of the input.
 const MAX_QUOTED: usize = 40;
 
@@ -154,7 +154,7 @@ fn read_hex(text: &str) -> Result<Vec<u8>, String> {
 }
 
 fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
-    if word == ZERO_KEY {
+    if word == ZERO_MASKING_KEY {
         bytes.extend_from_slice(&[0; 4]);
         return Ok(());
     }

@@ -119,7 +119,7 @@ pub enum End {
     /// An HTTP response with a status of 400 or above.
     HttpError,
     /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
-    NamesVersion,
+    ListsVersion,
     /// An HTTP response with a status of 200 or above.
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.

@@ -4,7 +4,7 @@
 //! server may not support those frames yet.
 
 use super::case::{Case, End, Needs, Reply, letters};
-use super::connection::Tcp;
+use super::connection::TcpState;
 use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
 use crate::tools::notation;
 use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
@@ -42,7 +42,7 @@ pub fn check(case: &Case, transcript: &Transcript) -> Outcome {
 fn matches(end: End, transcript: &Transcript) -> bool {
     let inbox = &transcript.inbox;
     let status = inbox.response.as_ref().map_or(0, |response| response.status);
-    let is_over = transcript.tcp != Tcp::Open;
+    let is_over = transcript.tcp != TcpState::Open;
     let code = inbox.close.as_ref().map(|close| close.code).filter(|_| is_over);
     match end {
         End::Open => status == 101 && inbox.close.is_none() && !is_over && transcript.is_probed,
@@ -55,7 +55,7 @@ fn matches(end: End, transcript: &Transcript) -> bool {
         End::Disconnects => inbox.close.is_none() && is_over && (status == 101 || inbox.is_empty()),
         End::Status(expected) => status == expected,
         End::HttpError => status >= 400,
-        End::NamesVersion => status >= 400 && inbox.response.as_ref().is_some_and(Response::names_version_13),
+        End::ListsVersion => status >= 400 && inbox.response.as_ref().is_some_and(Response::lists_version_13),
         End::NoUpgrade => status >= 200,
         End::StopsReading => transcript.flood.is_some_and(|flood| flood.has_stalled),
     }
@@ -107,7 +107,7 @@ fn describe_end(end: End) -> String {
         End::Disconnects => "the end of TCP".into(),
         End::Status(status) => format!("HTTP {status}"),
         End::HttpError => "an HTTP error".into(),
-        End::NamesVersion => "an HTTP error, such as 426, with Sec-WebSocket-Version: 13".into(),
+        End::ListsVersion => "an HTTP error, such as 426, with Sec-WebSocket-Version: 13".into(),
         End::NoUpgrade => "an HTTP response without an upgrade".into(),
         End::StopsReading => "the server stops reading, or closes".into(),
     }
@@ -128,7 +128,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
     if let Some(Flood { accepted, has_stalled }) = transcript.flood {
         let then = match (has_stalled, transcript.tcp) {
             (true, _) => ", then no more".to_owned(),
-            (false, Tcp::Open) => ", and would have accepted more".to_owned(),
+            (false, TcpState::Open) => ", and would have accepted more".to_owned(),
             (false, _) => format!("; {end}"),
         };
         return format!("the server accepted {} MiB while its echo was not read{then}", accepted >> 20);
@@ -151,20 +151,20 @@ fn describe_actual_end(transcript: &Transcript) -> String {
             format!("the start of a response, {}", start(inbox.unread()))
         };
         return match transcript.tcp {
-            Tcp::Open => format!("{begun}; the server waits"),
-            Tcp::Ended => format!("{begun}, then the end of TCP"),
-            Tcp::Reset => format!("{begun}, then a reset of TCP"),
+            TcpState::Open => format!("{begun}; the server waits"),
+            TcpState::Ended => format!("{begun}, then the end of TCP"),
+            TcpState::Reset => format!("{begun}, then a reset of TCP"),
         };
     }
     match (&inbox.close, transcript.tcp) {
-        (None, Tcp::Open) => format!("the connection stays open{}", describe_silence(transcript)),
-        (None, Tcp::Ended) => "the end of TCP".into(),
-        (None, Tcp::Reset) => "a reset of TCP".into(),
+        (None, TcpState::Open) => format!("the connection stays open{}", describe_silence(transcript)),
+        (None, TcpState::Ended) => "the end of TCP".into(),
+        (None, TcpState::Reset) => "a reset of TCP".into(),
         (Some(ReceivedClose { code, reason }), tcp) => {
             let then = match tcp {
-                Tcp::Open => "but TCP does not end",
-                Tcp::Ended => "then the end of TCP",
-                Tcp::Reset => "then a reset of TCP",
+                TcpState::Open => "but TCP does not end",
+                TcpState::Ended => "then the end of TCP",
+                TcpState::Reset => "then a reset of TCP",
             };
             format!("{}{}, {then}", describe_close(*code), quoted_after_blank(reason))
         }

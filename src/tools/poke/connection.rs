@@ -12,7 +12,7 @@ use crate::tools::received::Inbox;
 use crate::ws::frame::Role;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tcp {
+pub enum TcpState {
     Open,
     /// The server sent FIN.
     Ended,
@@ -25,7 +25,7 @@ pub struct Connection<'s> {
     tracer: Tracer,
     show: &'s mut dyn FnMut(Record),
     pub inbox: Inbox,
-    pub tcp: Tcp,
+    pub tcp: TcpState,
     pub is_half_closed: bool,
 }
 
@@ -44,7 +44,7 @@ impl<'s> Connection<'s> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(timeout))?;
         let (tracer, inbox) = (Tracer::new(), Inbox::default());
-        Ok(Connection { stream, tracer, show, inbox, tcp: Tcp::Open, is_half_closed: false })
+        Ok(Connection { stream, tracer, show, inbox, tcp: TcpState::Open, is_half_closed: false })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -57,7 +57,7 @@ impl<'s> Connection<'s> {
     /// Sends one byte per write, `delay` apart, until the server disconnects or later bytes cannot change the result.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
-            if self.tcp == Tcp::Open && !self.inbox.is_final() {
+            if self.tcp == TcpState::Open && !self.inbox.is_final() {
                 self.send(byte);
                 self.pause(delay);
             }
@@ -115,29 +115,29 @@ impl<'s> Connection<'s> {
     /// Reads once. Returns `false` if TCP is closed or the deadline has passed.
     fn read(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.tcp != Tcp::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
+        if self.tcp != TcpState::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
             return false;
         }
         let mut bytes = [0; 16 * 1024];
         match self.stream.read(&mut bytes) {
-            Ok(0) => self.tcp = Tcp::Ended,
+            Ok(0) => self.tcp = TcpState::Ended,
             Ok(len) => {
                 self.trace(Role::Server, &bytes[..len]);
                 self.inbox.receive(&bytes[..len]);
             }
             Err(error) if is_timeout(&error) => return false,
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => self.tcp = Tcp::Reset,
+            Err(_) => self.tcp = TcpState::Reset,
         }
-        self.tcp == Tcp::Open
+        self.tcp == TcpState::Open
     }
 
     /// Traces how the connection closed.
     pub fn end(&mut self) {
         let cause = match self.tcp {
-            Tcp::Open => "the client disconnected",
-            Tcp::Ended => "the server ended TCP",
-            Tcp::Reset => "the server reset TCP",
+            TcpState::Open => "the client disconnected",
+            TcpState::Ended => "the server ended TCP",
+            TcpState::Reset => "the server reset TCP",
         };
         self.tracer.end(cause, SystemTime::now()).into_iter().for_each(&mut self.show);
     }

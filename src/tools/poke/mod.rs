@@ -53,11 +53,11 @@ pub struct Arguments {
     full: bool,
 
     /// Wait this long between the chunks of a slow send
-    #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = delay)]
+    #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 
     /// Wait this long for each reply
-    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = timeout)]
+    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = parse_timeout)]
     timeout: Duration,
 
     /// Skip cases that need an echo: the server does not send messages back
@@ -171,15 +171,15 @@ fn is_similar(name: &str, other: &str) -> bool {
     name.split('-').any(|word| word.len() > 2 && other.contains(word.trim_end_matches('s')))
 }
 
-fn delay(text: &str) -> Result<Duration, String> {
-    duration(text, Duration::ZERO, Duration::from_secs(10))
+fn parse_delay(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::ZERO, Duration::from_secs(10))
 }
 
-fn timeout(text: &str) -> Result<Duration, String> {
-    duration(text, Duration::from_millis(10), Duration::from_secs(600))
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::from_millis(10), Duration::from_secs(600))
 }
 
-fn duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(duration) if (min..=max).contains(&duration) => Ok(duration),
         Ok(_) => {

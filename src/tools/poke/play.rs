@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, masked};
-use super::connection::{Connection, Tcp};
+use super::connection::{Connection, TcpState};
 use super::request::{self, Url};
 use crate::inspect::Record;
 use crate::tools::received::{Inbox, NO_CODE, Received};
@@ -38,7 +38,7 @@ pub struct Transcript {
     /// Everything received before the final closing handshake, and any violation during that handshake.
     pub inbox: Inbox,
     /// The state of TCP before the final closing handshake.
-    pub tcp: Tcp,
+    pub tcp: TcpState,
     /// Whether the client sent the [`PROBE`] Ping.
     pub is_probed: bool,
     pub flood: Option<Flood>,
@@ -154,7 +154,7 @@ impl Player<'_> {
     /// Waits for the expected replies. Returns `true` if the client then sent the [`PROBE`] Ping.
     fn wait(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
-        let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::NamesVersion | End::NoUpgrade);
+        let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
         match self.flood {
             // After a flood, read only if the connection was lost, to learn how the connection ended.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
@@ -193,7 +193,7 @@ impl Player<'_> {
     /// waiting for the rest of a frame, and would read the Close as payload.
     fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
-        let is_open = connection.tcp == Tcp::Open && !connection.is_half_closed && !connection.inbox.is_final();
+        let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();
         if !is_probed || !is_open || self.has_sent_close {
             return None;
         }

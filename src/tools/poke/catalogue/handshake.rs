@@ -161,7 +161,7 @@ pub(super) const CASES: &[Case] = &[
         name: "version-8",
         summary: "Sec-WebSocket-Version: 8, a draft of the RFC",
         opening: Opening::Edited(&[Set("Sec-WebSocket-Version: 8")]),
-        end: End::NamesVersion,
+        end: End::ListsVersion,
         allowed: &[],
         rule: VERSION_RULE,
         ..REJECTED
@@ -170,7 +170,7 @@ pub(super) const CASES: &[Case] = &[
         name: "version-14",
         summary: "Sec-WebSocket-Version: 14, which does not exist",
         opening: Opening::Edited(&[Set("Sec-WebSocket-Version: 14")]),
-        end: End::NamesVersion,
+        end: End::ListsVersion,
         allowed: &[],
         rule: VERSION_RULE,
         ..REJECTED
