@@ -88,7 +88,7 @@ pub struct Config {
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
-    pub max_read: usize, // about one read(2) call; a peer that never pauses must not delay other peers
+    pub max_read: usize, // one read(2) per turn; a peer that never pauses must not delay other peers
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
@@ -127,7 +127,7 @@ pub struct Config {
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour and find the history
+    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour
     /// Reject a request that takes longer than this
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s

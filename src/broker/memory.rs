@@ -13,12 +13,12 @@ use super::{Random, Request, Resume, RoomEvent, RoomId, RoomMap, Session, User};
 use crate::maps::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct MemoryConfig {
     pub messages: usize,       // maximum number of messages kept per room
     pub bytes: usize,          // maximum memory for all histories together
     pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
     pub rooms: usize,          // maximum number of rooms with members; does not apply to the default room
-    pub rooms_per_user: usize, // maximum number of rooms that one user opened, with members or kept
+    pub rooms_per_user: usize, // maximum number of existing rooms that one user opened, empty rooms included
     pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
     pub ttl: Duration,         // how long to keep the history of an empty room
     pub default_room: &'static str,
@@ -43,9 +43,9 @@ struct Member {
 }
 
 impl MemoryBroker {
-    pub fn new(limits: Limits, random: Random, names: NameRules) -> MemoryBroker {
+    pub fn new(config: MemoryConfig, random: Random, names: NameRules) -> MemoryBroker {
         let (rooms, ids, empty, opened) = (RoomMap::default(), HashMap::new(), BTreeSet::new(), BTreeSet::new());
-        let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, limits, random };
+        let rooms = Rooms { rooms, ids, empty, opened, last_id: 0, bytes: 0, config, random };
         let (members, by_username, client_ids) = (TokenMap::default(), BTreeSet::new(), HashMap::new());
         MemoryBroker { members, rooms, by_username, client_ids, names, events: VecDeque::new() }
     }
@@ -92,7 +92,7 @@ impl MemoryBroker {
         let (from, session) = (member.room, member.session);
         // At the limit, a user may replace a room: the last member of a room that the same user opened may switch.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
-        let replaces = *members == 1 && *opener == user && **old != *self.rooms.limits.default_room;
+        let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
@@ -107,7 +107,7 @@ impl MemoryBroker {
     /// Adds a member to a room.
     fn add_member(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| self.rooms.open(name, by, now));
-        let (max_bytes, room) = (self.rooms.limits.backlog, self.rooms.get_mut(id));
+        let (max_bytes, room) = (self.rooms.config.backlog, self.rooms.get_mut(id));
         room.members += 1;
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
@@ -212,7 +212,7 @@ struct Rooms {
     opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
     last_id: u64,
     bytes: usize,
-    limits: Limits,
+    config: MemoryConfig,
     random: Random,
 }
 
@@ -232,11 +232,11 @@ impl Rooms {
     fn can_join(&self, name: &str, user: &User) -> bool {
         let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = || {
-            self.rooms.len() - self.empty.len() < self.limits.rooms
-                && self.opened_by(user).filter(is_open).count() < self.limits.rooms_per_user
+            self.rooms.len() - self.empty.len() < self.config.rooms
+                && self.opened_by(user).filter(is_open).count() < self.config.rooms_per_user
         };
         // Nobody may lock other users out of the default room.
-        name == self.limits.default_room || self.find(name).is_some() || has_place()
+        name == self.config.default_room || self.find(name).is_some() || has_place()
     }
 
     fn opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
@@ -247,15 +247,15 @@ impl Rooms {
     /// Opens a room that has no members yet, and restores the room's kept history, if any.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
-        // Drop an expired history here. No timer is needed, because `limits.bytes` already bounds the memory.
-        let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.limits.ttl);
+        // Drop an expired history here. No timer is needed, because `config.bytes` already bounds the memory.
+        let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.config.ttl);
         let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
             // Random, to be unique across restarts: with a reused epoch, a client would resume in the wrong history.
             let mut epoch = [0; 8];
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
-        while self.opened_by(&user).count() >= self.limits.rooms_per_user && self.evict_last_of(&user) {}
+        while self.opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_of(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
@@ -277,7 +277,7 @@ impl Rooms {
             room.emptied_at = now;
             let (user, has_messages) = (room.user.clone(), room.log.last_id > 0);
             self.empty.insert((has_messages, now, id));
-            while self.empty.len() > self.limits.empty_rooms && self.evict(&user) {}
+            while self.empty.len() > self.config.empty_rooms && self.evict(&user) {}
         }
     }
 
@@ -285,10 +285,10 @@ impl Rooms {
         let Some(room) = self.rooms.get_mut(&id) else { unreachable!("a room with a member is open") };
         let (user, message) = (room.user.clone(), room.log.append(message));
         self.bytes += size(&message);
-        self.bytes -= if room.log.messages.len() > self.limits.messages { room.log.drop_oldest() } else { 0 };
+        self.bytes -= if room.log.messages.len() > self.config.messages { room.log.drop_oldest() } else { 0 };
         // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
-        while self.bytes > self.limits.bytes && self.evict(&user) {}
-        while self.bytes > self.limits.bytes {
+        while self.bytes > self.config.bytes && self.evict(&user) {}
+        while self.bytes > self.config.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= largest.log.drop_oldest();
         }
@@ -325,7 +325,7 @@ mod tests {
 
     const NOW: Duration = Duration::ZERO;
     const HOUR: Duration = Duration::from_secs(3600);
-    const LIMITS: Limits = Limits {
+    const LIMITS: MemoryConfig = MemoryConfig {
         messages: 50,
         bytes: 1 << 24,
         backlog: 1 << 20,
@@ -337,14 +337,14 @@ mod tests {
     };
     const SESSION: Option<Session> = Some(Session([0xff; 16]));
 
-    fn broker(limits: Limits) -> MemoryBroker {
+    fn broker(config: MemoryConfig) -> MemoryBroker {
         let mut number = 0_u8;
         let random = Box::new(move |bytes: &mut [u8]| {
             number += 1;
             bytes.fill(number);
         });
         let names = NameRules { key: |name| name.to_lowercase().into(), may_share: |name| name.starts_with("user") };
-        MemoryBroker::new(limits, random, names)
+        MemoryBroker::new(config, random, names)
     }
 
     fn user(number: u8) -> User {
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn empty_rooms_are_bounded_and_the_oldest_is_evicted_first() {
-        let mut broker = broker(Limits { empty_rooms: 2, ..LIMITS });
+        let mut broker = broker(MemoryConfig { empty_rooms: 2, ..LIMITS });
         for (number, is_used) in [(0, false), (1, true), (2, true), (3, false), (4, true)] {
             join_room(&mut broker, number, &number.to_string(), NOW);
             if is_used {
@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_and_empty_rooms_pay_first() {
-        let mut broker = broker(Limits { messages: 1000, bytes: 10_000, ..LIMITS });
+        let mut broker = broker(MemoryConfig { messages: 1000, bytes: 10_000, ..LIMITS });
         join_room(&mut broker, 1, "empty", NOW);
         publish(&mut broker, 1, &"x".repeat(1000));
         leave(&mut broker, 1, NOW);
@@ -451,7 +451,7 @@ mod tests {
 
     #[test]
     fn without_history_ids_still_count() {
-        let mut broker = broker(Limits { messages: 0, ..LIMITS });
+        let mut broker = broker(MemoryConfig { messages: 0, ..LIMITS });
         let empty = join_room(&mut broker, 1, "r", NOW);
         assert_eq!((publish(&mut broker, 1, "one"), publish(&mut broker, 1, "two")), (1, 2));
         let resume = |client, since| {
@@ -535,7 +535,7 @@ mod tests {
 
     #[test]
     fn a_user_who_opens_many_rooms_evicts_its_own_histories_first() {
-        let mut broker = broker(Limits { empty_rooms: 3, ..LIMITS });
+        let mut broker = broker(MemoryConfig { empty_rooms: 3, ..LIMITS });
         join_room(&mut broker, 1, "quiet", NOW);
         publish(&mut broker, 1, "x");
         leave(&mut broker, 1, NOW);
@@ -549,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_user_may_open_a_bounded_number_of_rooms_and_the_default_room_always() {
-        let mut broker = broker(Limits { rooms: 4, rooms_per_user: 2, ..LIMITS });
+        let mut broker = broker(MemoryConfig { rooms: 4, rooms_per_user: 2, ..LIMITS });
         let by = |client: usize, room: &str, number| Join { user: user(number), ..join(client, room) };
         for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {
             broker.submit(Token(client), Request::Join(by(client, room, number)), NOW);
@@ -569,7 +569,7 @@ mod tests {
 
     #[test]
     fn a_client_that_replaces_itself_finds_the_history_of_its_room() {
-        let mut broker = broker(Limits { empty_rooms: 0, ..LIMITS });
+        let mut broker = broker(MemoryConfig { empty_rooms: 0, ..LIMITS });
         let join = |client| Join { client_id: Some("id".into()), ..join(client, "a") };
         broker.submit(Token(1), Request::Join(join(1)), NOW);
         events(&mut broker);
@@ -584,7 +584,7 @@ mod tests {
 
     #[test]
     fn at_the_limit_a_user_replaces_only_its_own_rooms() {
-        let mut broker = broker(Limits { rooms: 2, ..LIMITS });
+        let mut broker = broker(MemoryConfig { rooms: 2, ..LIMITS });
         let own = |client, room| Join { user: user(1), ..join(client, room) };
         for (client, room) in [(1, "general"), (2, "own")] {
             broker.submit(Token(client), Request::Join(own(client, room)), NOW);

@@ -192,7 +192,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys, because a filter in front of the server may use a different value (RFC 8259 §4).
+    /// Rejects repeated keys: a filter in front of the server may use a different one of the values (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))

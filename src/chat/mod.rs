@@ -73,7 +73,8 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Returns the user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate limit").
+    /// Returns the user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate
+    /// limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),

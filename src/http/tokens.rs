@@ -21,8 +21,8 @@ pub struct AccessTokens {
 }
 
 impl AccessTokens {
-    /// Parses one token per line. A token keeps its id from `previous`, the file before a reload, unless it is now bound
-    /// to another username. Errors name the line but never quote a token, because errors may end up in a log.
+    /// Parses one token per line. A token keeps its id from `previous`, the file before a reload, unless it is now
+    /// bound to another username. Errors name the line but never quote a token, because errors may end up in a log.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
@@ -42,7 +42,8 @@ impl AccessTokens {
         if token.is_empty() {
             return Ok(());
         }
-        // Invisible characters are usually pasted by accident. No client would send them, so the token could never match.
+        // Invisible characters are usually pasted by accident. No client would send them, so the token could never
+        // match.
         if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
             return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }

@@ -57,7 +57,7 @@ impl RuleChecker {
         matches!(self.protocol.state(), State::Closed | State::OutOfSync)
     }
 
-    /// Called when the server starts the closing handshake. From then on, the server and the checker discard data frames.
+    /// Called when the server starts the closing handshake. From then on, server and checker discard data frames.
     pub fn closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();

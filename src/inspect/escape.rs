@@ -1,5 +1,5 @@
 //! Makes bytes and text from a peer safe to print. Terminals execute escape sequences, so all output code passes text
-//! from the wire through [`escaped`].
+//! from the wire through [`escape()`].
 
 use anstyle::Style as Ansi;
 

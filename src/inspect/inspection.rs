@@ -55,8 +55,8 @@ pub struct Link {
     missed: Cell<u64>,
 }
 
-/// Records queued for inspectors, oldest first, each with the inspector's token. `None` marks the end: the server has
-/// removed the inspected connection.
+/// Records queued for inspectors, oldest first, each with the inspector's token. `None` follows the last
+/// record: the server has removed the inspected connection.
 #[derive(Debug, Default)]
 pub struct Queue(RefCell<VecDeque<(Token, Option<Record>)>>);
 

@@ -133,7 +133,7 @@ impl Recordings {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
         // 0700: recordings contain private messages.
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-        let tested = created.and_then(|()| new_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
+        let tested = created.and_then(|()| create_private_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
         tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
         let upgraded = Quota::new(limit - limit / REJECTED_DIVISOR, "--record-limit is reached");
         let message = "requests without an upgrade have used their part of --record-limit";
@@ -150,7 +150,7 @@ impl Recordings {
 }
 
 /// Creates a file that only its owner can read. Never overwrites an existing file.
-fn new_file(path: &Path, title: &str) -> io::Result<File> {
+fn create_private_file(path: &Path, title: &str) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     // On a full disk, remove the file: otherwise, each connection would leave an empty file.
     file.write_all(title.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
@@ -192,7 +192,7 @@ impl Recorder {
             return Output::Stopped;
         }
         let path = self.path();
-        match new_file(&path, &title) {
+        match create_private_file(&path, &title) {
             Ok(file) => Output::File(file),
             Err(error) => {
                 self.quota().release(reserved);

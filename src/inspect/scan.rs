@@ -113,7 +113,7 @@ impl FrameScanner {
     }
 
     /// Gives the next frame the number `frames + 1`.
-    pub fn skip_numbers(&mut self, frames: u64) {
+    pub fn start_after(&mut self, frames: u64) {
         self.frames = frames;
     }
 

@@ -95,8 +95,8 @@ impl Tap {
 
     /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their count.
     pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
-        self.client.frames.skip_numbers(received);
-        self.server.frames.skip_numbers(sent);
+        self.client.frames.start_after(received);
+        self.server.frames.start_after(sent);
         self.reporter.time = time;
         if self.frames() > 0 {
             self.reporter.report(RecordKind::Earlier(self.frames()));

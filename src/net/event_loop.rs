@@ -14,7 +14,7 @@ use super::log_writer::LogWriter;
 use crate::chat::Now;
 use crate::config::Config;
 use crate::http::access::Access;
-use crate::server::limits::Limits;
+use crate::server::limits::ConnectionLimits;
 use crate::server::{Readiness, Server};
 
 const LISTENER: Token = Token(usize::MAX);
@@ -52,7 +52,7 @@ impl EventLoop {
         let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}"));
         let observers = Box::new(super::inspect(&config, &log, &mut random)?);
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
-        let limits = Limits::new(&config, max_connections, max_lingering);
+        let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
         let server = Server::new(config.clone(), access, limits, observers, Box::new(random), now);
         let (started, listener) = (Instant::now(), Some(listener));
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })

@@ -83,12 +83,12 @@ pub struct ColdFields {
     pub peer: SocketAddr, // the client's address, which a trusted proxy may have reported
     pub is_counted: bool, // whether the connection counts towards `--max-per-address`
     pub credential: Option<CredentialId>, // the client's access token
-    pub endpoint: Option<Endpoint>, // `None` until the upgrade
+    pub service: Option<Service>, // `None` until the upgrade
     pub stage: Stage,
     /// Monotonic time of the last received byte or, while reads are paused, of the last readable edge from the poll.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
-    pub buffered: usize,            // this connection's share of `Limits::buffered`
+    pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,     // input that waits until the outbox has room for the replies
 }
 
@@ -105,7 +105,7 @@ pub enum Stage {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum Service {
     Chat,
     Echo,
     Inspect,
@@ -120,14 +120,14 @@ enum Input {
     Ended,
 }
 
-impl Endpoint {
+impl Service {
     pub fn limits(self, config: &Config) -> Limits {
         let message = match self {
-            Endpoint::Echo => config.max_echo,
-            Endpoint::Chat => config.max_message,
-            Endpoint::Inspect => 1024, // observers' commands are short
+            Service::Echo => config.max_echo,
+            Service::Chat => config.max_message,
+            Service::Inspect => 1024, // observers' commands are short
         };
-        Limits { message, fragments: config.max_fragments, accepts_binary: self == Endpoint::Echo }
+        Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
     }
 }
 
@@ -137,7 +137,7 @@ impl<S: Socket> Connection<S> {
             peer,
             is_counted: false,
             credential: None,
-            endpoint: None,
+            service: None,
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
             deadline: None,
@@ -175,7 +175,7 @@ impl<S: Socket> Connection<S> {
     }
 
     fn is_echo(&self) -> bool {
-        self.cold.endpoint == Some(Endpoint::Echo)
+        self.cold.service == Some(Service::Echo)
     }
 
     fn has_input(&self) -> bool {
@@ -275,7 +275,7 @@ impl<S: Socket> Connection<S> {
         self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `Limits`.
+    /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `ConnectionLimits`.
     pub fn buffered(&self) -> usize {
         let message = if let Stage::Open(protocol) = &self.cold.stage { protocol.buffered() } else { 0 };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
@@ -388,10 +388,10 @@ mod tests {
         }
     }
 
-    fn connection(stage: Stage, endpoint: Endpoint, queued: usize) -> Connection<Silent> {
+    fn connection(stage: Stage, service: Service, queued: usize) -> Connection<Silent> {
         let peer = "192.0.2.1:1".parse().unwrap();
         let mut connection = Connection::new(Silent { pending: None }, peer, None, Duration::ZERO);
-        (connection.cold.stage, connection.cold.endpoint) = (stage, Some(endpoint));
+        (connection.cold.stage, connection.cold.service) = (stage, Some(service));
         connection.outbox.push(vec![0; queued]);
         connection.set_readable(false);
         connection
@@ -409,17 +409,17 @@ mod tests {
     fn the_table_of_interest_matches_the_code() {
         const BOUND: usize = 100;
         type Make = fn() -> Stage;
-        let stages: [(&str, Make, Endpoint); 5] = [
-            ("`Handshake`", || Stage::Handshake(HeadReader::default()), Endpoint::Chat),
-            ("`Open`, a chat client", open, Endpoint::Chat),
-            ("`Open`, `/echo`", open, Endpoint::Echo),
-            ("`Draining`, reads nothing", || draining(false), Endpoint::Chat),
-            ("`Draining`, discards input", || draining(true), Endpoint::Chat),
+        let stages: [(&str, Make, Service); 5] = [
+            ("`Handshake`", || Stage::Handshake(HeadReader::default()), Service::Chat),
+            ("`Open`, a chat client", open, Service::Chat),
+            ("`Open`, `/echo`", open, Service::Echo),
+            ("`Draining`, reads nothing", || draining(false), Service::Chat),
+            ("`Draining`, discards input", || draining(true), Service::Chat),
         ];
         let mut table = "| | none | some | over half of the bound |\n|---|---|---|---|".to_owned();
-        for (name, stage, endpoint) in stages {
+        for (name, stage, service) in stages {
             let cells = [0, 1, BOUND / 2 + 1].map(|queued| {
-                let connection = connection(stage(), endpoint, queued);
+                let connection = connection(stage(), service, queued);
                 let words = [(connection.wants_read(BOUND), "read"), (!connection.is_flushed(), "write")]
                     .into_iter()
                     .filter(|(is_wanted, _)| *is_wanted);
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn every_queued_frame_is_counted_for_later_observers() {
-        let mut connection = connection(open(), Endpoint::Chat, 0);
+        let mut connection = connection(open(), Service::Chat, 0);
         let frames = b"\x81\x01a\x81\x01b";
         connection.send_shared(&mut Broadcast::new(frames, &Rc::default())).unwrap();
         connection.push_frames(frames);
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn bytes_inside_the_transport_count_as_input_and_as_unsent() {
-        let mut connection = connection(open(), Endpoint::Chat, 0);
+        let mut connection = connection(open(), Service::Chat, 0);
         connection.input = Input::Drained;
         assert!(!connection.wants_read(100) && connection.is_flushed());
         connection.socket.pending = Some(Role::Client);
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn rfc_7_1_1_when_the_server_ends_tcp() {
         let after = |mut bytes: Vec<u8>, has_input: bool| {
-            let mut connection = connection(open(), Endpoint::Echo, 0);
+            let mut connection = connection(open(), Service::Echo, 0);
             connection.input = if has_input { Input::Readable } else { Input::Drained };
             let Stage::Open(protocol) = &mut connection.cold.stage else { panic!("it is open") };
             while protocol.receive(&mut &mut bytes[..]).is_some_and(|_| false) {}

@@ -68,7 +68,7 @@ impl Fanout {
         &frames[start..]
     }
 
-    /// Removes and returns the room's batch, and adds the room to `full_rooms`.
+    /// Removes and returns the room's batch. In this turn, the server reads no more from the room's members.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
         self.full_rooms.push(room);
         self.rooms.remove(&room)

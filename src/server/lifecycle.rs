@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mio::Token;
 
-use super::connection::{ColdFields, Connection, Endpoint, Socket, Stage, Work};
+use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
 use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
 use super::timers::after_silence;
@@ -139,27 +139,27 @@ impl<S: Socket> Server<S> {
 
     /// Switches a connection to the WebSocket protocol (§4.2.2).
     fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
-        let (endpoint, credential, mut join) = match route {
-            Route::Echo(identity) => (Endpoint::Echo, identity.credential, None),
-            Route::Chat(request) => (Endpoint::Chat, request.identity.credential, Some(request)),
-            Route::Inspect { .. } => (Endpoint::Inspect, None, None),
+        let (service, credential, mut join) = match route {
+            Route::Echo(identity) => (Service::Echo, identity.credential, None),
+            Route::Chat(request) => (Service::Chat, request.identity.credential, Some(request)),
+            Route::Inspect { .. } => (Service::Inspect, None, None),
         };
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
             request.extra = self.observers.welcome_field(token);
         }
         self.limits.clients += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let limits = endpoint.limits(&self.config);
+        let limits = service.limits(&self.config);
         let upgraded = ObservedStage::Upgraded {
             limits,
             username: join.as_ref().map(|request| &request.join.username),
-            is_inspector: endpoint == Endpoint::Inspect,
+            is_inspector: service == Service::Inspect,
             has_welcome: join.as_ref().is_some_and(|request| request.dialect == Dialect::Events),
             has_ticket: join.as_ref().is_some_and(|request| request.extra.is_some()),
         };
         connection.observer.iter_mut().for_each(|observer| observer.stage(upgraded));
         connection.outbox.push_response(response);
-        (connection.cold.endpoint, connection.cold.credential) = (Some(endpoint), credential);
+        (connection.cold.service, connection.cold.credential) = (Some(service), credential);
         connection.cold.stage = Stage::Open(Protocol::new(limits));
         self.connections.queue(Work::Write, token);
         self.set_timer(token, self.config.ping_interval);
@@ -269,7 +269,7 @@ impl<S: Socket> Server<S> {
     /// Removes a connection from all tables. The socket closes at the end of this or a later turn.
     pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
-        let ColdFields { ref mut stage, peer, endpoint, buffered, is_counted, .. } = *connection.cold;
+        let ColdFields { ref mut stage, peer, service, buffered, is_counted, .. } = *connection.cold;
         let Stage::Draining { reason, .. } = stage else { unreachable!("a connection drains before its removal") };
         let reason = std::mem::take(reason);
         self.chat.leave(token, &reason, self.now);
@@ -279,13 +279,13 @@ impl<S: Socket> Server<S> {
         if is_counted {
             self.limits.remove_connection(peer.ip());
         }
-        match endpoint {
+        match service {
             Some(_) => self.limits.clients -= 1,
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
         // The log already has a LEAVE line for a chat client, and a REJECT line for a rejected client.
-        let level = if matches!(endpoint, Some(Endpoint::Chat) | None) { log::Level::Debug } else { log::Level::Info };
+        let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
     }
@@ -368,7 +368,7 @@ impl<S: Socket> Server<S> {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
                 // An inspector stays open until it has received the Close of the connection that it observes.
-                Some(ColdFields { endpoint: Some(Endpoint::Inspect), .. }) => {}
+                Some(ColdFields { service: Some(Service::Inspect), .. }) => {}
                 _ => self.close(token, CloseCode::GOING_AWAY, REASON),
             }
         }
@@ -400,7 +400,7 @@ mod tests {
     use crate::chat::Now;
     use crate::config::Config;
     use crate::http::access::Access;
-    use crate::server::limits::Limits;
+    use crate::server::limits::ConnectionLimits;
     use crate::server::{Readiness, Server};
     use crate::ws::frame::Opcode;
 
@@ -446,7 +446,7 @@ mod tests {
     /// upgraded connection's `cause`, the first of two frames is half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
-        let (access, limits) = (Access::new(&config, None).unwrap(), Limits::new(&config, 9, 9));
+        let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let close_at = now.monotonic + config.close_timeout;
         let mut server = Server::new(config, access, limits, Box::new(()), Box::new(|bytes| bytes.fill(7)), now);

@@ -19,7 +19,7 @@ const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a ho
 const MAX_LOGGED: usize = 5; // rejections per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
-pub struct Limits {
+pub struct ConnectionLimits {
     is_local: bool,
     max_clients: usize,
     pub clients: usize, // upgraded connections
@@ -36,17 +36,17 @@ pub struct Limits {
     pub buffered_shared: Rc<Cell<usize>>, // bytes of the shared frames, which also count
 }
 
-impl Limits {
-    pub fn new(config: &Config, max_clients: usize, max_lingering: usize) -> Limits {
+impl ConnectionLimits {
+    pub fn new(config: &Config, max_clients: usize, max_lingering: usize) -> ConnectionLimits {
         let or_unlimited = |limit| if limit == 0 { usize::MAX } else { limit };
-        Limits {
+        ConnectionLimits {
             is_local: config.is_local(),
             max_clients,
             max_lingering,
             max_per_address: or_unlimited(config.max_per_address),
             connect_rate: config.connect_rate,
             max_wrong_tokens: or_unlimited(config.max_wrong_tokens),
-            ..Limits::default()
+            ..ConnectionLimits::default()
         }
     }
 
@@ -137,9 +137,9 @@ mod tests {
 
     use super::*;
 
-    fn limits(args: &[&str]) -> Limits {
+    fn limits(args: &[&str]) -> ConnectionLimits {
         let args = ["wirechat", "--max-wrong-tokens", "3"].iter().chain(args);
-        Limits::new(&Config::try_parse_from(args).unwrap(), 10, 4)
+        ConnectionLimits::new(&Config::try_parse_from(args).unwrap(), 10, 4)
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -168,7 +168,8 @@ mod tests {
     #[test]
     fn an_address_has_its_share_and_an_ipv6_network_is_one_address() {
         let mut limits = limits(&["--max-per-address", "2"]);
-        let connect = |limits: &mut Limits, address: &str| limits.add_connection(ip(address), at(0.0)).is_ok();
+        let connect =
+            |limits: &mut ConnectionLimits, address: &str| limits.add_connection(ip(address), at(0.0)).is_ok();
         for address in ["192.0.2.1", "2001:db8::1", "2001:db8::ffff:1", "::ffff:192.0.2.1", "192.0.2.2"] {
             assert!(connect(&mut limits, address), "{address}");
         }
@@ -184,7 +185,7 @@ mod tests {
     #[test]
     fn an_address_connects_at_a_limited_rate() {
         let mut limits = limits(&["--max-per-address", "0", "--connect-rate", "2"]);
-        let connects = |limits: &mut Limits, address, now| {
+        let connects = |limits: &mut ConnectionLimits, address, now| {
             (0..20).take_while(|_| limits.add_connection(ip(address), at(now)).is_ok()).count()
         };
         assert_eq!(connects(&mut limits, "192.0.2.1", 0.0), 10, "a burst of five seconds");
@@ -215,7 +216,7 @@ mod tests {
     #[test]
     fn wrong_tokens_are_counted_for_a_minute() {
         let mut limits = limits(&["--max-per-address", "2"]);
-        let guess = |limits: &mut Limits, now| {
+        let guess = |limits: &mut ConnectionLimits, now| {
             let may_guess = limits.may_guess(ip("192.0.2.1"), at(now));
             limits.count_wrong_token(ip("192.0.2.1"), at(now));
             may_guess

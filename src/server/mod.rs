@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use mio::Token;
 
-use crate::broker::memory::{self, MemoryBroker};
+use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{NameRules, Random, RoomId};
 use crate::chat::event::{CloseReason, Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
@@ -32,9 +32,9 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, State};
-use connection::{Connection, Connections, Endpoint, Socket, Stage, Work};
+use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
-use limits::Limits;
+use limits::ConnectionLimits;
 use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
@@ -53,7 +53,7 @@ pub struct Server<S> {
     removed: VecDeque<Connection<S>>, // their sockets are still open
     timers: Timers,
     fanout: Fanout,
-    limits: Limits,
+    limits: ConnectionLimits,
     observers: Box<dyn Observers>,
     to_observe: Vec<Token>, // connections that get an observer after their current message
     now: Now,
@@ -70,7 +70,7 @@ pub struct Readiness {
 }
 
 pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
-    let limits = memory::Limits {
+    let memory = MemoryConfig {
         messages: config.history,
         bytes: config.max_history,
         backlog: config.max_outbox, // a welcome must fit in the outbox
@@ -81,14 +81,14 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
         default_room: DEFAULT_ROOM,
     };
     let may_share = if config.unique_names { names::is_default } else { |_: &str| true };
-    MemoryBroker::new(limits, random, NameRules { key: names::username_key, may_share })
+    MemoryBroker::new(memory, random, NameRules { key: names::username_key, may_share })
 }
 
 impl<S: Socket> Server<S> {
     pub fn new(
         config: Config,
         access: Access,
-        limits: Limits,
+        limits: ConnectionLimits,
         observers: Box<dyn Observers>,
         random: Random,
         now: Now,
@@ -229,7 +229,7 @@ impl<S: Socket> Server<S> {
                 break;
             }
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
-            let (Some(endpoint), Stage::Open(protocol)) = (cold.endpoint, &mut cold.stage) else { break };
+            let (Some(service), Stage::Open(protocol)) = (cold.service, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
                 // After the server's Close, a protocol error changes the state without an event.
                 if matches!(protocol.state(), State::OutOfSync | State::Closed) {
@@ -238,7 +238,7 @@ impl<S: Socket> Server<S> {
                 break;
             };
             match event {
-                ProtocolEvent::Message(message) => self.receive_message(token, endpoint, &message),
+                ProtocolEvent::Message(message) => self.receive_message(token, service, &message),
                 ProtocolEvent::Ping(_) => self.apply_protocol_state(token, ""),
                 ProtocolEvent::Pong(_) => {}
                 ProtocolEvent::Close(code, reason) => {
@@ -257,16 +257,16 @@ impl<S: Socket> Server<S> {
         self.enforce_buffer_limit(token);
     }
 
-    fn receive_message(&mut self, token: Token, endpoint: Endpoint, message: &Message) {
+    fn receive_message(&mut self, token: Token, service: Service, message: &Message) {
         let queued_bytes = |token| self.connections.queued_bytes(token);
-        match (endpoint, message) {
-            (Endpoint::Chat, Message::Text(text)) => {
+        match (service, message) {
+            (Service::Chat, Message::Text(text)) => {
                 self.chat.receive(token, text, self.now);
                 self.apply_effects();
             }
-            (Endpoint::Inspect, Message::Text(text)) => self.observers.receive(token, text, &queued_bytes),
-            (Endpoint::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
-            (Endpoint::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
+            (Service::Inspect, Message::Text(text)) => self.observers.receive(token, text, &queued_bytes),
+            (Service::Echo, Message::Text(text)) => self.send_frame(token, Opcode::Text, text.as_bytes()),
+            (Service::Echo, Message::Binary(bytes)) => self.send_frame(token, Opcode::Binary, bytes),
             (_, Message::Binary(_)) => debug_assert!(false, "the protocol has failed the connection with 1003"),
         }
     }
@@ -422,10 +422,10 @@ impl<S: Socket> Server<S> {
     fn attach_observer(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
-        let (endpoint, frames_sent) = (connection.cold.endpoint, connection.frames_sent);
-        let (Some(endpoint), Some(protocol)) = (endpoint, connection.open_protocol()) else { return };
+        let (service, frames_sent) = (connection.cold.service, connection.frames_sent);
+        let (Some(service), Some(protocol)) = (service, connection.open_protocol()) else { return };
         if is_quiet && protocol.is_between_messages() {
-            let (limits, frames_received) = (endpoint.limits(&self.config), protocol.frames_received());
+            let (limits, frames_received) = (service.limits(&self.config), protocol.frames_received());
             connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
         } else {
             self.to_observe.push(token);

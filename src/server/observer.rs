@@ -1,5 +1,6 @@
 //! The interface for wire inspection by the tracer, recordings and the page's inspector. An [`Observer`] sees the bytes
-//! of one connection. [`Observers`] chooses connections to observe, and serves inspectors: clients that watch others.
+//! of one connection. [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another
+//! connection.
 
 use std::rc::Rc;
 use std::time::SystemTime;

@@ -1,5 +1,5 @@
 //! Standard output of a tool: plain lines, in colour on a terminal. Terminals execute escape sequences, so tools print
-//! bytes from the wire only through [`quoted`], [`escaped`] and [`hex`], or through the tracer, which also escapes.
+//! bytes from the wire only through [`quote()`], [`escape()`] and [`hex`], or through the tracer, which also escapes.
 
 use std::io::{IsTerminal, Write};
 

@@ -1,5 +1,5 @@
-//! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The accept value only proves that the
-//! server understands WebSocket, so the weakness of SHA-1 does not matter (§10.8).
+//! §4.2, the opening handshake: validates a [`Request`] and writes the 101 response. The accept value only proves that
+//! the server understands WebSocket, so the weakness of SHA-1 does not matter (§10.8).
 //!
 //! ```text
 //!   key       dGhlIHNhbXBsZSBub25jZQ==

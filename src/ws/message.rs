@@ -53,8 +53,8 @@ impl Assembler {
         }
     }
 
-    /// Fails at the first byte of a text message that is not UTF-8. `remaining` is the size of `payload` and the rest of
-    /// its frame.
+    /// Fails at the first byte of a text message that is not UTF-8. `remaining` is the size of `payload` and the rest
+    /// of its frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();

@@ -199,7 +199,7 @@ impl Protocol {
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
             // Stop reading. After most of these errors, the server cannot find the next frame or would read too far.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
-            // Read and skip frames until the peer's Close: closing TCP with unread data would reset the connection.
+            // The server can still find frames: skip them until the peer's Close ends the closing handshake (§7.1.3).
             _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))

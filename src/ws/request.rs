@@ -1,5 +1,5 @@
-//! §4.2.1, the HTTP layer: parses the bytes of a request head into a [`Request`] or a [`Rejection`]. This module checks the
-//! rules of HTTP (RFC 9110, RFC 9112), and `handshake.rs` checks the rules of WebSocket.
+//! §4.2.1, the HTTP layer: parses the bytes of a request head into a [`Request`] or a [`Rejection`]. This module checks
+//! the rules of HTTP (RFC 9110, RFC 9112), and `handshake.rs` checks the rules of WebSocket.
 
 /// An HTTP error response. `body` is one or two sentences for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]

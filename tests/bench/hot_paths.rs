@@ -24,7 +24,7 @@ use wirechat::inspect::text::{Detail, Style};
 use wirechat::inspect::{Inspect, Options, Records, Tap, Trace};
 use wirechat::server::connection::{Connection, Socket};
 use wirechat::server::fanout::Fanout;
-use wirechat::server::limits::Limits as ServerLimits;
+use wirechat::server::limits::ConnectionLimits as ServerLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
 use wirechat::server::outbox::Broadcast;
 use wirechat::server::{Readiness, Server, memory_broker};

@@ -14,7 +14,7 @@ use mio::Token;
 use wirechat::chat::Now;
 use wirechat::config::Config;
 use wirechat::http::access::Access;
-use wirechat::server::limits::Limits;
+use wirechat::server::limits::ConnectionLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
 use wirechat::server::{Readiness, Server};
 use wirechat::ws::frame::Role;
@@ -64,7 +64,7 @@ impl World {
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
         config.validate().expect("a valid configuration");
         let access = Access::new(&config, None).expect("the demo tokens");
-        let limits = Limits::new(&config, config.max_connections.unwrap_or(1000), MAX_LINGERING);
+        let limits = ConnectionLimits::new(&config, config.max_connections.unwrap_or(1000), MAX_LINGERING);
         let mut random = fastrand::Rng::with_seed(seed);
         let random = Box::new(move |bytes: &mut [u8]| random.fill(bytes));
         let reasons = Reasons::default();

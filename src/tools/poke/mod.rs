@@ -52,7 +52,7 @@ pub struct Arguments {
     #[arg(long)]
     full: bool,
 
-    /// Wait this long between the chunks of a slow send
+    /// Wait this long after each byte of a slow send, and at each pause in a case
     #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 

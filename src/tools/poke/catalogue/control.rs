@@ -253,7 +253,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
     },
 ];
 
-/// Close payload: code 1000 and a reason of 123 letters, the longest that fits.
+/// Close payload: code 1000 and a reason of 123 bytes, the longest (§5.5).
 const LONGEST: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
 /// Close payload: code 1000 and a reason of 124 letters, one byte too long.
 const TOO_LONG: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";
