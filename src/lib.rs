@@ -1,5 +1,5 @@
 //! **wirechat**: a chat server over WebSockets that handles every byte of RFC 6455 by hand, on raw TCP. This page is
-//! a guided tour. The README shows how to run the server, and the reading times. Modules are public for this page only.
+//! a guided tour. The README lists reading times and says how to run the server. Modules are public for this page only.
 //!
 //! # Layers
 //! ```text

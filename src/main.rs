@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Returns the exit status, in `Err` with a message for stderr.
+/// Returns the exit status; `Err` adds a message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {

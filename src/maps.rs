@@ -1,4 +1,4 @@
-//! Hash maps: keyed by connection tokens or room ids, and keyed by peers.
+//! Hash maps keyed by peers, or by numbers that the server assigns.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -39,11 +39,11 @@ impl Hasher for CounterHasher {
     }
 }
 
-/// A map of facts about peers that expire. Its size has a bound, however many peers there are.
+/// A bounded map of expiring values, keyed by peer.
 #[derive(Debug)]
 pub struct PeerMap<K, V> {
     entries: HashMap<K, V>,
-    /// The next insertion at this size first removes the expired entries. It doubles, so an insertion is O(1) on average.
+    /// At this size, an insertion removes expired entries. The next sweep is at twice the new size: amortized O(1).
     sweep_at: usize,
 }
 
@@ -58,8 +58,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // A full map must not lock out new peers, nor be swept at every insertion. So clear the map, which allows each
-            // peer a few more attempts.
+            // A full map must not lock out new peers, nor be swept at every insertion. So clear the map, although each
+            // peer gets a few more attempts.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

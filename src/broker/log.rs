@@ -71,7 +71,7 @@ fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
     Some((Rc::clone(&message.username), Rc::clone(message.nonce.as_ref()?)))
 }
 
-/// The length of a message as JSON, with a few bytes to spare.
+/// An upper bound for the length of a message as JSON, in bytes.
 fn json_len(message: &Message) -> usize {
     let byte_len = |byte: u8| 1 + usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\'));
     let escaped = |text: &str| text.bytes().map(byte_len).sum::<usize>();

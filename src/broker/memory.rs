@@ -104,7 +104,6 @@ impl MemoryBroker {
         Some(RoomEvent::Joined { client, session, from: Some(from), to, backlog })
     }
 
-    /// Adds a member to a room.
     fn add_member(&mut self, name: &Rc<str>, by: User, resume: Option<Resume>, now: Duration) -> (RoomId, Backlog) {
         let id = self.rooms.find(name).unwrap_or_else(|| self.rooms.open(name, by, now));
         let (max_bytes, room) = (self.rooms.config.backlog, self.rooms.get_mut(id));
@@ -208,7 +207,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // with whether the room has messages, and the time when it became empty
+    empty: BTreeSet<(bool, Duration, RoomId)>, // whether the room has messages, and when it became empty
     opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
     last_id: u64,
     bytes: usize,

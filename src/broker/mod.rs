@@ -31,7 +31,7 @@ pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
     pub key: fn(&Rc<str>) -> Rc<str>, // two usernames are the same if their keys are
-    pub may_share: fn(&str) -> bool,  // whether many clients may use this username at the same time
+    pub may_share: fn(&str) -> bool,  // whether several clients may use this username at the same time
 }
 
 pub trait Broker {
@@ -53,7 +53,7 @@ pub enum MemberId {
     Remote { instance: u32, connection: u64 },
 }
 
-/// Who is responsible for a request. All connections of a user share one rate limit.
+/// The unit that limits apply to. All connections of a user share one rate limit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum User {
     Connection(Token),
@@ -67,8 +67,9 @@ pub fn network(address: IpAddr) -> IpAddr {
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
 }
 
-/// The chat has already validated all names and texts. A client holds the username of its join, or of its last accepted
-/// message, and receives private messages to this username. No other client can use a username that is not shared.
+/// The chat has already validated all names and texts. A client holds one username: that of its last accepted message,
+/// or of its join if it has sent none. It receives the private messages sent to that username. Unless clients may share
+/// the username ([`NameRules::may_share`]), no other client can use it meanwhile.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -82,7 +83,7 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // by its access token: the client replaces the current holder of the username
+    pub is_bound: bool, // the access token is bound to `username`: the client replaces any holder
     pub session: Option<Session>, // of an older connection, whose username the client takes over
     pub room: Rc<str>,
     pub user: User,                       // responsible for the room, if the join opens one
@@ -131,7 +132,7 @@ pub struct PrivateMessage {
     pub nonce: Option<Rc<str>>,
 }
 
-/// The part of a room's history that a client receives when entering the room.
+/// The part of a room's history that a client receives when joining the room.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Backlog {
     pub epoch: Rc<str>, // identifies the history that the message ids belong to

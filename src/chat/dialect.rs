@@ -192,7 +192,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys: a filter in front of the server may use a different one of the values (RFC 8259 §4).
+    /// Rejects repeated keys: a filter in front of the server may use a different value (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
@@ -235,7 +235,7 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// Without `serde(borrow)`, which requires a field, serde copies every string.
+// serde borrows a `Cow` only with this attribute, which only a field can have.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 

@@ -64,7 +64,7 @@ pub enum JoinError {
     TooManyRooms,
 }
 
-/// What an access token proves about a client; the default if the server requires no token.
+/// Facts that a client's access token proves; the default if the server requires no token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,
@@ -134,8 +134,8 @@ impl Chat {
     }
 
     /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
-    pub fn may_join(&mut self, request: &JoinRequest, now: Now) -> bool {
-        // On a local server, every connection is another user, so a limit on joins has no effect.
+    pub fn check_join_rate(&mut self, request: &JoinRequest, now: Now) -> bool {
+        // On a local server, every connection is its own user, so a limit on joins has no effect.
         self.is_local || self.limiter.check(&request.join.user, now.monotonic) == Decision::Pass
     }
 

@@ -21,7 +21,7 @@ const BUCKET_TTL: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    SlowDown, // drop the message
+    SlowDown, // reject the message
     Flood,    // close the connection
 }
 
@@ -37,7 +37,7 @@ pub struct RateLimiter {
 struct Usage {
     bucket: Bucket,
     typing: Bucket,
-    rejections: VecDeque<Duration>, // times of the messages dropped within the last `FLOOD_TIME`
+    rejections: VecDeque<Duration>, // times of messages rejected within the last `FLOOD_TIME`
 }
 
 /// A token bucket. The caller passes the rate (tokens per second), the burst (tokens) and the monotonic time.

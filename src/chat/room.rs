@@ -11,7 +11,7 @@ use crate::broker::MemberId;
 #[derive(Debug)]
 pub struct Room {
     pub name: Rc<str>,
-    // In connection order, local members first. Sorting on every join is slow: 2,000 joins list 2,000,000 names.
+    // Local members first, in connection order. Sorting by name is slow: 2,000 joins list 2,000,000 names.
     pub usernames: BTreeMap<MemberId, Rc<str>>,
     /// Local members that are not leaving. Broadcasts iterate faster over these small entries than over `usernames`.
     pub recipients: BTreeMap<Token, Dialect>,

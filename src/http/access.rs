@@ -9,7 +9,7 @@ use super::tokens::{AccessTokens, DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
-/// Who may connect. In each field, `None` allows everything.
+/// Access control. In each field, `None` allows everything.
 #[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<AccessTokens>,
@@ -194,7 +194,7 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https", "chat.example"), "behind a proxy with TLS");
     }
 
-    /// Rejections advise an option with a value that an operator may paste into a shell.
+    /// Rejections suggest an option value that an operator may paste into a shell.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
         for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]

@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 
 use crate::chat::{CredentialId, Identity, names};
 
-// The README publishes these tokens, so the server accepts them only on a local server and without a token file.
+// The README publishes these tokens, so only a local server without a token file accepts them.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //!
 //! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
 //! close for another reason before it reaches an invalid frame. So the checker holds a failure until the server sends
-//! its Close, and reports the failure only if the Close is for the same error.
+//! its Close, and drops the failure if the Close is for another error.
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};

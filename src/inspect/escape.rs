@@ -1,5 +1,5 @@
-//! Makes bytes and text from a peer safe to print. Terminals execute escape sequences, so all output code passes text
-//! from the wire through [`escape()`].
+//! Makes bytes and text from a peer safe to print. Terminals execute escape sequences, so code that prints text from
+//! the wire must call [`escape()`].
 
 use anstyle::Style as Ansi;
 
@@ -14,7 +14,7 @@ impl Paint {
 
 /// Bytes in hexadecimal, without separators.
 pub fn digits(bytes: &[u8]) -> String {
-    // A table is faster than `format!`, and this function runs for every byte of an inspected connection.
+    // A table is faster than `format!`, and this function runs for every inspected frame.
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
 }
@@ -35,7 +35,6 @@ pub fn escape(text: &str) -> String {
     text.chars().map(visible).collect()
 }
 
-/// The first `max` characters of `text`.
-pub fn start_of(text: &str, max: usize) -> &str {
+pub fn first_chars(text: &str, max: usize) -> &str {
     text.char_indices().nth(max).map_or(text, |(end, _)| &text[..end])
 }

@@ -10,8 +10,8 @@ use crate::ws::protocol::Limits;
 /// `frame` may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let because = match foreign_protocol(frame) {
-        Some(what) => format!("{what} in place of a frame; {}", because(error, frame, limits)),
-        None => because(error, frame, limits),
+        Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
+        None => describe(error, frame, limits),
     };
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
@@ -29,8 +29,8 @@ fn byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
-/// Returns the error, the rule, and the bytes that break the rule, separated by semicolons.
-fn because(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
+/// Returns the error and, where they apply, the rule and the bytes that break the rule.
+fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
     match error {
         ProtocolError::ReservedBits => reserved_bits(frame),

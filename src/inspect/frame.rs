@@ -2,7 +2,7 @@
 //! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
-use super::escape::{hex, quote, start_of};
+use super::escape::{first_chars, hex, quote};
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
@@ -207,7 +207,7 @@ impl Frame {
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
-                let shown = start_of(text, EXCERPT);
+                let shown = first_chars(text, EXCERPT);
                 let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
                 format!("{}{dots}", quote(shown))
             }
@@ -237,8 +237,8 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Until the second byte arrives, the length is unknown and `payload_len` is 0.
-        self.received == self.payload_len && self.header.bytes().len() >= 2
+        // Until the header is complete, `payload_len` may be 0.
+        self.received == self.payload_len && self.header.bytes().len() == self.header.size()
     }
 
     pub fn sections(&self) -> Vec<&'static str> {

@@ -182,7 +182,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue the handshake's records first.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames the inspector missed. A tap that the server attaches now reports this number itself.
+        // Report how many frames the inspector missed. A newly attached tap reports the number itself.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {

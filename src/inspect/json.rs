@@ -102,7 +102,7 @@ fn failure_value(failure: &Failure) -> Value {
 fn end_value(end: &End) -> Value {
     json!({
         "record": "end",
-        // If neither side sent a Close, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
+        // Without a Close, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
         "began": end.first_close.map(role_name),
         "code": end.code,
         "reason": end.reason,

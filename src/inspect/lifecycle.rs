@@ -1,5 +1,5 @@
-//! Tracks the RFC 6455 state of an observed connection, and which side sent the first Close. The state changes when a
-//! Close is on the wire, not when the server decides to close. When the TCP connection closes, the state becomes
+//! Tracks the RFC 6455 state of an observed connection, and which endpoint sent the first Close. The state changes when
+//! a Close is on the wire, not when the server decides to close. When the TCP connection closes, the state becomes
 //! CLOSED.
 //!
 //! ```text
@@ -46,12 +46,12 @@ impl Lifecycle {
                 self.change(State::Closing, because)
             }
             Some(first) if first.by != from => self.change(State::Closed, because),
-            // §7.1.3: the first Close already started the closing handshake, so ignore another from the same side.
+            // §7.1.3: the first Close already started the closing handshake, so ignore a repeated Close.
             Some(_) => None,
         }
     }
 
-    /// Called when the TCP connection has closed. The close is clean (§7.1.4) if both sides had already sent a Close.
+    /// Called when the TCP connection has closed. The close is clean (§7.1.4) if both endpoints had sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

@@ -144,12 +144,12 @@ pub struct Failure {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// The side that sent the first Close; `None` if neither side sent one.
+    /// The endpoint that sent the first Close; `None` if there was none.
     pub first_close: Option<Role>,
     /// The code of the first Close; `None` if that Close had no code.
     pub code: Option<u16>,
     pub reason: String,
-    /// §7.1.4: both sides sent a Close, so the connection closed "cleanly".
+    /// Closed "cleanly" (§7.1.4): both endpoints had sent a Close.
     pub is_clean: bool,
     /// The server's explanation of why the TCP connection closed.
     pub cause: String,

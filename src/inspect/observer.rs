@@ -106,7 +106,7 @@ impl Observers for Inspect {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).awaiting_close();
-        // The server has already sent the `welcome` event, so the tap has no ticket to redact.
+        // The server has already sent the `welcome` event, so the tap has no secret to redact.
         tap.set_limits(limits);
         tap.skip_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -461,7 +461,7 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // `+ 2`: the Close frame and the resulting state change.
+        // `+ 2`: the client's Close and its state change. The records of the server's Close follow "missed".
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

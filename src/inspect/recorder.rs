@@ -58,9 +58,9 @@ struct Shared {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// `None` after a line did not fit. The recorders then write no further line, not even a shorter one.
+    /// `None` after a line did not fit. Each recorder then writes only a final [`Step::Cut`] line.
     left: Cell<Option<u64>>,
-    /// The log message for the moment when the quota is exhausted.
+    /// Logged when the quota is exhausted.
     message: &'static str,
 }
 
@@ -98,7 +98,7 @@ impl Quota {
         self.left.get().is_none()
     }
 
-    /// Reserves `len` bytes. If fewer bytes are left, logs this once and returns `false` from then on.
+    /// Reserves `len` bytes. If fewer are left, logs a warning once and returns `false` from then on.
     fn reserve(&self, len: usize) -> bool {
         let Some(left) = self.left.get() else { return false };
         self.left.set(left.checked_sub(len as u64));
@@ -142,7 +142,7 @@ impl Recordings {
         Ok(Recordings { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
-    /// Starts a recording. Returns `None` if the quotas are exhausted.
+    /// Starts recording. Returns `None` if both quotas are exhausted.
     pub fn start(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
         let is_over = self.shared.upgraded.is_exhausted() && self.shared.rejected.is_exhausted();
         (!is_over).then(|| Recorder::new(Rc::clone(&self.shared), connection, now))
@@ -220,7 +220,7 @@ impl Recorder {
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
-    /// Omits frames from the recording, and keeps only the handshake and the close.
+    /// Records no frames, only the handshake and the end of the connection.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -257,7 +257,7 @@ impl Recorder {
         let rest = self.client.head.read(&held, 0);
         let head = secret::redact(&held[..held.len() - rest.len()]);
         // Do not record an inspector's frames: its commands are as private as the records that it receives.
-        let rest = if self.is_private { Vec::new() } else { self.redact_frames(rest) };
+        let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
         // A private recording omits the frames, so `redacted` may be shorter than the reads combined.
@@ -272,7 +272,7 @@ impl Recorder {
 
     fn write_client(&mut self, bytes: &[u8], now: SystemTime) {
         if !self.is_private {
-            let bytes = self.redact_frames(bytes);
+            let bytes = self.redact_non_frames(bytes);
             self.write(Step::Client(bytes), now);
         }
     }
@@ -291,8 +291,8 @@ impl Recorder {
         }
     }
 
-    /// Copies valid frames unchanged. Redacts everything from the first invalid byte on.
-    fn redact_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
+    /// Copies valid frames. Redacts everything from the first invalid frame on.
+    fn redact_non_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
         // After a rejection, the client's bytes are not frames; they may be another request.
@@ -346,7 +346,7 @@ mod tests {
         fs::remove_dir_all(&dir).expect("the directory can be removed");
     }
 
-    /// Records a whole connection with this response, and returns its file, which is empty if there is none.
+    /// Records a connection (`None`: no response). Returns the recording's text, or "" if there is no file.
     fn record(recordings: &mut Recordings, connection: usize, status: Option<u16>) -> String {
         let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
         recorder.bytes(Role::Client, REQUEST, NOW);

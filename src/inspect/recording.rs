@@ -53,7 +53,7 @@ pub enum Step {
     Closing,
     /// The TCP connection closed, with the server's explanation.
     End(String),
-    /// This kind of connection has used up its part of `--record-limit`. Always the last line of a file.
+    /// The part of `--record-limit` for this kind of connection is used up. No line follows a `Cut`.
     Cut,
 }
 
@@ -100,7 +100,7 @@ impl Recording {
     /// Feeds the steps to a tap and calls `show` for each record.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, report a failure only if the server's Close frame confirms it.
+        // As in a live trace, drop a failure if the server's Close is for another error.
         let mut tap = Tap::new(self.connection, records.clone()).awaiting_close();
         for Entry { at, step } in &self.entries {
             match step {

@@ -1,5 +1,5 @@
 //! Splits one direction of a connection into an HTTP head and frames. The scanner unmasks nothing and buffers only the
-//! current frame. It validates headers with [`FrameHeader::parse`], but not the order of frames (see [`checker`]).
+//! current frame. [`FrameHeader::parse`] validates headers, but not the order of frames (see [`checker`]).
 //!
 //! [`checker`]: super::checker
 //!
@@ -16,7 +16,7 @@ use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores bytes up to the end of the head, and returns the rest. `part` is the number of the read or write.
+    /// Stores the bytes of the head, and returns the bytes after it. `part` is the number of the read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -68,7 +68,7 @@ pub struct Direction {
     pub parts: u64,
     pub head: Head,
     pub frames: FrameScanner,
-    /// Whether the current frame was reported before its last byte, because it broke a rule.
+    /// Whether the current frame is already reported, because it broke a rule.
     pub is_reported: bool,
     /// Whether the frame boundaries are lost, for example after an invalid header.
     pub is_out_of_sync: bool,
@@ -117,7 +117,7 @@ impl FrameScanner {
         self.frames = frames;
     }
 
-    /// Number of frames so far, including skipped numbers and an incomplete frame.
+    /// Number of frames so far, including skipped and incomplete frames.
     pub fn count(&self) -> u64 {
         self.frames
     }
@@ -241,6 +241,21 @@ mod tests {
              \x20     └───a rule of §5.2 broken───▶ {broken}"
         );
         crate::pictures::assert_in_module_doc(include_str!("scan.rs"), &picture);
+    }
+
+    #[test]
+    fn a_frame_is_complete_at_its_last_byte() {
+        let masked_126 = [b"\x82\xfe\x00\x7e\0\0\0\0".as_slice(), &[0; 126]].concat();
+        for frame in [b"\x89\x80\0\0\0\0".as_slice(), b"\x82\x81\0\0\0\0h", &masked_126] {
+            for len in 1..=frame.len() {
+                let mut scanner = FrameScanner::new(Role::Client);
+                let is_complete = match scanner.next(&mut &frame[..len], 1) {
+                    Step::Complete(frame) => frame.is_complete(),
+                    Step::More | Step::Lost(..) => scanner.current().is_some_and(Frame::is_complete),
+                };
+                assert_eq!(is_complete, len == frame.len(), "{len} bytes of {:02x?}", &frame[..2]);
+            }
+        }
     }
 
     #[test]

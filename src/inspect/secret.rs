@@ -10,7 +10,7 @@ const SECRET_WORDS: [&str; 10] =
 /// Proxies add headers with these prefixes, which reveal a user's address or name. Cloudflare uses `cf-`, AWS
 /// `x-amzn-`.
 const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
-/// An access token in `Sec-WebSocket-Protocol`.
+/// Token prefix in `Sec-WebSocket-Protocol`.
 const BEARER: &[u8] = b"bearer.";
 
 fn is_secret_header(name: &[u8]) -> bool {
@@ -129,7 +129,7 @@ fn percent_decode(name: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn shown(head: &str) -> String {
+    fn redact_text(head: &str) -> String {
         String::from_utf8(redact(head.as_bytes())).unwrap()
     }
 
@@ -149,22 +149,22 @@ mod tests {
             ("GET /?my_token=x HTTP/1.1\r\n", "GET /?my_token=x HTTP/1.1\r\n"),
         ];
         for (head, redacted) in table {
-            assert_eq!(shown(head), redacted);
+            assert_eq!(redact_text(head), redacted);
         }
     }
 
     #[test]
     fn headers_with_secrets_are_redacted() {
         assert_eq!(
-            shown("GET / HTTP/1.1\r\nHost: a\r\nauthorization: Bearer dev-token\r\nCookie: a=b; c=d\r\n\r\n"),
+            redact_text("GET / HTTP/1.1\r\nHost: a\r\nauthorization: Bearer dev-token\r\nCookie: a=b; c=d\r\n\r\n"),
             "GET / HTTP/1.1\r\nHost: a\r\nauthorization: ****** *********\r\nCookie: **** ***\r\n\r\n"
         );
         assert_eq!(
-            shown("GET / HTTP/1.1\r\nAuthorization: Bearer\r\n folded\r\nHost: a\r\n"),
+            redact_text("GET / HTTP/1.1\r\nAuthorization: Bearer\r\n folded\r\nHost: a\r\n"),
             "GET / HTTP/1.1\r\nAuthorization: ******\r\n ******\r\nHost: a\r\n"
         );
         assert_eq!(
-            shown("GET / HTTP/1.1\r\nReferer: http://a/?token=x&b=c\r\n\r\n"),
+            redact_text("GET / HTTP/1.1\r\nReferer: http://a/?token=x&b=c\r\n\r\n"),
             "GET / HTTP/1.1\r\nReferer: http://a/?token=*&b=c\r\n\r\n"
         );
     }
@@ -186,21 +186,21 @@ mod tests {
         ];
         for header in secret {
             let head = format!("GET / HTTP/1.1\r\n{header}\r\n\r\n");
-            assert_eq!(shown(&head), head.replace(" abc", " ***"));
+            assert_eq!(redact_text(&head), head.replace(" abc", " ***"));
         }
         for header in ["Host: abc", "Sec-WebSocket-Key: abc", "Sec-WebSocket-Accept: abc", "WWW-Authenticate: abc"] {
             let head = format!("GET / HTTP/1.1\r\n{header}\r\n\r\n");
-            assert_eq!(shown(&head), head);
+            assert_eq!(redact_text(&head), head);
         }
     }
 
     #[test]
     fn a_token_among_the_subprotocols_is_redacted() {
         assert_eq!(
-            shown("Sec-WebSocket-Protocol: chat.events, bearer.ZGV2,x\r\nsec-websocket-protocol:bearer.ZGV2\r\n"),
+            redact_text("Sec-WebSocket-Protocol: chat.events, bearer.ZGV2,x\r\nsec-websocket-protocol:bearer.ZGV2\r\n"),
             "Sec-WebSocket-Protocol: chat.events, bearer.****,x\r\nsec-websocket-protocol:bearer.****\r\n"
         );
-        assert_eq!(shown("GET /?token=a&session=5e HTTP/1.1\r\n"), "GET /?token=*&session=** HTTP/1.1\r\n");
+        assert_eq!(redact_text("GET /?token=a&session=5e HTTP/1.1\r\n"), "GET /?token=*&session=** HTTP/1.1\r\n");
     }
 
     #[test]
@@ -221,6 +221,6 @@ mod tests {
     #[test]
     fn a_query_of_question_marks_is_read_once() {
         let head = format!("GET /{}token=x HTTP/1.1\r\n", "?".repeat(1 << 20));
-        assert!(shown(&head).ends_with("?token=* HTTP/1.1\r\n"));
+        assert!(redact_text(&head).ends_with("?token=* HTTP/1.1\r\n"));
     }
 }

@@ -34,7 +34,7 @@ pub struct Tap {
     early: Vec<(u64, Vec<u8>)>,
     checker: RuleChecker,
     lifecycle: Lifecycle,
-    /// `Some` from the upgrade until the server has sent the ticket.
+    /// `Some` from the upgrade to the server's first text frame.
     welcome: Option<WelcomeRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
@@ -87,7 +87,7 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// Makes the tap report a failure only if the server's Close frame confirms it.
+    /// Holds each failure, and drops it if the server closes for another reason.
     pub fn awaiting_close(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -103,14 +103,14 @@ impl Tap {
         }
     }
 
-    /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
+    /// Called when the server accepts the request. `secrets` is the number of secrets in the `welcome` event.
     pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
     }
 
-    /// Omits frames from the reports, and keeps only the handshake and the close.
+    /// Makes the tap report no frames. Must be called before the response.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -140,7 +140,7 @@ impl Tap {
     }
 
     /// Called when the server starts closing, possibly before its Close frame is on the wire. From then on, the server
-    /// discards the client's frames without checking them.
+    /// discards the client's data frames unchecked.
     pub fn closing(&mut self) {
         self.checker.closing();
     }
@@ -242,12 +242,12 @@ impl Tap {
             match step {
                 Step::More => {}
                 Step::Lost(..) => self.direction(from).is_out_of_sync = true,
-                Step::Complete(frame) => self.frame_passed(frame),
+                Step::Complete(frame) => self.process_frame(frame),
             }
         }
     }
 
-    fn frame_passed(&mut self, frame: Frame) {
+    fn process_frame(&mut self, frame: Frame) {
         let from = frame.from;
         let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked_payload());
         if let (Role::Server, Some(payload)) = (from, &close) {
@@ -292,7 +292,7 @@ impl Tap {
     fn report_broken(&mut self, from: Role, step: &Step) -> Option<Frame> {
         let frame = match step {
             Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
-            // Report the frame without waiting for the rest: the payload so far already breaks a rule.
+            // Do not wait for the end of the frame: the bytes so far already break a rule.
             Step::More => self.direction(from).frames.current()?.clone(),
         };
         self.direction(from).is_reported = true;
@@ -308,7 +308,7 @@ impl Tap {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }
             Role::Server => {}
-            // The mask bit is the top bit of a byte, which is 0 in an HTTP request. So this frame contains no token.
+            // The second byte is not ASCII, so this frame is not the start of an HTTP request with a token.
             Role::Client if frame.header.is_masked() => {}
             // An unmasked frame may be the start of an HTTP request that contains a token.
             Role::Client => {

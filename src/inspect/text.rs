@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::escape::{Paint, digits, escape, hex, quote, start_of};
+use super::escape::{Paint, digits, escape, first_chars, hex, quote};
 use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, LengthForm, Place, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
@@ -81,7 +81,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     // If the line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
-    // invariant: writing to a String cannot fail. This applies to every `let _` in this file.
+    // invariant: no `let _` in this file hides an error: writing to a String cannot fail.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
         match &record.what {
@@ -130,14 +130,14 @@ fn head_line(head: &Head) -> String {
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", the blank line is missing" };
     // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
-    format!("{}  {} bytes{end}", escape(start_of(&line, EXCERPT)), head.bytes.len())
+    format!("{}  {} bytes{end}", escape(first_chars(&line, EXCERPT)), head.bytes.len())
 }
 
 /// For an error status, includes an excerpt of the body, which explains the error.
 fn response_line(Response { head, status, body, .. }: &Response) -> String {
     let line = head_line(head) + &parts_suffix(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
-    if *status >= 400 { format!("{line}  {}", quote(start_of(body.trim_end(), EXCERPT * 2))) } else { line }
+    if *status >= 400 { format!("{line}  {}", quote(first_chars(body.trim_end(), EXCERPT * 2))) } else { line }
 }
 
 fn frame_line(frame: &Frame) -> String {
@@ -228,7 +228,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     write_head(&response.head, out);
     if !response.body.is_empty() {
         let body = String::from_utf8_lossy(&response.body);
-        let _ = writeln!(out, "{INDENT}{}", quote(start_of(&body, EXCERPT * 3)));
+        let _ = writeln!(out, "{INDENT}{}", quote(first_chars(&body, EXCERPT * 3)));
     }
     let Some(steps) = &response.accept else { return };
     let accept = &steps.accept[..];

@@ -20,7 +20,7 @@ use crate::server::{Readiness, Server};
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 
-// Readiness events per turn. If a turn saw only some of many clients that drop at once, it would write to the others.
+// Readiness events per turn. If a mass disconnect did not fit in one turn, the server would send to dead peers.
 const MAX_EVENTS: usize = 65536;
 const MAX_ACCEPTS: usize = 64; // per turn
 
@@ -62,7 +62,6 @@ impl EventLoop {
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let is_clean = loop {
-            // Sleep until the server, the listener or the log has work to do.
             let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(|socket| socket.next_at);
             let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));

@@ -28,7 +28,7 @@ pub struct Listener {
 impl Listener {
     /// `Err` is a message for the operator.
     pub fn bind(address: SocketAddr) -> Result<Listener, String> {
-        let bound = || -> io::Result<TcpListener> {
+        let open = || -> io::Result<TcpListener> {
             // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
             let socket = TcpListener::bind(address)?;
             SockRef::from(&socket).listen(BACKLOG)?;
@@ -37,7 +37,7 @@ impl Listener {
             Ok(socket)
         };
         let port = address.port();
-        let socket = bound().map_err(|error| match error.kind() {
+        let socket = open().map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => format!("Port {port} is already in use. Stop the other program or pass --listen."),
             ErrorKind::PermissionDenied => format!("Port {port} needs more privileges. Pass another --listen."),
             _ => format!("Cannot listen on {address}: {error}. Pass another --listen."),
@@ -56,7 +56,7 @@ impl Listener {
             };
             match error.kind() {
                 ErrorKind::WouldBlock => self.next_at = None,
-                // accept(2): these errors belong to one pending connection, so accept the next one.
+                // accept(2): EINTR, or an error of one pending connection, so accept the next one.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {

@@ -43,8 +43,8 @@ impl LogWriter {
         let invalid = |error| format!("WIRECHAT_LOG={directives:?}: {error}.");
         let filter = env_filter::Builder::new().filter_level(level).try_parse(&directives).map_err(invalid)?.build();
         log::set_max_level(filter.filter());
-        // Open a terminal again: the new descriptor can be non-blocking without an effect on other processes. A poll
-        // would not suffice, because a terminal polls as writable even if it accepts only a single byte.
+        // Reopen a terminal: the new descriptor can be non-blocking without affecting other processes. A poll would not
+        // suffice, because a terminal polls as writable even if it accepts only a single byte.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let reopen = || open("/proc/self/fd/2", flags, Mode::empty()).ok().map(File::from);
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
@@ -60,7 +60,7 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Queues whole lines of a trace, at every log level.
+    /// Queues whole trace lines, whatever the log level.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_is_never_idle_writes_what_is_enough_or_has_waited() {
+    fn a_busy_loop_writes_full_batches_and_lines_that_have_waited() {
         let mut lines = lines(usize::MAX);
         lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 4, false), b"");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_for_which_others_had_to_go_keeps_the_loop_awake() {
+    fn a_line_queued_after_a_forced_flush_has_a_deadline() {
         let mut by_push = lines(usize::MAX);
         let mut by_log = lines(usize::MAX);
         for lines in [&mut by_push, &mut by_log] {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stderr_that_took_no_more_is_offered_the_rest_in_every_turn() {
+    fn a_full_stderr_is_retried_in_every_turn() {
         let mut lines = lines(0);
         lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, true), b"");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_says_when_and_how_bad() {
+    fn a_line_has_a_time_and_a_level() {
         let mut lines = lines(usize::MAX);
         let mut log = |level, millis| {
             let time = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);

@@ -73,7 +73,7 @@ pub struct Connection<S> {
 pub enum Work {
     ReadEnding, // the server reads these connections first, because their clients may leave a room
     Read,
-    Handshake, // a separate list, because handshakes are costly and a turn processes only a few
+    Handshake, // a separate list with a lower limit per turn, because handshakes are costly
     Write,
     CloseSlow,
     Remove,
@@ -111,7 +111,7 @@ pub enum Service {
     Inspect,
 }
 
-/// The last edge from the poll. The poll is edge-triggered, so it reports each edge only once.
+/// The state of the input. The poll is edge-triggered, so it reports each edge only once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
     Drained, // the socket has no unread input, so the next input causes a new edge
@@ -195,7 +195,7 @@ impl<S: Socket> Connection<S> {
             // epoll(7): after a short read, the kernel's buffer is empty. Only `Ending` needs another read.
             Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
-            _ => self.input, // after `Interrupted`, the server reads again in the next turn
+            _ => self.input, // input may remain, so the server reads again in a later turn
         };
         let len = match result {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),

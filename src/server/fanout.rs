@@ -1,9 +1,9 @@
 //! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. Each
 //! member receives the batch with one write at the end of the turn, so many messages cost one system call per member.
 //!
-//! A *cursor* marks how much of the batch a member has received or skipped. A member that joins skips earlier messages
-//! and its own `joined`. A private event must follow the batch so far. Most batches have no cursors. Example: the room
-//! receives "one", then alice receives a private message, then the room receives "two":
+//! A *cursor* is the number of bytes of the batch that a member has received or skipped. A member that joins skips
+//! earlier messages and its own `joined`. Before a private event, the server sends the member the rest of the batch, so
+//! that events stay in order. Example: the room receives "one", then alice a private message, then the room "two":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn

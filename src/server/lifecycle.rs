@@ -103,7 +103,7 @@ impl<S: Socket> Server<S> {
         }
         match route {
             _ if self.limits.is_full() => Err(http::unavailable("The server is full")),
-            Route::Chat(request) if !self.chat.may_join(request, self.now) => {
+            Route::Chat(request) if !self.chat.check_join_rate(request, self.now) => {
                 Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
             }
             Route::Inspect { ticket } => self.observers.admit(token, ticket, &queued_bytes),

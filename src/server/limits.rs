@@ -50,7 +50,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. Sockets over `max_clients` hold requests to reject.
+    /// Whether to accept another socket while `count` are open. A full server accepts sockets only to reject them.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }
@@ -70,7 +70,7 @@ impl ConnectionLimits {
         self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
-    /// Counts a new connection until `remove_connection`, even on `Err`, which says what limit the address exceeds.
+    /// Counts a new connection until `remove_connection`, even on `Err`, which names the exceeded limit.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limited_address(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();

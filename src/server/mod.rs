@@ -43,7 +43,7 @@ const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room 
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
 const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
 const MASS_DISCONNECT: usize = 128; // if more connections are ending, broadcasts wait
-const MAX_HOLD: Duration = Duration::from_millis(250); // slow disconnects on purpose must not delay the rooms longer
+const MAX_HOLD: Duration = Duration::from_millis(250); // deliberate disconnects must not delay broadcasts longer
 
 pub struct Server<S> {
     config: Config,
@@ -180,7 +180,7 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Reads at most once per turn, so that a busy connection does not delay the others.
+    /// Reads at most once, so that a busy connection does not delay other connections.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.wants_read(self.config.max_outbox) {
@@ -318,7 +318,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // Send no held batch to a closing client: the batch may be long, and the client rarely reads it.
+        // Do not send a held batch to a closing client: the batch may be long, and the client rarely reads it.
         if self.fanout.is_held && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
@@ -371,7 +371,7 @@ impl<S: Socket> Server<S> {
             let (broadcast, cursor) = (&mut broadcasts[dialect as usize], batch.cursor(token));
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
-                _ if connection.is_queued(Work::Remove) => continue, // the socket has failed
+                _ if connection.is_queued(Work::Remove) => continue, // already aborted
                 // The member has received or skipped the whole batch, or its dialect omits every event in it.
                 _ if cursor == broadcast.frames.len() => continue,
                 0 => connection.send_shared(broadcast),

@@ -39,7 +39,7 @@ pub enum Stage<'a> {
     Closing,
 }
 
-/// The default methods observe nothing.
+/// By default, inspection is off.
 pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
@@ -80,7 +80,7 @@ pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 #[derive(Debug)]
 pub enum Action {
     Send(Token, String), // a text message to an inspector
-    Attach(Token),       // between two messages of the connection
+    Attach(Token),       // takes effect between two messages
     Detach(Token),
     Ping(Token),
     Close(Token, CloseCode, &'static str),

@@ -184,7 +184,7 @@ impl Outbox {
     }
 
     /// In the first chunk, returns the end of the frame that contains byte `position - 1`; 0 for position 0. Each chunk
-    /// starts with a frame header, except a response and the rest that `drop_unsent` keeps (only a Close follows).
+    /// starts with a frame header, except a response and a partial frame from `drop_unsent` (only a Close follows).
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

@@ -20,7 +20,7 @@ use mio::Token;
 pub struct Timers(BTreeSet<(Duration, Token)>);
 
 impl Timers {
-    /// Replaces the connection's deadline. `current` is the connection's copy of the old and then of the new deadline.
+    /// Replaces the connection's deadline, and updates `current`, the connection's copy of the deadline.
     pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Duration) {
         self.cancel(token, current);
         self.0.insert((at, token));
@@ -49,7 +49,7 @@ impl Timers {
     }
 }
 
-/// Returns whether to ping the silent peer, and the wait until the next check; `None` after the idle timeout. `silent`
+/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout. `silent`
 /// lasts until the scheduled check, not until now: the peer is not at fault if the server was suspended. The server
 /// pings after every interval of silence, because proxies cut idle connections.
 pub fn after_silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {

@@ -22,7 +22,7 @@ use crate::ws::protocol::Limits;
 pub enum Tool {
     /// Draw WebSocket frames from their bytes, check a handshake, look up a close code, an opcode or a section
     Explain(explain::Arguments),
-    /// Test a WebSocket server with polite and rude input, and check its reactions against RFC 6455
+    /// Test a WebSocket server with valid and hostile input, and check its responses against RFC 6455
     Poke(poke::Arguments),
     /// Show a connection that --record saved, and check that this version reacts as the server did then
     Replay(replay::Arguments),

@@ -48,9 +48,9 @@ impl Offer {
     pub fn of_request(head: &[u8]) -> Offer {
         let head = String::from_utf8_lossy(head);
         let lines: Lines = head.lines().filter_map(|line| line.split_once(':')).map(|(n, v)| (n, v.into())).collect();
-        let value = |name| Some(joined(&lines, name).unwrap_or_default());
+        let value = |name| Some(join_values(&lines, name).unwrap_or_default());
         Offer {
-            key: joined(&lines, "Sec-WebSocket-Key"),
+            key: join_values(&lines, "Sec-WebSocket-Key"),
             extensions: value("Sec-WebSocket-Extensions"),
             subprotocols: value("Sec-WebSocket-Protocol"),
         }
@@ -72,9 +72,9 @@ impl Response {
         };
         let status = parsed.code.unwrap_or_default();
         let lines: Lines = parsed.headers.iter().map(|line| (line.name, String::from_utf8_lossy(line.value))).collect();
-        let content_length = joined(&lines, "Content-Length").and_then(|length| length.parse().ok());
+        let content_length = join_values(&lines, "Content-Length").and_then(|length| length.parse().ok());
         let violations = if status == 101 { violations(&lines, offer) } else { Vec::new() };
-        let versions = joined(&lines, "Sec-WebSocket-Version");
+        let versions = join_values(&lines, "Sec-WebSocket-Version");
         Ok(Some((Response { status, versions, content_length, body: Vec::new(), violations }, len)))
     }
 
@@ -92,8 +92,8 @@ impl Response {
 /// The name and value of each header line.
 type Lines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
-/// Joins a header's values with commas: by RFC 9110 §5.3, this is equivalent to several lines with this name.
-fn joined(lines: &Lines, name: &str) -> Option<String> {
+/// Joins a header's values with commas: per RFC 9110 §5.3, this is equivalent to several lines with this name.
+fn join_values(lines: &Lines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
     (!values.is_empty()).then(|| values.join(", "))
@@ -107,7 +107,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
 
 /// Returns every reason why a client must fail the connection after this 101 response (§4.1).
 fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
-    let value = |name: &str| joined(response, name);
+    let value = |name: &str| join_values(response, name);
     let has = |name: &str, token: &str| {
         elements(&value(name).unwrap_or_default()).any(|found| found.eq_ignore_ascii_case(token))
     };
@@ -275,11 +275,11 @@ impl Inbox {
         let len = header.size + header.payload_len as usize;
         let Some(payload) = bytes.get(header.size..len) else { return Ok(None) };
         (self.frame_bytes, self.frames) = (frame_bytes, self.frames + 1);
-        self.keep(&header, payload).map_err(broken)?;
+        self.store_frame(&header, payload).map_err(broken)?;
         Ok(Some(len))
     }
 
-    fn keep(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
+    fn store_frame(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
         match (header.opcode, self.unfinished.is_some()) {
             (Opcode::Ping, _) => return Ok(()),
             (Opcode::Pong, _) => self.received.push(Received::Pong(payload.to_vec())),

@@ -122,7 +122,7 @@ fn reactions_recorded(recording: &Recording) -> Reactions {
 }
 
 fn reactions_now(recording: &Recording) -> Reactions {
-    // Like the server, keep frames that arrive in the same read as the request until the upgrade.
+    // Like the server, buffer frames until the upgrade: frames may arrive with the request.
     let (mut head, mut waiting, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
     let (mut frames, mut reactions) = (FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {

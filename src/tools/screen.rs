@@ -65,7 +65,7 @@ impl Screen {
 
 /// Quotes and escapes text from the wire, and truncates long text.
 pub fn quote(text: &str) -> String {
-    let start = escape::start_of(text, MAX_QUOTED);
+    let start = escape::first_chars(text, MAX_QUOTED);
     let dots = if start.len() < text.len() { "…" } else { "" };
     escape::quote(start) + dots
 }

@@ -76,11 +76,11 @@ pub struct FrameHeader {
     pub opcode: Opcode,
     pub payload_len: u64,
     pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the key is incomplete
-    pub size: usize,                  // of the header in bytes, including the masking key
+    pub size: usize,                  // bytes in the header, including the masking key
 }
 
 impl FrameHeader {
-    /// Parses the header at the start of `bytes`. `role` is the sender. `Ok(None)` means that more bytes are needed.
+    /// Parses the header at the start of `bytes`, sent by `role`. `Ok(None)` means that more bytes are needed.
     /// The order of the checks is fixed, so the result is the same wherever TCP splits the stream.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };

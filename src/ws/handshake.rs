@@ -104,7 +104,7 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// Marks an offered subprotocol as an access token: browsers cannot set other headers. Never log or repeat the token.
+/// Marks an offered subprotocol as an access token: a page can set no other header. Never log or repeat the token.
 pub const BEARER: &[u8] = b"bearer.";
 
 /// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".
@@ -113,7 +113,7 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
     // Search the whole element for the prefix: the client may have mistyped the comma before the token.
     let has_bearer = |name: &[u8]| name.windows(BEARER.len()).any(|part| part.eq_ignore_ascii_case(BEARER));
-    let shown = |name| if has_bearer(name) { "a bearer token".into() } else { quote(name) };
+    let redact = |name| if has_bearer(name) { "a bearer token".into() } else { quote(name) };
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
         match str::from_utf8(element.trim_ascii()) {
@@ -121,9 +121,9 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
             Ok("") => {}
             // Limit the number of names (§10.4), because the duplicate check takes quadratic time.
             Ok(_) if offered.len() == 32 => return error("has over 32 names", "10.4"),
-            Ok(name) if offered.contains(&name) => return error(&format!("has {} twice", shown(element)), "4.1"),
+            Ok(name) if offered.contains(&name) => return error(&format!("has {} twice", redact(element)), "4.1"),
             Ok(name) if is_token(name) => offered.push(name),
-            _ => return error(&format!("is malformed: {}", shown(element)), "4.3"),
+            _ => return error(&format!("is malformed: {}", redact(element)), "4.3"),
         }
     }
     if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }

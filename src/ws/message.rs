@@ -1,5 +1,5 @@
 //! §5.4 fragmentation, §5.6 data frames, §8.1 UTF-8: assembles frame payloads into a [`Message`]. An [`Assembler`]
-//! validates text as the text arrives: an invalid byte fails the connection at once, and no second pass is needed.
+//! validates text as it arrives: an invalid byte fails the connection at once, and no second pass is needed.
 //!
 //! ```text
 //!   frame                 payload   valid   incomplete
@@ -53,8 +53,8 @@ impl Assembler {
         }
     }
 
-    /// Fails at the first byte of a text message that is not UTF-8. `remaining` is the size of `payload` and the rest
-    /// of its frame.
+    /// Fails at the first invalid byte of text. `remaining` counts the bytes from the start of `payload` to the end of
+    /// its frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();
@@ -67,7 +67,7 @@ impl Assembler {
                 let missing = incomplete.first().map_or(0, |first| first.leading_ones() as usize - incomplete.len());
                 let (end_of_char, rest) = payload.split_at(missing.min(payload.len()));
                 end_of_char.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))?;
-                // Split off an incomplete last character, so that a single `from_utf8` can validate the rest.
+                // Split off an incomplete last character: one `from_utf8` call validates the bytes before it.
                 let (whole, tail) = split_incomplete_char(rest);
                 valid.push_str(str::from_utf8(whole).or(Err(ProtocolError::TextNotUtf8))?);
                 tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))

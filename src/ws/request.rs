@@ -90,7 +90,7 @@ impl HeadReader {
 }
 
 fn not_http(bytes: &[u8]) -> Rejection {
-    // Cut at the first `?` or `:`, because the server logs this body and the rest may contain an access token.
+    // Cut at the first `?` or `:`, because the server logs this body, and later bytes may hold an access token.
     let bytes = bytes.split(|byte| b"?:".contains(byte)).next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => " but a TLS ClientHello; this is a plain ws:// port, not wss://",
@@ -114,10 +114,10 @@ pub struct Request<'h> {
 impl<'h> Request<'h> {
     /// Parses a complete head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        // A head cannot have more headers than lines, so allocate no more entries than that.
+        // A head cannot have more headers than lines, so allocate at most one entry per line.
         let mut headers = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', head).count().min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
-        parsed.parse(head).map_err(|error| parse_rejection(head, max_headers, error))?;
+        parsed.parse(head).map_err(|error| reject_parse_error(head, max_headers, error))?;
         let (Some(method), Some(target), Some(minor_version)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(bad_request("The request line is incomplete (RFC 9112 §3)."));
         };
@@ -171,7 +171,7 @@ impl<'h> Request<'h> {
     }
 }
 
-fn parse_rejection(head: &[u8], limit: usize, error: httparse::Error) -> Rejection {
+fn reject_parse_error(head: &[u8], limit: usize, error: httparse::Error) -> Rejection {
     use httparse::Error::*;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
     // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line with version 2.0, but must get a 400, not a 505.

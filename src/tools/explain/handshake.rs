@@ -217,7 +217,7 @@ mod tests {
     const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-    fn listed(bytes: &str, key: Option<&str>) -> Vec<String> {
+    fn list_errors(bytes: &str, key: Option<&str>) -> Vec<String> {
         let handshake = explain(bytes.as_bytes(), key);
         let listed: Vec<String> = handshake.lines.into_iter().filter(|line| line.starts_with('!')).collect();
         assert_eq!(listed.is_empty(), handshake.is_valid);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn expect(bytes: &str, key: Option<&str>, words: &[&str]) {
-        let listed = listed(bytes, key);
+        let listed = list_errors(bytes, key);
         assert_eq!(listed.len(), words.len(), "{listed:#?}");
         for (line, word) in listed.iter().zip(words) {
             assert!(line.contains(word), "{word:?} in {line:?}");

@@ -1,8 +1,8 @@
 //! `wirechat explain` decodes and draws frames, checks an opening handshake, or looks up a number or word in RFC 6455.
 //! The command reads bytes from its arguments or standard input, in any notation that [`notation`] recognizes.
 //!
-//! Some input is ambiguous: `10` can be an opcode, a section or a byte. [`topics`] chooses the likeliest meaning, and
-//! the reply mentions the others.
+//! Some input is ambiguous: `10` can be an opcode, a section or a byte. [`topics`] picks the likeliest meaning, and
+//! the reply lists other meanings.
 
 pub mod frames;
 pub mod handshake;
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     }
     let reading = match words[..] {
         [] | ["-"] => read_stdin(arguments.notation)?,
-        _ => read_text(&joined(&words), arguments.notation)?,
+        _ => read_text(&join_words(&words), arguments.notation)?,
     };
     if reading.bytes.is_empty() {
         return Err("there are no bytes to explain: pass some, such as 81 85 37 fa 21 3d 7f 9f 4d 51 58".into());
@@ -98,12 +98,12 @@ fn print(screen: &Screen, explanation: &Explanation) {
 
 /// Joins the arguments with spaces, or with newlines if each of several arguments contains a space: the user probably
 /// quoted whole lines, such as lines of a hex dump.
-fn joined(words: &[&str]) -> String {
+fn join_words(words: &[&str]) -> String {
     let are_lines = words.len() > 1 && words.iter().all(|word| word.contains(' '));
     words.join(if are_lines { "\n" } else { " " })
 }
 
-/// Parses text in `notation` (detected if `None`), and takes any other input as raw bytes.
+/// Parses text in `notation` (detected if `None`). Binary input is taken as raw bytes.
 fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
@@ -122,8 +122,8 @@ fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // Not a frame: the first byte sets a reserved bit (§5.2). Probably a program converted bytes to characters, as
-        // in JSON.stringify(data.toString('latin1')), so the original bytes are unknown.
+        // The first byte sets a reserved bit (§5.2), so this is not a frame: a program probably converted bytes to
+        // characters, as in JSON.stringify(data.toString('latin1')), and the original bytes are unknown.
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

@@ -61,7 +61,7 @@ pub fn find(words: &[&str]) -> Result<Option<String>, String> {
 }
 
 /// Explains a word or number without a keyword. If the input is ambiguous, the reply covers the likeliest meaning and
-/// mentions the others.
+/// lists other meanings.
 fn explain_word(word: &str) -> Result<Option<String>, String> {
     let with = |topic: Result<String, String>, others: &str| topic.map(|topic| Some(format!("{topic}\n{others}")));
     if by_name(word).is_some() {

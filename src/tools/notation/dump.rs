@@ -16,7 +16,7 @@ const MIDDLE: usize = 8;
 /// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely(text: &str) -> bool {
     let Ok(lines) = parse_lines(text) else {
-        // Some line has no offset. If the first line is clearly from a dump, return true, so `read` reports the error.
+        // A line has no offset. If the first line is clearly from a dump, return true, so `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
@@ -73,8 +73,8 @@ pub fn read(text: &str) -> Result<Reading, String> {
             });
             Ok(reading.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // The offset of a single line could also be bytes. But a first byte of 00 is the header of a continuation
-        // frame, which cannot start a message (§5.4).
+        // The offset of a single line could also be bytes, although 00 would start a continuation frame, which cannot
+        // start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(reading.with_alternative("bytes from the first digit on: --as hex"))
         }

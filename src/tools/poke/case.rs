@@ -90,7 +90,7 @@ pub enum Step {
     Flood(u8, usize),
 }
 
-/// Maximum bytes in a flood. Kernel socket buffers hold far less, so a server without backpressure buffers the rest.
+/// Maximum bytes in a flood. Socket buffers hold far less, so a server that accepts them all has no backpressure.
 pub const FLOOD: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Compares the transcript of a case with what the RFC requires and permits, and describes both in words. A server may
 //! send more than a case expects: Pings, unsolicited Pongs (RFC 6455 §5.5.3) and, in cases without an echo, messages. A
-//! missing Pong or Close fails only the cases about Ping and Close; other cases just mention it, because an unfinished
-//! server may not support those frames yet.
+//! missing Pong or Close fails only the cases about Ping and Close, because an unfinished server may not support those
+//! frames yet.
 
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
@@ -136,7 +136,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
     if let Some(response) = inbox.response.as_ref().filter(|response| response.status != 101) {
         let body = String::from_utf8_lossy(&response.body);
         let versions = response.versions.as_ref().map(|versions| format!(" with Sec-WebSocket-Version: {versions}"));
-        let line = quoted_after_blank(body.lines().next().unwrap_or_default());
+        let line = quote_after_space(body.lines().next().unwrap_or_default());
         return format!("HTTP {}{}{line}", response.status, escape(&versions.unwrap_or_default()));
     }
     with_replies(&replies, end)
@@ -166,7 +166,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
                 TcpState::Ended => "then the end of TCP",
                 TcpState::Reset => "then a reset of TCP",
             };
-            format!("{}{}, {then}", describe_close(*code), quoted_after_blank(reason))
+            format!("{}{}, {then}", describe_close(*code), quote_after_space(reason))
         }
     }
 }
@@ -182,7 +182,7 @@ fn describe_silence(transcript: &Transcript) -> &'static str {
     }
 }
 
-fn quoted_after_blank(text: &str) -> String {
+fn quote_after_space(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(" {}", quote(text)) }
 }
 

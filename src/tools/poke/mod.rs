@@ -142,7 +142,7 @@ impl Target {
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let report = Report::new(arguments.full);
     if arguments.case == "list" {
-        report.list();
+        report.print_cases();
         return Ok(true);
     }
     let target = Target::from_arguments(arguments)?;

@@ -77,7 +77,7 @@ pub fn play(
     }
     // If the server sent no response, `open` has already waited for the timeout: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
-    let is_probed = !is_silent && player.wait(case);
+    let is_probed = !is_silent && player.wait_for_replies(case);
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
     let closing = player.try_closing_handshake(is_probed);
@@ -151,12 +151,12 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. Returns `true` if the client then sent the [`PROBE`] Ping.
-    fn wait(&mut self, case: &Case) -> bool {
+    /// Returns `true` if the client sent the [`PROBE`] Ping.
+    fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
         match self.flood {
-            // After a flood, read only if the connection was lost, to learn how the connection ended.
+            // The flood stalled or reached its maximum: the result is known, so leave the echo unread.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
             // Send the test Ping even if the case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {

@@ -43,7 +43,7 @@ impl Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
 
-    pub fn list(&self) {
+    pub fn print_cases(&self) {
         for (title, cases) in PARTS {
             self.screen.line(&self.screen.paint(Tone::Heading, title));
             for case in *cases {

@@ -163,7 +163,7 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "http-after-the-upgrade",
-        // The second byte, E (0x45), announces an unmasked payload of 69 bytes. The request contains all of them.
+        // The second byte, E (0x45), announces 69 payload bytes. Send more, so that no server waits for payload.
         summary: "A second HTTP request after the upgrade: its G is RSV1 and opcode 7",
         steps: &[Bytes(
             "'GET / HTTP/1.1' 0d 0a 'Host: localhost' 0d 0a 'Accept: text/html,application/xhtml+xml' 0d 0a \
