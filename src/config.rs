@@ -59,7 +59,7 @@ pub struct Config {
     /// Record every connection to a file in this directory, for wirechat replay
     #[arg(long, value_name = "DIR", help_heading = "Tracing and recording")]
     pub record: Option<PathBuf>,
-    /// Stop recording after this many bytes in total; requests without an upgrade may use a tenth
+    /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
     pub record_limit: u64, // recordings are hex text: two bytes in the file per byte on the wire
     /// Limit a request head to this many bytes

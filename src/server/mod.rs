@@ -154,7 +154,7 @@ impl<S: Socket> Server<S> {
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let now = (has_input || !self.removed.is_empty() || !self.fanout.is_empty()).then_some(self.now.monotonic);
-        [now, self.timers.next(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
+        [now, self.timers.next_deadline(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
     }
 
     pub fn connection_count(&self) -> usize {
@@ -333,8 +333,9 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes and writes until no work is left. Writing reveals slow consumers and failed sockets. When these clients
-    /// leave, their rooms receive `left`. The loop ends because each round has fewer members than the last.
+    /// Removes closed connections and writes output until neither is left. Writing reveals slow consumers and failed
+    /// sockets. When these clients leave, their rooms receive `left`. Only a removal or an inspector's command causes
+    /// another round, so the loop ends.
     fn write_and_remove(&mut self) {
         loop {
             // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.

@@ -60,7 +60,7 @@ pub trait Observers {
         None
     }
 
-    /// Rejects an inspector (403) if its ticket is wrong, is used, or belongs to a connection that is no longer open.
+    /// Rejects an inspector (403) if its ticket is wrong or was used before, or if its connection has closed.
     fn admit(&mut self, _inspector: Token, _ticket: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         Err(Rejection::new(403, "Inspection is off on this server."))
     }

@@ -183,8 +183,8 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// In the first chunk, returns the end of the frame that contains byte `position - 1`; 0 for position 0. Each chunk
-    /// starts with a frame header, except a response and a partial frame from `drop_unsent` (only a Close follows).
+    /// Rounds `position` in the first chunk up to the end of a frame; 0 stays 0. Each chunk starts with a frame header,
+    /// except a response and a partial frame from `drop_unsent` (only a Close follows).
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

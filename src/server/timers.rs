@@ -38,7 +38,7 @@ impl Timers {
         self.0.len()
     }
 
-    pub fn next(&self) -> Option<Duration> {
+    pub fn next_deadline(&self) -> Option<Duration> {
         self.0.first().map(|(at, _)| *at)
     }
 
@@ -102,12 +102,12 @@ mod tests {
         let (mut first, mut second) = (None, None);
         timers.set(Token(1), &mut first, at(10));
         timers.set(Token(2), &mut second, at(20));
-        assert_eq!((timers.next(), timers.pop_expired(at(9))), (Some(at(10)), None));
+        assert_eq!((timers.next_deadline(), timers.pop_expired(at(9))), (Some(at(10)), None));
         timers.set(Token(1), &mut first, at(30));
-        assert_eq!(timers.next(), Some(at(20)));
+        assert_eq!(timers.next_deadline(), Some(at(20)));
         assert_eq!(timers.pop_expired(at(20)), Some((at(20), Token(2))));
         timers.cancel(Token(1), &mut first);
         timers.cancel(Token(1), &mut first);
-        assert_eq!((timers.next(), timers.pop_expired(at(99)), first), (None, None, None));
+        assert_eq!((timers.next_deadline(), timers.pop_expired(at(99)), first), (None, None, None));
     }
 }

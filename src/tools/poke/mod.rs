@@ -60,7 +60,7 @@ pub struct Arguments {
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = parse_timeout)]
     timeout: Duration,
 
-    /// Skip cases that need an echo: the server does not send messages back
+    /// Skip cases that need an echo, for a server that does not send messages back
     #[arg(long)]
     no_echo: bool,
 

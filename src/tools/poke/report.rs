@@ -13,9 +13,9 @@ use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escape};
 
 /// `poke` prints this many records of an exchange as they happen.
-const FIRST: usize = 30;
+const MAX_FIRST: usize = 30;
 /// After the exchange, `poke` prints at most this many of the last records.
-const LAST: usize = 10;
+const MAX_LAST: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
 #[derive(Debug)]
@@ -156,11 +156,11 @@ impl Exchange {
     fn add(&mut self, screen: &Screen, record: &Record) {
         if let RecordKind::Missed(count) = record.what {
             self.skipped += count;
-        } else if self.shown < FIRST {
+        } else if self.shown < MAX_FIRST {
             self.shown += 1;
             screen.line(&screen.format_record(record));
         } else {
-            if self.last.len() == LAST {
+            if self.last.len() == MAX_LAST {
                 self.last.pop_front();
                 self.skipped += 1;
             }
