@@ -281,10 +281,10 @@ impl Rooms {
     }
 
     fn append(&mut self, id: RoomId, message: Message) -> Rc<Message> {
-        let Some(room) = self.rooms.get_mut(&id) else { unreachable!("a room with a member is open") };
+        let (max_messages, room) = (self.config.messages, self.get_mut(id));
         let (user, message) = (room.user.clone(), room.log.append(message));
-        self.bytes += size(&message);
-        self.bytes -= if room.log.messages.len() > self.config.messages { room.log.drop_oldest() } else { 0 };
+        let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
+        self.bytes = self.bytes + size(&message) - freed;
         // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
         while self.bytes > self.config.bytes && self.evict(&user) {}
         while self.bytes > self.config.bytes {

@@ -135,15 +135,19 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
-        let seen = quote(authority.as_bytes());
+        let seen = || quote(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
-            return Err(bad_request(format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).")));
+            return Err(bad_request(format!(
+                "The target names {}, which is not a host and port (RFC 9112 §3.2).",
+                seen()
+            )));
         }
         if !access.allows_host(authority) {
             let value = normalize_host(authority).unwrap_or_else(|| "'*'".into());
             return Err(forbidden(format!(
-                "{seen} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
-                 §7.4). Start the server with --allow-host {value} to allow it."
+                "{} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
+                 §7.4). Start the server with --allow-host {value} to allow it.",
+                seen()
             )));
         }
     }

@@ -125,7 +125,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
 }
 
 /// Recognizes a peer that sends HTTP or TLS instead of WebSocket frames.
-pub fn foreign_protocol(frame: &Frame) -> Option<String> {
+fn foreign_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
     // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP in place of a frame.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];
@@ -136,19 +136,20 @@ pub fn foreign_protocol(frame: &Frame) -> Option<String> {
         // Redact the line: the request target may contain an access token.
         let line = super::secret::redact(&line[..line.len().min(40)]);
         Some(format!("these bytes are an HTTP request, {},", quote(&String::from_utf8_lossy(&line))))
-    } else if matches!(bytes[..], [0x14..=0x17, 3, 0..=4, ..]) {
-        // RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version (03 00 to 03 04).
+    } else if is_tls(&bytes) {
         Some("these bytes are TLS (wss://)".into())
     } else {
         None
     }
 }
 
+/// RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version (03 00 to 03 04).
+pub fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x14..=0x17, 3, 0..=4, ..])
+}
+
 fn reserved_bits(frame: &Frame) -> String {
-    let names: Vec<_> = [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")]
-        .into_iter()
-        .filter_map(|(bit, name)| (frame.header.rsv() & bit != 0).then_some(name))
-        .collect();
+    let names: Vec<_> = frame.header.rsv_names().collect();
     let (names, verb) = (names.join(" and "), if names.len() == 1 { "is" } else { "are" });
     format!(
         "{names} {verb} set; the reserved bits must be 0 unless an extension was negotiated, and none was; the first byte \

@@ -117,6 +117,12 @@ impl Header {
         self.byte(0) >> 4 & 0x7
     }
 
+    /// The names of the reserved bits that are set.
+    pub fn rsv_names(&self) -> impl Iterator<Item = &'static str> {
+        let rsv = self.rsv();
+        [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")].into_iter().filter(move |(bit, _)| rsv & bit != 0).map(|(_, name)| name)
+    }
+
     /// The opcode, which may be undefined.
     pub fn opcode(&self) -> u8 {
         self.byte(0) & 0xf

@@ -2,6 +2,10 @@
 //! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
 //! `&` or whitespace. Works in a single pass, so that a query of a million question marks takes linear time.
 
+use percent_encoding::percent_decode;
+
+use crate::ws::handshake::access_token_start;
+
 /// Query parameters with secret values.
 const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
 /// A header is secret if its name contains one of these words. Many products have their own names for credentials.
@@ -10,8 +14,6 @@ const SECRET_WORDS: [&str; 10] =
 /// Proxies add headers with these prefixes, which reveal a user's address or name. Cloudflare uses `cf-`, AWS
 /// `x-amzn-`.
 const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
-/// Token prefix in `Sec-WebSocket-Protocol`.
-const BEARER: &[u8] = b"bearer.";
 
 fn is_secret_header(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
@@ -49,9 +51,9 @@ pub fn redact(head: &[u8]) -> Vec<u8> {
 }
 
 fn redact_access_token(subprotocol: &mut [u8]) {
-    // Search the whole element: a malformed element may have other text before the prefix.
-    let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
-    prefix.into_iter().for_each(|at| subprotocol[at + BEARER.len()..].fill(b'*'));
+    if let Some(start) = access_token_start(subprotocol) {
+        subprotocol[start..].fill(b'*');
+    }
 }
 
 /// Redacts the session and the ticket in a `welcome` event, even if the event is split across several writes.
@@ -104,25 +106,12 @@ fn redact_parameters(head: &mut [u8]) {
             _ if is_secret => head[at] = b'*',
             b'?' => name = Some(at + 1),
             b'=' => {
-                let name = name.take().map(|start| percent_decode(&head[start..at]));
+                let name: Option<Vec<u8>> = name.take().map(|start| percent_decode(&head[start..at]).collect());
                 is_secret = name.is_some_and(|name| PARAMETERS.contains(&&name[..]));
             }
             _ => {}
         }
     }
-}
-
-fn percent_decode(name: &[u8]) -> Vec<u8> {
-    let mut decoded = Vec::new();
-    let mut rest = name;
-    while let [first, tail @ ..] = rest {
-        let hex = tail.first_chunk::<2>().filter(|_| *first == b'%');
-        // Keep an incomplete or invalid percent-escape as is, like the server's decoder.
-        let byte = hex.and_then(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-        decoded.push(byte.unwrap_or(*first));
-        rest = if byte.is_some() { &tail[2..] } else { tail };
-    }
-    decoded
 }
 
 #[cfg(test)]

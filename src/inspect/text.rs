@@ -150,8 +150,8 @@ fn frame_line(frame: &Frame) -> String {
     if header.fin() {
         text.push_str(" fin");
     }
-    for (bit, name) in [(4, " rsv1"), (2, " rsv2"), (1, " rsv3")] {
-        text.push_str(if header.rsv() & bit != 0 { name } else { "" });
+    for name in header.rsv_names() {
+        let _ = write!(text, " {}", name.to_ascii_lowercase());
     }
     match header.masking_key() {
         Some(key) => {
@@ -260,8 +260,7 @@ fn fields(frame: &Frame) -> Vec<Field> {
     let header = &frame.header;
     let bytes = header.bytes();
     let set = |is_set: bool, name: &str| if is_set { format!("{name} ") } else { String::new() };
-    let rsv: String =
-        [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")].map(|(bit, name)| set(header.rsv() & bit != 0, name)).concat();
+    let rsv: String = header.rsv_names().map(|name| format!("{name} ")).collect();
     let first = format!("{}{rsv}opcode", set(header.fin(), "FIN"));
     let second = format!("{}length={}", set(header.is_masked(), "MASK"), header.short_length());
     let long = header.long_length();
@@ -296,6 +295,8 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         column += width;
     }
     let unmasked = frame.unmasked_payload();
+    // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
+    let is_text = frame.text(&unmasked).is_some();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
     if let Some((wire, plain)) = rows.first() {
         let is_masked = frame.header.masking_key().is_some();
@@ -303,12 +304,12 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         match (is_masked, rows.len()) {
             (true, _) => names.push_str("payload, masked"),
             (false, 1) => names += &format!("payload  {}", payload_excerpt(frame)),
-            (false, _) => names += &format!("payload  {}", row_text(frame, plain)),
+            (false, _) => names += &format!("payload  {}", row_text(is_text, plain)),
         }
     }
     write_line(&bytes, out);
     write_line(&names, out);
-    write_rows(frame, &rows, column, out);
+    write_rows(frame, &rows, is_text, column, out);
     write_parts(frame, out);
 }
 
@@ -317,11 +318,11 @@ fn write_line(line: &str, out: &mut String) {
 }
 
 /// Writes the remaining rows of the payload. A masked payload appears twice, masked and unmasked.
-fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], column: usize, out: &mut String) {
+fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
-        let text = if rows.len() == 1 { payload_excerpt(frame) } else { row_text(frame, plain) };
+        let text = if rows.len() == 1 { payload_excerpt(frame) } else { row_text(is_text, plain) };
         match (is_masked, index) {
             (false, 0) => {} // The first row is already next to the header.
             (false, _) => write_line(&format!("{blank}{}   {text}", hex(wire)), out),
@@ -345,10 +346,10 @@ fn payload_excerpt(frame: &Frame) -> String {
     if excerpt == hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
 }
 
-/// A payload row as text. Dots replace control characters and characters split across rows.
-fn row_text(frame: &Frame, row: &[u8]) -> String {
-    // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
-    if frame.text(&frame.unmasked_payload()).is_none() {
+/// A payload row as text; empty if the payload is not text. Dots replace control characters and characters split
+/// across rows.
+fn row_text(is_text: bool, row: &[u8]) -> String {
+    if !is_text {
         return String::new();
     }
     let visible = |c: char| if c == char::REPLACEMENT_CHARACTER || c.is_control() { '.' } else { c };

@@ -1,5 +1,5 @@
 //! Standard output of a tool: plain lines, in colour on a terminal. Terminals execute escape sequences, so tools print
-//! bytes from the wire only through [`quote()`], [`escape()`] and [`hex`], or through the tracer, which also escapes.
+//! bytes from the wire only through [`quote()`], [`escape()`] and [`start()`], or through the tracer, which also escapes.
 
 use std::io::{IsTerminal, Write};
 
@@ -74,13 +74,13 @@ pub fn quote(text: &str) -> String {
 pub fn start(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quote(text),
-        Err(_) => hex(bytes, MAX_HEX),
+        Err(_) => hex(bytes),
     }
 }
 
-pub fn hex(bytes: &[u8], max: usize) -> String {
-    let dots = if bytes.len() > max { " …" } else { "" };
-    escape::hex(&bytes[..bytes.len().min(max)]) + dots
+fn hex(bytes: &[u8]) -> String {
+    let dots = if bytes.len() > MAX_HEX { " …" } else { "" };
+    escape::hex(&bytes[..bytes.len().min(MAX_HEX)]) + dots
 }
 
 #[cfg(test)]

@@ -107,13 +107,17 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 /// Marks an offered subprotocol as an access token: a page can set no other header. Never log or repeat the token.
 pub const BEARER: &[u8] = b"bearer.";
 
+/// Searches the whole element for the prefix, because the client may have mistyped the comma before the token.
+pub fn access_token_start(subprotocol: &[u8]) -> Option<usize> {
+    let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
+    prefix.map(|at| at + BEARER.len())
+}
+
 /// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
-    // Search the whole element for the prefix: the client may have mistyped the comma before the token.
-    let has_bearer = |name: &[u8]| name.windows(BEARER.len()).any(|part| part.eq_ignore_ascii_case(BEARER));
-    let redact = |name| if has_bearer(name) { "a bearer token".into() } else { quote(name) };
+    let redact = |name| if access_token_start(name).is_some() { "a bearer token".into() } else { quote(name) };
     let mut offered = Vec::new();
     for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
         match str::from_utf8(element.trim_ascii()) {

@@ -5,6 +5,7 @@
 use std::time::SystemTime;
 
 use super::handshake;
+use crate::inspect::failure::is_tls;
 use crate::inspect::{Failure, Frame, Record, RecordKind};
 use crate::tools::Tracer;
 use crate::tools::received::Inbox;
@@ -22,8 +23,7 @@ pub struct Explanation {
 /// Explains bytes sent by one endpoint, or a request followed by its response. To check a response without its request,
 /// pass the request's `Sec-WebSocket-Key` as `key`.
 pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
-    // A TLS record starts with a content type of 20 to 23 and a version of 3.x.
-    if matches!(bytes, [0x14..=0x17, 3, 0..=4, ..]) {
+    if is_tls(bytes) {
         let note =
             "This is TLS, as wss:// uses it. The frames are encrypted: capture them inside the client or the server.";
         return Explanation { notes: vec![note.into()], ..Explanation::default() };
@@ -118,11 +118,10 @@ fn missing(frame: &Frame) -> Option<String> {
     let (have, form) = (header.bytes().len(), header.length_form());
     // §5.2: a header is two bytes, then the extended length, then the masking key.
     let length_end = 2 + form.size();
-    let header_end = length_end + if header.is_masked() { 4 } else { 0 };
     let (count, part) = match have {
         1 => return Some("The second byte is missing: the mask bit and the length.".into()),
         _ if have < length_end => (length_end - have, format!("the {}-bit length", form.bits())),
-        _ if have < header_end => (header_end - have, "the masking key".into()),
+        _ if have < header.size() => (header.size() - have, "the masking key".into()),
         _ => {
             let left = frame.payload_len.saturating_sub(frame.received);
             return (left > 0).then(|| format!("{} missing from the payload.", more_bytes(left)));

@@ -1,13 +1,12 @@
 //! Answers questions about a key, a close code (RFC 6455 §7.4 and the IANA registry), an opcode (§5.2), a section or a
 //! word. [`find`] also recognizes a question without its keyword, as in `explain ping` or `explain 1006`.
 
-use sha1::{Digest, Sha1};
-
 use super::sections::{self, Section};
-use crate::tools::screen::hex;
+use crate::inspect::AcceptSteps;
+use crate::inspect::escape::hex;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Opcode;
-use crate::ws::handshake::{GUID, accept_value, decoded_key_len};
+use crate::ws::handshake::decoded_key_len;
 
 /// Registered close codes: number, name, description.
 #[rustfmt::skip]
@@ -133,18 +132,16 @@ fn see_also(sections: &[&Section]) -> String {
 
 /// Shows each step in computing the accept value (§1.3, §4.2.2).
 fn key_steps(key: &str) -> String {
-    let joined = format!("{key}{GUID}");
-    let hash = Sha1::digest(joined.as_bytes());
+    let AcceptSteps { joined, sha1, accept, .. } = AcceptSteps::of(key);
     let objection = match decoded_key_len(key.as_bytes()) {
         Some(16) => String::new(),
         Some(len) => format!("\nNot a valid key: it must be base64 of 16 bytes, and is of {len} (§4.2.1)."),
         None => "\nNot a valid key: it must be base64 of 16 bytes, and is not base64 (§4.2.1).".into(),
     };
     format!(
-        "key          {key}\nkey + GUID   {joined}\nits SHA-1    {}\nin base64    {}\n\
+        "key          {key}\nkey + GUID   {joined}\nits SHA-1    {}\nin base64    {accept}\n\
          The last line is the accept value, Sec-WebSocket-Accept (§1.3, §4.2.2; src/ws/handshake.rs).{objection}",
-        hex(&hash, hash.len()),
-        accept_value(key.as_bytes())
+        hex(&sha1)
     )
 }
 
