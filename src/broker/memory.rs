@@ -400,6 +400,24 @@ mod tests {
     }
 
     #[test]
+    fn a_client_receives_only_the_newest_messages_that_fit() {
+        let mut broker = broker(MemoryConfig { backlog: 300, ..LIMITS });
+        join_room(&mut broker, 1, "a", NOW);
+        for text in ["one", "two", "three", "four"] {
+            publish(&mut broker, 1, text);
+        }
+        let joined = join_room(&mut broker, 2, "a", NOW);
+        assert_eq!((texts(&joined), joined.resumed), (vec!["three", "four"], false));
+        join_room(&mut broker, 3, "b", NOW);
+        broker.submit(Token(3), Request::Switch { room: "a".into(), user: user(3) }, NOW);
+        let switched = events(&mut broker).into_iter().find_map(|event| match event {
+            RoomEvent::Joined { backlog, .. } => Some(backlog),
+            _ => None,
+        });
+        assert_eq!(texts(&switched.expect("switched")), ["three", "four"]);
+    }
+
+    #[test]
     fn an_empty_room_keeps_its_history_for_a_while_and_then_starts_a_new_one() {
         for (absence, same) in [(HOUR, true), (HOUR + Duration::from_secs(1), false)] {
             let mut broker = broker(LIMITS);

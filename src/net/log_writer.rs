@@ -293,8 +293,8 @@ mod tests {
             log(&mut lines, level, "REJECT 192.0.2.1:5000 404 Not Found");
         }
         lines.push(&[b'x'; 1024], MAX_QUEUED / 2);
-        for (level, message) in [(Level::Info, "JOIN room=a"), (Level::Info, "LEAVE room=a"), (Level::Error, "RELOAD")]
-        {
+        for message in ["JOIN room=a", "SWITCH from=a to=b", "LEAVE room=b", "RELOAD"] {
+            let level = if message == "RELOAD" { Level::Error } else { Level::Info };
             log(&mut lines, level, message);
             assert!(lines.queued.ends_with(format!("{message}\n").as_bytes()), "{message}");
         }
