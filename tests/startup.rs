@@ -222,27 +222,47 @@ fn hosts_and_origins_that_match_nothing() {
 fn advice_in_a_rejection_works() {
     let origins =
         ["https://evil.example", "http://LocalHost:81", "file://", "moz-extension://0f-ab", "app://x", "null"];
-    let odd =
-        ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "app://$(id)", "http://é"];
-    let origins = origins.into_iter().chain(odd).map(|value| ("Origin", "--allow-origin ", value));
-    let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1", "a$b", ""];
-    let hosts = hosts.into_iter().map(|value| ("Host", "--allow-host ", value));
+    let origins = origins.map(|value| ("Origin", "--allow-origin ", value));
+    let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1"];
+    let hosts = hosts.map(|value| ("Host", "--allow-host ", value));
     // --open: otherwise the origin null needs no option.
     let server = Server::start(&["--open"]);
-    let rows: Vec<_> = origins.chain(hosts).collect();
     each_row(
-        &rows,
+        &[origins, hosts].concat(),
         |(header, _, value)| format!("{header}: {value}"),
         |(header, option, value)| {
-            let request = if *header == "Host" { handshake().without("Host") } else { handshake() };
-            let request = request.add(format!("{header}: {value}"));
+            let request = request_with(header, value);
             let body = request_rejected(&server, &request);
             let (_, advice) = body.split_once(option).unwrap_or_else(|| panic!("{option} in {body:?}"));
-            let advice = advice.split(' ').next().unwrap().trim_matches('\'');
-            let server = Server::start(&["--open", option.trim(), advice]);
+            let server = Server::start(&["--open", option.trim(), advice.split(' ').next().unwrap()]);
             assert_eq!(server.status(&request), 101, "{option}{advice}");
         },
     );
+}
+
+/// An operator may paste advice into a shell. Neither a body nor a log line gives advice that contains such characters.
+#[test]
+fn no_advice_from_the_bytes_of_a_peer() {
+    let origins = ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "http://é"];
+    let shell = ["http://x$(touch y);`id`", "app://$(id)", "http://x';id;'", "http://x|id", "https://*"];
+    let origins = origins.into_iter().chain(shell).map(|value| ("Origin", value));
+    let hosts = ["a$b", "", "x$(id)", "x';id;'", "x;id"].map(|value| ("Host", value));
+    let rows: Vec<_> = origins.chain(hosts).collect();
+    each_row(
+        &rows,
+        |(header, value)| format!("{header}: {value}"),
+        |(header, value)| {
+            let server = Server::start(&["--open"]); // a new one, because the log has only five rejections of an address
+            let body = request_rejected(&server, &request_with(header, value));
+            assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
+            server.wait_for_log(body.trim_end());
+        },
+    );
+}
+
+fn request_with(header: &str, value: &str) -> Request {
+    let request = if header == "Host" { handshake().without("Host") } else { handshake() };
+    request.add(format!("{header}: {value}"))
 }
 
 fn request_rejected(server: &Server, request: &Request) -> String {

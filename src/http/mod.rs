@@ -143,10 +143,13 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
             )));
         }
         if !access.allows_host(authority) {
-            let value = normalize_host(authority).unwrap_or_else(|| "'*'".into());
+            let advice = match normalize_host(authority) {
+                Some(host) => format!("Start the server with --allow-host {host} to allow it."),
+                None => "It is not a valid host name, so --allow-host cannot name it.".into(),
+            };
             return Err(forbidden(format!(
                 "{} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
-                 §7.4). Start the server with --allow-host {value} to allow it.",
+                 §7.4). {advice}",
                 seen()
             )));
         }
@@ -170,11 +173,13 @@ fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &st
     if access.allows_origin(text, scheme, authority) {
         return Ok(());
     }
-    let (seen, value) = (quote(origin), normalize_origin(text).unwrap_or_else(|| "'*'".into()));
-    Err(forbidden(format!(
-        "Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). Start it with --allow-origin \
-         {value} to allow them."
-    )))
+    // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
+    let advice = match normalize_origin(text) {
+        Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
+        None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
+    };
+    let seen = quote(origin);
+    Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
 }
 
 fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
@@ -228,10 +233,15 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     let parameter = |name| query.get(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
-    let session = parameter("session").and_then(|hex| u128::from_str_radix(&hex, 16).ok());
-    let session = session.map(|session| Session(session.to_be_bytes()));
+    let session = parameter("session").and_then(|hex| parse_session(&hex));
     let (is_bound, credential) = (bound.is_some(), identity.credential);
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
+}
+
+/// Parses exactly what a `welcome` contains: `from_str_radix` alone would also accept fewer digits, and a sign.
+fn parse_session(hex: &str) -> Option<Session> {
+    let is_exact = hex.len() == 32 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
 /// The parameters of a query: decoded names, and values as sent.
@@ -372,6 +382,18 @@ mod tests {
         assert!(percent_decode("a=1&b=%41").is_ok());
         assert!(percent_decode("a=1&b=%4").is_err());
         assert!(percent_decode("a=1&%ff=b").is_err());
+    }
+
+    #[test]
+    fn a_session_has_32_digits() {
+        let zeros = "0".repeat(24);
+        assert_eq!(
+            parse_session(&format!("{zeros}0102abcd")).map(|session| session.0[12..].to_vec()),
+            Some(vec![1, 2, 0xab, 0xcd])
+        );
+        for wrong in ["102abcd", "+102abcd", "00102abcd", "0102ABCD", "0102abcg"] {
+            assert!(parse_session(&format!("{zeros}{wrong}")).is_none(), "{wrong}");
+        }
     }
 
     #[test]
