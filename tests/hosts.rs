@@ -172,6 +172,31 @@ fn too_many_connections_from_one_address() {
     drop(third);
 }
 
+/// Of many clients at once from one address, as many as its share get in. The others are told which limit it was.
+#[test]
+fn an_address_gets_its_whole_share() {
+    let server = public(&["--open", "--rate-limit", "0"]);
+    let mut clients = all_at_once(&server, 40, "/");
+    let rejected: Vec<_> = clients.iter_mut().filter(|(_, response)| response.status != 101).collect();
+    assert_eq!(rejected.len(), 40 - 32);
+    for (client, response) in rejected {
+        assert_eq!(response.status, 503);
+        let body = String::from_utf8(client.read_to_clean_end()).unwrap();
+        assert!(body.starts_with("This address has too many connections"), "{body}");
+    }
+}
+
+/// Clients that connect and send nothing hold the share of their own address only.
+#[test]
+fn silent_clients_hold_no_other_place() {
+    let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-connections", "50"]);
+    let _silent: Vec<RawClient> = (0..52).map(|_| connect_from(&server, "127.0.0.2")).collect();
+    for address in ["127.0.0.3", "127.0.0.4"] {
+        let _clients: Vec<RawClient> = (0..10).map(|_| upgrade_from(&server, address, "/")).collect();
+    }
+    assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
+}
+
 /// A rejected client frees its place at once, even if its connection lingers.
 #[test]
 fn rejected_connections_do_not_count() {
@@ -390,6 +415,22 @@ fn joins_draw_from_the_rate_limit() {
     assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=two"), "another token");
 }
 
+/// Rejected joins are no flood: a program that joins again and again does not close its user's other connections.
+#[test]
+fn rejected_joins_close_nobody() {
+    let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
+    let mut client = upgrade_from(&server, "127.0.0.2", "/");
+    client.read_event("welcome");
+    (0..20).for_each(|_| assert!(is_slowed_join(&server, "127.0.0.2", "/")));
+    // The burst is one message, so five rejected messages are no flood yet, and the sixth is one.
+    for _ in 0..5 {
+        client.send_text(r#"{"event":"ping"}"#);
+        assert_eq!(client.read_event("error")["message"], "Slow down");
+    }
+    client.send_text(r#"{"event":"ping"}"#);
+    assert_eq!(client.read_frame().close(), (1008, "flooding".to_owned()));
+}
+
 /// Without tokens, the user is the address.
 #[test]
 fn an_address_is_a_user_of_an_open_server() {
@@ -545,6 +586,28 @@ fn reserved_usernames() {
     other.name = "bob".into();
     other.sends_message("bob");
     witness.receives_event("message", json!({"username": "bob", "text": "bob"}));
+}
+
+/// A unique username that is in use can be taken over with a token that is bound to it, from another device too.
+#[test]
+fn a_bound_token_takes_its_username_over() {
+    let file = tokens("takeover", "phone ann\nlaptop ann\nfree\n");
+    let server = public(&[&UNLIMITED[..], &["--unique-names", "--tokens", &file]].concat());
+    let connect =
+        |address: &str, target: &str| User::new(upgrade_from(&server, address, target), Dialect::Events, "ann");
+    let mut first = connect("127.0.0.2", "/?token=phone");
+    first.receives_event("welcome", json!({"username": "ann"}));
+    for (address, target) in [("127.0.0.3", "/?token=laptop"), ("127.0.0.2", "/?token=laptop&username=ann")] {
+        let mut next = connect(address, target);
+        next.receives_event("welcome", json!({"username": "ann", "members": []}));
+        std::mem::replace(&mut first, next).receives_close(1008, "replaced by a newer connection");
+    }
+    assert_eq!(status_from(&server, "127.0.0.2", "/?token=free&username=ann"), 403);
+    first.receives_nothing();
+    // A username that no token is bound to cannot be taken over with the same token.
+    let mut bob = connect("127.0.0.2", "/?token=free&username=bob");
+    bob.receives_event("welcome", json!({}));
+    connect("127.0.0.2", "/?token=free&username=bob").receives_close(1008, "username already in use");
 }
 
 /// A `client_id` belongs to the token that uses it.
@@ -898,13 +961,16 @@ fn repeated_rejections_are_not_logged() {
 #[test]
 fn lines_of_a_client_in_the_log() {
     let file = tokens("log", "# ours\nsecret-one\nsecret-two ann\n");
-    let server = public(&[&UNLIMITED[..], &["--tokens", &file]].concat());
+    let server = public(&[&UNLIMITED[..], &["--tokens", &file, "-v"]].concat());
     let mut ann = User::new(upgrade_from(&server, "127.0.0.2", "/?token=secret-two"), Dialect::Events, "ann");
     ann.receives_event("welcome", json!({}));
     let rooms = upgrade_from(&server, "127.0.0.3", "/ws/other?token=secret-one");
     ann.sends_event("switch_room", json!({"room": "other"}));
     ann.receives_event("switched", json!({}));
     server.wait_for_log("SWITCH from=general to=other user=ann connection=");
+    ann.sends_message("hello");
+    ann.receives_event("message", json!({}));
+    server.wait_for_log("MSG room=other user=ann connection=");
     ann.leaves();
     drop(rooms);
     server.wait_for_log("LEAVE room=other user=ann connection=");
@@ -922,7 +988,7 @@ fn lines_of_a_client_in_the_log() {
     };
     let (anns, others) =
         (numbers("ann", "address=127.0.0.2 token_line=3"), numbers("Anonymous", "address=127.0.0.3 token_line=2"));
-    assert_eq!((anns.len(), others.len()), (3, 2), "{log}");
+    assert_eq!((anns.len(), others.len()), (4, 2), "{log}");
     assert!(anns.iter().all(|number| *number == anns[0] && *number != others[0]), "{log}");
     assert!(!log.contains("secret"), "{log}");
     // Without tokens there is no line.
@@ -964,6 +1030,30 @@ fn rooms_of_one_user() {
     // An empty room no longer counts.
     one.leaves();
     join("127.0.0.2", "four").leaves();
+}
+
+/// A user that opens more rooms than are kept loses its own histories, and nobody else's.
+#[test]
+fn rooms_of_one_user_evict_no_others() {
+    let limits = ["--open", "--max-empty-rooms", "5", "--max-rooms-per-user", "1000"];
+    let server = public(&[&UNLIMITED[..], &limits].concat());
+    let visit = |address: &str, room: &str| {
+        let target = format!("/?username=a&room={room}");
+        let mut user = User::new(upgrade_from(&server, address, &target), Dialect::Events, "a");
+        let last_id = user.receives_event("welcome", json!({}))["last_id"].as_u64();
+        user.sends_message("kept");
+        user.receives_event("message", json!({}));
+        user.leaves();
+        last_id
+    };
+    for room in ["quiet1", "quiet2"] {
+        assert_eq!(visit("127.0.0.2", room), Some(0));
+    }
+    (0..20).for_each(|number| assert_eq!(visit("127.0.0.3", &format!("busy{number}")), Some(0)));
+    for room in ["quiet1", "quiet2", "busy0", "busy1"] {
+        assert_eq!(visit("127.0.0.4", room), Some(1), "{room}");
+    }
+    assert_eq!(visit("127.0.0.4", "busy18"), Some(0), "the histories that this user made last give way");
 }
 
 /// On a local server, a user is a connection. It may leave as many rooms behind as it likes, with their histories.

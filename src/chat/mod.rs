@@ -136,7 +136,7 @@ impl Chat {
     /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
     pub fn check_join_rate(&mut self, request: &JoinRequest, now: Now) -> bool {
         // On a local server, every connection is its own user, so a limit on joins has no effect.
-        self.is_local || self.limiter.check(&request.join.user, now.monotonic) == Decision::Pass
+        self.is_local || self.limiter.check_join(&request.join.user, now.monotonic)
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {

@@ -76,20 +76,22 @@ impl RateLimiter {
 
     /// Takes one token for a message from the user's bucket.
     pub fn check(&mut self, user: &User, now: Duration) -> Decision {
-        let RateLimiter { rate, burst, .. } = *self;
-        if rate == 0.0 {
+        if self.check_join(user, now) {
             return Decision::Pass;
         }
-        let Usage { bucket, rejections, .. } = self.usage(user, now);
-        if bucket.take(rate, burst, now) {
-            return Decision::Pass;
-        }
+        let (burst, Usage { rejections, .. }) = (self.burst, self.usage(user, now));
         while rejections.pop_front_if(|at| now.saturating_sub(*at) > FLOOD_TIME).is_some() {}
         if rejections.len() as f64 >= burst * FLOOD_BURSTS {
             return Decision::Flood;
         }
         rejections.push_back(now);
         Decision::SlowDown
+    }
+
+    /// Takes one token for a join. Unlike a rejected message, a rejected join is no part of a flood.
+    pub fn check_join(&mut self, user: &User, now: Duration) -> bool {
+        let RateLimiter { rate, burst, .. } = *self;
+        rate == 0.0 || self.usage(user, now).bucket.take(rate, burst, now)
     }
 
     pub fn check_typing(&mut self, user: &User, now: Duration) -> bool {
@@ -158,6 +160,13 @@ mod tests {
         for tick in 1..400 {
             assert_ne!(patient.check(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }
+    }
+
+    #[test]
+    fn rejected_joins_are_no_flood() {
+        let mut limiter = RateLimiter::new(5.0);
+        let passed = (0..1000).filter(|_| limiter.check_join(&USER, at(0))).count();
+        assert_eq!((passed, limiter.check(&USER, at(0))), (10, Decision::SlowDown));
     }
 
     #[test]
