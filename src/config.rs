@@ -83,7 +83,7 @@ pub struct Config {
     /// Close a client with more unread bytes than this
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = "Limits")]
     pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
-    /// Limit unfinished messages and unsent output of all connections together
+    /// Limit unfinished requests and messages and unsent output of all connections together
     #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others

@@ -42,6 +42,7 @@ fn assert_below(what: &str, cost: f64, bound: f64) {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Drop {
+    Close, // a Close frame; TCP stays open
     Finish,
     Reset,
 }
@@ -58,6 +59,7 @@ fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
     }
     let before = cpu_seconds(&server);
     let members = crowd.join(&server, (0..MEMBERS).map(|n| events_path(&format!("member-{n}"), "crowd")));
+    let pinger = crowd.join_and_keep(&server, &events_path("pinger", "quiet"));
     let drop = format!("{how:?}, presence {has_presence}, at once {at_once}");
     println!("{drop}: {MEMBERS} joins: {:.3} CPU seconds", cpu_seconds(&server) - before);
     let (cpu, memory) = (cpu_seconds(&server), reset_peak(&server));
@@ -66,21 +68,33 @@ fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
     }
     for member in members {
         match how {
+            Drop::Close => crowd.send(member, &masked(0x88, b"")),
             Drop::Finish => crowd.finish(member),
             Drop::Reset => crowd.reset(member),
         }
     }
+    crowd.send(pinger, &masked(0x89, b""));
     if at_once {
         server.signal("CONT");
     }
-    let mut left = 0;
+    let (mut left, mut cpu_before_pong) = (0, None);
     crowd.turn_until("the witness receives `left` for every member", |crowd| {
+        if crowd.take_frames(pinger).iter().any(|frame| frame.opcode() == 10) {
+            cpu_before_pong = Some(cpu_seconds(&server) - cpu);
+        }
         let frames = crowd.take_frames(witness);
         left += frames.iter().filter(|frame| frame.text().starts_with(r#"{"event":"left""#)).count();
-        left == MEMBERS
+        left == MEMBERS && cpu_before_pong.is_some()
     });
+    assert_below(&format!("{drop}: CPU seconds before a Pong"), cpu_before_pong.unwrap(), 0.1 * SLOWNESS);
     assert_below(&format!("{drop}: CPU seconds"), cpu_seconds(&server) - cpu, MEMBERS as f64 * 100e-6 * SLOWNESS);
     assert_below(&format!("{drop}: growth in MiB"), (peak(&server) - memory) as f64 / MIB as f64, 20.0);
+}
+
+#[test]
+fn a_room_closes() {
+    everyone_drops(Drop::Close, true, false);
+    everyone_drops(Drop::Close, false, true);
 }
 
 #[test]

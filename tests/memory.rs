@@ -7,10 +7,11 @@
 mod memory;
 mod support;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fastrand::Rng;
-use memory::{Client, End, MAX_LINGERING, NO_EDGE, World};
+use memory::{Client, End, MAX_LINGERING, NO_EDGE, World, log_lines};
 use mio::Token;
 use serde_json::{Value, json};
 use support::http::{Request, Response, get, handshake};
@@ -742,6 +743,34 @@ fn a_rejected_connection_is_not_counted_for_its_address() {
     assert_eq!(from(&mut world).1, 503, "the end of the lingering connection frees no second place");
 }
 
+/// After five rejections of an address within a minute, the log counts the rest.
+#[test]
+fn repeated_rejections_are_summarised() {
+    let mut world = calm(&["--connect-rate", "0"]);
+    let rejected_from = |world: &mut World, address: &str| {
+        let client = world.connect_from(address.parse().unwrap());
+        client.send(&get("/nope").bytes());
+        world.settle();
+        assert_eq!(status(&client), 404);
+    };
+    (0..317).for_each(|_| rejected_from(&mut world, "192.0.2.1"));
+    (0..5).for_each(|_| rejected_from(&mut world, "192.0.2.2"));
+    let summaries = || log_lines().into_iter().filter(|line| line.contains(" more ")).collect::<Vec<_>>();
+    assert_eq!(log_lines().iter().filter(|line| line.starts_with("REJECT 192.0.2.1:1 404 ")).count(), 5);
+    world.advance(seconds(59));
+    assert_eq!(summaries(), [""; 0]);
+    world.advance(seconds(1));
+    assert_eq!(summaries(), ["REJECT 192.0.2.1 312 more in the last minute"]);
+    rejected_from(&mut world, "192.0.2.1");
+    world.advance(seconds(120));
+    assert_eq!(
+        log_lines().iter().filter(|line| line.starts_with("REJECT 192.0.2.1:1 404 ")).count(),
+        6,
+        "a new minute"
+    );
+    assert_eq!(summaries().len(), 1, "one rejection needs no summary");
+}
+
 // ------------------------------------------------------------------------------------------------- limits of messages
 
 /// The result of bytes that follow an upgrade.
@@ -849,6 +878,45 @@ fn limit_of_buffered_bytes() {
         }
         witnesses.chat(&mut world);
     }
+}
+
+/// Request heads count, from their first byte.
+#[test]
+fn request_heads_fill_the_buffers() {
+    let mut world = World::observed(&[&["--max-head", "8192"], &BUFFERED[..], &CALM].concat());
+    let mut witnesses = Witnesses::join(&mut world);
+    let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(8000));
+    let clients: Vec<Client> = (0..30).map(|_| connect_and_send(&mut world, head.as_bytes())).collect();
+    let cut: Vec<&Client> = clients.iter().filter(|client| client.is_cut()).collect();
+    assert_eq!(cut.len(), 30 - 200_000 / head.len());
+    assert!(cut.iter().all(|client| world.reason(client) == "the server's buffers are full"));
+    witnesses.chat(&mut world);
+}
+
+/// A `welcome` with a long history counts while its client does not read it.
+#[test]
+fn long_welcomes_fill_the_buffers() {
+    let mut world = calm(&[&["--max-outbox", "100000", "--max-text", "20000"], &BUFFERED[..]].concat());
+    let mut witnesses = Witnesses::join(&mut world);
+    let talker = member(&mut world, "talker");
+    for _ in 0..10 {
+        send_message(&talker, &"x".repeat(16_000));
+        world.settle();
+        talker.read_event("message");
+    }
+    world.capacity = 100;
+    let crowd: Vec<Client> = (0..5).map(|_| world.connect()).collect();
+    for client in &crowd {
+        client.set_reading(false);
+        client.send(upgrade_request(CHAT).as_bytes());
+    }
+    world.settle();
+    let events = count_events(&talker);
+    // Each welcome is shorter than the bound of an outbox, and two of them fit in the buffers.
+    assert_eq!((events["joined"], events["left"]), (5, 3));
+    crowd.iter().for_each(|client| client.set_reading(true));
+    world.settle();
+    witnesses.chat(&mut world);
 }
 
 /// A client that sends too much after its request is upgraded before it is closed.
@@ -1060,6 +1128,99 @@ fn members_that_drop_together_leave_before_any_broadcast() {
             assert_eq!(last["active_users"], json!(["survivor", "presence"]));
         }
         assert_eq!(world.connection_count(), 1 + usize::from(has_presence));
+    }
+}
+
+/// While many members leave in each turn, rooms are told nothing, so that no event is written to a member that is about to
+/// leave: here, those of the next turns. A Close frame alone is enough, although TCP stays open.
+#[test]
+fn broadcasts_are_held_during_a_mass_disconnect() {
+    const GROUPS: usize = 4;
+    let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
+    for leave in leave {
+        let mut world = calm(&[]);
+        let crowd = crowd_with_witness(&mut world, GROUPS * 150);
+        let (witness, other) = (&crowd[0], join(&mut world, Dialect::Events, "other", "elsewhere"));
+        for group in crowd[1..].chunks(150) {
+            group.iter().for_each(leave);
+            send_message(witness, "still here");
+            other.send(&masked(0x89, b""));
+            world.turn();
+            witness.expect_nothing();
+            assert_eq!(other.read_frame().first, 0x8a, "a Pong is not held");
+            world.jump(millis(249 / GROUPS as u64));
+        }
+        world.settle();
+        let counts = count_events(witness);
+        assert_eq!((counts["left"], counts["message"]), (GROUPS * 150, GROUPS));
+        for client in &crowd[1..] {
+            let received = String::from_utf8_lossy(&client.received()).into_owned();
+            assert!(!received.contains(r#""left""#), "{received}");
+        }
+    }
+}
+
+/// Members that leave on purpose, a few hundred in every turn, delay no broadcast for longer than 250 ms.
+#[test]
+fn broadcasts_are_held_for_a_bounded_time() {
+    let mut world = calm(&[]);
+    let crowd = crowd_with_witness(&mut world, 5 * 150);
+    let groups = crowd[1..].chunks(150).zip([0, 100, 149, 1, 50]);
+    let held = groups.map(|(group, wait)| {
+        world.jump(millis(wait));
+        group.iter().for_each(|client| client.send(&close_frame(1000)));
+        world.turn();
+        crowd[0].received().is_empty()
+    });
+    assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false, false]);
+}
+
+/// A witness and `count` other members, who have read everything.
+fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
+    let mut crowd = Vec::new();
+    for first in (0..=count).step_by(50) {
+        for number in first..=count.min(first + 49) {
+            let client = world.connect();
+            client.send(upgrade_request(&path(Dialect::Events, &format!("member{number}"), "general")).as_bytes());
+            crowd.push(client);
+        }
+        world.settle();
+        crowd.iter().for_each(|client| drop(client.read()));
+    }
+    crowd
+}
+
+/// The names of all received events, and how often each was received.
+fn count_events(client: &Client) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for frame in client.read_frames() {
+        *counts.entry(json_of(&frame)["event"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Hundreds of slow consumers cross their bound in the same turn. Each receives one Close, and nothing after it.
+#[test]
+fn many_slow_consumers_in_one_turn() {
+    let mut world = calm(&["--max-outbox", "4096"]);
+    let talker = member(&mut world, "talker");
+    world.capacity = 600;
+    let crowd = crowd_with_witness(&mut world, 299);
+    talker.read_frames();
+    crowd.iter().for_each(|client| client.set_reading(false));
+    let messages = 20;
+    for _ in 0..messages {
+        send_message(&talker, &"x".repeat(400));
+        world.settle();
+    }
+    crowd.iter().for_each(|client| client.set_reading(true));
+    world.settle();
+    let counts = count_events(&talker);
+    assert_eq!((counts["left"], counts["message"]), (300, messages));
+    for client in &crowd {
+        let mut frames = client.read_frames();
+        assert_eq!(frames.pop().unwrap().close(), (1008, "too slow to read".to_owned()));
+        assert!(frames.iter().all(|frame| json_of(frame)["event"] == "message"));
     }
 }
 

@@ -277,9 +277,13 @@ impl<S: Socket> Connection<S> {
 
     /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `ConnectionLimits`.
     pub fn buffered(&self) -> usize {
-        let message = if let Stage::Open(protocol) = &self.cold.stage { protocol.buffered() } else { 0 };
+        let received = match &self.cold.stage {
+            Stage::Handshake(head) => head.received(),
+            Stage::Open(protocol) => protocol.buffered(),
+            Stage::Draining { .. } => 0,
+        };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
-        message + observer + self.cold.unprocessed.len() + self.outbox.own_len()
+        received + observer + self.cold.unprocessed.len() + self.outbox.own_len()
     }
 
     /// Bytes that the connection keeps in memory, including shared frames.
@@ -331,6 +335,7 @@ impl<S: Socket> Connections<S> {
     pub fn queue(&mut self, work: Work, token: Token) {
         let Some(connection) = self.table.get_mut(&token) else { return };
         if !std::mem::replace(&mut connection.queued[work as usize], true) {
+            debug_assert!(!self.work[work as usize].contains(&token), "a work list holds a connection once");
             self.work[work as usize].push_back(token);
         }
     }

@@ -11,7 +11,7 @@
 //!   bob    0             one, two
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use mio::Token;
@@ -24,15 +24,19 @@ use crate::ws::frame::{self, Opcode};
 
 /// The server sends a longer batch immediately, so that the kernel accepts some of the bytes before an outbox is full.
 const BATCH_FLUSH_LEN: usize = 64 * 1024;
+const MASS_DISCONNECT: usize = 128; // if more `left` events are broadcast in one turn, the batches are held
+const MAX_HOLD: Duration = Duration::from_millis(250); // deliberate disconnects must not delay broadcasts longer
+const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batch
 
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
     /// Rooms in the order of their first event this turn, including rooms whose batch was full.
     order: VecDeque<RoomId>,
-    pub full_rooms: Vec<RoomId>,
-    pub held_since: Option<Duration>, // monotonic; `None` if few clients drop
-    pub is_held: bool,                // whether the batches wait for a later turn
+    pub full_rooms: HashSet<RoomId>,
+    now: Duration,      // monotonic time of this turn
+    left_events: usize, // broadcast in this turn
+    held_since: Option<Duration>,
 }
 
 /// One room's frames for this turn, rendered in every dialect that its members use.
@@ -50,14 +54,39 @@ impl Batch {
 }
 
 impl Fanout {
+    pub fn begin_turn(&mut self, now: Duration) {
+        (self.now, self.left_events) = (now, 0);
+        self.full_rooms.clear();
+    }
+
+    /// Whether the batches wait for a later turn. During a mass disconnect, many recipients are about to leave too, and
+    /// without the hold, n members that leave would cost n² writes.
+    pub fn is_held(&self) -> bool {
+        self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
+    }
+
+    /// Ends the hold, unless many members left in this turn.
+    pub fn check_hold(&mut self) {
+        self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
+    }
+
+    pub fn end_hold(&mut self) {
+        self.held_since = None;
+    }
+
     /// Returns `true` if the batch is full and the server must send the batch now.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
+        self.left_events += usize::from(matches!(event, Event::Left { .. }));
+        if self.left_events > MASS_DISCONNECT {
+            self.held_since.get_or_insert(self.now);
+        }
+        let max_len = if self.is_held() { MAX_HELD_LEN } else { BATCH_FLUSH_LEN };
         let batch = self.rooms.entry(room).or_insert_with(|| {
             self.order.push_back(room);
             Batch::default()
         });
         dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.renderings[dialect as usize]));
-        !self.is_held && batch.renderings.iter().any(|frames| frames.len() > BATCH_FLUSH_LEN)
+        batch.renderings.iter().any(|frames| frames.len() > max_len)
     }
 
     /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
@@ -70,14 +99,14 @@ impl Fanout {
 
     /// Removes and returns the room's batch. In this turn, the server reads no more from the room's members.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
-        self.full_rooms.push(room);
+        self.full_rooms.insert(room);
         self.rooms.remove(&room)
     }
 
     /// Removes and returns the oldest batch. Returns `None` if there is no batch, or if the batches are held.
     pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
-        let Fanout { rooms, order, is_held, .. } = self;
-        std::iter::from_fn(|| order.pop_front_if(|_| !*is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))
+        let (is_held, Fanout { rooms, order, .. }) = (self.is_held(), self);
+        std::iter::from_fn(|| order.pop_front_if(|_| !is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -156,7 +185,7 @@ mod tests {
         let mut fanout = Fanout::default();
         let rooms = [1, 2, 3].map(RoomId);
         rooms.into_iter().chain(rooms).for_each(|room| append(&mut fanout, room, "x"));
-        assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.full_rooms == [rooms[1]]);
+        assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.full_rooms.contains(&rooms[1]));
         append(&mut fanout, rooms[1], "x");
         let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next()).map(|(room, _)| room).collect();
         assert_eq!(served, rooms);

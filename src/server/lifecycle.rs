@@ -178,7 +178,7 @@ impl<S: Socket> Server<S> {
             connection.cold.deadline = None;
             match &connection.cold.stage {
                 Stage::Handshake(_) if connection.is_queued(Work::Handshake) => self.set_timer(token, HANDSHAKE_GRACE),
-                Stage::Handshake(head) if head.is_empty() => self.abort(token, "no request arrived in time"),
+                Stage::Handshake(head) if head.received() == 0 => self.abort(token, "no request arrived in time"),
                 Stage::Handshake(_) => {
                     let seconds = self.config.handshake_timeout.as_secs_f64();
                     let body = format!("The request was not complete after {seconds} seconds (RFC 9110 §15.5.9).");
@@ -356,7 +356,7 @@ impl<S: Socket> Server<S> {
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.full_rooms.clear();
             self.read();
-            self.fanout.is_held = false;
+            self.fanout.end_hold();
             while let Some((room, batch)) = self.fanout.take_next() {
                 self.send_batch(room, &batch);
             }

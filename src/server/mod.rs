@@ -42,8 +42,6 @@ use timers::Timers;
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
 const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
-const MASS_DISCONNECT: usize = 128; // if more connections are ending, broadcasts wait
-const MAX_HOLD: Duration = Duration::from_millis(250); // deliberate disconnects must not delay broadcasts longer
 
 pub struct Server<S> {
     config: Config,
@@ -115,7 +113,7 @@ impl<S: Socket> Server<S> {
     pub fn begin_turn(&mut self, now: Now) {
         self.now = now;
         self.observers.begin_turn(now.time);
-        self.fanout.full_rooms.clear();
+        self.fanout.begin_turn(now.monotonic);
     }
 
     /// Records an edge from the poll. The server reads and writes later, in `finish_turn`.
@@ -139,11 +137,6 @@ impl<S: Socket> Server<S> {
     }
 
     pub fn finish_turn(&mut self) {
-        // While many clients drop, hold the broadcasts: otherwise, the server writes to many sockets that fail.
-        let (now, fanout) = (self.now.monotonic, &mut self.fanout);
-        let is_mass_disconnect = self.connections.queue_len(Work::ReadEnding) > MASS_DISCONNECT;
-        fanout.held_since = is_mass_disconnect.then(|| fanout.held_since.unwrap_or(now));
-        fanout.is_held = fanout.held_since.is_some_and(|since| now - since < MAX_HOLD);
         self.read();
         self.check_timers();
         self.write_and_remove();
@@ -209,7 +202,7 @@ impl<S: Socket> Server<S> {
             Stage::Draining { .. } => {}
             Stage::Open(_) => self.receive_frames(token, input),
             Stage::Handshake(head) => match head.receive(input, self.config.max_head) {
-                Ok(None) => {}
+                Ok(None) => self.enforce_buffer_limit(token),
                 Ok(Some(end)) => {
                     self.respond(token);
                     // §4.1 forbids clients to send frames before the response, but the server accepts early frames.
@@ -319,7 +312,7 @@ impl<S: Socket> Server<S> {
     /// Queues the room's batch so far for a client, so that any later output follows the batch.
     fn catch_up(&mut self, client: Token, room: RoomId) {
         // Do not send a held batch to a closing client: the batch may be long, and the client rarely reads it.
-        if self.fanout.is_held && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
+        if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
         let Some(dialect) = self.chat.dialect_of(client) else { return };
@@ -343,6 +336,7 @@ impl<S: Socket> Server<S> {
                 self.remove(token);
             }
             self.apply_effects();
+            self.fanout.check_hold();
             // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
             while let Some(token) = self.connections.next(Work::Write) {
                 self.write_to(token);
@@ -355,7 +349,7 @@ impl<S: Socket> Server<S> {
             }
             self.apply_effects();
             self.serve_observers();
-            let is_sent = self.fanout.is_empty() || self.fanout.is_held;
+            let is_sent = self.fanout.is_empty() || self.fanout.is_held();
             if is_sent && !self.connections.has_work([Work::Write, Work::CloseSlow, Work::Remove]) {
                 debug_assert_eq!(self.timers.count(), self.connection_count(), "every connection has a deadline");
                 return;

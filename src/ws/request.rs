@@ -78,8 +78,9 @@ impl HeadReader {
         &self.bytes[self.request_line..]
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+    /// The number of bytes received so far.
+    pub fn received(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Rejects a non-HTTP protocol by its first byte, because a TLS ClientHello may contain no newline.

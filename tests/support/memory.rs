@@ -221,6 +221,15 @@ impl Observer for ReasonObserver {
     }
 }
 
+thread_local! {
+    static LOG_LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The lines that servers of this thread, and so of one test, have logged.
+pub fn log_lines() -> Vec<String> {
+    LOG_LINES.with_borrow(Vec::clone)
+}
+
 /// No line of the log may contain a token or a control character.
 struct LogCheck;
 
@@ -233,6 +242,7 @@ impl log::Log for LogCheck {
         let line = record.args().to_string();
         assert!(!DEMO_TOKENS.iter().any(|token| line.contains(token)), "a token in the log: {line}");
         assert!(!line.contains(char::is_control), "a control character in the log: {line:?}");
+        LOG_LINES.with_borrow_mut(|lines| lines.push(line));
     }
 
     fn flush(&self) {}
