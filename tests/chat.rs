@@ -621,6 +621,23 @@ fn a_client_id_belongs_to_one_connection() {
     });
 }
 
+#[test]
+fn history_goes_to_the_client_that_asked() {
+    with_each_broker(&["--history", "3"], |harness| {
+        harness.two_join();
+        ["one", "two", "three", "four"].iter().for_each(|text| drop(harness.receive(BOB, &message(text))));
+        let history = |data: &str| event("history", data);
+        let effects = sent(&harness.receive(ALICE, &history(r#"{"before":4,"limit":1}"#)));
+        let page = r#"{"room":"general","before":4,"messages":[{"username":"bob","text":"three","id":3,"time":"1970-01-01T00:00:00.000Z"}],"more":true}"#;
+        assert_eq!(effects, [(Recipients::One(ALICE), history(page))]);
+        let effects = sent(&harness.receive(ALICE, &history(r#"{"before":2}"#)));
+        assert_eq!(effects[0].1, history(r#"{"room":"general","before":2,"messages":[],"more":false}"#));
+        harness.receive(ALICE, &switch("rust"));
+        let effects = sent(&harness.receive(ALICE, &history(r#"{"before":9}"#)));
+        assert_eq!(effects[0].1, history(r#"{"room":"rust","before":9,"messages":[],"more":false}"#));
+    });
+}
+
 // ------------------------------------------------------------------------------------ brokers that return events late
 
 #[test]
@@ -629,7 +646,16 @@ fn commands_of_a_joining_client_take_effect_in_order_after_its_welcome() {
         let mut harness = Harness::delayed(&[], seed);
         harness.join(ALICE, request(Dialect::Events, "alice", "rust"));
         harness.chat.join(BOB, request(Dialect::Events, "bob", "general"), NOW);
-        let texts = [message("one"), "no JSON".into(), event("ping", "{}"), switch("rust"), message("two")];
+        let history = || event("history", r#"{"before":2}"#);
+        let texts = [
+            message("one"),
+            history(),
+            "no JSON".into(),
+            event("ping", "{}"),
+            switch("rust"),
+            message("two"),
+            history(),
+        ];
         texts.iter().for_each(|text| harness.chat.receive(BOB, text, NOW));
         assert_eq!(harness.ready(), [], "the broker has returned nothing yet");
         assert_eq!((harness.chat.room_of(BOB), harness.chat.dialect_of(BOB)), (None, Some(Dialect::Events)));
@@ -643,7 +669,10 @@ fn commands_of_a_joining_client_take_effect_in_order_after_its_welcome() {
                 _ => None,
             })
             .collect();
-        assert_eq!(names, ["welcome", "error", "pong", "message", "switched", "joined", "message"]);
+        assert_eq!(
+            names,
+            ["welcome", "error", "pong", "message", "history", "switched", "joined", "message", "history"]
+        );
         assert_eq!(harness.chat.room_of(BOB), harness.chat.room_of(ALICE));
     }
 }
@@ -845,7 +874,11 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
             }
             _ if clients.is_empty() => {}
             2 => harness.chat.leave(clients.swap_remove(at % clients.len()), "closed", NOW),
-            3..5 => harness.chat.receive(clients[at % clients.len()], &switch(room), NOW),
+            3 => {
+                let text = event("history", &format!(r#"{{"before":{at},"limit":{}}}"#, count + 1));
+                harness.chat.receive(clients[at % clients.len()], &text, NOW);
+            }
+            4 => harness.chat.receive(clients[at % clients.len()], &switch(room), NOW),
             _ => {
                 let text = event("message", &format!(r#"{{"text":"{step}","nonce":"{}"}}"#, at % 20));
                 harness.chat.receive(clients[at % clients.len()], &text, NOW);

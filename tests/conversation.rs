@@ -438,7 +438,7 @@ fn events_with_odd_data() {
             message("hello from wscat"),
         ),
     ];
-    for event in ["message", "switch_room", "private", "typing", "ping"] {
+    for event in ["message", "switch_room", "private", "typing", "history", "ping"] {
         for data in ["null", "\"x\"", "[]", "[\"x\"]", "1", "false"] {
             rows.push((
                 "data of the wrong type",

@@ -469,6 +469,36 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     }
 }
 
+/// However many pages a client requests before it reads the first, its outbox stays within its bound.
+#[test]
+fn a_client_that_requests_pages_without_reading() {
+    let mut world = calm(&["--max-outbox", "16384", "--history", "100"]);
+    world.capacity = 100;
+    let reader = member(&mut world, "reader");
+    for id in 1..=100 {
+        send_message(&reader, &"x".repeat(400));
+        world.settle();
+        assert_eq!(reader.read_event("message")["id"], id);
+    }
+    reader.set_reading(false);
+    for number in 0..1000 {
+        let is_page = number % 250 == 249; // the other replies fill the outbox up to a half
+        let history = r#"{"event":"history","data":{"before":101,"limit":100}}"#;
+        reader.send_text(if is_page { history } else { r#"{"event":"ping"}"# });
+        world.settle();
+    }
+    reader.set_reading(true);
+    world.settle();
+    let events: Vec<Value> = reader.read_frames().iter().map(json_of).collect();
+    assert_eq!(events.len(), 1000);
+    let pages: Vec<&Value> = events.iter().filter(|event| event["event"] == "history").collect();
+    assert_eq!(pages.len(), 4);
+    for page in pages.iter().map(|page| &page["data"]) {
+        let messages = page["messages"].as_array().unwrap();
+        assert!(messages.len() >= 10 && messages.last().unwrap()["id"] == 100 && page["more"] == true, "{page}");
+    }
+}
+
 /// A client that is behind and ends its side has the close timeout to read what is queued for it.
 #[test]
 fn a_client_that_is_behind_and_ends_its_side() {

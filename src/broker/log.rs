@@ -56,14 +56,27 @@ impl RoomLog {
     /// Returns the messages after `resume.since` if all of them are kept and fit into `max_bytes`, else the newest
     /// messages that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
-        let mut left = max_bytes;
-        let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();
-        let fitting = self.messages.iter().rev().take_while(fits).count() as u64;
+        let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
         let missed = resume.and_then(|resume| self.last_id.checked_sub(resume.since)).filter(|count| *count <= fitting);
         let skipped = self.messages.len() - missed.unwrap_or(fitting) as usize;
         let messages = self.messages.range(skipped..).map(Rc::clone).collect();
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: missed.is_some(), messages }
+    }
+
+    /// Returns the newest messages with ids less than `before`, and whether the log has older ones. Returns at most
+    /// `limit` messages, and at most as many as fit into `max_bytes`, but at least one so that the client gets on.
+    pub fn page(&self, before: u64, limit: usize, max_bytes: usize) -> (Vec<Rc<Message>>, bool) {
+        let end = self.messages.partition_point(|message| message.id < before);
+        let start = end - self.count_fitting(end, max_bytes).min(limit).max(1).min(end);
+        (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
+    }
+
+    /// Counts the newest of the first `end` messages that fit into `max_bytes`.
+    fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
+        let mut left = max_bytes;
+        let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();
+        self.messages.range(..end).rev().take_while(fits).count()
     }
 }
 
@@ -192,6 +205,38 @@ mod tests {
             assert_eq!((backlog.resumed, backlog.messages.len()), (resumed, count), "{max} bytes since {since}");
             assert!(backlog.messages.last().is_none_or(|newest| newest.id == 5));
         }
+    }
+
+    #[test]
+    fn pages_lead_back_to_the_oldest_kept_message() {
+        let log = log_of(&["1", "2", "3", "4", "5"]);
+        let page = |before, limit, max_bytes| {
+            let (messages, more) = log.page(before, limit, max_bytes);
+            (messages.iter().map(|message| message.id).collect::<Vec<_>>(), more)
+        };
+        let (two, all) = (json_len(&log.messages[0]) * 2, usize::MAX);
+        let rows: [(u64, usize, usize, &[u64], bool); 12] = [
+            (6, 100, all, &[3, 4, 5], false),
+            (u64::MAX, 3, all, &[3, 4, 5], false),
+            (6, 2, all, &[4, 5], true),
+            (5, 2, all, &[3, 4], false),
+            (5, 1, all, &[4], true),
+            (4, 9, all, &[3], false),
+            (3, 9, all, &[], false),
+            (0, 9, all, &[], false),
+            (6, 9, two, &[4, 5], true),
+            (6, 9, two - 1, &[5], true),
+            (6, 9, 0, &[5], true),
+            (4, 9, 0, &[3], false),
+        ];
+        for (before, limit, max_bytes, ids, more) in rows {
+            assert_eq!(
+                page(before, limit, max_bytes),
+                (ids.to_vec(), more),
+                "{limit} before {before}, {max_bytes} bytes"
+            );
+        }
+        assert_eq!(log_of(&[]).page(9, 9, 0), (Vec::new(), false));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use mio::Token;
 
 use super::log::{RoomLog, size};
-use super::{Backlog, Broker, BrokerError, CredentialId, Join, MemberId, Message, NameRules, PrivateMessage};
-use super::{Random, Request, Resume, RoomEvent, RoomId, RoomMap, Session, User};
+use super::{Backlog, Broker, BrokerError, CredentialId, Join, MemberId, Message, NameRules, Page};
+use super::{PrivateMessage, Random, Request, Resume, RoomEvent, RoomId, RoomMap, Session, User};
 use crate::maps::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
@@ -143,6 +143,13 @@ impl MemoryBroker {
         Some(RoomEvent::Private { recipients, message: Rc::new(message) })
     }
 
+    fn page(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
+        let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
+        // The server executes a command only while the outbox is at most half full, so a page fits in the other half.
+        let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
+        Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
+    }
+
     /// Returns the client's room. If another client holds the username, queues a `Rejected` and returns `None`.
     fn authorize(&mut self, client: Token, username: &Rc<str>, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
@@ -189,6 +196,7 @@ impl Broker for MemoryBroker {
             Request::Switch { room, user } => self.switch(client, &room, user, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
+            Request::History { before, limit } => self.page(client, before, limit),
             // Unlike a message, `typing` does not claim the username.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);

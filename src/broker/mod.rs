@@ -77,6 +77,7 @@ pub enum Request {
     Switch { room: Rc<str>, user: User }, // a no-op if `room` is the current room
     Publish(Message),
     Private(PrivateMessage),
+    History { before: u64, limit: usize }, // at most `limit` messages of the current room with ids less than `before`
     Typing { username: Rc<str> },
 }
 
@@ -142,6 +143,15 @@ pub struct Backlog {
     pub messages: Vec<Rc<Message>>, // oldest first
 }
 
+/// Messages that a room received before the message `before`. Serializes to the JSON of the `events` dialect.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Page {
+    pub room: Rc<str>,
+    pub before: u64,
+    pub messages: Vec<Rc<Message>>, // the newest, oldest first
+    pub more: bool,                 // whether the broker keeps older messages
+}
+
 #[derive(Debug)]
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
@@ -158,6 +168,8 @@ pub enum RoomEvent {
     Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
+    /// The reply to [`Request::History`].
+    History { client: Token, page: Page },
     /// Every other member receives the event. `client` is the typing member, or `None` if the member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
     /// The broker drops all later requests of the client.

@@ -13,6 +13,7 @@ pub enum Command<'a> {
     // Without `to`, the message goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
     SwitchRoom { room: Cow<'a, str> },
+    History { before: u64, limit: usize }, // only in the dialect `events`
     Typing { username: Option<Cow<'a, str>> },
     Ping, // not a Ping frame: the `ws` module replies to Ping frames
 }

@@ -15,6 +15,9 @@ use super::command::{Command, ParsedCommand};
 use super::event::{ActiveUsers, ErrorText, Event};
 use crate::broker::Message;
 
+const MAX_LIMIT: u64 = 100; // messages that one `history` command can request
+const DEFAULT_LIMIT: u64 = 50;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     Events,   // at `/`: every message is a JSON object with `event` and `data`
@@ -65,7 +68,8 @@ impl Dialect {
             }
             // Errors in `presence` have no `type`.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
-            (_, Event::Welcome { .. } | Event::Switched { .. } | Event::Typing { .. } | Event::Pong {}) => return,
+            (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_)) => return,
+            (_, Event::Typing { .. } | Event::Pong {}) => return,
         };
         write_json(&json, out);
     }
@@ -146,6 +150,7 @@ fn parse_command<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Comma
             given.map(|_| Command::Message { username: None, to, text })
         }
         "switch_room" => Ok(Command::SwitchRoom { room: data?.string("room")?.unwrap_or(DEFAULT_ROOM.into()) }),
+        "history" => parse_history(&data?),
         "typing" => data.map(|_| Command::Typing { username: None }),
         "ping" => data.map(|_| Command::Ping),
         _ => Err(format!("Unknown event: {}", excerpt(&event)).into()),
@@ -156,6 +161,15 @@ fn parse_nonce(data: &Object<'_>) -> Result<Option<Rc<str>>, ErrorText> {
     let Some(nonce) = data.string("nonce")? else { return Ok(None) };
     let is_valid = (1..=64).contains(&nonce.chars().take(65).count());
     if is_valid { Ok(Some((*nonce).into())) } else { Err(data.invalid("nonce", "a nonce has 1 to 64 characters")) }
+}
+
+fn parse_history<'a>(data: &Object<'a>) -> Result<Command<'a>, ErrorText> {
+    let before = data.integer("before")?.ok_or_else(|| data.invalid("before", "the id of a message is required"))?;
+    let limit = data.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        return Err(data.invalid("limit", &format!("a limit is from 1 to {MAX_LIMIT}")));
+    }
+    Ok(Command::History { before, limit: limit as usize })
 }
 
 fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
@@ -208,6 +222,15 @@ impl<'a> Object<'a> {
             // serde detects some invalid JSON, such as a lone surrogate, only when it decodes the string.
             _ => "Invalid JSON".into(),
         })
+    }
+
+    /// Returns `None` if the field is missing. An integer beyond `u64` becomes the largest `u64`.
+    fn integer(&self, name: &str) -> Result<Option<u64>, ErrorText> {
+        let Some(value) = self.fields.get(name).map(|value| value.get()) else { return Ok(None) };
+        if !value.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(self.invalid(name, "expected an integer, 0 or more"));
+        }
+        Ok(Some(value.parse().unwrap_or(u64::MAX)))
     }
 
     fn invalid(&self, name: &str, what: &str) -> ErrorText {
@@ -284,6 +307,7 @@ mod tests {
         let message = |text| command(None, text, None);
         let named = |text, nonce| command(None, text, Some(nonce));
         let private = |to, text| command(Some(to), text, None);
+        let history = |before, limit| (Command::History { before, limit }, None);
         let switch = |room| (Command::SwitchRoom { room: Cow::Borrowed(room) }, None);
         let cases = [
             (r#"{"event":"message","data":{"text":"hi"}}"#, message("hi")),
@@ -300,6 +324,9 @@ mod tests {
             (r#"{"event":"private","data":{"to":"bob","text":"hi"}}"#, private("bob", "hi")),
             (r#"{"event":"private"}"#, private("", "")),
             (r#"{"event":"typing"}"#, (Command::Typing { username: None }, None)),
+            (r#"{"event":"history","data":{"before":7}}"#, history(7, 50)),
+            (r#"{"event":"history","data":{"limit":100,"before":0,"nonce":"n1"}}"#, history(0, 100)),
+            (r#"{"event":"history","data":{"before":99999999999999999999,"limit":1}}"#, history(u64::MAX, 1)),
             (r#"{"event":"ping"}"#, (Command::Ping, None)),
             (r#"{"event":"switch_room","data":{"room":"x","nonce":"n1"}}"#, switch("x")),
             (r#"{"\u0065vent":"ping","data":{"any":1}}"#, (Command::Ping, None)),
@@ -384,6 +411,16 @@ mod tests {
             (r#"{"event":"message","data":{"text":"a"},"event":{}}"#, "duplicate field `event`"),
             (r#"{"event":"message","data":{"nonce":""}}"#, "data.nonce: a nonce has 1 to 64 characters"),
             (r#"{"event":"message","data":{"nonce":null}}"#, "data.nonce: invalid type: null, expected a string"),
+            (r#"{"event":"history"}"#, "data.before: the id of a message is required"),
+            (r#"{"event":"history","data":{"before":-1}}"#, "data.before: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":1.5}}"#, "data.before: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":1e3}}"#, "data.before: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":"1"}}"#, "data.before: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":null}}"#, "data.before: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":1,"limit":null}}"#, "data.limit: expected an integer, 0 or more"),
+            (r#"{"event":"history","data":{"before":1,"limit":0}}"#, "data.limit: a limit is from 1 to 100"),
+            (r#"{"event":"history","data":{"before":1,"limit":101}}"#, "data.limit: a limit is from 1 to 100"),
+            (r#"{"event":"history","data":{"before":1,"before":2}}"#, "data: duplicate field `before`"),
             (r#"{"event":"switch_room","data":{"room":[]}}"#, "data.room: invalid type: sequence, expected a string"),
         ];
         for (text, expected) in cases {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use mio::Token;
 use serde::Serialize;
 
-use crate::broker::{Backlog, Message, PrivateMessage, RoomId};
+use crate::broker::{Backlog, Message, Page, PrivateMessage, RoomId};
 
 /// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", with the fields in this order.
 #[derive(Debug, PartialEq, Serialize)]
@@ -48,6 +48,8 @@ pub enum Event {
         last_id: u64,
         history: Vec<Rc<Message>>,
     },
+    /// The reply to a `history` command.
+    History(Page),
     /// The typing member receives no event.
     Typing { username: Rc<str> },
     /// All connections of the recipient and the sender receive `private`.

@@ -241,6 +241,7 @@ impl Chat {
             Command::SwitchRoom { room } => {
                 Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
             }
+            Command::History { before, limit } => Request::History { before, limit },
             Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username)? },
             Command::Ping => {
                 self.send(client, Event::Pong {});
@@ -315,6 +316,7 @@ impl Chat {
                 }
                 self.send_room(room, None, Event::Message(message));
             }
+            RoomEvent::History { client, page } => self.send(client, Event::History(page)),
             RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
             RoomEvent::Private { recipients, message } => {
                 // Never log the text of a private message.

@@ -153,7 +153,10 @@ impl State {
             | RoomEvent::Published { room, .. }
             | RoomEvent::Typing { room, .. } => keys.push(Key::Room(*room)),
             RoomEvent::Private { recipients, .. } => keys.extend(recipients.iter().map(|client| Key::Client(*client))),
-            RoomEvent::Duplicate { .. } | RoomEvent::JoinRejected { .. } | RoomEvent::Rejected { .. } => {}
+            RoomEvent::History { .. }
+            | RoomEvent::Duplicate { .. }
+            | RoomEvent::JoinRejected { .. }
+            | RoomEvent::Rejected { .. } => {}
         }
         self.pending.push(Pending { event, keys });
     }
