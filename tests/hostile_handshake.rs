@@ -543,6 +543,13 @@ fn plain_rows() -> Vec<Row> {
         row("HEAD /health", get("/health").method("HEAD"), ok(Body::Nothing)),
         row("HEAD /health with an upgrade", handshake().method("HEAD").target("/health"), ok(Body::Nothing)),
         row("POST /health", get("/health").method("POST"), not_allowed("GET, HEAD")),
+        row("/check", get("/check?token=dev-token"), health()),
+        row("/check without a token", get("/check"), health()),
+        row("/check with an upgrade", handshake().target("/check?token=dev-token"), health()),
+        row("/check over 1.0", get("/check").version("HTTP/1.0"), health()),
+        row("HEAD /check with an upgrade", handshake().method("HEAD").target("/check"), ok(Body::Nothing)),
+        row("POST /check", get("/check?token=a-secret").method("POST"), not_allowed("GET, HEAD")),
+        row("a foreign Host at /check", get("/check?token=a-secret").set("Host: evil.example"), rejects(&[403], &["evil.example"])),
     ]
 }
 

@@ -62,6 +62,7 @@ pub enum JoinError {
     Reserved, // another token is bound to the username
     ClientIdInUse,
     TooManyRooms,
+    TooManyJoins, // of the user, who must wait for the rate limit
 }
 
 /// Facts that a client's access token proves; the default if the server requires no token.
@@ -123,20 +124,17 @@ impl Chat {
     }
 
     /// Checks a join before the handshake succeeds. The broker may still reject the join later.
-    pub fn check(&self, request: &JoinRequest) -> Result<(), JoinError> {
+    pub fn check(&self, request: &JoinRequest, now: Now) -> Result<(), JoinError> {
         if self.is_reserved(&request.join.username, &request.identity) {
             return Err(JoinError::Reserved);
         }
         self.broker.check(&request.join).map_err(|error| match error {
             BrokerError::ClientIdInUse => JoinError::ClientIdInUse,
             _ => JoinError::TooManyRooms,
-        })
-    }
-
-    /// Counts the join against the user's rate limit. Returns `false` if the handshake must be rejected.
-    pub fn check_join_rate(&mut self, request: &JoinRequest, now: Now) -> bool {
+        })?;
         // On a local server, every connection is its own user, so a limit on joins has no effect.
-        self.is_local || self.limiter.check_join(&request.join.user, now.monotonic)
+        let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
+        if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
@@ -146,6 +144,9 @@ impl Chat {
         let before = self.clients.insert(client, Box::new(record));
         debug_assert!(before.is_none(), "a client joins once");
         join.user = self.user_of(client);
+        if !self.is_local {
+            self.limiter.take_token(&join.user, now.monotonic);
+        }
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
@@ -172,7 +173,6 @@ impl Chat {
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.check_typing(&self.user_of(client), now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
-            _ if self.config.rate_limit == 0.0 => Decision::Pass,
             _ => self.limiter.check(&self.user_of(client), now.monotonic),
         };
         let result = match decision {

@@ -76,7 +76,7 @@ impl RateLimiter {
 
     /// Takes one token for a message from the user's bucket.
     pub fn check(&mut self, user: &User, now: Duration) -> Decision {
-        if self.check_join(user, now) {
+        if self.take_token(user, now) {
             return Decision::Pass;
         }
         let (burst, Usage { rejections, .. }) = (self.burst, self.usage(user, now));
@@ -88,8 +88,14 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Takes one token for a join. Unlike a rejected message, a rejected join is no part of a flood.
-    pub fn check_join(&mut self, user: &User, now: Duration) -> bool {
+    /// Whether the user may join now. Takes no token, and a rejected join is no part of a flood.
+    pub fn has_token(&self, user: &User, now: Duration) -> bool {
+        let bucket = self.users.get(user).map(|usage| usage.bucket);
+        self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))
+    }
+
+    /// Returns `false` if the user's bucket holds less than one token.
+    pub fn take_token(&mut self, user: &User, now: Duration) -> bool {
         let RateLimiter { rate, burst, .. } = *self;
         rate == 0.0 || self.usage(user, now).bucket.take(rate, burst, now)
     }
@@ -165,7 +171,8 @@ mod tests {
     #[test]
     fn rejected_joins_are_no_flood() {
         let mut limiter = RateLimiter::new(5.0);
-        let passed = (0..1000).filter(|_| limiter.check_join(&USER, at(0))).count();
+        let join = |limiter: &mut RateLimiter| limiter.has_token(&USER, at(0)) && limiter.take_token(&USER, at(0));
+        let passed = (0..1000).filter(|_| join(&mut limiter)).count();
         assert_eq!((passed, limiter.check(&USER, at(0))), (10, Decision::SlowDown));
     }
 

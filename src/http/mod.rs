@@ -17,7 +17,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, names};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, names};
 use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
@@ -30,7 +30,15 @@ const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at mo
 #[expect(clippy::large_enum_variant, reason = "a short-lived return value")]
 pub enum Outcome {
     Response(Vec<u8>),
-    Upgrade { response: Vec<u8>, route: Route },
+    Upgrade {
+        response: Vec<u8>,
+        route: Route,
+    },
+    /// `/check`: the route that a handshake would have. Pages of the origin `reader` may read the response.
+    Check {
+        route: Result<Route, Rejection>,
+        reader: Option<String>,
+    },
 }
 
 #[derive(Debug)]
@@ -43,18 +51,23 @@ pub enum Route {
 pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_guess: bool, // `false` after too many wrong tokens
+    pub may_guess: bool,        // `false` after too many wrong tokens
+    pub sent_wrong_token: bool, // set by `route_request`
 }
 
-pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
-    let authority = check_authority(request, access)?;
-    let dialect = match request.path {
-        "/" => Some(Dialect::Events),
-        "/ws" => Some(Dialect::Presence),
-        // Split the path before decoding it: %2f in a room name is not a separator.
-        path => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(|_| Dialect::Rooms),
-    };
-    let has_page = matches!(request.path, "/" | "/health");
+/// The parts of a handshake, or of a request to `/check`, that its checks need.
+struct Handshake<'a> {
+    request: &'a Request<'a>,
+    query: Query<'a>,
+    authority: &'a str,
+    access: &'a Access,
+    peer: &'a mut Peer,
+}
+
+pub fn route_request(req: &Request, access: &Access, peer: &mut Peer, now: SystemTime) -> Result<Outcome, Rejection> {
+    let (request, authority) = (req, check_authority(req, access)?);
+    let dialect = dialect_at(request.path);
+    let has_page = matches!(request.path, "/" | "/health" | "/check");
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
     let is_head = has_page && request.method == "HEAD";
     if request.method != "GET" && !is_head {
@@ -62,35 +75,38 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
     let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
+    let mut handshake = Handshake { request, query: Query::parse(request.query), authority, access, peer };
     match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
+        "/check" => return Ok(handshake.check()),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
-        path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => {
-            // The text after `=` may be a token, if the client encoded the `?` of its query.
-            let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
-            return Err(Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5).")));
-        }
+        path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
     // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
-    let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
-    check_origin(request, access, scheme, authority)?;
-    // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
-    let has_ticket = request.path == "/inspect";
-    let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
-    percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
+    handshake.check_origin()?;
     let route = match dialect {
-        Some(dialect) => {
-            let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
-            Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
+        Some(dialect) => handshake.route_chat(request.path, dialect)?,
+        // A ticket replaces the token: the server issues tickets only to clients that passed the token check.
+        None if request.path == "/inspect" => {
+            percent_decode(request.query)?;
+            Route::Inspect { ticket: require("ticket", handshake.query.get("ticket"))? }
         }
-        None if has_ticket => Route::Inspect { ticket: require("ticket", Query::parse(request.query).get("ticket"))? },
-        None => Route::Echo(identity),
+        None => Route::Echo(handshake.check_token()?),
     };
     Ok(Outcome::Upgrade { response, route })
+}
+
+fn dialect_at(path: &str) -> Option<Dialect> {
+    match path {
+        "/" => Some(Dialect::Events),
+        "/ws" => Some(Dialect::Presence),
+        // Split the path before decoding it: %2f in a room name is not a separator.
+        path => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(|_| Dialect::Rooms),
+    }
 }
 
 /// Rejects a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
@@ -109,9 +125,29 @@ pub fn forbidden(body: impl Into<String>) -> Rejection {
 
 pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
     let headers = [&[("Content-Type", "text/plain; charset=utf-8")], rejection.headers].concat();
+    response(rejection.status, &headers, &body(rejection), is_head, now)
+}
+
+/// The response to `/check`. A browser hides the response to a rejected handshake from the page, but not this one.
+pub fn check_response(checked: Result<(), Rejection>, reader: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
+    let (status, message) =
+        checked.map_or_else(|rejection| (rejection.status, body(&rejection)), |()| (101, "".into()));
+    let json = format!("{{\"status\":{status},\"message\":{}}}\n", serde_json::json!(message));
+    let allow = reader.into_iter().flat_map(|origin| [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]);
+    let headers: Vec<_> = [("Content-Type", "application/json")].into_iter().chain(allow).collect();
+    response(200, &headers, &json, is_head, now)
+}
+
+fn body(rejection: &Rejection) -> String {
     // Terminals need a final newline. A 401 has none, because clients compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
-    response(rejection.status, &headers, &format!("{}{newline}", rejection.body), is_head, now)
+    format!("{}{newline}", rejection.body)
+}
+
+fn not_found(path: &str) -> Rejection {
+    // The text after `=` may be a token, if the client encoded the `?` of its query.
+    let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
+    Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
 
 fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
@@ -158,84 +194,118 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     Ok(request.authority.unwrap_or(host))
 }
 
-fn check_origin(request: &Request, access: &Access, scheme: &str, authority: &str) -> Result<(), Rejection> {
-    let mut origins = request.header("Origin");
-    // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
-    let Some(origin) = origins.next() else { return Ok(()) };
-    if origins.next().is_some() {
-        return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
+impl<'a> Handshake<'a> {
+    /// Runs checks 8 to 10 (PROTOCOL.md, "Rejections") of a handshake at the parameter `endpoint`.
+    fn check(&mut self) -> Outcome {
+        let origin = self.check_origin();
+        let reader = origin.as_ref().ok().copied().flatten().map(str::to_owned);
+        let endpoint = self.query.find("endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
+        let route = endpoint.and_then(|path| {
+            let dialect = dialect_at(&path).ok_or_else(|| not_found(&path))?;
+            origin.and_then(|_| self.route_chat(&path, dialect))
+        });
+        Outcome::Check { route, reader }
     }
-    let length = origin.len();
-    if length > MAX_ORIGIN {
-        return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
-    }
-    let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
-    if access.allows_origin(text, scheme, authority) {
-        return Ok(());
-    }
-    // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
-    let advice = match normalize_origin(text) {
-        Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
-        None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
-    };
-    let seen = quote(origin);
-    Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
-}
 
-fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
-    if !may_guess {
-        return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
+    /// Returns the request's origin, if it has one.
+    fn check_origin(&self) -> Result<Option<&'a str>, Rejection> {
+        let scheme = if self.peer.is_proxied { proxy::scheme(self.request) } else { "http" };
+        let mut origins = self.request.header("Origin");
+        // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
+        let Some(origin) = origins.next() else { return Ok(None) };
+        if origins.next().is_some() {
+            return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
+        }
+        let length = origin.len();
+        if length > MAX_ORIGIN {
+            return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
+        }
+        let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
+        if self.access.allows_origin(text, scheme, self.authority) {
+            return Ok(Some(text).filter(|text| !text.is_empty()));
+        }
+        // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
+        let advice = match normalize_origin(text) {
+            Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
+            None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
+        };
+        let seen = quote(origin);
+        Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
     }
-    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
-    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    access.identify(token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
-}
 
-/// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
-pub fn token(request: &Request) -> Option<String> {
-    let in_header = |value| {
-        let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-        // RFC 9110 §11.1: the scheme is case-insensitive.
-        scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
-    };
-    let in_subprotocol = |name: &[u8]| {
-        let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
-        Some(String::from_utf8(decoded).unwrap_or_default())
-    };
-    Query::parse(request.query)
-        .get("token")
-        .or_else(|| request.header("Authorization").find_map(in_header))
-        .or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
-}
+    fn check_token(&mut self) -> Result<Identity, Rejection> {
+        if !self.peer.may_guess {
+            return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
+        }
+        // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
+        let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized".into());
+        let token = self.token();
+        let identity = self.access.identify(token.as_deref());
+        self.peer.sent_wrong_token = identity.is_none() && token.is_some();
+        let identity = identity.ok_or(Rejection { status: 401, headers, body })?;
+        percent_decode(self.request.query)?; // reject a malformed parameter even if its name is unknown
+        Ok(identity)
+    }
 
-fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
-    let query = Query::parse(request.query);
-    let name_error = |error: String| bad_request(error + ".");
-    let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
-    let room = room.or_else(|| query.get("room"));
-    let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
-    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query.get("client_id")));
-    let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
-    if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
-        return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
+    /// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
+    fn token(&self) -> Option<String> {
+        let in_header = |value| {
+            let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+            // RFC 9110 §11.1: the scheme is case-insensitive.
+            scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
+        };
+        let in_subprotocol = |name: &[u8]| {
+            let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
+            Some(String::from_utf8(decoded).unwrap_or_default())
+        };
+        let in_query = self.query.get("token");
+        let token = in_query.or_else(|| self.request.header("Authorization").find_map(in_header));
+        token.or_else(|| self.request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
     }
-    // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
-    let username = query.get("username").filter(|_| dialect != Dialect::Rooms);
-    let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
-    // Finish every check that returns 400 first, then check that the token allows this username.
-    let (username, bound) = (username.as_deref(), identity.username.as_deref());
-    if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
-        let seen = quote(username.as_bytes());
-        return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
+
+    /// Runs the checks after `check_origin` of a handshake at a chat endpoint. For `/check`, `path` is not the request's.
+    fn route_chat(&mut self, path: &str, dialect: Dialect) -> Result<Route, Rejection> {
+        let (identity, address) = (self.check_token()?, self.peer.address);
+        let join = self.parse_join(path, dialect, &identity)?;
+        Ok(Route::Chat(JoinRequest { dialect, identity, address, join, extra: None }))
     }
-    let username = require("username", bound.or(username).or(dialect.default_username()))?;
-    // Only the dialect `events` sends the message ids and the session that a client needs to resume.
-    let parameter = |name| query.get(name).filter(|_| dialect == Dialect::Events);
-    let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
-    let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
-    let session = parameter("session").and_then(|hex| parse_session(&hex));
-    let (is_bound, credential) = (bound.is_some(), identity.credential);
-    Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
+
+    fn parse_join(&self, path: &str, dialect: Dialect, identity: &Identity) -> Result<Join, Rejection> {
+        let query = &self.query;
+        let name_error = |error: String| bad_request(error + ".");
+        let room = path.strip_prefix("/ws/").map(percent_decode).transpose()?;
+        let room = room.or_else(|| query.get("room"));
+        let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
+        let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query.get("client_id")));
+        let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
+        if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
+            return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
+        }
+        // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
+        let username = query.get("username").filter(|_| dialect != Dialect::Rooms);
+        let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
+        // Finish every check that returns 400 first, then check that the token allows this username.
+        let (username, bound) = (username.as_deref(), identity.username.as_deref());
+        if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
+            let seen = quote(username.as_bytes());
+            return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
+        }
+        let username = require("username", bound.or(username).or(dialect.default_username()))?;
+        // Only the dialect `events` sends the message ids and the session that a client needs to resume.
+        let parameter = |name| query.get(name).filter(|_| dialect == Dialect::Events);
+        let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
+        let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
+        let session = parameter("session").and_then(|hex| parse_session(&hex));
+        let (is_bound, credential) = (bound.is_some(), identity.credential);
+        Ok(Join {
+            is_bound,
+            session,
+            client_id,
+            credential,
+            resume,
+            ..Join::new(username, &room, identity.user(self.peer.address))
+        })
+    }
 }
 
 /// Parses exactly what a `welcome` contains: `from_str_radix` alone would also accept fewer digits, and a sign.
@@ -251,19 +321,25 @@ impl<'a> Query<'a> {
     fn parse(query: &'a str) -> Query<'a> {
         let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let is_encoded = |name: &str| name.contains(['%', '+']);
-        let decoded = |name: &'a str| if is_encoded(name) { decode_parameter(name).into() } else { name.into() };
+        let decoded = |name: &'a str| {
+            if is_encoded(name) { decode_parameter(name).unwrap_or_default().into() } else { name.into() }
+        };
         Query(pairs.map(|(name, value)| (decoded(name), value)).collect())
     }
 
     /// Returns the first parameter with this name, because a proxy may have validated only that one.
+    fn find(&self, wanted: &str) -> Option<&'a str> {
+        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value)
+    }
+
+    /// Returns "" if the value is not valid percent-encoding.
     fn get(&self, wanted: &str) -> Option<String> {
-        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| decode_parameter(value))
+        self.find(wanted).map(|value| decode_parameter(value).unwrap_or_default())
     }
 }
 
-/// Returns "" if the text is not valid percent-encoding.
-fn decode_parameter(text: &str) -> String {
-    percent_decode(&text.replace('+', " ")).unwrap_or_default() // in a query, unlike in a path, + means a space
+fn decode_parameter(text: &str) -> Result<String, Rejection> {
+    percent_decode(&text.replace('+', " ")) // in a query, unlike in a path, + means a space
 }
 
 fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
@@ -293,8 +369,10 @@ mod tests {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true };
-        match route_request(&request, &access, peer, SystemTime::UNIX_EPOCH) {
+        let address = Ipv4Addr::LOCALHOST.into();
+        let mut peer = Peer { address, is_proxied: false, may_guess: true, sent_wrong_token: false };
+        match route_request(&request, &access, &mut peer, SystemTime::UNIX_EPOCH) {
+            Ok(Outcome::Check { route, .. }) => format!("check {}", route.map_or_else(|error| error.status, |_| 101)),
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
             Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),
             Ok(Outcome::Upgrade { route: Route::Inspect { ticket }, .. }) => format!("observe {ticket}"),
@@ -314,6 +392,15 @@ mod tests {
             ("HEAD / HTTP/1.1", UPGRADE, "200"),
             ("GET /health HTTP/1.1", UPGRADE, "200"),
             ("POST /health HTTP/1.1", "", "405"),
+            ("GET /check HTTP/1.1", UPGRADE, "check 401"),
+            ("HEAD /check?token=dev-token HTTP/1.1", "", "check 101"),
+            ("POST /check?token=dev-token HTTP/1.1", "", "405"),
+            ("GET /check?token=dev-token&endpoint=%2Fws HTTP/1.1", "", "check 400"),
+            ("GET /check?token=dev-token&endpoint=/ws&username=al&client_id=7 HTTP/1.1", "", "check 101"),
+            ("GET /check?token=dev-token&endpoint=/ws/a%252Fb HTTP/1.1", "", "check 101"),
+            ("GET /check?token=dev-token&endpoint=/ws/a%2Fb HTTP/1.1", "", "check 404"),
+            ("GET /check?token=dev-token&endpoint=/echo HTTP/1.1", "", "check 404"),
+            ("GET /check?token=dev-token&endpoint=%zz HTTP/1.1", "", "check 400"),
             ("GET /nope HTTP/1.1", UPGRADE, "404"),
             ("GET /echo?token=dev-token HTTP/1.1", "", "426"),
             ("GET /echo?token=dev-token HTTP/1.1", UPGRADE, "echo"),

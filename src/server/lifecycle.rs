@@ -74,15 +74,20 @@ impl<S: Socket> Server<S> {
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
             let may_guess = self.limits.may_guess(peer.ip(), now);
-            let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
-            let outcome = http::route_request(&request, &self.access, client, self.now.time);
-            if outcome.as_ref().is_err_and(|rejection| rejection.status == 401) && http::token(&request).is_some() {
+            let mut client = http::Peer { address: peer.ip(), is_proxied, may_guess, sent_wrong_token: false };
+            let outcome = http::route_request(&request, &self.access, &mut client, self.now.time);
+            if client.sent_wrong_token {
                 self.limits.count_wrong_token(peer.ip(), now);
             }
             outcome
         });
         match outcome {
             Ok(Outcome::Response(bytes)) => self.send_response(token, bytes, "the response was sent"),
+            Ok(Outcome::Check { route, reader }) => {
+                let checked = route.and_then(|route| self.admit(token, &route));
+                let bytes = http::check_response(checked, reader.as_deref(), is_head, self.now.time);
+                self.send_response(token, bytes, "the response was sent");
+            }
             Ok(Outcome::Upgrade { response, route }) => match self.admit(token, &route) {
                 Ok(()) => self.upgrade(token, response, route),
                 Err(rejection) => self.reject(token, &rejection, is_head),
@@ -91,23 +96,26 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients.
+    /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients. Changes nothing
+    /// for a chat endpoint, because `/check` calls this function too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
-        let queued_bytes = |token| self.connections.queued_bytes(token);
-        if let Route::Chat(request) = route {
-            self.chat.check(request).map_err(|error| match error {
-                JoinError::Reserved => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
-                JoinError::ClientIdInUse => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
-                JoinError::TooManyRooms => http::unavailable("There are too many rooms"),
-            })?;
-        }
-        match route {
+        let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
+        match (checked, route) {
+            (Err(JoinError::Reserved), _) => {
+                Err(http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."))
+            }
+            (Err(JoinError::ClientIdInUse), _) => {
+                Err(http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."))
+            }
+            (Err(JoinError::TooManyRooms), _) => Err(http::unavailable("There are too many rooms")),
             _ if self.limits.is_full() => Err(http::unavailable("The server is full")),
-            Route::Chat(request) if !self.chat.check_join_rate(request, self.now) => {
+            (Err(JoinError::TooManyJoins), _) => {
                 Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
             }
-            Route::Inspect { ticket } => self.observers.admit(token, ticket, &queued_bytes),
-            Route::Chat(_) | Route::Echo(_) => Ok(()),
+            (Ok(()), Route::Inspect { ticket }) => {
+                self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token))
+            }
+            (Ok(()), Route::Chat(_) | Route::Echo(_)) => Ok(()),
         }
     }
 

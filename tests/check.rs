@@ -1,0 +1,330 @@
+//! `GET /check` tells a page why a handshake would fail. Each response is compared with the handshake itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::http::{Request, Response, get, handshake};
+use support::table::each_row;
+use support::users::{Dialect, User, encode};
+use support::{Server, token_file};
+
+/// With these options, a server exempts no client from its limits, and the tests reach only the limits that they set.
+const PUBLIC: [&str; 6] = ["--allow-host", "chat.example", "--connect-rate", "0", "--max-per-address", "0"];
+
+fn public(args: &[&str]) -> Server {
+    Server::start(&[&PUBLIC, args].concat())
+}
+
+fn tokens(name: &str, content: &str) -> String {
+    token_file(name, content).to_str().unwrap().to_owned()
+}
+
+/// The request that checks a handshake at this target.
+fn check_request(target: &str) -> Request {
+    let (endpoint, query) = target.split_once('?').unwrap_or((target, ""));
+    get(&format!("/check?{query}&endpoint={}", encode(endpoint)))
+}
+
+/// A response in full. A 101 has no body.
+fn response(server: &Server, request: &Request) -> Response {
+    let mut client = server.connect();
+    client.send(&request.bytes());
+    let response = Response::parse(client.read_head().as_bytes());
+    let body = if response.status == 101 { Vec::new() } else { client.read_to_clean_end() };
+    Response { body: String::from_utf8(body).unwrap(), ..response }
+}
+
+/// The JSON in the response to a check.
+fn checked(server: &Server, request: &Request) -> Value {
+    let response = response(server, request);
+    assert_eq!(response.status, 200, "{response:?}");
+    assert_eq!(response.header("Content-Type"), "application/json");
+    assert_eq!(response.header("Cache-Control"), "no-store");
+    let json: Value = serde_json::from_str(&response.body).expect("JSON");
+    assert_eq!(json.as_object().map(serde_json::Map::len), Some(2), "{json}");
+    json
+}
+
+fn status(server: &Server, target: &str) -> u64 {
+    checked(server, &check_request(target))["status"].as_u64().expect("a status")
+}
+
+/// A target, header lines, and the status of both the handshake and its check.
+type Row<'a> = (&'a str, &'a [&'a str], u16);
+
+fn run(server: &Server, rows: &[Row]) {
+    each_row(
+        rows,
+        |(target, headers, _)| format!("{target} {headers:?}"),
+        |(target, headers, expected)| {
+            let with_headers = |request: Request| headers.iter().fold(request, |request, line| request.add(line));
+            let checked = checked(server, &with_headers(check_request(target)));
+            let response = response(server, &with_headers(handshake().target(*target)));
+            assert_eq!(response.status, *expected, "{response:?}");
+            assert_eq!(checked, json!({"status": response.status, "message": response.body}));
+        },
+    );
+}
+
+// ------------------------------------------------------------------------------------- the same as the handshake itself
+
+#[test]
+fn a_check_has_the_status_and_the_body_of_the_handshake() {
+    let long_origin = format!("Origin: https://{}.example", "x".repeat(300));
+    run(
+        &Server::start(&[]),
+        &[
+            ("/?token=dev-token", &[], 101),
+            ("/?token=dev-token&username=ann&room=tea", &[], 101),
+            ("/ws/tea?token=dev-token", &[], 101),
+            ("/ws/a%2Fb?token=dev-token", &[], 101),
+            ("/ws?token=dev-token&username=ann&client_id=1", &[], 101),
+            ("/?username=ann", &["Authorization: Bearer dev-token"], 101),
+            // Unknown endpoints. These are checked before the token.
+            ("/nope", &[], 404),
+            ("/nope?token=dev-token", &["Origin: https://evil.example"], 404),
+            ("/ws/a/b?token=dev-token", &[], 404),
+            ("/ws/?token=dev-token", &[], 400),
+            // The origin is checked before the token.
+            ("/?token=dev-token", &["Origin: null"], 101),
+            ("/?token=dev-token", &["Origin: http://127.0.0.1"], 101),
+            ("/", &["Origin: https://evil.example"], 403),
+            ("/", &["Origin: null", "Origin: null"], 400),
+            ("/", &[&long_origin], 400),
+            // The token is checked before the parameters.
+            ("/", &[], 401),
+            ("/?token=wrong&username=%00", &[], 401),
+            ("/?token=%zz", &[], 401),
+            ("/?token=wrong", &["Authorization: Bearer dev-token"], 401),
+            ("/ws/tea", &["Authorization: Bearer wrong"], 401),
+            ("/ws?username=ann&client_id=1", &[], 401),
+            ("/?token=dev-token&x=%zz", &[], 400),
+            ("/?token=dev-token&username=%00", &[], 400),
+            ("/?token=dev-token&username=", &[], 400),
+            ("/?token=dev-token&room=+", &[], 400),
+            ("/ws/%FF?token=dev-token", &[], 400),
+            ("/ws/%zz?token=dev-token", &[], 400),
+            ("/ws?token=dev-token&username=ann", &[], 400),
+            ("/ws?token=dev-token&client_id=1", &[], 400),
+            ("/ws?token=dev-token&username=ann&client_id=", &[], 400),
+        ],
+    );
+}
+
+#[test]
+fn usernames_and_client_ids_of_another_token() {
+    let file = tokens("check-names", "hers alice\nfree\nother\n");
+    let server = public(&["--tokens", &file, "--rate-limit", "0"]);
+    let mut pat = User::at(&server, Dialect::Presence, "/ws?token=free&username=pat&client_id=7", "pat");
+    pat.receive();
+    run(
+        &server,
+        &[
+            ("/?token=hers", &[], 101),
+            ("/?token=hers&username=bob", &[], 403),
+            ("/?token=free&username=Alice", &[], 403),
+            ("/ws?token=other&username=bob&client_id=7", &[], 403),
+            ("/ws?token=other&username=bob&client_id=8", &[], 101),
+        ],
+    );
+}
+
+#[test]
+fn a_server_that_is_full() {
+    let server = public(&["--open", "--rate-limit", "0", "--max-rooms", "1", "--max-connections", "2"]);
+    let _first = server.upgrade("/?room=tea");
+    run(&server, &[("/?room=coffee", &[], 503), ("/?room=%00", &[], 400)]);
+    let _second = server.upgrade("/echo");
+    run(&server, &[("/?room=tea", &[], 503), ("/ws/coffee", &[], 503), ("/?room=%00", &[], 400), ("/nope", &[], 404)]);
+}
+
+/// The rate limit is checked last, and a check draws nothing from it.
+#[test]
+fn a_check_draws_nothing_from_the_rate_limit() {
+    let server = public(&["--open", "--rate-limit", "0.001", "--max-rooms", "1"]);
+    (0..5).for_each(|_| assert_eq!(status(&server, "/?room=tea"), 101, "the burst is one message"));
+    let _client = server.upgrade("/?room=tea");
+    run(
+        &server,
+        &[
+            ("/?room=tea", &[], 429),
+            ("/ws/tea", &[], 429),
+            ("/ws?username=ann&client_id=1&room=tea", &[], 429),
+            ("/?room=coffee", &[], 503),
+            ("/?room=%00", &[], 400),
+        ],
+    );
+}
+
+#[test]
+fn a_check_counts_wrong_tokens() {
+    let file = tokens("check-wrong", "right\n");
+    let server = || public(&["--tokens", &file, "--max-wrong-tokens", "3"]);
+    let first = server();
+    (0..9).for_each(|_| assert_eq!(status(&first, "/"), 401, "a missing token is not counted"));
+    for target in ["/?token=wrong", "/ws/tea?token=wrong", "/ws?token=wrong"] {
+        assert_eq!(status(&first, target), 401);
+    }
+    run(&first, &[("/?token=right", &[], 429), ("/?token=wrong", &[], 429), ("/", &[], 429), ("/nope", &[], 404)]);
+    let second = server();
+    (0..3).for_each(|_| assert_eq!(second.status(&handshake().target("/?token=wrong")), 401));
+    assert_eq!(status(&second, "/?token=right"), 429, "wrong tokens in handshakes count as well");
+    let third = server();
+    // No token is looked at, so none is counted.
+    (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
+    for _ in 0..9 {
+        let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");
+        assert_eq!(checked(&third, &foreign)["status"], 403);
+    }
+    assert_eq!(status(&third, "/?token=right"), 101);
+}
+
+#[test]
+fn a_check_joins_nothing_and_replaces_nobody() {
+    let server = Server::start(&["--unique-names"]);
+    let mut ann = User::events(&server, "ann", "general");
+    let mut pat = User::joins(&server, Dialect::Presence, "pat", "tea");
+    pat.receive();
+    let id = encode("pat in tea");
+    let targets = [
+        "/?token=dev-token&username=bob".to_owned(),
+        "/?token=dev-token&username=ann".to_owned(),
+        "/ws/general?token=dev-token".to_owned(),
+        format!("/ws?token=dev-token&username=pat&client_id={id}&room=tea"),
+    ];
+    for target in targets {
+        // A username in use is rejected after the handshake.
+        assert_eq!(checked(&server, &check_request(&target)), json!({"status": 101, "message": ""}), "{target}");
+    }
+    ann.receives_nothing();
+    pat.receives_nothing();
+    let mut guest = User::joins(&server, Dialect::Events, "guest", "general");
+    guest.receives_event("welcome", json!({"members": ["ann"], "member_count": 1}));
+}
+
+// -------------------------------------------------------------------------------------------- what only /check itself has
+
+#[test]
+fn the_endpoint_is_a_parameter() {
+    let server = Server::start(&[]);
+    let rows = [
+        ("", 101),
+        ("&endpoint=/", 101),
+        ("&endpoint=%2F", 101),
+        ("&endpoint=/ws/tea", 101),
+        ("&endpoint=%2Fws%2Fa+b", 101),
+        ("&endpoint=%2Fws%2Fa%252Fb", 101),
+        ("&%65ndpoint=/ws/tea", 101),
+        ("&endpoint=/&endpoint=/nope", 101),
+        ("&endpoint=/nope&endpoint=/", 404),
+        ("&endpoint=", 404),
+        ("&endpoint=ws", 404),
+        ("&endpoint=/ws/a/b", 404),
+        ("&endpoint=%2Fws%2Fa%2Fb", 404),
+        ("&endpoint=/echo", 404),
+        ("&endpoint=/inspect", 404),
+        ("&endpoint=/health", 404),
+        ("&endpoint=/check", 404),
+        ("&endpoint=/ws", 400),
+        ("&endpoint=%zz", 400),
+        ("&endpoint=%FF", 400),
+        ("&endpoint=/ws/%2500", 400),
+    ];
+    each_row(
+        &rows,
+        |(query, _)| (*query).to_owned(),
+        |(query, expected)| {
+            let checked = checked(&server, &get(&format!("/check?token=dev-token{query}")));
+            assert_eq!(checked["status"], *expected, "{checked}");
+        },
+    );
+}
+
+/// Pages may read the response only if their origin is allowed, whatever the rest of the check says.
+#[test]
+fn pages_of_allowed_origins_may_read_the_response() {
+    let server = Server::start(&["--allow-origin", "https://Chat.example"]);
+    let any = Server::start(&["--allow-origin", "*"]);
+    let file = tokens("check-origins", "dev-token\n");
+    let public = public(&["--tokens", &file]);
+    let rows: [(&Server, &str, bool); 10] = [
+        (&server, "null", true),
+        (&server, "http://127.0.0.1", true),
+        (&server, "https://chat.example", true),
+        (&server, "https://chat.example:443", true),
+        (&server, "https://evil.example", false),
+        (&server, "http://chat.example", false),
+        (&server, "https://chat.example, null", false),
+        (&any, "https://evil.example", true),
+        (&public, "null", false),
+        (&public, "http://127.0.0.1", true),
+    ];
+    each_row(
+        &rows,
+        |(_, origin, _)| (*origin).to_owned(),
+        |(server, origin, is_allowed)| {
+            for (target, otherwise) in [("/?token=wrong", 401), ("/nope", 404), ("/?token=dev-token&room=%00", 400)] {
+                let request = check_request(target).add(format!("Origin: {origin}"));
+                let response = response(server, &request);
+                let expected = if *is_allowed { (*origin, "Origin") } else { ("", "") };
+                let cors = (response.header("Access-Control-Allow-Origin"), response.header("Vary"));
+                assert_eq!(cors, expected, "{response:?}");
+                let json: Value = serde_json::from_str(&response.body).unwrap();
+                let expected = if *is_allowed || target == "/nope" { otherwise } else { 403 };
+                assert_eq!(json["status"], expected, "{json}");
+            }
+        },
+    );
+    for headers in [&[][..], &["Origin: null", "Origin: null"]] {
+        let request = headers.iter().fold(check_request("/?token=dev-token"), |request, line| request.add(line));
+        assert_eq!(response(&server, &request).header("Access-Control-Allow-Origin"), "", "{headers:?}");
+    }
+    let not_utf8 = check_request("/?token=dev-token").add(b"Origin: https://\xff");
+    assert_eq!(response(&any, &not_utf8).header("Access-Control-Allow-Origin"), "");
+    // The other pages and rejections have no such header.
+    for request in [get("/health"), get("/"), handshake().target("/")] {
+        let response = response(&any, &request.add("Origin: https://evil.example"));
+        assert_eq!(response.header("Access-Control-Allow-Origin"), "", "{response:?}");
+    }
+}
+
+#[test]
+fn a_check_is_a_page() {
+    let server = Server::start(&[]);
+    let get_response = response(&server, &check_request("/?token=wrong"));
+    assert_eq!(get_response.body, "{\"status\":401,\"message\":\"Unauthorized\"}\n");
+    let head_response = response(&server, &check_request("/?token=wrong").method("HEAD"));
+    assert_eq!((head_response.status, head_response.body.as_str()), (200, ""));
+    assert_eq!(head_response.header("Content-Length"), get_response.header("Content-Length"));
+    for method in ["POST", "PUT", "OPTIONS", "DELETE", "head"] {
+        let response = response(&server, &check_request("/?token=dev-token").method(method));
+        assert_eq!((response.status, response.header("Allow")), (405, "GET, HEAD"), "{method}");
+    }
+    for method in ["GET", "HEAD"] {
+        let upgrade = handshake().method(method).target("/check?token=dev-token&username=ann");
+        let response = response(&server, &upgrade);
+        assert_eq!((response.status, response.header("Upgrade")), (200, ""), "{method}");
+        assert_eq!(response.header("Connection"), "close");
+    }
+}
+
+/// The log and the trace contain no token, wherever a check has it.
+#[test]
+fn no_token_of_a_check_is_logged() {
+    const SECRET: &str = "s3cret-7f3a";
+    let mut server = Server::start(&["--verbose", "--trace=full", "--open"]);
+    for request in [
+        check_request(&format!("/?token={SECRET}")),
+        check_request("/").add(format!("Authorization: Bearer {SECRET}")),
+        get(&format!("/check?token={SECRET}&endpoint=/nope")),
+    ] {
+        let checked = checked(&server, &request);
+        assert!(!checked.to_string().contains(SECRET), "{checked}");
+    }
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let log = server.log();
+    assert!(log.contains("/check") && !log.contains(SECRET), "{log}");
+}
