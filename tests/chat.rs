@@ -17,7 +17,7 @@ use mio::Token;
 use wirechat::broker::memory::MemoryBroker;
 use wirechat::broker::{BrokerError, MemberId, Message, Resume, RoomEvent, RoomId};
 use wirechat::chat::dialect::Dialect;
-use wirechat::chat::event::{CloseReason, Effect, Event};
+use wirechat::chat::event::{self, Effect, Event};
 use wirechat::chat::{Chat, CredentialId, Identity, Join, JoinError, JoinRequest, Now, Session};
 use wirechat::config::Config;
 use wirechat::server;
@@ -118,7 +118,7 @@ impl Harness {
     }
 
     /// The reason for which a join is rejected. `None`: the client has joined, and leaves again.
-    fn rejection(&mut self, client: Token, request: JoinRequest) -> Option<CloseReason> {
+    fn rejection(&mut self, client: Token, request: JoinRequest) -> Option<&'static str> {
         let effects = self.join(client, request);
         let rejection = effects.iter().find_map(|effect| match effect {
             Effect::Close { client: closed, reason } if *closed == client => Some(*reason),
@@ -145,7 +145,8 @@ fn with(request: JoinRequest, change: impl FnOnce(&mut Join)) -> JoinRequest {
 }
 
 fn can_join(harness: &Harness, room: &str) -> bool {
-    harness.chat.check(&request(Dialect::Events, "late", room), NOW) != Err(JoinError::TooManyRooms)
+    harness.chat.check(&request(Dialect::Events, "late", room), NOW)
+        != Err(JoinError::Broker(BrokerError::TooManyRooms))
 }
 
 fn event(name: &str, data: &str) -> String {
@@ -255,7 +256,7 @@ fn rooms_are_bounded_and_a_client_that_empties_its_room_makes_place() {
         let error = event("error", r#"{"message":"There are too many rooms"}"#);
         assert_eq!(sent(&harness.receive(ALICE, &switch("third"))), [(Recipients::One(ALICE), error)]);
         let late = request(Dialect::Events, "dave", "third");
-        assert_eq!(harness.rejection(DAVE, late), Some(CloseReason::TooManyRooms));
+        assert_eq!(harness.rejection(DAVE, late), Some(event::TOO_MANY_ROOMS));
         let events = sent(&harness.receive(BOB, &switch("third")));
         assert!(
             events[0].1.contains(r#""switched","data":{"room":"third""#),
@@ -434,7 +435,7 @@ fn too_many_messages_and_then_a_flood() {
                 if message == "Slow down" && nonce.is_some() == (count % 2 == 1));
             assert_eq!(is_slowed, (11..=60).contains(&count), "message {count}");
         }
-        assert_eq!(last, [Effect::Close { client: ALICE, reason: CloseReason::Flooding }]);
+        assert_eq!(last, [Effect::Close { client: ALICE, reason: event::FLOODING }]);
     });
 }
 
@@ -452,7 +453,7 @@ fn the_name_of_the_last_message_is_the_one_in_use() {
         let private = sent(&harness.receive(ALICE, &message("/msg carol hi")));
         assert_eq!(private.iter().map(|(to, _)| *to).collect::<Vec<_>>(), [CAROL, ALICE].map(Recipients::One));
         let other = || request(Dialect::Events, "Carol", "general");
-        assert_eq!(harness.rejection(DAVE, other()), Some(CloseReason::NameInUse));
+        assert_eq!(harness.rejection(DAVE, other()), Some(event::NAME_IN_USE));
         harness.receive(CAROL, r#"{"text":"hi"}"#);
         assert_eq!(harness.rejection(Token(5), other()), None);
     });
@@ -504,14 +505,14 @@ fn a_client_that_reconnects_replaces_itself() {
         harness.join(BOB, request(Dialect::Events, "bob", "general"));
         let room = harness.chat.room_of(BOB).unwrap();
         let again = || request(Dialect::Events, "alice", "general");
-        assert_eq!(harness.rejection(CAROL, again()), Some(CloseReason::NameInUse));
+        assert_eq!(harness.rejection(CAROL, again()), Some(event::NAME_IN_USE));
         let made_up = with(again(), |join| {
             join.resume = Some(Resume { epoch: "any".into(), since: 0 });
             join.session = Some(Session([7; 16]));
         });
-        assert_eq!(harness.rejection(DAVE, made_up), Some(CloseReason::NameInUse));
+        assert_eq!(harness.rejection(DAVE, made_up), Some(event::NAME_IN_USE));
         let effects = harness.join(Token(5), with(again(), |join| join.session = Some(session)));
-        assert_eq!(effects[0], Effect::Close { client: ALICE, reason: CloseReason::Replaced });
+        assert_eq!(effects[0], Effect::Close { client: ALICE, reason: event::REPLACED });
         assert_eq!(effects[2], Effect::Moved { client: Token(5), from: None, to: room });
         let events = sent(&effects[1..]);
         assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"alice"}"#)));
@@ -614,11 +615,11 @@ fn a_client_id_belongs_to_one_connection() {
         let request = || with(request(Dialect::Presence, "pat", "general"), |join| join.client_id = Some("c1".into()));
         harness.join(ALICE, request());
         let effects = harness.join(BOB, request());
-        let replaced = Effect::Close { client: ALICE, reason: CloseReason::Replaced };
+        let replaced = Effect::Close { client: ALICE, reason: event::REPLACED };
         assert_eq!(effects[0], replaced, "checked before the name");
         assert!(harness.chat.room_of(BOB).is_some());
         let other_id = with(request(), |join| join.client_id = Some("c2".into()));
-        assert_eq!(harness.rejection(CAROL, other_id), Some(CloseReason::NameInUse));
+        assert_eq!(harness.rejection(CAROL, other_id), Some(event::NAME_IN_USE));
         harness.leave(BOB);
         assert_eq!(harness.rejection(DAVE, request()), None);
     });
@@ -687,7 +688,7 @@ fn a_joining_client_cannot_make_the_server_hold_events_without_bound() {
     (0..64).for_each(|_| harness.chat.receive(ALICE, "no JSON", NOW));
     assert_eq!(harness.ready(), []);
     harness.chat.receive(ALICE, "no JSON", NOW);
-    assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: CloseReason::Flooding }]);
+    assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: event::FLOODING }]);
     assert_eq!(harness.drain().len(), 66, "moved, the welcome, and what was held");
 }
 
@@ -730,7 +731,7 @@ fn a_client_that_is_leaving_receives_nothing_but_is_a_member_until_it_has_left()
 #[test]
 fn a_join_can_be_rejected_late() {
     for (error, reason) in
-        [(BrokerError::NameInUse, CloseReason::NameInUse), (BrokerError::TooManyRooms, CloseReason::TooManyRooms)]
+        [(BrokerError::NameInUse, event::NAME_IN_USE), (BrokerError::TooManyRooms, event::TOO_MANY_ROOMS)]
     {
         let (mut harness, control) = Harness::delayed_two();
         control.reject_next_join(error.clone());

@@ -14,7 +14,6 @@ use std::rc::Rc;
 
 use super::{Backlog, Message, Resume};
 
-#[derive(Debug)]
 pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
@@ -53,8 +52,7 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns the messages after `resume.since` if all of them are kept and fit into `max_bytes`, else the newest
-    /// messages that fit.
+    /// Returns the messages after `resume.since` if all are kept and fit into `max_bytes`, else the newest that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);

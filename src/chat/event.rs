@@ -81,30 +81,16 @@ pub struct ClientLimits {
 /// PROTOCOL.md ("Errors") specifies some texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
+/// The reasons in the Close frames of [`Effect::Close`].
+pub const FLOODING: &str = "flooding";
+pub const NAME_IN_USE: &str = "username already in use";
+pub const REPLACED: &str = "replaced by a newer connection";
+pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
+
 #[derive(Debug, PartialEq)]
 pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, but: Option<Token>, event: Event },
     Moved { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
-    Close { client: Token, reason: CloseReason },              // close the connection, then call `Chat::leave`
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CloseReason {
-    Flooding,
-    NameInUse,
-    Replaced,
-    TooManyRooms,
-}
-
-impl CloseReason {
-    /// The reason in the Close frame.
-    pub fn text(self) -> &'static str {
-        match self {
-            CloseReason::Flooding => "flooding",
-            CloseReason::NameInUse => "username already in use",
-            CloseReason::Replaced => "replaced by a newer connection",
-            CloseReason::TooManyRooms => "there are too many rooms",
-        }
-    }
+    Close { client: Token, reason: &'static str },             // close the connection, then call `Chat::leave`
 }

@@ -35,7 +35,7 @@ use crate::config::Config;
 use crate::maps::TokenMap;
 use command::Command;
 use dialect::{Dialect, excerpt};
-use event::{ActiveUsers, ClientLimits, CloseReason, Effect, ErrorText, Event};
+use event::{ActiveUsers, ClientLimits, Effect, ErrorText, Event};
 use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
@@ -57,11 +57,10 @@ pub struct JoinRequest {
     pub extra: Option<(&'static str, String)>, // name and value of an extra field in `welcome`
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinError {
     Reserved, // another token is bound to the username
-    ClientIdInUse,
-    TooManyRooms,
+    Broker(BrokerError),
     TooManyJoins, // of the user, who must wait for the rate limit
 }
 
@@ -74,8 +73,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Returns the user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate
-    /// limit").
+    /// The user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
@@ -128,10 +126,7 @@ impl Chat {
         if self.is_reserved(&request.join.username, &request.identity) {
             return Err(JoinError::Reserved);
         }
-        self.broker.check(&request.join).map_err(|error| match error {
-            BrokerError::ClientIdInUse => JoinError::ClientIdInUse,
-            _ => JoinError::TooManyRooms,
-        })?;
+        self.broker.check(&request.join).map_err(JoinError::Broker)?;
         // On a local server, every connection is its own user, so a limit on joins has no effect.
         let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
         if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }
@@ -178,7 +173,7 @@ impl Chat {
         let result = match decision {
             Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
             Decision::SlowDown => Err("Slow down".into()),
-            Decision::Flood => return self.close(client, CloseReason::Flooding),
+            Decision::Flood => return self.close(client, event::FLOODING),
         };
         if let Err(message) = result {
             self.send(client, Event::Error { message, nonce });
@@ -297,10 +292,10 @@ impl Chat {
                     debug_assert!(self.clients.contains_key(&client), "a client leaves once");
                     self.limiter.forget(&User::Connection(client));
                     let Some(record) = self.clients.remove(&client) else { return };
-                    let mut reason = CloseReason::Replaced.text();
+                    let mut reason = event::REPLACED;
                     match &record.stage {
                         Stage::Leaving(given) => reason = given,
-                        _ => self.close(client, CloseReason::Replaced),
+                        _ => self.close(client, event::REPLACED),
                     }
                     let name = quote_for_log(&self.rooms[&room].name);
                     log::info!("LEAVE room={name} {} reason={reason:?}", record.log_fields(client, &record.username));
@@ -328,12 +323,12 @@ impl Chat {
                 let is_full = error == BrokerError::TooManyRooms;
                 self.limiter.forget(&User::Connection(client));
                 if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
-                    self.close(client, if is_full { CloseReason::TooManyRooms } else { CloseReason::NameInUse });
+                    self.close(client, if is_full { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE });
                 }
             }
             RoomEvent::Rejected { client, error, nonce } => {
                 let message = match error {
-                    BrokerError::NameInUse | BrokerError::ClientIdInUse => CloseReason::NameInUse.text().into(),
+                    BrokerError::NameInUse | BrokerError::ClientIdInUse => event::NAME_IN_USE.into(),
                     BrokerError::TooManyRooms => "There are too many rooms".into(),
                     BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
                     BrokerError::NotStored => "Message not stored".into(),
@@ -398,7 +393,7 @@ impl Chat {
         match self.clients.get_mut(&client).map(|record| &mut record.stage) {
             Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
             Some(Stage::Joining { held, .. }) if held.len() < MAX_HELD => held.push(event),
-            Some(Stage::Joining { .. }) => self.close(client, CloseReason::Flooding),
+            Some(Stage::Joining { .. }) => self.close(client, event::FLOODING),
             Some(Stage::Leaving(_)) | None => {}
         }
     }
@@ -409,7 +404,7 @@ impl Chat {
         }
     }
 
-    fn close(&mut self, client: Token, reason: CloseReason) {
+    fn close(&mut self, client: Token, reason: &'static str) {
         self.effects.push_back(Effect::Close { client, reason });
     }
 

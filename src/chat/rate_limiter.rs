@@ -26,14 +26,12 @@ pub enum Decision {
 }
 
 /// A user's bucket outlives the user's connections, because reconnecting must not circumvent the limit.
-#[derive(Debug)]
 pub struct RateLimiter {
     rate: f64,  // in messages per second; 0: no limit
     burst: f64, // in messages
     users: PeerMap<User, Usage>,
 }
 
-#[derive(Debug)]
 struct Usage {
     bucket: Bucket,
     typing: Bucket,

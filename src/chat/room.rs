@@ -8,7 +8,6 @@ use mio::Token;
 use super::dialect::Dialect;
 use crate::broker::MemberId;
 
-#[derive(Debug)]
 pub struct Room {
     pub name: Rc<str>,
     // Local members first, in connection order. Sorting by name is slow: 2,000 joins list 2,000,000 names.

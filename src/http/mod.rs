@@ -1,12 +1,10 @@
-//! [`route_request`] turns a request into the page, the health response, an upgrade or a rejection. It runs the checks
-//! in the order that PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it
-//! is full.
+//! [`route_request`] turns a request into a page, an upgrade or a rejection. It runs the checks in the order that
+//! PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it is full.
 
 pub mod access;
 pub mod proxy;
 pub mod tokens;
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -17,7 +15,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::percent_decode_str;
 
 use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, names};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, names};
 use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
@@ -26,22 +24,13 @@ const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../clie
 const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
 const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
 
-#[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a short-lived return value")]
 pub enum Outcome {
     Response(Vec<u8>),
-    Upgrade {
-        response: Vec<u8>,
-        route: Route,
-    },
-    /// `/check`: the route that a handshake would have. Pages of the origin `reader` may read the response.
-    Check {
-        route: Result<Route, Rejection>,
-        reader: Option<String>,
-    },
+    Upgrade { response: Vec<u8>, route: Route },
+    Check { route: Result<Route, Rejection>, reader: Option<String> }, // pages of the origin `reader` may read it
 }
 
-#[derive(Debug)]
 pub enum Route {
     Echo(Identity),
     Chat(JoinRequest),
@@ -51,21 +40,11 @@ pub enum Route {
 pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_guess: bool,        // `false` after too many wrong tokens
-    pub sent_wrong_token: bool, // set by `route_request`
+    pub may_guess: bool, // `false` after too many wrong tokens
 }
 
-/// The parts of a handshake, or of a request to `/check`, that its checks need.
-struct Handshake<'a> {
-    request: &'a Request<'a>,
-    query: Query<'a>,
-    authority: &'a str,
-    access: &'a Access,
-    peer: &'a mut Peer,
-}
-
-pub fn route_request(req: &Request, access: &Access, peer: &mut Peer, now: SystemTime) -> Result<Outcome, Rejection> {
-    let (request, authority) = (req, check_authority(req, access)?);
+pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
+    let authority = check_authority(request, access)?;
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
@@ -75,11 +54,10 @@ pub fn route_request(req: &Request, access: &Access, peer: &mut Peer, now: Syste
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
     let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
-    let mut handshake = Handshake { request, query: Query::parse(request.query), authority, access, peer };
     match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
-        "/check" => return Ok(handshake.check()),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
+        "/check" => return Ok(check_handshake(request, access, &peer, authority)),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
@@ -87,17 +65,20 @@ pub fn route_request(req: &Request, access: &Access, peer: &mut Peer, now: Syste
     // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
-    handshake.check_origin()?;
-    let route = match dialect {
-        Some(dialect) => handshake.route_chat(request.path, dialect)?,
-        // A ticket replaces the token: the server issues tickets only to clients that passed the token check.
-        None if request.path == "/inspect" => {
-            percent_decode(request.query)?;
-            Route::Inspect { ticket: require("ticket", handshake.query.get("ticket"))? }
-        }
-        None => Route::Echo(handshake.check_token()?),
-    };
-    Ok(Outcome::Upgrade { response, route })
+    check_origin(request, access, &peer, authority)?;
+    Ok(Outcome::Upgrade { response, route: route(request, access, &peer)? })
+}
+
+/// Runs checks 8 to 10 of a handshake at the parameter `endpoint` (PROTOCOL.md, "Rejections").
+fn check_handshake(request: &Request, access: &Access, peer: &Peer, authority: &str) -> Outcome {
+    let origin = check_origin(request, access, peer, authority);
+    let reader = origin.as_ref().ok().copied().flatten().map(str::to_owned);
+    let endpoint = find_parameter(request, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
+    let route = endpoint.and_then(|path| match dialect_at(&path) {
+        Some(_) => origin.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, peer)),
+        None => Err(not_found(&path)),
+    });
+    Outcome::Check { route, reader }
 }
 
 fn dialect_at(path: &str) -> Option<Dialect> {
@@ -107,6 +88,22 @@ fn dialect_at(path: &str) -> Option<Dialect> {
         // Split the path before decoding it: %2f in a room name is not a separator.
         path => path.strip_prefix("/ws/").filter(|room| !room.contains('/')).map(|_| Dialect::Rooms),
     }
+}
+
+/// Runs the checks of a handshake that follow the origin.
+fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejection> {
+    // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
+    let has_ticket = request.path == "/inspect";
+    let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
+    percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
+    Ok(match dialect_at(request.path) {
+        Some(dialect) => {
+            let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
+            Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
+        }
+        None if has_ticket => Route::Inspect { ticket: require("ticket", parameter(request, "ticket"))? },
+        None => Route::Echo(identity),
+    })
 }
 
 /// Rejects a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
@@ -171,12 +168,9 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
-        let seen = || quote(authority.as_bytes());
+        let seen = quote(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
-            return Err(bad_request(format!(
-                "The target names {}, which is not a host and port (RFC 9112 §3.2).",
-                seen()
-            )));
+            return Err(bad_request(format!("The target names {seen}, which is not a host and port (RFC 9112 §3.2).")));
         }
         if !access.allows_host(authority) {
             let advice = match normalize_host(authority) {
@@ -184,9 +178,8 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
                 None => "It is not a valid host name, so --allow-host cannot name it.".into(),
             };
             return Err(forbidden(format!(
-                "{} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
-                 §7.4). {advice}",
-                seen()
+                "{seen} is not a host name of this server; a foreign name may be an attack by DNS rebinding (RFC 9110 \
+                 §7.4). {advice}"
             )));
         }
     }
@@ -194,118 +187,84 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     Ok(request.authority.unwrap_or(host))
 }
 
-impl<'a> Handshake<'a> {
-    /// Runs checks 8 to 10 (PROTOCOL.md, "Rejections") of a handshake at the parameter `endpoint`.
-    fn check(&mut self) -> Outcome {
-        let origin = self.check_origin();
-        let reader = origin.as_ref().ok().copied().flatten().map(str::to_owned);
-        let endpoint = self.query.find("endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
-        let route = endpoint.and_then(|path| {
-            let dialect = dialect_at(&path).ok_or_else(|| not_found(&path))?;
-            origin.and_then(|_| self.route_chat(&path, dialect))
-        });
-        Outcome::Check { route, reader }
+/// Returns the request's origin, if it has one.
+fn check_origin<'h>(req: &Request<'h>, access: &Access, peer: &Peer, own: &str) -> Result<Option<&'h str>, Rejection> {
+    let scheme = if peer.is_proxied { proxy::scheme(req) } else { "http" };
+    let mut origins = req.header("Origin");
+    // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
+    let Some(origin) = origins.next() else { return Ok(None) };
+    if origins.next().is_some() {
+        return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
     }
+    let length = origin.len();
+    if length > MAX_ORIGIN {
+        return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
+    }
+    let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
+    if access.allows_origin(text, scheme, own) {
+        return Ok(Some(text).filter(|text| !text.is_empty()));
+    }
+    // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
+    let advice = match normalize_origin(text) {
+        Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
+        None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
+    };
+    let seen = quote(origin);
+    Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
+}
 
-    /// Returns the request's origin, if it has one.
-    fn check_origin(&self) -> Result<Option<&'a str>, Rejection> {
-        let scheme = if self.peer.is_proxied { proxy::scheme(self.request) } else { "http" };
-        let mut origins = self.request.header("Origin");
-        // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
-        let Some(origin) = origins.next() else { return Ok(None) };
-        if origins.next().is_some() {
-            return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
-        }
-        let length = origin.len();
-        if length > MAX_ORIGIN {
-            return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
-        }
-        let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
-        if self.access.allows_origin(text, scheme, self.authority) {
-            return Ok(Some(text).filter(|text| !text.is_empty()));
-        }
-        // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
-        let advice = match normalize_origin(text) {
-            Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
-            None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
-        };
-        let seen = quote(origin);
-        Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
+fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
+    if !may_guess {
+        return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
+    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
+    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
+    access.identify(token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+}
 
-    fn check_token(&mut self) -> Result<Identity, Rejection> {
-        if !self.peer.may_guess {
-            return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
-        }
-        // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
-        let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized".into());
-        let token = self.token();
-        let identity = self.access.identify(token.as_deref());
-        self.peer.sent_wrong_token = identity.is_none() && token.is_some();
-        let identity = identity.ok_or(Rejection { status: 401, headers, body })?;
-        percent_decode(self.request.query)?; // reject a malformed parameter even if its name is unknown
-        Ok(identity)
-    }
+/// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
+pub fn token(request: &Request) -> Option<String> {
+    let in_header = |value| {
+        let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
+        // RFC 9110 §11.1: the scheme is case-insensitive.
+        scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
+    };
+    let in_subprotocol = |name: &[u8]| {
+        let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
+        Some(String::from_utf8(decoded).unwrap_or_default())
+    };
+    let token = parameter(request, "token").or_else(|| request.header("Authorization").find_map(in_header));
+    token.or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
+}
 
-    /// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
-    fn token(&self) -> Option<String> {
-        let in_header = |value| {
-            let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-            // RFC 9110 §11.1: the scheme is case-insensitive.
-            scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
-        };
-        let in_subprotocol = |name: &[u8]| {
-            let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
-            Some(String::from_utf8(decoded).unwrap_or_default())
-        };
-        let in_query = self.query.get("token");
-        let token = in_query.or_else(|| self.request.header("Authorization").find_map(in_header));
-        token.or_else(|| self.request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
+fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
+    let query = |name| parameter(request, name);
+    let name_error = |error: String| bad_request(error + ".");
+    let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
+    let room = room.or_else(|| query("room"));
+    let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
+    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query("client_id")));
+    let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
+    if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
+        return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
-
-    /// Runs the checks after `check_origin` of a handshake at a chat endpoint. For `/check`, `path` is not the request's.
-    fn route_chat(&mut self, path: &str, dialect: Dialect) -> Result<Route, Rejection> {
-        let (identity, address) = (self.check_token()?, self.peer.address);
-        let join = self.parse_join(path, dialect, &identity)?;
-        Ok(Route::Chat(JoinRequest { dialect, identity, address, join, extra: None }))
+    // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
+    let username = query("username").filter(|_| dialect != Dialect::Rooms);
+    let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
+    // Finish every check that returns 400 first, then check that the token allows this username.
+    let (username, bound) = (username.as_deref(), identity.username.as_deref());
+    if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
+        let seen = quote(username.as_bytes());
+        return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
-
-    fn parse_join(&self, path: &str, dialect: Dialect, identity: &Identity) -> Result<Join, Rejection> {
-        let query = &self.query;
-        let name_error = |error: String| bad_request(error + ".");
-        let room = path.strip_prefix("/ws/").map(percent_decode).transpose()?;
-        let room = room.or_else(|| query.get("room"));
-        let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
-        let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query.get("client_id")));
-        let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
-        if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
-            return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
-        }
-        // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
-        let username = query.get("username").filter(|_| dialect != Dialect::Rooms);
-        let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
-        // Finish every check that returns 400 first, then check that the token allows this username.
-        let (username, bound) = (username.as_deref(), identity.username.as_deref());
-        if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
-            let seen = quote(username.as_bytes());
-            return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
-        }
-        let username = require("username", bound.or(username).or(dialect.default_username()))?;
-        // Only the dialect `events` sends the message ids and the session that a client needs to resume.
-        let parameter = |name| query.get(name).filter(|_| dialect == Dialect::Events);
-        let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
-        let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
-        let session = parameter("session").and_then(|hex| parse_session(&hex));
-        let (is_bound, credential) = (bound.is_some(), identity.credential);
-        Ok(Join {
-            is_bound,
-            session,
-            client_id,
-            credential,
-            resume,
-            ..Join::new(username, &room, identity.user(self.peer.address))
-        })
-    }
+    let username = require("username", bound.or(username).or(dialect.default_username()))?;
+    // Only the dialect `events` sends the message ids and the session that a client needs to resume.
+    let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
+    let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
+    let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
+    let session = parameter("session").and_then(|hex| parse_session(&hex));
+    let (is_bound, credential) = (bound.is_some(), identity.credential);
+    Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
 /// Parses exactly what a `welcome` contains: `from_str_radix` alone would also accept fewer digits, and a sign.
@@ -314,28 +273,18 @@ fn parse_session(hex: &str) -> Option<Session> {
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// The parameters of a query: decoded names, and values as sent.
-struct Query<'a>(Vec<(Cow<'a, str>, &'a str)>);
+/// Returns the first parameter with this name, as sent. A proxy may have validated only the first one.
+fn find_parameter<'h>(request: &Request<'h>, wanted: &str) -> Option<&'h str> {
+    let is_encoded = |name: &str| name.contains(['%', '+']);
+    let is_wanted =
+        |name: &str| name == wanted || is_encoded(name) && decode_parameter(name).is_ok_and(|name| name == wanted);
+    let mut pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
+}
 
-impl<'a> Query<'a> {
-    fn parse(query: &'a str) -> Query<'a> {
-        let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let is_encoded = |name: &str| name.contains(['%', '+']);
-        let decoded = |name: &'a str| {
-            if is_encoded(name) { decode_parameter(name).unwrap_or_default().into() } else { name.into() }
-        };
-        Query(pairs.map(|(name, value)| (decoded(name), value)).collect())
-    }
-
-    /// Returns the first parameter with this name, because a proxy may have validated only that one.
-    fn find(&self, wanted: &str) -> Option<&'a str> {
-        self.0.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value)
-    }
-
-    /// Returns "" if the value is not valid percent-encoding.
-    fn get(&self, wanted: &str) -> Option<String> {
-        self.find(wanted).map(|value| decode_parameter(value).unwrap_or_default())
-    }
+/// Returns "" if the value is not valid percent-encoding.
+fn parameter(request: &Request, wanted: &str) -> Option<String> {
+    find_parameter(request, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }
 
 fn decode_parameter(text: &str) -> Result<String, Rejection> {
@@ -369,16 +318,15 @@ mod tests {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        let address = Ipv4Addr::LOCALHOST.into();
-        let mut peer = Peer { address, is_proxied: false, may_guess: true, sent_wrong_token: false };
-        match route_request(&request, &access, &mut peer, SystemTime::UNIX_EPOCH) {
-            Ok(Outcome::Check { route, .. }) => format!("check {}", route.map_or_else(|error| error.status, |_| 101)),
+        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true };
+        match route_request(&request, &access, peer, SystemTime::UNIX_EPOCH) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
             Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),
             Ok(Outcome::Upgrade { route: Route::Inspect { ticket }, .. }) => format!("observe {ticket}"),
             Ok(Outcome::Upgrade { route: Route::Chat(JoinRequest { dialect, join, .. }), .. }) => {
                 format!("{dialect:?} {} in {}", join.username, join.room)
             }
+            Ok(Outcome::Check { route, .. }) => format!("check {}", route.map_or_else(|error| error.status, |_| 101)),
             Err(rejection) => rejection.status.to_string(),
         }
     }
@@ -423,7 +371,8 @@ mod tests {
     }
 
     fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
-        let value = Query::parse(query).get(name);
+        let head = format!("GET /?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let value = parameter(&Request::parse(head.as_bytes(), 9).unwrap(), name);
         match percent_decode(query) {
             Ok(_) => Ok(value),
             Err(rejection) => {

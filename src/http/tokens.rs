@@ -42,8 +42,7 @@ impl AccessTokens {
         if token.is_empty() {
             return Ok(());
         }
-        // Invisible characters are usually pasted by accident. No client would send them, so the token could never
-        // match.
+        // Invisible characters are usually pasted by accident. No client sends them, so the token would never match.
         if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
             return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }

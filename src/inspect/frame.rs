@@ -130,10 +130,7 @@ impl Header {
 
     /// The opcode's name in capitals; `RESERVED` for an undefined opcode.
     pub fn name(&self) -> &'static str {
-        match Opcode::from_bits(self.opcode()) {
-            Ok(opcode) => opcode.name(),
-            Err(_) => "RESERVED",
-        }
+        Opcode::from_bits(self.opcode()).map_or("RESERVED", opcode_name)
     }
 
     pub fn is_masked(&self) -> bool {
@@ -278,5 +275,15 @@ impl Parts {
                 }
             }
         }
+    }
+}
+pub fn opcode_name(opcode: Opcode) -> &'static str {
+    match opcode {
+        Opcode::Continuation => "CONT",
+        Opcode::Text => "TEXT",
+        Opcode::Binary => "BINARY",
+        Opcode::Close => "CLOSE",
+        Opcode::Ping => "PING",
+        Opcode::Pong => "PONG",
     }
 }

@@ -59,8 +59,7 @@ impl Fanout {
         self.full_rooms.clear();
     }
 
-    /// Whether the batches wait for a later turn. During a mass disconnect, many recipients are about to leave too, and
-    /// without the hold, n members that leave would cost n² writes.
+    /// Whether the batches wait for a later turn: otherwise, n members that leave at about the same time cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }

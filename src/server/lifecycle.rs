@@ -13,6 +13,7 @@ use super::observer::Stage as ObservedStage;
 use super::outbox::Outbox;
 use super::timers::after_silence;
 use super::{READS_PER_TURN, Server};
+use crate::broker::BrokerError;
 use crate::chat::JoinError;
 use crate::chat::dialect::Dialect;
 use crate::http::proxy::{client_address, is_trusted};
@@ -74,9 +75,10 @@ impl<S: Socket> Server<S> {
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
             let may_guess = self.limits.may_guess(peer.ip(), now);
-            let mut client = http::Peer { address: peer.ip(), is_proxied, may_guess, sent_wrong_token: false };
-            let outcome = http::route_request(&request, &self.access, &mut client, self.now.time);
-            if client.sent_wrong_token {
+            let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
+            let outcome = http::route_request(&request, &self.access, client, self.now.time);
+            let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
+            if error.status == 401 && http::token(&request).is_some() {
                 self.limits.count_wrong_token(peer.ip(), now);
             }
             outcome
@@ -99,24 +101,22 @@ impl<S: Socket> Server<S> {
     /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients. Changes nothing
     /// for a chat endpoint, because `/check` calls this function too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
+        use JoinError::{Broker, Reserved, TooManyJoins};
         let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
-        match (checked, route) {
-            (Err(JoinError::Reserved), _) => {
-                Err(http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."))
+        Err(match (checked, route) {
+            (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
+            (Err(Broker(BrokerError::ClientIdInUse)), _) => {
+                http::forbidden("Another token uses this client_id (RFC 6455 §10.5).")
             }
-            (Err(JoinError::ClientIdInUse), _) => {
-                Err(http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."))
-            }
-            (Err(JoinError::TooManyRooms), _) => Err(http::unavailable("There are too many rooms")),
-            _ if self.limits.is_full() => Err(http::unavailable("The server is full")),
-            (Err(JoinError::TooManyJoins), _) => {
-                Err(http::too_many_requests("Too many joins", &[("Retry-After", "1")]))
-            }
+            (Err(Broker(_)), _) => http::unavailable("There are too many rooms"),
+            _ if self.limits.is_full() => http::unavailable("The server is full"),
+            (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
             (Ok(()), Route::Inspect { ticket }) => {
-                self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token))
+                let queued_bytes = |token| self.connections.queued_bytes(token);
+                return self.observers.admit(token, ticket, &queued_bytes);
             }
-            (Ok(()), Route::Chat(_) | Route::Echo(_)) => Ok(()),
-        }
+            (Ok(()), Route::Chat(_) | Route::Echo(_)) => return Ok(()),
+        })
     }
 
     /// `is_head`: the request is a `HEAD`, so the response has no body.

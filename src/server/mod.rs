@@ -24,7 +24,7 @@ use mio::Token;
 
 use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{NameRules, Random, RoomId};
-use crate::chat::event::{CloseReason, Effect, Event};
+use crate::chat::event::{self, Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::config::Config;
 use crate::http::access::Access;
@@ -279,9 +279,9 @@ impl<S: Socket> Server<S> {
                     self.skip(client, to);
                 }
                 Effect::Close { client, reason } => {
-                    let may_retry = reason == CloseReason::TooManyRooms;
+                    let may_retry = reason == event::TOO_MANY_ROOMS;
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
-                    self.close(client, code, reason.text());
+                    self.close(client, code, reason);
                 }
                 Effect::Send { client, event } => self.send(client, &event),
                 Effect::Broadcast { room, but, event } => self.broadcast(room, but, &event),
@@ -327,8 +327,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Removes closed connections and writes output until neither is left. Writing reveals slow consumers and failed
-    /// sockets. When these clients leave, their rooms receive `left`. Only a removal or an inspector's command causes
-    /// another round, so the loop ends.
+    /// sockets, whose rooms then receive `left`. Only a removal or an inspector's command causes another round.
     fn write_and_remove(&mut self) {
         loop {
             // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.

@@ -62,8 +62,6 @@ impl Drop for SharedFrames {
     }
 }
 
-/// Frames for several members.
-#[derive(Debug)]
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
     pub count: u64,             // the number of frames

@@ -53,17 +53,6 @@ impl Opcode {
         opcode.ok_or(ReservedOpcode(bits))
     }
 
-    pub fn name(self) -> &'static str {
-        match self {
-            Opcode::Continuation => "CONT",
-            Opcode::Text => "TEXT",
-            Opcode::Binary => "BINARY",
-            Opcode::Close => "CLOSE",
-            Opcode::Ping => "PING",
-            Opcode::Pong => "PONG",
-        }
-    }
-
     pub fn is_control(self) -> bool {
         // §5.5: "Control frames are identified by opcodes where the most significant bit of the opcode is 1."
         self as u8 & 0x8 != 0

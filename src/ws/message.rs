@@ -53,8 +53,7 @@ impl Assembler {
         }
     }
 
-    /// Fails at the first invalid byte of text. `remaining` counts the bytes from the start of `payload` to the end of
-    /// its frame.
+    /// Fails at the first invalid byte of text. `remaining`: the bytes from the start of `payload` to the frame's end.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();

@@ -78,7 +78,6 @@ impl HeadReader {
         &self.bytes[self.request_line..]
     }
 
-    /// The number of bytes received so far.
     pub fn received(&self) -> usize {
         self.bytes.len()
     }
@@ -102,14 +101,14 @@ fn not_http(bytes: &[u8]) -> Rejection {
     bad_request(format!("Not an HTTP/1.1 request{what} (RFC 9112 §3)."))
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Request<'h> {
     pub method: &'h str,            // case-sensitive (RFC 9110 §9.1)
     pub authority: Option<&'h str>, // only in absolute form, such as `http://host:port/path` (RFC 9112 §3.2.2)
     pub path: &'h str,              // still percent-encoded, as is `query`
     pub query: &'h str,             // empty if the target has no `?`
     pub minor_version: u8,          // the x in HTTP/1.x: 0 or 1
-    headers: Vec<httparse::Header<'h>>,
+    pub headers: Vec<httparse::Header<'h>>,
 }
 
 impl<'h> Request<'h> {

@@ -4,6 +4,7 @@
 use super::sections::{self, Section};
 use crate::inspect::AcceptSteps;
 use crate::inspect::escape::hex;
+use crate::inspect::frame::opcode_name;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Opcode;
 use crate::ws::handshake::decoded_key_len;
@@ -180,7 +181,7 @@ fn range(code: u16) -> (&'static str, &'static str) {
 
 fn opcodes() -> String {
     let line = |(opcode, section, text): &(Opcode, &str, &str)| {
-        format!("{:x}  {:<7} {text} §{section}", *opcode as u8, opcode.name())
+        format!("{:x}  {:<7} {text} §{section}", *opcode as u8, opcode_name(*opcode))
     };
     OPCODES.iter().map(line).collect::<Vec<_>>().join("\n") + "\nAll others are reserved (§5.2)."
 }
@@ -203,13 +204,16 @@ fn opcode(asked: &str) -> Result<String, String> {
     Ok(format!(
         "Opcode {bits} ({bits:#x}, {bits:04b}): {}\n{text}\n{kind} With FIN and no reserved bit, its first byte is \
          {first:02x}.\n§{section}; src/ws/frame.rs",
-        opcode.name()
+        opcode_name(*opcode)
     ))
 }
 
 fn by_name(asked: &str) -> Option<u8> {
     let asked = if asked.eq_ignore_ascii_case("continuation") { "CONT" } else { asked };
-    OPCODES.iter().find(|(opcode, ..)| opcode.name().eq_ignore_ascii_case(asked)).map(|(opcode, ..)| *opcode as u8)
+    OPCODES
+        .iter()
+        .find(|(opcode, ..)| opcode_name(*opcode).eq_ignore_ascii_case(asked))
+        .map(|(opcode, ..)| *opcode as u8)
 }
 
 /// Parses an opcode such as `9`, `0x9` or `a`, first as decimal, then as hexadecimal.
