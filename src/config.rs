@@ -1,8 +1,7 @@
 //! Every option with its default, its bounds and the reason for both. The server rejects an invalid configuration.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Command, Parser, ValueEnum, value_parser};

@@ -1,9 +1,7 @@
 //! Parses the command line, and runs the server or a tool.
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
-use std::io::Write;
-use std::process::ExitCode;
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment};

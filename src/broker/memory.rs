@@ -2,8 +2,7 @@
 //! empty room's history for a while, so that the room's last member can resume after a lost connection.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::rc::Rc;
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use mio::Token;
 

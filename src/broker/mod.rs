@@ -11,11 +11,8 @@
 pub mod log;
 pub mod memory;
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::net::{IpAddr, Ipv6Addr};
-use std::rc::Rc;
-use std::time::Duration;
+use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc, time::Duration};
 
 use mio::Token;
 use serde::Serialize;

@@ -1,7 +1,6 @@
 //! Client commands. The chat trims and validates the texts and names in a [`Command`].
 
-use std::borrow::Cow;
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use super::event::ErrorText;
 

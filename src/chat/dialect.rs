@@ -1,10 +1,6 @@
 //! The chat's JSON dialects (PROTOCOL.md) parse [`Command`]s and write [`Event`]s. The URL path selects the dialect.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fmt;
-use std::rc::Rc;
+use std::{borrow::Cow, collections::BTreeMap, collections::btree_map::Entry, fmt, rc::Rc};
 
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -14,9 +10,6 @@ use super::DEFAULT_ROOM;
 use super::command::{Command, ParsedCommand};
 use super::event::{ActiveUsers, ErrorText, Event};
 use crate::broker::Message;
-
-const MAX_LIMIT: u64 = 100; // messages that one `history` command can request
-const DEFAULT_LIMIT: u64 = 50;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -165,11 +158,9 @@ fn parse_nonce(data: &Object<'_>) -> Result<Option<Rc<str>>, ErrorText> {
 
 fn parse_history<'a>(data: &Object<'a>) -> Result<Command<'a>, ErrorText> {
     let before = data.integer("before")?.ok_or_else(|| data.invalid("before", "the id of a message is required"))?;
-    let limit = data.integer("limit")?.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(data.invalid("limit", &format!("a limit is from 1 to {MAX_LIMIT}")));
-    }
-    Ok(Command::History { before, limit: limit as usize })
+    let limit = data.integer("limit")?.unwrap_or(50);
+    let command = Command::History { before, limit: limit as usize };
+    if (1..=100).contains(&limit) { Ok(command) } else { Err(data.invalid("limit", "a limit is from 1 to 100")) }
 }
 
 fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
@@ -227,10 +218,9 @@ impl<'a> Object<'a> {
     /// Returns `None` if the field is missing. An integer beyond `u64` becomes the largest `u64`.
     fn integer(&self, name: &str) -> Result<Option<u64>, ErrorText> {
         let Some(value) = self.fields.get(name).map(|value| value.get()) else { return Ok(None) };
-        if !value.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(self.invalid(name, "expected an integer, 0 or more"));
-        }
-        Ok(Some(value.parse().unwrap_or(u64::MAX)))
+        let is_integer = value.bytes().all(|byte| byte.is_ascii_digit());
+        let number = is_integer.then(|| Some(value.parse().unwrap_or(u64::MAX)));
+        number.ok_or_else(|| self.invalid(name, "expected an integer, 0 or more"))
     }
 
     fn invalid(&self, name: &str, what: &str) -> ErrorText {

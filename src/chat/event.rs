@@ -1,8 +1,6 @@
 //! Events for clients, and effects for the server, which executes the effects in order.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::{borrow::Cow, collections::BTreeMap, rc::Rc};
 
 use mio::Token;
 use serde::Serialize;

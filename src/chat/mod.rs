@@ -20,19 +20,15 @@ pub mod names;
 pub mod rate_limiter;
 pub mod room;
 
-use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
-use std::net::IpAddr;
-use std::num::NonZeroU32;
-use std::rc::Rc;
 use std::time::{Duration, SystemTime};
+use std::{borrow::Cow, net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use mio::Token;
 
 use crate::broker::{Backlog, Broker, BrokerError, MemberId, Message, PrivateMessage, Request, RoomEvent, RoomMap};
 pub use crate::broker::{CredentialId, Join, Resume, RoomId, Session, User};
-use crate::config::Config;
-use crate::maps::TokenMap;
+use crate::{config::Config, maps::TokenMap};
 use command::Command;
 use dialect::{Dialect, excerpt};
 use event::{ActiveUsers, ClientLimits, Effect, ErrorText, Event};

@@ -1,7 +1,6 @@
 //! Validates, normalizes and compares usernames and room names (PROTOCOL.md, "Names").
 
-use std::borrow::Cow;
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use unicase::UniCase;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};

@@ -6,11 +6,9 @@
 //!   tokens left 1         0         0         0.5       0         1
 //! ```
 
-use std::collections::VecDeque;
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
-use crate::broker::User;
-use crate::maps::PeerMap;
+use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
 const FLOOD_BURSTS: f64 = 5.0; // a flood is this many bursts of rejected messages within `FLOOD_TIME`

@@ -1,7 +1,6 @@
 //! A room's members on all server instances, and its local recipients. The broker stores the history.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use mio::Token;
 

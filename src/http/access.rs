@@ -53,11 +53,11 @@ impl Access {
         normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// The origin `SCHEME://AUTHORITY` is always allowed, because a page may connect to its own server.
-    pub fn allows_origin(&self, origin: &str, scheme: &str, authority: &str) -> bool {
+    /// `own`, the server's own origin, is always allowed, because a page may connect to its own server.
+    pub fn allows_origin(&self, origin: &str, own: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
-        let own = || normalize_origin(&format!("{scheme}://{authority}"));
-        normalize_origin(origin).is_some_and(|origin| origins.contains(&origin) || own() == Some(origin))
+        normalize_origin(origin)
+            .is_some_and(|origin| origins.contains(&origin) || normalize_origin(own) == Some(origin))
     }
 
     /// Returns `None` if the token is wrong, or if a required token is missing.
@@ -152,7 +152,7 @@ mod tests {
         let odd = access(&["--allow-origin", "file://,moz-extension://ab-c,app://x"]);
         let null = access(&["--open", "--allow-origin", "null"]);
         let any = access(&["--allow-origin", "*"]);
-        let host = "127.0.0.1:3000";
+        let own = "http://127.0.0.1:3000";
         let cases = [
             (&default, "http://127.0.0.1:3000", true),
             (&default, "http://127.0.0.1", false),
@@ -188,10 +188,10 @@ mod tests {
             (&default, "http://127.0.0.1:30\t00", false),
         ];
         for (access, origin, is_allowed) in cases {
-            assert_eq!(access.allows_origin(origin, "http", host), is_allowed, "{origin}");
+            assert_eq!(access.allows_origin(origin, own), is_allowed, "{origin}");
         }
-        assert!(default.allows_origin("http://localhost", "http", "localhost:80"), "80 is the default port of http");
-        assert!(default.allows_origin("https://chat.example", "https", "chat.example"), "behind a proxy with TLS");
+        assert!(default.allows_origin("http://localhost", "http://localhost:80"), "80 is the default port of http");
+        assert!(default.allows_origin("https://chat.example", "https://chat.example"), "behind a proxy with TLS");
     }
 
     /// Rejections suggest an option value that an operator may paste into a shell.

@@ -5,17 +5,13 @@ pub mod access;
 pub mod proxy;
 pub mod tokens;
 
-use std::net::IpAddr;
-use std::rc::Rc;
-use std::time::SystemTime;
+use std::{net::IpAddr, rc::Rc, time::SystemTime};
 
 use ::http::StatusCode;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use percent_encoding::percent_decode_str;
 
-use crate::chat::dialect::Dialect;
-use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, names};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, dialect::Dialect, names};
 use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
@@ -24,7 +20,6 @@ const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../clie
 const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
 const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
 
-#[expect(clippy::large_enum_variant, reason = "a short-lived return value")]
 pub enum Outcome {
     Response(Vec<u8>),
     Upgrade { response: Vec<u8>, route: Route },
@@ -44,7 +39,8 @@ pub struct Peer {
 }
 
 pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
-    let authority = check_authority(request, access)?;
+    let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
+    let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
     // Allow HEAD only for pages: the method of an upgrade request "MUST be GET" (RFC 6455 §4.1).
@@ -57,7 +53,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
-        "/check" => return Ok(check_handshake(request, access, &peer, authority)),
+        "/check" => return Ok(check_handshake(request, access, &peer, &own_origin)),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
@@ -65,15 +61,15 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
-    check_origin(request, access, &peer, authority)?;
+    check_origin(request, access, &own_origin)?;
     Ok(Outcome::Upgrade { response, route: route(request, access, &peer)? })
 }
 
 /// Runs checks 8 to 10 of a handshake at the parameter `endpoint` (PROTOCOL.md, "Rejections").
-fn check_handshake(request: &Request, access: &Access, peer: &Peer, authority: &str) -> Outcome {
-    let origin = check_origin(request, access, peer, authority);
+fn check_handshake(request: &Request, access: &Access, peer: &Peer, own_origin: &str) -> Outcome {
+    let origin = check_origin(request, access, own_origin);
     let reader = origin.as_ref().ok().copied().flatten().map(str::to_owned);
-    let endpoint = find_parameter(request, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
+    let endpoint = find_parameter(request.query, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
     let route = endpoint.and_then(|path| match dialect_at(&path) {
         Some(_) => origin.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, peer)),
         None => Err(not_found(&path)),
@@ -101,7 +97,7 @@ fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejec
             let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
             Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
-        None if has_ticket => Route::Inspect { ticket: require("ticket", parameter(request, "ticket"))? },
+        None if has_ticket => Route::Inspect { ticket: require("ticket", parameter(request.query, "ticket"))? },
         None => Route::Echo(identity),
     })
 }
@@ -188,9 +184,8 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
 }
 
 /// Returns the request's origin, if it has one.
-fn check_origin<'h>(req: &Request<'h>, access: &Access, peer: &Peer, own: &str) -> Result<Option<&'h str>, Rejection> {
-    let scheme = if peer.is_proxied { proxy::scheme(req) } else { "http" };
-    let mut origins = req.header("Origin");
+fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
+    let mut origins = request.header("Origin");
     // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(None) };
     if origins.next().is_some() {
@@ -201,7 +196,7 @@ fn check_origin<'h>(req: &Request<'h>, access: &Access, peer: &Peer, own: &str) 
         return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
     }
     let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
-    if access.allows_origin(text, scheme, own) {
+    if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
     // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
@@ -233,12 +228,12 @@ pub fn token(request: &Request) -> Option<String> {
         let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
-    let token = parameter(request, "token").or_else(|| request.header("Authorization").find_map(in_header));
+    let token = parameter(request.query, "token").or_else(|| request.header("Authorization").find_map(in_header));
     token.or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
 }
 
 fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
-    let query = |name| parameter(request, name);
+    let query = |name| parameter(request.query, name);
     let name_error = |error: String| bad_request(error + ".");
     let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
     let room = room.or_else(|| query("room"));
@@ -274,17 +269,17 @@ fn parse_session(hex: &str) -> Option<Session> {
 }
 
 /// Returns the first parameter with this name, as sent. A proxy may have validated only the first one.
-fn find_parameter<'h>(request: &Request<'h>, wanted: &str) -> Option<&'h str> {
+fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     let is_encoded = |name: &str| name.contains(['%', '+']);
     let is_wanted =
         |name: &str| name == wanted || is_encoded(name) && decode_parameter(name).is_ok_and(|name| name == wanted);
-    let mut pairs = request.query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
 }
 
 /// Returns "" if the value is not valid percent-encoding.
-fn parameter(request: &Request, wanted: &str) -> Option<String> {
-    find_parameter(request, wanted).map(|value| decode_parameter(value).unwrap_or_default())
+fn parameter(query: &str, wanted: &str) -> Option<String> {
+    find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }
 
 fn decode_parameter(text: &str) -> Result<String, Rejection> {
@@ -371,8 +366,7 @@ mod tests {
     }
 
     fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
-        let head = format!("GET /?{query} HTTP/1.1\r\nHost: a\r\n\r\n");
-        let value = parameter(&Request::parse(head.as_bytes(), 9).unwrap(), name);
+        let value = parameter(query, name);
         match percent_decode(query) {
             Ok(_) => Ok(value),
             Err(rejection) => {

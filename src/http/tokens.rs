@@ -1,9 +1,7 @@
 //! Access tokens, from a file or the demo tokens (RFC 6455 §10.5). A token may be bound to a username.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::BuildHasher;
-use std::num::NonZeroU32;
-use std::rc::Rc;
+use std::{hash::BuildHasher, num::NonZeroU32, rc::Rc};
 
 use subtle::ConstantTimeEq;
 

@@ -4,18 +4,14 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use mio::net::TcpStream;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, connection_limits};
 use super::log_writer::LogWriter;
-use crate::chat::Now;
-use crate::config::Config;
-use crate::http::access::Access;
-use crate::server::limits::ConnectionLimits;
 use crate::server::{Readiness, Server};
+use crate::{chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);

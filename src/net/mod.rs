@@ -4,15 +4,13 @@ pub mod event_loop;
 pub mod listener;
 pub mod log_writer;
 
-use std::io::IsTerminal;
-use std::os::fd::AsFd;
+use std::{io::IsTerminal, os::fd::AsFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::{Config, TraceDetail};
-use crate::inspect::filter::Filter;
 use crate::inspect::text::{Detail, Style};
-use crate::inspect::{Inspect, Options, Trace};
+use crate::inspect::{Inspect, Options, Trace, filter::Filter};
 use log_writer::LogWriter;
 
 /// Parses `--trace-filter`. `Err` is a one-line message that names the option.

@@ -25,22 +25,15 @@
 //! | the peer ended the stream | the outbox | nothing | close timeout |
 //! | a timeout or a failed socket | nothing | nothing | none |
 
-use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{borrow::Cow, collections::VecDeque, net::SocketAddr, time::Duration};
 
 use mio::Token;
 
 use super::observer::Observer;
 use super::outbox::{Broadcast, Outbox, count_frames};
-use crate::broker::CredentialId;
-use crate::config::Config;
-use crate::maps::TokenMap;
-use crate::ws::frame::Role;
 use crate::ws::protocol::{Limits, Protocol, State};
-use crate::ws::request::HeadReader;
+use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::frame::Role, ws::request::HeadReader};
 
 /// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
 const MAX_QUEUED_ECHO: usize = 64 * 1024;

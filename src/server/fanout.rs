@@ -17,10 +17,8 @@ use std::time::Duration;
 use mio::Token;
 
 use crate::broker::{RoomId, RoomMap};
-use crate::chat::dialect::Dialect;
-use crate::chat::event::Event;
-use crate::maps::TokenMap;
 use crate::ws::frame::{self, Opcode};
+use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a longer batch immediately, so that the kernel accepts some of the bytes before an outbox is full.
 const BATCH_FLUSH_LEN: usize = 64 * 1024;
@@ -34,9 +32,9 @@ pub struct Fanout {
     /// Rooms in the order of their first event this turn, including rooms whose batch was full.
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
-    now: Duration,      // monotonic time of this turn
-    left_events: usize, // broadcast in this turn
-    held_since: Option<Duration>,
+    now: Duration,                    // monotonic time of this turn
+    left_events: usize,               // broadcast in this turn
+    pub held_since: Option<Duration>, // monotonic time
 }
 
 /// One room's frames for this turn, rendered in every dialect that its members use.
@@ -67,10 +65,6 @@ impl Fanout {
     /// Ends the hold, unless many members left in this turn.
     pub fn check_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
-    }
-
-    pub fn end_hold(&mut self) {
-        self.held_since = None;
     }
 
     /// Returns `true` if the batch is full and the server must send the batch now.

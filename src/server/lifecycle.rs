@@ -1,27 +1,16 @@
 //! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
 
-use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Once;
-use std::time::Duration;
+use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time::Duration};
 
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
-use super::observer::Stage as ObservedStage;
-use super::outbox::Outbox;
-use super::timers::after_silence;
-use super::{READS_PER_TURN, Server};
-use crate::broker::BrokerError;
-use crate::chat::JoinError;
-use crate::chat::dialect::Dialect;
+use super::{READS_PER_TURN, Server, observer::Stage as ObservedStage, outbox::Outbox, timers::after_silence};
 use crate::http::proxy::{client_address, is_trusted};
-use crate::http::tokens::AccessTokens;
-use crate::http::{self, Outcome, Route};
-use crate::ws::close::CloseCode;
-use crate::ws::protocol::Protocol;
+use crate::http::{self, Outcome, Route, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request};
+use crate::ws::{close::CloseCode, protocol::Protocol};
+use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the Close
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // for a request that has arrived but waits in the work list
@@ -98,16 +87,13 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks what `http::route_request` cannot know: the state of the chat and the number of clients. Changes nothing
-    /// for a chat endpoint, because `/check` calls this function too.
+    /// Checks what `http::route_request` cannot know. Changes nothing for a chat endpoint, because `/check` calls it too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
-        use JoinError::{Broker, Reserved, TooManyJoins};
+        use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
         Err(match (checked, route) {
             (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
-            (Err(Broker(BrokerError::ClientIdInUse)), _) => {
-                http::forbidden("Another token uses this client_id (RFC 6455 §10.5).")
-            }
+            (Err(Broker(ClientIdInUse)), _) => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
             (Err(Broker(_)), _) => http::unavailable("There are too many rooms"),
             _ if self.limits.is_full() => http::unavailable("The server is full"),
             (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
@@ -364,7 +350,7 @@ impl<S: Socket> Server<S> {
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.full_rooms.clear();
             self.read();
-            self.fanout.end_hold();
+            self.fanout.held_since = None;
             while let Some((room, batch)) = self.fanout.take_next() {
                 self.send_batch(room, &batch);
             }

@@ -1,18 +1,12 @@
 //! Server-wide limits: clients, connections per address, connections per second, wrong tokens, logged rejections,
 //! buffered bytes. A local server exempts loopback from the limits per address, because all its clients are loopback.
 
-use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
-use std::rc::Rc;
-use std::time::Duration;
+use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use mio::Token;
 
-use crate::broker::network;
-use crate::chat::rate_limiter::Bucket;
-use crate::config::Config;
-use crate::maps::PeerMap;
+use crate::{broker::network, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a household connect at once

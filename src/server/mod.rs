@@ -16,9 +16,7 @@ pub mod observer;
 pub mod outbox;
 pub mod timers;
 
-use std::collections::VecDeque;
-use std::rc::Rc;
-use std::time::Duration;
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use mio::Token;
 
@@ -26,12 +24,9 @@ use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{NameRules, Random, RoomId};
 use crate::chat::event::{self, Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
-use crate::config::Config;
-use crate::http::access::Access;
-use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
-use crate::ws::message::Message;
 use crate::ws::protocol::{Event as ProtocolEvent, State};
+use crate::{config::Config, http::access::Access, ws::close::CloseCode, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::ConnectionLimits;

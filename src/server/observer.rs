@@ -1,16 +1,11 @@
-//! The interface for wire inspection by the tracer, recordings and the page's inspector. An [`Observer`] sees the bytes
-//! of one connection. [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another
-//! connection.
+//! The interface for traces, recordings and the page's inspector. An [`Observer`] sees the bytes of one connection.
+//! [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another connection.
 
-use std::rc::Rc;
-use std::time::SystemTime;
+use std::{rc::Rc, time::SystemTime};
 
 use mio::Token;
 
-use crate::ws::close::CloseCode;
-use crate::ws::frame::Role;
-use crate::ws::protocol::Limits;
-use crate::ws::request::Rejection;
+use crate::{ws::close::CloseCode, ws::frame::Role, ws::protocol::Limits, ws::request::Rejection};
 
 pub trait Observer {
     /// Receives the bytes of one read (`from` is the client) or of one write (`from` is the server).

@@ -9,14 +9,10 @@
 //!   queued   205 bytes
 //! ```
 
-use std::borrow::Cow;
-use std::cell::Cell;
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice};
-use std::rc::Rc;
+use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 
-use super::connection::Socket;
-use super::observer::Observer;
+use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
 /// The outbox adds no frames to a [`Chunk::Own`] of this length, because memory is freed one whole chunk at a time.

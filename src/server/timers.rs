@@ -10,8 +10,7 @@
 //!   result      next check at 38      ping, next at 68      removed
 //! ```
 
-use std::collections::BTreeSet;
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mio::Token;
 

@@ -1,7 +1,6 @@
 //! §5.5.1 and §7.4: the payload of a Close frame, and the protocol errors that fail a connection (§7.1.7).
 
-use std::borrow::Cow;
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use super::frame::MAX_CONTROL_PAYLOAD;
 

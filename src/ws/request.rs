@@ -26,8 +26,7 @@ pub fn quote(bytes: &[u8]) -> String {
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Buffers a request head and finds its end. Calling `httparse` after each read would take quadratic time for a head
-/// that arrives byte by byte (CVE-2023-43669).
+/// Buffers a request head and finds its end. Parsing after each read would take quadratic time (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
@@ -45,8 +44,7 @@ impl HeadReader {
             self.check_first_byte()?;
             let end = before + newline + 1;
             let line = &self.bytes[self.line..end];
-            // RFC 9112 §2.2 allows a server to accept a bare LF. This server does not: a proxy that treats LF
-            // differently would see different headers (request smuggling).
+            // RFC 9112 §2.2 lets a server accept a bare LF, but a proxy may then see other headers (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
