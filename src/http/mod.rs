@@ -23,7 +23,7 @@ const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at mo
 pub enum Outcome {
     Response(Vec<u8>),
     Upgrade { response: Vec<u8>, route: Route },
-    Check { route: Result<Route, Rejection>, reader: Option<String> }, // pages of the origin `reader` may read it
+    Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages of `origin` may read the response
 }
 
 pub enum Route {
@@ -67,14 +67,14 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
 
 /// Runs checks 8 to 10 of a handshake at the parameter `endpoint` (PROTOCOL.md, "Rejections").
 fn check_handshake(request: &Request, access: &Access, peer: &Peer, own_origin: &str) -> Outcome {
-    let origin = check_origin(request, access, own_origin);
-    let reader = origin.as_ref().ok().copied().flatten().map(str::to_owned);
+    let checked = check_origin(request, access, own_origin);
+    let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
     let endpoint = find_parameter(request.query, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
     let route = endpoint.and_then(|path| match dialect_at(&path) {
-        Some(_) => origin.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, peer)),
+        Some(_) => checked.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, peer)),
         None => Err(not_found(&path)),
     });
-    Outcome::Check { route, reader }
+    Outcome::Check { route, origin }
 }
 
 fn dialect_at(path: &str) -> Option<Dialect> {
@@ -122,11 +122,11 @@ pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime)
 }
 
 /// The response to `/check`. A browser hides the response to a rejected handshake from the page, but not this one.
-pub fn check_response(checked: Result<(), Rejection>, reader: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
+pub fn check_response(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (status, message) =
         checked.map_or_else(|rejection| (rejection.status, body(&rejection)), |()| (101, "".into()));
     let json = format!("{{\"status\":{status},\"message\":{}}}\n", serde_json::json!(message));
-    let allow = reader.into_iter().flat_map(|origin| [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]);
+    let allow = origin.into_iter().flat_map(|origin| [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]);
     let headers: Vec<_> = [("Content-Type", "application/json")].into_iter().chain(allow).collect();
     response(200, &headers, &json, is_head, now)
 }

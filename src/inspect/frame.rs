@@ -277,6 +277,7 @@ impl Parts {
         }
     }
 }
+
 pub fn opcode_name(opcode: Opcode) -> &'static str {
     match opcode {
         Opcode::Continuation => "CONT",

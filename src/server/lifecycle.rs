@@ -74,9 +74,9 @@ impl<S: Socket> Server<S> {
         });
         match outcome {
             Ok(Outcome::Response(bytes)) => self.send_response(token, bytes, "the response was sent"),
-            Ok(Outcome::Check { route, reader }) => {
+            Ok(Outcome::Check { route, origin }) => {
                 let checked = route.and_then(|route| self.admit(token, &route));
-                let bytes = http::check_response(checked, reader.as_deref(), is_head, self.now.time);
+                let bytes = http::check_response(checked, origin.as_deref(), is_head, self.now.time);
                 self.send_response(token, bytes, "the response was sent");
             }
             Ok(Outcome::Upgrade { response, route }) => match self.admit(token, &route) {
