@@ -156,6 +156,48 @@ fn read_close(client: &mut RawClient) -> (u16, String) {
     }
 }
 
+/// Each Ping has its own payload, which its Pong repeats (RFC 6455 §5.5.3).
+#[test]
+fn the_pings_of_an_inspector_are_numbered() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    for payload in ["ping 1", "ping 2"] {
+        inspector.send(&masked(0x81, PING));
+        let ping = alice.read_frame();
+        assert_eq!((ping.first, &ping.payload[..]), (0x89, payload.as_bytes()));
+        assert_eq!(read_frame(&mut inspector, "server", "PING")["payload"], hex(payload.as_bytes()));
+        alice.send(&masked(0x8a, &ping.payload));
+        assert_eq!(read_frame(&mut inspector, "client", "PONG")["payload"], hex(payload.as_bytes()));
+    }
+}
+
+#[test]
+fn an_inspector_closes_the_inspected_connection_with_any_valid_code() {
+    let server = Server::start(&[]);
+    let (mut alice, ticket) = join(&server, "alice");
+    let mut inspector = inspect(&server, &ticket);
+    for code in ["999", "1004", "1005", "1006", "1012", "1015", "2999", "5000", "65536", "-1", "\"1000\"", "null"] {
+        inspector.send_text(&format!(r#"{{"do":"close","code":{code}}}"#));
+        let error = read_record(&mut inspector, "error");
+        assert!(error["message"].as_str().unwrap().contains("close code"), "{code}: {error}");
+    }
+    inspector.send_text(r#"{"do":"close"}"#);
+    read_record(&mut inspector, "error");
+    alice.send(&masked(0x89, b"still open"));
+    assert_eq!(alice.read_frame().payload, b"still open");
+    for code in [1000, 1001, 1002, 1003, 1007, 1008, 1011, 3000, 3999, 4000, 4999] {
+        let (mut bob, ticket) = join(&server, "bob");
+        let mut inspector = inspect(&server, &ticket);
+        inspector.send_text(&format!(r#"{{"do":"close","code":{code}}}"#));
+        assert_eq!(read_close(&mut bob), (code, "closed by the inspector".into()));
+        bob.send(&masked(0x88, &code.to_be_bytes()));
+        let end = read_record(&mut inspector, "end");
+        assert_eq!((&end["began"], &end["code"], &end["clean"]), (&"server".into(), &code.into(), &true.into()));
+        assert_eq!(read_close(&mut inspector).0, 1000);
+    }
+}
+
 /// In a busy room, the fragmented message keeps its place.
 #[test]
 fn fragments_of_a_message_from_another_member() {

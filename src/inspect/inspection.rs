@@ -36,7 +36,10 @@ const MAX_BACKLOG_FOR_PING: usize = 4096;
 /// Size in bytes of the secret in a ticket (128 bits).
 const SECRET_LEN: usize = 16;
 
-const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"} or {\"do\":\"fragment\"}.";
+const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"}, {\"do\":\"fragment\"} or \
+                               {\"do\":\"close\",\"code\":1000}.";
+const WRONG_CODE: &str = "An endpoint must not send this close code (RFC 6455 §7.4). Send a code from 1000 to 1003, from \
+                          1007 to 1011, or from 3000 to 4999.";
 const BACKLOG: &str = "Too many bytes are queued for the connection already. Try again later.";
 const CONNECTION_OVER: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
@@ -83,6 +86,8 @@ struct Inspector {
     connection: Token,
     /// Records dropped because the inspector's outbox was over half full.
     missed: u64,
+    /// Number of pings that the inspector has requested.
+    pings: u64,
 }
 
 pub struct Inspection {
@@ -178,7 +183,7 @@ impl Inspection {
             return Err(wrong());
         }
         link.inspector.set(Some(client));
-        self.inspectors.insert(client, Inspector { connection, missed: 0 });
+        self.inspectors.insert(client, Inspector { connection, missed: 0, pings: 0 });
         // The handshake happened before the inspector attached, so queue the handshake's records first.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
@@ -193,14 +198,26 @@ impl Inspection {
     }
 
     pub fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
-        let Some(connection) = self.inspectors.get(&client).map(|inspector| inspector.connection) else { return };
+        let Some(inspector) = self.inspectors.get_mut(&client) else { return };
+        let connection = inspector.connection;
         // Treat invalid JSON as `null`: it has no `do` field, so the inspector gets the `UNKNOWN_COMMAND` error.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), queued_bytes(connection)) {
-            (Some("ping" | "fragment"), None) => CONNECTION_OVER,
+            (Some("ping" | "fragment" | "close"), None) => CONNECTION_OVER,
             (Some("ping"), Some(queued)) if queued > MAX_BACKLOG_FOR_PING => BACKLOG,
-            (Some("ping"), Some(_)) => return self.actions.push_back(Action::Ping(connection)),
+            (Some("ping"), Some(_)) => {
+                inspector.pings += 1;
+                // §5.5.3: the Pong repeats the payload, so a number shows which Ping each Pong belongs to.
+                let payload = format!("ping {}", inspector.pings);
+                return self.actions.push_back(Action::Ping(connection, payload));
+            }
             (Some("fragment"), Some(_)) => return self.link(connection).fragment_next.set(true),
+            (Some("close"), Some(_)) => match close_code(&command["code"]) {
+                Some(code) => {
+                    return self.actions.push_back(Action::Close(connection, code, "closed by the inspector"));
+                }
+                None => WRONG_CODE,
+            },
             _ => UNKNOWN_COMMAND,
         };
         self.send(client, &json!({ "record": "error", "message": error }));
@@ -263,6 +280,12 @@ impl Inspection {
             self.actions.push_back(Action::Detach(connection));
         }
     }
+}
+
+/// Returns `None` unless §7.4 itself lets an endpoint send the code. `from_wire` also accepts later codes: 1012 to 1014.
+fn close_code(code: &Value) -> Option<CloseCode> {
+    let code = code.as_u64().and_then(|code| u16::try_from(code).ok())?;
+    CloseCode::from_wire(code).ok().filter(|_| !(1012..=1014).contains(&code))
 }
 
 #[derive(Debug, Default)]

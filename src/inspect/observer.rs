@@ -473,7 +473,40 @@ mod tests {
         server.records();
         server.command(inspector, r#"{"do":"ping"}"#);
         let action = server.action();
-        assert!(matches!(action, Some(Action::Ping(connection)) if connection == alice), "{action:?}");
+        assert!(
+            matches!(action, Some(Action::Ping(connection, ref payload)) if connection == alice && payload == "ping 1")
+        );
+        for (code, is_valid) in [
+            ("999", false),
+            ("1000", true),
+            ("1003", true),
+            ("1004", false),
+            ("1005", false),
+            ("1006", false),
+            ("1007", true),
+            ("1011", true),
+            ("1012", false),
+            ("1014", false),
+            ("1015", false),
+            ("2999", false),
+            ("3000", true),
+            ("4999", true),
+            ("5000", false),
+            ("66536", false),
+            ("-1000", false),
+            ("1000.5", false),
+            ("null", false),
+            ("\"1000\"", false),
+        ] {
+            server.command(inspector, &format!("{{\"do\":\"close\",\"code\":{code}}}"));
+            match server.action() {
+                Some(Action::Close(connection, sent, _)) => {
+                    assert!(is_valid && connection == alice && sent.get().to_string() == code, "{code}");
+                }
+                Some(Action::Send(_, text)) => assert!(!is_valid && text.contains("close code"), "{code}: {text}"),
+                other => panic!("{code}: {other:?}"),
+            }
+        }
 
         let message = b"\x81\x03abc";
         let observer = server.observers.get_mut(&alice).expect("an observer");

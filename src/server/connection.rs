@@ -434,7 +434,7 @@ mod tests {
         let frames = b"\x81\x01a\x81\x01b";
         connection.send_shared(&mut Broadcast::new(frames, &Rc::default())).unwrap();
         connection.push_frames(frames);
-        connection.open_protocol().unwrap().ping();
+        connection.open_protocol().unwrap().ping(b"");
         connection.apply_protocol_state();
         assert_eq!(connection.frames_sent, 5);
     }

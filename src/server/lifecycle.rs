@@ -195,14 +195,14 @@ impl<S: Socket> Server<S> {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
         if pings {
-            self.ping(token);
+            self.ping(token, b"");
         }
         self.set_timer(token, wait);
     }
 
-    pub(super) fn ping(&mut self, token: Token) {
+    pub(super) fn ping(&mut self, token: Token, payload: &[u8]) {
         let Some(protocol) = self.connections.get_mut(token).and_then(Connection::open_protocol) else { return };
-        protocol.ping();
+        protocol.ping(payload);
         self.apply_protocol_state(token, "");
     }
 

@@ -399,7 +399,7 @@ impl<S: Socket> Server<S> {
         while let Some(action) = self.observers.next_action(&|token| self.connections.queued_bytes(token)) {
             match action {
                 Action::Send(client, text) => self.send_frame(client, Opcode::Text, text.as_bytes()),
-                Action::Ping(token) => self.ping(token),
+                Action::Ping(token, payload) => self.ping(token, payload.as_bytes()),
                 Action::Close(token, code, reason) => self.close(token, code, reason),
                 Action::Attach(token) => self.attach_observer(token),
                 Action::Detach(token) => drop(self.connections.get_mut(token).map(|peer| peer.observer.take())),

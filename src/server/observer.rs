@@ -77,6 +77,6 @@ pub enum Action {
     Send(Token, String), // a text message to an inspector
     Attach(Token),       // takes effect between two messages
     Detach(Token),
-    Ping(Token),
+    Ping(Token, String), // the payload, at most 125 bytes (§5.5)
     Close(Token, CloseCode, &'static str),
 }

@@ -101,9 +101,9 @@ impl Protocol {
         }
     }
 
-    pub fn ping(&mut self) {
+    pub fn ping(&mut self, payload: &[u8]) {
         if self.state == State::Open {
-            frame::append(&mut self.output, Opcode::Ping, b"");
+            frame::append(&mut self.output, Opcode::Ping, payload);
         }
     }
 
@@ -419,7 +419,7 @@ mod tests {
                 assert_eq!(got_output, output, "{before:?} and {bytes:02x?}");
                 assert_eq!(protocol.state(), after, "{before:?} and {bytes:02x?}");
                 protocol.close(CloseCode::NORMAL, "");
-                protocol.ping();
+                protocol.ping(b"");
                 let is_open = after == State::Open;
                 assert_eq!(!protocol.take_output().is_empty(), is_open, "only an open connection sends");
             }
@@ -454,7 +454,7 @@ mod tests {
                 None
             }),
             ("a call of `ping`", &|protocol| {
-                protocol.ping();
+                protocol.ping(b"");
                 None
             }),
         ];
