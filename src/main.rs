@@ -7,7 +7,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment};
 use wirechat::http::access::Access;
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
-use wirechat::tools::Tool;
+use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
 const EXIT_FAILURE: u8 = 1; // the server cannot run, for example because its port is in use, or a tool found an error
 const EXIT_USAGE: u8 = 2; // the command line or the configuration is invalid
@@ -72,7 +72,8 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
     let level = if config.quiet { log::LevelFilter::Warn } else { log::LevelFilter::Info };
     let level = if config.verbose { log::LevelFilter::Debug } else { level };
     let log = LogWriter::install(level).map_err(usage_error)?;
-    let event_loop = EventLoop::bind(config.clone(), access, log).map_err(|error| (EXIT_FAILURE, error))?;
+    let player = Box::new(LoopbackPlayer);
+    let event_loop = EventLoop::bind(config.clone(), access, log, player).map_err(|error| (EXIT_FAILURE, error))?;
     let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The banner may end up in a log, so it never shows a real token.
     let token = if config.tokens.is_some() { "token=TOKEN&" } else { "token=dev-token&" };

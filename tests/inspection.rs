@@ -68,6 +68,7 @@ fn the_handshake_first_then_every_frame() {
     let server = Server::start(&[]);
     let (mut alice, ticket) = join(&server, "alice");
     let mut inspector = inspect(&server, &ticket);
+    assert_eq!(inspector.read_json()["record"], "cases");
     let request = inspector.read_json();
     assert_eq!(request["record"], "request");
     let head = request["head"].as_str().unwrap();

@@ -29,7 +29,7 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 use wirechat::ws::request::{Rejection, Request};
 
 /// A long timeout costs nothing: no expected reaction of this server uses it up.
-const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1) };
+const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), total: None };
 
 /// Plays a case; the text describes the result, for the message of a failed test.
 fn play(target: &Target, case: &Case, timing: Timing) -> (Outcome, String) {
@@ -426,6 +426,20 @@ fn read_whole_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     read(&mut frame, if is_masked { 4 } else { 0 })?;
     read(&mut frame, if size > 0 { long } else { u64::from(short) })?;
     Some(frame)
+}
+
+/// Without the total time, a silent server would use up each timeout.
+#[test]
+fn a_total_time_limits_a_case() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let target = Target::echo(&format!("ws://{}/", silent.local_addr().unwrap())).unwrap();
+    let timing = Timing { total: Some(Duration::from_millis(300)), ..UNHURRIED };
+    for name in ["hello", "slow-request", "tls"] {
+        let case = catalogue::all().find(|case| case.name == name).unwrap();
+        let start = Instant::now();
+        play(&target, case, timing);
+        assert!(start.elapsed() < DEADLINE / 2, "{name}: {:?}", start.elapsed());
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
     pub may_guess: bool, // `false` after too many wrong tokens
+    pub needs_token: bool,
 }
 
 pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
@@ -90,7 +91,8 @@ fn dialect_at(path: &str) -> Option<Dialect> {
 fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
     let has_ticket = request.path == "/inspect";
-    let identity = if has_ticket { Identity::default() } else { check_token(request, access, peer.may_guess)? };
+    let is_exempt = has_ticket || (!peer.needs_token && token(request).is_none());
+    let identity = if is_exempt { Identity::default() } else { check_token(request, access, peer.may_guess)? };
     percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
     Ok(match dialect_at(request.path) {
         Some(dialect) => {
@@ -313,7 +315,7 @@ mod tests {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true };
+        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
         match route_request(&request, &access, peer, SystemTime::UNIX_EPOCH) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
             Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),

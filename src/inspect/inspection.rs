@@ -6,6 +6,8 @@
 //! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table and a
 //! connection without an inspector costs no memory. The server sends a ticket only in the `welcome` of its own
 //! connection, so no other client can inspect the connection.
+//!
+//! An inspector can also play a case of `wirechat poke`: see [`cases`](super::cases).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -18,11 +20,12 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
+use super::cases::Plays;
 use super::{Head, Record, RecordKind, Records, Tap, json};
 use crate::maps::TokenMap;
 use crate::server::observer::{Action, QueuedBytes};
 use crate::ws::close::CloseCode;
-use crate::ws::frame::Role;
+use crate::ws::frame::{Opcode, Role};
 use crate::ws::request::Rejection;
 
 /// Maximum number of handshakes kept for later inspectors.
@@ -33,11 +36,14 @@ const MAX_REQUEST: usize = 8 * 1024;
 const MAX_QUEUED: usize = 16 * 1024;
 /// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
+/// Maximum number of frames in each direction of a played connection that the inspector receives, besides Closes. A case
+/// may send 100,000 frames, but a learner reads the first few.
+const MAX_PLAYED_FRAMES: u64 = 20;
 /// Size in bytes of the secret in a ticket (128 bits).
 const SECRET_LEN: usize = 16;
 
-const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"}, {\"do\":\"fragment\"} or \
-                               {\"do\":\"close\",\"code\":1000}.";
+const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"}, {\"do\":\"fragment\"}, \
+                               {\"do\":\"close\",\"code\":1000} or {\"do\":\"play\",\"case\":\"hello\"}.";
 const WRONG_CODE: &str = "An endpoint must not send this close code (RFC 6455 §7.4). Send a code from 1000 to 1003, from \
                           1007 to 1011, or from 3000 to 4999.";
 const BACKLOG: &str = "Too many bytes are queued for the connection already. Try again later.";
@@ -54,30 +60,52 @@ pub struct Link {
     pub fragment_next: Cell<bool>,
     /// Frames counted by the tap since the connection was accepted.
     pub frames: Cell<u64>,
-    /// Records dropped because the queue was full.
+    /// Records dropped because the queue was full, or because a played connection had too many frames.
     missed: Cell<u64>,
+    /// Whether the connection plays a case.
+    is_played: bool,
 }
 
-/// Records queued for inspectors, oldest first, each with the inspector's token. `None` follows the last
-/// record: the server has removed the inspected connection.
+impl Link {
+    pub fn of_played_connection(inspector: Token) -> Link {
+        Link { inspector: Cell::new(Some(inspector)), is_played: true, ..Link::default() }
+    }
+
+    fn skips(&self, record: &Record) -> bool {
+        let RecordKind::Frame(frame) = &record.what else { return false };
+        self.is_played && frame.number > MAX_PLAYED_FRAMES && frame.header.opcode() != Opcode::Close as u8
+    }
+}
+
+/// Records queued for inspectors, oldest first, each with the inspector's token.
 #[derive(Debug, Default)]
-pub struct Queue(RefCell<VecDeque<(Token, Option<Record>)>>);
+pub struct Queue(RefCell<VecDeque<(Token, Queued)>>);
+
+#[derive(Debug)]
+enum Queued {
+    Record(Record),
+    /// A record about cases. The inspector receives it even if the outbox is over half full.
+    Cases(Value),
+    /// The server has removed the inspected connection.
+    Over,
+}
 
 impl Queue {
     pub fn push(&self, link: &Link, record: Record) {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
         // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
-        if queue.len() >= MAX_QUEUED && !matches!(record.what, RecordKind::End(_)) {
+        let is_full = queue.len() >= MAX_QUEUED && !matches!(record.what, RecordKind::End(_));
+        if is_full || link.skips(&record) {
             link.missed.set(link.missed.get() + 1);
             return;
         }
         let missed = link.missed.take();
         if missed > 0 {
             // Report the gap first, so that the inspector shows the gap where the records are missing.
-            queue.push_back((inspector, Some(Record { what: RecordKind::Missed(missed), ..record.clone() })));
+            queue.push_back((inspector, Queued::Record(Record { what: RecordKind::Missed(missed), ..record.clone() })));
         }
-        queue.push_back((inspector, Some(record)));
+        queue.push_back((inspector, Queued::Record(record)));
     }
 }
 
@@ -102,6 +130,7 @@ pub struct Inspection {
     links: TokenMap<Rc<Link>>,
     /// Keyed by the inspector's connection, not the inspected connection.
     inspectors: TokenMap<Inspector>,
+    pub plays: Plays,
     actions: VecDeque<Action>,
 }
 
@@ -118,6 +147,7 @@ impl Inspection {
             handshakes: Rc::default(),
             links: TokenMap::default(),
             inspectors: TokenMap::default(),
+            plays: Plays::new(None),
             actions: VecDeque::new(),
         }
     }
@@ -184,6 +214,8 @@ impl Inspection {
         }
         link.inspector.set(Some(client));
         self.inspectors.insert(client, Inspector { connection, missed: 0, pings: 0 });
+        let catalogue = self.plays.catalogue().map(|record| (client, Queued::Cases(record)));
+        self.queue.0.borrow_mut().extend(catalogue);
         // The handshake happened before the inspector attached, so queue the handshake's records first.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
@@ -203,7 +235,7 @@ impl Inspection {
         // Treat invalid JSON as `null`: it has no `do` field, so the inspector gets the `UNKNOWN_COMMAND` error.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), queued_bytes(connection)) {
-            (Some("ping" | "fragment" | "close"), None) => CONNECTION_OVER,
+            (Some("ping" | "fragment" | "close" | "play"), None) => CONNECTION_OVER,
             (Some("ping"), Some(queued)) if queued > MAX_BACKLOG_FOR_PING => BACKLOG,
             (Some("ping"), Some(_)) => {
                 inspector.pings += 1;
@@ -218,12 +250,20 @@ impl Inspection {
                 }
                 None => WRONG_CODE,
             },
+            (Some("play"), Some(_)) => match self.plays.start(client, command["case"].as_str()) {
+                Ok(()) => return,
+                Err(error) => return self.send(client, &json!({ "record": "error", "message": error })),
+            },
             _ => UNKNOWN_COMMAND,
         };
         self.send(client, &json!({ "record": "error", "message": error }));
     }
 
-    pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
+    pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
+        // Queue the result behind the records of its connection.
+        while let Some((client, record)) = self.plays.next_finished(now) {
+            self.queue.0.borrow_mut().push_back((client, Queued::Cases(record)));
+        }
         loop {
             if let Some(action) = self.actions.pop_front() {
                 return Some(action);
@@ -231,8 +271,10 @@ impl Inspection {
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
                 // `send_record` checks the outbox for every record, because each record adds to it.
-                Some(record) => self.send_record(client, record, queued_bytes),
-                None => {
+                Queued::Record(record) => self.send_record(client, record, queued_bytes),
+                Queued::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
+                Queued::Cases(_) => {} // the inspector has left
+                Queued::Over => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
                 }
@@ -244,10 +286,11 @@ impl Inspection {
     pub fn removed(&mut self, connection: Token) {
         // `detach` does nothing unless this connection is an inspector.
         self.detach(connection);
+        self.plays.removed(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
-            // Queue `None` last, so that the inspector receives every queued record before the Close frame.
-            self.queue.0.borrow_mut().push_back((inspector, None));
+            // Queue `Over` last, so that the inspector receives every queued record before the Close frame.
+            self.queue.0.borrow_mut().push_back((inspector, Queued::Over));
         }
     }
 

@@ -12,8 +12,9 @@
 //! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
 //! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`escape`] (output), [`secret`] (what
 //! is redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and
-//! [`inspection`] (the link to the server), [`reframe`] (splits a message into fragments).
+//! [`inspection`] (the link to the server), [`reframe`] (splits a message into fragments), [`cases`] (played by inspectors).
 
+pub mod cases;
 pub mod checker;
 pub mod escape;
 pub mod failure;

@@ -3,12 +3,15 @@
 //! queues records for inspectors: the server cannot send to an inspector while processing another connection.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use mio::Token;
 
+use super::cases::{BoxedPlayer, PlayOptions, Plays};
 use super::filter::Filter;
 use super::inspection::{HandshakeCapture, Inspection, Link, Queue};
 use super::recorder::{Recorder, Recordings};
@@ -79,6 +82,21 @@ impl Inspect {
         let context = Context { now: Cell::new(SystemTime::UNIX_EPOCH), trace: options.trace, queue };
         Ok(Inspect { context: Rc::new(context), recordings, inspection })
     }
+
+    /// Lets inspectors play cases against the server that listens on this address. The player calls `wake` on another
+    /// thread, to start another turn of the event loop.
+    pub fn with_player(
+        mut self,
+        player: BoxedPlayer,
+        server: SocketAddr,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Inspect {
+        let options = PlayOptions { player, server, wake: Arc::new(wake) };
+        if let Some(inspection) = &mut self.inspection {
+            inspection.plays = Plays::new(Some(options));
+        }
+        self
+    }
 }
 
 impl Observers for Inspect {
@@ -86,18 +104,22 @@ impl Observers for Inspect {
         self.context.now.set(time);
     }
 
-    fn accepted(&mut self, connection: Token) -> Option<Box<dyn Observer>> {
+    fn accepted(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>> {
+        let played = self.inspection.as_mut().and_then(|inspection| inspection.plays.accepted(connection, peer));
+        let is_played = played.is_some();
         let (number, now) = (connection.0, self.context.now.get());
         let recorder = self.recordings.as_mut().and_then(|recordings| recordings.start(number, now)).map(Box::new);
         let has_tap = self.context.trace.is_some() || (self.recordings.is_some() && self.inspection.is_some());
-        let active_tap = has_tap.then(|| {
-            let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
+        let active_tap = (has_tap || is_played).then(|| {
+            let own = || self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
+            let link = played.unwrap_or_else(own);
             let records = Records::default();
             let tap = Tap::new(number, records.clone()).awaiting_close();
-            Box::new(ActiveTap { tap, records, link, is_temporary: false })
+            Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture every handshake: the server does not know yet whether the client will get a ticket.
-        let capture = self.inspection.as_ref().map(|inspection| inspection.capture_handshake(connection));
+        // Capture every other handshake: the server does not know yet whether the client will get a ticket.
+        let inspection = self.inspection.as_ref().filter(|_| !is_played);
+        let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
         if observer.is_done() { None } else { Some(Box::new(observer)) }
     }
@@ -114,6 +136,11 @@ impl Observers for Inspect {
         let context = Rc::clone(&self.context);
         let active_tap = Some(Box::new(active_tap));
         Some(Box::new(ConnectionObserver { context, active_tap, recorder: None, capture: None }))
+    }
+
+    fn needs_token(&self, connection: Token) -> bool {
+        // The inspector's ticket has replaced the token: see `cases`.
+        !self.inspection.as_ref().is_some_and(|inspection| inspection.plays.contains(connection))
     }
 
     fn removed(&mut self, connection: Token) {
@@ -136,7 +163,7 @@ impl Observers for Inspect {
     }
 
     fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
-        self.inspection.as_mut().and_then(|inspection| inspection.next_action(queued_bytes))
+        self.inspection.as_mut().and_then(|inspection| inspection.next_action(queued_bytes, self.context.now.get()))
     }
 }
 
@@ -253,6 +280,7 @@ mod tests {
     use crate::ws::protocol::Limits;
 
     const FIRST: Token = Token(1);
+    const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
     const MAX_OUTBOX: usize = 1000;
     const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
     const REQUEST: &[u8] = b"GET /?token=secret HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -290,7 +318,7 @@ mod tests {
         fn accept(&mut self) -> Token {
             let token = Token(self.next);
             self.next += 1;
-            self.observers.extend(self.inspect.accepted(token).map(|observer| (token, observer)));
+            self.observers.extend(self.inspect.accepted(token, PEER).map(|observer| (token, observer)));
             token
         }
 
@@ -603,7 +631,7 @@ mod tests {
         let options = Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
         let inspect = Inspect::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
-        assert!(inspect.accepted(FIRST).is_none() && inspect.welcome_field(FIRST).is_none());
+        assert!(inspect.accepted(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());
         assert_eq!(inspect.admit(Token(5), "", &|_| Some(0)).map_err(|rejection| rejection.status), Err(403));
     }
 }

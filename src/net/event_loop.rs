@@ -4,17 +4,19 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-use mio::{Events, Interest, Poll, Token, net::TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, connection_limits};
 use super::log_writer::LogWriter;
+use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
 use crate::{chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2); // of other threads
 
 // Readiness events per turn. If a mass disconnect did not fit in one turn, the server would send to dead peers.
 const MAX_EVENTS: usize = 65536;
@@ -34,7 +36,7 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// `config` must have passed `Config::validate`. `Err` is a message for the operator.
-    pub fn bind(config: Config, access: Access, log: LogWriter) -> Result<EventLoop, String> {
+    pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = connection_limits(&config)?;
         let mut listener = Listener::bind(config.listen)?;
         let error = |error| format!("The system cannot poll: {error}.");
@@ -46,7 +48,9 @@ impl EventLoop {
         // A server with predictable tickets must not run, so fail at start if the system has no randomness.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}"));
-        let observers = Box::new(super::inspect(&config, &log, &mut random)?);
+        let waker = Waker::new(poll.registry(), WAKER).map_err(error)?;
+        let inspect = super::inspect(&config, &log, &mut random)?;
+        let observers = Box::new(inspect.with_player(player, address, move || _ = waker.wake()));
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
         let server = Server::new(config.clone(), access, limits, observers, Box::new(random), now);

@@ -30,7 +30,7 @@ impl<S: Socket> Server<S> {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
-        let mut connection = Connection::new(socket, peer, self.observers.accepted(token), now);
+        let mut connection = Connection::new(socket, peer, self.observers.accepted(token, peer), now);
         // A trusted proxy connects for many clients, so its connections count once the request names a client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
@@ -63,8 +63,8 @@ impl<S: Socket> Server<S> {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
-            let may_guess = self.limits.may_guess(peer.ip(), now);
-            let client = http::Peer { address: peer.ip(), is_proxied, may_guess };
+            let (may_guess, needs_token) = (self.limits.may_guess(peer.ip(), now), self.observers.needs_token(token));
+            let client = http::Peer { address: peer.ip(), is_proxied, may_guess, needs_token };
             let outcome = http::route_request(&request, &self.access, client, self.now.time);
             let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
             if error.status == 401 && http::token(&request).is_some() {

@@ -1,7 +1,7 @@
 //! The interface for traces, recordings and the page's inspector. An [`Observer`] sees the bytes of one connection.
 //! [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another connection.
 
-use std::{rc::Rc, time::SystemTime};
+use std::{net::SocketAddr, rc::Rc, time::SystemTime};
 
 use mio::Token;
 
@@ -39,8 +39,13 @@ pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
     /// Returns `None` to leave the new connection unobserved.
-    fn accepted(&mut self, _connection: Token) -> Option<Box<dyn Observer>> {
+    fn accepted(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
         None
+    }
+
+    /// Whether the client must present an access token. A wrong token is always rejected.
+    fn needs_token(&self, _connection: Token) -> bool {
+        true
     }
 
     /// Returns an observer for an open connection, after [`Action::Attach`]. `_frames_sent` includes queued frames.

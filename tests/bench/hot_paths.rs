@@ -232,7 +232,7 @@ fn tracer() -> Box<dyn Observer> {
     let trace = Some(Trace { style, filter: Filter::default(), write });
     let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20 };
     let mut inspect = Inspect::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
-    let mut observer = inspect.accepted(Token(0)).expect("every connection is traced");
+    let mut observer = inspect.accepted(Token(0), ADDRESS).expect("every connection is traced");
     observer.bytes(Role::Client, REQUEST);
     observer.stage(Stage::Upgraded {
         limits: LIMITS,

@@ -191,7 +191,7 @@ impl World {
 struct Reasons(Rc<RefCell<BTreeMap<Token, String>>>);
 
 impl Observers for Reasons {
-    fn accepted(&mut self, connection: Token) -> Option<Box<dyn Observer>> {
+    fn accepted(&mut self, connection: Token, _: SocketAddr) -> Option<Box<dyn Observer>> {
         Some(Box::new(ReasonObserver(connection, self.clone())))
     }
 }

@@ -1,11 +1,12 @@
 //! The client connection of `poke`: a blocking socket, a tracer, and an [`Inbox`] that parses the server's bytes. No
 //! server can block `poke` forever: each read has a deadline that incoming bytes do not extend, and each write has a
-//! timeout.
+//! timeout. A total time may limit the whole connection.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::play::Timing;
 use crate::inspect::Record;
 use crate::tools::Tracer;
 use crate::tools::received::Inbox;
@@ -22,6 +23,8 @@ pub enum TcpState {
 
 pub struct Connection<'s> {
     stream: TcpStream,
+    /// The connection reads and writes nothing after this time.
+    ends_at: Option<Instant>,
     tracer: Tracer,
     show: &'s mut dyn FnMut(Record),
     pub inbox: Inbox,
@@ -30,28 +33,40 @@ pub struct Connection<'s> {
 }
 
 impl<'s> Connection<'s> {
-    /// Connects to the first of `addresses` that accepts within `timeout`. `show` receives the trace records.
+    /// `show` receives the trace records.
     ///
     /// # Errors
-    /// The error from the last address tried.
-    pub fn open(
-        addresses: &[SocketAddr],
-        timeout: Duration,
-        show: &'s mut dyn FnMut(Record),
-    ) -> std::io::Result<Connection<'s>> {
-        let stream = connect(addresses, timeout)?;
+    /// Fails if the socket does not accept its options.
+    pub fn new(stream: TcpStream, timing: Timing, show: &'s mut dyn FnMut(Record)) -> std::io::Result<Connection<'s>> {
         // Disable Nagle's algorithm, which could merge the parts of a split frame into one TCP segment.
         stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timing.timeout))?;
+        let ends_at = timing.total.map(|total| Instant::now() + total);
         let (tracer, inbox) = (Tracer::new(), Inbox::default());
-        Ok(Connection { stream, tracer, show, inbox, tcp: TcpState::Open, is_half_closed: false })
+        Ok(Connection { stream, ends_at, tracer, show, inbox, tcp: TcpState::Open, is_half_closed: false })
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.trace(Role::Client, bytes);
         // Ignore the error: if the server disconnects during the write, later reads return its remaining bytes, then
         // report the disconnect.
-        let _ = self.stream.write_all(bytes);
+        let _ = self.write(bytes);
+    }
+
+    /// Writes all bytes. Returns the number of bytes written, and the error that stopped the write.
+    fn write(&mut self, bytes: &[u8]) -> (usize, std::io::Result<()>) {
+        let mut written = 0;
+        while written < bytes.len() {
+            if self.ends_at.is_some_and(|end| end <= Instant::now()) {
+                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, which means that the server stalls
+            }
+            match self.stream.write(&bytes[written..]) {
+                Ok(len) => written += len,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return (written, Err(error)),
+            }
+        }
+        (written, Ok(()))
     }
 
     /// Sends one byte per write, `delay` apart, until the server disconnects or later bytes cannot change the result.
@@ -66,7 +81,7 @@ impl<'s> Connection<'s> {
 
     /// Reads incoming bytes until `delay` has passed.
     pub fn pause(&mut self, delay: Duration) {
-        let deadline = Instant::now() + delay;
+        let deadline = self.limit(Instant::now() + delay);
         while self.read(deadline) {}
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
@@ -86,15 +101,10 @@ impl<'s> Connection<'s> {
         }
         while accepted < max {
             self.trace(Role::Client, bytes);
-            let mut rest = bytes;
-            while !rest.is_empty() {
-                match self.stream.write(rest) {
-                    Ok(len) => {
-                        rest = &rest[len..];
-                        accepted += len as u64;
-                    }
-                    Err(error) => return (accepted, is_timeout(&error)),
-                }
+            let (written, result) = self.write(bytes);
+            accepted += written as u64;
+            if let Err(error) = result {
+                return (accepted, is_timeout(&error));
             }
         }
         (accepted, false)
@@ -114,7 +124,7 @@ impl<'s> Connection<'s> {
 
     /// Reads once. Returns `false` if TCP is closed or the deadline has passed.
     fn read(&mut self, deadline: Instant) -> bool {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = self.limit(deadline).saturating_duration_since(Instant::now());
         if self.tcp != TcpState::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
             return false;
         }
@@ -130,6 +140,10 @@ impl<'s> Connection<'s> {
             Err(_) => self.tcp = TcpState::Reset,
         }
         self.tcp == TcpState::Open
+    }
+
+    fn limit(&self, deadline: Instant) -> Instant {
+        self.ends_at.map_or(deadline, |end| end.min(deadline))
     }
 
     /// Traces how the connection closed.
@@ -150,15 +164,4 @@ impl<'s> Connection<'s> {
 /// An expired socket timeout is `WouldBlock` on Unix and `TimedOut` on Windows.
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
-}
-
-fn connect(addresses: &[SocketAddr], timeout: Duration) -> std::io::Result<TcpStream> {
-    let mut last = std::io::Error::from(ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match TcpStream::connect_timeout(address, timeout) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }

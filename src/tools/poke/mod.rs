@@ -1,17 +1,20 @@
 //! `wirechat poke` is a WebSocket test client: it plays a [`case`] of the [`catalogue`] against a server and prints the
 //! exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
 //! [`play`] runs the steps, [`check`] compares the result with RFC 6455, and [`report`] prints the outcome. `poke` can
-//! test any server; without a URL, it tests a wirechat on this machine, including wirechat's own rules.
+//! test any server; without a URL, it tests a wirechat on this machine, including wirechat's own rules. [`player`] plays
+//! the same cases for the page's inspector.
 
 pub mod case;
 pub mod catalogue;
 pub mod check;
 pub mod connection;
 pub mod play;
+pub mod player;
 pub mod report;
 pub mod request;
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
@@ -131,7 +134,9 @@ impl Target {
     /// A one-line message if the server cannot be reached, or the case does not apply to it.
     pub fn play(&self, case: &Case, timing: Timing, show: &mut dyn FnMut(Record)) -> Result<Transcript, String> {
         let url = self.endpoint(case).map_err(|why| format!("{} is not for {}: {why}", case.name, self.url))?;
-        play::play(case, &url, &self.addresses, timing, show)
+        let stream = connect(&self.addresses, timing.timeout);
+        let stream = stream.map_err(|error| format!("cannot connect to {}: {error}", url.authority()))?;
+        play::play(case, &url, stream, timing, show).map_err(|error| format!("the socket failed: {error}"))
     }
 }
 
@@ -146,7 +151,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         return Ok(true);
     }
     let target = Target::from_arguments(arguments)?;
-    let timing = Timing { timeout: arguments.timeout, delay: arguments.delay };
+    let timing = Timing { timeout: arguments.timeout, delay: arguments.delay, total: None };
     let result = match arguments.case.as_str() {
         "all" => report.play_all(&target, timing),
         name => report.play_one(&target, find(name)?, timing),
@@ -155,6 +160,18 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         Some(_) => error,
         None => format!("{error}. Start a wirechat there, or name a server: wirechat poke CASE ws://…"),
     })
+}
+
+/// Connects to the first address that accepts within `timeout`. The error is from the last address tried.
+fn connect(addresses: &[SocketAddr], timeout: Duration) -> std::io::Result<TcpStream> {
+    let mut last = std::io::Error::from(ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect_timeout(address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 fn find(name: &str) -> Result<&'static Case, String> {

@@ -2,7 +2,7 @@
 //! decides whether the result is right. The client never replies to the server's Pings: no case lasts long enough to
 //! need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
 
-use std::net::SocketAddr;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use base64::Engine;
@@ -31,6 +31,8 @@ pub struct Timing {
     pub timeout: Duration,
     /// The pause after each byte of a slow send, and the length of a [`Step::Pause`].
     pub delay: Duration,
+    /// The maximum duration of the case; `None` if only the timeout limits it.
+    pub total: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -60,16 +62,18 @@ pub enum Closing {
     Unanswered,
 }
 
-/// Plays a case. `show` receives each trace record as it happens.
+/// Plays a case on a new connection. `show` receives each trace record as it happens.
+///
+/// # Errors
+/// Fails if the socket does not accept its options.
 pub fn play(
     case: &Case,
     url: &Url,
-    addresses: &[SocketAddr],
+    stream: TcpStream,
     timing: Timing,
     show: &mut dyn FnMut(Record),
-) -> Result<Transcript, String> {
-    let connection = Connection::open(addresses, timing.timeout, show);
-    let connection = connection.map_err(|error| format!("cannot connect to {}: {error}", url.authority()))?;
+) -> std::io::Result<Transcript> {
+    let connection = Connection::new(stream, timing, show)?;
     let mut player = Player { connection, timing, flood: None, has_sent_close: false };
     let is_open = player.open(case.opening, url);
     if is_open {
@@ -133,7 +137,7 @@ impl Player<'_> {
     }
 
     fn step(&mut self, step: &Step) {
-        let Timing { timeout, delay } = self.timing;
+        let Timing { timeout, delay, .. } = self.timing;
         let bytes = step.bytes(&mut random).unwrap_or_default();
         match *step {
             Step::Await(count) => self.connection.read_until(timeout, |inbox| inbox.received.len() >= count),

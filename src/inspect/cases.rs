@@ -1,0 +1,299 @@
+//! Plays cases of `wirechat poke` for inspectors: a client on a helper thread connects to this server, and the inspector
+//! receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. A case is hostile
+//! input, so everything is bounded: one case at a time per inspector, a few for all inspectors, and a few frames per case.
+//!
+//! A played connection needs no access token: its inspector has a ticket, and the server issues tickets only to clients
+//! that passed the token check. The server recognizes the connection by its address and port, which only this process
+//! can use while the client's socket is bound.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::SystemTime;
+
+use mio::Token;
+use serde_json::{Value, json};
+
+use super::inspection::Link;
+
+/// Maximum number of cases that all inspectors play at the same time. Each takes a thread and two descriptors.
+const MAX_PLAYS: usize = 4;
+
+const NO_PLAYER: &str = "This server plays no cases.";
+const NO_NAME: &str = "The command names no case. Send {\"do\":\"play\",\"case\":\"hello\"}.";
+const ALREADY_PLAYING: &str = "A case is being played already. Wait for its record \"played\".";
+const TOO_MANY_PLAYS: &str = "Other inspectors are playing too many cases already. Try again later.";
+
+/// A client that can play cases against this server.
+pub trait CasePlayer {
+    fn cases(&self) -> Vec<CaseSummary>;
+
+    /// Starts to play a case on another thread. Returns the local address of the client's socket, which must be bound
+    /// already. The thread calls `finish` after it has closed the socket.
+    ///
+    /// # Errors
+    /// A clause that says why the case cannot be played, for example because there is no case with this name.
+    fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String>;
+}
+
+pub type BoxedPlayer = Box<dyn CasePlayer>;
+
+/// Receives the result, or a clause that says why there is none.
+pub type Finish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
+
+#[derive(Debug, Clone, Copy)]
+pub struct CaseSummary {
+    pub name: &'static str,
+    pub title: &'static str,
+    /// The section of the RFC, such as `§5.1`.
+    pub rule: &'static str,
+}
+
+#[derive(Debug)]
+pub struct CaseResult {
+    pub expected: String,
+    pub received: String,
+    /// The section and a summary of its rule.
+    pub rule: String,
+    /// Whether the server did what the RFC requires or permits.
+    pub passed: bool,
+}
+
+/// What the server needs to play cases against itself.
+pub struct PlayOptions {
+    pub player: BoxedPlayer,
+    /// The address on which the server listens.
+    pub server: SocketAddr,
+    /// Makes the event loop start another turn. Called from the helper thread.
+    pub wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// The cases that are being played.
+pub struct Plays {
+    options: Option<PlayOptions>,
+    running: Vec<Play>,
+    sender: Sender<Finished>,
+    finished: Receiver<Finished>,
+}
+
+/// The inspector and the result of its case.
+type Finished = (Token, Result<CaseResult, String>);
+
+struct Play {
+    inspector: Token,
+    case: String,
+    link: Rc<Link>,
+    connection: PlayedConnection,
+    result: Option<Result<CaseResult, String>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlayedConnection {
+    /// The server has not accepted the connection from this address yet.
+    Expected(SocketAddr),
+    Open(Token),
+    Removed(Token),
+}
+
+impl Plays {
+    /// Without options, the server plays no cases.
+    pub fn new(options: Option<PlayOptions>) -> Plays {
+        let (sender, finished) = mpsc::channel();
+        Plays { options, running: Vec::new(), sender, finished }
+    }
+
+    /// Returns the record that lists all cases; `None` if the server plays none.
+    pub fn catalogue(&self) -> Option<Value> {
+        let cases = self.options.as_ref()?.player.cases().into_iter();
+        let cases = cases.map(|case| json!({ "name": case.name, "title": case.title, "rule": case.rule }));
+        Some(json!({ "record": "cases", "cases": cases.collect::<Vec<_>>() }))
+    }
+
+    /// Starts a case for an inspector.
+    ///
+    /// # Errors
+    /// A sentence for the inspector.
+    pub fn start(&mut self, inspector: Token, case: Option<&str>) -> Result<(), String> {
+        let PlayOptions { player, server, wake } = self.options.as_ref().ok_or(NO_PLAYER)?;
+        let case = case.ok_or(NO_NAME)?;
+        if self.running.iter().any(|play| play.inspector == inspector) {
+            return Err(ALREADY_PLAYING.into());
+        }
+        if self.running.len() >= MAX_PLAYS {
+            return Err(TOO_MANY_PLAYS.into());
+        }
+        let (sender, wake) = (self.sender.clone(), Arc::clone(wake));
+        let finish = move |result| {
+            let _ = sender.send((inspector, result)); // fails only if the server has stopped
+            wake();
+        };
+        let address = player.start(case, *server, Box::new(finish)).map_err(cannot_play)?;
+        let connection = PlayedConnection::Expected(canonical(address));
+        let (case, link) = (case.to_owned(), Rc::new(Link::of_played_connection(inspector)));
+        self.running.push(Play { inspector, case, link, connection, result: None });
+        Ok(())
+    }
+
+    /// Returns the link to the inspector if the new connection plays a case.
+    pub fn accepted(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<Link>> {
+        // After the client has closed its socket, another program may use the same address.
+        self.receive_results();
+        let expected = PlayedConnection::Expected(canonical(peer));
+        let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
+        play.connection = PlayedConnection::Open(connection);
+        Some(Rc::clone(&play.link))
+    }
+
+    pub fn contains(&self, connection: Token) -> bool {
+        self.running.iter().any(|play| play.connection == PlayedConnection::Open(connection))
+    }
+
+    /// Called when the server removes any connection.
+    pub fn removed(&mut self, connection: Token) {
+        for play in &mut self.running {
+            if play.connection == PlayedConnection::Open(connection) {
+                play.connection = PlayedConnection::Removed(connection);
+            }
+            if play.inspector == connection {
+                play.link.inspector.set(None); // the case continues, but nobody receives its records
+            }
+        }
+    }
+
+    /// Returns the last record of a case, and its inspector, once the server has removed the played connection.
+    pub fn next_finished(&mut self, now: SystemTime) -> Option<(Token, Value)> {
+        self.receive_results();
+        let is_finished = |play: &Play| play.result.is_some() && !matches!(play.connection, PlayedConnection::Open(_));
+        let at = self.running.iter().position(is_finished)?;
+        let Play { inspector, case, connection, result, .. } = self.running.swap_remove(at);
+        let record = match result? {
+            Ok(CaseResult { expected, received, rule, passed }) => json!({
+                "record": "played",
+                "case": case,
+                "expected": expected,
+                "came": received,
+                "rule": rule,
+                "passed": passed,
+                "connection": if let PlayedConnection::Removed(token) = connection { Some(token.0) } else { None },
+                "time": humantime::format_rfc3339_millis(now).to_string(),
+            }),
+            Err(error) => json!({ "record": "error", "message": cannot_play(error) }),
+        };
+        Some((inspector, record))
+    }
+
+    fn receive_results(&mut self) {
+        while let Ok((inspector, result)) = self.finished.try_recv() {
+            match self.running.iter_mut().find(|play| play.inspector == inspector) {
+                Some(play) => play.result = Some(result),
+                None => debug_assert!(false, "a case is running until its result arrives"),
+            }
+        }
+    }
+}
+
+fn cannot_play(error: String) -> String {
+    format!("The case cannot be played: {error}.")
+}
+
+/// The server sees an IPv4 client of an IPv6 listener as IPv4.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// A player that keeps each `Finish` until the test calls it.
+    #[derive(Default, Clone)]
+    struct FakePlayer(Rc<RefCell<Vec<Finish>>>);
+
+    impl CasePlayer for FakePlayer {
+        fn cases(&self) -> Vec<CaseSummary> {
+            vec![CaseSummary { name: "hello", title: "A greeting", rule: "§1.3" }]
+        }
+
+        fn start(&self, case: &str, _: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
+            let mut started = self.0.borrow_mut();
+            started.push(finish);
+            if case == "hello" { Ok(address(started.len() as u16)) } else { Err("it is unknown".into()) }
+        }
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::new([127, 0, 0, 1].into(), port)
+    }
+
+    fn plays() -> (Plays, FakePlayer) {
+        let player = FakePlayer::default();
+        let options = PlayOptions { player: Box::new(player.clone()), server: address(3000), wake: Arc::new(|| {}) };
+        (Plays::new(Some(options)), player)
+    }
+
+    fn finish(player: &FakePlayer, result: Result<CaseResult, String>) {
+        player.0.borrow_mut().remove(0)(result);
+    }
+
+    fn passed() -> Result<CaseResult, String> {
+        Ok(CaseResult { expected: "a".into(), received: "b".into(), rule: "c".into(), passed: true })
+    }
+
+    const ALICE: Token = Token(1);
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    #[test]
+    fn the_result_follows_the_removal_of_the_connection() {
+        let (mut plays, player) = plays();
+        plays.start(ALICE, Some("hello")).unwrap();
+        assert!(plays.accepted(Token(5), address(2)).is_none(), "another address");
+        assert!(plays.accepted(Token(6), "[::ffff:127.0.0.1]:1".parse().unwrap()).is_some());
+        assert!(plays.accepted(Token(7), address(1)).is_none(), "the address is expected once");
+        assert!(plays.contains(Token(6)) && !plays.contains(Token(7)));
+        finish(&player, passed());
+        assert_eq!(plays.next_finished(NOW), None);
+        plays.removed(Token(6));
+        let (inspector, record) = plays.next_finished(NOW).unwrap();
+        assert_eq!((inspector, &record["connection"], &record["came"]), (ALICE, &6.into(), &"b".into()));
+        assert!(!plays.contains(Token(6)));
+    }
+
+    #[test]
+    fn an_address_is_not_expected_after_the_result() {
+        let (mut plays, player) = plays();
+        plays.start(ALICE, Some("hello")).unwrap();
+        finish(&player, Err("the socket failed".into()));
+        assert!(plays.accepted(Token(5), address(1)).is_none());
+        let (_, record) = plays.next_finished(NOW).unwrap();
+        assert_eq!(record["message"], "The case cannot be played: the socket failed.");
+        plays.start(ALICE, Some("hello")).unwrap();
+    }
+
+    #[test]
+    fn cases_are_bounded_per_inspector_and_together() {
+        let (mut plays, player) = plays();
+        assert_eq!(plays.start(ALICE, Some("x")).unwrap_err(), "The case cannot be played: it is unknown.");
+        player.0.borrow_mut().clear();
+        for number in 0..MAX_PLAYS {
+            plays.start(Token(number), Some("hello")).unwrap();
+        }
+        assert_eq!(plays.start(ALICE, Some("hello")).unwrap_err(), ALREADY_PLAYING);
+        assert_eq!(plays.start(Token(100), Some("hello")).unwrap_err(), TOO_MANY_PLAYS);
+        finish(&player, passed());
+        assert_eq!(plays.next_finished(NOW).unwrap().0, Token(0), "the server never accepted the connection");
+        plays.start(Token(100), Some("hello")).unwrap();
+    }
+
+    #[test]
+    fn the_records_of_a_case_end_with_their_inspector() {
+        let (mut plays, _player) = plays();
+        plays.start(ALICE, Some("hello")).unwrap();
+        let link = plays.accepted(Token(5), address(1)).unwrap();
+        assert_eq!(link.inspector.get(), Some(ALICE));
+        plays.removed(ALICE);
+        assert_eq!(link.inspector.get(), None);
+    }
+}

@@ -1,0 +1,82 @@
+//! Plays cases for the page's inspector: each on its own thread, against the server in this process.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use super::case::{Case, Needs};
+use super::check::{Outcome, check, describe_expected, describe_received};
+use super::play::{self, Timing};
+use super::request::Url;
+use super::{catalogue, find};
+use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
+
+/// Short delays, because the user waits. The server needs milliseconds for each reply, even on a busy machine; the
+/// total lets one reply be as late as its own timeout permits, and a flood stall.
+const TIMING: Timing =
+    Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
+// Without a token: the server accepts a played connection without one. The parameter makes room for more (`long-target`).
+const ECHO: &str = "/echo?from=poke";
+const CHAT: &str = "/?username=poke&room=poke";
+
+/// A client that connects to the server over loopback.
+#[derive(Debug)]
+pub struct LoopbackPlayer;
+
+impl CasePlayer for LoopbackPlayer {
+    fn cases(&self) -> Vec<CaseSummary> {
+        catalogue::all().map(|case| CaseSummary { name: case.name, title: case.summary, rule: case.rule.0 }).collect()
+    }
+
+    fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
+        let (case, server) = (find(case)?, reachable(server));
+        let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
+        let thread = std::thread::Builder::new().name(format!("play {}", case.name));
+        let thread = thread.spawn(move || finish(play(case, server, socket)));
+        thread.map(|_| address).map_err(|error| format!("there is no thread for it: {error}"))
+    }
+}
+
+/// A server that listens on all addresses is reached over loopback.
+fn reachable(server: SocketAddr) -> SocketAddr {
+    let ip = match server.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        _ => return server,
+    };
+    SocketAddr::new(ip, server.port())
+}
+
+/// Binds a socket before it connects, so that the server knows the client's address before it accepts the connection.
+/// The client's address is the server's own, so no other machine can have it.
+fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
+    let address = SocketAddr::new(ip, 0);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.bind(&address.into())?;
+    let address = socket.local_addr()?.as_socket();
+    Ok((socket, address.ok_or(std::io::ErrorKind::AddrNotAvailable)?))
+}
+
+fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, String> {
+    let connected = socket.connect_timeout(&server.into(), TIMING.timeout);
+    connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
+    // Every server accepts this Host, whatever its address is.
+    let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
+    let url = url.with_target(if case.needs == Needs::WirechatChat { CHAT } else { ECHO });
+    let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
+    let transcript = transcript.map_err(|error| format!("the socket failed: {error}"))?;
+    let (outcome, (section, rule)) = (check(case, &transcript), case.rule);
+    let violation = match &outcome {
+        Outcome::Unexpected(Some(violation)) => format!("; {violation}"),
+        // The catalogue assumes the default limits, and a server that checks tokens, origins and hosts.
+        Outcome::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
+        _ => String::new(),
+    };
+    Ok(CaseResult {
+        expected: describe_expected(case),
+        received: describe_received(&transcript) + &violation,
+        rule: format!("{section}: {rule}"),
+        passed: !matches!(outcome, Outcome::Unexpected(_)),
+    })
+}
