@@ -328,3 +328,26 @@ fn a_played_connection_counts_towards_the_limits() {
     assert_eq!(played["passed"], false);
     assert!(played["came"].as_str().unwrap().starts_with("HTTP 503 \"This address has too many"), "{played}");
 }
+
+#[test]
+fn a_server_stops_while_a_case_is_played() {
+    let mut server = Server::start(&[]);
+    let mut alice = Inspected::start(&server);
+    alice.send_play("slow-reader");
+    alice.read_up_to("request");
+    server.signal("TERM");
+    let start = Instant::now();
+    assert!(server.wait().success());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+/// An address of a proxy is no reason to trust the client of a case less, or more.
+#[test]
+fn behind_a_proxy_on_this_machine() {
+    let tokens = token_file("play-proxy", "secret\n");
+    let options = ["--tokens", tokens.to_str().unwrap(), "--inspect", "--trusted-proxy", "127.0.0.1"];
+    let server = Server::start(&options);
+    let mut alice = Inspected::join(&server, "token=secret&username=alice");
+    assert_eq!(alice.play("hello").last().unwrap()["passed"], true);
+    assert_eq!(alice.play("wrong-token").last().unwrap()["passed"], true);
+}

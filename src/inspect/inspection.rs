@@ -82,6 +82,7 @@ impl Link {
 pub struct Queue(RefCell<VecDeque<(Token, Queued)>>);
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "almost every entry is a record")]
 enum Queued {
     Record(Record),
     /// A record about cases. The inspector receives it even if the outbox is over half full.
