@@ -1,6 +1,7 @@
 //! Plays cases for the page's inspector: each on its own thread, against the server in this process.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::panic::catch_unwind;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -33,7 +34,9 @@ impl CasePlayer for LoopbackPlayer {
         let (case, server) = (find(case)?, reachable(server));
         let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
         let thread = std::thread::Builder::new().name(format!("play {}", case.name));
-        let thread = thread.spawn(move || finish(play(case, server, socket)));
+        // After a panic, the inspector must still learn that its case is over.
+        let play = move || catch_unwind(|| play(case, server, socket)).unwrap_or(Err("the client panicked".into()));
+        let thread = thread.spawn(move || finish(play()));
         thread.map(|_| address).map_err(|error| format!("there is no thread for it: {error}"))
     }
 }
