@@ -2,7 +2,7 @@
 //!
 //! A hook in the page keeps every text that the page sent over its sockets; texts of the server are in the conversation.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::result_large_err)]
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -14,8 +14,12 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use browser::{Browser, Tab};
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::Command;
 use support::{Server, wait_until};
+use tungstenite::handshake::server::{Request, Response};
+use tungstenite::{Message, WebSocket};
 use visitor::*;
 
 /// Keeps every socket of the page, and what it sent over each: the chat's is the first, the inspector's the second.
@@ -33,12 +37,12 @@ const WATCH_SOCKETS: &str = "window.sockets = [];
     };";
 
 const ROWS: &str = "[...document.querySelectorAll('.record')].filter((row) => !row.hidden)";
-const DETAIL: &str = "document.querySelector('.wire-detail')";
+const DETAIL: &str = "document.querySelector('#inspector-detail')";
 
-/// A page in the chat, with the drawer open and the first records in it.
+/// A page in the chat, with the inspector open and the first records in it.
 fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     let tab = join_with(browser, server.port(), "alice", WATCH_SOCKETS);
-    tab.press_button("Inspect");
+    tab.press_button("Inspector");
     wait_for_row(&tab, &["OPEN"]);
     wait_for_row(&tab, &["earlier frame"]);
     tab
@@ -89,7 +93,15 @@ fn detail(tab: &Tab) -> String {
 }
 
 fn wait_for_status(tab: &Tab, words: &str) {
-    tab.wait_for(&format!("document.querySelector('.wire [role=status]').textContent.includes({})", json!(words)));
+    tab.wait_for(&format!("document.querySelector('#inspector-status').textContent.includes({})", json!(words)));
+}
+
+/// An empty directory below cargo's own.
+fn empty_dir(name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).unwrap();
+    dir
 }
 
 /// The text that the page sent last over the chat's socket.
@@ -97,25 +109,25 @@ fn sent(tab: &Tab) -> String {
     tab.text("sockets[0].sent.at(-1)")
 }
 
-// ---- The drawer, and the second socket ----
+// ---- The inspector, and the second socket ----
 
 #[test]
-fn nothing_runs_before_the_drawer_is_opened() {
+fn nothing_runs_before_the_inspector_is_opened() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
     type_message(&alice, "not inspected");
     wait_for_log(&alice, "not inspected");
-    assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), false);
+    assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
     assert_eq!(alice.eval("sockets.length"), 1);
     for _ in 0..2 {
-        alice.press_button("Inspect");
+        alice.press_button("Inspector");
         wait_for_row(&alice, &["OPEN"]);
-        assert_eq!(alice.text("__button('Inspect').ariaExpanded"), "true");
+        assert_eq!(alice.text("__button('Inspector').ariaExpanded"), "true");
         alice.wait_for("document.activeElement.role === 'listbox'");
         alice.press_button("Close");
-        alice.wait_for("document.activeElement === __button('Inspect')");
-        assert_eq!(alice.text("__button('Inspect').ariaExpanded"), "false");
+        alice.wait_for("document.activeElement === __button('Inspector')");
+        assert_eq!(alice.text("__button('Inspector').ariaExpanded"), "false");
     }
     assert_eq!(alice.eval("sockets.length"), 2, "the ticket is good once, and one socket is enough");
     assert_eq!(alice.text("sockets[1].protocol"), "inspect");
@@ -123,7 +135,7 @@ fn nothing_runs_before_the_drawer_is_opened() {
     wait_for_state(&alice, "idle");
     alice.press_button("Connect");
     wait_for_state(&alice, "joined");
-    assert_eq!(alice.eval("sockets.length"), 3, "a new ticket waits until the drawer is opened");
+    assert_eq!(alice.eval("sockets.length"), 3, "a new ticket waits until the inspector is opened");
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
@@ -133,9 +145,8 @@ fn without_a_ticket_the_page_explains_why() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = page(&format!("server={}", ws(listener.local_addr().unwrap().port())));
     let alice = browser.open_with(&url, WATCH_SOCKETS);
-    alice.press_button("Inspect");
+    alice.press_button("Inspector");
     wait_for_status(&alice, "Not connected.");
-    alice.press_button("Menu");
     alice.press_button("Connect");
     let mut peer = accept(&listener);
     welcome(&mut peer, "general");
@@ -152,7 +163,7 @@ fn a_rejected_ticket_is_explained() {
         constructor(url, protocols) { super(String(url).replace(/ticket=.*/, 'ticket=spoilt'), protocols); }
     };";
     let alice = join_with(&browser, server.port(), "alice", replace_ticket);
-    alice.press_button("Inspect");
+    alice.press_button("Inspector");
     wait_for_status(&alice, "rejected the inspector");
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
@@ -202,7 +213,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     let joined = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
     let sha1 = Sha1::digest(joined.as_bytes());
     let accept = BASE64_STANDARD.encode(sha1);
-    let steps = alice.eval("[...document.querySelectorAll('.steps code')].map((step) => step.textContent)");
+    let steps = alice.eval("[...document.querySelectorAll('.accept-steps code')].map((step) => step.textContent)");
     assert_eq!(steps[0], key);
     assert_eq!(steps[1], joined);
     assert_eq!(unhex(steps[2].as_str().unwrap()), sha1.as_slice());
@@ -210,7 +221,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The welcome and more passed before the drawer was opened.
+/// The welcome and more passed before the inspector was opened.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -220,7 +231,7 @@ fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
         type_message(&alice, text);
         wait_for_log(&alice, text);
     }
-    alice.press_button("Inspect");
+    alice.press_button("Inspector");
     wait_for_row(&alice, &["earlier frames are not shown"]);
     type_message(&alice, "three");
     wait_for_row(&alice, &["client", "three"]);
@@ -268,7 +279,7 @@ fn a_frame_is_shown_bit_by_bit_as_it_was_on_the_wire() {
     assert_eq!(["MASK", "Payload len"].map(|field| bits(&alice, field)).concat(), binary(&length));
     assert_eq!(bits(&alice, "Masking-key"), binary(&key));
     assert_eq!(bits(&alice, "Payload Data"), binary(&masked[..2]));
-    assert_eq!(alice.text(&format!("{DETAIL}.querySelector('.text').textContent")), sent);
+    assert_eq!(alice.text(&format!("{DETAIL}.querySelector('.payload-text').textContent")), sent);
     assert_each_byte_can_be_unmasked(&alice, &masked, &key, &sent);
     let links = alice.eval(&format!("[...{DETAIL}.querySelectorAll('a')].map((a) => [a.textContent, a.href, a.rel])"));
     for link in links.as_array().unwrap() {
@@ -407,7 +418,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.fill("Search", "WHILE paused");
     wait_until("only the search results are shown", || rows(&alice).len() == 2);
     alice.press_key("Escape", false);
-    wait_until("the search has ended, and the drawer is still open", || rows(&alice).len() > 2);
+    wait_until("the search has ended, and the inspector is still open", || rows(&alice).len() > 2);
 }
 
 #[test]
@@ -435,6 +446,772 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     wait_for_log(&alice, "the chat goes on");
 }
 
+// ---- What the list and the figure say ----
+
+#[test]
+fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let mut bob = guest(&server, "general", "bob");
+    wait_for_row(&alice, &["server", "joined bob"]);
+    send_as_guest(&mut bob, &alice, "Hi, alice");
+    wait_for_row(&alice, &["server", "message \"Hi, alice\" from bob"]);
+    type_message(&alice, "Hello");
+    wait_for_row(&alice, &["↑ client", "typing"]);
+    wait_for_row(&alice, &["↑ client", "message \"Hello\""]);
+    type_message(&alice, "/msg bob psst");
+    wait_for_row(&alice, &["↑ client", "private message to bob \"psst\""]);
+    wait_for_row(&alice, &["↓ server", "private message \"psst\" from alice to bob"]);
+    drop(bob);
+    wait_for_row(&alice, &["server", "left bob"]);
+    alice.press_button("Menu");
+    switch_room(&alice, "annex");
+    wait_for_row(&alice, &["↑ client", "switch to #annex"]);
+    wait_for_row(&alice, &["↓ server", "switched to #annex"]);
+    assert!(!rows(&alice).iter().any(|row| row.contains('{')), "raw JSON is for the detail: {:?}", rows(&alice));
+    let colour = |words: &[&str]| alice.text(&format!("getComputedStyle({}).backgroundColor", row(words)));
+    let [client, server, state] = [&["↑ client", "\"Hello\""][..], &["↓ server", "\"Hello\""], &["OPEN"]].map(colour);
+    assert!(client != server && client != state && server != state, "{client} {server} {state}");
+    choose(&alice, &["↑ client", "\"Hello\""]);
+    assert!(alice.text(&format!("{DETAIL}.querySelector('.payload-text').textContent")).starts_with("{\"event\""));
+}
+
+#[test]
+fn each_line_of_the_handshake_is_explained() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    choose(&alice, &["Request"]);
+    let lines =
+        "[...document.querySelectorAll('.lines > div')].map((line) => [...line.children].map((e) => e.textContent))";
+    let explained = alice.eval(lines);
+    let head = alice.text(&format!("{DETAIL}.querySelector('.head').innerText"));
+    assert_eq!(explained.as_array().unwrap().len(), head.matches("\nCR").count().max(head.matches("CRLF").count()) - 1);
+    let find = |lines: &Value, name: &str| -> String {
+        let line = lines.as_array().unwrap().iter().find(|line| line[0] == name);
+        line.unwrap_or_else(|| panic!("{name}: {lines}"))[1].as_str().unwrap().to_owned()
+    };
+    let declined = "permessage-deflate was offered and declined, which is why RSV1 stays 0. §9.1";
+    assert!(find(&explained, "Sec-WebSocket-Extensions").starts_with(declined));
+    assert!(find(&explained, "Sec-WebSocket-Key").contains("16 random bytes"));
+    assert!(explained.as_array().unwrap().iter().all(|line| line[1].as_str().unwrap().contains('§')), "{explained}");
+    choose(&alice, &["Response"]);
+    let explained = alice.eval(lines);
+    assert!(find(&explained, "No Sec-WebSocket-Extensions").starts_with(declined));
+    assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
+}
+
+/// The highlighted parts: the fields of the figure, the rows of the list, the groups of bytes.
+fn lit(tab: &Tab) -> Value {
+    tab.eval(
+        "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],
+            ['.group', (e) => e.dataset.part]].map(([parts, name]) =>
+                [...new Set([...document.querySelectorAll(parts)].filter((e) => 'lit' in e.dataset).map(name))])",
+    )
+}
+
+#[test]
+fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.view(1440, 1000, "light");
+    type_message(&alice, "Hello");
+    choose(&alice, &["client", "message \"Hello\""]);
+    let expect = |what: &str, expected: Value| wait_until(what, || lit(&alice) == expected);
+    let segment = |name: &str| format!("document.querySelector('.segment[data-field=\"{name}\"]')");
+    let term = |name: &str| format!("__named('.term', '{name}')");
+    let bytes = |part: &str| format!("document.querySelector('.group[data-part={part}] code')");
+    let fin = json!([["FIN"], ["FIN"], ["flags"]]);
+    let first = json!([["FIN", "RSV1", "RSV2", "RSV3", "opcode"], ["FIN", "RSV1–3", "opcode"], ["flags"]]);
+    let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
+    // The mouse.
+    alice.hover(&segment("FIN"));
+    expect("the figure to the others", fin.clone());
+    alice.hover(&term("Masking-key"));
+    expect("the list to the others", key.clone());
+    alice.hover(&bytes("flags"));
+    expect("the bytes to the others", first.clone());
+    alice.hover(&segment("Payload Data"));
+    expect("the payload", json!([["Payload Data"], ["Payload Data"], ["payload"]]));
+    alice.screenshot("inspector-linked");
+    alice.hover("document.querySelector('#inspector h2')");
+    expect("nothing", json!([[], [], []]));
+    // The keyboard: one tab stop for the figure and one for the list.
+    alice.eval(&format!("{DETAIL}.focus()"));
+    tab_to(&alice, &segment("FIN"));
+    expect("the figure to the others", fin.clone());
+    alice.press_key("ArrowRight", false);
+    expect("the next field", json!([["RSV1", "RSV2", "RSV3"], ["RSV1–3"], ["flags"]]));
+    assert_eq!(alice.text("document.activeElement.ariaSelected"), "true");
+    alice.press_key("Home", false);
+    tab_to(&alice, &term("FIN"));
+    alice.press_key("End", false);
+    alice.press_key("ArrowUp", false);
+    expect("the list to the others", key.clone());
+    alice.press_key("Enter", false);
+    alice.wait_for(&format!("document.activeElement === {}", segment("Masking-key")));
+    alice.eval(&format!("{}.focus()", bytes("flags")));
+    expect("the bytes to the others", first);
+    for axe in axe().iter() {
+        assert_accessible(&alice, axe, "linked fields");
+    }
+}
+
+// ---- Messages and frames ----
+
+#[test]
+fn a_message_and_its_frame_lead_to_each_other() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
+    let mut bob = guest(&server, "general", "bob");
+    type_message(&alice, "too early");
+    wait_for_log(&alice, "too early");
+    assert_eq!(alice.eval("document.querySelector('.show-frame').checkVisibility()"), false, "nothing to show yet");
+    alice.press_button("Inspector");
+    wait_for_row(&alice, &["earlier frame"]);
+    send_as_guest(&mut bob, &alice, "from bob");
+    type_message(&alice, "from alice");
+    wait_for_row(&alice, &["server", "from alice"]);
+    let message =
+        |text: &str| format!("[...document.querySelectorAll('.message')].find((m) => m.innerText.includes('{text}'))");
+    let show_frame = |text: &str| format!("{}.querySelector('.show-frame')", message(text));
+    // A closed inspector with records opens.
+    alice.press_button("Close");
+    alice.click(&show_frame("from bob"));
+    alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
+    alice.wait_for(&format!("document.activeElement === {DETAIL}"));
+    // The user's own message: the client's frame. By keyboard, and although the filter hides it.
+    alice.eval("__field('View').value = 'control', __field('View').dispatchEvent(new Event('change'))");
+    alice.eval(&format!("{}.focus()", show_frame("from alice")));
+    assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
+    alice.press_key("Enter", false);
+    alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
+    // And back.
+    alice.press_button("Show its message");
+    alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
+    alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
+    alice.wait_for("!document.querySelector('.shown-message')");
+    // A message without a frame in the list, and a frame without a message on the page.
+    alice.click(&show_frame("too early"));
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('passed before the inspector was open')"));
+    alice.eval(&format!("{}.remove()", message("from bob")));
+    choose(&alice, &["server", "from bob"]);
+    assert_eq!(alice.eval("__button('Show its message').disabled"), true);
+    assert!(detail(&alice).contains("Its message is not on the page"));
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+#[test]
+fn on_a_phone_a_frame_leads_to_its_message() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    type_message(&alice, "from alice");
+    choose(&alice, &["client", "from alice"]);
+    alice.view(390, 844, "light");
+    alice.press_button("Show its message");
+    alice.wait_for("document.activeElement.classList.contains('shown-message')");
+    assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
+    alice.click("document.querySelector('.show-frame')");
+    alice.wait_for(&format!("document.activeElement === {DETAIL}"));
+}
+
+// ---- Pairs, and a Close with a code ----
+
+#[test]
+fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let expect_pair = |words: &[&str], other: &[&str]| {
+        choose(&alice, words);
+        alice.wait_for(&format!("/Round trip: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
+        alice.click("document.querySelector('.pair .jump')");
+        alice.wait_for(&format!("{}.ariaSelected === 'true'", row(other)));
+    };
+    alice.press_button("A server ping");
+    wait_for_row(&alice, &["client", "PONG"]);
+    expect_pair(&["server", "PING"], &["client", "PONG"]);
+    expect_pair(&["client", "PONG"], &["server", "PING"]);
+    // Two PINGs with different payloads, answered in the other order, 7 and 12 ms later.
+    alice.eval(
+        "const ping = (from, number, name, hex, ms) => sockets[1].onmessage({ data: JSON.stringify({ record: 'frame',
+            connection: 1, from, number, header: '8901', fin: true, rsv: 0, opcode: name === 'PING' ? 9 : 10, name,
+            masked: false, key: null, length_bits: 7, length: 1, wire: hex, payload: hex, received: 1, complete: true,
+            time: `2026-11-22T12:00:01.${ms}Z`, place: null, parts: { count: 1, listed: [[number, 3]] } }) });
+        ping('server', 901, 'PING', '61', 100), ping('server', 902, 'PING', '62', 101);
+        ping('client', 903, 'PONG', '62', 108), ping('client', 904, 'PONG', '61', 112);",
+    );
+    for (ping, pong, ms) in [("server 901", "client 904", "12 ms"), ("server 902", "client 903", "7 ms")] {
+        choose(&alice, &[ping]);
+        assert!(detail(&alice).contains(&format!("Round trip: {ms}.")), "{}", detail(&alice));
+        alice.click("document.querySelector('.pair .jump')");
+        alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&[pong])));
+    }
+    alice.press_button("Menu");
+    alice.press_button("Leave");
+    wait_for_row(&alice, &["↓ server", "CLOSE"]);
+    alice.press_button("Inspector");
+    expect_pair(&["↓ server", "CLOSE"], &["↑ client", "CLOSE"]);
+    expect_pair(&["↑ client", "CLOSE"], &["↓ server", "CLOSE"]);
+}
+
+#[test]
+fn a_close_with_a_code_is_requested() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let codes = alice.eval("[...__field('Close with code').options].map((option) => Number(option.value))");
+    let codes: Vec<u64> = serde_json::from_value(codes).unwrap();
+    assert!([1000, 1001, 1002, 1011, 4000].iter().all(|code| codes.contains(code)), "{codes:?}");
+    assert!(![1004, 1005, 1006, 1012, 1015].iter().any(|code| codes.contains(code)), "{codes:?}");
+    alice.eval("__field('Close with code').value = 1001");
+    alice.press_button("Send Close");
+    alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
+}
+
+// ---- “Hello” alone ----
+
+#[test]
+fn hello_is_echoed_without_json_around_it() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.press_button("“Hello” alone");
+    wait_for_row(&alice, &["Echo", "sent \"Hello\", received \"Hello\""]);
+    assert_eq!(alice.text("sockets[2].url.replace(/[?].*/, '').replace(/.*[/]/, '')"), "echo");
+    assert_eq!(alice.eval("sockets[2].sent"), json!(["Hello"]));
+    alice.wait_for("document.querySelectorAll('#inspector-detail .views').length === 2");
+    let hex = |view: usize| {
+        alice.text(&format!(
+            "[...document.querySelectorAll('#inspector-detail .views')[{view}].querySelectorAll('.group code')]
+                .map((code) => code.textContent).join(' ')"
+        ))
+    };
+    assert_eq!(hex(0), "81 85 37 fa 21 3d 7f 9f 4d 51 58", "RFC 6455 §5.7");
+    assert_eq!(hex(1), "81 05 48 65 6c 6c 6f", "RFC 6455 §5.7");
+    assert!(detail(&alice).contains("37 fa 21 3d is the one of the RFC’s example; the browser used another."));
+    alice.hover("document.querySelector('.views .segment')");
+    let expected = json!([["FIN"], ["FIN"], ["flags"]]);
+    wait_until("only the fields of one frame are linked", || {
+        lit(&alice) == expected && alice.eval("document.querySelectorAll('.group[data-lit]').length") == 1
+    });
+    assert_eq!(alice.eval("document.querySelectorAll('.group[data-lit]').length"), 1, "of one frame only");
+    alice.screenshot("inspector-hello");
+    for axe in axe().iter() {
+        assert_accessible(&alice, axe, "hello");
+    }
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+#[test]
+fn without_an_echo_the_page_says_what_failed() {
+    let browser = browser!();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let alice =
+        browser.open_with(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))), WATCH_SOCKETS);
+    alice.press_button("Inspector");
+    alice.press_button("“Hello” alone");
+    drop(listener.accept().unwrap());
+    wait_for_row(&alice, &["Echo", "the server did not accept the connection"]);
+    alice.wait_for("!__button('“Hello” alone').disabled");
+}
+
+// ---- Cases, played by a scripted server ----
+
+const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// The server's reason for a frame without a mask. Replay shows a broken rule only if the Close is for it.
+const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
+
+/// The chat's and the inspector's connection of a page to this test.
+struct Script {
+    chat: WebSocket<TcpStream>,
+    inspector: WebSocket<TcpStream>,
+}
+
+impl Script {
+    /// Opens a page, joins, and accepts its inspector.
+    fn start<'a>(browser: &'a Browser) -> (Script, Tab<'a>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = page(&format!("server={}&username=alice", ws(listener.local_addr().unwrap().port())));
+        let tab = browser.open_with(&url, WATCH_SOCKETS);
+        tab.press_button("Connect");
+        let mut chat = accept(&listener);
+        let data = json!({"message": "Welcome to #general, alice!", "members": [], "room": "general",
+            "username": "alice", "ticket": "the-ticket", "epoch": "e", "last_id": 0, "history": []});
+        chat.send(Message::text(json!({"event": "welcome", "data": data}).to_string())).unwrap();
+        wait_for_state(&tab, "joined");
+        tab.press_button("Inspector");
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(support::DEADLINE)).unwrap();
+        let select = |request: &Request, mut response: Response| {
+            assert_eq!(request.uri(), "/inspect?ticket=the-ticket");
+            response.headers_mut().insert("Sec-WebSocket-Protocol", "inspect".parse().unwrap());
+            Ok(response)
+        };
+        let mut script = Script { chat, inspector: tungstenite::accept_hdr(stream, select).unwrap() };
+        script.handshake(1);
+        (script, tab)
+    }
+
+    fn send(&mut self, record: Value) {
+        self.inspector.send(Message::text(record.to_string())).unwrap();
+    }
+
+    fn send_of(&mut self, connection: u64, record: Value) {
+        let mut record = record;
+        record["connection"] = connection.into();
+        record["time"] = "2026-11-22T12:00:01.204Z".into();
+        self.send(record);
+    }
+
+    fn handshake(&mut self, connection: u64) {
+        let parts = |head: &str| json!({"count": 1, "listed": [[1, head.len()]]});
+        self.send_of(connection, json!({"record": "request", "head": REQUEST, "parts": parts(REQUEST)}));
+        let accept = json!({"record": "answer", "head": RESPONSE, "status": 101, "body": "", "parts": parts(RESPONSE)});
+        self.send_of(connection, accept);
+        self.state(connection, "CONNECTING", "OPEN");
+    }
+
+    fn state(&mut self, connection: u64, from: &str, to: &str) {
+        self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
+    }
+
+    /// A frame without a mask. The handshake was read or write 1.
+    fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
+        let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
+        let place = if opcode == 8 { json!(null) } else { json!({"message": number, "fragment": 1, "last": true}) };
+        self.send_of(
+            connection,
+            json!({"record": "frame", "from": from, "number": number, "name": name, "opcode": opcode,
+            "header": format!("{:02x}{:02x}", 0x80 | opcode, payload.len()), "fin": true, "rsv": 0, "masked": false,
+            "key": null, "length_bits": 7, "length": payload.len(), "wire": hex, "payload": hex,
+            "received": payload.len(), "complete": true, "place": place,
+            "parts": {"count": 1, "listed": [[number + 1, payload.len() + 2]]}}),
+        );
+    }
+
+    fn offer_cases(&mut self) {
+        let case = |name, title, rule| json!({"name": name, "title": title, "rule": rule});
+        self.send(json!({"record": "cases", "cases": [
+            case("zero-key", "A masking key of four zeros", "§5.3"),
+            case("unmasked-frame", "A client frame without a mask", "§5.1")]}));
+    }
+
+    /// Offers the cases, presses Play for `unmasked-frame`, and takes the command.
+    fn begin(&mut self, tab: &Tab) {
+        self.offer_cases();
+        tab.wait_for("__button('Play').checkVisibility()");
+        tab.eval("__field('Play a case').value = 'unmasked-frame'");
+        tab.press_button("Play");
+        assert_eq!(self.command(), json!({"do": "play", "case": "unmasked-frame"}));
+    }
+
+    /// The records of the case `unmasked-frame`, over connection 9.
+    fn play(&mut self) {
+        self.handshake(9);
+        self.frame(9, "client", 1, 1, b"Hello");
+        self.send_of(
+            9,
+            json!({"record": "refusal", "by": "client", "frame": 1, "code": 1002, "section": "5.1",
+            "because": "the frame is not masked"}),
+        );
+        self.frame(9, "server", 1, 8, &[&1002_u16.to_be_bytes()[..], REASON.as_bytes()].concat());
+        self.state(9, "OPEN", "CLOSING");
+        self.send_of(
+            9,
+            json!({"record": "end", "began": "server", "code": 1002, "reason": "", "clean": false,
+            "how": "closed by the server"}),
+        );
+    }
+
+    fn finish(&mut self) {
+        self.send(json!({"record": "played", "case": "unmasked-frame", "expected": "a Close with 1002",
+            "came": "a Close with 1002", "rule": "§5.1: a client masks every frame", "passed": true}));
+    }
+
+    /// The next command of the page.
+    fn command(&mut self) -> Value {
+        serde_json::from_str(self.inspector.read().unwrap().to_text().unwrap()).unwrap()
+    }
+}
+
+#[test]
+fn a_case_is_played_below_its_own_heading() {
+    let browser = browser!();
+    let (mut script, alice) = Script::start(&browser);
+    wait_for_row(&alice, &["OPEN"]);
+    assert_eq!(alice.eval("__button('Play').checkVisibility()"), false, "without cases there is nothing to play");
+    script.begin(&alice);
+    let options = alice.eval("[...__field('Play a case').options].map((option) => [option.value, option.textContent])");
+    assert_eq!(options[1], json!(["unmasked-frame", "unmasked-frame: A client frame without a mask (§5.1)"]));
+    alice.wait_for("__button('Play').disabled");
+    wait_for_status(&alice, "plays the case unmasked-frame");
+    script.play();
+    wait_for_row(&alice, &["TCP closed"]);
+    assert_eq!(alice.eval("__button('Play').disabled"), true, "until the result has arrived");
+    script.finish();
+    alice.wait_for("!__button('Play').disabled");
+    wait_for_row(&alice, &["Played", "unmasked-frame: as the rule expects"]);
+    wait_for_status(&alice, "Connection 1, as the server sees it.");
+    script.frame(1, "server", 7, 1, br#"{"event":"joined","data":{"username":"bob"}}"#);
+    wait_for_row(&alice, &["joined bob"]);
+    let rows: Vec<String> = rows(&alice).into_iter().map(|row| row.replace("12:00:01.204Z", "")).collect();
+    let at =
+        |start: &str| rows.iter().position(|row| row.starts_with(start)).unwrap_or_else(|| panic!("{start}: {rows:?}"));
+    let order = [
+        "Connection 1",
+        "Case: unmasked-frame",
+        "↑ client 1TEXT",
+        "✕ client",
+        "↓ server 1CLOSE",
+        "TCP closed",
+        "Played",
+        "Connection 1, continued",
+        "↓ server 7TEXT",
+    ]
+    .map(at);
+    assert!(order.is_sorted(), "{order:?} {rows:?}");
+    choose(&alice, &["Played"]);
+    let text = detail(&alice);
+    assert!(
+        ["Expected", "a Close with 1002", "Came", "Rule", "a client masks every frame. §5.1"]
+            .iter()
+            .all(|part| text.replace("frame §", "frame. §").contains(part)),
+        "{text}"
+    );
+    alice.screenshot("inspector-case");
+    for axe in axe().iter() {
+        assert_accessible(&alice, axe, "a played case");
+    }
+    // An error ends the wait too.
+    alice.press_button("Play");
+    script.command();
+    alice.wait_for("__button('Play').disabled");
+    script.send(json!({"record": "error", "message": "There is no case like this."}));
+    wait_for_row(&alice, &["Error", "There is no case like this."]);
+    alice.wait_for("!__button('Play').disabled");
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+/// The chat's connection keeps its ends, fragments and room, whatever passes on the connection of a case.
+#[test]
+fn the_records_of_a_case_do_not_change_those_of_the_chat() {
+    let browser = browser!();
+    let (mut script, alice) = Script::start(&browser);
+    script.begin(&alice);
+    script.frame(1, "server", 2, 1, br#"{"event":"joined","data":{"username":"bob"}}"#);
+    script.play();
+    script.finish();
+    let data = json!({"username": "bob", "text": "still here", "id": 4, "time": "2026-11-22T12:00:01.204Z"});
+    let event = json!({"event": "message", "data": data}).to_string();
+    script.chat.send(Message::text(event.clone())).unwrap();
+    wait_for_log(&alice, "still here");
+    script.frame(1, "server", 3, 1, event.as_bytes());
+    choose(&alice, &["server 3", "still here"]);
+    alice.press_button("Show its message");
+    alice.wait_for("document.activeElement.innerText.includes('still here')");
+    choose(&alice, &["server 1", "CLOSE"]);
+    assert!(detail(&alice).contains("The other side has sent no Close."), "not the chat's");
+    wait_for_status(&alice, "Connection 1, as the server sees it.");
+}
+
+// ---- Take it with you ----
+
+/// Runs wirechat with these arguments: its standard output, and whether it succeeded.
+fn wirechat(args: &[&str]) -> (String, bool) {
+    let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(args).output().unwrap();
+    (String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr), output.status.success())
+}
+
+#[test]
+fn a_frame_is_copied_as_hex_and_as_a_command() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let keep = "Object.defineProperty(navigator, 'clipboard',
+        { configurable: true, value: { writeText: async (text) => { window.copied = text; } } })";
+    alice.eval(&format!("{keep}, 0"));
+    type_message(&alice, "Hello");
+    wait_for_row(&alice, &["server", "\"Hello\""]);
+    for (from, option) in [("client", ""), ("server", "--from-server ")] {
+        choose(&alice, &[from, "message \"Hello\""]);
+        let parts = ["flags", "length", "extended", "key", "payload"].map(|part| bytes(&alice, part)).concat();
+        alice.press_button("Copy as hex");
+        alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied {} bytes.')", parts.len()));
+        let hex = alice.text("copied");
+        assert_eq!(unhex(&hex), parts);
+        alice.press_button("Copy as wirechat explain …");
+        alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied the command.')"));
+        assert_eq!(alice.text("copied"), format!("wirechat explain {option}'{hex}'"));
+        let args: Vec<&str> = ["explain"].into_iter().chain(option.split_whitespace()).chain([&hex[..]]).collect();
+        let (output, is_valid) = wirechat(&args);
+        assert!(is_valid && output.contains("One complete and valid frame."), "{output}");
+    }
+    alice.press_button("64-bit length");
+    choose(&alice, &["client", "65,536 B"]);
+    alice.press_button("Copy as hex");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
+    alice.press_button("Copy as wirechat explain …");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('has only the start of this payload')"));
+    // A page without TLS from another machine has no clipboard object.
+    alice.eval(
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined });
+        document.execCommand = (name) => {
+            window.copied = `${name}: ${document.activeElement.value}`;
+            return true;
+        }; 0",
+    );
+    choose(&alice, &["server", "message \"Hello\""]);
+    alice.press_button("Copy as hex");
+    alice.wait_for("copied.startsWith('copy: 81 ')");
+    alice.wait_for("document.activeElement === __button('Copy as hex')");
+}
+
+#[test]
+fn a_connection_is_saved_as_a_recording_that_replay_reads() {
+    let browser = browser!();
+    let (mut script, alice) = Script::start(&browser);
+    let dir = empty_dir("inspector-recordings");
+    alice.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": dir}));
+    script.begin(&alice);
+    script.play();
+    script.finish();
+    choose(&alice, &["Case: unmasked-frame"]);
+    alice.press_button("Save as recording");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('Saved unmasked-frame.wire.')"));
+    let file = dir.join("unmasked-frame.wire");
+    let is_complete =
+        || std::fs::read_to_string(&file).is_ok_and(|text| text.lines().any(|line| line.contains("\"end\"")));
+    wait_until("the file is complete", is_complete);
+    let (output, is_as_recorded) = wirechat(&["replay", file.to_str().unwrap()]);
+    assert!(is_as_recorded, "{output}\n{}", std::fs::read_to_string(&file).unwrap());
+    for part in
+        ["GET /echo HTTP/1.1", "101 Switching Protocols", "\"Hello\"", "1002 §5.1", "CLOSE", "closed by the server"]
+    {
+        assert!(output.contains(part), "{part}: {output}");
+    }
+}
+
+#[test]
+fn a_recording_with_gaps_is_not_saved() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    choose(&alice, &["Connection "]);
+    alice.press_button("Save as recording");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('Not saved: frames are missing.')"));
+    let (mut script, alice) = Script::start(&browser);
+    script.frame(1, "client", 1, 1, b"Hello");
+    choose(&alice, &["\"Hello\""]);
+    let refuses = |why: &str| {
+        choose(&alice, &["Connection 1"]);
+        alice.press_button("Save as recording");
+        alice.wait_for(&format!("{DETAIL}.innerText.includes({})", json!(why)));
+    };
+    script.send_of(
+        1,
+        json!({"record": "frame", "from": "client", "number": 2, "header": "8288", "fin": true, "rsv": 0,
+        "opcode": 2, "name": "BINARY", "masked": false, "key": null, "length_bits": 7, "length": 8, "wire": "0102",
+        "payload": "0102", "received": 8, "complete": true, "place": null, "parts": {"count": 1, "listed": [[2, 10]]}}),
+    );
+    wait_for_row(&alice, &["BINARY"]);
+    refuses("Not saved: the page has only the start of frame 2 of the client.");
+    script.frame(1, "server", 2, 1, b"later");
+    wait_for_row(&alice, &["later"]);
+    script.send_of(1, json!({"record": "missed", "count": 3}));
+    wait_for_row(&alice, &["3 frames are not shown"]);
+    refuses("Not saved: frames are missing.");
+}
+
+// ---- Space ----
+
+#[test]
+fn the_split_is_moved_by_mouse_and_keyboard_and_remembered() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.view(1440, 900, "light");
+    let split = "document.querySelector('[role=separator]')";
+    let width = || alice.eval("document.querySelector('#inspector').getBoundingClientRect().width").as_f64().unwrap();
+    let now = || alice.text(&format!("{split}.ariaValueNow")).parse::<f64>().unwrap();
+    wait_until("the value is the width", || (width() / 14.4 - now()).abs() < 1.0);
+    let mouse = |kind: &str, x: f64, buttons: u8| {
+        let params = json!({"type": kind, "x": x, "y": 400, "button": "left", "buttons": buttons, "clickCount": 1});
+        alice.call("Input.dispatchMouseEvent", params);
+    };
+    alice.call("Page.bringToFront", json!({}));
+    let edge = 1440.0 - width();
+    mouse("mousePressed", edge, 1);
+    mouse("mouseMoved", 860.0, 1);
+    mouse("mouseReleased", 860.0, 0);
+    wait_until("the inspector follows the mouse", || (width() - 580.0).abs() < 10.0);
+    mouse("mouseMoved", 700.0, 0);
+    alice.eval(&format!("{split}.focus()"));
+    let before = now();
+    alice.press_key("ArrowLeft", false);
+    wait_until("it is wider", || now() == before + 2.0 && (width() / 14.4 - now()).abs() < 1.0);
+    alice.press_key("ArrowRight", false);
+    wait_until("it is as before", || now() == before);
+    alice.press_key("Home", false);
+    wait_until("it is as narrow as allowed", || now() == 30.0);
+    alice.press_key("ArrowLeft", false);
+    assert_eq!(alice.text("JSON.parse(localStorage.getItem('wirechat-inspector')).width.toString()"), "32");
+    let url = alice.text("location.href");
+    alice.navigate(&url);
+    alice.press_button("Inspector");
+    wait_until("the width is remembered", || (width() - 0.32 * 1440.0).abs() < 2.0);
+}
+
+#[test]
+fn the_side_makes_room_for_the_inspector() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let boxes = |ids: &str| alice.eval(&format!("document.querySelector('{ids}').checkVisibility()")) == true;
+    for (width, has_side) in [(800, false), (1200, false), (1440, true), (1920, true)] {
+        alice.view(width, 900, "light");
+        alice.wait_for(&format!("innerWidth === {width}"));
+        assert_eq!(boxes("#side"), has_side, "{width}");
+        assert!(boxes("#inspector"), "{width}");
+        if !has_side {
+            alice.press_button("Menu");
+            alice.wait_for("document.querySelector('#side').checkVisibility()");
+            assert_fits(&alice, &format!("{width} with the menu"));
+            alice.screenshot(&format!("inspector-menu-{width}"));
+            alice.press_button("Menu");
+            alice.wait_for("!document.querySelector('#side').checkVisibility()");
+        }
+        let is_beside = alice.eval(
+            "document.querySelector('#inspector-detail').getBoundingClientRect().left
+                >= document.querySelector('#records').getBoundingClientRect().right",
+        );
+        assert_eq!(is_beside, width >= 1700, "{width}: the list and the detail");
+    }
+}
+
+#[test]
+fn when_nothing_matches_the_filter_can_be_removed() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.fill("Search", "no such text");
+    alice.wait_for("document.querySelector('#inspector-nothing').innerText.startsWith('No frame matches.')");
+    assert!(rows(&alice).is_empty());
+    alice.screenshot("inspector-nothing");
+    for axe in axe().iter() {
+        assert_accessible(&alice, axe, "nothing matches");
+    }
+    alice.press_button("Clear filter");
+    wait_until("the list is back", || rows(&alice).len() > 4);
+    assert_eq!(field(&alice, "Search"), "");
+    assert_eq!(alice.text("document.activeElement.id"), "records");
+}
+
+#[test]
+fn on_a_phone_targets_are_large_and_fields_do_not_zoom() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.press_button("A server ping");
+    choose(&alice, &["client", "PONG"]);
+    alice.view(390, 844, "light");
+    for view in ["detail", "list"] {
+        let small = alice.eval(
+            "[...document.querySelectorAll('#inspector :is(button, select, input, summary, .record)')]
+                .filter((e) => e.checkVisibility()).map((e) => [e.textContent, e.getBoundingClientRect()])
+                .filter(([, { width, height }]) => width < 44 || height < 44)",
+        );
+        assert_eq!(small, json!([]), "{view}");
+        if view == "detail" {
+            alice.press_button("Back to the list");
+        }
+    }
+    let sizes = alice.eval(
+        "[...document.querySelectorAll('#inspector :is(select, input)')]
+            .map((e) => parseFloat(getComputedStyle(e).fontSize))",
+    );
+    assert!(sizes.as_array().unwrap().iter().all(|size| size.as_f64().unwrap() >= 16.0), "{sizes}");
+}
+
+#[test]
+fn on_a_phone_the_actions_are_closed_until_the_user_opens_them() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
+    alice.view(390, 844, "dark");
+    let url = alice.text("location.href");
+    alice.navigate(&url);
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    alice.press_button("Inspector");
+    wait_for_row(&alice, &["OPEN"]);
+    let is_open = "document.querySelector('#inspector-actions').open";
+    assert_eq!(alice.eval(is_open), false);
+    assert_eq!(alice.eval("document.querySelector('main').checkVisibility({ visibilityProperty: true })"), false);
+    alice.screenshot("inspector-phone");
+    alice.click("document.querySelector('#inspector-summary')");
+    alice.wait_for(is_open);
+    alice.navigate(&url);
+    assert_eq!(alice.eval(is_open), true, "remembered");
+}
+
+/// Forced colours, in the states that depend on colours most.
+#[test]
+fn forced_colours_keep_selection_and_links_visible() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    alice.prefer(&[("forced-colors", "active")]);
+    type_message(&alice, "Hello");
+    choose(&alice, &["client", "\"Hello\""]);
+    alice.hover("document.querySelector('.segment[data-field=opcode]')");
+    alice.wait_for("document.querySelectorAll('[data-lit]').length === 3");
+    let outline =
+        |element: &str| alice.text(&format!("getComputedStyle(document.querySelector('{element}')).outlineStyle"));
+    assert_eq!([".record[aria-selected=true]", ".segment[data-lit]"].map(outline), ["solid", "solid"]);
+    alice.screenshot("inspector-forced-colours");
+    for axe in axe().iter() {
+        assert_accessible(&alice, axe, "forced colours");
+    }
+}
+
+// ---- The chat without the inspector ----
+
+#[test]
+fn the_chat_works_without_the_inspector() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let whole = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/client.html")).unwrap();
+    let blocks = [
+        ("<style id=\"inspector-style\">", "</style>"),
+        ("<aside id=\"inspector\"", "</aside>"),
+        ("<script id=\"inspector-script\">", "</script>"),
+        ("<button type=\"button\" id=\"inspector-toggle\"", "</button>"),
+    ];
+    let rest = blocks.iter().fold(whole, |page, (start, end)| {
+        let (before, block) = page.split_once(start).unwrap_or_else(|| panic!("{start}"));
+        before.to_owned() + block.split_once(end).unwrap().1
+    });
+    let dir = empty_dir("inspector-removed");
+    let file = dir.join("client.html");
+    std::fs::write(&file, rest).unwrap();
+    let alice = browser.open(&format!("file://{}?server={}&username=alice", file.display(), ws(server.port())));
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    type_message(&alice, "without the inspector");
+    wait_for_log(&alice, "without the inspector");
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
 // ---- Accessibility ----
 
 #[test]
@@ -442,7 +1219,7 @@ fn it_can_be_used_by_keyboard_alone() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = join(&browser, server.port(), "alice");
-    tab_to(&alice, "__button('Inspect')");
+    tab_to(&alice, "__button('Inspector')");
     alice.press_key("Enter", false);
     wait_for_row(&alice, &["OPEN"]);
     alice.press_key("Home", false);
@@ -454,8 +1231,86 @@ fn it_can_be_used_by_keyboard_alone() {
     alice.wait_for(&format!("{active} === {ROWS}.at(-2) && {active}.ariaSelected === 'true'"));
     tab_to(&alice, DETAIL); // to be scrolled
     alice.press_key("Escape", false);
-    alice.wait_for("document.activeElement === __button('Inspect')");
-    assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), false);
+    alice.wait_for("document.activeElement === __button('Inspector')");
+    assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
+}
+
+/// Tab reaches every control once, and each shows that it has the focus.
+#[test]
+fn every_control_can_be_reached_by_keyboard() {
+    let browser = browser!();
+    let (mut script, alice) = Script::start(&browser);
+    script.begin(&alice);
+    script.frame(1, "server", 2, 1, br#"{"event":"message","data":{"username":"bob","text":"hi","id":1}}"#);
+    choose(&alice, &["\"hi\""]);
+    alice.eval("__button('Inspector').focus()");
+    tab_to(&alice, "document.querySelector('[role=separator]')");
+    let mut reached = Vec::new();
+    while !reached.iter().any(|name| name == "Save as recording") {
+        alice.press_key("Tab", false);
+        assert_ne!(alice.text("getComputedStyle(document.activeElement).outlineStyle"), "none", "{reached:?}");
+        let name = "(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim().slice(0, 30)";
+        reached.push(alice.text(&format!("document.activeElement.ariaLabel ?? {name}")));
+        assert!(reached.len() < 40, "{reached:?}");
+    }
+    for name in [
+        "Close",
+        "Actions",
+        "16-bit length",
+        "64-bit length",
+        "An emoji",
+        "“Hello” alone",
+        "A server ping",
+        "Next message in fragments",
+        "Close with code",
+        "Send Close",
+        "Play a case",
+        "View",
+        "Search",
+        "Pause",
+        "Frames and events",
+        "Selected frame",
+        "Copy as hex",
+        "Copy as wirechat explain …",
+    ] {
+        assert_eq!(reached.iter().filter(|other| *other == name).count(), 1, "{name}: {reached:?}");
+    }
+    script.finish();
+    alice.wait_for("!__button('Play').disabled");
+    alice.eval("__field('Play a case').focus()");
+    tab_to(&alice, "__button('Play')");
+    alice.press_key("Enter", false);
+    assert_eq!(script.command()["do"], "play");
+}
+
+/// With permessage-deflate, RSV1 has a meaning, and the payload is not text.
+#[test]
+fn a_compressed_message_is_named_as_such() {
+    let browser = browser!();
+    let (mut script, alice) = Script::start(&browser);
+    script.begin(&alice);
+    let head = RESPONSE
+        .replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate; client_no_context_takeover\r\n\r\n");
+    script.send_of(9, json!({"record": "request", "head": REQUEST, "parts": {"count": 1, "listed": [[1, 152]]}}));
+    script.send_of(
+        9,
+        json!({"record": "answer", "head": head, "status": 101, "body": "",
+        "parts": {"count": 1, "listed": [[1, head.len()]]}}),
+    );
+    script.send_of(
+        9,
+        json!({"record": "frame", "from": "server", "number": 1, "header": "c107", "fin": true, "rsv": 4,
+        "opcode": 1, "name": "TEXT", "masked": false, "key": null, "length_bits": 7, "length": 7,
+        "wire": "f248cdc9c90700", "payload": "f248cdc9c90700", "received": 7, "complete": true,
+        "place": {"message": 1, "fragment": 1, "last": true}, "parts": {"count": 1, "listed": [[2, 9]]}}),
+    );
+    choose(&alice, &["server 1", "a compressed message"]);
+    assert!(detail(&alice).contains("RSV1 marks a message that permessage-deflate compressed."));
+    assert!(!detail(&alice).contains("As text"));
+    alice.press_button("Save as recording");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('the state of the compression')"));
+    choose(&alice, &["Response"]);
+    assert!(detail(&alice).contains("The extensions that the server accepted"));
 }
 
 /// On a phone the chosen frame covers the list, so Escape returns to the list first.
@@ -467,12 +1322,12 @@ fn on_a_phone_escape_goes_back_step_by_step() {
     alice.view(360, 740, "light");
     alice.wait_for("matchMedia('(max-width: 44.99rem)').matches");
     alice.eval("document.querySelector('#records [role=option]:last-child').click()");
-    alice.wait_for("document.querySelector('aside.wire').dataset.view === 'detail'");
+    alice.wait_for("document.querySelector('#inspector').dataset.view === 'detail'");
     alice.press_key("Escape", false);
-    alice.wait_for("document.querySelector('aside.wire').dataset.view === 'list'");
-    assert_eq!(alice.eval("document.querySelector('aside.wire').checkVisibility()"), true);
+    alice.wait_for("document.querySelector('#inspector').dataset.view === 'list'");
+    assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), true);
     alice.press_key("Escape", false);
-    alice.wait_for("!document.querySelector('aside.wire').checkVisibility()");
+    alice.wait_for("!document.querySelector('#inspector').checkVisibility()");
 }
 
 #[test]
@@ -480,7 +1335,7 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
     let browser = browser!();
     let server = Server::start(&[]);
     let axe = axe();
-    for (width, height) in [(320, 568), (360, 740), (800, 600), (1280, 800)] {
+    for (width, height) in [(320, 568), (390, 844), (800, 600), (1440, 900), (1920, 1080)] {
         for (scheme, contrast) in [("light", "no-preference"), ("dark", "no-preference"), ("light", "more")] {
             let alice = inspect(&browser, &server);
             alice.view(width, height, scheme);

@@ -29,10 +29,23 @@ fn every_control_has_a_name_for_screen_readers() {
             tree["nodes"].as_array().unwrap().iter().filter(|n| n["ignored"] == false && n["role"]["value"] == role);
         nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
     };
-    assert_eq!(named("textbox"), ["Name", "Room", "Server", "Token", "Message"]);
-    assert_eq!(named("button"), ["Inspect", "Switch room", "Connect", "Leave", "Send"]);
+    assert_eq!(named("textbox"), ["Message", "Join a room"]);
+    let buttons = [
+        "#general",
+        "Join",
+        "Copy link to this room",
+        "Edit the connection",
+        "Leave",
+        "Notify me",
+        "Inspector",
+        "Send",
+    ];
+    assert_eq!(named("button").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(buttons));
     assert_eq!(named("log"), ["Conversation"]);
-    assert_eq!(named("heading").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(["#general", "Members 1"]));
+    assert_eq!(
+        named("heading").into_iter().collect::<BTreeSet<_>>(),
+        BTreeSet::from(["#general", "Rooms", "People 1"])
+    );
     assert_eq!(named("status").len(), 2, "the state, and what to do about it");
     assert_eq!(alice.text(&format!("{LOG}.getAttribute('aria-live')")), "polite");
 }
@@ -84,8 +97,13 @@ fn visit_every_state(
     guests[1].send_text(r#"{"event":"typing"}"#);
     audit(&alice, "chat");
     if width < 720 {
-        alice.press_button("Menu");
-        audit(&alice, "menu");
+        for part in ["Rooms", "Connection", "People"] {
+            if part == "Rooms" {
+                alice.press_button("Menu");
+            }
+            alice.press_button(part);
+            audit(&alice, &format!("menu-{part}"));
+        }
     }
     alice.press_button("carol");
     alice.type_text("And");
@@ -100,10 +118,9 @@ fn visit_every_state(
     alice.press_key("Enter", false);
     audit(&alice, "offline");
     // While the connection is still cut, so that the page does not reconnect in the middle of this.
-    if width < 720 {
-        alice.press_button("Menu");
-    }
+    open_connection(&alice, width);
     alice.fill("Token", "wrong");
+    alice.press_button("Cancel");
     alice.press_button("Connect");
     proxy.restore();
     wait_for_state(&alice, "stopped");
@@ -127,7 +144,8 @@ fn forced_colours_and_reduced_motion_are_respected() {
     alice.screenshot("forced");
     assert_fits(&alice, "forced");
     // Forced colours remove backgrounds, so a border must mark one's own messages.
-    let line = |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderTopWidth"));
+    let line =
+        |what: &str| alice.text(&format!("getComputedStyle(document.querySelector('{what}')).borderInlineStartWidth"));
     assert_ne!(line(".own .text"), line(".message:not(.own) .text"));
     let moving = "document.getAnimations().length + [...document.querySelectorAll('*')]
         .filter((e) => getComputedStyle(e).transitionDuration !== '0s').length";
@@ -159,11 +177,9 @@ fn the_layout_is_legible_at_every_width_and_scheme() {
             assert_fits(&alice, &name("pushed"));
             assert_names_are_legible(&alice);
             drop(guests);
-            if width < 720 {
-                alice.press_button("Menu");
-            }
+            open_connection(&alice, width);
             alice.fill("Token", "wrong");
-            alice.press_button("Connect");
+            alice.press_button("Reconnect");
             wait_for_state(&alice, "stopped");
             alice.screenshot(&name("rejected"));
             assert_fits(&alice, &name("rejected"));
@@ -192,6 +208,15 @@ fn the_picture_in_the_readme_can_be_recreated() {
     alice.wait_for("document.querySelector('#typing').textContent === 'bob is typing…'");
     alice.screenshot("page");
     assert_fits(&alice, "page");
+}
+
+/// Opens the form with the connection's settings.
+fn open_connection(tab: &Tab, width: u32) {
+    if width < 720 {
+        tab.press_button("Menu");
+        tab.press_button("Connection");
+    }
+    edit_connection(tab);
 }
 
 /// A short conversation.

@@ -243,6 +243,7 @@ impl Tab<'_> {
             "PageUp" => (33, ""),
             "End" => (35, ""),
             "Home" => (36, ""),
+            "ArrowLeft" => (37, ""),
             "ArrowUp" => (38, ""),
             "ArrowRight" => (39, ""),
             "ArrowDown" => (40, ""),

@@ -56,6 +56,18 @@ pub fn type_message(tab: &Tab, text: &str) {
     tab.press_key("Enter", false);
 }
 
+/// Switches the room with the form in the side.
+pub fn switch_room(tab: &Tab, room: &str) {
+    tab.fill("Join a room", room);
+    tab.press_key("Enter", false);
+}
+
+/// Opens the form with the connection's settings, from the chat.
+pub fn edit_connection(tab: &Tab) {
+    tab.click("document.querySelector('#edit')");
+    tab.wait_for("document.body.dataset.view === 'start'");
+}
+
 /// Waits until the conversation contains this. Messages that have not been sent yet do not count.
 pub fn wait_for_log(tab: &Tab, text: &str) {
     tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
@@ -77,7 +89,10 @@ pub fn wait_for_members(tab: &Tab, expected: &[&str]) {
 
 /// The texts that show the state of the connection and what to do.
 pub fn words(tab: &Tab) -> String {
-    tab.text("[...document.querySelectorAll('[role=status]')].map((s) => s.innerText).join(' ')")
+    tab.text(
+        "[...document.querySelectorAll('[role=status]')]
+            .filter((s) => s.checkVisibility()).map((s) => s.innerText).join(' ')",
+    )
 }
 
 pub fn field(tab: &Tab, label: &str) -> String {

@@ -1,0 +1,502 @@
+//! What a visitor types into the page: commands, recipients, drafts, texts over a limit; and what the page makes of texts of
+//! others: links, code, mentions. The tests wait for conditions, never for a time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/browser.rs"]
+mod browser;
+mod support;
+#[path = "support/visitor.rs"]
+mod visitor;
+
+use std::net::{TcpListener, TcpStream};
+
+use browser::Tab;
+use serde_json::{Value, json};
+use support::{RawClient, Server, wait_until};
+use tungstenite::WebSocket;
+use tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
+use visitor::*;
+
+/// A server without Pings: guests do not reply to them.
+fn start(args: &[&str]) -> Server {
+    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600", "--rate-limit", "0"]].concat())
+}
+
+/// A guest that has read its `welcome`.
+fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
+    let mut guest = guest(server, room, name);
+    guest.read_event("welcome");
+    guest
+}
+
+/// The text of the next message in the room, or of the next private message.
+fn next_text(guest: &mut RawClient) -> (String, String) {
+    loop {
+        let event = guest.read_json();
+        if let Some(text) = event["data"]["text"].as_str() {
+            return (event["event"].as_str().unwrap().to_owned(), text.to_owned());
+        }
+    }
+}
+
+fn recipient(tab: &Tab) -> String {
+    tab.text("(() => { const chip = document.querySelector('#recipient'); return chip.hidden ? '' : chip.children[0].innerText; })()")
+}
+
+fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
+    loop {
+        let message: Value = serde_json::from_str(peer.read().unwrap().to_text().unwrap()).unwrap();
+        if message["event"] == "message" || message["event"] == "private" {
+            return message;
+        }
+    }
+}
+
+/// Random numbers are always 0.9, and every wait before a retry is recorded and skipped.
+const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
+    const later = window.setTimeout;
+    window.setTimeout = (run, ms) => {
+        if ([15000, 10000, 2000, 250].includes(ms)) return later(run, ms);
+        window.waits.push(ms);
+        return later(run, 0);
+    };";
+
+// ---- Limits ----
+
+/// A text of 65,480 characters closed the connection with 1009, and the page sent it again after every welcome.
+#[test]
+fn a_text_over_the_limits_is_not_sent() {
+    let browser = browser!();
+    let server = start(&["--max-text", "40000"]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    let rows = [
+        ("x".repeat(65_480), "The message has 65,480 characters, and the limit is 40,000."),
+        ("\u{1f600}".repeat(20_000), "bytes, and the limit is 65,536."),
+    ];
+    for (text, why) in rows {
+        alice.fill("Message", &text);
+        alice.press_key("Enter", false);
+        wait_for_log(&alice, why);
+        assert_eq!(field(&alice, "Message"), text);
+    }
+    alice.fill("Message", "short");
+    alice.press_key("Enter", false);
+    assert_eq!(next_text(&mut bob).1, "short", "nothing was sent before");
+}
+
+/// A server that tells no limits closes the connection. The message in flight has failed, and is not sent again.
+#[test]
+fn a_message_that_the_server_closes_for_has_failed() {
+    let browser = browser!();
+    for (code, meaning) in [
+        (CloseCode::Invalid, "1007, text that is not valid UTF-8"),
+        (CloseCode::Policy, "1008, a policy violation"),
+        (CloseCode::Size, "1009, a message that is too big"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let peer = std::thread::spawn(move || {
+            let mut first = accept(&listener);
+            welcome(&mut first, "general");
+            read_message(&mut first);
+            first.close(Some(CloseFrame { code, reason: "no".into() })).unwrap();
+            while first.read().is_ok() {}
+            let mut second = accept(&listener);
+            welcome(&mut second, "general");
+            read_message(&mut second)
+        });
+        let alice = join_with(&browser, port, "alice", SHORT_WAITS);
+        type_message(&alice, "too much");
+        wait_for_log(&alice, "Reconnected to #general.");
+        let remark = format!("Not sent. The server closed the connection: {meaning}.");
+        assert_eq!(alice.text("document.querySelector('.unsent .remark').textContent"), remark);
+        type_message(&alice, "another");
+        assert_eq!(peer.join().unwrap()["data"]["text"], "another", "the first one is not sent again");
+        // The user can give it up.
+        alice.click("document.querySelector('.unsent .cancel')");
+        alice.wait_for("document.querySelectorAll('.unsent').length <= 1");
+    }
+}
+
+/// A connection that ends right after its welcome is no success: the waits grow, as RFC 6455 §7.2.3 asks.
+#[test]
+fn a_short_connection_does_not_reset_the_backoff() {
+    let browser = browser!();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let peer = std::thread::spawn(move || {
+        for _ in 0..6 {
+            let mut peer = accept(&listener);
+            welcome(&mut peer, "general");
+            let _ = peer.close(Some(CloseFrame { code: CloseCode::Error, reason: "storage failed".into() }));
+            while peer.read().is_ok() {}
+        }
+    });
+    let alice = browser.open_with(&page(&format!("server={}&username=alice", ws(port))), SHORT_WAITS);
+    alice.press_button("Connect");
+    alice.wait_for("waits.length >= 6");
+    assert_eq!(alice.eval("waits.slice(0, 6)"), json!([1800, 3600, 7200, 14400, 27000, 27000]));
+    alice.eval("window.setTimeout = () => 0");
+    peer.join().unwrap();
+}
+
+#[test]
+fn a_counter_appears_near_the_limit() {
+    let browser = browser!();
+    let server = start(&["--max-text", "1000"]);
+    let alice = join(&browser, server.port(), "alice");
+    for (length, shown) in [(799, ""), (800, "800 of 1,000"), (1001, "1,001 of 1,000")] {
+        alice.fill("Message", &"é".repeat(length));
+        assert_eq!(alice.text("document.querySelector('#counter').textContent"), shown);
+    }
+}
+
+// ---- Commands ----
+
+/// Only what is meant for the room reaches the room.
+#[test]
+fn a_mistyped_command_is_not_sent() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    for typed in
+        ["/mgs bob secret", "/msgbob secret", "/m bob secret", "/w bob secret", "/nickname a", "/", "/ msg bob secret"]
+    {
+        alice.fill("Message", typed);
+        alice.press_key("Enter", false);
+        let command = typed.split(' ').next().unwrap();
+        wait_for_log(&alice, &format!("There is no command {command}. /help lists all commands."));
+        wait_for_log(&alice, "It was not sent to the room. Your text is still in the message box.");
+        assert_eq!(field(&alice, "Message"), typed);
+        alice.eval("document.querySelector('#rows').replaceChildren()");
+    }
+    for typed in [
+        "/join",
+        "/join #",
+        "/nick",
+        "/me",
+        "/msg",
+        "/msg bob",
+        "/MSG \"bob\" ",
+        "//msg bob secret",
+        " /msg bob secret",
+    ] {
+        alice.fill("Message", typed);
+        alice.press_key("Enter", false);
+        wait_for_log(&alice, "Your text is still in the message box.");
+        assert_eq!(field(&alice, "Message"), typed);
+        alice.eval("document.querySelector('#rows').replaceChildren()");
+    }
+    for (typed, event, text) in [
+        ("/MSG bob for bob", "private", "for bob"),
+        ("/Msg @bob still for bob", "private", "still for bob"),
+        ("/msg \"bob\" more", "private", "more"),
+        ("//shrug at this", "message", "/shrug at this"),
+        (" /shrug at that", "message", "/shrug at that"),
+        ("/me waves", "message", "/me waves"),
+        ("plain", "message", "plain"),
+    ] {
+        alice.fill("Message", typed);
+        alice.press_key("Enter", false);
+        assert_eq!(next_text(&mut bob), (event.to_owned(), text.to_owned()), "{typed:?}");
+    }
+    // A button sends an unknown command as it is.
+    alice.fill("Message", "/shrug");
+    alice.press_key("Enter", false);
+    alice.press_button("Send it as text");
+    assert_eq!(next_text(&mut bob).1, "/shrug");
+    alice.wait_for("__field('Message').value === ''");
+    type_message(&alice, "/HELP");
+    wait_for_log(&alice, "/join ROOM switches to another room.");
+}
+
+#[test]
+fn commands_change_the_room_and_the_name() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    type_message(&alice, "/JOIN #tea");
+    wait_for_log(&alice, "You are now in #tea.");
+    type_message(&alice, "/nick alicia");
+    wait_for_members(&alice, &["alicia you"]);
+    type_message(&alice, "/nick a\u{200b}b");
+    wait_for_log(&alice, "Remove the invisible characters.");
+    assert_eq!(
+        alice.text("document.querySelector('#identity').textContent"),
+        format!("alicia @ 127.0.0.1:{}", server.port())
+    );
+}
+
+/// The form says what its button will do.
+#[test]
+fn the_name_can_be_edited() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    edit_connection(&alice);
+    assert_eq!(alice.eval("__button('Connect')?.checkVisibility() ?? false"), false);
+    alice.fill("Name", "alicia");
+    alice.press_button("Back to the chat");
+    alice.wait_for("__field('Message').checkVisibility()");
+    edit_connection(&alice);
+    assert_eq!(field(&alice, "Name"), "alice", "nothing has changed");
+    alice.fill("Name", "alicia");
+    alice.press_button("Reconnect as alicia");
+    wait_for_log(&alice, "Welcome to #general, alicia!");
+    wait_for_members(&alice, &["alicia you"]);
+}
+
+/// Nothing but invisible characters is no message.
+#[test]
+fn an_invisible_message_is_not_sent() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    for typed in ["\u{200b}", "\u{2060}\u{feff}", " \u{3000}\n", "\u{2800}", "\u{e0001}", "/msg bob \u{200b}"] {
+        alice.fill("Message", typed);
+        alice.press_key("Enter", false);
+    }
+    alice.fill("Message", "\u{2764}\u{fe0f}");
+    alice.press_key("Enter", false);
+    assert_eq!(next_text(&mut bob).1, "\u{2764}\u{fe0f}");
+}
+
+/// Where an IME composes, its Enter does not send. Safari sets only the key code.
+#[test]
+fn enter_of_an_ime_does_not_send() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    alice.type_text("日本");
+    let press = |init: &str| {
+        let event =
+            format!("new KeyboardEvent('keydown', {{ key: 'Enter', bubbles: true, cancelable: true, {init} }})");
+        alice.eval(&format!("__field('Message').dispatchEvent({event})")) == false
+    };
+    assert!(!press("isComposing: true") && !press("keyCode: 229") && !press("shiftKey: true"));
+    assert_eq!(field(&alice, "Message"), "日本");
+    assert!(press("keyCode: 13"));
+    wait_for_log(&alice, "日本");
+}
+
+/// A phone has no Shift and Enter, so Enter starts a new line, and a button sends.
+#[test]
+fn enter_of_a_touch_keyboard_starts_a_line() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
+    alice.call("Emulation.setTouchEmulationEnabled", json!({"enabled": true}));
+    alice.call("Emulation.setEmitTouchEventsForMouse", json!({"enabled": true, "configuration": "mobile"}));
+    alice.view(390, 844, "light");
+    alice.wait_for("matchMedia('(pointer: coarse)').matches");
+    alice.eval("__button('Connect').click()");
+    wait_for_state(&alice, "joined");
+    alice.eval("__field('Message').focus()");
+    alice.type_text("one");
+    alice.press_key("Enter", false);
+    alice.type_text("two");
+    alice.eval("__button('Send').click()");
+    wait_until("both lines are one message", || messages(&alice) == json!([["alice", "one\ntwo"]]));
+}
+
+#[test]
+fn the_up_arrow_brings_back_the_last_message() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    alice.press_key("ArrowUp", false);
+    assert_eq!(field(&alice, "Message"), "");
+    type_message(&alice, "first");
+    wait_for_log(&alice, "first");
+    alice.press_key("ArrowUp", false);
+    assert_eq!(field(&alice, "Message"), "first");
+    alice.fill("Message", "draft");
+    alice.press_key("ArrowUp", false);
+    assert_eq!(field(&alice, "Message"), "draft");
+}
+
+// ---- Recipients and drafts ----
+
+/// The recipient is not part of the text, so one name never ends up in front of another.
+#[test]
+fn a_selected_name_replaces_the_recipient() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let (mut bob, mut carol) = (joined_guest(&server, "general", "bob"), joined_guest(&server, "general", "carol"));
+    wait_for_members(&alice, &["alice you", "bob", "carol"]);
+    alice.fill("Message", "/msg bob it is a secret");
+    alice.press_button("carol");
+    assert_eq!((recipient(&alice), field(&alice, "Message")), ("To carol only".into(), "it is a secret".into()));
+    alice.press_key("Enter", false);
+    assert_eq!(next_text(&mut carol), ("private".into(), "it is a secret".into()));
+    alice.press_key("Escape", false);
+    assert_eq!(recipient(&alice), "");
+    type_message(&alice, "for all");
+    assert_eq!(next_text(&mut bob), ("message".into(), "for all".into()));
+}
+
+/// A selected part of a name is to be copied.
+#[test]
+fn a_selection_starts_no_private_message() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    send_as_guest(&mut bob, &alice, "hello");
+    let name = "document.querySelector('.message .name')";
+    alice.eval(&format!("getSelection().selectAllChildren({name}); {name}.click(); 0"));
+    assert_eq!(recipient(&alice), "");
+    alice.eval(&format!("getSelection().removeAllRanges(); {name}.click(); 0"));
+    assert_eq!(recipient(&alice), "To bob only");
+}
+
+/// A text that was written for one room is not in the box of another.
+#[test]
+fn every_room_has_a_draft() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut _bob = joined_guest(&server, "tea", "bob");
+    alice.type_text("for general");
+    switch_room(&alice, "tea");
+    wait_for_log(&alice, "You are now in #tea.");
+    assert_eq!(field(&alice, "Message"), "");
+    alice.press_button("bob");
+    alice.type_text("for bob");
+    alice.press_button("#general");
+    wait_for_log(&alice, "You are now in #general.");
+    assert_eq!((field(&alice, "Message"), recipient(&alice)), ("for general".into(), String::new()));
+    // A reload keeps them.
+    alice.navigate(&page(""));
+    alice.press_button("Connect");
+    wait_for_log(&alice, "Welcome to #general, alice!");
+    assert_eq!(field(&alice, "Message"), "for general");
+    alice.press_button("#tea");
+    wait_for_log(&alice, "You are now in #tea.");
+    assert_eq!((field(&alice, "Message"), recipient(&alice)), ("for bob".into(), "To bob only".into()));
+}
+
+#[test]
+fn a_waiting_message_can_be_canceled() {
+    let browser = browser!();
+    let mut server = start(&[]);
+    let port = server.port();
+    let alice = join(&browser, port, "alice");
+    server.signal("KILL");
+    server.wait();
+    wait_for_state(&alice, "waiting");
+    type_message(&alice, "never mind");
+    type_message(&alice, "send this");
+    alice.click("document.querySelector('.unsent .cancel')");
+    let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
+    alice.press_button("Try now");
+    wait_until("only the second is sent", || messages(&alice) == json!([["alice", "send this"]]));
+}
+
+// ---- What a text looks like ----
+
+/// Sends a text as a guest, and returns the row in which the page shows it.
+fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
+    let count = tab.eval("document.querySelectorAll('.message').length").as_u64().unwrap();
+    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+    tab.wait_for(&format!("document.querySelectorAll('.message').length > {count}"));
+    format!("[...document.querySelectorAll('.message')].at({count})")
+}
+
+#[test]
+fn links_end_where_the_address_ends() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    let rows = [
+        (
+            "see https://en.wikipedia.invalid/wiki/Frame_(networking).",
+            "https://en.wikipedia.invalid/wiki/Frame_(networking)",
+        ),
+        (
+            "(https://en.wikipedia.invalid/wiki/Frame_(networking))",
+            "https://en.wikipedia.invalid/wiki/Frame_(networking)",
+        ),
+        ("(see https://a.invalid/x)", "https://a.invalid/x"),
+        ("[https://a.invalid/x[1]]", "https://a.invalid/x[1]"),
+        ("見て https://a.invalid/x。はい", "https://a.invalid/x"),
+        ("「https://a.invalid/x」", "https://a.invalid/x"),
+        ("https://a.invalid/ウィキ、そして", "https://a.invalid/ウィキ"),
+        ("“https://a.invalid/x”", "https://a.invalid/x"),
+        ("https://a.invalid/x…", "https://a.invalid/x"),
+        ("«https://a.invalid/x»", "https://a.invalid/x"),
+        ("*https://a.invalid/x*", "https://a.invalid/x"),
+        ("https://a.invalid/?q=a,b;c!d?e", "https://a.invalid/?q=a,b;c!d?e"),
+        ("https://a.invalid/x?!", "https://a.invalid/x"),
+    ];
+    for (text, link) in rows {
+        let row = row_of(&alice, &mut bob, text);
+        assert_eq!(
+            alice.eval(&format!("[...{row}.querySelectorAll('a')].map((a) => a.textContent)")),
+            json!([link]),
+            "{text}"
+        );
+        assert_eq!(alice.text(&format!("{row}.querySelector('.text').textContent")), text);
+    }
+}
+
+#[test]
+fn code_and_mentions_stand_out() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "al.ice");
+    let mut bob = joined_guest(&server, "general", "bob");
+    let rows = [
+        ("use `cargo run` now", "code", json!(["cargo run"])),
+        ("```rust\nfn main() {}\n  x\n```\nafter", "pre code", json!(["fn main() {}\n  x"])),
+        ("an odd ` stays", "code", json!([])),
+        ("<b>`<i>`</b>", "code", json!(["<i>"])),
+        ("`https://a.invalid`", "a", json!([])),
+        ("hello @al.ice!", ".mention", json!(["@al.ice"])),
+        ("hello @AL.ICE", ".mention", json!(["@AL.ICE"])),
+        ("hello @al-ice, @al.icex and x@al.ice", ".mention", json!([])),
+        ("no code: @bob", ".mention", json!([])),
+    ];
+    for (text, selector, found) in rows {
+        let row = row_of(&alice, &mut bob, text);
+        assert_eq!(
+            alice.eval(&format!("[...{row}.querySelectorAll('{selector}')].map((e) => e.textContent)")),
+            found,
+            "{text}"
+        );
+    }
+    let mono = "getComputedStyle(document.querySelector('.text code')).fontFamily";
+    assert!(alice.text(mono).contains("monospace"));
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+/// Nothing of a message draws over another row, and no character is cut in half.
+#[test]
+fn texts_stay_in_their_rows() {
+    let browser = browser!();
+    let server = start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut guests: Vec<RawClient> = ["\u{1f1eb}\u{1f1f7} rené", "\u{1f469}\u{1f3fd}x", "e\u{301}va"]
+        .iter()
+        .map(|name| guest(&server, "general", name))
+        .collect();
+    alice.wait_for("document.querySelectorAll('#members li').length >= 3");
+    let initials = alice.eval("[...document.querySelectorAll('#members li')].map((li) => li.dataset.initial)");
+    assert!(initials.as_array().unwrap().contains(&json!("\u{1f1eb}\u{1f1f7}")), "{initials}");
+    assert!(
+        initials.as_array().unwrap().contains(&json!("É")) || initials.as_array().unwrap().contains(&json!("E\u{301}")),
+        "{initials}"
+    );
+    guests[0].read_event("welcome");
+    let row = row_of(&alice, &mut guests[0], &format!("a{}", "\u{30d}".repeat(60)));
+    assert_eq!(alice.text(&format!("getComputedStyle({row}).overflow")), "clip");
+    // A room whose name is written from right to left does not reorder the sentence around it.
+    switch_room(&alice, "חדר 3");
+    alice.wait_for("[...document.querySelectorAll('.notice bdi')].some((bdi) => bdi.textContent === '#חדר 3')");
+}
