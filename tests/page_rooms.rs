@@ -477,3 +477,57 @@ fn scrolling_does_little_work() {
     assert_eq!(changes, 0, "scrolling creates no rows");
     assert_eq!(alice.eval("document.querySelectorAll('*').length"), before);
 }
+
+/// Every control of the chat works with the keyboard alone.
+#[test]
+fn every_control_is_reached_by_keyboard() {
+    let browser = browser!();
+    let mut server = start(&[]);
+    let copy = "Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => { window.copied = text; } } });
+        Math.random = () => 0.99; window.Notification = class { static permission = 'default'; static requestPermission = async () => 'denied'; };";
+    let alice = join_with(&browser, server.port(), "alice", copy);
+    let _bob = joined_guest(&server, "general", "bob");
+    wait_for_members(&alice, &["alice you", "bob"]);
+    let press = |what: &str| {
+        tab_to(&alice, what);
+        alice.press_key("Enter", false);
+    };
+    press("__button('Copy link to this room')");
+    alice.wait_for("window.copied");
+    press("__button('bob')");
+    alice.wait_for("document.activeElement === __field('Message')");
+    press("document.querySelector('#recipient-clear')");
+    alice.wait_for("document.activeElement === __field('Message') && document.querySelector('#recipient').hidden");
+    press("__button('Notify me')");
+    wait_for_log(&alice, "The browser does not allow notifications for this page.");
+    press("document.querySelector('#edit')");
+    alice.wait_for("document.activeElement === __field('Name')");
+    press("__button('Back to the chat')");
+    alice.wait_for("document.activeElement === __field('Message')");
+    server.signal("KILL");
+    server.wait();
+    alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // time enough to press Tab
+    tab_to(&alice, "__button('Try now')");
+    let _server = Server::start_at(&format!("127.0.0.1:{}", server.port()), &[]);
+    alice.press_key("Enter", false);
+    wait_for_state(&alice, "joined");
+    // On a phone, arrow keys move between the parts of the menu.
+    alice.view(390, 844, "light");
+    press("__button('Menu')");
+    let tab = |name: &str| {
+        format!("[...document.querySelectorAll('[role=tab]')].find((tab) => tab.textContent === '{name}')")
+    };
+    tab_to(&alice, &tab("Rooms"));
+    for (key, name, control) in [
+        ("ArrowRight", "People", "#members"),
+        ("ArrowRight", "Connection", "#edit"),
+        ("ArrowRight", "Rooms", "#join-room"),
+        ("ArrowLeft", "Connection", "#leave"),
+    ] {
+        alice.press_key(key, false);
+        alice.wait_for(&format!("document.activeElement === {0} && {0}.ariaSelected === 'true'", tab(name)));
+        assert_eq!(alice.eval(&format!("document.querySelector('{control}').checkVisibility()")), true, "{name}");
+    }
+    press("__button('Leave')");
+    wait_for_state(&alice, "idle");
+}
