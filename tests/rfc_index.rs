@@ -59,11 +59,11 @@ fn what_explain_tells_agrees_with_the_index() {
     }
     for told in SECTIONS {
         assert!(contents().any(|section| section == told.number), "RFC 6455 has no §{}", told.number);
-        let places: Vec<&str> = told.place.split(", ").filter(|place| place.starts_with("src/")).collect();
+        let places: Vec<&str> = told.files.split(", ").filter(|place| place.starts_with("src/")).collect();
         let texts = places.iter().map(|place| std::fs::read_to_string(place).expect(place));
         let is_cited = texts.flat_map(|text| citations(&text)).any(|cited| cited == told.number);
         let must_be = binding.contains(&told.number) && !places.is_empty();
-        assert!(is_cited || !must_be, "§{} is cited nowhere in {}", told.number, told.place);
+        assert!(is_cited || !must_be, "§{} is cited nowhere in {}", told.number, told.files);
     }
 }
 

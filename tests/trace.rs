@@ -176,7 +176,7 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let mut tap = Tap::open(1, records.clone());
     tap.set_limits(LIMITS);
     pieces(stream, cuts).for_each(|piece| tap.bytes(Role::Client, piece, noon()));
-    records.take().into_iter().map(|record| record.what).collect()
+    records.take().into_iter().map(|record| record.kind).collect()
 }
 
 /// The same from the frames of the tap, assembled here by hand. A frame that broke a rule counts only as its failure.
@@ -184,10 +184,10 @@ fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
     let broken = records
         .iter()
-        .find_map(|what| if let RecordKind::Failure(failure) = what { Some(failure.frame) } else { None });
+        .find_map(|kind| if let RecordKind::Failure(failure) = kind { Some(failure.frame) } else { None });
     let (mut seen, mut message, mut first) = (Vec::new(), Vec::new(), 0);
-    for what in records {
-        match what {
+    for kind in records {
+        match kind {
             RecordKind::Failure(failure) => seen.push(Seen::Failed(failure.code, failure.section)),
             RecordKind::Frame(frame) if Some(frame.number) != broken && frame.is_complete() => {
                 seen.extend(seen_in_frame(&frame, &mut message, &mut first));
@@ -285,7 +285,7 @@ fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
     let seen = |stream: &[u8], cuts: &[usize]| -> Vec<RecordKind> {
         let records = records(stream, cuts);
-        let broken = records.iter().position(|what| matches!(what, RecordKind::Failure(_)));
+        let broken = records.iter().position(|kind| matches!(kind, RecordKind::Failure(_)));
         let valid = records.into_iter().take(broken.map_or(usize::MAX, |at| at - 1));
         valid.map(without_parts).collect()
     };
@@ -299,8 +299,8 @@ fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     }
 }
 
-fn without_parts(what: RecordKind) -> RecordKind {
-    match what {
+fn without_parts(kind: RecordKind) -> RecordKind {
+    match kind {
         RecordKind::Frame(frame) => RecordKind::Frame(Frame { parts: Default::default(), ..frame }),
         other => other,
     }
@@ -310,7 +310,7 @@ fn without_parts(what: RecordKind) -> RecordKind {
 fn the_reads_of_a_frame_are_listed() {
     let stream = hex("89 80 M0 81 85 M0 'Hello' 8a 80 M0");
     let parts =
-        |what: &RecordKind| if let RecordKind::Frame(frame) = what { frame.parts.listed.clone() } else { Vec::new() };
+        |kind: &RecordKind| if let RecordKind::Frame(frame) = kind { frame.parts.listed.clone() } else { Vec::new() };
     let listed: Vec<_> = records(&stream, &[8, 15]).iter().map(parts).collect();
     assert_eq!(listed, [vec![(1, 6)], vec![(1, 2), (2, 7), (3, 2)], vec![(3, 6)]]);
 }
@@ -337,7 +337,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
         (Role::Server, &close),
     ];
     life.iter().for_each(|(from, bytes)| tap.bytes(*from, bytes, noon()));
-    tap.closed("done", noon());
+    tap.end("done", noon());
     let taken = records.take();
     for (name, golden, detail) in [
         ("life.txt", include_str!("golden/life.txt"), Detail::Line),
@@ -350,7 +350,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
     }
     let states = taken
         .iter()
-        .filter_map(|record| if let RecordKind::State(change) = &record.what { Some(change.to) } else { None });
+        .filter_map(|record| if let RecordKind::State(change) = &record.kind { Some(change.to) } else { None });
     assert_eq!(states.collect::<Vec<_>>(), [State::Open, State::Closing, State::Closed]);
 }
 
@@ -396,7 +396,7 @@ fn a_clean_end_has_a_cause() {
     let mut tap = Tap::open(7, records.clone());
     tap.bytes(Role::Client, &hex("88 85 M0 03 e8 'bye'"), noon());
     tap.bytes(Role::Server, &hex("88 02 03 e8"), noon());
-    tap.closed("both Closes passed; the server ended TCP (§7.1.1)", noon());
+    tap.end("both Closes passed; the server ended TCP (§7.1.1)", noon());
     let end = records.take().pop().expect("the end");
     let mut text = String::new();
     text::write(&end, Style { detail: Detail::Line, colour: false }, &mut text);

@@ -1,5 +1,5 @@
 //! The history of one room: an epoch, message ids, and the newest messages. A client can resume if it knows the epoch
-//! and the id of the last message that it saw. After five published messages, with the last three kept:
+//! and the id of the last message that it saw. Example: the log keeps three of five messages:
 //!
 //! ```text
 //!   published    1 2 3 4 5
@@ -54,7 +54,7 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns the messages after `resume.since` if all are kept and fit into `max_bytes`, else the newest that fit.
+    /// Returns all messages after `resume.since` if they are kept and fit. Otherwise, at most the newest `MAX_BACKLOG`.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
@@ -64,15 +64,15 @@ impl RoomLog {
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: missed.is_some(), messages }
     }
 
-    /// Returns the newest messages with ids less than `before`, and whether the log has older ones. Returns at most
-    /// `limit` messages, and at most as many as fit into `max_bytes`, but at least one so that the client gets on.
+    /// Returns the newest messages with ids less than `before`, and whether the log has older ones. `limit` and
+    /// `max_bytes` bound the page. A single message may exceed `max_bytes`: otherwise paging could get stuck.
     pub fn page(&self, before: u64, limit: usize, max_bytes: usize) -> (Vec<Rc<Message>>, bool) {
         let end = self.messages.partition_point(|message| message.id < before);
         let start = end - self.count_fitting(end, max_bytes).min(limit).max(1).min(end);
         (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
     }
 
-    /// Counts the newest of the first `end` messages that fit into `max_bytes`.
+    /// Counts how many of the first `end` messages fit, newest first.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
         let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();

@@ -26,7 +26,7 @@ pub struct MemoryConfig {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
     rooms: Rooms,
-    /// The username key, and whether clients may share the username. A set, because 100,000 clients may share one.
+    /// Username key, whether clients may share the username, and client. 100,000 clients may share one username.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -54,7 +54,7 @@ impl MemoryBroker {
         let checked = self.check(&join);
         let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
-        let holder = self.holder(&username);
+        let holder = self.find_holder(&username);
         // A client may reconnect before the server notices that the old connection is dead.
         let is_owner = |holder| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
         let is_taken = holder.is_some_and(|holder| !is_owner(holder));
@@ -142,7 +142,7 @@ impl MemoryBroker {
         Some(RoomEvent::Private { recipients, message: Rc::new(message) })
     }
 
-    fn page(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
+    fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
         // The server executes a command only while the outbox is at most half full, so a page fits in the other half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
@@ -153,7 +153,7 @@ impl MemoryBroker {
     fn authorize(&mut self, client: Token, username: &Rc<str>, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
         // Test the cheap condition first: nearly every message has the username that the client already holds.
-        if member.username == *username || self.holder(username).is_none_or(|holder| holder == client) {
+        if member.username == *username || self.find_holder(username).is_none_or(|holder| holder == client) {
             return Some(member.room);
         }
         self.events.push_back(RoomEvent::Rejected { client, error: BrokerError::NameInUse, nonce: nonce.cloned() });
@@ -172,7 +172,7 @@ impl MemoryBroker {
     }
 
     /// Returns the client that holds the username. `None` if no client holds it, or if clients may share it.
-    fn holder(&self, username: &Rc<str>) -> Option<Token> {
+    fn find_holder(&self, username: &Rc<str>) -> Option<Token> {
         let [first, last] = [0, usize::MAX].map(|number| self.username_entry(username, Token(number)));
         let (_, may_share, client) = self.by_username.range(first..=last).next()?;
         (!may_share).then_some(*client)
@@ -195,7 +195,7 @@ impl Broker for MemoryBroker {
             Request::Switch { room, user } => self.switch(client, &room, user, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
-            Request::History { before, limit } => self.page(client, before, limit),
+            Request::History { before, limit } => self.read_history(client, before, limit),
             // Unlike a message, `typing` does not claim the username.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);
@@ -239,13 +239,13 @@ impl Rooms {
         let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = || {
             self.rooms.len() - self.empty.len() < self.config.rooms
-                && self.opened_by(user).filter(is_open).count() < self.config.rooms_per_user
+                && self.rooms_opened_by(user).filter(is_open).count() < self.config.rooms_per_user
         };
         // Nobody may lock other users out of the default room.
         name == self.config.default_room || self.find(name).is_some() || has_place()
     }
 
-    fn opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
+    fn rooms_opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
         let [first, last] = [0, u64::MAX].map(|id| (user.clone(), RoomId(id)));
         self.opened.range(first..=last).map(|(_, id)| *id)
     }
@@ -256,12 +256,12 @@ impl Rooms {
         // Drop an expired history here. No timer is needed, because `config.bytes` already bounds the memory.
         let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.config.ttl);
         let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
-            // Random, to be unique across restarts: with a reused epoch, a client would resume in the wrong history.
+            // The epoch is random: after a restart, a reused epoch would let a client resume in the wrong history.
             let mut epoch = [0; 8];
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
-        while self.opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_of(&user) {}
+        while self.rooms_opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_of(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
@@ -301,8 +301,8 @@ impl Rooms {
         message
     }
 
-    /// Makes space for `user`, whose own rooms are evicted before the rooms of other users: first an empty room without
-    /// messages, then the empty room that `user` opened last, then the room that has been empty longest.
+    /// Evicts one empty room to make space for `user`: first a room without messages, then the room that `user` opened
+    /// last, then the room that has been empty longest.
     fn evict(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()
@@ -310,7 +310,7 @@ impl Rooms {
 
     /// Evicts the empty room that the user opened last, unless the user has no other empty room.
     fn evict_last_of(&mut self, user: &User) -> bool {
-        let empty = self.opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
+        let empty = self.rooms_opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };
         self.remove(last).is_some()
     }
@@ -588,7 +588,7 @@ mod tests {
         leave(&mut broker, 1, NOW);
         leave(&mut broker, 2, NOW);
         join_room(&mut broker, 1, "new", NOW);
-        assert!(broker.rooms.opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
+        assert!(broker.rooms.rooms_opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
     }
 
     #[test]

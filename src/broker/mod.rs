@@ -32,7 +32,7 @@ pub struct NameRules {
 }
 
 pub trait Broker {
-    /// Checks a join before the handshake succeeds, as far as this server knows. A later `submit` may still reject it.
+    /// Checks a join before the handshake succeeds. A later `submit` may still reject the join.
     fn check(&self, join: &Join) -> Result<(), BrokerError>;
     /// `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
@@ -65,7 +65,7 @@ pub fn network(address: IpAddr) -> IpAddr {
 }
 
 /// The chat has already validated all names and texts. A client holds one username: that of its last accepted message,
-/// or of its join if it has sent none. It receives the private messages sent to that username. Unless clients may share
+/// or of its join if it has sent none. The client receives private messages to that username. Unless clients may share
 /// the username ([`NameRules::may_share`]), no other client can use it meanwhile.
 #[derive(Debug)]
 pub enum Request {
@@ -82,9 +82,9 @@ pub enum Request {
 pub struct Join {
     pub username: Rc<str>,
     pub is_bound: bool, // the access token is bound to `username`: the client replaces any holder
-    pub session: Option<Session>, // of an older connection, whose username the client takes over
+    pub session: Option<Session>, // the older connection whose username the client takes over
     pub room: Rc<str>,
-    pub user: User,                       // responsible for the room, if the join opens one
+    pub user: User,                       // counts as the opener if the join opens the room
     pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same id and credential
     pub credential: Option<CredentialId>, // `None`: the server requires no token
     pub resume: Option<Resume>,
@@ -140,12 +140,12 @@ pub struct Backlog {
     pub messages: Vec<Rc<Message>>, // oldest first
 }
 
-/// Messages that a room received before the message `before`. Serializes to the JSON of the `events` dialect.
+/// Messages of a room with ids less than `before`. Serializes to the JSON of the `events` dialect.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
-    pub messages: Vec<Rc<Message>>, // the newest, oldest first
+    pub messages: Vec<Rc<Message>>, // the newest messages, oldest first
     pub more: bool,                 // whether the broker keeps older messages
 }
 
@@ -178,7 +178,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // by a client with a different credential
+    ClientIdInUse, // with a different credential
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

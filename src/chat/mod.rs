@@ -57,10 +57,10 @@ pub struct JoinRequest {
 pub enum JoinError {
     Reserved, // another token is bound to the username
     Broker(BrokerError),
-    TooManyJoins, // of the user, who must wait for the rate limit
+    TooManyJoins, // the user has reached the rate limit
 }
 
-/// Facts that a client's access token proves; the default if the server requires no token.
+/// Facts that a client's access token proves. A server without tokens uses the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,

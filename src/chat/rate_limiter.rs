@@ -84,7 +84,7 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Whether the user may join now. Takes no token, and a rejected join is no part of a flood.
+    /// Whether the user may join now. Takes no token. Rejected joins do not count as a flood.
     pub fn has_token(&self, user: &User, now: Duration) -> bool {
         let bucket = self.users.get(user).map(|usage| usage.bucket);
         self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))

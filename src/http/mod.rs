@@ -50,7 +50,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
-    let page = |(content_type, body)| response(200, &[("Content-Type", content_type)], body, is_head, now);
+    let page = |(content_type, body)| format_response(200, &[("Content-Type", content_type)], body, is_head, now);
     match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
@@ -66,7 +66,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     Ok(Outcome::Upgrade { response, route: route(request, access, &peer)? })
 }
 
-/// Runs checks 8 to 10 of a handshake at the parameter `endpoint` (PROTOCOL.md, "Rejections").
+/// Runs checks 8 to 10 (PROTOCOL.md, "Rejections") for the path in the parameter `endpoint`.
 fn check_handshake(request: &Request, access: &Access, peer: &Peer, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -87,11 +87,11 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-/// Runs the checks of a handshake that follow the origin.
+/// Runs the checks that follow the origin check.
 fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
     let has_ticket = request.path == "/inspect";
-    let is_exempt = has_ticket || (!peer.needs_token && token(request).is_none());
+    let is_exempt = has_ticket || (!peer.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, peer.may_guess)? };
     percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
     Ok(match dialect_at(request.path) {
@@ -99,7 +99,7 @@ fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejec
             let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
             Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
         }
-        None if has_ticket => Route::Inspect { ticket: require("ticket", parameter(request.query, "ticket"))? },
+        None if has_ticket => Route::Inspect { ticket: require("ticket", read_parameter(request.query, "ticket"))? },
         None => Route::Echo(identity),
     })
 }
@@ -118,22 +118,22 @@ pub fn forbidden(body: impl Into<String>) -> Rejection {
     Rejection::new(403, body)
 }
 
-pub fn rejection_response(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
+pub fn format_rejection(rejection: &Rejection, is_head: bool, now: SystemTime) -> Vec<u8> {
     let headers = [&[("Content-Type", "text/plain; charset=utf-8")], rejection.headers].concat();
-    response(rejection.status, &headers, &body(rejection), is_head, now)
+    format_response(rejection.status, &headers, &format_body(rejection), is_head, now)
 }
 
-/// The response to `/check`. A browser hides the response to a rejected handshake from the page, but not this one.
-pub fn check_response(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
+/// The response to `/check`, for pages: a browser hides the response to a rejected handshake from its page.
+pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (status, message) =
-        checked.map_or_else(|rejection| (rejection.status, body(&rejection)), |()| (101, "".into()));
+        checked.map_or_else(|rejection| (rejection.status, format_body(&rejection)), |()| (101, "".into()));
     let json = format!("{{\"status\":{status},\"message\":{}}}\n", serde_json::json!(message));
     let allow = origin.into_iter().flat_map(|origin| [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]);
     let headers: Vec<_> = [("Content-Type", "application/json")].into_iter().chain(allow).collect();
-    response(200, &headers, &json, is_head, now)
+    format_response(200, &headers, &json, is_head, now)
 }
 
-fn body(rejection: &Rejection) -> String {
+fn format_body(rejection: &Rejection) -> String {
     // Terminals need a final newline. A 401 has none, because clients compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     format!("{}{newline}", rejection.body)
@@ -145,7 +145,7 @@ fn not_found(path: &str) -> Rejection {
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
 
-fn response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
+fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -216,11 +216,11 @@ fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Id
     }
     // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
     let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    access.identify(token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+    access.identify(find_token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
 /// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
-pub fn token(request: &Request) -> Option<String> {
+pub fn find_token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
         // RFC 9110 §11.1: the scheme is case-insensitive.
@@ -230,12 +230,12 @@ pub fn token(request: &Request) -> Option<String> {
         let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
-    let token = parameter(request.query, "token").or_else(|| request.header("Authorization").find_map(in_header));
+    let token = read_parameter(request.query, "token").or_else(|| request.header("Authorization").find_map(in_header));
     token.or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
 }
 
 fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {
-    let query = |name| parameter(request.query, name);
+    let query = |name| read_parameter(request.query, name);
     let name_error = |error: String| bad_request(error + ".");
     let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
     let room = room.or_else(|| query("room"));
@@ -264,7 +264,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
-/// Parses exactly what a `welcome` contains: `from_str_radix` alone would also accept fewer digits, and a sign.
+/// Parses the format that `welcome` has: `from_str_radix` alone would also accept fewer digits, and a sign.
 fn parse_session(hex: &str) -> Option<Session> {
     let is_exact = hex.len() == 32 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
@@ -280,7 +280,7 @@ fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
 }
 
 /// Returns "" if the value is not valid percent-encoding.
-fn parameter(query: &str, wanted: &str) -> Option<String> {
+fn read_parameter(query: &str, wanted: &str) -> Option<String> {
     find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }
 
@@ -368,7 +368,7 @@ mod tests {
     }
 
     fn get(query: &str, name: &str) -> Result<Option<String>, u16> {
-        let value = parameter(query, name);
+        let value = read_parameter(query, name);
         match percent_decode(query) {
             Ok(_) => Ok(value),
             Err(rejection) => {
@@ -435,7 +435,7 @@ mod tests {
 
     fn rejected(status: u16, is_head: bool) -> String {
         let rejection = Rejection { status, headers: &[("Retry-After", "5")], body: "Why.".into() };
-        String::from_utf8(rejection_response(&rejection, is_head, SystemTime::UNIX_EPOCH)).unwrap()
+        String::from_utf8(format_rejection(&rejection, is_head, SystemTime::UNIX_EPOCH)).unwrap()
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! Plays cases of `wirechat poke` for inspectors: a client on a helper thread connects to this server, and the inspector
+//! Plays `wirechat poke` cases for inspectors: a client on a helper thread connects to this server, and the inspector
 //! receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. A case is hostile
-//! input, so everything is bounded: one case at a time per inspector, a few for all inspectors, and a few frames per case.
+//! input, so everything is bounded: one case per inspector, a few for all inspectors, and a few frames per case.
 //!
 //! A played connection needs no access token: its inspector has a ticket, and the server issues tickets only to clients
 //! that passed the token check. The server recognizes the connection by its address and port, which only this process
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::inspection::Link;
 
-/// Maximum number of cases that all inspectors play at the same time. Each takes a thread and two descriptors.
+/// Maximum number of cases that run at the same time. Each case takes a thread and two descriptors.
 const MAX_PLAYS: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
@@ -39,7 +39,7 @@ pub trait CasePlayer {
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// Receives the result, or a clause that says why there is none.
+/// Receives the result, or a clause that explains the failure.
 pub type Finish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +60,7 @@ pub struct CaseResult {
     pub passed: bool,
 }
 
-/// What the server needs to play cases against itself.
+/// Settings for playing cases against this server.
 pub struct PlayOptions {
     pub player: BoxedPlayer,
     /// The address on which the server listens.
@@ -113,7 +113,7 @@ impl Plays {
     /// Starts a case for an inspector.
     ///
     /// # Errors
-    /// A sentence for the inspector.
+    /// The inspector's error text.
     pub fn start(&mut self, inspector: Token, case: Option<&str>) -> Result<(), String> {
         let PlayOptions { player, server, wake } = self.options.as_ref().ok_or(NO_PLAYER)?;
         let case = case.ok_or(NO_NAME)?;
@@ -128,18 +128,18 @@ impl Plays {
             let _ = sender.send((inspector, result)); // fails only if the server has stopped
             wake();
         };
-        let address = player.start(case, *server, Box::new(finish)).map_err(cannot_play)?;
-        let connection = PlayedConnection::Expected(canonical(address));
+        let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;
+        let connection = PlayedConnection::Expected(canonicalize(address));
         let (case, link) = (case.to_owned(), Rc::new(Link::of_played_connection(inspector)));
         self.running.push(Play { inspector, case, link, connection, result: None });
         Ok(())
     }
 
     /// Returns the link to the inspector if the new connection plays a case.
-    pub fn accepted(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<Link>> {
+    pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<Link>> {
         // After the client has closed its socket, another program may use the same address.
         self.receive_results();
-        let expected = PlayedConnection::Expected(canonical(peer));
+        let expected = PlayedConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
         play.connection = PlayedConnection::Open(connection);
         Some(Rc::clone(&play.link))
@@ -150,7 +150,7 @@ impl Plays {
     }
 
     /// Called when the server removes any connection.
-    pub fn removed(&mut self, connection: Token) {
+    pub fn remove(&mut self, connection: Token) {
         for play in &mut self.running {
             if play.connection == PlayedConnection::Open(connection) {
                 play.connection = PlayedConnection::Removed(connection);
@@ -178,7 +178,7 @@ impl Plays {
                 "connection": if let PlayedConnection::Removed(token) = connection { Some(token.0) } else { None },
                 "time": humantime::format_rfc3339_millis(now).to_string(),
             }),
-            Err(error) => json!({ "record": "error", "message": cannot_play(error) }),
+            Err(error) => json!({ "record": "error", "message": format_error(error) }),
         };
         Some((inspector, record))
     }
@@ -193,12 +193,12 @@ impl Plays {
     }
 }
 
-fn cannot_play(error: String) -> String {
+fn format_error(error: String) -> String {
     format!("The case cannot be played: {error}.")
 }
 
-/// The server sees an IPv4 client of an IPv6 listener as IPv4.
-fn canonical(address: SocketAddr) -> SocketAddr {
+/// `Server` also maps an address `::ffff:a.b.c.d` to IPv4.
+fn canonicalize(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
@@ -249,13 +249,13 @@ mod tests {
     fn the_result_follows_the_removal_of_the_connection() {
         let (mut plays, player) = plays();
         plays.start(ALICE, Some("hello")).unwrap();
-        assert!(plays.accepted(Token(5), address(2)).is_none(), "another address");
-        assert!(plays.accepted(Token(6), "[::ffff:127.0.0.1]:1".parse().unwrap()).is_some());
-        assert!(plays.accepted(Token(7), address(1)).is_none(), "the address is expected once");
+        assert!(plays.accept(Token(5), address(2)).is_none(), "another address");
+        assert!(plays.accept(Token(6), "[::ffff:127.0.0.1]:1".parse().unwrap()).is_some());
+        assert!(plays.accept(Token(7), address(1)).is_none(), "the address is expected once");
         assert!(plays.contains(Token(6)) && !plays.contains(Token(7)));
         finish(&player, passed());
         assert_eq!(plays.next_finished(NOW), None);
-        plays.removed(Token(6));
+        plays.remove(Token(6));
         let (inspector, record) = plays.next_finished(NOW).unwrap();
         assert_eq!((inspector, &record["connection"], &record["came"]), (ALICE, &6.into(), &"b".into()));
         assert!(!plays.contains(Token(6)));
@@ -266,7 +266,7 @@ mod tests {
         let (mut plays, player) = plays();
         plays.start(ALICE, Some("hello")).unwrap();
         finish(&player, Err("the socket failed".into()));
-        assert!(plays.accepted(Token(5), address(1)).is_none());
+        assert!(plays.accept(Token(5), address(1)).is_none());
         let (_, record) = plays.next_finished(NOW).unwrap();
         assert_eq!(record["message"], "The case cannot be played: the socket failed.");
         plays.start(ALICE, Some("hello")).unwrap();
@@ -291,9 +291,9 @@ mod tests {
     fn the_records_of_a_case_end_with_their_inspector() {
         let (mut plays, _player) = plays();
         plays.start(ALICE, Some("hello")).unwrap();
-        let link = plays.accepted(Token(5), address(1)).unwrap();
+        let link = plays.accept(Token(5), address(1)).unwrap();
         assert_eq!(link.inspector.get(), Some(ALICE));
-        plays.removed(ALICE);
+        plays.remove(ALICE);
         assert_eq!(link.inspector.get(), None);
     }
 }

@@ -34,8 +34,8 @@ impl RuleChecker {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }
 
-    pub fn buffered(&self) -> usize {
-        self.protocol.buffered()
+    pub fn buffered_bytes(&self) -> usize {
+        self.protocol.buffered_bytes()
     }
 
     pub fn check(&mut self, bytes: &[u8]) -> Option<ProtocolError> {
@@ -58,7 +58,7 @@ impl RuleChecker {
     }
 
     /// Called when the server starts the closing handshake. From then on, server and checker discard data frames.
-    pub fn closing(&mut self) {
+    pub fn begin_closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();
     }

@@ -61,15 +61,15 @@ impl Condition {
         match self {
             Condition::Connection(number) => record.connection == *number,
             Condition::User(user) => record.user.as_deref() == Some(user),
-            Condition::Control => match &record.what {
+            Condition::Control => match &record.kind {
                 RecordKind::Frame(frame) => Opcode::from_bits(frame.header.opcode()).is_ok_and(Opcode::is_control),
                 RecordKind::State(_) | RecordKind::End(_) => true,
                 _ => false,
             },
-            Condition::Errors => match &record.what {
+            Condition::Errors => match &record.kind {
                 RecordKind::Failure(_) | RecordKind::Missed(_) => true,
                 RecordKind::Response(response) => response.status >= 400,
-                // A TCP connection that closes before either side sends a Close is not an error.
+                // A TCP connection that closes before any Close frame is not an error.
                 RecordKind::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },

@@ -3,9 +3,8 @@
 //! later reports how many it dropped. An inspector's own connection is never inspected, because each record would cause
 //! another record.
 //!
-//! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table and a
-//! connection without an inspector costs no memory. The server sends a ticket only in the `welcome` of its own
-//! connection, so no other client can inspect the connection.
+//! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table. The server
+//! sends a ticket only in the `welcome` of the ticket's own connection, so no other client can inspect that connection.
 //!
 //! An inspector can also play a case of `wirechat poke`: see [`cases`](super::cases).
 
@@ -36,7 +35,7 @@ const MAX_REQUEST: usize = 8 * 1024;
 const MAX_QUEUED: usize = 16 * 1024;
 /// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
-/// Maximum number of frames in each direction of a played connection that the inspector receives, besides Closes. A case
+/// Maximum frames in each direction of a played connection that the inspector receives, besides Closes. A case
 /// may send 100,000 frames, but a learner reads the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
 /// Size in bytes of the secret in a ticket (128 bits).
@@ -62,7 +61,7 @@ pub struct Link {
     pub frames: Cell<u64>,
     /// Records dropped because the queue was full, or because a played connection had too many frames.
     missed: Cell<u64>,
-    /// Whether the connection plays a case.
+    /// Whether a case uses this connection.
     is_played: bool,
 }
 
@@ -72,7 +71,7 @@ impl Link {
     }
 
     fn skips(&self, record: &Record) -> bool {
-        let RecordKind::Frame(frame) = &record.what else { return false };
+        let RecordKind::Frame(frame) = &record.kind else { return false };
         self.is_played && frame.number > MAX_PLAYED_FRAMES && frame.header.opcode() != Opcode::Close as u8
     }
 }
@@ -96,7 +95,7 @@ impl Queue {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
         // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
-        let is_full = queue.len() >= MAX_QUEUED && !matches!(record.what, RecordKind::End(_));
+        let is_full = queue.len() >= MAX_QUEUED && !matches!(record.kind, RecordKind::End(_));
         if is_full || link.skips(&record) {
             link.missed.set(link.missed.get() + 1);
             return;
@@ -104,7 +103,7 @@ impl Queue {
         let missed = link.missed.take();
         if missed > 0 {
             // Report the gap first, so that the inspector shows the gap where the records are missing.
-            queue.push_back((inspector, Queued::Record(Record { what: RecordKind::Missed(missed), ..record.clone() })));
+            queue.push_back((inspector, Queued::Record(Record { kind: RecordKind::Missed(missed), ..record.clone() })));
         }
         queue.push_back((inspector, Queued::Record(record)));
     }
@@ -224,8 +223,8 @@ impl Inspection {
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frames.get() > 0 {
-            let (connection, what) = (connection.0, RecordKind::Earlier(link.frames.get()));
-            self.queue.push(&link, Record { connection, user: None, time: now, what });
+            let (connection, kind) = (connection.0, RecordKind::Earlier(link.frames.get()));
+            self.queue.push(&link, Record { connection, user: None, time: now, kind });
         }
         Ok(())
     }
@@ -284,10 +283,10 @@ impl Inspection {
     }
 
     /// Called when the server removes any connection, even one that is neither an inspector nor inspected.
-    pub fn removed(&mut self, connection: Token) {
+    pub fn remove(&mut self, connection: Token) {
         // `detach` does nothing unless this connection is an inspector.
         self.detach(connection);
-        self.plays.removed(connection);
+        self.plays.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
             // Queue `Over` last, so that the inspector receives every queued record before the Close frame.
@@ -300,13 +299,13 @@ impl Inspection {
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
         // Fill at most half of the outbox: the server's own frames need room, and the server closes a client whose
         // outbox is full. Always send `End`, preceded by the number of dropped records.
-        if queued > self.max_queued && !matches!(record.what, RecordKind::End(_)) {
-            inspector.missed += if let RecordKind::Missed(count) = record.what { count } else { 1 };
+        if queued > self.max_queued && !matches!(record.kind, RecordKind::End(_)) {
+            inspector.missed += if let RecordKind::Missed(count) = record.kind { count } else { 1 };
             return;
         }
         let missed = std::mem::take(&mut inspector.missed);
         if missed > 0 {
-            self.send(client, &json::value(&Record { what: RecordKind::Missed(missed), ..record.clone() }));
+            self.send(client, &json::value(&Record { kind: RecordKind::Missed(missed), ..record.clone() }));
         }
         self.send(client, &json::value(&record));
     }
@@ -326,7 +325,7 @@ impl Inspection {
     }
 }
 
-/// Returns `None` unless §7.4 itself lets an endpoint send the code. `from_wire` also accepts later codes: 1012 to 1014.
+/// Returns `None` unless §7.4 itself lets an endpoint send the code. `from_wire` also accepts later codes: 1012–1014.
 fn close_code(code: &Value) -> Option<CloseCode> {
     let code = code.as_u64().and_then(|code| u16::try_from(code).ok())?;
     CloseCode::from_wire(code).ok().filter(|_| !(1012..=1014).contains(&code))
@@ -385,7 +384,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: 256 such requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgraded` sets `has_ticket` before the server sends a 101, so this response is a rejection.
+            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is a rejection.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };
@@ -402,12 +401,12 @@ impl HandshakeCapture {
     }
 
     /// Called when the server accepts the request. Returns `true` if there is no ticket, which ends the capture.
-    pub fn upgraded(&mut self, has_ticket: bool) -> bool {
+    pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket
     }
 
-    pub fn buffered(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         self.request.bytes.capacity() + self.response.bytes.capacity()
     }
 }

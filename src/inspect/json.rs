@@ -8,7 +8,7 @@ use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, Parts, Record, RecordKind, Response, StateChange};
 
 pub fn value(record: &Record) -> Value {
-    let mut value = match &record.what {
+    let mut value = match &record.kind {
         RecordKind::Request(head) => request_value(head),
         RecordKind::Response(response) => response_value(response),
         RecordKind::Frame(frame) => frame_value(frame),

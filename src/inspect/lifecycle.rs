@@ -28,12 +28,12 @@ impl Lifecycle {
         Lifecycle { state, first_close: None }
     }
 
-    pub fn opened(&mut self) -> Option<StateChange> {
+    pub fn open(&mut self) -> Option<StateChange> {
         self.change(State::Open, "the server sent 101".into())
     }
 
     /// Called when `from` has sent a Close. `payload` must be unmasked.
-    pub fn close_passed(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
+    pub fn record_close(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
         // `CloseFrame::parse` rejects a code that "MUST NOT be set" (§7.4.1), but the record must show any code.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
@@ -88,10 +88,10 @@ mod tests {
         let mut lifecycle = Lifecycle::new(State::Connecting);
         let mut states = vec![lifecycle.state.name()];
         let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());
-        pass(lifecycle.opened());
-        pass(lifecycle.close_passed(Role::Client, b""));
-        assert_eq!(lifecycle.close_passed(Role::Client, b""), None, "a second Close of the same side");
-        pass(lifecycle.close_passed(Role::Server, b""));
+        pass(lifecycle.open());
+        pass(lifecycle.record_close(Role::Client, b""));
+        assert_eq!(lifecycle.record_close(Role::Client, b""), None, "a second Close of the same side");
+        pass(lifecycle.record_close(Role::Server, b""));
         let [connecting, open, closing, closed] = states[..] else { panic!("four states") };
         let picture =
             format!("  {connecting} ──101──▶ {open} ──a Close──▶ {closing} ──the other side's Close──▶ {closed}");
@@ -101,8 +101,8 @@ mod tests {
     #[test]
     fn rfc_7_1_4_closed_cleanly_after_both_closes() {
         let mut lifecycle = Lifecycle::new(State::Open);
-        lifecycle.close_passed(Role::Server, b"\x03\xe9going");
-        lifecycle.close_passed(Role::Client, b"\x03\xe9");
+        lifecycle.record_close(Role::Server, b"\x03\xe9going");
+        lifecycle.record_close(Role::Client, b"\x03\xe9");
         let (change, end) = lifecycle.close_tcp("both Closes passed");
         assert_eq!((change, end.is_clean, end.first_close), (None, true, Some(Role::Server)));
         assert_eq!((end.code, &end.reason[..], &end.cause[..]), (Some(1001), "going", "both Closes passed"));

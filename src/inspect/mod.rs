@@ -12,7 +12,7 @@
 //! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
 //! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`escape`] (output), [`secret`] (what
 //! is redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and
-//! [`inspection`] (the link to the server), [`reframe`] (splits a message into fragments), [`cases`] (played by inspectors).
+//! [`inspection`] (the link to the server), [`reframe`] (fragments messages), [`cases`] (`poke` for inspectors).
 
 pub mod cases;
 pub mod checker;
@@ -58,7 +58,7 @@ pub struct Record {
     pub user: Option<Rc<str>>,
     /// The time of the read, write or close that completed the record.
     pub time: SystemTime,
-    pub what: RecordKind,
+    pub kind: RecordKind,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -145,9 +145,9 @@ pub struct Failure {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// The endpoint that sent the first Close; `None` if there was none.
+    /// The endpoint that sent the first Close; `None` without a Close.
     pub first_close: Option<Role>,
-    /// The code of the first Close; `None` if that Close had no code.
+    /// The code of the first Close; `None` without a Close or a code.
     pub code: Option<u16>,
     pub reason: String,
     /// Closed "cleanly" (§7.1.4): both endpoints had sent a Close.
@@ -172,10 +172,10 @@ impl AcceptSteps {
     ///
     /// ```
     /// use wirechat::inspect::AcceptSteps;
-    /// let steps = AcceptSteps::of("dGhlIHNhbXBsZSBub25jZQ==");
+    /// let steps = AcceptSteps::from_key("dGhlIHNhbXBsZSBub25jZQ==");
     /// assert_eq!((steps.sha1[0], &steps.accept[..]), (0xb3, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")); // §1.3
     /// ```
-    pub fn of(key: &str) -> AcceptSteps {
+    pub fn from_key(key: &str) -> AcceptSteps {
         // §4.2.2: "concatenating /key/ … with the string …, taking the SHA-1 hash of this concatenated value"
         let joined = format!("{key}{GUID}");
         let sha1 = Sha1::digest(joined.as_bytes()).into();
@@ -183,10 +183,10 @@ impl AcceptSteps {
     }
 
     /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.
-    pub fn between(request: &Head, response: &Head) -> Option<AcceptSteps> {
+    pub fn from_handshake(request: &Head, response: &Head) -> Option<AcceptSteps> {
         // The server rejects a request without a key.
         let key = request.header("Sec-WebSocket-Key")?;
-        Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::of(&key) })
+        Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })
     }
 }
 
@@ -226,13 +226,13 @@ impl Reporter {
         Reporter { connection, records, user: None, time: SystemTime::UNIX_EPOCH, missed: 0 }
     }
 
-    pub fn report(&mut self, what: RecordKind) {
-        let record = |what| Record { connection: self.connection, user: self.user.clone(), time: self.time, what };
+    pub fn report(&mut self, kind: RecordKind) {
+        let record = |kind| Record { connection: self.connection, user: self.user.clone(), time: self.time, kind };
         // Report the gap first, so that a reader sees where the records are missing.
         if self.missed > 0 && self.records.push(record(RecordKind::Missed(self.missed))) {
             self.missed = 0;
         }
-        if self.missed > 0 || !self.records.push(record(what)) {
+        if self.missed > 0 || !self.records.push(record(kind)) {
             self.missed += 1;
         }
     }
@@ -257,7 +257,7 @@ mod tests {
         (0..MAX_RECORDS + 37).for_each(|_| reporter.report(RecordKind::Missed(0)));
         assert_eq!(records.take().len(), MAX_RECORDS);
         reporter.report(RecordKind::Missed(0));
-        let whats: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
-        assert_eq!(whats, [RecordKind::Missed(37), RecordKind::Missed(0)]);
+        let kinds: Vec<_> = records.take().into_iter().map(|record| record.kind).collect();
+        assert_eq!(kinds, [RecordKind::Missed(37), RecordKind::Missed(0)]);
     }
 }

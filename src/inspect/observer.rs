@@ -105,7 +105,7 @@ impl Observers for Inspect {
     }
 
     fn accepted(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>> {
-        let played = self.inspection.as_mut().and_then(|inspection| inspection.plays.accepted(connection, peer));
+        let played = self.inspection.as_mut().and_then(|inspection| inspection.plays.accept(connection, peer));
         let is_played = played.is_some();
         let (number, now) = (connection.0, self.context.now.get());
         let recorder = self.recordings.as_mut().and_then(|recordings| recordings.start(number, now)).map(Box::new);
@@ -114,10 +114,10 @@ impl Observers for Inspect {
             let own = || self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
             let link = played.unwrap_or_else(own);
             let records = Records::default();
-            let tap = Tap::new(number, records.clone()).awaiting_close();
+            let tap = Tap::new(number, records.clone()).hold_failures();
             Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture every other handshake: the server does not know yet whether the client will get a ticket.
+        // Capture all other handshakes: the server does not know yet whether the client will get a ticket.
         let inspection = self.inspection.as_ref().filter(|_| !is_played);
         let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
@@ -127,7 +127,7 @@ impl Observers for Inspect {
     fn attach(&mut self, connection: Token, limits: Limits, received: u64, sent: u64) -> Option<Box<dyn Observer>> {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
-        let mut tap = Tap::open(connection.0, records.clone()).awaiting_close();
+        let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
         // The server has already sent the `welcome` event, so the tap has no secret to redact.
         tap.set_limits(limits);
         tap.skip_frames(received, sent, self.context.now.get());
@@ -139,12 +139,12 @@ impl Observers for Inspect {
     }
 
     fn needs_token(&self, connection: Token) -> bool {
-        // The inspector's ticket has replaced the token: see `cases`.
+        // The inspector's ticket replaces the token: see `cases`.
         !self.inspection.as_ref().is_some_and(|inspection| inspection.plays.contains(connection))
     }
 
-    fn removed(&mut self, connection: Token) {
-        self.inspection.iter_mut().for_each(|inspection| inspection.removed(connection));
+    fn forget(&mut self, connection: Token) {
+        self.inspection.iter_mut().for_each(|inspection| inspection.remove(connection));
     }
 
     fn welcome_field(&mut self, connection: Token) -> Option<(&'static str, String)> {
@@ -196,7 +196,7 @@ impl ActiveTap {
 }
 
 impl Observer for ConnectionObserver {
-    fn bytes(&mut self, from: Role, bytes: &[u8]) {
+    fn observe(&mut self, from: Role, bytes: &[u8]) {
         let now = self.context.now.get();
         if let Some(active_tap) = &mut self.active_tap {
             active_tap.tap.bytes(from, bytes, now);
@@ -206,12 +206,12 @@ impl Observer for ConnectionObserver {
         self.capture.take_if(|capture| capture.bytes(from, bytes, now));
     }
 
-    fn stage(&mut self, stage: Stage<'_>) {
+    fn set_stage(&mut self, stage: Stage<'_>) {
         match stage {
             Stage::Upgraded { limits, username, is_inspector, has_welcome, has_ticket } => {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(active_tap) = &mut self.active_tap {
-                    active_tap.tap.upgraded(limits, username.cloned(), secrets);
+                    active_tap.tap.upgrade(limits, username.cloned(), secrets);
                     // Tracing an inspector's frames would loop: each record sent would produce another record.
                     if is_inspector {
                         active_tap.tap.set_private();
@@ -222,25 +222,25 @@ impl Observer for ConnectionObserver {
                         recorder.set_private();
                     }
                     let user = username.map(AsRef::as_ref);
-                    recorder.upgraded(limits, user, secrets, self.context.now.get());
+                    recorder.upgrade(limits, user, secrets, self.context.now.get());
                 }
-                self.capture.take_if(|capture| capture.upgraded(has_ticket));
+                self.capture.take_if(|capture| capture.upgrade(has_ticket));
             }
             Stage::Closing => {
-                self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.closing());
-                self.recorder.iter_mut().for_each(|recorder| recorder.closing(self.context.now.get()));
+                self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.begin_closing());
+                self.recorder.iter_mut().for_each(|recorder| recorder.begin_closing(self.context.now.get()));
             }
         }
     }
 
-    fn closed(&mut self, reason: &str) {
+    fn finish(&mut self, reason: &str) {
         let now = self.context.now.get();
         // Ignore `capture`: without a response, there is no handshake to show to an inspector.
         if let Some(active_tap) = &mut self.active_tap {
-            active_tap.tap.closed(reason, now);
+            active_tap.tap.end(reason, now);
             active_tap.deliver_records(&self.context);
         }
-        self.recorder.iter_mut().for_each(|recorder| recorder.closed(reason, now));
+        self.recorder.iter_mut().for_each(|recorder| recorder.end(reason, now));
     }
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
@@ -254,11 +254,11 @@ impl Observer for ConnectionObserver {
         })
     }
 
-    fn buffered(&self) -> usize {
+    fn buffered_bytes(&self) -> usize {
         // These buffers grow with the peer's input, up to `--max-message` and `--max-head`.
-        self.active_tap.as_ref().map_or(0, |active_tap| active_tap.tap.buffered())
-            + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered())
-            + self.capture.as_ref().map_or(0, HandshakeCapture::buffered)
+        self.active_tap.as_ref().map_or(0, |active_tap| active_tap.tap.buffered_bytes())
+            + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered_bytes())
+            + self.capture.as_ref().map_or(0, HandshakeCapture::buffered_bytes)
     }
 
     fn is_done(&self) -> bool {
@@ -324,7 +324,7 @@ mod tests {
 
         fn bytes(&mut self, connection: Token, from: Role, bytes: &[u8]) {
             let Some(observer) = self.observers.get_mut(&connection) else { return };
-            observer.bytes(from, bytes);
+            observer.observe(from, bytes);
             if observer.is_done() {
                 self.observers.remove(&connection);
             }
@@ -352,7 +352,7 @@ mod tests {
                 has_welcome: false,
                 has_ticket: is_chat,
             };
-            self.observers.entry(connection).and_modify(|observer| observer.stage(stage));
+            self.observers.entry(connection).and_modify(|observer| observer.set_stage(stage));
         }
 
         fn admit(&mut self, client: Token, ticket: &str) -> Result<(), Rejection> {
@@ -399,9 +399,9 @@ mod tests {
         fn remove(&mut self, connection: Token, reason: &str) {
             self.queued_bytes.remove(&connection);
             if let Some(mut observer) = self.observers.remove(&connection) {
-                observer.closed(reason);
+                observer.finish(reason);
             }
-            self.inspect.removed(connection);
+            self.inspect.forget(connection);
         }
     }
 

@@ -213,7 +213,7 @@ impl Recorder {
     }
 
     /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
+    pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.is_upgraded = true;
         self.write_held(now);
@@ -226,15 +226,15 @@ impl Recorder {
     }
 
     /// Memory used by the buffered request, in bytes.
-    pub fn buffered(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         self.held.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
     }
 
-    pub fn closing(&mut self, now: SystemTime) {
+    pub fn begin_closing(&mut self, now: SystemTime) {
         self.write(Step::Closing, now);
     }
 
-    pub fn closed(&mut self, cause: &str, now: SystemTime) {
+    pub fn end(&mut self, cause: &str, now: SystemTime) {
         self.write_held(now);
         self.write(Step::End(cause.into()), now);
     }
@@ -351,13 +351,13 @@ mod tests {
         let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
         recorder.bytes(Role::Client, REQUEST, NOW);
         if status == Some(101) {
-            recorder.upgraded(LIMITS, None, 0, NOW);
+            recorder.upgrade(LIMITS, None, 0, NOW);
         }
         if let Some(status) = status {
             recorder.bytes(Role::Server, format!("HTTP/1.1 {status} \r\n\r\n").as_bytes(), NOW);
             recorder.bytes(Role::Client, PING, NOW);
         }
-        recorder.closed("closed", NOW);
+        recorder.end("closed", NOW);
         fs::read_to_string(recorder.path()).unwrap_or_default()
     }
 
@@ -406,7 +406,7 @@ mod tests {
         with_recordings("full", |recordings| {
             let mut recorder = recordings.start(1, NOW).expect("a recorder");
             recorder.output = Output::File(File::options().write(true).open("/dev/full").expect("/dev/full"));
-            recorder.closing(NOW);
+            recorder.begin_closing(NOW);
             assert!(matches!(recorder.output, Output::Stopped));
             assert!(record(recordings, 2, Some(101)).contains("\"end\""));
         });

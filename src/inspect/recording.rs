@@ -101,15 +101,15 @@ impl Recording {
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
         // As in a live trace, drop a failure if the server's Close is for another error.
-        let mut tap = Tap::new(self.connection, records.clone()).awaiting_close();
+        let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
                 Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
                 Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
                 // 0 secrets: the recorder has already redacted the secrets in the file.
-                Step::Upgraded { limits, user } => tap.upgraded(*limits, user.as_deref().map(Into::into), 0),
-                Step::Closing => tap.closing(),
-                Step::End(cause) => tap.closed(cause, *at),
+                Step::Upgraded { limits, user } => tap.upgrade(*limits, user.as_deref().map(Into::into), 0),
+                Step::Closing => tap.begin_closing(),
+                Step::End(cause) => tap.end(cause, *at),
                 Step::Cut => {}
             }
             // Drain after each step: a long recording produces more records than `Records` can hold.
@@ -218,7 +218,7 @@ mod tests {
         let reads = (0..4).map(|_| Step::Client(b"\x8a\x80\0\0\0\0".repeat(10_000)));
         let recording = Recording { connection: 7, entries: handshake.into_iter().chain(reads).map(step).collect() };
         let mut frames = 0;
-        recording.replay(|record| frames += usize::from(matches!(record.what, RecordKind::Frame(_))));
+        recording.replay(|record| frames += usize::from(matches!(record.kind, RecordKind::Frame(_))));
         assert_eq!(frames, 40_000);
     }
 }

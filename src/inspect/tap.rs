@@ -75,7 +75,7 @@ impl Tap {
     /// let mut tap = Tap::open(1, records.clone());
     /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
-    /// let RecordKind::Frame(frame) = &record.what else { panic!() };
+    /// let RecordKind::Frame(frame) = &record.kind else { panic!() };
     /// assert_eq!((frame.header.name(), frame.unmasked_payload()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
@@ -88,7 +88,7 @@ impl Tap {
     }
 
     /// Holds each failure, and drops it if the server closes for another reason.
-    pub fn awaiting_close(mut self) -> Tap {
+    pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
     }
@@ -104,7 +104,7 @@ impl Tap {
     }
 
     /// Called when the server accepts the request. `secrets` is the number of secrets in the `welcome` event.
-    pub fn upgraded(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
+    pub fn upgrade(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
@@ -121,8 +121,8 @@ impl Tap {
     }
 
     /// Bytes buffered for an incomplete message or handshake.
-    pub fn buffered(&self) -> usize {
-        self.checker.buffered() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+    pub fn buffered_bytes(&self) -> usize {
+        self.checker.buffered_bytes() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     /// Processes one read from the client or one write to the client.
@@ -141,12 +141,12 @@ impl Tap {
 
     /// Called when the server starts closing, possibly before its Close frame is on the wire. From then on, the server
     /// discards the client's data frames unchecked.
-    pub fn closing(&mut self) {
-        self.checker.closing();
+    pub fn begin_closing(&mut self) {
+        self.checker.begin_closing();
     }
 
     /// Called when the TCP connection has closed. `cause` is the server's explanation.
-    pub fn closed(&mut self, cause: &str, time: SystemTime) {
+    pub fn end(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == Stage::Handshake {
             self.report_incomplete_request();
@@ -216,11 +216,11 @@ impl Tap {
             self.early = Vec::new();
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
-        let accept = AcceptSteps::between(&self.client.head, &head);
+        let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Reporting an inspector's frames would loop: each record sent is itself a frame.
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
-        self.reporter.report_change(self.lifecycle.opened());
+        self.reporter.report_change(self.lifecycle.open());
         // Free the heads: a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         // Report the early client frames first: the client sent them before this response.
@@ -253,13 +253,13 @@ impl Tap {
         if let (Role::Server, Some(payload)) = (from, &close) {
             self.reporter.report_failure(self.checker.release(Some(payload)));
             // §5.5.1: after sending its Close frame, the server discards everything but the client's Close frame.
-            self.checker.closing();
+            self.checker.begin_closing();
         }
         if !std::mem::take(&mut self.direction(from).is_reported) {
             self.report_frame(frame);
         }
         if let Some(payload) = close {
-            self.reporter.report_change(self.lifecycle.close_passed(from, &payload));
+            self.reporter.report_change(self.lifecycle.record_close(from, &payload));
         }
     }
 
@@ -345,10 +345,10 @@ mod tests {
             let records = Records::default();
             let mut tap = Tap::open(1, records.clone());
             if is_closing {
-                tap.closing();
+                tap.begin_closing();
             }
             tap.bytes(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
-            records.take().iter().any(|record| matches!(record.what, RecordKind::Failure(_)))
+            records.take().iter().any(|record| matches!(record.kind, RecordKind::Failure(_)))
         };
         assert!(is_broken(false) && !is_broken(true));
     }
@@ -360,7 +360,7 @@ mod tests {
         tap.skip_frames(5, 7, SystemTime::UNIX_EPOCH);
         tap.bytes(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
         tap.bytes(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
-        let numbers: Vec<_> = records.take().into_iter().map(|record| record.what).collect();
+        let numbers: Vec<_> = records.take().into_iter().map(|record| record.kind).collect();
         let [RecordKind::Earlier(12), RecordKind::Frame(ping), RecordKind::Frame(pong)] = &numbers[..] else {
             panic!("{numbers:?}")
         };

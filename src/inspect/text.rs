@@ -65,7 +65,7 @@ pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
 
 fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
-    let (sign, text, sections) = match &record.what {
+    let (sign, text, sections) = match &record.kind {
         RecordKind::Request(head) => ('→', head_line(head) + &parts_suffix(head.parts.count, "reads"), vec!["4.1"]),
         RecordKind::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
         RecordKind::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
@@ -84,7 +84,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     // invariant: no `let _` in this file hides an error: writing to a String cannot fail.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
-        match &record.what {
+        match &record.kind {
             RecordKind::Request(head) => write_head(head, out),
             RecordKind::Response(response) => write_response(response, paint, out),
             RecordKind::Frame(frame) => write_figure(frame, paint, out),

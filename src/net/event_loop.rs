@@ -16,7 +16,7 @@ use crate::{chat::Now, config::Config, http::access::Access, server::limits::Con
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
-const WAKER: Token = Token(usize::MAX - 2); // of other threads
+const WAKER: Token = Token(usize::MAX - 2); // lets other threads wake the poll
 
 // Readiness events per turn. If a mass disconnect did not fit in one turn, the server would send to dead peers.
 const MAX_EVENTS: usize = 65536;

@@ -1,5 +1,5 @@
 //! Accepts clients. The edge-triggered poll reports a waiting client only once. If descriptors run out or the server is
-//! full, clients wait in the backlog, and the listener accepts them after a connection closes or after a pause.
+//! full, clients wait in the kernel's queue. The listener accepts them after a connection closes or a pause.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};

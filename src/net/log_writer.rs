@@ -18,7 +18,7 @@ const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
 /// Only errors and these events may fill more than half of the queue: a flood of rejections must leave space for them.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// How long a line may wait for more lines. One write per turn would cost 5 % of a short connection's time.
+// A line waits at most this long for more lines. One write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.

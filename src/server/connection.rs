@@ -195,7 +195,7 @@ impl<S: Socket> Connection<S> {
             result => result?,
         };
         if let Some(observer) = self.observer.as_mut().filter(|_| len > 0) {
-            observer.bytes(Role::Client, &buffer[..len]);
+            observer.observe(Role::Client, &buffer[..len]);
         }
         Ok(Some(len))
     }
@@ -269,19 +269,19 @@ impl<S: Socket> Connection<S> {
     }
 
     /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `ConnectionLimits`.
-    pub fn buffered(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         let received = match &self.cold.stage {
-            Stage::Handshake(head) => head.received(),
-            Stage::Open(protocol) => protocol.buffered(),
+            Stage::Handshake(head) => head.byte_count(),
+            Stage::Open(protocol) => protocol.buffered_bytes(),
             Stage::Draining { .. } => 0,
         };
-        let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered());
+        let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
         received + observer + self.cold.unprocessed.len() + self.outbox.own_len()
     }
 
     /// Bytes that the connection keeps in memory, including shared frames.
     pub fn memory_bytes(&self) -> usize {
-        self.buffered() - self.outbox.own_len() + self.outbox.len()
+        self.buffered_bytes() - self.outbox.own_len() + self.outbox.len()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time:
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
-use super::{READS_PER_TURN, Server, observer::Stage as ObservedStage, outbox::Outbox, timers::after_silence};
+use super::{READS_PER_TURN, Server, observer::Stage as ObservedStage, outbox::Outbox, timers::plan_check};
 use crate::http::proxy::{client_address, is_trusted};
 use crate::http::{self, Outcome, Route, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request};
@@ -31,7 +31,7 @@ impl<S: Socket> Server<S> {
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.accepted(token, peer), now);
-        // A trusted proxy connects for many clients, so its connections count once the request names a client.
+        // A trusted proxy connects for many clients, so count a connection when its request names the client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
@@ -67,7 +67,7 @@ impl<S: Socket> Server<S> {
             let client = http::Peer { address: peer.ip(), is_proxied, may_guess, needs_token };
             let outcome = http::route_request(&request, &self.access, client, self.now.time);
             let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
-            if error.status == 401 && http::token(&request).is_some() {
+            if error.status == 401 && http::find_token(&request).is_some() {
                 self.limits.count_wrong_token(peer.ip(), now);
             }
             outcome
@@ -76,7 +76,7 @@ impl<S: Socket> Server<S> {
             Ok(Outcome::Response(bytes)) => self.send_response(token, bytes, "the response was sent"),
             Ok(Outcome::Check { route, origin }) => {
                 let checked = route.and_then(|route| self.admit(token, &route));
-                let bytes = http::check_response(checked, origin.as_deref(), is_head, self.now.time);
+                let bytes = http::format_check(checked, origin.as_deref(), is_head, self.now.time);
                 self.send_response(token, bytes, "the response was sent");
             }
             Ok(Outcome::Upgrade { response, route }) => match self.admit(token, &route) {
@@ -87,7 +87,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Checks what `http::route_request` cannot know. Changes nothing for a chat endpoint, because `/check` calls it too.
+    /// Runs the checks that need server state. Changes nothing for a chat endpoint, because `/check` calls `admit` too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
@@ -115,7 +115,7 @@ impl<S: Socket> Server<S> {
         if self.limits.should_log_rejection(peer.ip(), self.now.monotonic) {
             log::info!("REJECT {peer} {} {}", rejection.status, rejection.body);
         }
-        let response = http::rejection_response(rejection, is_head, self.now.time);
+        let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
             self.write_to(oldest); // the response may still be queued
@@ -151,7 +151,7 @@ impl<S: Socket> Server<S> {
             has_welcome: join.as_ref().is_some_and(|request| request.dialect == Dialect::Events),
             has_ticket: join.as_ref().is_some_and(|request| request.extra.is_some()),
         };
-        connection.observer.iter_mut().for_each(|observer| observer.stage(upgraded));
+        connection.observer.iter_mut().for_each(|observer| observer.set_stage(upgraded));
         connection.outbox.push_response(response);
         (connection.cold.service, connection.cold.credential) = (Some(service), credential);
         connection.cold.stage = Stage::Open(Protocol::new(limits));
@@ -172,7 +172,7 @@ impl<S: Socket> Server<S> {
             connection.cold.deadline = None;
             match &connection.cold.stage {
                 Stage::Handshake(_) if connection.is_queued(Work::Handshake) => self.set_timer(token, HANDSHAKE_GRACE),
-                Stage::Handshake(head) if head.received() == 0 => self.abort(token, "no request arrived in time"),
+                Stage::Handshake(head) if head.byte_count() == 0 => self.abort(token, "no request arrived in time"),
                 Stage::Handshake(_) => {
                     let seconds = self.config.handshake_timeout.as_secs_f64();
                     let body = format!("The request was not complete after {seconds} seconds (RFC 9110 §15.5.9).");
@@ -191,7 +191,7 @@ impl<S: Socket> Server<S> {
     fn check_silence(&mut self, token: Token, check: Duration) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let silent = check.saturating_sub(connection.cold.last_received);
-        let Some((pings, wait)) = after_silence(silent, self.config.ping_interval, self.config.idle_timeout) else {
+        let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
         if pings {
@@ -211,7 +211,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Some(protocol) = connection.open_protocol() else { return };
         protocol.close(code, reason);
-        connection.observer.iter_mut().for_each(|observer| observer.stage(ObservedStage::Closing));
+        connection.observer.iter_mut().for_each(|observer| observer.set_stage(ObservedStage::Closing));
         self.apply_protocol_state(token, reason);
     }
 
@@ -267,8 +267,8 @@ impl<S: Socket> Server<S> {
         let Stage::Draining { reason, .. } = stage else { unreachable!("a connection drains before its removal") };
         let reason = std::mem::take(reason);
         self.chat.leave(token, &reason, self.now);
-        connection.observer.iter_mut().for_each(|observer| observer.closed(&reason));
-        self.observers.removed(token);
+        connection.observer.iter_mut().for_each(|observer| observer.finish(&reason));
+        self.observers.forget(token);
         self.timers.cancel(token, &mut connection.cold.deadline);
         if is_counted {
             self.limits.remove_connection(peer.ip());
@@ -288,7 +288,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
         loop {
             if let Some(connection) = self.connections.get_mut(token) {
-                let buffered = connection.buffered();
+                let buffered = connection.buffered_bytes();
                 self.limits.buffered += buffered;
                 self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
             }
@@ -375,7 +375,7 @@ impl<S: Socket> Server<S> {
 
     pub fn stop_observers(&mut self) {
         let observers = self.connections.table.values_mut().filter_map(|connection| connection.observer.as_mut());
-        observers.for_each(|observer| observer.closed("the server stopped"));
+        observers.for_each(|observer| observer.finish("the server stopped"));
         self.serve_observers();
     }
 }
@@ -436,8 +436,8 @@ mod tests {
         }
     }
 
-    /// One row of the table of endings, without the name: the state after `cause`, and what is sent after it. Before an
-    /// upgraded connection's `cause`, the first of two frames is half sent.
+    /// Returns one row of the table of endings, without its name: output, input and timer after `cause`. If the
+    /// connection is upgraded, the first of two frames is half sent before `cause`.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -1,5 +1,5 @@
 //! Server-wide limits: clients, connections per address, connections per second, wrong tokens, logged rejections,
-//! buffered bytes. A local server exempts loopback from the limits per address, because all its clients are loopback.
+//! buffered bytes. A local server exempts loopback from the limits per address, because all its clients use loopback.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -64,7 +64,7 @@ impl ConnectionLimits {
         self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
     }
 
-    /// Counts a new connection until `remove_connection`, even on `Err`, which names the exceeded limit.
+    /// Counts a new connection until `remove_connection`, even on `Err`. `Err` names the exceeded limit.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limited_address(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();

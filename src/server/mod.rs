@@ -43,7 +43,7 @@ pub struct Server<S> {
     access: Access,
     chat: Chat,
     connections: Connections<S>,
-    removed: VecDeque<Connection<S>>, // their sockets are still open
+    removed: VecDeque<Connection<S>>, // connections whose sockets are still open
     timers: Timers,
     fanout: Fanout,
     limits: ConnectionLimits,
@@ -297,7 +297,7 @@ impl<S: Socket> Server<S> {
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Skip first: otherwise, if the batch is full, the server sends the event to `but` too.
+        // Skip before a full batch is sent: otherwise `but` would receive the event too.
         but.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);

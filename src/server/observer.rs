@@ -9,17 +9,17 @@ use crate::{ws::close::CloseCode, ws::frame::Role, ws::protocol::Limits, ws::req
 
 pub trait Observer {
     /// Receives the bytes of one read (`from` is the client) or of one write (`from` is the server).
-    fn bytes(&mut self, from: Role, bytes: &[u8]);
+    fn observe(&mut self, from: Role, bytes: &[u8]);
 
-    fn stage(&mut self, stage: Stage<'_>);
+    fn set_stage(&mut self, stage: Stage<'_>);
 
-    fn closed(&mut self, reason: &str);
+    fn finish(&mut self, reason: &str);
 
     /// Returns different frames with the same messages for the outbox, or `None` to keep `frames` unchanged.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
     /// The number of input bytes that the observer holds. These bytes count towards `--max-buffered`.
-    fn buffered(&self) -> usize;
+    fn buffered_bytes(&self) -> usize;
 
     /// Whether the server may drop the observer, because the observer needs no more bytes.
     fn is_done(&self) -> bool;
@@ -34,7 +34,7 @@ pub enum Stage<'a> {
     Closing,
 }
 
-/// By default, inspection is off.
+/// The defaults observe nothing.
 pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
@@ -53,7 +53,7 @@ pub trait Observers {
         None
     }
 
-    fn removed(&mut self, _connection: Token) {}
+    fn forget(&mut self, _connection: Token) {}
 
     /// Returns the name and value of the `welcome` field that carries the connection's ticket for the inspector.
     fn welcome_field(&mut self, _connection: Token) -> Option<(&'static str, String)> {

@@ -143,7 +143,7 @@ impl Outbox {
                 // The observer receives one call per write, however many chunks the write includes.
                 let mut bytes = slices.iter().map(|slice| &**slice).collect::<Vec<&[u8]>>().concat();
                 bytes.truncate(written);
-                observer.bytes(Role::Server, &bytes);
+                observer.observe(Role::Server, &bytes);
             }
             self.consume(written);
         }

@@ -49,9 +49,9 @@ impl Timers {
 }
 
 /// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout. `silent`
-/// lasts until the scheduled check, not until now: the peer is not at fault if the server was suspended. The server
-/// pings after every interval of silence, because proxies cut idle connections.
-pub fn after_silence(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
+/// ends at the scheduled check, not now: the time while the server was suspended does not count. The server pings
+/// after every interval of silence, because proxies cut idle connections.
+pub fn plan_check(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };
     (silent < idle_timeout).then_some((pings, wait))
@@ -73,7 +73,7 @@ mod tests {
         let mut rows = ["  check at", "  silent for", "  result"].map(|name| format!("{name:14}"));
         let (last_byte, mut check) = (at(8), Some(config.handshake_timeout));
         while let Some(now) = check {
-            let after = after_silence(now - last_byte, config.ping_interval, config.idle_timeout);
+            let after = plan_check(now - last_byte, config.ping_interval, config.idle_timeout);
             let result = after.map_or("removed".to_owned(), |(pings, wait)| {
                 format!("{} at {}", if pings { "ping, next" } else { "next check" }, (now + wait).as_secs())
             });
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_ping_follows_every_interval_of_silence() {
-        let check = |now: u64, last| after_silence(at(now - last), at(10), at(60));
+        let check = |now: u64, last| plan_check(at(now - last), at(10), at(60));
         assert_eq!(check(10, 0), Some((true, at(10))));
         assert_eq!(check(20, 0), Some((true, at(10))), "a peer that never replies is pinged again");
         assert_eq!(check(20, 11), Some((false, at(1))), "the Pong arrived at second 11");

@@ -68,14 +68,14 @@ impl Tracer {
         Tracer { tap, records }
     }
 
-    pub fn see(&mut self, role: Role, bytes: &[u8], time: SystemTime) -> Vec<Record> {
+    pub fn trace(&mut self, role: Role, bytes: &[u8], time: SystemTime) -> Vec<Record> {
         self.tap.bytes(role, bytes, time);
         self.records.take()
     }
 
     /// Ends the trace, and returns the last records. The final record shows `cause`.
     pub fn end(&mut self, cause: &str, time: SystemTime) -> Vec<Record> {
-        self.tap.closed(cause, time);
+        self.tap.end(cause, time);
         self.records.take()
     }
 }

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::screen::{escape, quote, start};
+use super::screen::{escape, quote, shorten};
 use crate::ws::close::{CloseFrame, ProtocolError};
 use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
@@ -27,12 +27,12 @@ pub struct Response {
     pub versions: Option<String>,
     content_length: Option<usize>,
     pub body: Vec<u8>,
-    /// Why a client must fail the connection despite the status 101 (§4.1).
+    /// Reasons to fail the connection despite the status 101 (§4.1).
     pub violations: Vec<String>,
 }
 
-/// The key of a client's request, and the extensions and subprotocols that it offers, from which the server may
-/// choose. `None`: unknown. `Some("")`: the request offers none.
+/// A client's key, and the extensions and subprotocols that the client offers. `None` means unknown. `Some("")` means
+/// that the request offers none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -68,12 +68,12 @@ impl Response {
         let len = match parsed.parse(bytes) {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
-            Err(error) => return Err(format!("the response is not HTTP ({error}); it begins with {}", start(bytes))),
+            Err(error) => return Err(format!("the response is not HTTP ({error}); it begins with {}", shorten(bytes))),
         };
         let status = parsed.code.unwrap_or_default();
         let lines: Lines = parsed.headers.iter().map(|line| (line.name, String::from_utf8_lossy(line.value))).collect();
         let content_length = join_values(&lines, "Content-Length").and_then(|length| length.parse().ok());
-        let violations = if status == 101 { violations(&lines, offer) } else { Vec::new() };
+        let violations = if status == 101 { find_violations(&lines, offer) } else { Vec::new() };
         let versions = join_values(&lines, "Sec-WebSocket-Version");
         Ok(Some((Response { status, versions, content_length, body: Vec::new(), violations }, len)))
     }
@@ -106,7 +106,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Returns every reason why a client must fail the connection after this 101 response (§4.1).
-fn violations(response: &Lines, offer: &Offer) -> Vec<String> {
+fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
     let value = |name: &str| join_values(response, name);
     let has = |name: &str, token: &str| {
         elements(&value(name).unwrap_or_default()).any(|found| found.eq_ignore_ascii_case(token))

@@ -1,7 +1,7 @@
 //! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
 //! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
 //! §5.5). Replay ignores frames with other causes: messages, Pings, and a Close that the server sent first. Replay also
-//! skips the handshake, because recordings hide tokens.
+//! skips the handshake, because its tokens are redacted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -55,18 +55,18 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let bytes = fs::read(&arguments.file).map_err(|error| format!("cannot read {path}: {error}"))?;
     let recording = parse(&path, bytes)?;
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
-    recording.replay(|record| screen.line(&screen.format_record(record)));
+    recording.replay(|record| screen.print(&screen.format_record(record)));
     match recording.entries.last().map(|entry| &entry.step) {
         Some(Step::End(_)) => {}
-        Some(Step::Cut) => screen.line("The recording was cut here: --record-limit was reached."),
-        _ => screen.line("The recording stops here: the connection was still open, or the server was killed."),
+        Some(Step::Cut) => screen.print("The recording was cut here: --record-limit was reached."),
+        _ => screen.print("The recording stops here: the connection was still open, or the server was killed."),
     }
-    let difference = difference(&reactions_recorded(&recording), &reactions_now(&recording));
+    let difference = find_difference(&read_reactions(&recording), &replay_reactions(&recording));
     let result = match &difference {
         None => screen.paint(Tone::Good, "as recorded: the protocol reacts in the same way"),
         Some(difference) => screen.paint(Tone::Bad, &format!("NOT as recorded: {difference}")),
     };
-    screen.line(&result);
+    screen.print(&result);
     Ok(difference.is_none())
 }
 
@@ -88,7 +88,7 @@ fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
 
 /// Returns the first difference. A recording may lack the last reactions: the connection may have broken, the
 /// server may have closed first, or the recording may have been full.
-fn difference(then: &Reactions, now: &Reactions) -> Option<String> {
+fn find_difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {
             Some(payload) => quote(&String::from_utf8_lossy(payload)),
@@ -105,7 +105,7 @@ fn difference(then: &Reactions, now: &Reactions) -> Option<String> {
     is_different.then(|| format!("the Close was {}, and is now {}", text(&then.close), text(&now.close)))
 }
 
-fn reactions_recorded(recording: &Recording) -> Reactions {
+fn read_reactions(recording: &Recording) -> Reactions {
     let (mut head, mut frames, mut reactions) =
         (Head::default(), FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {
@@ -121,18 +121,18 @@ fn reactions_recorded(recording: &Recording) -> Reactions {
     reactions
 }
 
-fn reactions_now(recording: &Recording) -> Reactions {
+fn replay_reactions(recording: &Recording) -> Reactions {
     // Like the server, buffer frames until the upgrade: frames may arrive with the request.
-    let (mut head, mut waiting, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
+    let (mut head, mut buffered, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
     let (mut frames, mut reactions) = (FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {
         match &entry.step {
             Step::Upgraded { limits, .. } => protocol = Some(Protocol::new(*limits)),
-            Step::Client(bytes) => waiting.extend_from_slice(head.read(bytes, 0)),
+            Step::Client(bytes) => buffered.extend_from_slice(head.read(bytes, 0)),
             _ => {}
         }
         let Some(protocol) = &mut protocol else { continue };
-        let mut bytes = std::mem::take(&mut waiting);
+        let mut bytes = std::mem::take(&mut buffered);
         let mut input = &mut bytes[..];
         while protocol.receive(&mut input).is_some() {}
         reactions.scan(&mut frames, &protocol.take_output());
@@ -174,7 +174,7 @@ mod tests {
 
     fn compare(steps: &[(&str, &[u8])]) -> Option<String> {
         let recording = recording(steps);
-        difference(&reactions_recorded(&recording), &reactions_now(&recording))
+        find_difference(&read_reactions(&recording), &replay_reactions(&recording))
     }
 
     #[test]
@@ -205,8 +205,8 @@ mod tests {
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
         recording.entries.swap(0, 1); // the server records the request before the upgrade
-        assert_eq!(difference(&reactions_recorded(&recording), &reactions_now(&recording)), None);
-        assert_eq!(reactions_now(&recording).pongs, [b"p"]);
+        assert_eq!(find_difference(&read_reactions(&recording), &replay_reactions(&recording)), None);
+        assert_eq!(replay_reactions(&recording).pongs, [b"p"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Standard output of a tool: plain lines, in colour on a terminal. Terminals execute escape sequences, so tools print
-//! bytes from the wire only through [`quote()`], [`escape()`] and [`start()`], or through the tracer, which also escapes.
+//! bytes from the wire only through [`quote()`], [`escape()`] and [`shorten()`], or the tracer, which also escapes.
 
 use std::io::{IsTerminal, Write};
 
@@ -32,7 +32,7 @@ impl Screen {
         Screen { style: Style::new(detail, std::io::stdout().is_terminal()) }
     }
 
-    pub fn line(&self, text: &str) {
+    pub fn print(&self, text: &str) {
         // A closed pipe, as with `| head`, is not an error: the exit code still reports the result.
         let _ = writeln!(std::io::stdout(), "{text}");
     }
@@ -71,7 +71,7 @@ pub fn quote(text: &str) -> String {
 }
 
 /// Formats the start of `bytes`: quoted text if `bytes` is UTF-8, else hexadecimal digits.
-pub fn start(bytes: &[u8]) -> String {
+pub fn shorten(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quote(text),
         Err(_) => hex(bytes),
@@ -91,7 +91,7 @@ mod tests {
     fn data_from_the_wire_is_escaped_and_cut() {
         assert_eq!(quote("say \"hi\"\x1b"), "\"say \"hi\"\\u{1b}\"");
         assert_eq!(quote(&"x".repeat(101)), format!("\"{}\"…", "x".repeat(100)));
-        assert_eq!(start(b"hi\r\n"), "\"hi\\r\\n\"");
-        assert_eq!(start(&[0xff; 17]), format!("{} …", ["ff"; 16].join(" ")));
+        assert_eq!(shorten(b"hi\r\n"), "\"hi\\r\\n\"");
+        assert_eq!(shorten(&[0xff; 17]), format!("{} …", ["ff"; 16].join(" ")));
     }
 }

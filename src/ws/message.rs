@@ -21,7 +21,7 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    pub fn borrowed(opcode: Opcode, payload: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
+    pub fn from_payload(opcode: Opcode, payload: &'a [u8]) -> Result<Message<'a>, ProtocolError> {
         match opcode {
             // §8.1: an endpoint that receives invalid UTF-8 in a text message "MUST _Fail the WebSocket Connection_".
             Opcode::Text => Ok(Message::Text(str::from_utf8(payload).or(Err(ProtocolError::TextNotUtf8))?.into())),
@@ -180,7 +180,7 @@ mod tests {
             }
             assert_eq!(assemble(&[bytes]), Err(ProtocolError::TextNotUtf8), "{bytes:02x?} in one piece");
             assert_eq!(
-                Message::borrowed(Opcode::Text, bytes),
+                Message::from_payload(Opcode::Text, bytes),
                 Err(ProtocolError::TextNotUtf8),
                 "{bytes:02x?} borrowed"
             );

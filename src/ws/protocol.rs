@@ -86,7 +86,7 @@ impl Protocol {
     }
 
     /// Bytes allocated for an incomplete message.
-    pub fn buffered(&self) -> usize {
+    pub fn buffered_bytes(&self) -> usize {
         self.message.as_ref().map_or(0, |message| message.0.size().1)
     }
 
@@ -139,7 +139,7 @@ impl Protocol {
         debug_assert_eq!(chunk.is_first && opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
         // Common case: the whole message is in one chunk, so borrow the payload instead of copying it.
         if is_complete && self.message.is_none() {
-            return Ok(Some(Event::Message(Message::borrowed(opcode, chunk.payload)?)));
+            return Ok(Some(Event::Message(Message::from_payload(opcode, chunk.payload)?)));
         }
         // `take` the message, so that an error below also drops the incomplete message.
         let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(opcode), 0)));

@@ -76,7 +76,7 @@ impl HeadReader {
         &self.bytes[self.request_line..]
     }
 
-    pub fn received(&self) -> usize {
+    pub fn byte_count(&self) -> usize {
         self.bytes.len()
     }
 

@@ -233,15 +233,15 @@ fn tracer() -> Box<dyn Observer> {
     let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20 };
     let mut inspect = Inspect::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
     let mut observer = inspect.accepted(Token(0), ADDRESS).expect("every connection is traced");
-    observer.bytes(Role::Client, REQUEST);
-    observer.stage(Stage::Upgraded {
+    observer.observe(Role::Client, REQUEST);
+    observer.set_stage(Stage::Upgraded {
         limits: LIMITS,
         username: None,
         is_inspector: false,
         has_welcome: false,
         has_ticket: false,
     });
-    observer.bytes(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
+    observer.observe(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n");
     observer
 }
 

@@ -199,11 +199,11 @@ impl Observers for Reasons {
 struct ReasonObserver(Token, Reasons);
 
 impl Observer for ReasonObserver {
-    fn bytes(&mut self, _: Role, _: &[u8]) {}
+    fn observe(&mut self, _: Role, _: &[u8]) {}
 
-    fn stage(&mut self, _: Stage<'_>) {}
+    fn set_stage(&mut self, _: Stage<'_>) {}
 
-    fn closed(&mut self, reason: &str) {
+    fn finish(&mut self, reason: &str) {
         let before = self.1.0.borrow_mut().insert(self.0, reason.to_owned());
         assert_eq!(before, None, "a connection ends once");
     }
@@ -212,7 +212,7 @@ impl Observer for ReasonObserver {
         None
     }
 
-    fn buffered(&self) -> usize {
+    fn buffered_bytes(&self) -> usize {
         0
     }
 

@@ -35,12 +35,12 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     }
     let role = handshake.role.unwrap_or(role);
     let mut tracer = Tracer::open();
-    let mut records = tracer.see(role, frames, SystemTime::UNIX_EPOCH);
+    let mut records = tracer.trace(role, frames, SystemTime::UNIX_EPOCH);
     records.extend(tracer.end("", SystemTime::UNIX_EPOCH));
     // Drop connection states: they also depend on the other endpoint's bytes, which are unknown.
     records
-        .retain(|record| matches!(record.what, RecordKind::Frame(_) | RecordKind::Failure(_) | RecordKind::Missed(_)));
-    let (mut notes, mut is_valid) = notes(&records, frames.len(), role);
+        .retain(|record| matches!(record.kind, RecordKind::Frame(_) | RecordKind::Failure(_) | RecordKind::Missed(_)));
+    let (mut notes, mut is_valid) = summarize(&records, frames.len(), role);
     if role == Role::Server && is_valid {
         let mut client = Inbox::open();
         client.receive(frames);
@@ -52,16 +52,16 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
 }
 
 /// Returns the summary lines to print after the frames, and whether the frames are complete and valid.
-fn notes(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
+fn summarize(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
     let frames: Vec<&Frame> = records.iter().filter_map(frame).collect();
     let failures: Vec<&Failure> = records.iter().filter_map(failure).collect();
     let mut notes = Vec::new();
     if failures.iter().any(|failure| failure.section == "5.1") {
         notes.push(wrong_role_hint(role).to_owned());
     }
-    let fails_last = matches!(records.last(), Some(Record { what: RecordKind::Failure(_), .. }));
-    let missing = frames.last().filter(|_| !fails_last).and_then(|frame| missing(frame));
-    let unread = unread(records, &frames, len).map(|count| match failures[..] {
+    let fails_last = matches!(records.last(), Some(Record { kind: RecordKind::Failure(_), .. }));
+    let missing = frames.last().filter(|_| !fails_last).and_then(|frame| describe_missing(frame));
+    let unread = describe_unread(records, &frames, len).map(|count| match failures[..] {
         [] => format!("{count} not read: no frame may follow a Close (§5.5.1)."),
         _ => format!("{count} not read: the connection has failed (§7.1.7)."),
     });
@@ -90,30 +90,30 @@ fn wrong_role_hint(role: Role) -> &'static str {
 }
 
 /// Says how many bytes follow the last frame. Returns `None` if that number is zero or unknown.
-fn unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
+fn describe_unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
     // If the tracer dropped records (`Missed`), the total length of the frames is unknown.
-    let is_known = !records.iter().any(|record| matches!(record.what, RecordKind::Missed(_)));
+    let is_known = !records.iter().any(|record| matches!(record.kind, RecordKind::Missed(_)));
     let read: u64 = frames.iter().map(|frame| frame.header.bytes().len() as u64 + frame.received).sum();
     let count = (len as u64).saturating_sub(read);
     (is_known && count > 0).then(|| more_bytes(count))
 }
 
 fn frame(record: &Record) -> Option<&Frame> {
-    match &record.what {
+    match &record.kind {
         RecordKind::Frame(frame) => Some(frame),
         _ => None,
     }
 }
 
 fn failure(record: &Record) -> Option<&Failure> {
-    match &record.what {
+    match &record.kind {
         RecordKind::Failure(failure) => Some(failure),
         _ => None,
     }
 }
 
 /// Describes the missing part of a frame. Returns `None` if the frame is complete.
-fn missing(frame: &Frame) -> Option<String> {
+fn describe_missing(frame: &Frame) -> Option<String> {
     let header = &frame.header;
     let (have, form) = (header.bytes().len(), header.length_form());
     // §5.2: a header is two bytes, then the extended length, then the masking key.

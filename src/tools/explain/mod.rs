@@ -66,7 +66,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
     let topic = if arguments.notation.is_none() { topics::find(&words)? } else { None };
     if let Some(topic) = topic {
-        screen.line(&topic);
+        screen.print(&topic);
         return Ok(true);
     }
     let reading = match words[..] {
@@ -77,9 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         return Err("there are no bytes to explain: pass some, such as 81 85 37 fa 21 3d 7f 9f 4d 51 58".into());
     }
     let count = if reading.bytes.len() == 1 { "1 byte".into() } else { format!("{} bytes", reading.bytes.len()) };
-    screen.line(&format!("Read as {}: {count}.", reading.read_as));
+    screen.print(&format!("Read as {}: {count}.", reading.read_as));
     if let Some(alternative) = &reading.alternative {
-        screen.line(&format!("It could also be {alternative}."));
+        screen.print(&format!("It could also be {alternative}."));
     }
     let role = if arguments.from_server { Role::Server } else { Role::Client };
     let explanation = frames::explain(&reading.bytes, role, arguments.key.as_deref());
@@ -88,12 +88,12 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
 }
 
 fn print(screen: &Screen, explanation: &Explanation) {
-    explanation.handshake.iter().for_each(|line| screen.line(line));
+    explanation.handshake.iter().for_each(|line| screen.print(line));
     for record in &explanation.records {
-        screen.line(&screen.format_without_time(record));
+        screen.print(&screen.format_without_time(record));
     }
     let tone = if explanation.is_valid { Tone::Good } else { Tone::Bad };
-    explanation.notes.iter().for_each(|note| screen.line(&screen.paint(tone, note)));
+    explanation.notes.iter().for_each(|note| screen.print(&screen.paint(tone, note)));
 }
 
 /// Joins the arguments with spaces, or with newlines if each of several arguments contains a space: the user probably
@@ -103,7 +103,7 @@ fn join_words(words: &[&str]) -> String {
     words.join(if are_lines { "\n" } else { " " })
 }
 
-/// Parses text in `notation` (detected if `None`). Binary input is taken as raw bytes.
+/// Parses text in `notation` (detected if `None`). Reads binary input as raw bytes.
 fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {

@@ -7,11 +7,11 @@ pub struct Section {
     pub title: &'static str,
     pub text: &'static str,
     /// The files that implement the section, separated by `, `; empty if no file does.
-    pub place: &'static str,
+    pub files: &'static str,
 }
 
-const fn section(number: &'static str, title: &'static str, place: &'static str, text: &'static str) -> Section {
-    Section { number, title, text, place }
+const fn section(number: &'static str, title: &'static str, files: &'static str, text: &'static str) -> Section {
+    Section { number, title, text, files }
 }
 
 /// Sections that contain rules for endpoints, in RFC order.
@@ -200,10 +200,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_place_exists() {
+    fn every_file_exists() {
         for section in SECTIONS {
-            for place in section.place.split(", ").filter(|place| !place.is_empty()) {
-                assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(place).is_file(), "{place} of §{}", section.number);
+            for file in section.files.split(", ").filter(|file| !file.is_empty()) {
+                assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(file).is_file(), "{file} of §{}", section.number);
             }
         }
     }

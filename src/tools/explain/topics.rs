@@ -133,7 +133,7 @@ fn see_also(sections: &[&Section]) -> String {
 
 /// Shows each step in computing the accept value (§1.3, §4.2.2).
 fn key_steps(key: &str) -> String {
-    let AcceptSteps { joined, sha1, accept, .. } = AcceptSteps::of(key);
+    let AcceptSteps { joined, sha1, accept, .. } = AcceptSteps::from_key(key);
     let objection = match decoded_key_len(key.as_bytes()) {
         Some(16) => String::new(),
         Some(len) => format!("\nNot a valid key: it must be base64 of 16 bytes, and is of {len} (§4.2.1)."),
@@ -246,8 +246,8 @@ fn section(asked: &str) -> Result<String, String> {
 }
 
 fn describe(section: &Section) -> String {
-    let place = if section.place.is_empty() { String::new() } else { format!("\nIn wirechat: {}", section.place) };
-    format!("§{} {}\n{}{place}", section.number, section.title, wrap(section.text))
+    let files = if section.files.is_empty() { String::new() } else { format!("\nIn wirechat: {}", section.files) };
+    format!("§{} {}\n{}{files}", section.number, section.title, wrap(section.text))
 }
 
 fn titles<'s>(sections: impl Iterator<Item = &'s Section>) -> String {

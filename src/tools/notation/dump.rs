@@ -1,6 +1,6 @@
 //! Parses hex dumps from `xxd`, `hexdump -C`, `od`, `tcpdump -X` and Wireshark. Each line has an offset, bytes, and
 //! optionally the same bytes as text. Programs separate these columns differently, and text can look like bytes.
-//! Therefore the parser checks that each offset grows by the number of bytes in the previous line, and that a text column
+//! So the parser checks that each offset grows by the number of bytes in the previous line, and that a text column
 //! matches its bytes. A dump that fails a check is an error: the parser never guesses.
 
 use super::{Reading, quote, read_hex};

@@ -100,7 +100,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
     }
 }
 
-/// `Err` is a one-line message that says why `text` is invalid in this notation.
+/// Reads `text` in one notation. The error is a one-line explanation.
 pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),

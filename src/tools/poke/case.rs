@@ -142,12 +142,12 @@ impl Case {
 }
 
 impl Step {
-    /// The bytes that the step sends; `None` if the step only waits or shuts down TCP.
+    /// The bytes that the step sends; `None` if the step only waits or half-closes.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
             Step::Bytes(bytes) | Step::Slowly(bytes) => Some(notation::bytes(bytes)),
-            Step::Frame(first, payload) => Some(masked(first, notation::bytes(payload), key())),
-            Step::Letters(first, len) | Step::Flood(first, len) => Some(masked(first, letters(len), key())),
+            Step::Frame(first, payload) => Some(mask_frame(first, notation::bytes(payload), key())),
+            Step::Letters(first, len) | Step::Flood(first, len) => Some(mask_frame(first, letters(len), key())),
             Step::Repeat(times, steps) => {
                 let mut bytes = Vec::new();
                 for step in std::iter::repeat_n(steps, times).flatten() {
@@ -161,7 +161,7 @@ impl Step {
 }
 
 /// Encodes a masked client frame (§5.2, §5.3). `first` is the byte with FIN, RSV and opcode.
-pub fn masked(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
+pub fn mask_frame(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![first];
     // §5.2: "the minimal number of bytes MUST be used to encode the length"
     match payload.len() {

@@ -8,9 +8,9 @@ use super::connection::TcpState;
 use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
 use crate::tools::notation;
 use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
-use crate::tools::screen::{escape, quote, start};
+use crate::tools::screen::{escape, quote, shorten};
 
-/// The report describes at most this many messages and Pongs, and counts the rest.
+/// The report describes at most this many messages and Pongs.
 const MAX_DESCRIBED: usize = 4;
 /// Longest payload to show, in bytes. For a longer payload, the report shows only the length.
 const MAX_SHOWN: usize = 60;
@@ -20,7 +20,7 @@ pub enum Outcome {
     Expected,
     /// Unexpected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
-    /// `Some` describes a violation, possibly of a rule that the case does not test. `None`: not what the case expects.
+    /// `Some` describes a violation, possibly of a rule that the case does not test. `None`: another unexpected result.
     Unexpected(Option<String>),
 }
 
@@ -148,7 +148,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
         let begun = if inbox.is_empty() {
             "nothing".into()
         } else {
-            format!("the start of a response, {}", start(inbox.unread()))
+            format!("the start of a response, {}", shorten(inbox.unread()))
         };
         return match transcript.tcp {
             TcpState::Open => format!("{begun}; the server waits"),
@@ -204,6 +204,6 @@ fn describe_reply(received: &Received) -> String {
     match payload.len() {
         0 => empty.into(),
         len if len > MAX_SHOWN => format!("{kind} of {len} bytes"),
-        _ => format!("{kind} {}", start(payload)),
+        _ => format!("{kind} {}", shorten(payload)),
     }
 }

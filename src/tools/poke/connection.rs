@@ -157,7 +157,7 @@ impl<'s> Connection<'s> {
     }
 
     fn trace(&mut self, role: Role, bytes: &[u8]) {
-        self.tracer.see(role, bytes, SystemTime::now()).into_iter().for_each(&mut self.show);
+        self.tracer.trace(role, bytes, SystemTime::now()).into_iter().for_each(&mut self.show);
     }
 }
 

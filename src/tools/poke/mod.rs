@@ -1,7 +1,7 @@
 //! `wirechat poke` is a WebSocket test client: it plays a [`case`] of the [`catalogue`] against a server and prints the
 //! exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
 //! [`play`] runs the steps, [`check`] compares the result with RFC 6455, and [`report`] prints the outcome. `poke` can
-//! test any server; without a URL, it tests a wirechat on this machine, including wirechat's own rules. [`player`] plays
+//! test any server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`] plays
 //! the same cases for the page's inspector.
 
 pub mod case;

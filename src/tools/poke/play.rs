@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, masked};
+use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, mask_frame};
 use super::connection::{Connection, TcpState};
 use super::request::{self, Url};
 use crate::inspect::Record;
@@ -167,7 +167,7 @@ impl Player<'_> {
                 let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
                 let required = case.replies.iter().filter(is_required).count();
                 self.connection.read_until(timeout, |inbox| inbox.received.len() >= required);
-                self.connection.send(&masked(PING_FIRST_BYTE, PROBE.to_vec(), random()));
+                self.connection.send(&mask_frame(PING_FIRST_BYTE, PROBE.to_vec(), random()));
                 self.connection.read_until(timeout.min(SILENCE), |inbox| inbox.received.iter().any(is_probe));
                 true
             }
@@ -184,7 +184,7 @@ impl Player<'_> {
         let Some(close) = self.connection.inbox.close.clone() else { return };
         if !self.has_sent_close {
             let code = if close.code == NO_CODE { vec![] } else { close.code.to_be_bytes().to_vec() };
-            self.connection.send(&masked(CLOSE_FIRST_BYTE, code, random()));
+            self.connection.send(&mask_frame(CLOSE_FIRST_BYTE, code, random()));
         }
         if case.error.is_some() {
             // After an invalid frame, the server may be unable to parse this Close, but it still notices FIN.
@@ -201,7 +201,7 @@ impl Player<'_> {
         if !is_probed || !is_open || self.has_sent_close {
             return None;
         }
-        connection.send(&masked(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random()));
+        connection.send(&mask_frame(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random()));
         connection.read_until(self.timing.timeout.min(SILENCE), |_| false);
         if connection.inbox.close.is_none() {
             return Some(Closing::Unanswered);

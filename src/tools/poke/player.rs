@@ -13,11 +13,10 @@ use super::request::Url;
 use super::{catalogue, find};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
 
-/// Short delays, because the user waits. The server needs milliseconds for each reply, even on a busy machine; the
-/// total lets one reply be as late as its own timeout permits, and a flood stall.
+/// Short delays, because the user waits. `total` leaves enough time for one late reply and for a stalled flood.
 const TIMING: Timing =
     Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
-// Without a token: the server accepts a played connection without one. The parameter makes room for more (`long-target`).
+// A played connection needs no token. The query must not be empty, because the case `long-target` appends to it.
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
 
@@ -31,7 +30,7 @@ impl CasePlayer for LoopbackPlayer {
     }
 
     fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
-        let (case, server) = (find(case)?, reachable(server));
+        let (case, server) = (find(case)?, resolve_unspecified(server));
         let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
         let thread = std::thread::Builder::new().name(format!("play {}", case.name));
         // After a panic, the inspector must still learn that its case is over.
@@ -41,8 +40,8 @@ impl CasePlayer for LoopbackPlayer {
     }
 }
 
-/// A server that listens on all addresses is reached over loopback.
-fn reachable(server: SocketAddr) -> SocketAddr {
+/// Replaces the address 0.0.0.0 or :: with a loopback address.
+fn resolve_unspecified(server: SocketAddr) -> SocketAddr {
     let ip = match server.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

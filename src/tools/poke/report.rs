@@ -45,26 +45,26 @@ impl Report {
 
     pub fn print_cases(&self) {
         for (title, cases) in PARTS {
-            self.screen.line(&self.screen.paint(Tone::Heading, title));
+            self.screen.print(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 let own = if case.is_wirechat_rule() { " (wirechat only)" } else { "" };
-                self.screen.line(&format!("  {:<30} {}{own}", case.name, case.summary));
+                self.screen.print(&format!("  {:<30} {}{own}", case.name, case.summary));
             }
-            self.screen.line("");
+            self.screen.print("");
         }
-        self.screen.line("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
+        self.screen.print("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
     }
 
     /// Plays one case and prints all details. Returns `true` if the server did what the RFC requires or permits.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
-        self.screen.line(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
+        self.screen.print(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
         let transcript = target.play(case, timing, &mut |record| exchange.add(&self.screen, &record))?;
         exchange.finish(&self.screen);
-        self.screen.line("");
-        details(case, &transcript).iter().for_each(|line| self.screen.line(line));
+        self.screen.print("");
+        details(case, &transcript).iter().for_each(|line| self.screen.print(line));
         let outcome = check(case, &transcript);
-        self.screen.line(&self.describe(&outcome));
+        self.screen.print(&self.describe(&outcome));
         Ok(!matches!(outcome, Outcome::Unexpected(_)))
     }
 
@@ -72,7 +72,7 @@ impl Report {
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
         for (title, cases) in PARTS {
-            self.screen.line(&self.screen.paint(Tone::Heading, title));
+            self.screen.print(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 if !self.play_row(target, case, timing, &mut counts)? {
                     return Ok(false);
@@ -81,7 +81,7 @@ impl Report {
         }
         debug_assert_eq!(counts.count_played() + counts.skipped, catalogue::all().count());
         let Counts { expected, allowed, unexpected, skipped } = counts;
-        self.screen.line(&format!(
+        self.screen.print(&format!(
             "\n{expected} as expected, {allowed} allowed by the RFC, {unexpected} not as expected, {skipped} skipped"
         ));
         Ok(unexpected == 0)
@@ -93,7 +93,7 @@ impl Report {
             counts.skipped += 1;
             return Ok(true);
         }
-        let line = |text: &str| self.screen.line(&format!("  {:<30} {text}", case.name));
+        let line = |text: &str| self.screen.print(&format!("  {:<30} {text}", case.name));
         let is_first = counts.count_played() == 0;
         let transcript = match target.play(case, timing, &mut |_| {}) {
             Ok(transcript) => transcript,
@@ -107,7 +107,7 @@ impl Report {
         let outcome = check(case, &transcript);
         line(&self.describe(&outcome));
         if is_first && transcript.inbox.is_empty() {
-            self.screen.line(NO_RESPONSE);
+            self.screen.print(NO_RESPONSE);
             return Ok(false);
         }
         match outcome {
@@ -115,7 +115,7 @@ impl Report {
             Outcome::Allowed(_) => counts.allowed += 1,
             Outcome::Unexpected(_) => {
                 counts.unexpected += 1;
-                details(case, &transcript).iter().for_each(|line| self.screen.line(&format!("      {line}")));
+                details(case, &transcript).iter().for_each(|line| self.screen.print(&format!("      {line}")));
             }
         }
         Ok(true)
@@ -154,11 +154,11 @@ struct Exchange {
 
 impl Exchange {
     fn add(&mut self, screen: &Screen, record: &Record) {
-        if let RecordKind::Missed(count) = record.what {
+        if let RecordKind::Missed(count) = record.kind {
             self.skipped += count;
         } else if self.shown < MAX_FIRST {
             self.shown += 1;
-            screen.line(&screen.format_record(record));
+            screen.print(&screen.format_record(record));
         } else {
             if self.last.len() == MAX_LAST {
                 self.last.pop_front();
@@ -170,8 +170,8 @@ impl Exchange {
 
     fn finish(self, screen: &Screen) {
         if self.skipped > 0 {
-            screen.line(&format!("… {} more …", self.skipped));
+            screen.print(&format!("… {} more …", self.skipped));
         }
-        self.last.iter().for_each(|line| screen.line(line));
+        self.last.iter().for_each(|line| screen.print(line));
     }
 }

@@ -71,7 +71,7 @@ impl Url {
         match elsewhere {
             _ if found.is_empty() => Err(format!("{} has no address", self.host)),
             Some(address) if !anywhere => Err(format!(
-                "{} is another machine ({}); poke sends rude frames, so add --yes-i-may if its owner permits that",
+                "{} is another machine ({}); poke sends invalid frames, so add --yes-i-may if its owner permits that",
                 self.host,
                 address.ip()
             )),

@@ -124,13 +124,13 @@ pub(super) const FRAGMENT_CASES: &[Case] = &[
     },
 ];
 
-const UTF8: (&str, &str) = ("§8.1", "text that is not UTF-8 fails the connection; 1007 is the code for it");
+const UTF8_RULE: (&str, &str) = ("§8.1", "text that is not UTF-8 fails the connection; 1007 is the code for it");
 const UTF8_ACROSS_FRAGMENTS_RULE: (&str, &str) =
     ("§5.6", "a text message is UTF-8 as a whole; a fragment may end inside a character");
 const NOT_UTF8: Case = Case {
     end: End::Closes(&[1007]),
     allowed: &[DISCONNECTS, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
-    rule: UTF8,
+    rule: UTF8_RULE,
     error: Some(ProtocolError::TextNotUtf8),
     ..FAILS
 };
