@@ -27,29 +27,8 @@ const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm
     --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
     --remote-debugging-port=0";
 
-/// Runs in the page before its own script: finds elements by their visible names.
-const FINDERS: &str = r#"
-    window.__named = (tag, text) => [...document.querySelectorAll(tag)].find((e) => e.textContent.trim() === text);
-    window.__button = (text) => __named('button', text);
-    window.__field = (text) => __named('label', text)?.control;
-    window.__frame = () => new Promise(requestAnimationFrame);
-    window.__centre = async (find, use = () => {}) => {
-        await __frame().then(__frame); // a change may still move other elements
-        const element = find();
-        if (!element) return null;
-        element.scrollIntoView({ block: 'nearest', behavior: 'instant' });
-        const box = element.getBoundingClientRect();
-        const centre = { x: box.x + box.width / 2, y: box.y + box.height / 2 };
-        const hit = document.elementFromPoint(centre.x, centre.y);
-        if (element !== hit && !element.contains(hit)) return null;
-        use(element);
-        return centre;
-    };
-    window.__aim = (find) => __centre(find, (element) => {
-        window.__hit = false;
-        element.addEventListener('click', () => { window.__hit = true; }, { capture: true, once: true });
-    });
-"#;
+/// Finds elements by their visible names.
+const FINDERS: &str = include_str!("finders.js");
 
 /// Headless Chromium with a fresh profile. Killed, and its profile removed, when dropped.
 pub struct Browser {
