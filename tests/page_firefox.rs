@@ -1,0 +1,116 @@
+//! The page in Firefox: the main path of a visitor. The other tests of the page run in Chromium. The tests wait for
+//! conditions, never for a time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/firefox.rs"]
+mod browser;
+mod support;
+#[path = "support/visitor.rs"]
+mod visitor;
+
+use browser::Tab;
+use serde_json::{Value, json};
+use support::{Server, wait_until};
+use visitor::*;
+
+/// Typed by the page and sent by a guest: markup, backslashes, several scripts, and emoji of several code points.
+const SPECIAL: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
+
+/// The last row of the inspector with all these words in it.
+fn row(words: &[&str]) -> String {
+    let rows = "[...document.querySelectorAll('.record')]";
+    format!("{rows}.findLast((row) => {}.every((words) => row.textContent.includes(words)))", json!(words))
+}
+
+/// Selects a row of the inspector, and returns the bits of a field, which the detail shows then.
+fn bits_of_row(tab: &Tab, words: &[&str], field: &str) -> String {
+    tab.wait_for(&row(words));
+    tab.click(&row(words));
+    tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
+    let digits = format!("document.querySelectorAll('.segment[data-field=\"{field}\"] .digits')");
+    tab.text(&format!("[...{digits}].map((digits) => digits.textContent).join('')"))
+}
+
+fn wait_for_messages(tab: &Tab, expected: &Value) {
+    wait_until(&format!("the messages are {expected}"), || messages(tab) == *expected);
+}
+
+#[test]
+fn opened_from_disk_the_page_chats_both_ways() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    let mut bob = guest(&server, "general", "bob");
+    wait_for_members(&alice, &["alice you", "bob"]);
+    send_as_guest(&mut bob, &alice, SPECIAL);
+    bob.read_event("message");
+    type_message(&alice, SPECIAL);
+    let received = bob.read_event("message");
+    assert_eq!((&received["username"], &received["text"]), (&json!("alice"), &json!(SPECIAL)));
+    wait_for_messages(&alice, &json!([["bob", SPECIAL], ["alice", SPECIAL]]));
+    assert_eq!(words(&alice).trim(), "Connected as alice.");
+    assert_eq!(field(&alice, "Message"), "", "the box is empty again");
+    drop(bob);
+    wait_for_members(&alice, &["alice you"]);
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+#[test]
+fn the_page_rejoins_after_a_restart_and_sends_what_was_written_offline() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let port = server.port();
+    let alice = join(&browser, port, "alice");
+    type_message(&alice, "before");
+    wait_for_messages(&alice, &json!([["alice", "before"]]));
+    drop(server); // kills it: the connection ends without a Close frame
+    wait_for_state(&alice, "waiting");
+    type_message(&alice, "written offline");
+    alice.wait_for("document.querySelector('.unsent .remark')?.textContent === 'waiting for the connection'");
+    let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
+    wait_for_state(&alice, "joined");
+    wait_for_messages(&alice, &json!([["alice", "before"], ["alice", "written offline"]]));
+    alice.wait_for("!document.querySelector('.unsent')");
+    let history = guest(&server, "general", "bob").read_event("welcome")["history"].take();
+    assert_eq!((&history[0]["text"], &history[1]), (&json!("written offline"), &Value::Null));
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+#[test]
+fn the_inspector_shows_the_bits_of_frames() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = join(&browser, server.port(), "alice");
+    alice.press_button("Inspector");
+    alice.wait_for(&row(&["earlier frame"]));
+    type_message(&alice, "bit by bit");
+    assert_eq!(bits_of_row(&alice, &["client", "TEXT", "bit by bit"], "opcode"), "0001");
+    let shown = ["FIN", "MASK"].map(|field| bits_of_row(&alice, &["client", "TEXT", "bit by bit"], field));
+    assert_eq!(shown, ["1", "1"], "RFC 6455 §5.1: a client masks");
+    assert_eq!(bits_of_row(&alice, &["server", "TEXT", "bit by bit"], "MASK"), "0", "and a server does not");
+    alice.press_button("A server ping");
+    assert_eq!(bits_of_row(&alice, &["server", "PING"], "opcode"), "1001");
+    assert_eq!(bits_of_row(&alice, &["client", "PONG"], "opcode"), "1010");
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+#[test]
+fn served_over_http_the_page_works_within_its_policy() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = browser.open(&format!("http://127.0.0.1:{}/", server.port()));
+    assert_eq!(field(&alice, "Server"), ws(server.port()));
+    alice.fill("Name", "alice");
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    type_message(&alice, SPECIAL);
+    wait_for_messages(&alice, &json!([["alice", SPECIAL]]));
+    assert_eq!(browser.page_errors(), [""; 0]);
+    // The policy is enforced, and this driver would have reported a violation.
+    alice.eval("document.body.setAttribute('style', 'color: red')");
+    wait_until("a violation is reported", || {
+        alice.eval("__frame().then(() => 0)");
+        browser.page_errors().iter().any(|error| error.contains("blocked: style-src"))
+    });
+}

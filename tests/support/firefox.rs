@@ -1,0 +1,223 @@
+//! Headless Firefox, driven over WebDriver BiDi: what `browser.rs` is for Chromium. Names and behaviour are the same, so a
+//! test that includes this file as its module `browser` can use `visitor.rs`.
+//!
+//! One WebSocket to the browser carries everything; a tab is a `context` in the parameters. Calls are made one at a time
+//! and wait for their response. Events are dropped, except those that must never happen: an uncaught exception, a dialog,
+//! a violation of the content security policy.
+#![allow(dead_code)] // each test binary uses its own part
+
+use crate::support::{DEADLINE, becomes_true, require_tool, wait_until};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tungstenite::{Message, WebSocket};
+
+/// Finds elements by their visible names.
+const FINDERS: &str = include_str!("finders.js");
+
+/// BiDi has no event for a violation of the content security policy, but it reports an error on the console.
+const REPORT_VIOLATIONS: &str = "addEventListener('securitypolicyviolation',
+    (event) => console.error('blocked:', event.effectiveDirective, event.blockedURI, event.sample));";
+
+/// Headless Firefox with a fresh profile. Killed, and its profile removed, when dropped.
+pub struct Browser {
+    child: Child,
+    profile: PathBuf,
+    bidi: RefCell<WebSocket<TcpStream>>,
+    last_id: Cell<u64>,
+    page_errors: RefCell<Vec<String>>,
+}
+
+impl Browser {
+    /// A fresh browser, or `None` on a machine without Firefox (see [`require_tool`]).
+    pub fn start() -> Option<Browser> {
+        let program = require_tool("firefox-esr", &["/usr/bin/firefox-esr".into(), "/usr/bin/firefox".into()])?;
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("wirechat-firefox-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let profile = std::env::temp_dir().join(name);
+        std::fs::create_dir(&profile).expect("a new directory for the profile");
+        let child = Command::new(program)
+            .args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"])
+            .arg(&profile)
+            .env("HOME", &profile) // caches and crash reports go there too
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("XDG_CACHE_HOME")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("Firefox starts");
+        let bidi = RefCell::new(connect(&profile.join("WebDriverBiDiServer.json")));
+        let browser = Browser { child, profile, bidi, last_id: Cell::new(0), page_errors: RefCell::default() };
+        browser.call("session.new", json!({"capabilities": {}}));
+        let events = ["log.entryAdded", "browsingContext.userPromptOpened"];
+        browser.call("session.subscribe", json!({"events": events}));
+        Some(browser)
+    }
+
+    /// Opens a new tab, and waits until its page has loaded.
+    pub fn open(&self, url: &str) -> Tab<'_> {
+        self.open_with(url, "")
+    }
+
+    /// The same, with a script that runs before the page's own.
+    pub fn open_with(&self, url: &str, script: &str) -> Tab<'_> {
+        let created = self.call("browsingContext.create", json!({"type": "tab"}));
+        let tab = Tab { browser: self, context: created["context"].as_str().unwrap().to_owned() };
+        let function = format!("() => {{ {FINDERS};{REPORT_VIOLATIONS};{script} }}");
+        self.call("script.addPreloadScript", json!({"functionDeclaration": function, "contexts": [tab.context]}));
+        tab.navigate(url);
+        tab
+    }
+
+    /// Exceptions, dialogs, policy violations and errors on the console so far, in all tabs.
+    pub fn page_errors(&self) -> Vec<String> {
+        self.page_errors.borrow().clone()
+    }
+
+    /// Makes a call and waits for its result.
+    fn call(&self, method: &str, params: Value) -> Value {
+        let id = self.last_id.get() + 1;
+        self.last_id.set(id);
+        let mut bidi = self.bidi.borrow_mut();
+        let call = json!({"id": id, "method": method, "params": params});
+        bidi.send(Message::text(call.to_string())).expect("Firefox listens");
+        loop {
+            let message = bidi.read().expect("Firefox responds");
+            let mut message: Value = serde_json::from_str(message.to_text().expect("text")).expect("JSON");
+            if message["id"] == id {
+                assert_eq!(message["type"], "success", "{method}: {message}");
+                return message["result"].take();
+            }
+            if message["method"] == "browsingContext.userPromptOpened" || message["params"]["level"] == "error" {
+                self.page_errors.borrow_mut().push(message.to_string());
+            }
+        }
+    }
+}
+
+/// Waits for the file in which Firefox writes the port of WebDriver BiDi.
+fn connect(server_file: &Path) -> WebSocket<TcpStream> {
+    let mut port = Value::Null;
+    wait_until("Firefox writes its BiDi port", || {
+        let text = std::fs::read_to_string(server_file).unwrap_or_default();
+        port = serde_json::from_str(&text).map_or(Value::Null, |server: Value| server["ws_port"].clone());
+        port.is_number()
+    });
+    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("BiDi accepts");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+    tungstenite::client(format!("ws://127.0.0.1:{port}/session"), stream).expect("BiDi speaks WebSocket").0
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Its child processes exit a moment later, and may still be writing.
+        (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            std::fs::remove_dir_all(&self.profile).is_ok()
+        });
+    }
+}
+
+/// A tab, open as long as its browser.
+pub struct Tab<'a> {
+    browser: &'a Browser,
+    context: String,
+}
+
+impl Tab<'_> {
+    pub fn call(&self, method: &str, mut params: Value) -> Value {
+        params["context"] = self.context.as_str().into();
+        self.browser.call(method, params)
+    }
+
+    pub fn navigate(&self, url: &str) {
+        self.call("browsingContext.navigate", json!({"url": url, "wait": "complete"}));
+    }
+
+    /// The value of an expression; of a promise, its result.
+    pub fn eval(&self, expression: &str) -> Value {
+        let json_of = format!("(async () => JSON.stringify(await ({expression})) ?? 'null')()");
+        let target = json!({"context": self.context});
+        let params = json!({"expression": json_of, "target": target, "awaitPromise": true});
+        let done = self.browser.call("script.evaluate", params);
+        assert_eq!(done["type"], "success", "{expression}: {}", done["exceptionDetails"]);
+        serde_json::from_str(done["result"]["value"].as_str().unwrap()).unwrap()
+    }
+
+    pub fn text(&self, expression: &str) -> String {
+        self.eval(expression).as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn wait_for(&self, expression: &str) {
+        if !becomes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
+            panic!("never happened: {expression}\nThe page shows: {}", self.text("document.body.innerText"));
+        }
+    }
+
+    /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
+    /// and the click, as elements do while the page reconnects, tries again.
+    pub fn click(&self, element: &str) {
+        self.call("browsingContext.activate", json!({}));
+        wait_until(&format!("{element} is clicked"), || {
+            let at = self.eval(&format!("__aim(() => {element})"));
+            if at.is_null() {
+                return false;
+            }
+            let to = json!({"type": "pointerMove", "x": at["x"], "y": at["y"]});
+            let (down, up) = (json!({"type": "pointerDown", "button": 0}), json!({"type": "pointerUp", "button": 0}));
+            self.perform(json!({"type": "pointer", "id": "mouse", "actions": [to, down, up]}));
+            self.eval("__hit") == true
+        });
+    }
+
+    pub fn press_button(&self, text: &str) {
+        self.click(&format!("__button({})", json!(text)));
+    }
+
+    /// Replaces the content of the field with this label.
+    pub fn fill(&self, label: &str, text: &str) {
+        self.click(&format!("__field({})", json!(label)));
+        self.press_together(&["\u{e009}", "a"]); // Control and A: select all
+        self.type_text(text);
+    }
+
+    /// Types into whatever has the focus.
+    pub fn type_text(&self, text: &str) {
+        let key = |kind: &str, key: char| json!({"type": kind, "value": key});
+        let actions: Vec<_> = text.chars().flat_map(|c| [key("keyDown", c), key("keyUp", c)]).collect();
+        self.perform(json!({"type": "key", "id": "keyboard", "actions": actions}));
+    }
+
+    /// Presses a key that is not a character, with or without Shift.
+    pub fn press_key(&self, key: &str, shift: bool) {
+        // The code points of WebDriver's section on keyboard actions.
+        let key = match key {
+            "Tab" => "\u{e004}",
+            "Enter" => "\u{e007}",
+            "Escape" => "\u{e00c}",
+            "ArrowUp" => "\u{e013}",
+            "ArrowDown" => "\u{e015}",
+            _ => panic!("this driver does not know the key {key}"),
+        };
+        let keys = ["\u{e008}", key]; // Shift and the key
+        self.press_together(if shift { &keys } else { &keys[1..] });
+    }
+
+    /// Presses keys in this order, and releases them in reverse order.
+    fn press_together(&self, keys: &[&str]) {
+        let down = keys.iter().map(|key| json!({"type": "keyDown", "value": key}));
+        let up = keys.iter().rev().map(|key| json!({"type": "keyUp", "value": key}));
+        let actions: Vec<_> = down.chain(up).collect();
+        self.perform(json!({"type": "key", "id": "keyboard", "actions": actions}));
+    }
+
+    fn perform(&self, source: Value) {
+        self.call("input.performActions", json!({"actions": [source]}));
+    }
+}
