@@ -92,9 +92,17 @@ impl Browser {
                 assert_eq!(message["type"], "success", "{method}: {message}");
                 return message["result"].take();
             }
-            if message["method"] == "browsingContext.userPromptOpened" || message["params"]["level"] == "error" {
-                self.page_errors.borrow_mut().push(message.to_string());
-            }
+            self.record(&message);
+        }
+    }
+
+    fn record(&self, event: &Value) {
+        let entry = &event["params"];
+        // Firefox itself reports each WebSocket that fails to connect, with its URL. For the page that is no error.
+        let is_failed_connection = entry["text"].as_str().is_some_and(|text| text.contains(" ws://"));
+        let is_error = entry["level"] == "error" && !is_failed_connection;
+        if is_error || event["method"] == "browsingContext.userPromptOpened" {
+            self.page_errors.borrow_mut().push(event.to_string());
         }
     }
 }
@@ -184,6 +192,7 @@ impl Tab<'_> {
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&format!("__field({})", json!(label)));
         self.press_together(&["\u{e009}", "a"]); // Control and A: select all
+        self.press_together(&["\u{e003}"]); // Backspace, for an empty `text`
         self.type_text(text);
     }
 
