@@ -1008,12 +1008,44 @@ fn a_connection_is_saved_as_a_recording_that_replay_reads() {
     }
 }
 
+/// The welcome passes before the Inspector is open, but the page has received its text, and rebuilds its frame.
+#[test]
+fn the_connection_of_the_chat_is_saved_as_a_recording() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    let alice = inspect(&browser, &server);
+    let dir = empty_dir("inspector-chat-recording");
+    alice.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": dir}));
+    type_message(&alice, "Hello");
+    wait_for_row(&alice, &["↓ server", "message \"Hello\" from alice"]);
+    alice.press_button("A server ping");
+    wait_for_row(&alice, &["↑ client", "PONG"]);
+    choose(&alice, &["Connection "]);
+    alice.press_button("Save as recording");
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('Saved connection-1.wire.')"));
+    let file = dir.join("connection-1.wire");
+    wait_until("the file is complete", || std::fs::read_to_string(&file).is_ok_and(|text| text.ends_with("}\n")));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let (output, is_as_recorded) = wirechat(&["replay", file.to_str().unwrap()]);
+    assert!(is_as_recorded, "{output}\n{text}");
+    for part in ["101 Switching Protocols", "Welcome to #general, a", "\"ping 1\"", "PONG", "as recorded"] {
+        assert!(output.contains(part), "{part}: {output}");
+    }
+    let welcome = alice.text("JSON.parse(sessionStorage.getItem('wirechat-session')).session");
+    let secret: String = welcome.bytes().map(|byte| format!("{byte:02x}")).collect();
+    assert!(!text.contains(&secret) && !output.contains(&welcome), "no secret of the welcome is in the file");
+}
+
 #[test]
 fn a_recording_with_gaps_is_not_saved() {
     let browser = browser!();
     let server = Server::start(&[]);
-    let alice = inspect(&browser, &server);
+    let alice = join_with(&browser, server.port(), "alice", WATCH_SOCKETS);
+    type_message(&alice, "before");
+    wait_for_log(&alice, "before");
+    alice.press_button("Inspector");
     choose(&alice, &["Connection "]);
+    wait_for_row(&alice, &["earlier frames"]);
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('Not saved: frames are missing.')"));
     let (mut script, alice) = Script::start(&browser);
