@@ -75,7 +75,8 @@ impl RoomLog {
     /// Counts how many of the first `end` messages fit, newest first.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
-        let fits = |message: &&Rc<Message>| left.checked_sub(json_len(message)).inspect(|rest| left = *rest).is_some();
+        let fits =
+            |message: &&Rc<Message>| left.checked_sub(max_json_len(message)).inspect(|rest| left = *rest).is_some();
         self.messages.range(..end).rev().take_while(fits).count()
     }
 }
@@ -85,7 +86,7 @@ fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
 }
 
 /// An upper bound for the length of a message as JSON, in bytes.
-fn json_len(message: &Message) -> usize {
+fn max_json_len(message: &Message) -> usize {
     let byte_len = |byte: u8| 1 + usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\'));
     let escaped = |text: &str| text.bytes().map(byte_len).sum::<usize>();
     120 + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
@@ -196,7 +197,7 @@ mod tests {
     #[test]
     fn a_backlog_fits_into_a_bound() {
         let mut log = RoomLog::new("e".into());
-        let bytes = (1..=5).map(|_| json_len(&log.append(message("ann", "x", None)))).sum::<usize>();
+        let bytes = (1..=5).map(|_| max_json_len(&log.append(message("ann", "x", None)))).sum::<usize>();
         let resume = |since| Some(Resume { epoch: "e".into(), since });
         for (max, since, resumed, count) in
             [(bytes, 0, true, 5), (bytes - 1, 0, false, 4), (bytes - 1, 1, true, 4), (0, 5, true, 0)]
@@ -214,7 +215,7 @@ mod tests {
             let (messages, more) = log.page(before, limit, max_bytes);
             (messages.iter().map(|message| message.id).collect::<Vec<_>>(), more)
         };
-        let (two, all) = (json_len(&log.messages[0]) * 2, usize::MAX);
+        let (two, all) = (max_json_len(&log.messages[0]) * 2, usize::MAX);
         let rows: [(u64, usize, usize, &[u64], bool); 12] = [
             (6, 100, all, &[3, 4, 5], false),
             (u64::MAX, 3, all, &[3, 4, 5], false),
@@ -245,7 +246,7 @@ mod tests {
             let message =
                 Message { id: u64::MAX, time: "2026-01-31T12:00:00.000Z".into(), ..message(text, text, Some(text)) };
             let len = serde_json::to_string(&message).unwrap().len();
-            assert!(len <= json_len(&message), "{text:?}: {len}, not {}", json_len(&message));
+            assert!(len <= max_json_len(&message), "{text:?}: {len}, not {}", max_json_len(&message));
         }
     }
 }

@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Call before `Joined`, which needs an open room: the chat closes a room when its last member leaves.
+    /// The first member's `Joined` needs an `Opened`: the chat closed the room when its last member left.
     fn announce_opened(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };

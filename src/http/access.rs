@@ -34,7 +34,7 @@ impl Access {
         Ok(access)
     }
 
-    /// On an error, the old tokens stay.
+    /// On error, keeps the old tokens.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
         let parse = || AccessTokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());

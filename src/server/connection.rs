@@ -57,7 +57,7 @@ pub struct Connection<S> {
     pub frames_sent: u64, // including queued frames; a later observer continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    queued: [bool; WORK_LISTS], // whether each work list holds the connection
+    queued: [bool; WORK_LISTS], // which work lists hold the connection
     pub cold: Box<ColdFields>,
 }
 
@@ -242,7 +242,7 @@ impl<S: Socket> Connection<S> {
 
     /// Whether the client is a slow consumer. `/echo` has backpressure, and a closing connection has little to send.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
-        self.outbox.is_over_bound(max_outbox) && self.is_open() && !self.is_echo()
+        self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
 
     /// Queues the protocol's replies, and starts to drain if the protocol reads no more frames.

@@ -18,7 +18,7 @@ pub trait Observer {
     /// Returns different frames with the same messages for the outbox, or `None` to keep `frames` unchanged.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// The number of input bytes that the observer holds. These bytes count towards `--max-buffered`.
+    /// The memory of the observer's buffers, in bytes. It counts towards `--max-buffered`.
     fn buffered_bytes(&self) -> usize;
 
     /// Whether the server may drop the observer, because the observer needs no more bytes.

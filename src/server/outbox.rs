@@ -178,7 +178,7 @@ impl Outbox {
     }
 
     /// Rounds `position` in the first chunk up to the end of a frame; 0 stays 0. Each chunk starts with a frame header,
-    /// except a response and a partial frame from `drop_unsent` (only a Close follows).
+    /// except a response, or a partial frame while closing, when no bound applies.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

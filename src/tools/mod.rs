@@ -56,7 +56,7 @@ impl Tracer {
         Tracer::with(Tap::new(1, records.clone()), records)
     }
 
-    /// A tracer that expects frames in both directions.
+    /// A tracer that expects frames, not a handshake.
     pub fn open() -> Tracer {
         let records = Records::default();
         Tracer::with(Tap::open(1, records.clone()), records)

@@ -48,7 +48,7 @@ impl FrameReader {
             // Validate without waiting for the masking key, so `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
-        // A frame without payload is complete without more input.
+        // A frame with an empty payload needs no more input.
         let frame = self.frame.filter(|header| !input.is_empty() || header.payload_len == 0);
         let Some(header @ FrameHeader { masking_key: Some(key), .. }) = frame else { return Ok(None) };
         let (received, remaining) = (self.received, header.payload_len - self.received);

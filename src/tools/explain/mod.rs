@@ -39,8 +39,8 @@ The exit code is 0 if the bytes are complete and valid, 1 if not, 2 if the input
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Frames or a handshake, as bytes in any usual notation; "-" or nothing reads standard input. Or a question: key
-    /// KEY, close CODE, opcode N, section N, a name, a number
+    /// Frames or a handshake, as bytes in any usual notation (none or "-": standard input). Or a topic: key KEY,
+    /// close CODE, opcode N, section N, ping, masking, 1006
     #[arg(value_name = "BYTES")]
     words: Vec<String>,
 

@@ -13,14 +13,14 @@ use super::request::Url;
 use super::{catalogue, find};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
 
-/// Short delays, because the user waits. `total` leaves enough time for one late reply and for a stalled flood.
+/// Short delays, because a user is waiting. `total` leaves enough time for one late reply and for a stalled flood.
 const TIMING: Timing =
     Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
 // A played connection needs no token. The query must not be empty, because the case `long-target` appends to it.
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
 
-/// A client that connects to the server over loopback.
+/// Plays each case over loopback, in a thread.
 #[derive(Debug)]
 pub struct LoopbackPlayer;
 
