@@ -160,15 +160,13 @@ fn lengths_of_history() {
         let epoch = epoch(&first);
         let sent = send_numbers(&mut eve, 1..=130);
         let new_client = welcome(&server, "general", "");
-        // A new client gets at most 50. The command `history` returns the others.
-        let shown = kept.min(50);
-        assert!(new_client["history"] == json!(sent[130 - shown..]), "{args:?}: {:?}", ids(&new_client));
+        assert!(new_client["history"] == json!(sent[130 - kept..]), "{args:?}: {:?}", ids(&new_client));
         assert_eq!((&new_client["last_id"], &new_client["resumed"]), (&json!(130), &json!(false)));
         let edge = 130 - kept as u64;
         for (id, resumed) in [(130, true), (edge, true), (edge - 1, false)] {
             let back = welcome(&server, "general", &since(&epoch, id));
             assert_eq!(back["resumed"], resumed, "{args:?}, since {id}");
-            let from = if resumed { id } else { 130 - shown as u64 };
+            let from = if resumed { id } else { edge };
             assert_eq!(ids(&back), (from + 1..=130).collect::<Vec<_>>(), "{args:?}, since {id}");
         }
     }

@@ -14,8 +14,6 @@ use std::rc::Rc;
 
 use super::{Backlog, Message, Resume};
 
-const MAX_BACKLOG: u64 = 50; // messages for a new client; the command `history` returns older ones
-
 pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
@@ -54,12 +52,12 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns all messages after `resume.since` if they are kept and fit. Otherwise, at most the newest `MAX_BACKLOG`.
+    /// Returns the messages after `resume.since` if all of them are kept and fit, else the newest messages that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
         let missed = resume.and_then(|resume| self.last_id.checked_sub(resume.since)).filter(|count| *count <= fitting);
-        let skipped = self.messages.len() - missed.unwrap_or(fitting.min(MAX_BACKLOG)) as usize;
+        let skipped = self.messages.len() - missed.unwrap_or(fitting) as usize;
         let messages = self.messages.range(skipped..).map(Rc::clone).collect();
         Backlog { epoch: Rc::clone(&self.epoch), last_id: self.last_id, resumed: missed.is_some(), messages }
     }
