@@ -158,7 +158,7 @@ fn without_a_ticket_the_page_explains_why() {
     let mut peer = accept(&listener);
     welcome(&mut peer, "general");
     wait_for_status(&alice, "--inspect");
-    assert_eq!(alice.eval("[__button('An emoji').disabled, __button('A server ping').disabled]"), json!([false, true]));
+    assert_eq!(alice.eval("[__button('An emoji').disabled, __button('A server PING').disabled]"), json!([false, true]));
     assert_eq!(alice.eval("sockets.length"), 1);
 }
 
@@ -171,7 +171,7 @@ fn a_rejected_ticket_is_explained() {
     };";
     let alice = join_with(&browser, server.port(), "alice", replace_ticket);
     alice.press_button("Inspector");
-    wait_for_status(&alice, "rejected the inspector");
+    wait_for_status(&alice, "rejected the Inspector");
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
@@ -194,7 +194,7 @@ fn the_next_connection_is_shown_below_a_line_and_the_last_is_ignored() {
     assert_eq!(before.iter().filter(|row| row.starts_with("Connection ")).count(), 2, "{before:?}");
     alice.eval(r#"sockets[1].onmessage({ data: '{"record":"missed","count":99}' })"#);
     alice.eval("sockets[1].onclose({ code: 1000, reason: '' })");
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     wait_for_row(&alice, &["client", "PONG"]);
     assert!(!rows(&alice).iter().any(|row| row.contains("99 frames")), "a record of an old socket was shown");
 }
@@ -228,7 +228,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The welcome and more passed before the inspector was opened.
+/// The welcome and more was sent before the Inspector openeded.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -358,7 +358,7 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Next message in fragments");
     wait_for_status(&alice, "in fragments. Send a message.");
-    alice.press_button("A server ping"); // commands are carried out in order, so the ping comes after the request for fragments
+    alice.press_button("A server PING"); // commands are carried out in order, so the ping comes after the request for fragments
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -385,7 +385,7 @@ fn a_ping_and_its_pong_are_frames_too() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     choose(&alice, &["server", "PING"]);
     assert_eq!(bytes(&alice, "flags"), [0x89]);
     let asked = bytes(&alice, "payload");
@@ -409,7 +409,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.wait_for("__button('Resume (3 new)')"); // the typing event, the message, its echo
     assert!(!rows(&alice).iter().any(|row| row.contains("TEXT")));
     alice.press_button("Resume (3 new)");
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     wait_for_row(&alice, &["PONG"]);
     let show = |which: &str| {
         alice.eval(&format!("__field('View').value = '{which}', __field('View').dispatchEvent(new Event('change'))"));
@@ -461,17 +461,17 @@ fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     let mut bob = guest(&server, "general", "bob");
-    wait_for_row(&alice, &["server", "joined bob"]);
+    wait_for_row(&alice, &["server", "bob joined"]);
     send_as_guest(&mut bob, &alice, "Hi, alice");
     wait_for_row(&alice, &["server", "message \"Hi, alice\" from bob"]);
     type_message(&alice, "Hello");
     wait_for_row(&alice, &["↑ client", "typing"]);
     wait_for_row(&alice, &["↑ client", "message \"Hello\""]);
     type_message(&alice, "/msg bob psst");
-    wait_for_row(&alice, &["↑ client", "private message to bob \"psst\""]);
+    wait_for_row(&alice, &["↑ client", "private message \"psst\" to bob"]);
     wait_for_row(&alice, &["↓ server", "private message \"psst\" from alice to bob"]);
     drop(bob);
-    wait_for_row(&alice, &["server", "left bob"]);
+    wait_for_row(&alice, &["server", "bob left"]);
     alice.press_button("Menu");
     switch_room(&alice, "annex");
     wait_for_row(&alice, &["↑ client", "switch to #annex"]);
@@ -603,11 +603,11 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.wait_for("!document.querySelector('.shown-message')");
     // A message without a frame in the list, and a frame without a message on the page.
     alice.click(&show_frame("too early"));
-    alice.wait_for(&format!("{DETAIL}.innerText.includes('passed before the inspector was open')"));
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('was sent before the Inspector opened')"));
     alice.eval(&format!("{}.remove()", message("from bob")));
     choose(&alice, &["server", "from bob"]);
     assert_eq!(alice.eval("__button('Show its message').disabled"), true);
-    assert!(detail(&alice).contains("Its message is not on the page"));
+    assert!(detail(&alice).contains("This message is not on the page"));
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
@@ -639,7 +639,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(other)));
     };
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
@@ -671,11 +671,11 @@ fn a_close_with_a_code_is_requested() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    let codes = alice.eval("[...__field('Close with code').options].map((option) => Number(option.value))");
+    let codes = alice.eval("[...__field('Close code').options].map((option) => Number(option.value))");
     let codes: Vec<u64> = serde_json::from_value(codes).unwrap();
     assert!([1000, 1001, 1002, 1011, 4000].iter().all(|code| codes.contains(code)), "{codes:?}");
     assert!(![1004, 1005, 1006, 1012, 1015].iter().any(|code| codes.contains(code)), "{codes:?}");
-    alice.eval("__field('Close with code').value = 1001");
+    alice.eval("__field('Close code').value = 1001");
     alice.press_button("Send Close");
     alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
 }
@@ -700,7 +700,7 @@ fn hello_is_echoed_without_json_around_it() {
     };
     assert_eq!(hex(0), "81 85 37 fa 21 3d 7f 9f 4d 51 58", "RFC 6455 §5.7");
     assert_eq!(hex(1), "81 05 48 65 6c 6c 6f", "RFC 6455 §5.7");
-    assert!(detail(&alice).contains("37 fa 21 3d is the one of the RFC’s example; the browser used another."));
+    assert!(detail(&alice).contains("37 fa 21 3d is from the RFC’s example; the browser used a different one."));
     alice.hover("document.querySelector('.views .segment')");
     let expected = json!([["FIN"], ["FIN"], ["flags"]]);
     wait_until("only the fields of one frame are linked", || {
@@ -861,16 +861,16 @@ fn a_case_is_played_below_its_own_heading() {
     let options = alice.eval("[...__field('Play a case').options].map((option) => [option.value, option.textContent])");
     assert_eq!(options[1], json!(["unmasked-frame", "unmasked-frame: A client frame without a mask (§5.1)"]));
     alice.wait_for("__button('Play').disabled");
-    wait_for_status(&alice, "plays the case unmasked-frame");
+    wait_for_status(&alice, "is playing case unmasked-frame");
     script.play();
     wait_for_row(&alice, &["TCP closed"]);
     assert_eq!(alice.eval("__button('Play').disabled"), true, "until the result has arrived");
     script.finish();
     alice.wait_for("!__button('Play').disabled");
-    wait_for_row(&alice, &["Played", "unmasked-frame: as the rule expects"]);
+    wait_for_row(&alice, &["Played", "unmasked-frame: passed"]);
     wait_for_status(&alice, "Connection 1, as the server sees it.");
     script.frame(1, "server", 7, 1, br#"{"event":"joined","data":{"username":"bob"}}"#);
-    wait_for_row(&alice, &["joined bob"]);
+    wait_for_row(&alice, &["bob joined"]);
     let rows: Vec<String> = rows(&alice).into_iter().map(|row| row.replace("12:00:01.204Z", "")).collect();
     let at =
         |start: &str| rows.iter().position(|row| row.starts_with(start)).unwrap_or_else(|| panic!("{start}: {rows:?}"));
@@ -890,7 +890,7 @@ fn a_case_is_played_below_its_own_heading() {
     choose(&alice, &["Played"]);
     let text = detail(&alice);
     assert!(
-        ["Expected", "a Close with 1002", "Came", "Rule", "a client masks every frame. §5.1"]
+        ["Expected", "a Close with 1002", "Actual", "Rule", "a client masks every frame. §5.1"]
             .iter()
             .all(|part| text.replace("frame §", "frame. §").contains(part)),
         "{text}"
@@ -927,7 +927,7 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     alice.press_button("Show its message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
     choose(&alice, &["server 1", "CLOSE"]);
-    assert!(detail(&alice).contains("The other side has sent no Close."), "not the chat's");
+    assert!(detail(&alice).contains("The other side has not sent a Close."), "not the chat's");
     wait_for_status(&alice, "Connection 1, as the server sees it.");
 }
 
@@ -1018,7 +1018,7 @@ fn the_connection_of_the_chat_is_saved_as_a_recording() {
     alice.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": dir}));
     type_message(&alice, "Hello");
     wait_for_row(&alice, &["↓ server", "message \"Hello\" from alice"]);
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     wait_for_row(&alice, &["↑ client", "PONG"]);
     choose(&alice, &["Connection "]);
     alice.press_button("Save as recording");
@@ -1063,7 +1063,7 @@ fn a_recording_with_gaps_is_not_saved() {
         "payload": "0102", "received": 8, "complete": true, "place": null, "parts": {"count": 1, "listed": [[2, 10]]}}),
     );
     wait_for_row(&alice, &["BINARY"]);
-    refuses("Not saved: the page has only the start of frame 2 of the client.");
+    refuses("Not saved: the page has only the start of client frame 2.");
     script.frame(1, "server", 2, 1, b"later");
     wait_for_row(&alice, &["later"]);
     script.send_of(1, json!({"record": "missed", "count": 3}));
@@ -1160,7 +1160,7 @@ fn on_a_phone_targets_are_large_and_fields_do_not_zoom() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("A server ping");
+    alice.press_button("A server PING");
     choose(&alice, &["client", "PONG"]);
     alice.view(390, 844, "light");
     for view in ["detail", "list"] {
@@ -1299,9 +1299,9 @@ fn every_control_can_be_reached_by_keyboard() {
         "64-bit length",
         "An emoji",
         "“Hello” alone",
-        "A server ping",
+        "A server PING",
         "Next message in fragments",
-        "Close with code",
+        "Close code",
         "Send Close",
         "Play a case",
         "View",
@@ -1347,7 +1347,7 @@ fn a_compressed_message_is_named_as_such() {
     assert!(detail(&alice).contains("RSV1 marks a message that permessage-deflate compressed."));
     assert!(!detail(&alice).contains("As text"));
     alice.press_button("Save as recording");
-    alice.wait_for(&format!("{DETAIL}.innerText.includes('the state of the compression')"));
+    alice.wait_for(&format!("{DETAIL}.innerText.includes('the compression state')"));
     choose(&alice, &["Response"]);
     assert!(detail(&alice).contains("The extensions that the server accepted"));
 }
@@ -1389,7 +1389,7 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
             for (button, words, what) in [
                 ("64-bit length", ["client", "65,536 B"], "long"),
                 ("An emoji", ["client", "🍌"], "emoji"),
-                ("A server ping", ["client", "PONG"], "pong"),
+                ("A server PING", ["client", "PONG"], "pong"),
             ] {
                 alice.press_button(button);
                 choose(&alice, &words);

@@ -160,7 +160,7 @@ fn a_text_over_the_limit_is_not_sent_and_is_kept() {
     let alice = join(&browser, server.port(), "alice");
     let long = "é".repeat(501);
     type_message(&alice, &long);
-    wait_for_log(&alice, "Not sent. The message has 501 characters, and the limit is 500.");
+    wait_for_log(&alice, "Not sent. The message has 501 characters. The limit is 500.");
     assert_eq!(field(&alice, "Message"), long);
     alice.fill("Message", "short");
     alice.press_key("Enter", false);
@@ -200,7 +200,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.type_text("half a thought");
     server.signal("KILL");
     server.wait();
-    wait_for_log(&alice, "The connection ended: 1006, the connection was lost without a Close.");
+    wait_for_log(&alice, "The connection ended: 1006, connection lost without a Close.");
     assert_eq!(
         alice.text("document.querySelector('#members').textContent"),
         "alice you",
@@ -215,7 +215,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.press_key("Enter", false);
     wait_until("the message is sent", || messages(&alice) == json!([["alice", "half a thought"]]));
     server.signal("TERM");
-    wait_for_log(&alice, "The connection ended: 1001, the server is going away");
+    wait_for_log(&alice, "The connection ended: 1001, going away");
 }
 
 #[test]
@@ -241,10 +241,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     alice.press_button("Connect");
     wait_for_state(&alice, "stopped");
     let words = words(&alice);
-    assert!(
-        words.starts_with("Rejected: the token is wrong or missing. Check the token for typing errors."),
-        "{words}"
-    );
+    assert!(words.starts_with("Rejected: the token is wrong or missing. Check the token for typos."), "{words}");
     let tries = alice.eval("sockets");
     alice.eval("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))");
     assert_eq!(alice.eval("sockets"), tries, "no attempt after it has stopped");
@@ -262,7 +259,7 @@ fn another_origin_is_explained() {
     let tab = browser.open(&format!("{foreign}/?server={}&username=alice", ws(server.port())));
     tab.press_button("Connect");
     wait_for_state(&tab, "waiting");
-    let cause = format!("The server may not allow pages of the origin “{foreign}”");
+    let cause = format!("The server may be rejecting pages from “{foreign}”.");
     assert!(words(&tab).starts_with(&format!("No connection. {cause}")), "{}", words(&tab));
 }
 
@@ -378,7 +375,7 @@ fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
         while peer.read().is_ok() {}
         wait_for_state(&tab, state);
         let shown = words(&tab);
-        for expected in ["1008, a policy violation", &format!("“{reason}”"), advice] {
+        for expected in ["1008, policy violation", &format!("“{reason}”"), advice] {
             assert!(shown.contains(expected), "{expected:?} is missing: {shown}");
         }
     }
@@ -429,7 +426,7 @@ fn an_invalid_address_is_explained() {
         tab.press_button("Connect");
         assert_eq!(tab.text("__field('Server').ariaInvalid"), "true", "{address:?}");
         let error = "document.getElementById(__field('Server').getAttribute('aria-describedby')).innerText";
-        assert_eq!(tab.text(error), "It should look like ws://127.0.0.1:3000.", "{address:?}");
+        assert_eq!(tab.text(error), "Use an address like ws://127.0.0.1:3000.", "{address:?}");
         assert_eq!(tab.text("document.body.dataset.state"), "idle");
     }
 }

@@ -271,7 +271,7 @@ fn a_gap_longer_than_the_history_has_a_notice() {
         send(&mut bob, &format!("{n}"));
     }
     restore(&alice, &proxy);
-    wait_for_log(&alice, "You missed more messages than the server keeps: some are missing here.");
+    wait_for_log(&alice, "You missed more messages than the server keeps, so some are not shown.");
     wait_for_texts(&alice, &["0", "3", "4", "5"].map(String::from));
 }
 
@@ -296,7 +296,7 @@ fn a_lost_history_has_a_notice() {
     });
     wait_for_log(&alice, "Reconnected to #general. The room’s history was reset: some messages may be missing.");
     wait_for_texts(&alice, &["in the old life", "not even sent"].map(String::from));
-    let remark = "The connection was lost before this was confirmed. It may or may not have arrived.";
+    let remark = "The connection was lost before the server confirmed this message. It may have arrived.";
     assert_eq!(unsent(&alice), json!([["into the void", remark]]));
     alice.screenshot("doubtful");
     alice.click("document.querySelector('.unsent .edit')");

@@ -72,8 +72,8 @@ fn a_text_over_the_limits_is_not_sent() {
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     let rows = [
-        ("x".repeat(65_480), "The message has 65,480 characters, and the limit is 40,000."),
-        ("\u{1f600}".repeat(20_000), "bytes, and the limit is 65,536."),
+        ("x".repeat(65_480), "The message has 65,480 characters. The limit is 40,000."),
+        ("\u{1f600}".repeat(20_000), "bytes long. The limit is 65,536."),
     ];
     for (text, why) in rows {
         alice.fill("Message", &text);
@@ -91,9 +91,9 @@ fn a_text_over_the_limits_is_not_sent() {
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();
     for (code, meaning) in [
-        (CloseCode::Invalid, "1007, text that is not valid UTF-8"),
-        (CloseCode::Policy, "1008, a policy violation"),
-        (CloseCode::Size, "1009, a message that is too big"),
+        (CloseCode::Invalid, "1007, invalid UTF-8"),
+        (CloseCode::Policy, "1008, policy violation"),
+        (CloseCode::Size, "1009, message too big"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -169,7 +169,7 @@ fn a_mistyped_command_is_not_sent() {
         alice.press_key("Enter", false);
         let command = typed.split(' ').next().unwrap();
         wait_for_log(&alice, &format!("There is no command {command}. /help lists all commands."));
-        wait_for_log(&alice, "It was not sent to the room. Your text is still in the message box.");
+        wait_for_log(&alice, "Unknown commands are never sent to the room. Your text is still in the message box.");
         assert_eq!(field(&alice, "Message"), typed);
         alice.eval("document.querySelector('#rows').replaceChildren()");
     }
@@ -206,7 +206,7 @@ fn a_mistyped_command_is_not_sent() {
     // A button sends an unknown command as it is.
     alice.fill("Message", "/shrug");
     alice.press_key("Enter", false);
-    alice.press_button("Send it as text");
+    alice.press_button("Send as text");
     assert_eq!(next_text(&mut bob).1, "/shrug");
     alice.wait_for("__field('Message').value === ''");
     type_message(&alice, "/HELP");
