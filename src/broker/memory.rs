@@ -301,8 +301,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room to make space for `user`: first a room without messages, then the room that `user` opened
-    /// last, then the room that has been empty longest.
+    /// Evicts one empty room to make space for `user`: one without messages; else `user`'s newest, unless it is the only
+    /// one; else the one that has been empty longest.
     fn evict(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()

@@ -58,7 +58,7 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// Limits count an IPv6 network as one address, because every customer has a network with 2^64 addresses.
+/// Limits count an IPv6 /64 as one address, because a provider gives each customer at least a /64.
 pub fn network(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -97,7 +97,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owns a connection. A connection that replaces an older one keeps its secret.
+/// A secret that proves that a client owns a connection. A client that presents a secret in its join keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 

@@ -9,7 +9,7 @@ use crate::ws::protocol::Limits;
 
 /// `frame` may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
-    let because = match foreign_protocol(frame) {
+    let because = match detect_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
         None => describe(error, frame, limits),
     };
@@ -125,7 +125,7 @@ fn bad_text(frame: &Frame, skip: usize) -> String {
 }
 
 /// Recognizes a peer that sends HTTP or TLS instead of WebSocket frames.
-fn foreign_protocol(frame: &Frame) -> Option<String> {
+fn detect_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
     // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP in place of a frame.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];

@@ -14,7 +14,7 @@ use mio::Token;
 use super::cases::{BoxedPlayer, PlayOptions, Plays};
 use super::filter::Filter;
 use super::inspection::{HandshakeCapture, Inspection, Link, Queue};
-use super::recorder::{Recorder, Recordings};
+use super::recorder::{Recorder, Recorders};
 use super::reframe;
 use super::text::{self, Style};
 use super::{Record, Records, Tap};
@@ -53,7 +53,7 @@ impl Trace {
 /// Creates the observers of all connections and serves the inspectors.
 pub struct Inspect {
     context: Rc<Context>,
-    recordings: Option<Recordings>,
+    recordings: Option<Recorders>,
     inspection: Option<Inspection>,
 }
 
@@ -72,7 +72,7 @@ impl Inspect {
     /// Fails if the recordings directory cannot be created or is not writable.
     pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
         // Report a bad directory at startup rather than at the first connection.
-        let recordings = options.record.map(|(dir, limit)| Recordings::new(&dir, limit)).transpose()?;
+        let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
         let queue = Rc::<Queue>::default();
         // The server allows one observer per connection. A recorded connection already has one, so an inspector cannot
         // attach a tap later: the observer needs a tap from the start.

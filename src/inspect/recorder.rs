@@ -1,6 +1,6 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
 //! recorder locates the end of the request head (§4.1) and the frame boundaries (§5.2) only to decide which bytes need
-//! redaction; it does not interpret the content. The server's only thread writes the file: a slow disk slows down the
+//! redaction; it does not interpret the content. The event-loop thread writes the file: a slow disk slows down the
 //! server. If a file cannot be created or written, only its own recording stops.
 //!
 //! A token may be split across two reads. So the recorder buffers the request until the server accepts or rejects the
@@ -41,7 +41,7 @@ const REJECTED_DIVISOR: u64 = 10;
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-pub struct Recordings {
+pub struct Recorders {
     shared: Rc<Shared>,
 }
 
@@ -124,12 +124,12 @@ impl Shared {
     }
 }
 
-impl Recordings {
+impl Recorders {
     /// Creates the directory if necessary. `limit` is the maximum total size of all new recordings, in bytes.
     ///
     /// # Errors
     /// Fails if the directory cannot be created or is not writable.
-    pub fn new(dir: &Path, limit: u64) -> Result<Recordings, String> {
+    pub fn new(dir: &Path, limit: u64) -> Result<Recorders, String> {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
         // 0700: recordings contain private messages.
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
@@ -139,7 +139,7 @@ impl Recordings {
         let message = "requests without an upgrade have used their part of --record-limit";
         let rejected = Quota::new(limit / REJECTED_DIVISOR, message);
         let error_logged_at = Cell::default();
-        Ok(Recordings { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
+        Ok(Recorders { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
     /// Starts recording. Returns `None` if both quotas are exhausted.
@@ -340,14 +340,14 @@ mod tests {
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     /// Runs a test with recordings in a new directory.
-    fn with_recordings(name: &str, test: impl FnOnce(&mut Recordings)) {
+    fn with_recordings(name: &str, test: impl FnOnce(&mut Recorders)) {
         let dir = std::env::temp_dir().join(format!("wirechat-recorder-{name}-{}", std::process::id()));
-        test(&mut Recordings::new(&dir, LIMIT).expect("a writable directory"));
+        test(&mut Recorders::new(&dir, LIMIT).expect("a writable directory"));
         fs::remove_dir_all(&dir).expect("the directory can be removed");
     }
 
     /// Records a connection (`None`: no response). Returns the recording's text, or "" if there is no file.
-    fn record(recordings: &mut Recordings, connection: usize, status: Option<u16>) -> String {
+    fn record(recordings: &mut Recorders, connection: usize, status: Option<u16>) -> String {
         let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
         recorder.bytes(Role::Client, REQUEST, NOW);
         if status == Some(101) {

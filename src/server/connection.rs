@@ -64,7 +64,7 @@ pub struct Connection<S> {
 /// The work lists of [`Connections`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // the server reads these connections first, because their clients may leave a room
+    ReadEnding, // read first: a mass disconnect must hold the batches before one is sent
     Read,
     Handshake, // a separate list with a lower limit per turn, because handshakes are costly
     Write,

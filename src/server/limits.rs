@@ -115,7 +115,7 @@ impl ConnectionLimits {
         repeated.map(|(address, count)| (address, count - MAX_LOGGED)).collect()
     }
 
-    pub fn next_summary(&self) -> Option<Duration> {
+    pub fn next_summary_at(&self) -> Option<Duration> {
         self.rejections.as_ref().map(|(at, _)| *at)
     }
 
@@ -226,10 +226,10 @@ mod tests {
         let logged = (0..317).filter(|_| limits.should_log_rejection(ip("192.0.2.1"), at(1.0))).count();
         assert_eq!(logged, MAX_LOGGED);
         assert!(limits.should_log_rejection(ip("192.0.2.2"), at(2.0)));
-        assert_eq!(limits.next_summary(), Some(at(61.0)));
+        assert_eq!(limits.next_summary_at(), Some(at(61.0)));
         assert_eq!(limits.rejection_summary(at(60.9)), []);
         assert_eq!(limits.rejection_summary(at(61.0)), [(ip("192.0.2.1"), 312)]);
-        assert_eq!((limits.rejection_summary(at(200.0)), limits.next_summary()), (Vec::new(), None));
+        assert_eq!((limits.rejection_summary(at(200.0)), limits.next_summary_at()), (Vec::new(), None));
         assert!(limits.should_log_rejection(ip("192.0.2.1"), at(200.0)));
     }
 }

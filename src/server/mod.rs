@@ -142,7 +142,7 @@ impl<S: Socket> Server<S> {
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let now = (has_input || !self.removed.is_empty() || !self.fanout.is_empty()).then_some(self.now.monotonic);
-        [now, self.timers.next_deadline(), self.limits.next_summary(), self.stop_at].into_iter().flatten().min()
+        [now, self.timers.next_deadline(), self.limits.next_summary_at(), self.stop_at].into_iter().flatten().min()
     }
 
     pub fn connection_count(&self) -> usize {

@@ -34,7 +34,7 @@ pub enum Stage<'a> {
     Closing,
 }
 
-/// The defaults observe nothing.
+/// The default methods observe nothing.
 pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 

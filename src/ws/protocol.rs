@@ -197,7 +197,7 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // Stop reading. After most of these errors, the next frame is lost or lies beyond an oversized payload.
+            // Stop reading. After most of these errors, framing is lost or an oversized payload comes next.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
             // The server can still find frames: skip them until the peer's Close ends the closing handshake (§7.1.3).
             _ => State::Closing,

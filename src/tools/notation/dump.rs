@@ -16,7 +16,7 @@ const MIDDLE: usize = 8;
 /// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely(text: &str) -> bool {
     let Ok(lines) = parse_lines(text) else {
-        // A line has no offset. If the first line is clearly from a dump, return true, so `read` reports the error.
+        // Parsing failed. If the first line is clearly from a dump, return true, so `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
