@@ -280,7 +280,7 @@ fn fields_are_checked_before_connecting() {
         ("Room", "x".repeat(65), "Use at most 64 characters."),
         ("Room", "a\u{202e}b".into(), "Remove the invisible characters."),
         ("Room", "#tea".into(), ""),
-        ("Token", "two words".into(), "A token has no spaces."),
+        ("Token", "two words".into(), "A token cannot contain spaces. Remove them."),
         ("Token", "dev-token".into(), ""),
     ];
     for (label, value, error) in rows {
@@ -309,7 +309,7 @@ fn attempts_never_end_and_become_rare() {
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
     alice.wait_for("sockets >= 12"); // more would take long, because Chromium itself delays attempts after failures
-    assert!(words(&alice).contains("Is it running? Start it with cargo run --release."), "{}", words(&alice));
+    assert!(words(&alice).contains("Is it running? To start one, run cargo run --release."), "{}", words(&alice));
     // Exponential up to a cap, times a random number (here always 0.9).
     let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000];
     assert_eq!(alice.eval("waits.slice(0, 7)"), json!(waits));

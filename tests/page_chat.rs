@@ -169,7 +169,7 @@ fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
     for text in &written {
         type_message(&alice, text);
     }
-    let waiting: Vec<_> = written.iter().map(|text| json!([text, "waiting for the connection"])).collect();
+    let waiting: Vec<_> = written.iter().map(|text| json!([text, "Waiting for the connection."])).collect();
     assert_eq!(unsent(&alice), json!(waiting));
     assert_eq!(texts(&alice), [""; 0], "none of them is shown as sent");
     alice.screenshot("offline-queue");
@@ -225,7 +225,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
                 proxy.drop_responses();
                 type_message(&alice, &both[1]);
                 assert_eq!(bob.read_event("message")["text"], both[1]);
-                assert_eq!(unsent(&alice), json!([[both[1], "sending"]]));
+                assert_eq!(unsent(&alice), json!([[both[1], "Sending…"]]));
                 lose_connection(&alice, &proxy);
             }
             // The connection breaks before the message is sent.
@@ -447,7 +447,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     for incomplete in ["/msg", "/msg carol", "/msg \"bob smith\""] {
         alice.fill("Message", incomplete);
         alice.press_key("Enter", false);
-        wait_for_log(&alice, "Not sent. Use this form: /msg NAME TEXT. Your text is still in the message box.");
+        wait_for_log(&alice, "Not sent. Type a name and a text after /msg. Your text is still in the message box.");
         assert_eq!(field(&alice, "Message"), incomplete);
     }
     alice.fill("Message", "");
@@ -592,7 +592,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     switch_room(&alice, "tea");
     proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
-    assert_eq!(unsent(&alice), json!([["for general", "waiting until you are in #general"]]));
+    assert_eq!(unsent(&alice), json!([["for general", "Waiting until you are in #general."]]));
     type_message(&alice, "for tea");
     assert_eq!(carol.read_event("message")["text"], "for tea");
     alice.press_button("#general");
@@ -606,10 +606,10 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     alice.press_button("#tea");
     wait_for_log(&alice, "You are now in #tea.");
     let waiting = unsent(&alice);
-    assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "waiting until you are in #general"), "{waiting}");
+    assert!(waiting.as_array().unwrap().iter().all(|row| row[1] == "Waiting until you are in #general."), "{waiting}");
     wait_for_texts(&alice, &["for tea".into()]);
     switch_room(&alice, &"x".repeat(65));
-    wait_for_log(&alice, "is not a valid room. Use at most 64 characters.");
+    wait_for_log(&alice, "is not a valid room name. Use at most 64 characters.");
     type_message(&alice, "still in tea");
     assert_eq!(carol.read_event("message")["text"], "still in tea", "no message for general");
     alice.press_button("#general");

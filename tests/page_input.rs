@@ -168,8 +168,8 @@ fn a_mistyped_command_is_not_sent() {
         alice.fill("Message", typed);
         alice.press_key("Enter", false);
         let command = typed.split(' ').next().unwrap();
-        wait_for_log(&alice, &format!("There is no command {command}. /help lists all commands."));
-        wait_for_log(&alice, "Unknown commands are never sent to the room. Your text is still in the message box.");
+        wait_for_log(&alice, &format!("There is no command {command}. Type /help to see all commands."));
+        wait_for_log(&alice, "Your text is still in the message box.");
         assert_eq!(field(&alice, "Message"), typed);
         alice.eval("document.querySelector('#rows').replaceChildren()");
     }

@@ -152,8 +152,10 @@ fn notifications_are_opt_in() {
     send_as_guest(&mut bob, &alice, "@alice!");
     bob.send_text(private);
     wait_for_log(&alice, "psst");
-    let expected =
-        json!([["bob mentioned you in #general", "@alice!", "wirechat"], ["bob wrote to you", "psst", "wirechat"]]);
+    let expected = json!([
+        ["bob mentioned you in #general", "@alice!", "wirechat"],
+        ["bob sent you a private message", "psst", "wirechat"]
+    ]);
     assert_eq!(alice.eval("shown"), expected);
     alice.eval("window.focused = true; 0");
     bob.send_text(&private.replace("psst", "again"));
