@@ -67,7 +67,7 @@ fn the_page_rejoins_after_a_restart_and_sends_what_was_written_offline() {
     drop(server); // kills it: the connection ends without a Close frame
     wait_for_state(&alice, "waiting");
     type_message(&alice, "written offline");
-    alice.wait_for("document.querySelector('.unsent .remark')?.textContent === 'waiting for the connection'");
+    alice.wait_for("document.querySelector('.unsent .remark')?.textContent === 'Waiting for the connection.'");
     let server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
     wait_for_state(&alice, "joined");
     wait_for_messages(&alice, &json!([["alice", "before"], ["alice", "written offline"]]));
