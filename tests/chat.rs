@@ -64,7 +64,7 @@ impl Harness {
 
     fn delayed(args: &[&str], seed: u64) -> Harness {
         let config = config(args);
-        let (broker, control) = DelayedBroker::new(memory_broker(&config), seed);
+        let (broker, control) = DelayedBroker::new(Box::new(memory_broker(&config)), seed);
         Harness { chat: Chat::new(&config, Box::new(broker)), control: Some(control) }
     }
 

@@ -53,7 +53,8 @@ impl EventLoop {
         let observers = Box::new(inspect.with_player(player, address, move || _ = waker.wake()));
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
-        let server = Server::new(config.clone(), access, limits, observers, Box::new(random), now);
+        let broker = Box::new(crate::server::memory_broker(&config, Box::new(random)));
+        let server = Server::new(config.clone(), access, limits, observers, broker, now);
         let (started, listener) = (Instant::now(), Some(listener));
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }

@@ -443,7 +443,8 @@ mod tests {
         let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let close_at = now.monotonic + config.close_timeout;
-        let mut server = Server::new(config, access, limits, Box::new(()), Box::new(|bytes| bytes.fill(7)), now);
+        let broker = Box::new(crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
+        let mut server = Server::new(config, access, limits, Box::new(()), broker, now);
         let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };
         let (token, room, written) = (server.next_token(), Rc::clone(&socket.room), Rc::clone(&socket.written));
         server.accepted(socket, "127.0.0.1:1".parse().unwrap());

@@ -21,7 +21,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 use mio::Token;
 
 use crate::broker::memory::{MemoryBroker, MemoryConfig};
-use crate::broker::{NameRules, Random, RoomId};
+use crate::broker::{Broker, NameRules, Random, RoomId};
 use crate::chat::event::{self, Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::ws::frame::{self, Opcode};
@@ -46,7 +46,7 @@ pub struct Server<S> {
     removed: VecDeque<Connection<S>>, // connections whose sockets are still open
     timers: Timers,
     fanout: Fanout,
-    limits: ConnectionLimits,
+    pub limits: ConnectionLimits,
     observers: Box<dyn Observers>,
     to_observe: Vec<Token>, // connections that get an observer after their current message
     now: Now,
@@ -83,10 +83,10 @@ impl<S: Socket> Server<S> {
         access: Access,
         limits: ConnectionLimits,
         observers: Box<dyn Observers>,
-        random: Random,
+        broker: Box<dyn Broker>,
         now: Now,
     ) -> Server<S> {
-        let mut chat = Chat::new(&config, Box::new(memory_broker(&config, random)));
+        let mut chat = Chat::new(&config, broker);
         chat.set_reserved_usernames(access.reserved_usernames());
         Server {
             chat,

@@ -285,7 +285,8 @@ fn turn(c: &mut Criterion) {
         let config = config();
         let access = Access::new(&config, None).expect("no token file is needed");
         let limits = ServerLimits::new(&config, members + 1, 1);
-        let mut server = Server::new(config, access, limits, Box::new(()), Box::new(|bytes| bytes.fill(7)), NOW);
+        let broker = Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
+        let mut server = Server::new(config, access, limits, Box::new(()), broker, NOW);
         for number in 0..members {
             server.begin_turn(NOW);
             server.accepted(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);

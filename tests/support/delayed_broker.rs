@@ -1,6 +1,7 @@
-//! A broker for tests whose events come back late. It lets a memory broker decide, holds the events back, and releases
+//! A broker for tests whose events come back late. It lets another broker decide, holds the events back, and releases
 //! them one by one: in random order across rooms, but never out of order within one room or for one client. It can also
 //! fail a message, reject a join, and pretend that members are on other instances.
+#![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -9,7 +10,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use mio::Token;
-use wirechat::broker::memory::MemoryBroker;
 use wirechat::broker::{Broker, BrokerError, Join, MemberId, Request, RoomEvent, RoomId};
 
 pub struct DelayedBroker(Rc<RefCell<State>>);
@@ -19,7 +19,7 @@ pub struct DelayedBroker(Rc<RefCell<State>>);
 pub struct Control(Rc<RefCell<State>>);
 
 struct State {
-    decisions: MemoryBroker,
+    decisions: Box<dyn Broker>,
     /// In the order in which they happened.
     pending: Vec<Pending>,
     released: VecDeque<RoomEvent>,
@@ -45,7 +45,7 @@ enum Key {
 }
 
 impl DelayedBroker {
-    pub fn new(decisions: MemoryBroker, seed: u64) -> (DelayedBroker, Control) {
+    pub fn new(decisions: Box<dyn Broker>, seed: u64) -> (DelayedBroker, Control) {
         let state = State {
             decisions,
             pending: Vec::new(),
@@ -87,6 +87,10 @@ impl Control {
         let event = state.pending.remove(at).event;
         state.released.push_back(event);
         true
+    }
+
+    pub fn pending(&self) -> usize {
+        self.0.borrow().pending.len()
     }
 
     pub fn fail_next_publish(&self) {

@@ -2,6 +2,7 @@
 //!
 //! Edges are those of epoll: a socket is reported once after a change (new bytes, the first room after a blocked write, the
 //! end of the stream, a reset), with its state at the time of the report.
+#![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -9,6 +10,7 @@ use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::mem;
 use std::rc::Rc;
 
+use fastrand::Rng;
 use mio::Token;
 use serde_json::Value;
 use wirechat::server::Readiness;
@@ -24,6 +26,25 @@ pub enum End {
     /// The end of the stream follows the bytes that were sent.
     Ended,
     Reset,
+}
+
+/// What a link does at random. A real socket may do all of this at any time. Each is a probability for one call.
+pub struct Faults {
+    pub random: Rng,
+    /// A read or a write moves fewer bytes than it could.
+    pub short: f64,
+    /// A call would block. Right after it, the bytes or the room arrive, with a new edge.
+    pub block: f64,
+    /// A signal interrupts a call.
+    pub interrupt: f64,
+    /// An edge without a change, in a turn.
+    pub spurious: f64,
+}
+
+impl Faults {
+    fn happens(&mut self, probability: f64) -> bool {
+        probability > 0.0 && self.random.f64() < probability
+    }
 }
 
 pub type SharedLink = Rc<RefCell<Link>>;
@@ -45,24 +66,53 @@ pub struct Link {
     is_blocked: bool,
     is_reading: bool,
     received: Vec<u8>,
+    pub faults: Option<Faults>,
 }
 
 impl Link {
+    /// The error of the next call, if a fault strikes.
+    fn fault(&mut self) -> Option<io::Error> {
+        let faults = self.faults.as_mut()?;
+        if faults.happens(faults.block) {
+            self.has_edge = true;
+            return Some(ErrorKind::WouldBlock.into());
+        }
+        faults.happens(faults.interrupt).then(|| ErrorKind::Interrupted.into())
+    }
+
+    /// Whether the end of the stream, or the reset, has arrived.
+    fn is_ended(&self) -> bool {
+        self.client_end != End::Open && self.to_server.len() <= self.capacity
+    }
+
+    fn shorten(&mut self, len: usize) -> usize {
+        let Some(faults) = self.faults.as_mut().filter(|_| len > 1) else { return len };
+        if faults.happens(faults.short) { faults.random.usize(1..=len) } else { len }
+    }
+
     pub fn take_edge(&mut self, spurious: Readiness) -> Option<Readiness> {
+        let is_spurious = self.faults.as_mut().is_some_and(|faults| faults.happens(faults.spurious));
         let is_reset = self.client_end == End::Reset;
-        let is_ended = self.client_end != End::Open && self.to_server.len() <= self.capacity;
+        let is_ended = self.is_ended();
         let readiness = Readiness {
             readable: spurious.readable || is_ended || !self.to_server.is_empty(),
             writable: spurious.writable || is_reset || self.to_client.len() < self.capacity,
             read_closed: is_ended,
             error: is_reset,
         };
-        (mem::take(&mut self.has_edge) || spurious != NO_EDGE).then_some(readiness)
+        (mem::take(&mut self.has_edge) || is_spurious || spurious != NO_EDGE).then_some(readiness)
     }
 
     pub fn deliver(&mut self) {
-        if self.is_reading && !self.to_client.is_empty() {
-            self.received.extend(self.to_client.drain(..));
+        if self.is_reading {
+            self.deliver_some(usize::MAX);
+        }
+    }
+
+    fn deliver_some(&mut self, max_len: usize) {
+        let len = self.to_client.len().min(max_len);
+        if len > 0 {
+            self.received.extend(self.to_client.drain(..len));
             self.has_edge |= mem::take(&mut self.is_blocked);
         }
     }
@@ -74,10 +124,15 @@ pub struct MemorySocket(pub SharedLink);
 impl Read for MemorySocket {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let link = &mut *self.0.borrow_mut();
-        let len = link.to_server.len().min(link.capacity).min(buffer.len());
+        if let Some(error) = link.fault() {
+            return Err(error);
+        }
+        let was_ended = link.is_ended();
+        let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // The rest arrives now, or the end of the stream.
-        link.has_edge |= len > 0 && (!link.to_server.is_empty() || link.client_end != End::Open);
+        // After a short read the queue was empty: the rest arrives now. A queue with room can take the end of the stream.
+        let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
+        link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
             (0, End::Open) => Err(ErrorKind::WouldBlock.into()),
             (0, End::Reset) => Err(ErrorKind::ConnectionReset.into()),
@@ -97,8 +152,12 @@ impl Write for MemorySocket {
         if link.client_end == End::Reset {
             return Err(ErrorKind::BrokenPipe.into());
         }
-        let room = link.capacity - link.to_client.len();
+        if let Some(error) = link.fault() {
+            return Err(error);
+        }
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
+        let room = link.capacity - link.to_client.len();
+        let room = if total == 0 { room } else { link.shorten(room.min(total)) };
         link.is_blocked = total > room;
         if room == 0 {
             return Err(ErrorKind::WouldBlock.into());
@@ -170,6 +229,30 @@ impl Client {
     pub fn set_reading(&self, is_reading: bool) {
         self.link().is_reading = is_reading;
         self.link().deliver();
+    }
+
+    /// Reads at most this many bytes.
+    pub fn read_some(&self, max_len: usize) {
+        self.link().deliver_some(max_len);
+    }
+
+    pub fn is_reading(&self) -> bool {
+        self.link().is_reading
+    }
+
+    /// The server's bytes that the client has not read, up to the capacity.
+    pub fn in_flight(&self) -> usize {
+        self.link().to_client.len()
+    }
+
+    /// The same bytes.
+    pub fn unread(&self) -> Vec<u8> {
+        self.link().to_client.iter().copied().collect()
+    }
+
+    /// The token, once the server has accepted the client.
+    pub fn accepted_as(&self) -> Option<Token> {
+        self.link().token
     }
 
     /// Ends the client's side of the stream. Reading goes on.

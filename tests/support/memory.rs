@@ -1,5 +1,6 @@
 //! Drives the server with sockets made of memory and a clock that moves only when a test moves it. A test decides what
 //! happens in which turn, so a timeout of a minute takes microseconds and every race has one outcome.
+#![allow(dead_code)] // each test binary uses its own part
 
 mod link;
 
@@ -11,17 +12,19 @@ use std::time::{Duration, SystemTime};
 
 use clap::Parser;
 use mio::Token;
+use wirechat::broker::Broker;
+use wirechat::broker::memory::MemoryBroker;
 use wirechat::chat::Now;
 use wirechat::config::Config;
 use wirechat::http::access::Access;
 use wirechat::server::limits::ConnectionLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
-use wirechat::server::{Readiness, Server};
+use wirechat::server::{Readiness, Server, memory_broker};
 use wirechat::ws::frame::Role;
 
 use crate::support::upgrade_request;
 use crate::support::watched::DEMO_TOKENS;
-pub use link::{Client, End};
+pub use link::{Client, End, Faults};
 use link::{MemorySocket, SharedLink};
 
 /// As in the event loop.
@@ -43,6 +46,8 @@ pub struct World {
     pub is_stopped: bool,
     /// Of new connections: see `Client::new`.
     pub capacity: usize,
+    /// While `false`, clients wait in the backlog, as if the process had no descriptor left.
+    pub accepts: bool,
     /// Reported in every turn for every socket, besides its own edges.
     pub spurious: Readiness,
 }
@@ -58,6 +63,16 @@ impl World {
 
     /// The seed decides the server's random bytes. If `is_observed`, the reason of each connection's end is recorded.
     pub fn build(args: &[&str], seed: u64, is_observed: bool) -> World {
+        World::with_broker(args, seed, is_observed, |broker| Box::new(broker))
+    }
+
+    /// `wrap` returns the server's broker, which may be another one around the memory broker.
+    pub fn with_broker(
+        args: &[&str],
+        seed: u64,
+        is_observed: bool,
+        wrap: impl FnOnce(MemoryBroker) -> Box<dyn Broker>,
+    ) -> World {
         // Fails after the first time, since the tests of a process share the logger.
         let _ = log::set_logger(&LogCheck);
         log::set_max_level(log::LevelFilter::Debug);
@@ -70,9 +85,11 @@ impl World {
         let reasons = Reasons::default();
         let observers: Box<dyn Observers> = if is_observed { Box::new(reasons.clone()) } else { Box::new(()) };
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
-        let server = Server::new(config, access, limits, observers, random, now);
+        let broker = wrap(memory_broker(&config, random));
+        let server = Server::new(config, access, limits, observers, broker, now);
         let (backlog, links, capacity) = (VecDeque::new(), BTreeMap::new(), 64 * 1024);
-        World { server, now, backlog, links, reasons, is_stopped: false, capacity, spurious: NO_EDGE }
+        let (is_stopped, accepts, spurious) = (false, true, NO_EDGE);
+        World { server, now, backlog, links, reasons, is_stopped, capacity, accepts, spurious }
     }
 
     /// A client on loopback that has sent nothing. The server accepts it in one of the next turns.
@@ -116,7 +133,8 @@ impl World {
         }
         event(&mut self.server);
         let mut accepts = 0..ACCEPTS_PER_TURN;
-        while accepts.next().is_some()
+        while self.accepts
+            && accepts.next().is_some()
             && self.server.may_accept()
             && let Some((link, peer)) = self.backlog.pop_front()
         {
@@ -145,9 +163,10 @@ impl World {
         turns
     }
 
-    fn has_work(&self) -> bool {
+    /// Whether the server has something to do at the current time.
+    pub fn has_work(&self) -> bool {
         let has_edge = || self.links.values().any(|link| link.borrow().has_edge);
-        let has_client = || !self.backlog.is_empty() && self.server.may_accept();
+        let has_client = || self.accepts && !self.backlog.is_empty() && self.server.may_accept();
         let is_due = || self.server.next_turn_at().is_some_and(|at| at <= self.now.monotonic);
         !self.is_stopped && (has_edge() || has_client() || is_due())
     }
@@ -183,6 +202,23 @@ impl World {
 
     pub fn connection_count(&self) -> usize {
         self.server.connection_count()
+    }
+
+    pub fn buffered_bytes(&self) -> usize {
+        self.server.limits.buffered + self.server.limits.buffered_shared.get()
+    }
+
+    pub fn next_turn_at(&self) -> Option<Duration> {
+        self.server.next_turn_at()
+    }
+
+    /// When the next summary of rejections is due, which no connection causes.
+    pub fn next_summary(&self) -> Option<Duration> {
+        self.server.limits.next_summary()
+    }
+
+    pub fn backlog_len(&self) -> usize {
+        self.backlog.len()
     }
 }
 
@@ -228,6 +264,11 @@ thread_local! {
 /// The lines that servers of this thread, and so of one test, have logged.
 pub fn log_lines() -> Vec<String> {
     LOG_LINES.with_borrow(Vec::clone)
+}
+
+/// The same lines, which are then forgotten.
+pub fn take_log_lines() -> Vec<String> {
+    LOG_LINES.take()
 }
 
 /// No line of the log may contain a token or a control character.
