@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/delayed_broker.rs"]
+mod delayed_broker;
 #[path = "support/memory.rs"]
 mod memory;
 mod support;
@@ -10,6 +12,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use delayed_broker::DelayedBroker;
 use fastrand::Rng;
 use memory::{Client, End, MAX_LINGERING, NO_EDGE, World, log_lines};
 use mio::Token;
@@ -282,6 +285,40 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
+/// The peer was not silent long enough for a ping when the machine stood still. It is pinged later, not dropped.
+#[test]
+fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
+    let mut world = World::new(&[]);
+    let client = world.upgrade(ECHO);
+    world.advance(seconds(20));
+    client.send(&masked(0x8a, b""));
+    world.settle();
+    world.jump(seconds(3600));
+    world.settle();
+    client.expect_nothing();
+    world.advance(seconds(20));
+    assert_eq!(
+        client.read_frame().first,
+        0x89,
+        "30 seconds of silence without the time in which the machine stood still"
+    );
+    world.advance(seconds(30));
+    client.expect_end();
+}
+
+/// A turn reads from 2,048 connections. The others have sent something too, so they are not silent.
+#[test]
+fn bytes_that_wait_for_their_turn_end_the_silence() {
+    let mut world = World::new(&["--max-connections", "3000"]);
+    let clients: Vec<Client> = (0..2100).map(|_| world.upgrade(ECHO)).collect();
+    world.advance(seconds(30));
+    clients.iter().for_each(|client| assert_eq!(client.read_frame().first, 0x89));
+    world.jump(seconds(3600));
+    clients.iter().for_each(|client| client.send(&masked(0x8a, b"")));
+    world.settle();
+    assert_eq!(world.connection_count(), clients.len());
+}
+
 /// PROTOCOL.md, section 12: only received bytes count. An edge alone postpones no ping.
 #[test]
 fn spurious_edges_postpone_no_ping() {
@@ -443,6 +480,78 @@ fn a_slow_consumer_that_never_reads_again_is_cut() {
         assert_eq!(slow.server_end(), End::Ended);
         witnesses.chat(&mut world);
     }
+}
+
+/// The broker answers a join after the server has closed the client. The room's events of that turn are not for the client.
+#[test]
+fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
+    let mut control = None;
+    let mut world = World::with_broker(&CALM, 1, false, |broker| {
+        let (broker, its_control) = DelayedBroker::new(Box::new(broker), 1);
+        control = Some(its_control);
+        Box::new(broker)
+    });
+    let control = control.unwrap();
+    let mut release = |world: &mut World| {
+        world.turn_with(|server| {
+            while control.release_one() {
+                server.apply_effects();
+            }
+        });
+        world.settle();
+    };
+    let talker = world.upgrade(CHAT);
+    release(&mut world);
+    send_message(&talker, "hi");
+    world.settle();
+    let late = world.upgrade(CHAT);
+    (0..65).for_each(|_| late.send_text(PING));
+    world.settle();
+    assert_eq!(late.read_frame().close(), (1008, "flooding".to_owned()));
+    release(&mut world);
+    late.expect_nothing();
+}
+
+/// The rest of the frame alone is over the bound.
+#[test]
+fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
+    let mut world = calm(&["--max-outbox", "1024", "--max-text", "20000"]);
+    world.capacity = 1000;
+    let slow = member(&mut world, "slow");
+    let talker = member(&mut world, "talker");
+    slow.read_event("joined");
+    slow.set_reading(false);
+    let texts = [1, 2].map(|_| "x".repeat(5000));
+    texts.iter().for_each(|text| send_message(&talker, text));
+    world.settle();
+    slow.set_reading(true);
+    world.settle();
+    assert_eq!(slow.read_event("message")["text"], texts[0]);
+    assert_eq!(slow.read_frame().close(), (1008, "too slow to read".to_owned()));
+}
+
+/// The buffers are full while a message has not been sent to its room yet. A client that must make room has lost earlier
+/// messages, so it does not receive this one either: it would not notice the gap when it resumes.
+#[test]
+fn a_client_that_is_closed_receives_no_message_after_a_gap() {
+    let mut world = calm(&["--max-buffered", "65536", "--max-echo", "1000"]);
+    let talker = member(&mut world, "talker");
+    world.capacity = 1000;
+    let slow = member(&mut world, "slow");
+    slow.set_reading(false);
+    for _ in 0..80 {
+        send_message(&talker, &"x".repeat(500));
+        world.settle();
+    }
+    let unfinished = masked(0x81, &[b'x'; 40_000]);
+    talker
+        .send(&[masked(0x81, message(Dialect::Events, "", "last").as_bytes()), unfinished[..30_000].to_vec()].concat());
+    world.settle();
+    slow.set_reading(true);
+    world.settle();
+    let mut frames = slow.read_frames();
+    assert_eq!(frames.pop().unwrap().close().0, 1013);
+    assert!(frames.iter().all(|frame| json_of(frame)["data"]["text"] != "last"));
 }
 
 /// A slow consumer that reads again gets the rest of the half-sent frame and a Close, and nothing in between.

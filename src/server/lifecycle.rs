@@ -190,7 +190,9 @@ impl<S: Socket> Server<S> {
 
     fn check_silence(&mut self, token: Token, check: Duration) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let silent = check.saturating_sub(connection.cold.last_received);
+        let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
+        let silent = check.saturating_sub(last_received);
+        connection.cold.last_received = self.now.monotonic - silent; // a late check is not the peer's fault
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -219,6 +221,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
+            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // no gap before the Close
             self.close(token, code, reason);
         }
     }

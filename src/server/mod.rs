@@ -295,6 +295,7 @@ impl<S: Socket> Server<S> {
 
     /// Appends an event to the room's batch. The member `but` does not receive the event.
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
+        let but = but.filter(|client| self.chat.room_of(*client).is_some()); // no frame follows the Close
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
         // Skip before a full batch is sent: otherwise `but` would receive the event too.

@@ -48,9 +48,8 @@ impl Timers {
     }
 }
 
-/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout. `silent`
-/// ends at the scheduled check, not now: the time while the server was suspended does not count. The server pings
-/// after every interval of silence, because proxies cut idle connections.
+/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout. The
+/// server pings after every interval of silence, because proxies cut idle connections.
 pub fn plan_check(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };
