@@ -492,7 +492,7 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
         Box::new(broker)
     });
     let control = control.unwrap();
-    let mut release = |world: &mut World| {
+    let release = |world: &mut World| {
         world.turn_with(|server| {
             while control.release_one() {
                 server.apply_effects();

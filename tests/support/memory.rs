@@ -2,7 +2,7 @@
 //! happens in which turn, so a timeout of a minute takes microseconds and every race has one outcome.
 #![allow(dead_code)] // each test binary uses its own part
 
-mod link;
+pub mod link;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -24,7 +24,7 @@ use wirechat::ws::frame::Role;
 
 use crate::support::upgrade_request;
 use crate::support::watched::DEMO_TOKENS;
-pub use link::{Client, End, Faults};
+pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
 /// As in the event loop.
@@ -214,7 +214,7 @@ impl World {
 
     /// When the next summary of rejections is due, which no connection causes.
     pub fn next_summary(&self) -> Option<Duration> {
-        self.server.limits.next_summary()
+        self.server.limits.next_summary_at()
     }
 
     pub fn backlog_len(&self) -> usize {

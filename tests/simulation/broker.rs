@@ -1,0 +1,59 @@
+//! A broker that shows another one to the model: its decisions, or its events on their way back to the chat.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::Token;
+use wirechat::broker::{Broker, BrokerError, Join, Request, RoomEvent};
+
+use crate::model::Model;
+
+/// Shows the decisions of a broker that decides at once.
+pub struct Decisions {
+    pub broker: Box<dyn Broker>,
+    pub model: Rc<RefCell<Model>>,
+    pub events: VecDeque<RoomEvent>,
+}
+
+impl Broker for Decisions {
+    fn check(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check(join)
+    }
+
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        let broker = &mut self.broker;
+        self.events.extend(Model::decide(&self.model, client, request, now, |request| {
+            broker.submit(client, request, now);
+            std::iter::from_fn(|| broker.next_event()).collect()
+        }));
+    }
+
+    fn next_event(&mut self) -> Option<RoomEvent> {
+        self.events.pop_front()
+    }
+}
+
+/// Shows the requests, and the events that the chat receives.
+pub struct Events {
+    pub broker: Box<dyn Broker>,
+    pub model: Rc<RefCell<Model>>,
+}
+
+impl Broker for Events {
+    fn check(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check(join)
+    }
+
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        self.model.borrow_mut().submitted(client, &request);
+        self.broker.submit(client, request, now);
+    }
+
+    fn next_event(&mut self) -> Option<RoomEvent> {
+        let event = self.broker.next_event()?;
+        self.model.borrow_mut().released(&event);
+        Some(event)
+    }
+}

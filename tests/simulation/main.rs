@@ -1,0 +1,262 @@
+//! The whole server in a simulation. One number, the seed, decides everything: the options, what the clients do, the faults
+//! of sockets and broker, and the time. A model knows what each client must receive.
+//!
+//! ```text
+//!   cargo test --release --test simulation               a few hundred seeds
+//!   cargo test --release --test simulation -- 4711       one seed, again
+//!   cargo test --release --test simulation -- --seeds 100000 --from 1
+//! ```
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::too_many_lines)] // the longest functions have one arm for each action, event or option
+
+mod broker;
+#[path = "../support/delayed_broker.rs"]
+mod delayed_broker;
+#[path = "../support/memory.rs"]
+mod memory;
+mod model;
+mod run;
+mod script;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use model::{ISOLATION, PANIC, REPLAY, Violation};
+use run::Outcome;
+use script::Script;
+
+const DEFAULT_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
+/// Every so many seeds run twice, and with all their bytes the same.
+const REPLAY_EVERY: u64 = 10;
+
+/// States that a few hundred seeds must reach.
+const OFTEN: &[&str] = &[
+    "a Close by the server",
+    "a Close that is answered",
+    "a Close with 1013",
+    "a Close without a reply",
+    "a duplicate nonce",
+    "a flood",
+    "a full server",
+    "a join that is rejected late",
+    "a jump of the clock",
+    "a message over the rate",
+    "a message that is not stored",
+    "a name in use",
+    "a page of the history",
+    "a private message",
+    "a protocol error",
+    "a resume",
+    "a resume from the future",
+    "a resume that failed",
+    "a resume with missed messages",
+    "a run without the rude client",
+    "a silent peer",
+    "a slow consumer",
+    "a slow consumer with half a frame",
+    "a stop of the server",
+    "a stream that ends without a Close",
+    "a takeover",
+    "clients that waited for a pause of accepting",
+];
+/// States that only a thousand seeds must reach.
+const RARELY: &[&str] = &[
+    "a hold of broadcasts",
+    "a peer that does not end the stream",
+    "a peer that does not read the last bytes",
+    "a rejected connection that makes room",
+    "a request that is never complete",
+    "a slow consumer alone in its room",
+    "a switch during a pending join",
+    "the buffers of the server are full",
+    "too many joins",
+    "too many rooms",
+];
+
+struct Arguments {
+    seed: Option<u64>,
+    seeds: u64,
+    from: u64,
+    /// Whether a failure is reduced to the actions that matter.
+    shrinks: bool,
+}
+
+/// Arguments of libtest, such as `--test-threads 1`, have no meaning here.
+fn arguments() -> Arguments {
+    let mut arguments = Arguments { seed: None, seeds: DEFAULT_SEEDS, from: 1, shrinks: true };
+    let mut given = std::env::args().skip(1);
+    while let Some(argument) = given.next() {
+        let mut number = || given.next().and_then(|value| value.parse().ok());
+        match argument.as_str() {
+            "--seeds" => arguments.seeds = number().unwrap_or(arguments.seeds),
+            "--from" => arguments.from = number().unwrap_or(arguments.from),
+            "--no-shrink" => arguments.shrinks = false,
+            "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" => _ = given.next(),
+            seed => arguments.seed = seed.parse().ok().or(arguments.seed),
+        }
+    }
+    arguments
+}
+
+/// Runs a script. A panic is a violation too.
+fn run(script: &Script, is_tracing: bool) -> Outcome {
+    panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|cause| {
+        let text = cause.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+        Outcome {
+            violation: Some(Violation { rule: PANIC, text }),
+            step: 0,
+            trace: run::last_trace(),
+            hash: 0,
+            received: BTreeMap::new(),
+            time: Duration::ZERO,
+            messages: 0,
+            counters: BTreeMap::new(),
+        }
+    })
+}
+
+/// Runs a seed with all its checks: the rules, a second run, and a run without the rude client.
+fn check(script: &Script) -> Outcome {
+    let mut outcome = run(script, false);
+    if outcome.violation.is_some() {
+        return outcome;
+    }
+    if script.seed.is_multiple_of(REPLAY_EVERY) {
+        let again = run(script, false);
+        if again.hash != outcome.hash || again.time != outcome.time {
+            let text = format!("hashes {:016x} and {:016x}", outcome.hash, again.hash);
+            outcome.violation = Some(Violation { rule: REPLAY, text });
+        }
+    }
+    if script.is_independent && outcome.violation.is_none() {
+        outcome.violation = check_isolation(script, &outcome);
+        *outcome.counters.entry("a run without the rude client").or_default() += 1;
+    }
+    outcome
+}
+
+fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
+    let mut polite = script.clone();
+    polite.actions.retain(|timed| !script.actors[timed.actor].is_rude);
+    let without = run(&polite, false);
+    if let Some(violation) = without.violation {
+        return Some(violation);
+    }
+    let is_rude = |actor: &usize| script.actors[*actor].is_rude;
+    let differs = |actor: &usize| with.received.get(actor) != without.received.get(actor);
+    let changed = (0..script.actors.len()).find(|actor| !is_rude(actor) && differs(actor))?;
+    let text = format!("{} receives other bytes without the rude client", script.actors[changed].name);
+    Some(Violation { rule: ISOLATION, text })
+}
+
+/// Removes actions for as long as the same rule fails.
+fn shrink(script: &Script, rule: &'static str) -> Script {
+    let mut shrunk = script.clone();
+    let end = Instant::now() + Duration::from_secs(60);
+    let mut size = shrunk.actions.len().div_ceil(2);
+    while size > 0 && Instant::now() < end {
+        let mut start = 0;
+        let before = shrunk.actions.len();
+        while start < shrunk.actions.len() && Instant::now() < end {
+            let mut smaller = shrunk.clone();
+            smaller.actions.drain(start..(start + size).min(smaller.actions.len()));
+            if check(&smaller).violation.is_some_and(|violation| violation.rule == rule) {
+                shrunk = smaller;
+            } else {
+                start += size;
+            }
+        }
+        if size == 1 && shrunk.actions.len() == before {
+            break;
+        }
+        size = if size == 1 { 1 } else { size / 2 };
+    }
+    shrunk
+}
+
+fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
+    let Some(violation) = &outcome.violation else { return };
+    println!("seed {} breaks a rule after {} of {} actions.", script.seed, outcome.step, script.actions.len());
+    println!("  rule     {}\n  found    {}", violation.rule, violation.text);
+    if !shrinks {
+        return;
+    }
+    let shrunk = shrink(script, violation.rule);
+    let traced = run(&shrunk, true);
+    println!("{} actions are enough. Options: {:?}", shrunk.actions.len(), shrunk.options);
+    let Script { short, block, interrupt, spurious, latency, delay, is_observed, .. } = &shrunk;
+    println!(
+        "Faults: short {short:.2}, block {block:.2}, interrupt {interrupt:.2}, spurious {spurious:.2}, latency {latency:?}, broker {delay:?}, observed {is_observed}"
+    );
+    for timed in &shrunk.actions {
+        let actor = &shrunk.actors[timed.actor];
+        println!(
+            "  {:>12.3} s  {:?} by {} ({:?}, {} bytes)",
+            timed.at.as_secs_f64(),
+            timed.action,
+            actor.name,
+            actor.dialect,
+            actor.capacity
+        );
+    }
+    println!("The last events:");
+    traced.trace.iter().for_each(|line| println!("  {line}"));
+    if let Some(violation) = &traced.violation {
+        println!("  {}: {}", violation.rule, violation.text);
+    }
+    println!("Again: cargo test --release --test simulation -- {}", script.seed);
+}
+
+fn main() -> ExitCode {
+    let arguments = arguments();
+    panic::set_hook(Box::new(|_| {}));
+    if let Some(seed) = arguments.seed {
+        let script = Script::new(seed);
+        let outcome = check(&script);
+        report(&script, &outcome, arguments.shrinks);
+        println!(
+            "seed {seed}: {} actions, {:?}, hash {:016x}, {:?}",
+            script.actions.len(),
+            outcome.time,
+            outcome.hash,
+            outcome.counters
+        );
+        return ExitCode::from(u8::from(outcome.violation.is_some()));
+    }
+    let (mut time, mut messages, mut counters) = (Duration::ZERO, 0, BTreeMap::<&str, u64>::new());
+    for seed in arguments.from..arguments.from + arguments.seeds {
+        let script = Script::new(seed);
+        let outcome = check(&script);
+        if outcome.violation.is_some() {
+            report(&script, &outcome, arguments.shrinks);
+            return ExitCode::FAILURE;
+        }
+        time += outcome.time;
+        messages += outcome.messages;
+        outcome.counters.into_iter().for_each(|(name, count)| *counters.entry(name).or_default() += count);
+    }
+    let hours = time.as_secs_f64() / 3600.0;
+    let reached: Vec<String> = counters.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    println!(
+        "simulation: {} seeds from {}, {hours:.1} simulated hours, {messages} messages delivered. Sometimes: {}",
+        arguments.seeds,
+        arguments.from,
+        reached.join(", ")
+    );
+    let missing = |names: &[&'static str], min: u64| -> Vec<&'static str> {
+        let is_missing = |name: &&&'static str| arguments.seeds >= min && !counters.contains_key(**name);
+        names.iter().filter(is_missing).copied().collect()
+    };
+    let missing = [missing(OFTEN, 300), missing(RARELY, 1000)].concat();
+    if !missing.is_empty() {
+        println!("These states were never reached: {}", missing.join(", "));
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}

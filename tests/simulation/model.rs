@@ -1,0 +1,805 @@
+//! What the clients must receive, in plain code. The model reads the requests that the chat submits to the broker, the
+//! broker's decisions, and its events when they come back. From the decisions it checks the broker: ids, nonces, resumes,
+//! pages, recipients. From the events it derives the exact frames of each client. It shares no code with the server.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::Token;
+use serde_json::to_string;
+use wirechat::broker::{Backlog, BrokerError, MemberId, Message, Page, Request, Resume, RoomEvent, RoomId};
+
+use crate::support::users::Dialect;
+
+pub const ORDER: &str = "1: every message once, in one order, to every member";
+pub const ACKNOWLEDGEMENT: &str = "2: an echo means that the room has the message, and a nonce is stored once";
+pub const MEMBERS: &str = "3: members + joined - left is a state of the room";
+pub const RESUME: &str = "4: a resume returns exactly what was missed, or says no";
+pub const FRAMES: &str = "5: well-formed frames, and at most one Close, which is the last";
+pub const BOUNDS: &str = "6: buffers stay within their bounds, and nothing is left behind";
+pub const LIVENESS: &str = "7: everything pending is delivered, and no turn is without progress";
+pub const ISOLATION: &str = "8: a rude client changes nothing for the others";
+pub const PANIC: &str = "the server does not panic";
+pub const REPLAY: &str = "two runs of one seed are the same";
+
+#[derive(Debug, Clone)]
+pub struct Violation {
+    pub rule: &'static str,
+    pub text: String,
+}
+
+/// The options that the model must know.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    pub history: usize,
+    pub history_ttl: Duration,
+    pub max_outbox: usize,
+    pub max_text: usize,
+    pub max_message: usize,
+    pub max_listed: usize,
+    pub max_presence: usize,
+    pub rate_limit: f64,
+    pub unique_names: bool,
+    /// No limit of the broker forces it to forget a history or to reject a room.
+    pub is_roomy: bool,
+}
+
+/// A text that a client must receive.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    pub text: Rc<str>,
+    /// The nonce of this client that the event answers.
+    pub answers: Option<Rc<str>>,
+    /// The id, if it is a message of the room.
+    pub id: Option<u64>,
+}
+
+/// A client of the chat, as the model sees it.
+#[derive(Debug)]
+pub struct Member {
+    pub dialect: Dialect,
+    pub expected: VecDeque<Expected>,
+    /// The length of the frames in `expected`.
+    pub owed: usize,
+    /// The texts that the client has sent and the chat has not submitted yet.
+    pub sent: VecDeque<Rc<str>>,
+    pub is_polite: bool,
+    pub has_joined: bool,
+    pub is_rejected: bool,
+    username: Rc<str>,
+}
+
+/// A request without what only the server knows.
+enum Asked {
+    Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
+    Leave,
+    Switch(Rc<str>),
+    Publish { username: Rc<str>, text: Box<str>, nonce: Option<Rc<str>> },
+    Private { from: Rc<str>, to: Rc<str>, text: Box<str> },
+    History { before: u64, limit: usize },
+    Typing,
+}
+
+/// The broker's state after all its decisions.
+#[derive(Default)]
+struct Decided {
+    rooms: HashMap<RoomId, Place>,
+    members: BTreeMap<Token, Seat>,
+    /// All messages of each history, by epoch.
+    logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
+    /// The last history of each room, and when the room became empty.
+    kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
+    now: Duration,
+}
+
+struct Place {
+    name: Rc<str>,
+    epoch: Option<Rc<str>>,
+    members: usize,
+}
+
+struct Seat {
+    room: RoomId,
+    username: Rc<str>,
+    client_id: Option<Rc<str>>,
+}
+
+/// A room as its members see it.
+struct Room {
+    name: Rc<str>,
+    members: BTreeMap<Token, Rc<str>>,
+}
+
+pub struct Model {
+    rules: Rules,
+    decided: Decided,
+    rooms: HashMap<RoomId, Room>,
+    pub members: HashMap<Token, Member>,
+    pub violation: Option<Violation>,
+    pub counters: BTreeMap<&'static str, u64>,
+    pub lefts: usize,
+    largest_frame: usize,
+}
+
+fn key(name: &str) -> String {
+    name.to_lowercase()
+}
+
+fn is_default(name: &str) -> bool {
+    key(name) == "anonymous"
+}
+
+/// The bytes of a frame from the server.
+fn frame_len(text: &str) -> usize {
+    text.len()
+        + if text.len() < 126 {
+            2
+        } else if text.len() < 65536 {
+            4
+        } else {
+            10
+        }
+}
+
+fn quoted(text: &str) -> String {
+    to_string(text).unwrap_or_default()
+}
+
+fn list(names: &[Rc<str>]) -> String {
+    format!("[{}]", names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(","))
+}
+
+fn message_fields(message: &Message) -> String {
+    let Message { username, text, id, time, nonce } = message;
+    let nonce = nonce.as_ref().map(|nonce| format!(r#","nonce":{}"#, quoted(nonce))).unwrap_or_default();
+    format!(r#"{{"username":{},"text":{},"id":{id},"time":"{time}"{nonce}}}"#, quoted(username), quoted(text))
+}
+
+fn history(messages: &[Rc<Message>]) -> String {
+    format!("[{}]", messages.iter().map(|message| message_fields(message)).collect::<Vec<_>>().join(","))
+}
+
+fn render_message(dialect: Dialect, message: &Message) -> String {
+    let (username, text) = (quoted(&message.username), quoted(&message.text));
+    match dialect {
+        Dialect::Events => format!(r#"{{"event":"message","data":{}}}"#, message_fields(message)),
+        Dialect::Rooms => format!(r#"{{"type":"message","username":{username},"text":{text}}}"#),
+        Dialect::Presence => {
+            let time = &message.time;
+            format!(r#"{{"type":"chat_message","username":{username},"text":{text},"timestamp":"{time}"}}"#)
+        }
+    }
+}
+
+impl Model {
+    pub fn new(rules: Rules) -> Model {
+        Model {
+            rules,
+            decided: Decided::default(),
+            rooms: HashMap::new(),
+            members: HashMap::new(),
+            violation: None,
+            counters: BTreeMap::new(),
+            lefts: 0,
+            largest_frame: 0,
+        }
+    }
+
+    pub fn fail(&mut self, rule: &'static str, text: impl Into<String>) {
+        let text = text.into();
+        self.violation.get_or_insert(Violation { rule, text });
+    }
+
+    pub fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    fn require(&mut self, rule: &'static str, holds: bool, text: impl FnOnce() -> String) {
+        if !holds {
+            self.fail(rule, text());
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ what the chat asks
+
+    /// The chat has submitted a request of a client: it must be the next text that the client sent, or a later one.
+    pub fn submitted(&mut self, client: Token, request: &Request) {
+        let (text, username) = match request {
+            Request::Publish(message) => (&message.text, &message.username),
+            Request::Private(message) => (&message.text, &message.from),
+            Request::Join(join) => {
+                if let Some(member) = self.members.get_mut(&client) {
+                    member.username = Rc::clone(&join.username);
+                }
+                return;
+            }
+            Request::Switch { .. } => {
+                if self.members.get(&client).is_some_and(|member| !member.has_joined) {
+                    self.count("a switch during a pending join");
+                }
+                return;
+            }
+            _ => return,
+        };
+        let Some(member) = self.members.get_mut(&client).filter(|member| member.is_polite) else { return };
+        let at = member.sent.iter().position(|sent| **sent == **text);
+        if let Some(at) = at {
+            member.sent.drain(..=at);
+        } else {
+            self.fail(ORDER, format!("{username} did not send {text:?}, or not in this order, or only once"));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------- what the broker decides
+
+    fn asked(request: &Request) -> Asked {
+        match request {
+            Request::Join(join) => Asked::Join {
+                username: Rc::clone(&join.username),
+                room: Rc::clone(&join.room),
+                client_id: join.client_id.clone(),
+                resume: join.resume.clone(),
+                may_replace: join.is_bound || join.session.is_some() || join.client_id.is_some(),
+            },
+            Request::Leave => Asked::Leave,
+            Request::Switch { room, .. } => Asked::Switch(Rc::clone(room)),
+            Request::Publish(message) => Asked::Publish {
+                username: Rc::clone(&message.username),
+                text: message.text.clone(),
+                nonce: message.nonce.clone(),
+            },
+            Request::Private(message) => Asked::Private {
+                from: Rc::clone(&message.from),
+                to: Rc::clone(&message.to),
+                text: message.text.clone(),
+            },
+            Request::History { before, limit } => Asked::History { before: *before, limit: *limit },
+            Request::Typing { .. } => Asked::Typing,
+        }
+    }
+
+    /// The broker executes a request at once. `execute` returns its events, which the caller gets back.
+    pub fn decide(
+        this: &std::cell::RefCell<Model>,
+        client: Token,
+        request: Request,
+        now: Duration,
+        execute: impl FnOnce(Request) -> Vec<RoomEvent>,
+    ) -> Vec<RoomEvent> {
+        let asked = Model::asked(&request);
+        let events = execute(request);
+        let model = &mut *this.borrow_mut();
+        model.decided.now = now;
+        model.check_request(client, &asked, &events);
+        for event in &events {
+            model.check_decision(client, &asked, event);
+        }
+        events
+    }
+
+    /// How many events of which kind a request must have.
+    fn check_request(&mut self, client: Token, asked: &Asked, events: &[RoomEvent]) {
+        let seat = self.decided.members.get(&client);
+        let last = events.last();
+        let (rule, holds) = match (asked, last) {
+            (Asked::Join { .. }, Some(RoomEvent::Joined { client: joined, from: None, .. })) => {
+                (MEMBERS, *joined == client)
+            }
+            (Asked::Join { .. }, Some(RoomEvent::JoinRejected { client: rejected, .. })) => {
+                (MEMBERS, *rejected == client && events.len() == 1)
+            }
+            (Asked::Join { .. }, _) => (MEMBERS, false),
+            (_, None) if seat.is_none() => (MEMBERS, true),
+            (_, Some(_)) if seat.is_none() => (MEMBERS, false),
+            (Asked::Leave, Some(RoomEvent::Left { member, .. })) => {
+                (MEMBERS, *member == MemberId::Local(client) && events.len() == 1)
+            }
+            (Asked::Switch(name), None) => {
+                (MEMBERS, seat.is_some_and(|seat| self.decided.rooms[&seat.room].name == *name))
+            }
+            (Asked::Switch(_), Some(RoomEvent::Joined { from, client: joined, .. })) => {
+                (MEMBERS, *joined == client && *from == seat.map(|seat| seat.room))
+            }
+            (Asked::Switch(_), Some(RoomEvent::Rejected { .. })) => (MEMBERS, events.len() == 1),
+            (Asked::Publish { .. }, Some(RoomEvent::Published { client: by, .. })) => {
+                (ORDER, *by == Some(client) && events.len() == 1)
+            }
+            (
+                Asked::Publish { .. },
+                Some(RoomEvent::Duplicate { client: by, .. } | RoomEvent::Rejected { client: by, .. }),
+            ) => (ACKNOWLEDGEMENT, *by == client && events.len() == 1),
+            (Asked::Private { .. }, Some(RoomEvent::Private { .. } | RoomEvent::Rejected { .. })) => {
+                (ORDER, events.len() == 1)
+            }
+            (Asked::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
+                (ORDER, *by == client && events.len() == 1)
+            }
+            (Asked::Typing, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => (ORDER, events.len() == 1),
+            _ => (ORDER, false),
+        };
+        self.require(rule, holds, || format!("the broker's events for a request of {client:?} are {events:?}"));
+    }
+
+    fn holds_name(&self, name: &str, but: Token) -> bool {
+        let mut seats = self.decided.members.iter();
+        seats.any(|(token, seat)| *token != but && key(&seat.username) == key(name))
+    }
+
+    fn check_decision(&mut self, client: Token, asked: &Asked, event: &RoomEvent) {
+        match (event, asked) {
+            (RoomEvent::Opened { room, name, members }, _) => {
+                let place = Place { name: Rc::clone(name), epoch: None, members: 0 };
+                let before = self.decided.rooms.insert(*room, place);
+                let is_new = before.is_none() && members.is_empty();
+                let names = self.decided.rooms.values().filter(|place| place.name == *name).count();
+                self.require(MEMBERS, is_new && names == 1, || format!("{name} opens twice"));
+            }
+            (RoomEvent::Left { room, member: MemberId::Local(token) }, _) => {
+                let is_replaced = match asked {
+                    Asked::Join { username, client_id, may_replace, .. } => {
+                        self.decided.members.get(token).is_some_and(|seat| {
+                            *may_replace
+                                && (key(&seat.username) == key(username)
+                                    || client_id.is_some() && seat.client_id == *client_id)
+                        })
+                    }
+                    _ => *token == client,
+                };
+                self.require(MEMBERS, is_replaced, || format!("{token:?} leaves without a reason"));
+                if *token != client {
+                    self.count("a takeover");
+                }
+                let was_there = self.decided.members.remove(token).is_some_and(|seat| seat.room == *room);
+                self.require(MEMBERS, was_there, || format!("{token:?} leaves a room in which it is not"));
+                self.vacate(*room);
+            }
+            (RoomEvent::Joined { client: token, from, to, backlog, .. }, _) => {
+                let (username, client_id, name, resume) = match asked {
+                    Asked::Join { username, client_id, room, resume, .. } => {
+                        (Rc::clone(username), client_id.clone(), room, resume.as_ref())
+                    }
+                    Asked::Switch(room) => {
+                        let Some(seat) = self.decided.members.remove(token) else {
+                            return self.fail(MEMBERS, "a switch of nobody");
+                        };
+                        (seat.username, seat.client_id, room, None)
+                    }
+                    _ => return self.fail(MEMBERS, "a join without a request"),
+                };
+                if self.rules.unique_names && !is_default(&username) && self.holds_name(&username, *token) {
+                    self.fail(MEMBERS, format!("two members are {username}"));
+                }
+                let Some(place) = self.decided.rooms.get_mut(to) else {
+                    return self.fail(MEMBERS, "a join to a room that is not open");
+                };
+                place.members += 1;
+                let is_named = place.name == *name;
+                self.require(MEMBERS, is_named, || format!("a join to another room than {name}"));
+                self.check_backlog(*to, resume, backlog);
+                self.decided.members.insert(*token, Seat { room: *to, username, client_id });
+                from.iter().for_each(|room| self.vacate(*room));
+            }
+            (RoomEvent::JoinRejected { error, .. }, Asked::Join { username, .. }) => {
+                let is_right = match error {
+                    BrokerError::NameInUse => self.rules.unique_names && self.holds_name(username, client),
+                    BrokerError::TooManyRooms => !self.rules.is_roomy,
+                    _ => true,
+                };
+                self.require(MEMBERS, is_right, || format!("the join of {username} is rejected: {error:?}"));
+                self.count(if *error == BrokerError::NameInUse { "a name in use" } else { "too many rooms" });
+            }
+            (RoomEvent::Published { room, message, .. }, Asked::Publish { username, text, nonce }) => {
+                let sent = (username, text, nonce);
+                let is_sent = (&message.username, &message.text, &message.nonce) == sent;
+                self.require(ORDER, is_sent, || format!("{message:?} is not what {username} sent"));
+                let seat = self.decided.members.get_mut(&client);
+                let is_there = seat.is_some_and(|seat| {
+                    seat.username = Rc::clone(username);
+                    seat.room == *room
+                });
+                self.require(ORDER, is_there, || "a message in a room of others".to_owned());
+                let Some(epoch) = self.decided.rooms.get(room).and_then(|place| place.epoch.clone()) else {
+                    return self.fail(ORDER, "a message in a closed room");
+                };
+                let (kept, is_roomy) = (self.rules.history, self.rules.is_roomy);
+                let log = self.decided.logs.entry(epoch).or_default();
+                let next = log.len() as u64 + 1;
+                let recent = log.iter().rev().take(kept);
+                let is_again = is_roomy
+                    && nonce.is_some()
+                    && recent.clone().any(|old| old.nonce == *nonce && old.username == *username);
+                log.push(Rc::clone(message));
+                self.require(ORDER, message.id == next, || format!("the id {} follows {}", message.id, next - 1));
+                self.require(ACKNOWLEDGEMENT, !is_again, || format!("{nonce:?} is stored twice"));
+            }
+            (RoomEvent::Duplicate { message, .. }, Asked::Publish { username, nonce, .. }) => {
+                let log = self.log_of(client);
+                let stored = log.and_then(|log| log.get(message.id as usize - 1));
+                let is_stored = stored == Some(message)
+                    && message.nonce == *nonce
+                    && nonce.is_some()
+                    && message.username == *username;
+                self.require(ACKNOWLEDGEMENT, is_stored, || format!("{nonce:?} was never stored as {message:?}"));
+                self.count("a duplicate nonce");
+            }
+            (RoomEvent::Private { recipients, message }, Asked::Private { from, to, text }) => {
+                let is_sent = message.from == *from && message.to == *to && message.text == *text;
+                let holders = self.decided.members.iter().filter(|(_, seat)| key(&seat.username) == key(to));
+                let mut expected: Vec<Token> =
+                    holders.map(|(token, _)| *token).filter(|token| *token != client).collect();
+                expected.push(client);
+                let mut sorted = recipients.clone();
+                sorted.sort();
+                expected.sort();
+                let is_right = is_sent && sorted == expected && recipients.last() == Some(&client);
+                self.require(ORDER, is_right, || format!("{message:?} goes to {recipients:?}, not to {expected:?}"));
+                if let Some(seat) = self.decided.members.get_mut(&client) {
+                    seat.username = Rc::clone(from);
+                }
+                self.count("a private message");
+            }
+            (RoomEvent::History { page, .. }, Asked::History { before, limit }) => {
+                self.check_page(client, *before, *limit, page)
+            }
+            (RoomEvent::Rejected { error, .. }, _) => {
+                let username = match asked {
+                    Asked::Publish { username, .. } | Asked::Private { from: username, .. } => Some(username),
+                    _ => None,
+                };
+                let is_right = match error {
+                    BrokerError::NameInUse => {
+                        self.rules.unique_names && username.is_none_or(|name| self.holds_name(name, client))
+                    }
+                    BrokerError::TooManyRooms => !self.rules.is_roomy,
+                    BrokerError::NoSuchUser(name) => {
+                        !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
+                    }
+                    BrokerError::NotStored | BrokerError::ClientIdInUse => false,
+                };
+                self.require(ACKNOWLEDGEMENT, is_right, || format!("{client:?} is rejected: {error:?}"));
+            }
+            _ => {}
+        }
+    }
+
+    fn vacate(&mut self, room: RoomId) {
+        let now = self.decided.now;
+        let Some(place) = self.decided.rooms.get_mut(&room) else { return self.fail(MEMBERS, "a closed room empties") };
+        place.members -= 1;
+        if place.members == 0
+            && let Some(Place { name, epoch: Some(epoch), .. }) = self.decided.rooms.remove(&room)
+        {
+            self.decided.kept.insert(name, (epoch, now));
+        }
+    }
+
+    fn log_of(&self, client: Token) -> Option<&Vec<Rc<Message>>> {
+        let room = self.decided.members.get(&client)?.room;
+        self.decided.logs.get(self.decided.rooms.get(&room)?.epoch.as_ref()?)
+    }
+
+    fn check_backlog(&mut self, room: RoomId, resume: Option<&Resume>, backlog: &Backlog) {
+        let Backlog { epoch, last_id, resumed, messages } = backlog;
+        let (rules, now) = (self.rules.clone(), self.decided.now);
+        let Some(place) = self.decided.rooms.get_mut(&room) else { return };
+        let name = Rc::clone(&place.name);
+        let before = place.epoch.replace(Rc::clone(epoch));
+        let is_known = self.decided.logs.contains_key(epoch);
+        let is_right = match (before, self.decided.kept.get(&name)) {
+            (Some(before), _) => before == *epoch,
+            (None, Some((kept, at))) if *kept == *epoch => now - *at <= rules.history_ttl,
+            (None, Some((_, at))) => !is_known && (!rules.is_roomy || now - *at > rules.history_ttl),
+            (None, None) => !is_known,
+        };
+        self.require(RESUME, is_right, || format!("the epoch of {name} is {epoch}"));
+        let log = self.decided.logs.entry(Rc::clone(epoch)).or_default().clone();
+        self.require(RESUME, *last_id == log.len() as u64, || {
+            format!("last_id is {last_id}, after {} messages", log.len())
+        });
+        let kept = rules.history.min(log.len());
+        // An upper bound of what one message takes in a welcome.
+        let len =
+            |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
+        let missed = resume
+            .filter(|resume| *resume.epoch == **epoch && resume.since <= *last_id)
+            .map(|resume| resume.since as usize);
+        let is_kept = missed.is_some_and(|since| log.len() - since <= kept);
+        if *resumed {
+            let exact = missed.is_some_and(|since| log[since..] == messages[..]);
+            self.require(RESUME, exact && is_kept, || {
+                format!("{resume:?} of {} messages returns {}", log.len(), messages.len())
+            });
+            self.count("a resume");
+            if !messages.is_empty() {
+                self.count("a resume with missed messages");
+            }
+        } else {
+            let is_suffix = log.ends_with(messages) && messages.len() <= kept;
+            let fits = |count: usize| rules.is_roomy && len(&log[log.len() - count..]) <= rules.max_outbox;
+            let is_short = messages.len() < kept && fits(kept);
+            self.require(RESUME, is_suffix && !is_short, || {
+                format!("a new client gets {} of {} messages", messages.len(), log.len())
+            });
+            let could = is_kept && missed.is_some_and(|since| fits(log.len() - since));
+            self.require(RESUME, !could, || {
+                format!("{resume:?} of {} messages is possible, but did not succeed", log.len())
+            });
+            if resume.is_some() {
+                self.count("a resume that failed");
+            }
+        }
+    }
+
+    fn check_page(&mut self, client: Token, before: u64, limit: usize, page: &Page) {
+        let rules = self.rules.clone();
+        let Some(log) = self.log_of(client).cloned() else { return self.fail(ORDER, "a page for nobody") };
+        let end = log.len().min(before.saturating_sub(1) as usize);
+        let oldest = log.len().saturating_sub(rules.history);
+        let is_part = log[..end].ends_with(&page.messages) && page.messages.len() <= limit;
+        let start = end - page.messages.len().min(end);
+        let len = log[..end].iter().rev().take(limit).map(|message| message_fields(message).len() + 60).sum::<usize>();
+        let is_full = page.messages.len() == limit.min(end.saturating_sub(oldest));
+        let is_right = !rules.is_roomy
+            || ((is_full || len > rules.max_outbox / 2) && page.more == (start > oldest && end > oldest));
+        let is_empty_right = page.messages.is_empty() && end <= oldest && (!page.more || !rules.is_roomy);
+        let is_named =
+            self.decided.members.get(&client).is_some_and(|seat| self.decided.rooms[&seat.room].name == page.room);
+        self.require(ORDER, is_named && (is_part && is_right || is_empty_right), || {
+            format!(
+                "the page before {before}, limit {limit}, of {} messages has {} from {}, more: {}",
+                log.len(),
+                page.messages.len(),
+                start + 1,
+                page.more
+            )
+        });
+        self.count("a page of the history");
+    }
+
+    // -------------------------------------------------------------------------------------------- what the chat is told
+
+    fn expect(&mut self, client: Token, text: String, answers: Option<Rc<str>>, id: Option<u64>) {
+        self.expect_shared(client, text.into(), answers, id);
+    }
+
+    fn expect_shared(&mut self, client: Token, text: Rc<str>, answers: Option<Rc<str>>, id: Option<u64>) {
+        self.largest_frame = self.largest_frame.max(frame_len(&text));
+        if let Some(member) = self.members.get_mut(&client) {
+            member.owed += frame_len(&text);
+            member.expected.push_back(Expected { text, answers, id });
+        }
+    }
+
+    fn dialect(&self, client: Token) -> Option<Dialect> {
+        self.members.get(&client).map(|member| member.dialect)
+    }
+
+    /// Everyone in the room but one receives an event; `render` returns `None` if a dialect has none.
+    fn broadcast(
+        &mut self,
+        room: RoomId,
+        but: Option<Token>,
+        id: Option<u64>,
+        answers: Option<(Token, Rc<str>)>,
+        render: impl Fn(Dialect) -> Option<String>,
+    ) {
+        let Some(place) = self.rooms.get(&room) else { return self.fail(MEMBERS, "an event of a closed room") };
+        let members: Vec<Token> = place.members.keys().copied().filter(|token| Some(*token) != but).collect();
+        let mut texts: [Option<Rc<str>>; 3] = [None, None, None];
+        for client in members {
+            let Some(dialect) = self.dialect(client) else { continue };
+            let slot = &mut texts[dialect as usize];
+            if slot.is_none() {
+                *slot = render(dialect).map(Rc::from);
+            }
+            let Some(text) = slot.clone() else { continue };
+            let nonce = answers.as_ref().filter(|(token, _)| *token == client).map(|(_, nonce)| Rc::clone(nonce));
+            self.expect_shared(client, text, nonce, id);
+        }
+    }
+
+    /// `joined` or `left` in one dialect.
+    fn render_move(&self, room: RoomId, dialect: Dialect, username: &str, joined: bool) -> String {
+        let verb = if joined { "joined" } else { "left" };
+        match dialect {
+            Dialect::Events => format!(r#"{{"event":"{verb}","data":{{"username":{}}}}}"#, quoted(username)),
+            Dialect::Rooms => format!(r#"{{"type":"system","message":"A user {verb} the chat"}}"#),
+            Dialect::Presence => {
+                let names: Vec<Rc<str>> = self.rooms[&room].members.values().cloned().collect();
+                let active = if names.len() > self.rules.max_presence {
+                    format!(r#""active_users":[],"active_count":{}"#, names.len())
+                } else {
+                    format!(r#""active_users":{}"#, list(&names))
+                };
+                format!(r#"{{"type":"user_{verb}","username":{},{active}}}"#, quoted(username))
+            }
+        }
+    }
+
+    fn move_member(&mut self, room: RoomId, but: Option<Token>, username: &str, joined: bool) {
+        let texts = [Dialect::Events, Dialect::Rooms, Dialect::Presence]
+            .map(|dialect| self.render_move(room, dialect, username, joined));
+        self.broadcast(room, but, None, None, |dialect| Some(texts[dialect as usize].clone()));
+    }
+
+    fn remove_from(&mut self, room: RoomId, client: Token) {
+        let Some(place) = self.rooms.get_mut(&room) else { return self.fail(MEMBERS, "a closed room is left") };
+        let Some(username) = place.members.remove(&client) else {
+            return self.fail(MEMBERS, format!("{client:?} leaves twice"));
+        };
+        self.lefts += 1;
+        if place.members.is_empty() {
+            self.rooms.remove(&room);
+        } else {
+            self.move_member(room, None, &username, false);
+        }
+    }
+
+    /// The chat receives an event: from it follow the frames of the clients.
+    pub fn released(&mut self, event: &RoomEvent) {
+        match event {
+            RoomEvent::Opened { room, name, .. } => {
+                self.rooms.insert(*room, Room { name: Rc::clone(name), members: BTreeMap::new() });
+            }
+            RoomEvent::Joined { client, session, from, to, backlog } => {
+                if let Some(from) = from {
+                    self.remove_from(*from, *client);
+                }
+                let Some(member) = self.members.get_mut(client) else { return };
+                let is_switch = std::mem::replace(&mut member.has_joined, true);
+                let (username, dialect) = (Rc::clone(&member.username), member.dialect);
+                let Some(place) = self.rooms.get_mut(to) else { return self.fail(MEMBERS, "a join to a closed room") };
+                let name = Rc::clone(&place.name);
+                let names: Vec<Rc<str>> = place.members.values().take(self.rules.max_listed).cloned().collect();
+                let count = place.members.len();
+                place.members.insert(*client, Rc::clone(&username));
+                let Backlog { epoch, last_id, resumed, messages } = backlog;
+                let (room, members, past) = (quoted(&name), list(&names), history(messages));
+                if is_switch {
+                    let text = format!(
+                        r#"{{"event":"switched","data":{{"room":{room},"members":{members},"member_count":{count},"epoch":"{epoch}","last_id":{last_id},"history":{past}}}}}"#
+                    );
+                    self.expect(*client, text, None, None);
+                } else if dialect == Dialect::Events {
+                    let Rules { max_text, max_message, rate_limit, .. } = self.rules;
+                    let session: String = session.0.iter().map(|byte| format!("{byte:02x}")).collect();
+                    let text = format!(
+                        r#"{{"event":"welcome","data":{{"message":{},"members":{members},"room":{room},"username":{},"epoch":"{epoch}","last_id":{last_id},"resumed":{resumed},"history":{past},"session":"{session}","member_count":{count},"limits":{{"max_text":{max_text},"max_message":{max_message},"rate_limit":{rate_limit:?}}}}}}}"#,
+                        quoted(&format!("Welcome to #{name}, {username}!")),
+                        quoted(&username),
+                    );
+                    self.expect(*client, text, None, None);
+                } else {
+                    let text = self.render_move(*to, dialect, &username, true);
+                    self.expect(*client, text, None, None);
+                    messages
+                        .iter()
+                        .for_each(|message| self.expect(*client, render_message(dialect, message), None, None));
+                }
+                self.move_member(*to, Some(*client), &username, true);
+            }
+            RoomEvent::Left { room, member: MemberId::Local(client) } => self.remove_from(*room, *client),
+            RoomEvent::Published { room, client, message } => {
+                let answers = client.zip(message.nonce.clone());
+                self.broadcast(*room, None, Some(message.id), answers, |dialect| {
+                    Some(render_message(dialect, message))
+                });
+            }
+            RoomEvent::Duplicate { client, message } => {
+                let Some(dialect) = self.dialect(*client) else { return };
+                self.expect(*client, render_message(dialect, message), message.nonce.clone(), Some(message.id));
+            }
+            RoomEvent::Private { recipients, message } => {
+                let (from, to, text) = (quoted(&message.from), quoted(&message.to), quoted(&message.text));
+                let time = &message.time;
+                for client in recipients {
+                    let answers = message.nonce.clone().filter(|_| Some(client) == recipients.last());
+                    let nonce = message
+                        .nonce
+                        .as_ref()
+                        .map(|nonce| format!(r#","nonce":{}"#, quoted(nonce)))
+                        .unwrap_or_default();
+                    let Some(dialect) = self.dialect(*client) else { continue };
+                    let text = match dialect {
+                        Dialect::Events => format!(
+                            r#"{{"event":"private","data":{{"from":{from},"to":{to},"text":{text},"time":"{time}"{nonce}}}}}"#
+                        ),
+                        Dialect::Rooms => format!(r#"{{"type":"private","from":{from},"to":{to},"text":{text}}}"#),
+                        Dialect::Presence => format!(
+                            r#"{{"type":"private_message","from":{from},"to":{to},"text":{text},"timestamp":"{time}"}}"#
+                        ),
+                    };
+                    self.expect(*client, text, answers, None);
+                }
+            }
+            RoomEvent::History { client, page } => {
+                let Page { room, before, messages, more } = page;
+                let text = format!(
+                    r#"{{"event":"history","data":{{"room":{},"before":{before},"messages":{},"more":{more}}}}}"#,
+                    quoted(room),
+                    history(messages)
+                );
+                self.expect(*client, text, None, None);
+            }
+            RoomEvent::Typing { room, client, username } => {
+                let username = quoted(username);
+                self.broadcast(*room, *client, None, None, |dialect| match dialect {
+                    Dialect::Events => Some(format!(r#"{{"event":"typing","data":{{"username":{username}}}}}"#)),
+                    Dialect::Rooms => Some(format!(r#"{{"type":"typing","username":{username}}}"#)),
+                    Dialect::Presence => None,
+                });
+            }
+            RoomEvent::JoinRejected { client, .. } => {
+                if let Some(member) = self.members.get_mut(client) {
+                    member.is_rejected = true;
+                }
+            }
+            RoomEvent::Rejected { client, error, nonce } => {
+                let message = match error {
+                    BrokerError::NameInUse | BrokerError::ClientIdInUse => "username already in use".to_owned(),
+                    BrokerError::TooManyRooms => "There are too many rooms".to_owned(),
+                    BrokerError::NoSuchUser(name) => format!("No such user: {name}"),
+                    BrokerError::NotStored => {
+                        self.count("a message that is not stored");
+                        "Message not stored".to_owned()
+                    }
+                };
+                let (message, Some(dialect)) = (quoted(&message), self.dialect(*client)) else { return };
+                let answer = nonce.as_ref().map(|nonce| format!(r#","nonce":{}"#, quoted(nonce))).unwrap_or_default();
+                let text = match dialect {
+                    Dialect::Events => format!(r#"{{"event":"error","data":{{"message":{message}{answer}}}}}"#),
+                    Dialect::Rooms => format!(r#"{{"type":"error","message":{message}}}"#),
+                    Dialect::Presence => format!(r#"{{"error":{message}}}"#),
+                };
+                self.expect(*client, text, nonce.clone(), None);
+            }
+            RoomEvent::RemoteJoined { .. } | RoomEvent::Left { .. } => {
+                self.fail(MEMBERS, "a member on another instance")
+            }
+        }
+    }
+
+    // -------------------------------------------------------------------------------------- what the clients have seen
+
+    pub fn add_member(&mut self, client: Token, dialect: Dialect, is_polite: bool, sent: VecDeque<Rc<str>>) {
+        let member = Member {
+            dialect,
+            expected: VecDeque::new(),
+            owed: 0,
+            sent,
+            is_polite,
+            has_joined: false,
+            is_rejected: false,
+            username: "".into(),
+        };
+        self.members.insert(client, member);
+    }
+
+    /// A client receives a text. Returns the expected one, or `None` if it must be a direct reply.
+    pub fn receive(&mut self, client: Token, text: &str) -> Option<Expected> {
+        let member = self.members.get_mut(&client)?;
+        let expected = member.expected.pop_front_if(|front| *front.text == *text)?;
+        member.owed -= frame_len(&expected.text);
+        Some(expected)
+    }
+
+    /// A client must not be owed more than its outbox and its socket may hold.
+    pub fn check_owed(&mut self, client: Token, in_flight: usize) {
+        let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
+        let bound = self.rules.max_outbox + 2 * self.largest_frame;
+        self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));
+    }
+
+    pub fn rooms_with_members(&self) -> usize {
+        self.rooms.len().max(self.decided.rooms.len())
+    }
+
+    pub fn is_member(&self, client: Token) -> bool {
+        self.rooms.values().any(|room| room.members.contains_key(&client))
+    }
+
+    pub fn all_members(&self) -> Vec<Token> {
+        self.rooms.values().flat_map(|room| room.members.keys().copied()).collect()
+    }
+}

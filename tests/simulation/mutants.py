@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Breaks the server on purpose, one small change at a time, and lets the simulation find each.
+
+    tests/simulation/mutants.py             all mutants
+    tests/simulation/mutants.py --sample 2  two of them, another two every day
+    tests/simulation/mutants.py NAME …      these
+
+Works on a copy in a temporary folder, and fails if a mutant survives 1,000 seeds. MUTANTS_TARGET names a folder for the build.
+"""
+import datetime, os, re, shutil, subprocess, sys, tempfile, time
+
+SEEDS = '1000'
+SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
+OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
+LOG, MEMORY, CHAT = 'src/broker/log.rs', 'src/broker/memory.rs', 'src/chat/mod.rs'
+
+# Name, file, text, and what replaces its first occurrence.
+MUTANTS = [
+    ('the cursor does not move', FANOUT, 'batch.cursors.insert(member, frames.len()).unwrap_or_default()',
+     'batch.cursors.get(&member).copied().unwrap_or_default()'),
+    ('a new member receives the batch before its join', SERVER, 'self.skip(client, to);', 'let _ = to;'),
+    ('a switch loses the rest of the old batch', SERVER,
+     'from.into_iter().for_each(|room| self.catch_up(client, room));', 'let _ = from;'),
+    ('an event for all but one reaches all', SERVER, 'but.into_iter().for_each(|client| self.skip(client, room));', ''),
+    ('a private event overtakes the batch', SERVER,
+     'self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));\n        let Some(dialect)',
+     'let Some(dialect)'),
+    ('a reply overtakes the batch', LIFECYCLE,
+     'self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));', ''),
+    ('a removed connection stays in the chat', LIFECYCLE, 'self.chat.leave(token, &reason, self.now);', ''),
+    ('a removed client counts for ever', LIFECYCLE, 'Some(_) => self.limits.clients -= 1,', 'Some(_) => {}'),
+    ('an address never gets its place back', LIFECYCLE,
+     'self.limits.remove_connection(peer.ip());\n        }\n        match', '}\n        match'),
+    ('buffered bytes are never given back', LIFECYCLE, 'self.limits.buffered -= buffered;', ''),
+    ('a timer is forgotten in the list', LIFECYCLE, 'self.timers.cancel(token, &mut connection.cold.deadline);', ''),
+    ('the silence is checked once only', LIFECYCLE, 'self.set_timer(token, wait);', ''),
+    ('no ping is sent', LIFECYCLE, 'if pings {', 'if pings && token.0 == 0 {'),
+    ('a half-sent frame is dropped', OUTBOX, 'self.push(rest);', 'drop(rest);'),
+    ('a partial write starts the next chunk anew', OUTBOX, 'self.sent -= len;', 'self.sent = 0;'),
+    ('a partial write of a broadcast is repeated', OUTBOX,
+     'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written);',
+     'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written.min(0));'),
+    ('the shared copies are not counted', OUTBOX, 'total.set(total.get() + frames.len());', 'total.set(total.get() + 2 * frames.len());'),
+    ('a full read counts as the last one', CONNECTION,
+     'Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,', 'Ok(_) => Input::Drained,'),
+    ('the end of the stream is forgotten after a short read', CONNECTION,
+     '*len < buffer.len() && self.input == Input::Readable', '*len < buffer.len()'),
+    ('input is read although the outbox is full', CONNECTION,
+     'self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox / 2 }',
+     'self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox * 100 }'),
+    ('a slow consumer is never closed', CONNECTION, 'self.is_open() && !self.is_echo() && self.outbox', 'self.is_echo() && self.outbox'),
+    ('a drained connection does not wait for the peer', CONNECTION, '(!discards || self.input == Input::Ended)', '(!discards || self.input <= Input::Ended)'),
+    ('an edge to write is ignored', SERVER, 'if readiness.writable && !connection.is_flushed()', 'if readiness.error && !connection.is_flushed()'),
+    ('input that is left asks for no turn', SERVER,
+     'self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake])', 'false'),
+    ('sockets are never closed', SERVER, 'self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));', ''),
+    ('a Pong waits for the next event', SERVER, 'ProtocolEvent::Ping(_) => self.apply_protocol_state(token, ""),', 'ProtocolEvent::Ping(_) => {}'),
+    ('unprocessed input is lost', SERVER, 'connection.cold.unprocessed = (&*input).into();', ''),
+    ('frames right behind the request are lost', SERVER, 'self.receive_frames(token, &mut input[end..]);', 'let _ = end;'),
+    ('a message gets the id after the next', LOG, 'self.last_id += 1;', 'self.last_id += 1 + self.last_id % 2;'),
+    ('any epoch resumes', LOG, 'resume.filter(|resume| *resume.epoch == *self.epoch)', 'resume.filter(|resume| !resume.epoch.is_empty())'),
+    ('a resume repeats the last message', LOG, 'self.last_id.checked_sub(resume.since)).filter(|count| *count <= fitting)',
+     'self.last_id.checked_sub(resume.since)).map(|count| count + u64::from(count < fitting))'),
+    ('a nonce is not remembered', LOG, 'self.nonces.extend(nonce_key(&message).map(|key| (key, Rc::clone(&message))));', ''),
+    ('a page repeats a message', LOG, 'message.id < before', 'message.id <= before'),
+    ('a page has no older ones', LOG, 'start > 0)', 'start > 1)'),
+    ('a name outlives its client', MEMORY, 'self.by_username.remove(&self.username_entry(&username, client));', 'let _ = username;'),
+    ('a client id outlives its client', MEMORY, 'client_id.and_then(|id| self.client_ids.remove(&id));', 'drop(client_id);'),
+    ('a replaced client stays', MEMORY, '.for_each(|replaced| self.submit(replaced, Request::Leave, now));', '.for_each(drop);'),
+    ('a switch leaves the old room full', MEMORY, 'self.announce_opened(to);\n        self.rooms.remove_member(from, now);', 'self.announce_opened(to);'),
+    ('the sender receives a private message twice', MEMORY, 'recipients.retain(|recipient| *recipient != client);', ''),
+    ('a history never expires', MEMORY, 'now.saturating_sub(room.emptied_at) <= self.config.ttl', 'room.emptied_at <= now'),
+    ('two clients may hold one name', MEMORY, '(!may_share).then_some(*client)', '(!may_share && *client == Token(0)).then_some(*client)'),
+    ('a new member receives its own join', CHAT, 'self.send_room(to, Some(client), Event::Joined', 'self.send_room(to, None, Event::Joined'),
+    ('replies during the join are lost', CHAT, 'held.into_iter().for_each(|event| self.send(client, event));', 'drop(held);'),
+    ('a client that leaves still receives', CHAT, 'self.room_mut(room).remove_recipient(client);', 'let _ = room;'),
+    ('a repeated nonce gets no event', CHAT, 'RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),',
+     'RoomEvent::Duplicate { client, message } => drop((client, message)),'),
+    ('a flood is ignored', CHAT, 'Decision::Flood => return self.close(client, event::FLOODING),', 'Decision::Flood => return,'),
+    ('an error loses its nonce', CHAT, '                self.send(client, Event::Error { message, nonce });\n            }\n        }\n    }',
+     '                self.send(client, Event::Error { message, nonce: nonce.filter(|_| false) });\n            }\n        }\n    }'),
+    ('the echo does not wait for the broker', CHAT, '        self.broker.submit(client, request, now.monotonic);\n        Ok(())',
+     '''        if let Request::Publish(Message { username, text, time, nonce, .. }) = &request {
+            let (username, text, time, nonce) = (Rc::clone(username), text.clone(), Rc::clone(time), nonce.clone());
+            self.send(client, Event::Message(Rc::new(Message { username, text, id: 1, time, nonce })));
+        }
+        self.broker.submit(client, request, now.monotonic);
+        Ok(())'''),
+    ('a half-closed client loses its outbox', LIFECYCLE,
+     'connection.drain(false, REASON);\n                self.apply_protocol_state(token, REASON);', 'self.abort(token, REASON);'),
+    ('the buffers have no bound', LIFECYCLE, 'self.limits.buffered_shared.get() <= self.config.max_buffered', 'self.limits.buffered_shared.get() <= usize::MAX'),
+    ('a stop closes with 1000', LIFECYCLE, 'CloseCode::GOING_AWAY, REASON', 'CloseCode::NORMAL, REASON'),
+    ('a message follows a gap', LIFECYCLE, 'self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room));', ''),
+    ('a suspended server cuts its peers', LIFECYCLE, 'connection.cold.last_received = self.now.monotonic - silent;', ''),
+    ('a closed client receives the batch', SERVER, 'let but = but.filter(|client| self.chat.room_of(*client).is_some());', ''),
+]
+
+
+def sample(count):
+    start = datetime.date.today().toordinal() * count
+    return [MUTANTS[(start + number) % len(MUTANTS)] for number in range(count)]
+
+
+def main():
+    arguments = sys.argv[1:]
+    chosen = MUTANTS
+    if arguments[:1] == ['--sample']:
+        chosen = sample(int(arguments[1]))
+    elif arguments:
+        chosen = [mutant for mutant in MUTANTS if mutant[0] in arguments]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    files = subprocess.run(['git', 'ls-files'], cwd=root, check=True, capture_output=True, text=True).stdout.split()
+    with tempfile.TemporaryDirectory() as copy:
+        for file in files:
+            os.makedirs(os.path.dirname(os.path.join(copy, file)), exist_ok=True)
+            shutil.copy(os.path.join(root, file), os.path.join(copy, file))
+        target = os.environ.get('MUTANTS_TARGET') or os.path.join(copy, 'target')
+        environment = dict(os.environ, CARGO_TARGET_DIR=target, CARGO_PROFILE_RELEASE_LTO='off', CARGO_INCREMENTAL='1',
+                           CARGO_PROFILE_RELEASE_CODEGEN_UNITS='16', CARGO_PROFILE_RELEASE_OPT_LEVEL='1')
+        survivors = [name for name, *change in chosen if not is_found(copy, environment, name, *change)]
+    print(f'{len(chosen) - len(survivors)} of {len(chosen)} mutants found')
+    sys.exit(bool(survivors))
+
+
+def is_found(copy, environment, name, file, before, after):
+    path = os.path.join(copy, file)
+    with open(path) as source:
+        text = source.read()
+    if before not in text:
+        print(f'MISSING   {name}: {file} has changed', flush=True)
+        return False
+    with open(path, 'w') as source:
+        source.write(text.replace(before, after, 1))
+    try:
+        return play(copy, environment, name)
+    finally:
+        with open(path, 'w') as source:
+            source.write(text)
+
+
+def play(copy, environment, name):
+    test = ['cargo', 'test', '--quiet', '--release', '--test', 'simulation']
+    built = subprocess.run(test + ['--no-run'], cwd=copy, env=environment, capture_output=True, text=True)
+    if built.returncode:
+        print(f'NO BUILD  {name}\n{built.stderr}', flush=True)
+        return False
+    start = time.time()
+    played = subprocess.run(test + ['--', '--seeds', SEEDS, '--no-shrink'], cwd=copy, env=environment, capture_output=True, text=True)
+    found = re.search(r'seed (\d+) breaks a rule.*?\n  rule     (.*?)\n', played.stdout)
+    verdict = f'found     {name}: seed {found[1]}, rule "{found[2]}"' if found else f'SURVIVES  {name}'
+    print(f'{verdict} ({time.time() - start:.0f} s)', flush=True)
+    return bool(found)
+
+
+main()

@@ -1,0 +1,329 @@
+//! From a seed to a script: the server's options, the faults of the sockets and of the broker, the clients, and what each
+//! does at which time. Each seed draws its own mix (swarm testing), so that some seeds do much of one thing. A script is
+//! data: the shrinker removes actions from it.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::model::Rules;
+use crate::support::users::{DIALECTS, Dialect};
+
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub seed: u64,
+    pub options: Vec<(&'static str, String)>,
+    pub actors: Vec<Actor>,
+    pub actions: Vec<Timed>,
+    /// When the last action is over.
+    pub end: Duration,
+    pub short: f64,
+    pub block: f64,
+    pub interrupt: f64,
+    pub spurious: f64,
+    pub latency: Duration,
+    /// The longest delay of a broker's event; `None`: the broker is the memory broker alone.
+    pub delay: Option<Duration>,
+    pub is_observed: bool,
+    pub is_crowd: bool,
+    pub is_public: bool,
+    /// The only rude client cannot affect the others, so a run without it is the same for them.
+    pub is_independent: bool,
+    pub ends_with_shutdown: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Actor {
+    pub name: String,
+    pub dialect: Dialect,
+    pub client_id: String,
+    pub address: u8,
+    pub capacity: usize,
+    pub is_rude: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Timed {
+    pub at: Duration,
+    pub actor: usize,
+    pub action: Action,
+    /// Decides what the action leaves open.
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    Connect,
+    Resume,
+    Say,
+    SayLong,
+    SayAgain,
+    Burst,
+    Private,
+    Switch,
+    Typing,
+    Ping,
+    PingFrame,
+    History,
+    StopReading,
+    ReadSome,
+    ReadAll,
+    Close,
+    HalfClose,
+    Reset,
+    FallSilent,
+    BreakRule,
+    BreakHead,
+    // Of the world, not of an actor.
+    PauseAccept,
+    JumpClock,
+    FailPublish,
+    RejectJoin,
+    Rest,
+}
+
+pub const ROOMS: [&str; 5] = ["general", "rust", "tea", "Été", "a b"];
+const NAMES: [&str; 14] =
+    ["ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jan", "kim", "lea", "max", "zoé"];
+
+impl Script {
+    pub fn new(seed: u64) -> Script {
+        let mut random = Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5bf0_3635);
+        let random = &mut random;
+        let is_crowd = random.u8(..50) == 0;
+        let is_independent = !is_crowd && random.u8(..6) == 0;
+        let is_public = !is_crowd && random.u8(..4) == 0;
+        // Much is said, and some do not read it.
+        let is_busy = !is_crowd && !is_independent && random.u8(..4) == 0;
+        let mut options = Vec::new();
+        let mut option = |random: &mut Rng, chance: u8, name, values: &[&str]| {
+            if random.u8(..100) < chance {
+                options.push((name, values[random.usize(..values.len())].to_owned()));
+            }
+        };
+        if is_busy {
+            option(random, 100, "--rate-limit", &["0"]);
+            option(random, 70, "--max-outbox", &["1024", "2048", "8192"]);
+            option(random, 40, "--max-buffered", &["12000", "20000"]);
+        } else {
+            option(random, 60, "--rate-limit", &["0", "0", "1", "5", "100"]);
+        }
+        option(random, 50, "--history", &["0", "1", "3", "20", "200"]);
+        option(random, 25, "--history-ttl", &["1", "20", "600"]);
+        option(random, 40, "--max-text", &["20", "60", "2000"]);
+        option(random, 25, "--unique-names", &["true"]);
+        option(random, 20, "--max-listed", &["0", "1", "3"]);
+        option(random, 30, "--max-presence", &["0", "1", "3"]);
+        option(random, 30, "--max-read", &["1024", "2048"]);
+        option(random, 20, "--ping-interval", &["3", "29"]);
+        option(random, 20, "--close-timeout", &["1", "20"]);
+        option(random, 20, "--handshake-timeout", &["5"]);
+        if !is_independent && !is_busy && !is_crowd {
+            option(random, 45, "--max-outbox", &["1024", "2048", "8192", "65536"]);
+            option(random, 15, "--max-rooms", &["1", "2"]);
+            option(random, 15, "--max-empty-rooms", &["0", "1"]);
+            option(random, 10, "--max-history", &["2000", "5000"]);
+            option(random, 15, "--max-connections", &["2", "5", "9"]);
+        }
+        if options.iter().any(|(name, _)| *name == "--max-buffered") {
+            options.extend([("--max-echo", "1000".to_owned()), ("--max-message", "12000".into())]);
+        }
+        if let Some((_, text)) = options.iter_mut().find(|(name, _)| *name == "--max-history") {
+            text.push('0');
+        }
+        if is_public {
+            options.extend([("--listen", "0.0.0.0:3000".to_owned()), ("--open", "true".into())]);
+            options.push(("--connect-rate", "0".into()));
+            if random.bool() && !is_independent && !is_crowd {
+                options.push(("--max-per-address", "3".into()));
+            } else {
+                options.push(("--max-per-address", "0".into()));
+            }
+        }
+        let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
+        let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
+        let dialects: Vec<Dialect> = (0..random.usize(1..5)).map(|_| DIALECTS[random.usize(..3)]).collect();
+        let shared_names = if random.u8(..4) == 0 { 3 } else { 0 };
+        let mut actors: Vec<Actor> = (0..count)
+            .map(|number| Actor {
+                name: match () {
+                    () if random.u8(..10) < shared_names => NAMES[random.usize(..3)].to_owned(),
+                    () if number < NAMES.len() => NAMES[number].to_owned(),
+                    () => format!("user{number}"),
+                },
+                dialect: dialects[random.usize(..dialects.len())],
+                client_id: format!("id {}", if random.u8(..20) == 0 { 0 } else { number }),
+                address: if is_public { random.u8(1..5) } else { 0 },
+                capacity: if is_crowd { 64 * 1024 } else { capacities[random.usize(..capacities.len())] },
+                is_rude: false,
+            })
+            .collect();
+        let rude = if is_independent { 1 } else { [0, 0, 1, 2][random.usize(..4)] };
+        for number in 0..rude {
+            let capacity = capacities[random.usize(..capacities.len())];
+            let (dialect, client_id) = (Dialect::Events, format!("rude {number}"));
+            actors.push(Actor {
+                name: format!("rude{number}"),
+                dialect,
+                client_id,
+                address: 9,
+                capacity,
+                is_rude: true,
+            });
+        }
+        let faults = random.u8(..3);
+        let chances = [0.9, 0.5, 0.3, 0.3];
+        let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
+        let [short, block, interrupt, spurious] = chances;
+        let latency = [0, 0, 1, 20, 200, 900][random.usize(..6)];
+        let delay =
+            (!is_independent && !is_crowd && random.u8(..5) < 2).then(|| [0, 1, 50, 400, 2000][random.usize(..5)]);
+        let mut script = Script {
+            seed,
+            options,
+            actors,
+            actions: Vec::new(),
+            end: Duration::ZERO,
+            short,
+            block,
+            interrupt,
+            spurious,
+            latency: Duration::from_millis(latency),
+            delay: delay.map(Duration::from_millis),
+            is_observed: random.u8(..6) == 0,
+            is_crowd,
+            is_public,
+            is_independent,
+            ends_with_shutdown: random.u8(..5) == 0,
+        };
+        script.write_actions(random, is_busy);
+        script
+    }
+
+    fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
+        use Action::*;
+        let horizon = Duration::from_secs([2, 20, 120, 900, 3600, 7200][random.usize(..6)]);
+        // The weight of each action; a swarm leaves some out and does others often.
+        let mut weights = Vec::new();
+        for (action, weight, chance) in [
+            (Connect, 6, 100),
+            (Resume, 8, 80),
+            (Say, 40, 95),
+            (SayLong, 8, 60),
+            (SayAgain, 8, 60),
+            (Burst, 5, 50),
+            (Private, 8, 60),
+            (Switch, 8, 70),
+            (Typing, 6, 50),
+            (Ping, 4, 50),
+            (PingFrame, 4, 50),
+            (History, 6, 50),
+            (StopReading, 4, 50),
+            (ReadSome, 4, 50),
+            (ReadAll, 5, 90),
+            (Close, 3, 60),
+            (HalfClose, 2, 40),
+            (Reset, 3, 50),
+            (FallSilent, 1, 30),
+            (PauseAccept, 1, 30),
+            (JumpClock, 1, 30),
+            (FailPublish, 4, 60),
+            (RejectJoin, 2, 50),
+            (Rest, 1, 50),
+        ] {
+            if random.u32(..100) < chance {
+                weights.push((action, weight * random.u32(1..6)));
+            }
+        }
+        weights.push((Connect, 4));
+        if is_busy {
+            weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SayLong, 20)]);
+        }
+        if self.is_independent {
+            // The server handles a bounded number of handshakes in a turn, for all clients together.
+            weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept));
+        }
+        let rude = self.actors.iter().position(|actor| actor.is_rude).unwrap_or(self.actors.len());
+        let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
+        let draw = |random: &mut Rng| {
+            let mut left = random.u32(..total);
+            let found = weights.iter().find(|(_, weight)| match left.checked_sub(*weight) {
+                Some(rest) => {
+                    left = rest;
+                    false
+                }
+                None => true,
+            });
+            found.map_or(Connect, |(action, _)| *action)
+        };
+        let mut actions = Vec::new();
+        let time = |random: &mut Rng| horizon.mul_f64(random.f64());
+        for actor in 0..rude {
+            let at = if self.is_crowd { horizon / 100 } else { time(random) / 8 };
+            actions.push(Timed { at, actor, action: Connect, seed: random.u64(..) });
+        }
+        let count = if self.is_crowd { 60 } else { random.usize(20..250) };
+        for _ in 0..count {
+            let action = draw(random);
+            actions.push(Timed { at: time(random), actor: random.usize(..rude), action, seed: random.u64(..) });
+        }
+        for actor in rude..self.actors.len() {
+            for _ in 0..random.usize(1..12) {
+                let action = if random.u8(..3) == 0 { BreakHead } else { BreakRule };
+                actions.push(Timed { at: time(random), actor, action, seed: random.u64(..) });
+            }
+        }
+        if self.is_crowd {
+            let (at, stay) = (horizon.mul_f64(0.9), random.usize(3..8));
+            let all = (0..rude).map(|actor| Timed { at, actor, action: Reset, seed: random.u64(..) });
+            actions.extend(all.skip(stay));
+        }
+        // Some actions happen at the same time, so that one turn reads them all.
+        if random.u8(..3) > 0 && !self.is_independent {
+            let grain = horizon.as_millis() as u64 / random.u64(10..80) + 1;
+            for timed in &mut actions {
+                timed.at = Duration::from_millis(timed.at.as_millis() as u64 / grain * grain);
+            }
+        }
+        actions.sort_by_key(|timed| timed.at);
+        self.actions = actions;
+        self.end = horizon;
+    }
+
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.iter().find(|(option, _)| *option == name).map(|(_, value)| value.as_str())
+    }
+
+    fn number(&self, name: &str, default: usize) -> usize {
+        self.option(name).and_then(|value| value.parse().ok()).unwrap_or(default)
+    }
+
+    pub fn seconds(&self, name: &str, default: u64) -> Duration {
+        Duration::from_secs(self.number(name, default as usize) as u64)
+    }
+
+    pub fn max_connections(&self) -> Option<usize> {
+        self.option("--max-connections").and_then(|value| value.parse().ok())
+    }
+
+    pub fn is_buffer_tight(&self) -> bool {
+        self.option("--max-buffered").is_some()
+    }
+
+    pub fn rules(&self) -> Rules {
+        let tight = ["--max-rooms", "--max-empty-rooms", "--max-history"];
+        let is_tight = tight.iter().any(|name| self.option(name).is_some());
+        Rules {
+            history: self.number("--history", 50),
+            history_ttl: self.seconds("--history-ttl", 3600),
+            max_outbox: self.number("--max-outbox", 256 * 1024),
+            max_text: self.number("--max-text", 500),
+            max_message: self.number("--max-message", 64 * 1024),
+            max_listed: self.number("--max-listed", 1000),
+            max_presence: self.number("--max-presence", 100),
+            rate_limit: self.option("--rate-limit").and_then(|rate| rate.parse().ok()).unwrap_or(5.0),
+            unique_names: self.option("--unique-names").is_some(),
+            is_roomy: !is_tight,
+        }
+    }
+}
