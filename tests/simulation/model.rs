@@ -451,7 +451,10 @@ impl Model {
                     BrokerError::NameInUse => {
                         self.rules.unique_names && username.is_none_or(|name| self.holds_name(name, client))
                     }
-                    BrokerError::TooManyRooms => !self.rules.is_roomy,
+                    BrokerError::TooManyRooms => {
+                        self.count("too many rooms");
+                        !self.rules.is_roomy
+                    }
                     BrokerError::NoSuchUser(name) => {
                         !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
                     }

@@ -241,7 +241,7 @@ impl Script {
         }
         if self.is_independent {
             // The server handles a bounded number of handshakes in a turn, for all clients together.
-            weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept));
+            weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
         }
         let rude = self.actors.iter().position(|actor| actor.is_rude).unwrap_or(self.actors.len());
         let total: u32 = weights.iter().map(|(_, weight)| weight).sum();
