@@ -785,7 +785,9 @@ impl<'a> Run<'a> {
         let mut model = self.model.borrow_mut();
         for at in &self.active {
             let conn = &self.conns[*at];
-            if let Some(token) = conn.token.filter(|token| conn.is_polite && model.is_member(*token)) {
+            // A reset loses the bytes on their way, and the server may not have read the reset yet.
+            let is_checked = conn.is_polite && !conn.is_reset;
+            if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
                 model.check_owed(token, conn.client.in_flight() + conn.input.len());
             }
         }
