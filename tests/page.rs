@@ -200,7 +200,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.type_text("half a thought");
     server.signal("KILL");
     server.wait();
-    wait_for_log(&alice, "The connection ended: 1006, connection lost without a Close.");
+    wait_for_log(&alice, "The connection ended: 1006, connection lost without a Close frame.");
     assert_eq!(
         alice.text("document.querySelector('#members').textContent"),
         "alice you",
