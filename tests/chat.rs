@@ -121,7 +121,7 @@ impl Harness {
     fn rejection(&mut self, client: Token, request: JoinRequest) -> Option<&'static str> {
         let effects = self.join(client, request);
         let rejection = effects.iter().find_map(|effect| match effect {
-            Effect::Close { client: closed, reason } if *closed == client => Some(*reason),
+            Effect::Close { client: closed, reason, .. } if *closed == client => Some(*reason),
             _ => None,
         });
         assert_eq!(rejection.is_none(), self.chat.room_of(client).is_some());
@@ -435,7 +435,7 @@ fn too_many_messages_and_then_a_flood() {
                 if message == "Slow down" && nonce.is_some() == (count % 2 == 1));
             assert_eq!(is_slowed, (11..=60).contains(&count), "message {count}");
         }
-        assert_eq!(last, [Effect::Close { client: ALICE, reason: event::FLOODING }]);
+        assert_eq!(last, [Effect::Close { client: ALICE, reason: event::FLOODING, may_retry: false }]);
     });
 }
 
@@ -512,7 +512,7 @@ fn a_client_that_reconnects_replaces_itself() {
         });
         assert_eq!(harness.rejection(DAVE, made_up), Some(event::NAME_IN_USE));
         let effects = harness.join(Token(5), with(again(), |join| join.session = Some(session)));
-        assert_eq!(effects[0], Effect::Close { client: ALICE, reason: event::REPLACED });
+        assert_eq!(effects[0], Effect::Close { client: ALICE, reason: event::REPLACED, may_retry: false });
         assert_eq!(effects[2], Effect::Moved { client: Token(5), from: None, to: room });
         let events = sent(&effects[1..]);
         assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"alice"}"#)));
@@ -615,7 +615,7 @@ fn a_client_id_belongs_to_one_connection() {
         let request = || with(request(Dialect::Presence, "pat", "general"), |join| join.client_id = Some("c1".into()));
         harness.join(ALICE, request());
         let effects = harness.join(BOB, request());
-        let replaced = Effect::Close { client: ALICE, reason: event::REPLACED };
+        let replaced = Effect::Close { client: ALICE, reason: event::REPLACED, may_retry: false };
         assert_eq!(effects[0], replaced, "checked before the name");
         assert!(harness.chat.room_of(BOB).is_some());
         let other_id = with(request(), |join| join.client_id = Some("c2".into()));
@@ -688,7 +688,7 @@ fn a_joining_client_cannot_make_the_server_hold_events_without_bound() {
     (0..64).for_each(|_| harness.chat.receive(ALICE, "no JSON", NOW));
     assert_eq!(harness.ready(), []);
     harness.chat.receive(ALICE, "no JSON", NOW);
-    assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: event::FLOODING }]);
+    assert_eq!(harness.ready(), [Effect::Close { client: ALICE, reason: event::FLOODING, may_retry: false }]);
     assert_eq!(harness.drain().len(), 66, "moved, the welcome, and what was held");
 }
 
@@ -730,8 +730,8 @@ fn a_client_that_is_leaving_receives_nothing_but_is_a_member_until_it_has_left()
 
 #[test]
 fn a_join_can_be_rejected_late() {
-    for (error, reason) in
-        [(BrokerError::NameInUse, event::NAME_IN_USE), (BrokerError::TooManyRooms, event::TOO_MANY_ROOMS)]
+    for (error, reason, may_retry) in
+        [(BrokerError::NameInUse, event::NAME_IN_USE, false), (BrokerError::TooManyRooms, event::TOO_MANY_ROOMS, true)]
     {
         let (mut harness, control) = Harness::delayed_two();
         control.reject_next_join(error.clone());
@@ -739,7 +739,8 @@ fn a_join_can_be_rejected_late() {
         [message("hi"), switch("other"), message("/msg bob hi")]
             .iter()
             .for_each(|text| harness.chat.receive(CAROL, text, NOW));
-        assert_eq!(harness.drain(), [Effect::Close { client: CAROL, reason }], "its commands are dropped");
+        let close = Effect::Close { client: CAROL, reason, may_retry };
+        assert_eq!(harness.drain(), [close], "its commands are dropped");
         assert_eq!(harness.chat.dialect_of(CAROL), None);
         assert_eq!(harness.leave(CAROL), []);
         control.reject_next_join(error);
@@ -854,7 +855,7 @@ impl Transcripts {
                 others.for_each(|(client, dialect)| receive(client, dialect, &event));
             }
             Effect::Moved { client, to, .. } => assert_eq!(chat.room_of(client), Some(to)),
-            Effect::Close { client, reason } => self.0.entry(client).or_default().push(format!("{reason:?}")),
+            Effect::Close { client, reason, .. } => self.0.entry(client).or_default().push(format!("{reason:?}")),
         }
     }
 }

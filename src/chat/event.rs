@@ -90,5 +90,5 @@ pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, but: Option<Token>, event: Event },
     Moved { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
-    Close { client: Token, reason: &'static str },             // close the connection, then call `Chat::leave`
+    Close { client: Token, reason: &'static str, may_retry: bool }, // close the connection, then call `Chat::leave`
 }

@@ -319,7 +319,8 @@ impl Chat {
                 let is_full = error == BrokerError::TooManyRooms;
                 self.limiter.forget(&User::Connection(client));
                 if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
-                    self.close(client, if is_full { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE });
+                    let reason = if is_full { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE };
+                    self.effects.push_back(Effect::Close { client, reason, may_retry: is_full });
                 }
             }
             RoomEvent::Rejected { client, error, nonce } => {
@@ -401,7 +402,7 @@ impl Chat {
     }
 
     fn close(&mut self, client: Token, reason: &'static str) {
-        self.effects.push_back(Effect::Close { client, reason });
+        self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
     /// Lists no users of a large room, because sending a list to every member after every join takes quadratic time.

@@ -22,7 +22,7 @@ use mio::Token;
 
 use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{Broker, NameRules, Random, RoomId};
-use crate::chat::event::{self, Effect, Event};
+use crate::chat::event::{Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::ws::frame::{self, Opcode};
 use crate::ws::protocol::{Event as ProtocolEvent, State};
@@ -273,8 +273,7 @@ impl<S: Socket> Server<S> {
                     from.into_iter().for_each(|room| self.catch_up(client, room));
                     self.skip(client, to);
                 }
-                Effect::Close { client, reason } => {
-                    let may_retry = reason == event::TOO_MANY_ROOMS;
+                Effect::Close { client, reason, may_retry } => {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason);
                 }
