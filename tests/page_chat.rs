@@ -67,24 +67,6 @@ fn wait_until_still(tab: &Tab) {
     });
 }
 
-/// A server without Pings: guests do not reply to them, and a test may take a while.
-fn start(args: &[&str]) -> Server {
-    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
-}
-
-/// A guest that has read its `welcome`.
-fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
-    let mut guest = guest(server, room, name);
-    guest.read_event("welcome");
-    guest
-}
-
-/// Sends a message and waits for its acknowledgement, so that the messages of several users have an order.
-fn send(guest: &mut RawClient, text: &str) {
-    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
-    while guest.read_event("message")["text"] != text {}
-}
-
 /// Restores the connection. An `online` event of the browser makes the page reconnect at once.
 fn restore(tab: &Tab, proxy: &Proxy) {
     proxy.restore();
@@ -106,13 +88,13 @@ fn history_is_above_the_welcome_and_new_messages_below_a_line() {
     let browser = browser!();
     let server = start(&[]);
     let mut bob = joined_guest(&server, "general", "bob");
-    send(&mut bob, "before you came");
+    say(&mut bob, "before you came");
     let alice = join(&browser, server.port(), "alice");
     wait_for_rows(&alice, &["before you came", "Welcome to #general, alice!"]);
     type_message(&alice, "read that");
     wait_for_texts(&alice, &["before you came".into(), "read that".into()]);
     alice.navigate(&page(""));
-    send(&mut bob, "while you were gone");
+    say(&mut bob, "while you were gone");
     alice.press_button("Connect");
     wait_for_rows(&alice, &["read that", "New", "while you were gone", "Welcome to #general, alice!"]);
     let all = ["before you came", "read that", "while you were gone"].map(String::from);
@@ -217,7 +199,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     let mut received = Vec::new();
     for round in 0..6 {
         let mut both = vec![format!("bob {round}"), format!("alice {round}")];
-        send(&mut bob, &both[0]);
+        say(&mut bob, &both[0]);
         match round % 3 {
             // The message arrives but its acknowledgement does not, so the page resends it under its nonce.
             0 => {
@@ -239,7 +221,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
                 assert_eq!(bob.read_event("message")["text"], both[1]);
                 lose_connection(&alice, &proxy);
                 let more: Vec<String> = (0..20).map(|n| format!("meanwhile {round} {n}")).collect();
-                more.iter().for_each(|text| send(&mut bob, text));
+                more.iter().for_each(|text| say(&mut bob, text));
                 both.extend(more);
             }
         }
@@ -268,7 +250,7 @@ fn a_gap_longer_than_the_history_has_a_notice() {
     send_as_guest(&mut bob, &alice, "0");
     lose_connection(&alice, &proxy);
     for n in 1..=5 {
-        send(&mut bob, &format!("{n}"));
+        say(&mut bob, &format!("{n}"));
     }
     restore(&alice, &proxy);
     wait_for_log(&alice, "You missed more messages than the server keeps, so some are not shown.");
@@ -408,11 +390,6 @@ fn typing_is_shown_except_for_commands() {
     assert_eq!(next["data"]["text"], "aloud and", "{next}");
 }
 
-/// The recipient of the message in the box, as the page shows it; empty for the room.
-fn recipient(tab: &Tab) -> String {
-    tab.text("(() => { const chip = document.querySelector('#recipient'); return chip.hidden ? '' : chip.children[0].innerText; })()")
-}
-
 #[test]
 fn a_private_message_looks_private_and_reaches_one_user() {
     let browser = browser!();
@@ -502,7 +479,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     let alice = join_with(&browser, server.port(), "alice", looks);
     let mut bob = joined_guest(&server, "general", "bob");
     for n in 0..60 {
-        send(&mut bob, &format!("line {n}"));
+        say(&mut bob, &format!("line {n}"));
     }
     wait_for_log(&alice, "line 59");
     assert_eq!(alice.text("document.title"), "#general · wirechat");
@@ -564,7 +541,7 @@ fn rooms_are_remembered_with_their_messages() {
     wait_for_log(&alice, "You are now in #tea.");
     type_message(&alice, "in tea");
     wait_for_texts(&alice, &["in tea".into()]);
-    send(&mut bob, "in general, too");
+    say(&mut bob, "in general, too");
     assert_eq!(alice.eval(rooms), json!([["#general", null], ["#tea", "true"]]));
     alice.press_button("#general");
     wait_for_texts(&alice, &["in general", "in general, too"].map(String::from));
@@ -652,7 +629,7 @@ fn members_rooms_and_the_latest_message_are_reached_by_keyboard() {
     wait_for_log(&alice, "You are now in #general.");
     assert_eq!(alice.text("document.activeElement.textContent"), "#general", "the focus stays in the switcher");
     for n in 0..60 {
-        send(&mut bob, &format!("line {n}"));
+        say(&mut bob, &format!("line {n}"));
     }
     wait_for_log(&alice, "line 59");
     tab_to(&alice, LOG);

@@ -18,18 +18,6 @@ use tungstenite::WebSocket;
 use tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
 use visitor::*;
 
-/// A server without Pings: guests do not reply to them.
-fn start(args: &[&str]) -> Server {
-    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600", "--rate-limit", "0"]].concat())
-}
-
-/// A guest that has read its `welcome`.
-fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
-    let mut guest = guest(server, room, name);
-    guest.read_event("welcome");
-    guest
-}
-
 /// The text of the next message in the room, or of the next private message.
 fn next_text(guest: &mut RawClient) -> (String, String) {
     loop {
@@ -38,10 +26,6 @@ fn next_text(guest: &mut RawClient) -> (String, String) {
             return (event["event"].as_str().unwrap().to_owned(), text.to_owned());
         }
     }
-}
-
-fn recipient(tab: &Tab) -> String {
-    tab.text("(() => { const chip = document.querySelector('#recipient'); return chip.hidden ? '' : chip.children[0].innerText; })()")
 }
 
 fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
@@ -68,7 +52,7 @@ const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
 #[test]
 fn a_text_over_the_limits_is_not_sent() {
     let browser = browser!();
-    let server = start(&["--max-text", "40000"]);
+    let server = start_unlimited(&["--max-text", "40000"]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     let rows = [
@@ -145,7 +129,7 @@ fn a_short_connection_does_not_reset_the_backoff() {
 #[test]
 fn a_counter_appears_near_the_limit() {
     let browser = browser!();
-    let server = start(&["--max-text", "1000"]);
+    let server = start_unlimited(&["--max-text", "1000"]);
     let alice = join(&browser, server.port(), "alice");
     for (length, shown) in [(799, ""), (800, "800 of 1,000"), (1001, "1,001 of 1,000")] {
         alice.fill("Message", &"é".repeat(length));
@@ -159,7 +143,7 @@ fn a_counter_appears_near_the_limit() {
 #[test]
 fn a_mistyped_command_is_not_sent() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     for typed in
@@ -216,7 +200,7 @@ fn a_mistyped_command_is_not_sent() {
 #[test]
 fn commands_change_the_room_and_the_name() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     type_message(&alice, "/JOIN #tea");
     wait_for_log(&alice, "You are now in #tea.");
@@ -234,7 +218,7 @@ fn commands_change_the_room_and_the_name() {
 #[test]
 fn the_name_can_be_edited() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     edit_connection(&alice);
     assert_eq!(alice.eval("__button('Connect')?.checkVisibility() ?? false"), false);
@@ -253,7 +237,7 @@ fn the_name_can_be_edited() {
 #[test]
 fn an_invisible_message_is_not_sent() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     for typed in ["\u{200b}", "\u{2060}\u{feff}", " \u{3000}\n", "\u{2800}", "\u{e0001}", "/msg bob \u{200b}"] {
@@ -269,7 +253,7 @@ fn an_invisible_message_is_not_sent() {
 #[test]
 fn enter_of_an_ime_does_not_send() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     alice.type_text("日本");
     let press = |init: &str| {
@@ -287,7 +271,7 @@ fn enter_of_an_ime_does_not_send() {
 #[test]
 fn enter_of_a_touch_keyboard_starts_a_line() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     alice.call("Emulation.setTouchEmulationEnabled", json!({"enabled": true}));
     alice.call("Emulation.setEmitTouchEventsForMouse", json!({"enabled": true, "configuration": "mobile"}));
@@ -306,7 +290,7 @@ fn enter_of_a_touch_keyboard_starts_a_line() {
 #[test]
 fn the_up_arrow_brings_back_the_last_message() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     alice.press_key("ArrowUp", false);
     assert_eq!(field(&alice, "Message"), "");
@@ -325,7 +309,7 @@ fn the_up_arrow_brings_back_the_last_message() {
 #[test]
 fn a_selected_name_replaces_the_recipient() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let (mut bob, mut carol) = (joined_guest(&server, "general", "bob"), joined_guest(&server, "general", "carol"));
     wait_for_members(&alice, &["alice you", "bob", "carol"]);
@@ -344,7 +328,7 @@ fn a_selected_name_replaces_the_recipient() {
 #[test]
 fn a_selection_starts_no_private_message() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     send_as_guest(&mut bob, &alice, "hello");
@@ -359,7 +343,7 @@ fn a_selection_starts_no_private_message() {
 #[test]
 fn every_room_has_a_draft() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut _bob = joined_guest(&server, "tea", "bob");
     alice.type_text("for general");
@@ -384,7 +368,7 @@ fn every_room_has_a_draft() {
 #[test]
 fn a_waiting_message_can_be_canceled() {
     let browser = browser!();
-    let mut server = start(&[]);
+    let mut server = start_unlimited(&[]);
     let port = server.port();
     let alice = join(&browser, port, "alice");
     server.signal("KILL");
@@ -411,7 +395,7 @@ fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
 #[test]
 fn links_end_where_the_address_ends() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     let rows = [
@@ -449,7 +433,7 @@ fn links_end_where_the_address_ends() {
 #[test]
 fn code_and_mentions_stand_out() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "al.ice");
     let mut bob = joined_guest(&server, "general", "bob");
     let rows = [
@@ -480,7 +464,7 @@ fn code_and_mentions_stand_out() {
 #[test]
 fn texts_stay_in_their_rows() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let mut guests: Vec<RawClient> = ["\u{1f1eb}\u{1f1f7} rené", "\u{1f469}\u{1f3fd}x", "e\u{301}va"]
         .iter()

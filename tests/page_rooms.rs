@@ -19,21 +19,6 @@ use support::{RawClient, Server, wait_until};
 use tungstenite::{Message, WebSocket};
 use visitor::*;
 
-fn start(args: &[&str]) -> Server {
-    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600", "--rate-limit", "0"]].concat())
-}
-
-fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
-    let mut guest = guest(server, room, name);
-    guest.read_event("welcome");
-    guest
-}
-
-fn say(guest: &mut RawClient, text: &str) {
-    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
-    while guest.read_event("message")["text"] != text {}
-}
-
 fn scripted<'a>(browser: &'a browser::Browser, script: &str) -> (Tab<'a>, WebSocket<TcpStream>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = page(&format!("server={}&username=alice", ws(listener.local_addr().unwrap().port())));
@@ -58,7 +43,7 @@ fn texts(tab: &Tab) -> Value {
 fn older_messages_are_loaded_at_the_top() {
     let browser = browser!();
     // With a small outbox, a welcome has only the newest messages.
-    let server = start(&["--history", "500", "--max-outbox", "12000"]);
+    let server = start_unlimited(&["--history", "500", "--max-outbox", "12000"]);
     let mut bob = joined_guest(&server, "general", "bob");
     (1..=180).for_each(|n| say(&mut bob, &format!("line {n}")));
     let alice = join(&browser, server.port(), "alice");
@@ -118,7 +103,7 @@ fn runs_show_their_author_and_their_time() {
 #[test]
 fn messages_in_an_unfocused_window_are_unread() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let focus = "window.focused = true; document.hasFocus = () => focused;";
     let alice = join_with(&browser, server.port(), "alice", focus);
     let mut bob = joined_guest(&server, "general", "bob");
@@ -135,7 +120,7 @@ fn messages_in_an_unfocused_window_are_unread() {
 #[test]
 fn notifications_are_opt_in() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let stub = "window.shown = []; window.focused = true; document.hasFocus = () => focused;
         window.Notification = class { constructor(title, { body, tag }) { shown.push([title, body, tag]); }
             static permission = 'default';
@@ -169,7 +154,7 @@ fn notifications_are_opt_in() {
 #[test]
 fn a_link_to_the_room_has_no_token() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let copy = "Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => { window.copied = text; } } });";
     let alice = join_with(&browser, server.port(), "alice", copy);
     switch_room(&alice, "tea & cake");
@@ -188,7 +173,7 @@ fn a_link_to_the_room_has_no_token() {
 #[test]
 fn the_list_of_people_keeps_the_focus() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let alice = join(&browser, server.port(), "alice");
     let _mike = joined_guest(&server, "general", "mike");
     wait_for_members(&alice, &["alice you", "mike"]);
@@ -250,7 +235,7 @@ fn a_large_room_stays_small() {
 #[test]
 fn a_full_server_is_tried_again() {
     let browser = browser!();
-    let server = start(&["--max-connections", "1"]);
+    let server = start_unlimited(&["--max-connections", "1"]);
     let guest = server.upgrade("/echo?token=dev-token");
     let alice = browser.open_with(&page(&format!("server={}&username=alice", ws(server.port()))), "");
     alice.press_button("Connect");
@@ -292,7 +277,7 @@ fn a_proxy_that_answers_is_not_final() {
 fn final_rejections_are_explained() {
     let browser = browser!();
     let tokens = support::token_file("rejections", "secret alice\nother\n");
-    let server = start(&["--tokens", tokens.to_str().unwrap(), "--unique-names"]);
+    let server = start_unlimited(&["--tokens", tokens.to_str().unwrap(), "--unique-names"]);
     let rows = [
         ("token=wrong&username=alice", "Rejected: the token is wrong or missing."),
         ("token=secret&username=bob", "This token is bound to another username"),
@@ -312,7 +297,7 @@ fn final_rejections_are_explained() {
 #[test]
 fn a_reload_takes_over_its_own_connection() {
     let browser = browser!();
-    let server = start(&["--unique-names"]);
+    let server = start_unlimited(&["--unique-names"]);
     let alice = join(&browser, server.port(), "alice");
     let session = alice.text("JSON.parse(sessionStorage.getItem('wirechat-session')).session");
     assert_eq!(session.len(), 32);
@@ -375,7 +360,7 @@ fn a_page_under_a_path_finds_its_server() {
 #[test]
 fn the_chat_is_dense_and_has_one_column() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let mut bob = joined_guest(&server, "general", "bob");
     let mut carol = joined_guest(&server, "general", "carol");
     for n in 0..25 {
@@ -417,7 +402,7 @@ fn the_chat_is_dense_and_has_one_column() {
 #[test]
 fn a_phone_is_easy_to_hit() {
     let browser = browser!();
-    let server = start(&[]);
+    let server = start_unlimited(&[]);
     let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let tab = browser.open(&page(&format!("server={}&username=alice", ws(unused))));
     tab.view(390, 844, "light");
@@ -466,7 +451,7 @@ fn switch_room_on_phone(tab: &Tab, room: &str) {
 #[test]
 fn scrolling_does_little_work() {
     let browser = browser!();
-    let server = start(&["--history", "1000"]);
+    let server = start_unlimited(&["--history", "1000"]);
     let alice = join(&browser, server.port(), "alice");
     let mut bob = joined_guest(&server, "general", "bob");
     (0..3000).for_each(|n| say(&mut bob, &format!("line {n}")));
@@ -488,7 +473,7 @@ fn scrolling_does_little_work() {
 #[test]
 fn every_control_is_reached_by_keyboard() {
     let browser = browser!();
-    let mut server = start(&[]);
+    let mut server = start_unlimited(&[]);
     let copy = "Object.defineProperty(navigator, 'clipboard', { value: { writeText: async (text) => { window.copied = text; } } });
         Math.random = () => 0.99; window.Notification = class { static permission = 'default'; static requestPermission = async () => 'denied'; };";
     let alice = join_with(&browser, server.port(), "alice", copy);

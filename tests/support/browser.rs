@@ -9,15 +9,17 @@
 //! screen, and types into whatever has the focus.
 #![allow(dead_code)] // each test binary uses its own part
 
-use crate::support::{DEADLINE, becomes_true, require_tool, wait_until};
+#[path = "browser_process.rs"]
+mod process;
+
+use crate::support::{require_tool, wait_until};
 use base64::prelude::{BASE64_STANDARD, Engine};
+use process::BrowserProcess;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
 /// No sandbox, because tests often run as root in a container; no background networking; and full speed for background
@@ -30,10 +32,9 @@ const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm
 /// Finds elements by their visible names.
 const FINDERS: &str = include_str!("finders.js");
 
-/// Headless Chromium with a fresh profile. Killed, and its profile removed, when dropped.
+/// Headless Chromium with a fresh profile.
 pub struct Browser {
-    child: Child,
-    profile: PathBuf,
+    _process: BrowserProcess,
     devtools: RefCell<WebSocket<TcpStream>>,
     last_id: Cell<u64>,
     page_errors: RefCell<Vec<String>>,
@@ -43,19 +44,13 @@ impl Browser {
     /// A fresh browser, or `None` on a machine without Chromium (see [`require_tool`]).
     pub fn start() -> Option<Browser> {
         let program = require_tool("chromium", &["/usr/bin/chromium".into()])?;
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("wirechat-chromium-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let profile = std::env::temp_dir().join(name);
-        std::fs::create_dir(&profile).expect("a new directory for the profile");
-        let child = Command::new(program)
-            .args(FLAGS.split_whitespace())
-            .arg(format!("--user-data-dir={}", profile.display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("Chromium starts");
-        let devtools = RefCell::new(connect(&profile.join("DevToolsActivePort")));
-        Some(Browser { child, profile, devtools, last_id: Cell::new(0), page_errors: RefCell::default() })
+        let process = BrowserProcess::start("chromium", |profile| {
+            let mut command = Command::new(program);
+            command.args(FLAGS.split_whitespace()).arg(format!("--user-data-dir={}", profile.display()));
+            command
+        });
+        let devtools = RefCell::new(connect(&process.profile.join("DevToolsActivePort")));
+        Some(Browser { _process: process, devtools, last_id: Cell::new(0), page_errors: RefCell::default() })
     }
 
     /// Opens a new tab, and waits until its page has loaded.
@@ -121,22 +116,7 @@ fn connect(active_port: &Path) -> WebSocket<TcpStream> {
         text = std::fs::read_to_string(active_port).unwrap_or_default();
         text.lines().count() == 2
     });
-    let (port, path) = text.trim_end().split_once('\n').unwrap();
-    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("DevTools accepts");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream).expect("DevTools speaks WebSocket").0
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // Its child processes exit a moment later, and may still be writing.
-        (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            std::fs::remove_dir_all(&self.profile).is_ok()
-        });
-    }
+    process::connect(&text.trim_end().replace('\n', ""))
 }
 
 /// A tab, open as long as its browser.
@@ -169,9 +149,7 @@ impl Tab<'_> {
     }
 
     pub fn wait_for(&self, expression: &str) {
-        if !becomes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
-            panic!("never happened: {expression}\nThe page shows: {}", self.text("document.body.innerText"));
-        }
+        process::wait_for(expression, |expression| self.eval(expression));
     }
 
     /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
@@ -198,12 +176,12 @@ impl Tab<'_> {
     }
 
     pub fn press_button(&self, text: &str) {
-        self.click(&format!("__button({})", json!(text)));
+        self.click(&process::button(text));
     }
 
     /// Replaces the content of the field with this label.
     pub fn fill(&self, label: &str, text: &str) {
-        self.click(&format!("__field({})", json!(label)));
+        self.click(&process::field(label));
         self.call("Input.dispatchKeyEvent", json!({"type": "keyDown", "commands": ["selectAll"]}));
         self.type_text(text);
     }

@@ -6,14 +6,16 @@
 //! a violation of the content security policy.
 #![allow(dead_code)] // each test binary uses its own part
 
-use crate::support::{DEADLINE, becomes_true, require_tool, wait_until};
+#[path = "browser_process.rs"]
+mod process;
+
+use crate::support::{require_tool, wait_until};
+use process::BrowserProcess;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::path::Path;
+use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
 /// Finds elements by their visible names.
@@ -23,10 +25,9 @@ const FINDERS: &str = include_str!("finders.js");
 const REPORT_VIOLATIONS: &str = "addEventListener('securitypolicyviolation',
     (event) => console.error('blocked:', event.effectiveDirective, event.blockedURI, event.sample));";
 
-/// Headless Firefox with a fresh profile. Killed, and its profile removed, when dropped.
+/// Headless Firefox with a fresh profile.
 pub struct Browser {
-    child: Child,
-    profile: PathBuf,
+    _process: BrowserProcess,
     bidi: RefCell<WebSocket<TcpStream>>,
     last_id: Cell<u64>,
     page_errors: RefCell<Vec<String>>,
@@ -36,22 +37,15 @@ impl Browser {
     /// A fresh browser, or `None` on a machine without Firefox (see [`require_tool`]).
     pub fn start() -> Option<Browser> {
         let program = require_tool("firefox-esr", &["/usr/bin/firefox-esr".into(), "/usr/bin/firefox".into()])?;
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("wirechat-firefox-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let profile = std::env::temp_dir().join(name);
-        std::fs::create_dir(&profile).expect("a new directory for the profile");
-        let child = Command::new(program)
-            .args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"])
-            .arg(&profile)
-            .env("HOME", &profile) // caches and crash reports go there too
-            .env_remove("XDG_CONFIG_HOME")
-            .env_remove("XDG_CACHE_HOME")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("Firefox starts");
-        let bidi = RefCell::new(connect(&profile.join("WebDriverBiDiServer.json")));
-        let browser = Browser { child, profile, bidi, last_id: Cell::new(0), page_errors: RefCell::default() };
+        let process = BrowserProcess::start("firefox", |profile| {
+            let mut command = Command::new(program);
+            command.args(["--headless", "--no-remote", "--remote-debugging-port", "0", "--profile"]).arg(profile);
+            command.env("HOME", profile); // caches and crash reports go there too
+            command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
+            command
+        });
+        let bidi = RefCell::new(connect(&process.profile.join("WebDriverBiDiServer.json")));
+        let browser = Browser { _process: process, bidi, last_id: Cell::new(0), page_errors: RefCell::default() };
         browser.call("session.new", json!({"capabilities": {}}));
         let events = ["log.entryAdded", "browsingContext.userPromptOpened"];
         browser.call("session.subscribe", json!({"events": events}));
@@ -115,21 +109,7 @@ fn connect(server_file: &Path) -> WebSocket<TcpStream> {
         port = serde_json::from_str(&text).map_or(Value::Null, |server: Value| server["ws_port"].clone());
         port.is_number()
     });
-    let stream = TcpStream::connect(format!("127.0.0.1:{port}")).expect("BiDi accepts");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
-    tungstenite::client(format!("ws://127.0.0.1:{port}/session"), stream).expect("BiDi speaks WebSocket").0
-}
-
-impl Drop for Browser {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        // Its child processes exit a moment later, and may still be writing.
-        (0..100).any(|_| {
-            std::thread::sleep(Duration::from_millis(20));
-            std::fs::remove_dir_all(&self.profile).is_ok()
-        });
-    }
+    process::connect(&format!("{port}/session"))
 }
 
 /// A tab, open as long as its browser.
@@ -163,9 +143,7 @@ impl Tab<'_> {
     }
 
     pub fn wait_for(&self, expression: &str) {
-        if !becomes_true(|| self.eval(&format!("Boolean({expression})")) == true) {
-            panic!("never happened: {expression}\nThe page shows: {}", self.text("document.body.innerText"));
-        }
+        process::wait_for(expression, |expression| self.eval(expression));
     }
 
     /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
@@ -185,12 +163,12 @@ impl Tab<'_> {
     }
 
     pub fn press_button(&self, text: &str) {
-        self.click(&format!("__button({})", json!(text)));
+        self.click(&process::button(text));
     }
 
     /// Replaces the content of the field with this label.
     pub fn fill(&self, label: &str, text: &str) {
-        self.click(&format!("__field({})", json!(label)));
+        self.click(&process::field(label));
         self.press_together(&["\u{e009}", "a"]); // Control and A: select all
         self.press_together(&["\u{e003}"]); // Backspace, for an empty `text`
         self.type_text(text);

@@ -95,6 +95,12 @@ pub fn words(tab: &Tab) -> String {
     )
 }
 
+/// The recipient of the message in the box, as the page shows it; empty for the room.
+pub fn recipient(tab: &Tab) -> String {
+    let chip = "document.querySelector('#recipient')";
+    tab.text(&format!("{chip}.hidden ? '' : {chip}.children[0].innerText"))
+}
+
 pub fn field(tab: &Tab, label: &str) -> String {
     tab.text(&format!("__field({}).value", json!(label)))
 }
@@ -113,8 +119,30 @@ pub fn tab_to(tab: &Tab, what: &str) {
 
 // ---- A guest without a browser ----
 
+/// A server without Pings: guests do not reply to them, and a test may take a while.
+pub fn start(args: &[&str]) -> Server {
+    Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
+}
+
+pub fn start_unlimited(args: &[&str]) -> Server {
+    start(&[args, &["--rate-limit", "0"]].concat())
+}
+
 pub fn guest(server: &Server, room: &str, name: &str) -> RawClient {
     server.upgrade(&format!("/?token=dev-token&room={room}&username={}", percent(name)))
+}
+
+/// A guest that has read its `welcome`.
+pub fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
+    let mut guest = guest(server, room, name);
+    guest.read_event("welcome");
+    guest
+}
+
+/// Sends a message and waits for its acknowledgement, so that the messages of several users have an order.
+pub fn say(guest: &mut RawClient, text: &str) {
+    guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+    while guest.read_event("message")["text"] != text {}
 }
 
 /// Sends a message as the guest, and waits until the page shows it.
