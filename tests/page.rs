@@ -623,15 +623,5 @@ const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
         }
     };";
 
-/// Random numbers are always 0.9, and every wait before a retry is recorded and skipped. The two other timers of the page,
-/// 15 s for a welcome and 10 s for a pong, are unchanged, and so is what the page draws late.
-const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
-    const later = window.setTimeout;
-    window.setTimeout = (run, ms) => {
-        if (ms === 15000 || ms === 10000 || ms === 250) return later(run, ms);
-        window.waits.push(ms);
-        return later(run, 0);
-    };";
-
 /// No timer ever expires.
 const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";

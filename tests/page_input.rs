@@ -37,15 +37,6 @@ fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
     }
 }
 
-/// Random numbers are always 0.9, and every wait before a retry is recorded and skipped.
-const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
-    const later = window.setTimeout;
-    window.setTimeout = (run, ms) => {
-        if ([15000, 10000, 2000, 250].includes(ms)) return later(run, ms);
-        window.waits.push(ms);
-        return later(run, 0);
-    };";
-
 // ---- Limits ----
 
 /// A text of 65,480 characters closed the connection with 1009, and the page sent it again after every welcome.

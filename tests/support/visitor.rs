@@ -117,6 +117,16 @@ pub fn tab_to(tab: &Tab, what: &str) {
     panic!("Tab never reaches {what}");
 }
 
+/// A script: random numbers are always 0.9, and every wait before a retry is recorded and skipped. The page's other timers
+/// are unchanged: 15 s for a welcome, 10 s for a pong, 2 s for `typing`, 250 ms for late drawing.
+pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
+    const later = window.setTimeout;
+    window.setTimeout = (run, ms) => {
+        if ([15000, 10000, 2000, 250].includes(ms)) return later(run, ms);
+        window.waits.push(ms);
+        return later(run, 0);
+    };";
+
 // ---- A guest without a browser ----
 
 /// A server without Pings: guests do not reply to them, and a test may take a while.
