@@ -286,8 +286,7 @@ impl Chat {
             RoomEvent::Left { room, member } => {
                 if let MemberId::Local(client) = member {
                     debug_assert!(self.clients.contains_key(&client), "a client leaves once");
-                    self.limiter.forget(&User::Connection(client));
-                    let Some(record) = self.clients.remove(&client) else { return };
+                    let Some(record) = self.remove_client(client) else { return };
                     let mut reason = event::REPLACED;
                     match &record.stage {
                         Stage::Leaving(given) => reason = given,
@@ -316,11 +315,10 @@ impl Chat {
             }
             RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
             RoomEvent::JoinRejected { client, error } => {
-                let is_full = error == BrokerError::TooManyRooms;
-                self.limiter.forget(&User::Connection(client));
-                if let Some(Stage::Joining { .. }) = self.clients.remove(&client).map(|record| record.stage) {
-                    let reason = if is_full { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE };
-                    self.effects.push_back(Effect::Close { client, reason, may_retry: is_full });
+                let may_retry = error == BrokerError::TooManyRooms;
+                let reason = if may_retry { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE };
+                if self.remove_client(client).is_some_and(|record| matches!(record.stage, Stage::Joining { .. })) {
+                    self.effects.push_back(Effect::Close { client, reason, may_retry });
                 }
             }
             RoomEvent::Rejected { client, error, nonce } => {
@@ -399,6 +397,11 @@ impl Chat {
         if self.recipients(room).any(|(member, _)| Some(member) != but) {
             self.effects.push_back(Effect::Broadcast { room, but, event });
         }
+    }
+
+    fn remove_client(&mut self, client: Token) -> Option<Box<Client>> {
+        self.limiter.forget(&User::Connection(client));
+        self.clients.remove(&client)
     }
 
     fn close(&mut self, client: Token, reason: &'static str) {
