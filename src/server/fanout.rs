@@ -186,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn a_held_batch_is_larger_but_bounded() {
+        let mut fanout = Fanout::default();
+        let mut append = |event: &Event| fanout.append(ROOM, [EVENTS].into_iter(), event);
+        let left = Event::Left { username: "x".into(), active: ActiveUsers::default() };
+        assert!((0..=MASS_DISCONNECT).all(|_| !append(&left)));
+        let long = joined(&"x".repeat(BATCH_FLUSH_LEN));
+        assert_eq!((1..1000).find(|_| append(&long)), Some(MAX_HELD_LEN / BATCH_FLUSH_LEN));
+        assert!(fanout.is_held() && fanout.take_next().is_none());
+    }
+
+    #[test]
     fn each_dialect_has_its_own_frames_or_none() {
         let mut fanout = Fanout::default();
         fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
