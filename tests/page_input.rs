@@ -218,6 +218,13 @@ fn the_name_can_be_edited() {
     alice.wait_for("__field('Message').checkVisibility()");
     edit_connection(&alice);
     assert_eq!(field(&alice, "Name"), "alice", "nothing has changed");
+    // What was typed and left is not used by a later reconnect either.
+    alice.fill("Room", "elsewhere");
+    alice.press_button("Back to the chat");
+    alice.fill("Message", "/nick alina");
+    alice.press_key("Enter", false);
+    wait_for_log(&alice, "Welcome to #general, alina!");
+    edit_connection(&alice);
     alice.fill("Name", "alicia");
     alice.press_button("Reconnect as alicia");
     wait_for_log(&alice, "Welcome to #general, alicia!");
