@@ -272,6 +272,31 @@ fn a_proxy_that_answers_is_not_final() {
     }
 }
 
+/// While the server would accept, the browser or a proxy delays the connection: the backoff stays short.
+#[test]
+fn the_backoff_stays_short_while_the_server_would_accept() {
+    let browser = browser!();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let accepts = r#"{"status":101,"message":""}"#;
+        let len = accepts.len();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nConnection: close\r\nContent-Length: {len}\r\n\r\n{accepts}"
+            );
+        }
+    });
+    let tab = browser.open_with(&page(&format!("server={}", ws(port))), SHORT_WAITS);
+    tab.press_button("Connect");
+    tab.wait_for("waits.length >= 6");
+    assert_eq!(tab.eval("waits.slice(0, 6)"), json!([1800, 3600, 7200, 7200, 7200, 7200]));
+    tab.eval("window.setTimeout = () => 0");
+}
+
 /// A rejection that a retry cannot change, with the server's own words.
 #[test]
 fn final_rejections_are_explained() {
