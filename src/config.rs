@@ -1,4 +1,4 @@
-//! Every option with its default, its bounds and the reason for both. The server rejects an invalid configuration.
+//! The server's options with their defaults and bounds, and the reasons for many of them.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::{path::PathBuf, time::Duration};
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // standard streams, poll, listener, and connections that receive a 503
+pub const RESERVED_DESCRIPTORS: usize = 16; // standard streams, poll, listener, signals and so on; rejected connections
 
 const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -30,7 +30,7 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // default: demo tokens, which are public and therefore valid only on a local server
+    pub tokens: Option<PathBuf>, // default: demo tokens, which are public, so only a local server starts with them
     /// Require no token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -39,7 +39,7 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty, a public server allows every host: it cannot know all its names
+    pub allow_host: Vec<String>, // if empty, only a loopback server checks hosts: no other server knows all its names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -60,16 +60,16 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // recordings are hex text: two bytes in the file per byte on the wire
+    pub record_limit: u64, // recordings are hex text: over two bytes in the file per byte on the wire
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
-    pub max_head: usize, // an endless request head must not fill memory; browsers send under 4 KiB
+    pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
     /// Limit a request to this many headers
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = parse_number(5, 10_000), help_heading = "Limits")]
     pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // the server buffers a whole message; 500 characters fit even if all are JSON escapes
+    pub max_message: usize, // the server may buffer a whole message; 500 characters fit even if all are JSON escapes
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -87,7 +87,7 @@ pub struct Config {
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
-    pub max_read: usize, // one read(2) per turn; a peer that never pauses must not delay other peers
+    pub max_read: usize, // one read(2) of this size per turn: a peer that never pauses must not delay other peers
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
@@ -126,13 +126,13 @@ pub struct Config {
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub history_ttl: Duration, // if the last member loses its connection, it can rejoin within an hour
+    pub history_ttl: Duration, // a room's last member may lose its connection and resume within an hour
     /// Reject a request that takes longer than this
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub ping_interval: Duration, // only a ping reveals a dead peer; many proxies drop connections idle for a minute
+    pub ping_interval: Duration, // a silent peer may be dead; many proxies drop connections that are idle for a minute
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub idle_timeout: Duration,
@@ -157,7 +157,7 @@ pub enum TraceDetail {
 }
 
 impl Config {
-    /// Checks constraints between options. The error names the options, shows their values and suggests a fix.
+    /// Checks constraints between options. The error names the options and suggests a fix.
     pub fn validate(&self) -> Result<(), String> {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
@@ -216,7 +216,7 @@ pub fn is_loopback_name(host: &str) -> bool {
     is_localhost || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// Adds an environment variable for each option: `WIRECHAT_MAX_TEXT` for `--max-text`.
+/// Reads options, except logging and help, from the environment too: `WIRECHAT_MAX_TEXT` for `--max-text`.
 pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());

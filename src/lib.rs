@@ -1,5 +1,5 @@
-//! **wirechat**: a chat server over WebSockets that handles every byte of RFC 6455 by hand, on raw TCP. This page is
-//! a guided tour. The README lists reading times and says how to run the server. Modules are public for this page only.
+//! **wirechat**: a chat server that implements RFC 6455 on raw TCP, without a WebSocket library. This page is a guided
+//! tour. The README lists reading times. The modules are public only for this page, `main.rs` and the tests.
 //!
 //! # Layers
 //! ```text
@@ -14,17 +14,17 @@
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect                         part two: explain, poke, replay
 //! ```
-//! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or use
-//! the network. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
+//! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or open
+//! sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
 //!
 //! # Reading order
-//! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; a frame, and every rule that its header can break.
+//! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; the frame header and its rules; masking.
 //! 2. [`ws::reader`], [`ws::message`]: frames from a stream that may be cut anywhere, messages from frames.
 //! 3. [`ws::close`], [`ws::protocol`]: close codes and protocol errors; the state machine of a connection.
 //! 4. [`ws::request`], [`ws::handshake`], [`ws::extension`]: the opening handshake.
 //! 5. [`chat`], [`chat::command`], [`chat::event`]: commands in, events and their recipients out.
-//! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the chat's tables.
-//! 7. [`chat::dialect`]: three shapes of JSON for the same commands and events.
+//! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the members of a room; names; rate limits.
+//! 7. [`chat::dialect`]: three message formats for the same chat.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
 //! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: requests, responses; who may connect, and as whom.
 //! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn of the loop; the life cycle of a connection.
@@ -34,7 +34,7 @@
 //! 14. [`config`], and `main.rs`: options and the command line.
 //! 15. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 16. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
-//! 17. [`tools::poke`]: a table of everything that a peer can do to a server, and the client that does it.
+//! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops
 //! | | code | what happens to the message |

@@ -10,8 +10,8 @@ use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
 const EXIT_FAILURE: u8 = 1; // the server cannot run, for example because its port is in use, or a tool found an error
-const EXIT_USAGE: u8 = 2; // the command line or the configuration is invalid
-const EXIT_INTERRUPTED: u8 = 130; // a second signal stopped the server: 128 + SIGINT, as shells report it
+const EXIT_USAGE: u8 = 2; // the command line or the configuration is invalid, or a tool cannot run
+const EXIT_INTERRUPTED: u8 = 130; // a second signal stopped the server: 128 + SIGINT, the convention of shells
 
 // A doc comment here would replace the description that --help prints.
 #[derive(Parser)]

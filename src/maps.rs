@@ -13,7 +13,7 @@ pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
 /// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
 ///
 /// The low bits select the bucket and stay unmixed, so consecutive numbers are adjacent in memory. A loop over a room's
-/// members then visits their connections in memory order. The top seven bits are mixed, because the standard map
+/// members then visits their connections mostly in memory order. The top seven bits are mixed, because the standard map
 /// compares those bits before it compares keys.
 #[derive(Debug, Default)]
 pub struct CounterHasher(u64);
@@ -58,8 +58,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // A full map must not lock out new peers, nor be swept at every insertion. So clear the map, although each
-            // peer gets a few more attempts.
+            // If most values are unexpired, the map must not lock out new peers, nor be swept at every insertion. So
+            // clear the map, although each peer gets a few more attempts.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

@@ -1,4 +1,4 @@
-//! Keeps the diagrams in the docs correct: a test redraws each diagram from the code and compares it with the doc.
+//! Keeps diagrams in the docs correct: tests redraw them from the code and compare the result with the docs.
 
 pub fn module_doc(source: &str) -> String {
     let lines = source.lines().map_while(|line| line.strip_prefix("//!"));

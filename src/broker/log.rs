@@ -1,5 +1,5 @@
-//! The history of one room: an epoch, message ids, and the newest messages. A client can resume if it knows the epoch
-//! and the id of the last message that it saw. Example: the log keeps three of five messages:
+//! The history of one room: an epoch, message ids, and the newest messages. To resume, a client sends the epoch and the
+//! id of the last message that it saw. Example: the log keeps three of five messages:
 //!
 //! ```text
 //!   published    1 2 3 4 5
@@ -52,7 +52,7 @@ impl RoomLog {
         size(&oldest)
     }
 
-    /// Returns the messages after `resume.since` if all of them are kept and fit, else the newest messages that fit.
+    /// The messages after `resume.since` if the epoch matches and all are kept and fit, else the newest that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);

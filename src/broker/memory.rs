@@ -16,17 +16,17 @@ pub struct MemoryConfig {
     pub messages: usize,       // maximum number of messages kept per room
     pub bytes: usize,          // maximum memory for all histories together
     pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
-    pub rooms: usize,          // maximum number of rooms with members; does not apply to the default room
-    pub rooms_per_user: usize, // maximum number of existing rooms that one user opened, empty rooms included
+    pub rooms: usize,          // maximum number of rooms with members; the default room can always open
+    pub rooms_per_user: usize, // maximum number of rooms with members per opener; the default room can always open
     pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
-    pub ttl: Duration,         // how long to keep the history of an empty room
+    pub ttl: Duration,         // how long the history of an empty room can be restored
     pub default_room: &'static str,
 }
 
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
     rooms: Rooms,
-    /// Username key, whether clients may share the username, and client. 100,000 clients may share one username.
+    /// Username key, whether clients may share the username, and client. A list per username would make leaving slow.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -89,13 +89,13 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
-        // At the limit, a user may replace a room: the last member of a room that the same user opened may switch.
+        // At the limit, a user who is alone in a room and opened it may replace that room, except the default room.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {
             return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: None });
         }
-        // Join the new room before leaving the old one: an empty old room could evict the new room's history.
+        // Join the new room before leaving the old one: emptying the old room could evict the new room's history.
         let (to, backlog) = self.add_member(name, user, None, now);
         self.announce_opened(to);
         self.rooms.remove_member(from, now);
@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// The first member's `Joined` needs an `Opened`: the chat closed the room when its last member left.
+    /// The first member's `Joined` needs an `Opened`: the chat knows a room only while the room has members.
     fn announce_opened(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -144,12 +144,12 @@ impl MemoryBroker {
 
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
-        // The server executes a command only while the outbox is at most half full, so a page fits in the other half.
+        // Commands run only while the client's outbox is at most half full, so a page fits in the other half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }
 
-    /// Returns the client's room. If another client holds the username, queues a `Rejected` and returns `None`.
+    /// Returns the client's room, if any. If another client holds the username, queues a `Rejected` and returns `None`.
     fn authorize(&mut self, client: Token, username: &Rc<str>, nonce: Option<&Rc<str>>) -> Option<RoomId> {
         let member = self.members.get(&client)?;
         // Test the cheap condition first: nearly every message has the username that the client already holds.
@@ -214,7 +214,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // whether the room has messages, and when it became empty
+    empty: BTreeSet<(bool, Duration, RoomId)>, // whether the room ever had a message; when it became empty
     opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
     last_id: u64,
     bytes: usize,
@@ -250,7 +250,7 @@ impl Rooms {
         self.opened.range(first..=last).map(|(_, id)| *id)
     }
 
-    /// Opens a room that has no members yet, and restores the room's kept history, if any.
+    /// Opens a room that has no members, and restores the room's kept history unless the history has expired.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
         // Drop an expired history here. No timer is needed, because `config.bytes` already bounds the memory.
@@ -292,7 +292,7 @@ impl Rooms {
         let (user, message) = (room.user.clone(), room.log.append(message));
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + size(&message) - freed;
-        // Evict empty rooms first, then shrink the largest history: a busy room must not evict a quiet room's history.
+        // Evict empty rooms first, then shrink the largest history: a busy room must not shrink a quiet room's history.
         while self.bytes > self.config.bytes && self.evict(&user) {}
         while self.bytes > self.config.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
@@ -301,8 +301,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room to make space for `user`: one without messages; else `user`'s newest, unless it is the only
-    /// one; else the one that has been empty longest.
+    /// Evicts an empty room to make space for `user`: one that never had a message; else `user`'s newest, unless it is
+    /// `user`'s only one; else the room that has been empty longest.
     fn evict(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()

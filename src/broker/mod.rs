@@ -1,4 +1,4 @@
-//! The broker puts the events of each room in order and keeps the room's messages. The chat submits a [`Request`] and
+//! The broker puts the events of each room in order and keeps the room's history. The chat submits a [`Request`] and
 //! does not wait: a broker may return the [`RoomEvent`] later. From one event, the chat derives its own tables, the
 //! sender's echo and the other members' events, so they cannot disagree. Every broker guarantees:
 //!
@@ -6,7 +6,7 @@
 //! - The requests of one client take effect, and their events arrive, in the order of submission.
 //! - The broker silently drops a request other than a join if the client is not a member of any room.
 //! - Every join results in exactly one [`RoomEvent::Joined`] or [`RoomEvent::JoinRejected`]. Every client that joined
-//!   causes exactly one [`RoomEvent::Left`].
+//!   causes exactly one [`RoomEvent::Left`], when it leaves or is replaced.
 
 pub mod log;
 pub mod memory;
@@ -21,7 +21,7 @@ use crate::maps::CounterHasher;
 
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing the token. The id survives a reload of the token file.
+/// Identifies an access token without revealing it. A reload keeps the id if the token's username stays the same.
 pub type CredentialId = std::num::NonZeroU32;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
@@ -50,7 +50,7 @@ pub enum MemberId {
     Remote { instance: u32, connection: u64 },
 }
 
-/// The unit that limits apply to. All connections of a user share one rate limit.
+/// The unit that limits per user apply to. All connections of a user share one rate limit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum User {
     Connection(Token),
@@ -81,12 +81,12 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // the access token is bound to `username`: the client replaces any holder
-    pub session: Option<Session>, // the older connection whose username the client takes over
+    pub is_bound: bool, // the access token is bound to `username`, so the client may replace another holder
+    pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
-    pub user: User,                       // counts as the opener if the join opens the room
+    pub user: User,                       // counts as the opener if the join creates the room
     pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same id and credential
-    pub credential: Option<CredentialId>, // `None`: the server requires no token
+    pub credential: Option<CredentialId>, // `None`: the client needs no token
     pub resume: Option<Resume>,
 }
 
@@ -97,7 +97,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owns a connection. A client that presents a secret in its join keeps it.
+/// A secret that proves that a client owns a connection. A connection keeps the secret that its join presents, if any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -130,7 +130,7 @@ pub struct PrivateMessage {
     pub nonce: Option<Rc<str>>,
 }
 
-/// The part of a room's history that a client receives when joining the room.
+/// The part of a room's history that a client receives when it joins or switches to the room.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Backlog {
     pub epoch: Rc<str>, // identifies the history that the message ids belong to
@@ -145,7 +145,7 @@ pub struct Backlog {
 pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
-    pub messages: Vec<Rc<Message>>, // the newest messages, oldest first
+    pub messages: Vec<Rc<Message>>, // the newest messages with ids less than `before`, oldest first
     pub more: bool,                 // whether the broker keeps older messages
 }
 
@@ -161,7 +161,7 @@ pub enum RoomEvent {
     Left { room: RoomId, member: MemberId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
-    /// The sender already published a message with this nonce. Only the sender receives that message again.
+    /// The history already has a message with this username and nonce. Only `client` receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
     /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },

@@ -4,15 +4,15 @@ use std::{borrow::Cow, rc::Rc};
 
 use super::event::ErrorText;
 
-/// A command or an error, and the nonce (1 to 64 characters), which the resulting event repeats.
+/// A command or an error, and the optional nonce (1 to 64 characters), which the resulting event repeats.
 pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    // Without `to`, the message goes to the room. Only the dialect `rooms` sets `username`.
+    // A message without `to` or `/msg` goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    SwitchRoom { room: Cow<'a, str> },
-    History { before: u64, limit: usize }, // only in the dialect `events`
+    SwitchRoom { room: Cow<'a, str> }, // like `History` and `Ping`, only in the dialect `events`
+    History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
     Ping, // not a Ping frame: the `ws` module replies to Ping frames
 }

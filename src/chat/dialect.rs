@@ -13,8 +13,8 @@ use crate::broker::Message;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    Events,   // at `/`: every message is a JSON object with `event` and `data`
-    Rooms,    // at `/ws/{room}`: every message from a client contains the sender's username
+    Events,   // at `/`: every message is a JSON object with the field `event` and usually `data`
+    Rooms,    // at `/ws/{room}`: each message from a client may carry a different username
     Presence, // at `/ws`: clients send plain text and receive lists of active users
 }
 
@@ -90,7 +90,7 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Hand-written for speed: 97 ns for 2,000 bytes; serde takes 564 ns (4 % of the benchmark `fanout-1x10-2k`).
+/// Hand-written for speed: a message of 2,000 bytes takes 97 ns, with serde 564 ns.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
@@ -121,7 +121,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     (command, nonce)
 }
 
-/// Parses the `JSON.stringify` form of a message without a nonce in 29 ns, not 215 (4 % of the benchmark `pingpong`).
+/// Fast path for the `JSON.stringify` form of a message without a nonce: 29 ns. The general parser takes 215 ns.
 fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
     let text = text.strip_prefix(r#"{"event":"message","data":{"text":"#)?.strip_suffix("}}")?;
     serde_json::from_str(text).ok().map(|Text(text)| text)
@@ -180,7 +180,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
 struct Object<'a> {
     path: &'static str, // for error texts: "data", or "" for the whole message
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
-    repeated_key: Option<Cow<'a, str>>, // only the first is reported
+    repeated_key: Option<Cow<'a, str>>, // the first repeated key, for the error text
 }
 
 impl<'a> Object<'a> {
@@ -197,7 +197,7 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Rejects repeated keys: a filter in front of the server may use a different value (RFC 8259 §4).
+    /// Rejects repeated keys: the server and a filter in front of it could use different values (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
@@ -248,7 +248,7 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// serde borrows a `Cow` only with this attribute, which only a field can have.
+// serde borrows a `Cow` only with this attribute, which needs a field: hence the newtype.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 

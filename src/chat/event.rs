@@ -48,9 +48,9 @@ pub enum Event {
     },
     /// The reply to a `history` command.
     History(Page),
-    /// The typing member receives no event.
+    /// The typing member itself does not receive `typing`.
     Typing { username: Rc<str> },
-    /// All connections of the recipient and the sender receive `private`.
+    /// All connections of the recipient, and the sending connection, receive `private`.
     Private(Rc<PrivateMessage>),
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
@@ -71,9 +71,9 @@ pub struct ActiveUsers {
 
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ClientLimits {
-    pub max_text: usize,    // characters of a text
-    pub max_message: usize, // bytes of a message
-    pub rate_limit: f64,    // messages per second; 0: no limit
+    pub max_text: usize,    // in characters
+    pub max_message: usize, // in bytes
+    pub rate_limit: f64,    // in messages per second; 0: no limit
 }
 
 /// PROTOCOL.md ("Errors") specifies some texts word for word.

@@ -1,5 +1,5 @@
-//! The chat: commands in, effects out. [`Chat`] submits a [`Request`] to the broker for each command, and queues
-//! [`Effect`]s for each [`RoomEvent`]. A client is a `mio::Token`, and the time is a parameter: no sockets, no clocks.
+//! The chat: commands in, effects out. [`Chat`] turns commands into [`Request`]s to the broker, and the broker's
+//! [`RoomEvent`]s into [`Effect`]s. A client is a `mio::Token`, and the time is a parameter: no sockets, no clocks.
 //!
 //! ```text
 //!   bob                 who receives what, in this order
@@ -60,11 +60,11 @@ pub enum JoinError {
     TooManyJoins, // the user has reached the rate limit
 }
 
-/// Facts that a client's access token proves. A server without tokens uses the default.
+/// Facts that a client's access token proves. A client that needs no token has the default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,
-    pub token_line: Option<NonZeroU32>, // line number in the token file, for the log
+    pub token_line: Option<NonZeroU32>, // line number in the token file or the demo tokens, for the log
     pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any that is not reserved
 }
 
@@ -87,7 +87,7 @@ pub struct Chat {
     reserved: HashSet<Rc<str>>, // keys of the usernames that tokens are bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // cached, because a turn's messages have the same time
     config: Config,
-    is_local: bool, // computed once, because every message needs it
+    is_local: bool, // computed once, because `user_of` reads `is_local` for every message
 }
 
 struct Client {
@@ -99,7 +99,7 @@ struct Client {
 }
 
 enum Stage {
-    // `held`: errors and pongs to send after `welcome`, which must be the client's first event.
+    // `held`: errors and pongs that must not precede `welcome` or, in the other dialects, `joined` and the backlog.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
     Leaving(Box<str>), // reason for the log; the client receives no more events
@@ -123,7 +123,7 @@ impl Chat {
             return Err(JoinError::Reserved);
         }
         self.broker.check(&request.join).map_err(JoinError::Broker)?;
-        // On a local server, every connection is its own user, so a limit on joins has no effect.
+        // On a local server, every connection is its own user, so a limit on joins would have no effect.
         let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
         if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }
     }
@@ -250,7 +250,7 @@ impl Chat {
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
-        // A reload can reserve the username of a client that has already joined.
+        // A message may carry a reserved username, and a reload of the tokens may reserve a member's own username.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
@@ -408,7 +408,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists no users of a large room, because sending a list to every member after every join takes quadratic time.
+    /// Lists no users of a large room: at each join or leave, n members would each receive a list of n names.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

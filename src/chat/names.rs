@@ -15,7 +15,7 @@ pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
     parse("room", text, 64, 256)
 }
 
-/// Trims, normalizes (NFC) and validates a name. The client receives the error text.
+/// Trims, normalizes (NFC) and validates a name. The client, or the author of the token file, reads the error text.
 fn parse<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
@@ -49,7 +49,7 @@ pub fn is_ignorable(character: char) -> bool {
 }
 
 fn is_visible(character: char) -> bool {
-    // U+2800 is the empty Braille pattern.
+    // U+2800, the blank Braille pattern, looks like a space but is not whitespace.
     !(character.is_whitespace() || character == '\u{2800}' || is_ignorable(character))
 }
 

@@ -1,4 +1,4 @@
-//! The rate limit: one token bucket per user, with flood detection. Example for a limit of one message per second:
+//! The rate limit: a token bucket for each user's messages, with flood detection. Example for one message per second:
 //!
 //! ```text
 //!   at second   0         0         0         0.5       1         5
@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // a flood is this many bursts of rejected messages within `FLOOD_TIME`
+const FLOOD_BURSTS: f64 = 5.0; // a flood is more than this many bursts of rejected messages within `FLOOD_TIME`
 const FLOOD_TIME: Duration = Duration::from_secs(10);
 const TYPING_RATE: f64 = 1.0; // `typing` commands per second, without bursts
 const BUCKET_TTL: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ pub enum Decision {
     Flood,    // close the connection
 }
 
-/// A user's bucket outlives the user's connections, because reconnecting must not circumvent the limit.
+/// Except on a local server, a bucket outlives the user's connections: reconnecting must not circumvent the limit.
 pub struct RateLimiter {
     rate: f64,  // in messages per second; 0: no limit
     burst: f64, // in messages
@@ -57,7 +57,7 @@ impl Bucket {
         has_token
     }
 
-    /// Whether the bucket is full, and was last used at least `age` ago.
+    /// Whether the bucket was last used at least `age` ago, and long enough ago to refill even from empty.
     pub fn is_expired(&self, rate: f64, burst: f64, age: Duration, now: Duration) -> bool {
         let unused = now.saturating_sub(self.refilled_at);
         unused >= age && (rate == 0.0 || unused.as_secs_f64() * rate >= burst)
@@ -70,7 +70,7 @@ impl RateLimiter {
         RateLimiter { rate, burst: (rate * BURST_SECONDS).max(1.0), users: PeerMap::default() }
     }
 
-    /// Takes one token for a message from the user's bucket.
+    /// Takes one token from the user's bucket for a message, or rejects the message.
     pub fn check(&mut self, user: &User, now: Duration) -> Decision {
         if self.take_token(user, now) {
             return Decision::Pass;
@@ -84,7 +84,7 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Whether the user may join now. Takes no token. Rejected joins do not count as a flood.
+    /// Whether the user may join now. Takes no token. Rejected joins do not count towards a flood.
     pub fn has_token(&self, user: &User, now: Duration) -> bool {
         let bucket = self.users.get(user).map(|usage| usage.bucket);
         self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))

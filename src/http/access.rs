@@ -18,12 +18,12 @@ pub struct Access {
 }
 
 impl Access {
-    /// `token_file` is the text of the `--tokens` file. Errors name the option and its value, and suggest a fix.
+    /// `token_file` is the text of the `--tokens` file, if any. Errors name the option and its value.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
-        // Allow pages opened from disk: they send `null`. Sandboxed frames also send `null`, but have no token.
+        // Allow pages opened from disk: they send `null`. Sandboxed frames of any site do too, so require a token.
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
@@ -53,14 +53,14 @@ impl Access {
         normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// `own`, the server's own origin, is always allowed, because a page may connect to its own server.
+    /// Also allows `own`, the server's own origin, because a page may connect to its own server.
     pub fn allows_origin(&self, origin: &str, own: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
         normalize_origin(origin)
             .is_some_and(|origin| origins.contains(&origin) || normalize_origin(own) == Some(origin))
     }
 
-    /// Returns `None` if the token is wrong, or if a required token is missing.
+    /// Returns `None` if the server requires a token, and `token` is missing or wrong.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
         tokens.identify(token?).cloned()
@@ -104,7 +104,7 @@ fn split_url(text: &str) -> (&str, &str) {
     (scheme, rest.split(['/', '?', '#']).next().unwrap_or_default())
 }
 
-/// Normalizes an origin to lowercase `scheme://host:port`, without a default port, for comparison (RFC 6454 §5).
+/// Normalizes an origin for comparison (RFC 6454 §5): `HTTP://Chat.example:80` becomes `http://chat.example`.
 pub(super) fn normalize_origin(text: &str) -> Option<String> {
     if text.eq_ignore_ascii_case("null") {
         return Some("null".into());

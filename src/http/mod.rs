@@ -1,5 +1,5 @@
-//! [`route_request`] turns a request into a page, an upgrade or a rejection. It runs the checks in the order that
-//! PROTOCOL.md lists under "Rejections". The server may still reject an upgrade, for example if it is full.
+//! [`route_request`] turns a request into a response, an upgrade, a handshake check or a rejection. Its checks follow
+//! the order in PROTOCOL.md ("Rejections"). The server may still reject an upgrade, for example if the server is full.
 
 pub mod access;
 pub mod proxy;
@@ -35,7 +35,7 @@ pub enum Route {
 pub struct Peer {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_guess: bool, // `false` after too many wrong tokens
+    pub may_guess: bool, // `false` after too many wrong tokens from this address
     pub needs_token: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
     Ok(Outcome::Upgrade { response, route: route(request, access, &peer)? })
 }
 
-/// Runs checks 8 to 10 (PROTOCOL.md, "Rejections") for the path in the parameter `endpoint`.
+/// Runs the origin check and the checks of `route` for the path in the parameter `endpoint`.
 fn check_handshake(request: &Request, access: &Access, peer: &Peer, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -87,9 +87,9 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-/// Runs the checks that follow the origin check.
+/// Checks the token, and then the parameters.
 fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejection> {
-    // On /inspect, a ticket replaces the token: the server issues tickets only to clients that passed the token check.
+    // On /inspect, a ticket replaces the token: a chat client gets its ticket in `welcome`, after its own token check.
     let has_ticket = request.path == "/inspect";
     let is_exempt = has_ticket || (!peer.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, peer.may_guess)? };
@@ -104,7 +104,7 @@ fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejec
     })
 }
 
-/// Rejects a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
+/// A 503 for a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
 pub fn unavailable(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
@@ -123,7 +123,7 @@ pub fn format_rejection(rejection: &Rejection, is_head: bool, now: SystemTime) -
     format_response(rejection.status, &headers, &format_body(rejection), is_head, now)
 }
 
-/// The response to `/check`, for pages: a browser hides the response to a rejected handshake from its page.
+/// The response to `/check`, which pages need because browsers hide the response to a rejected handshake from them.
 pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (status, message) =
         checked.map_or_else(|rejection| (rejection.status, format_body(&rejection)), |()| (101, "".into()));
@@ -134,7 +134,7 @@ pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_hea
 }
 
 fn format_body(rejection: &Rejection) -> String {
-    // Terminals need a final newline. A 401 has none, because clients compare its body byte for byte.
+    // Terminals need a final newline. A 401 has none, because clients may compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     format!("{}{newline}", rejection.body)
 }
@@ -185,10 +185,10 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     Ok(request.authority.unwrap_or(host))
 }
 
-/// Returns the request's origin, if it has one.
+/// Returns the value of `Origin`, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
     let mut origins = request.header("Origin");
-    // Browsers always send Origin, and this check protects only browser users (RFC 6455 §10.2).
+    // Browsers send Origin with every handshake, and this check protects only browser users (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(None) };
     if origins.next().is_some() {
         return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
@@ -201,7 +201,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    // An operator may paste the advice into a shell, so give none that contains the peer's own characters.
+    // An operator may paste the advice into a shell, so it names the normalized origin, not the received one.
     let advice = match normalize_origin(text) {
         Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
         None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
@@ -245,10 +245,10 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
         return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
-    // In the dialect `rooms`, each message carries a username, so ignore the query parameter.
+    // In the dialect `rooms`, messages carry the username, so ignore the query parameter.
     let username = query("username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
-    // Finish every check that returns 400 first, then check that the token allows this username.
+    // An invalid parameter (400) takes precedence over a username that the token does not allow (403).
     let (username, bound) = (username.as_deref(), identity.username.as_deref());
     if let Some(username) = username.filter(|username| bound.is_some_and(|bound| bound != *username)) {
         let seen = quote(username.as_bytes());
@@ -264,13 +264,13 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
-/// Parses the format that `welcome` has: `from_str_radix` alone would also accept fewer digits, and a sign.
+/// Parses a session as `welcome` writes it: `from_str_radix` alone would also accept uppercase, a sign or fewer digits.
 fn parse_session(hex: &str) -> Option<Session> {
     let is_exact = hex.len() == 32 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Returns the first parameter with this name, as sent. A proxy may have validated only the first one.
+/// Returns the value of the first parameter with this name, not decoded. A proxy may have validated only the first.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     let is_encoded = |name: &str| name.contains(['%', '+']);
     let is_wanted =
@@ -279,7 +279,7 @@ fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
 }
 
-/// Returns "" if the value is not valid percent-encoding.
+/// Returns `Some("")` if the value is not percent-encoded UTF-8.
 fn read_parameter(query: &str, wanted: &str) -> Option<String> {
     find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }

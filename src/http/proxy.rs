@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy: each proxy appends its peer.
+/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy: each proxy appends its peer's.
 /// If all are trusted proxies, returns the leftmost address. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list("X-Forwarded-For").rev().map_while(parse_address).collect();

@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::chat::{CredentialId, Identity, names};
 
-// The README publishes these tokens, so only a local server without a token file accepts them.
+// These tokens are public, so they are valid only on a local server without a token file.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
@@ -19,12 +19,12 @@ pub struct AccessTokens {
 }
 
 impl AccessTokens {
-    /// Parses one token per line. A token keeps its id from `previous`, the file before a reload, unless it is now
-    /// bound to another username. Errors name the line but never quote a token, because errors may end up in a log.
+    /// Parses one token per line. A token keeps its id from `previous`, the tokens before a reload, unless its username
+    /// has changed. Errors never quote a token, because errors may end up in a log.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
-        // Strip the byte-order mark that some editors write. Otherwise the mark would become part of the first token.
+        // Strip the byte-order mark that some editors write. Otherwise `add` would reject the first line.
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
         }
@@ -40,7 +40,7 @@ impl AccessTokens {
         if token.is_empty() {
             return Ok(());
         }
-        // Invisible characters are usually pasted by accident. No client sends them, so the token would never match.
+        // Invisible characters are usually pasted by accident, so clients would send the token without them.
         if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
             return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }

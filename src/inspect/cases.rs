@@ -1,10 +1,10 @@
 //! Plays `wirechat poke` cases for inspectors: a client on a helper thread connects to this server, and the inspector
-//! receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. A case is hostile
-//! input, so everything is bounded: one case per inspector, a few for all inspectors, and a few frames per case.
+//! receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. To bound the cost,
+//! an inspector plays one case at a time and receives only its first frames and Closes, and few cases run at once.
 //!
-//! A played connection needs no access token: its inspector has a ticket, and the server issues tickets only to clients
-//! that passed the token check. The server recognizes the connection by its address and port, which only this process
-//! can use while the client's socket is bound.
+//! A played connection needs no access token: its inspector has a ticket, which the server issued to a client that
+//! passed the token check. The server recognizes the connection by its client's address and port, which no other
+//! process can use while the client's socket is bound.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -46,7 +46,7 @@ pub type Finish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 pub struct CaseSummary {
     pub name: &'static str,
     pub title: &'static str,
-    /// The section of the RFC, such as `§5.1`.
+    /// The section that states the rule, such as `§5.1`.
     pub rule: &'static str,
 }
 
@@ -56,11 +56,10 @@ pub struct CaseResult {
     pub received: String,
     /// The section and a summary of its rule.
     pub rule: String,
-    /// Whether the server did what the RFC requires or permits.
+    /// Whether the server did what the case expects, or something else that an RFC permits.
     pub passed: bool,
 }
 
-/// Settings for playing cases against this server.
 pub struct PlayOptions {
     pub player: BoxedPlayer,
     /// The address on which the server listens.
@@ -113,7 +112,7 @@ impl Plays {
     /// Starts a case for an inspector.
     ///
     /// # Errors
-    /// The inspector's error text.
+    /// Returns the error text to send to the inspector.
     pub fn start(&mut self, inspector: Token, case: Option<&str>) -> Result<(), String> {
         let PlayOptions { player, server, wake } = self.options.as_ref().ok_or(NO_PLAYER)?;
         let case = case.ok_or(NO_NAME)?;
@@ -137,7 +136,7 @@ impl Plays {
 
     /// Returns the link to the inspector if the new connection plays a case.
     pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<Link>> {
-        // After the client has closed its socket, another program may use the same address.
+        // Receive results first: once a client has closed its socket, another program may use the same address.
         self.receive_results();
         let expected = PlayedConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
@@ -156,12 +155,12 @@ impl Plays {
                 play.connection = PlayedConnection::Removed(connection);
             }
             if play.inspector == connection {
-                play.link.inspector.set(None); // the case continues, but nobody receives its records
+                play.link.inspector.set(None); // the case continues, but no inspector receives its records
             }
         }
     }
 
-    /// Returns the last record of a case, and its inspector, once the server has removed the played connection.
+    /// Returns an inspector and its case's last record, once the result is here and any played connection is removed.
     pub fn next_finished(&mut self, now: SystemTime) -> Option<(Token, Value)> {
         self.receive_results();
         let is_finished = |play: &Play| play.result.is_some() && !matches!(play.connection, PlayedConnection::Open(_));
@@ -197,7 +196,7 @@ fn format_error(error: String) -> String {
     format!("The case cannot be played: {error}.")
 }
 
-/// `Server` also maps an address `::ffff:a.b.c.d` to IPv4.
+/// Maps an address `::ffff:a.b.c.d` to IPv4, as `Server::accepted` does, so that the two addresses are equal.
 fn canonicalize(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -3,20 +3,20 @@
 //!
 //! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
 //! close for another reason before it reaches an invalid frame. So the checker holds a failure until the server sends
-//! its Close, and drops the failure if the Close is for another error.
+//! its Close or TCP closes, and drops the failure if the Close is for another reason.
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// Used until the checker knows the server's limits. Generous, so that the checker is never stricter than the server.
+// Used until the checker knows the server's limits. Generous, because a false failure is worse than a missing one.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
 pub struct RuleChecker {
     pub limits: Limits,
     protocol: Protocol,
-    /// Whether to hold each failure until the server sends its Close.
+    /// Whether to hold each failure until the server sends its Close or TCP closes.
     pub awaits_close: bool,
     held: Option<(ProtocolError, Failure)>,
 }
@@ -57,7 +57,7 @@ impl RuleChecker {
         matches!(self.protocol.state(), State::Closed | State::OutOfSync)
     }
 
-    /// Called when the server starts the closing handshake. From then on, server and checker discard data frames.
+    /// Called when the server queues or sends a Close. From then on, the server and the checker discard data frames.
     pub fn begin_closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();

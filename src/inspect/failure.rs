@@ -1,6 +1,6 @@
-//! Explains a protocol error to a person debugging the frame: the error, the rule, and the bits that break the rule.
-//! The peer receives only the short text of the [`ProtocolError`], as the close reason. Other modules detect the
-//! errors.
+//! Explains a protocol error to a person who debugs a frame: the error and, where they apply, the rule and the bytes
+//! that break it. The peer receives only the short text of the [`ProtocolError`], as the close reason. Other modules
+//! detect the errors.
 
 use super::escape::{hex, quote};
 use super::{Failure, Frame};
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] has no variant for this error: only a client detects it.
+/// Explains a masked frame from the server. [`ProtocolError`] lacks this error: a server receives no server frames.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let because = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -143,7 +143,7 @@ fn detect_protocol(frame: &Frame) -> Option<String> {
     }
 }
 
-/// RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version (03 00 to 03 04).
+/// RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version. Accepts the versions 03 00 to 03 04.
 pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [0x14..=0x17, 3, 0..=4, ..])
 }

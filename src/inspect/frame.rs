@@ -17,8 +17,8 @@ const EXCERPT_BYTES: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
-    /// The first [`MAX_PARTS`] parts: the number of each read or write, from 1, and how many bytes of the frame or head
-    /// it carried.
+    /// The first [`MAX_PARTS`] parts: the number of each read or write, and how many bytes of the frame or head it
+    /// carried. The tap numbers the reads and the writes from 1.
     pub listed: Vec<(u64, u64)>,
 }
 
@@ -31,7 +31,7 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN`] bytes of the payload as they were on the wire: still masked if the frame is masked.
+    /// The first [`MAX_SHOWN`] bytes of the payload, still masked if the frame is. In a record, secrets are redacted.
     pub wire: Vec<u8>,
     /// Number of payload bytes observed so far.
     pub received: u64,
@@ -43,7 +43,7 @@ pub struct Frame {
 /// The position of a data frame within its message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// The number of this message among those from the same endpoint, starting at 1.
+    /// The number of this message among those that the tap observed from the same endpoint, starting at 1.
     pub message: u64,
     /// The number of this fragment within its message, starting at 1.
     pub fragment: u64,
@@ -72,7 +72,7 @@ pub enum LengthForm {
 impl Header {
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
-        // Bytes that do not fit belong to the payload.
+        // A header has at most `MAX_HEADER` bytes, so bytes that do not fit follow the header.
         let appended = bytes.len().min(MAX_HEADER - len);
         self.bytes[len..len + appended].copy_from_slice(&bytes[..appended]);
         self.len += appended as u8;

@@ -1,10 +1,10 @@
 //! Serves the page's inspectors: checks their tickets, executes their commands and sends them records. An inspector is
-//! a client of the server. While an inspector's outbox is over half full, the server drops the inspector's records, and
-//! later reports how many it dropped. An inspector's own connection is never inspected, because each record would cause
-//! another record.
+//! a client of the server. While an inspector's outbox is over half full, the server drops most of the inspector's
+//! records, and later reports how many it dropped. An inspector's own connection is never inspected: each record would
+//! cause another record.
 //!
-//! A ticket is a connection's number plus a keyed hash of that number, so the server needs no ticket table. The server
-//! sends a ticket only in the `welcome` of the ticket's own connection, so no other client can inspect that connection.
+//! A ticket is a connection's number plus a keyed hash of that number, so the server stores no tickets. The server
+//! sends a ticket only in the `welcome` of the ticket's own connection, so no other client learns it from the server.
 //!
 //! An inspector can also play a case of `wirechat poke`: see [`cases`](super::cases).
 
@@ -29,9 +29,9 @@ use crate::ws::request::Rejection;
 
 /// Maximum number of handshakes kept for later inspectors.
 const MAX_HANDSHAKES: usize = 256;
-/// Maximum size in bytes of a request head kept for inspectors. Browsers send less than 1,000 bytes.
+/// Maximum size in bytes of a request head kept for inspectors. Browsers usually send less than 1,000 bytes.
 const MAX_REQUEST: usize = 8 * 1024;
-/// Maximum number of records queued for all inspectors together. One read can produce thousands of records.
+/// The queue for all inspectors drops new records, except `End`, at this length. One read can produce thousands.
 const MAX_QUEUED: usize = 16 * 1024;
 /// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
 const MAX_BACKLOG_FOR_PING: usize = 4096;
@@ -50,16 +50,16 @@ const CONNECTION_OVER: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State shared by a connection's observer and inspector.
+/// State that a connection's tap shares with [`Inspection`] or, if a case uses the connection, with [`Plays`].
 #[derive(Debug, Default)]
 pub struct Link {
     pub inspector: Cell<Option<Token>>,
     is_ticket_used: Cell<bool>,
-    /// Whether to split the next message to this connection into fragments.
+    /// Whether to split the next message that the server sends on this connection into fragments.
     pub fragment_next: Cell<bool>,
-    /// Frames counted by the tap since the connection was accepted.
+    /// Number of frames so far, in both directions, as counted by the tap.
     pub frames: Cell<u64>,
-    /// Records dropped because the queue was full, or because a played connection had too many frames.
+    /// Unreported records dropped because the queue was full, or because a played connection had too many frames.
     missed: Cell<u64>,
     /// Whether a case uses this connection.
     is_played: bool,
@@ -112,9 +112,9 @@ impl Queue {
 #[derive(Debug)]
 struct Inspector {
     connection: Token,
-    /// Records dropped because the inspector's outbox was over half full.
+    /// Unreported records dropped because the inspector's outbox was over half full.
     missed: u64,
-    /// Number of pings that the inspector has requested.
+    /// Number of Pings sent at the inspector's request.
     pings: u64,
 }
 
@@ -126,7 +126,7 @@ pub struct Inspection {
     taps_all: bool,
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Keyed by the inspected connection. A link outlives its inspector, to remember that the ticket was used.
+    /// Keyed by the connection to inspect. A link outlives its inspector, to remember that the ticket was used.
     links: TokenMap<Rc<Link>>,
     /// Keyed by the inspector's connection, not the inspected connection.
     inspectors: TokenMap<Inspector>,
@@ -192,7 +192,7 @@ impl Inspection {
         bool::from(self.secret(number).ct_eq(secret)).then(|| usize::try_from(number).ok().map(Token))?
     }
 
-    /// Lets a client inspect the connection named in its ticket, starting with the handshake.
+    /// Lets a client inspect the connection that its ticket identifies, starting with the handshake.
     ///
     /// # Errors
     /// Returns a 403 if the ticket is invalid or already used, or if its connection is no longer open.
@@ -204,11 +204,11 @@ impl Inspection {
         now: SystemTime,
     ) -> Result<(), Rejection> {
         let wrong = || Rejection::new(403, WRONG_TICKET);
-        // Reject a ticket for a closing connection: nothing is left to inspect.
+        // Reject a ticket for a connection that is closing or removed: almost nothing is left to inspect.
         let connection = self.connection_of(ticket).filter(|connection| queued_bytes(*connection).is_some());
         let connection = connection.ok_or_else(wrong)?;
         let link = self.link(connection);
-        // A ticket is valid only once: it is part of a URL, and URLs end up in browser histories and logs.
+        // A ticket is valid only once: it is part of a URL, and proxies and developer tools log URLs.
         if link.is_ticket_used.replace(true) {
             return Err(wrong());
         }
@@ -216,7 +216,7 @@ impl Inspection {
         self.inspectors.insert(client, Inspector { connection, missed: 0, pings: 0 });
         let catalogue = self.plays.catalogue().map(|record| (client, Queued::Cases(record)));
         self.queue.0.borrow_mut().extend(catalogue);
-        // The handshake happened before the inspector attached, so queue the handshake's records first.
+        // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
         // Report how many frames the inspector missed. A newly attached tap reports the number itself.
@@ -273,7 +273,7 @@ impl Inspection {
                 // `send_record` checks the outbox for every record, because each record adds to it.
                 Queued::Record(record) => self.send_record(client, record, queued_bytes),
                 Queued::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
-                Queued::Cases(_) => {} // the inspector has left
+                Queued::Cases(_) => {} // the inspector's connection is not open
                 Queued::Over => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
@@ -289,7 +289,7 @@ impl Inspection {
         self.plays.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
-            // Queue `Over` last, so that the inspector receives every queued record before the Close frame.
+            // Queue `Over` last, so that the inspector's queued records precede its Close frame.
             self.queue.0.borrow_mut().push_back((inspector, Queued::Over));
         }
     }
@@ -297,8 +297,8 @@ impl Inspection {
     fn send_record(&mut self, client: Token, record: Record, queued_bytes: QueuedBytes<'_>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
-        // Fill at most half of the outbox: the server's own frames need room, and the server closes a client whose
-        // outbox is full. Always send `End`, preceded by the number of dropped records.
+        // Send no more while the outbox is over half full: the server's own frames need room, and the server closes a
+        // client whose outbox is full. Always send `End`, after the number of any dropped records.
         if queued > self.max_queued && !matches!(record.kind, RecordKind::End(_)) {
             inspector.missed += if let RecordKind::Missed(count) = record.kind { count } else { 1 };
             return;
@@ -351,7 +351,7 @@ impl Handshakes {
         self.0.push_back(handshake);
     }
 
-    /// Returns no records if newer handshakes have displaced this connection's handshake.
+    /// Returns no records if this connection's handshake was not captured, or if newer handshakes have displaced it.
     fn records(&self, connection: Token, number: usize) -> Vec<Record> {
         let records = Records::default();
         if let Some(kept) = self.0.iter().rev().find(|handshake| handshake.connection == connection) {
@@ -363,9 +363,8 @@ impl Handshakes {
     }
 }
 
-/// Captures the handshake of one connection, but no frames, for a later inspector. Frames would cost too much: keeping
-/// a 100-byte message adds 10% to an idle connection's memory, and scanning the message takes 38 ns, while delivering
-/// the message takes only 50 ns.
+/// Captures the handshake of one connection, but no frames, for a later inspector. Frames would cost too much: each
+/// kept frame takes memory, and scanning a small message takes about as long as delivering it.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,
@@ -384,13 +383,13 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: 256 such requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is a rejection.
+            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is not a 101.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };
         if self.response.is_complete {
             let [request, response] = [&mut self.request, &mut self.response].map(|head| {
-                // Free the unused capacity: the buffer had room for a whole read.
+                // Free the unused capacity: a read may have contained frames after the head.
                 head.bytes.shrink_to_fit();
                 std::mem::take(&mut head.bytes)
             });

@@ -41,7 +41,7 @@ impl Lifecycle {
         let because = format!("the {} sent Close{code_text}", role_name(from));
         match &self.first_close {
             None => {
-                // §7.1.5, §7.1.6: the first Close determines the connection's close code and reason.
+                // §7.1.5, §7.1.6: the first Close has the connection's close code and reason. Here, the first one sent.
                 self.first_close = Some(FirstClose { by: from, code, reason });
                 self.change(State::Closing, because)
             }
@@ -51,7 +51,7 @@ impl Lifecycle {
         }
     }
 
-    /// Called when the TCP connection has closed. The close is clean (§7.1.4) if both endpoints had sent a Close.
+    /// Called when the TCP connection closes. The close is clean (§7.1.4) if both endpoints had sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

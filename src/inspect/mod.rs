@@ -1,7 +1,7 @@
-//! Shows what is on the wire, for `--trace`, `--record` and the page's inspector. A [`Tap`] turns the raw bytes of one
-//! connection, in both directions, into [`Record`]s. The tap parses frames with the protocol's
-//! [`FrameHeader`](crate::ws::frame::FrameHeader), but tracks its own position in the stream, so the protocol knows
-//! nothing about taps. Other modules format the records.
+//! Shows what is on the wire, for `--trace`, `--record`, the page's inspector and the command-line tools. A [`Tap`]
+//! turns the raw bytes of one connection, in both directions, into [`Record`]s. The tap parses frames with the
+//! protocol's [`FrameHeader`](crate::ws::frame::FrameHeader), but tracks its own position in the stream, so the
+//! protocol knows nothing about taps. The modules `text` and `json` format the records.
 //!
 //! ```text
 //!   bytes of each read ───▶ ┌─────┐           ┌─ text   one line per frame, or its header drawn field by field
@@ -47,16 +47,16 @@ pub use tap::Tap;
 /// Maximum bytes that a record keeps from a payload or a response body.
 pub const MAX_SHOWN: usize = 1024;
 
-// Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 200 bytes.
+// Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// The connection's number, shown as `#7`.
+    /// The connection's number. A trace shows number 7 as `#7`.
     pub connection: usize,
-    /// `None` until the server accepts the request; always `None` on an endpoint without usernames.
+    /// The username, for `--trace-filter`. `None` before [`Tap::upgrade`], and on an endpoint without usernames.
     pub user: Option<Rc<str>>,
-    /// The time of the read, write or close that completed the record.
+    /// Usually the time of the read, write or close that completed the record.
     pub time: SystemTime,
     pub kind: RecordKind,
 }
@@ -69,9 +69,9 @@ pub enum RecordKind {
     Frame(Frame),
     State(StateChange),
     Failure(Failure),
-    /// The TCP connection has closed (§7.1.1, §7.1.4).
+    /// The TCP connection closes (§7.1.1, §7.1.4).
     End(End),
-    /// Number of records dropped at this point because a buffer was full.
+    /// Number of records dropped at this point, for example because a list was full; 1 if their number is unknown.
     Missed(u64),
     /// Number of frames, in both directions, before the tap or the inspector was attached.
     Earlier(u64),
@@ -93,7 +93,7 @@ pub struct Response {
     pub head: Head,
     /// The HTTP status code; 0 if the first line contains none.
     pub status: u16,
-    /// The first [`MAX_SHOWN`] bytes of the body; empty for a 101.
+    /// Up to [`MAX_SHOWN`] bytes of the body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
     /// Present if the response is a 101 and the request has a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
@@ -132,7 +132,7 @@ pub enum State {
     Closed,
 }
 
-/// A protocol error, for which an endpoint must fail the connection (§7.1.7).
+/// A protocol error, for which the receiving endpoint fails the connection (§7.1.7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub by: Role,
@@ -152,7 +152,7 @@ pub struct End {
     pub reason: String,
     /// Closed "cleanly" (§7.1.4): both endpoints had sent a Close.
     pub is_clean: bool,
-    /// The server's explanation of why the TCP connection closed.
+    /// Why the TCP connection closed, in the words of the server or the tool that observed it.
     pub cause: String,
 }
 
@@ -184,7 +184,6 @@ impl AcceptSteps {
 
     /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.
     pub fn from_handshake(request: &Head, response: &Head) -> Option<AcceptSteps> {
-        // The server rejects a request without a key.
         let key = request.header("Sec-WebSocket-Key")?;
         Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })
     }

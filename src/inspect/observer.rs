@@ -36,7 +36,7 @@ pub struct Options {
 pub struct Trace {
     pub style: Style,
     pub filter: Filter,
-    /// Called once per record, with one or more newline-terminated lines.
+    /// Called once per record that matches `filter`, with one or more newline-terminated lines.
     pub write: Box<dyn Fn(&str)>,
 }
 
@@ -83,8 +83,8 @@ impl Inspect {
         Ok(Inspect { context: Rc::new(context), recordings, inspection })
     }
 
-    /// Lets inspectors play cases against the server that listens on this address. The player calls `wake` on another
-    /// thread, to start another turn of the event loop.
+    /// Lets inspectors play cases against this server, which listens on the address `server`. When a case is over, its
+    /// thread calls `wake`, to start another turn of the event loop.
     pub fn with_player(
         mut self,
         player: BoxedPlayer,
@@ -117,7 +117,7 @@ impl Observers for Inspect {
             let tap = Tap::new(number, records.clone()).hold_failures();
             Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture all other handshakes: the server does not know yet whether the client will get a ticket.
+        // Capture the handshake, except for a case: the server does not know yet whether the client will get a ticket.
         let inspection = self.inspection.as_ref().filter(|_| !is_played);
         let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
@@ -212,7 +212,7 @@ impl Observer for ConnectionObserver {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(active_tap) = &mut self.active_tap {
                     active_tap.tap.upgrade(limits, username.cloned(), secrets);
-                    // Tracing an inspector's frames would loop: each record sent would produce another record.
+                    // Report no frames of an inspector: most of them carry the records of another connection.
                     if is_inspector {
                         active_tap.tap.set_private();
                     }
@@ -255,7 +255,7 @@ impl Observer for ConnectionObserver {
     }
 
     fn buffered_bytes(&self) -> usize {
-        // These buffers grow with the peer's input, up to `--max-message` and `--max-head`.
+        // These buffers grow with the peer's input, so they count towards `--max-buffered`.
         self.active_tap.as_ref().map_or(0, |active_tap| active_tap.tap.buffered_bytes())
             + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered_bytes())
             + self.capture.as_ref().map_or(0, HandshakeCapture::buffered_bytes)

@@ -1,15 +1,15 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
-//! recorder locates the end of the request head (§4.1) and the frame boundaries (§5.2) only to decide which bytes need
-//! redaction; it does not interpret the content. The event-loop thread writes the file: a slow disk slows down the
-//! server. If a file cannot be created or written, only its own recording stops.
+//! recorder locates the ends of the HTTP heads (§4.1) and the frame boundaries (§5.2) only to decide which bytes to
+//! redact or omit. The event-loop thread writes the file: a slow disk slows down the server. If a file cannot be
+//! created or written, only its own recording stops.
 //!
-//! A token may be split across two reads. So the recorder buffers the request until the server accepts or rejects the
+//! A token may be split across two reads. So the recorder buffers the request until the server has processed the
 //! request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the read
 //! boundaries do not move. Client bytes that are not a valid frame may be another request with a token: the recorder
 //! redacts them and replaces everything after them with `*`.
 //!
-//! The recorder creates the file when the server has accepted or rejected the request, or when the client has closed
-//! early. Only then does the recorder know which part of `--record-limit` the file counts against.
+//! The recorder creates the file when the server has processed the request, or when the connection closes before that.
+//! Only then does the recorder know which part of `--record-limit` the file counts against.
 
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -33,7 +33,7 @@ const LAST_LINE: usize = 80;
 /// would cost 24 extra bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// The divisor of `--record-limit` for rejected and unfinished requests. Anyone can send such requests, so their
+/// The divisor of `--record-limit` for connections without an upgrade. Anyone can cause such connections, so their
 /// recordings must not use up the quota of upgraded connections.
 const REJECTED_DIVISOR: u64 = 10;
 
@@ -50,7 +50,7 @@ pub struct Recorders {
 struct Shared {
     dir: PathBuf,
     upgraded: Quota,
-    /// The quota for rejected and unfinished requests.
+    /// The quota for connections without an upgrade, such as rejected requests.
     rejected: Quota,
     error_logged_at: Cell<Option<SystemTime>>,
 }
@@ -58,7 +58,7 @@ struct Shared {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// `None` after a line did not fit. Each recorder then writes only a final [`Step::Cut`] line.
+    /// `None` after a line did not fit. Each recorder with an open file then writes only a final [`Step::Cut`] line.
     left: Cell<Option<u64>>,
     /// Logged when the quota is exhausted.
     message: &'static str,
@@ -71,7 +71,7 @@ pub struct Recorder {
     accepted_at: SystemTime,
     output: Output,
     is_upgraded: bool,
-    /// Client bytes received before the response. `reads` contains the time and length of each read.
+    /// Client bytes received before the response. `reads` contains the time and length of up to [`MAX_HELD`] reads.
     held: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
     response: Head,
@@ -82,7 +82,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 enum Output {
-    /// The server has not yet accepted or rejected the request.
+    /// The server has not yet processed the request.
     NotCreated,
     File(File),
     /// The quota is exhausted, or the file could not be created or written.
@@ -220,7 +220,7 @@ impl Recorder {
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
-    /// Records no frames, only the handshake and the end of the connection.
+    /// Makes the recorder omit all frames, in both directions.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -278,7 +278,7 @@ impl Recorder {
     }
 
     fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
-        // The server responds only after it has finished parsing the request, so the buffer is complete.
+        // Once the server responds, it reads no more of the request, so redact and write the buffered bytes now.
         self.write_held(now);
         let mut bytes = bytes.to_vec();
         let rest = self.response.read(&bytes, 0).len();
@@ -291,11 +291,11 @@ impl Recorder {
         }
     }
 
-    /// Copies valid frames. Redacts everything from the first invalid frame on.
+    /// Copies frames with valid headers. Redacts secrets in the first other frame, and replaces later bytes with `*`.
     fn redact_non_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
-        // After a rejection, the client's bytes are not frames; they may be another request.
+        // If the response is not a 101, the client's later bytes are not frames; they may be another request.
         self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
         while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;

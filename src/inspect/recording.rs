@@ -112,7 +112,7 @@ impl Recording {
                 Step::End(cause) => tap.end(cause, *at),
                 Step::Cut => {}
             }
-            // Drain after each step: a long recording produces more records than `Records` can hold.
+            // Drain after each step: a long recording may produce more records than `Records` can hold.
             records.take().iter().for_each(&mut show);
         }
     }
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
     use crate::inspect::RecordKind;
 
-    /// The example file in the module doc parses and serializes back to the same text.
+    /// The example file in the module doc parses, and its entries serialize back to the same lines.
     #[test]
     fn the_picture_is_true() {
         let doc = crate::pictures::module_doc(include_str!("recording.rs"));

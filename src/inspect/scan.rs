@@ -1,5 +1,5 @@
-//! Splits one direction of a connection into an HTTP head and frames. The scanner unmasks nothing and buffers only the
-//! current frame. [`FrameHeader::parse`] validates headers, but not the order of frames (see [`checker`]).
+//! Splits one direction of a connection into an HTTP head and frames. The frame scanner unmasks nothing and stores only
+//! the start of the current frame. [`FrameHeader::parse`] validates headers; [`checker`] validates the order of frames.
 //!
 //! [`checker`]: super::checker
 //!
@@ -70,7 +70,7 @@ pub struct Direction {
     pub frames: FrameScanner,
     /// Whether the current frame is already reported, because it broke a rule.
     pub is_reported: bool,
-    /// Whether the frame boundaries are lost, for example after an invalid header.
+    /// Whether later bytes are no longer parsed as frames, for example after an invalid header.
     pub is_out_of_sync: bool,
 }
 
@@ -91,7 +91,7 @@ pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
     in_payload: bool,
-    // The number of frames and messages since the start of the connection, including an incomplete last one.
+    // Both counts may include an incomplete last one. Only `frames` includes frames before the tap was attached.
     frames: u64,
     messages: u64,
     /// Fragments of the current message so far, including an incomplete fragment; 0 between messages.

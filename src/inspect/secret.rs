@@ -1,6 +1,6 @@
-//! Redacts tokens and tickets: replaces each byte of a secret with `*`, which preserves all lengths and all other
+//! Redacts tokens, tickets and other secrets: replaces their bytes with `*`, which preserves all lengths and all other
 //! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
-//! `&` or whitespace. Works in a single pass, so that a query of a million question marks takes linear time.
+//! `&` or whitespace. Parses them in a single pass, so that a query of a million question marks takes linear time.
 
 use percent_encoding::percent_decode;
 
@@ -8,10 +8,10 @@ use crate::ws::handshake::access_token_start;
 
 /// Query parameters with secret values.
 const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words. Many products have their own names for credentials.
+/// Words in the names of secret headers. Search for words, because many products have their own header names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
-/// Proxies add headers with these prefixes, which reveal a user's address or name. Cloudflare uses `cf-`, AWS
+/// Proxies add headers with these prefixes, which may reveal a user's address or name. Cloudflare uses `cf-`, AWS
 /// `x-amzn-`.
 const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
 
@@ -74,7 +74,7 @@ impl WelcomeRedactor {
         WelcomeRedactor { left: count, matched: [0; Self::FIELDS.len()], in_value: false }
     }
 
-    /// Redacts the next bytes of the server's output in place.
+    /// Redacts secrets in the next bytes of the server's output, in place.
     pub fn redact(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
             if self.left == 0 {
@@ -96,7 +96,7 @@ impl WelcomeRedactor {
     }
 }
 
-/// Redacts parameters after `?` or `&` anywhere in the head, because a `Referer` header may also contain a query.
+/// Redacts secret parameters after `?` or `&` anywhere in the head: a `Referer` header may also contain a query.
 fn redact_parameters(head: &mut [u8]) {
     let (mut name, mut is_secret) = (None, false);
     for at in 0..head.len() {

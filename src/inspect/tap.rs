@@ -1,5 +1,5 @@
 //! Turns the raw bytes of both directions of one connection into [`Record`](super::Record)s. A
-//! [`RuleChecker`] checks the client's frames, so that the tap reports each failure after the frame that caused it.
+//! [`RuleChecker`] checks the client's frames, so that the tap can report a failure after the frame that caused it.
 //!
 //! ```text
 //!   Handshake ──101──▶ Frames
@@ -34,7 +34,7 @@ pub struct Tap {
     early: Vec<(u64, Vec<u8>)>,
     checker: RuleChecker,
     lifecycle: Lifecycle,
-    /// `Some` from the upgrade to the server's first text frame.
+    /// `Some` from the upgrade to the server's first text frame, if that frame contains secrets.
     welcome: Option<WelcomeRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
@@ -87,7 +87,7 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// Holds each failure, and drops it if the server closes for another reason.
+    /// Makes the tap hold each failure of the client, and drop it if the server closes for another reason.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -120,7 +120,7 @@ impl Tap {
         self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Bytes buffered for an incomplete message or handshake.
+    /// Bytes buffered for an incomplete message, and client bytes buffered until the response is complete.
     pub fn buffered_bytes(&self) -> usize {
         self.checker.buffered_bytes() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
@@ -140,12 +140,12 @@ impl Tap {
     }
 
     /// Called when the server starts closing, possibly before its Close frame is on the wire. From then on, the server
-    /// discards the client's data frames unchecked.
+    /// discards the client's data frames.
     pub fn begin_closing(&mut self) {
         self.checker.begin_closing();
     }
 
-    /// Called when the TCP connection has closed. `cause` is the server's explanation.
+    /// Called when the TCP connection closes. `cause` explains why, for the last record.
     pub fn end(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == Stage::Handshake {
@@ -218,7 +218,7 @@ impl Tap {
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
-        // Reporting an inspector's frames would loop: each record sent is itself a frame.
+        // Report no frames of an inspector: most of them carry the records of another connection.
         self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.open());
         // Free the heads: a connection may stay open for days.
@@ -252,7 +252,7 @@ impl Tap {
         let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked_payload());
         if let (Role::Server, Some(payload)) = (from, &close) {
             self.reporter.report_failure(self.checker.release(Some(payload)));
-            // §5.5.1: after sending its Close frame, the server discards everything but the client's Close frame.
+            // After sending its Close frame (§5.5.1), the server discards everything but the client's Close frame.
             self.checker.begin_closing();
         }
         if !std::mem::take(&mut self.direction(from).is_reported) {
@@ -303,7 +303,7 @@ impl Tap {
     fn report_frame(&mut self, mut frame: Frame) {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.from {
-            // The server's first message is the `welcome` event, which contains secrets.
+            // A `welcome` event, which contains secrets, is the server's first text frame.
             Role::Server if is_text => {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }

@@ -1,4 +1,4 @@
-//! Formats a record as one line of text. [`Detail::Full`] adds the bytes of a frame, labelled by field (§5.2).
+//! Formats a record as one line of text. [`Detail::Full`] adds an HTTP head, or a frame labelled by field (§5.2).
 //!
 //! ```text
 //! 2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
@@ -7,9 +7,9 @@
 //!                                            48 65 6c 6c 6f   unmasked  "Hello"
 //! ```
 //!
-//! `#7` is the connection; `→` marks bytes from the client, `←` bytes from the server, `!` a broken rule, `=` a state.
-//! The line ends with the relevant sections of RFC 6455. The formatter quotes and escapes text from a peer, so that a
-//! peer can neither forge a trace line nor send escape sequences to the terminal.
+//! `#7` is the connection; `→` marks bytes from the client, `←` bytes from the server, `!` a broken rule, `=` a state
+//! or the close of TCP, `·` missing records. Most lines end with the relevant sections of RFC 6455. The formatter
+//! escapes text from a peer, so that a peer can neither forge a trace line nor send escape sequences to the terminal.
 
 use std::fmt::Write;
 use std::time::SystemTime;
@@ -40,12 +40,12 @@ pub struct Style {
 pub enum Detail {
     /// Exactly one line per record, even for a large payload.
     Line,
-    /// One line, followed by the HTTP head or by each field of the frame.
+    /// One line, followed by the bytes if the record is an HTTP head or a frame.
     Full,
 }
 
 impl Style {
-    /// Enables colours on a terminal, unless `NO_COLOR` is set (<https://no-color.org>).
+    /// Enables colours on a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
     pub fn new(detail: Detail, is_terminal: bool) -> Style {
         let declined = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Style { detail, colour: is_terminal && !declined }
@@ -121,7 +121,7 @@ fn state_section(state: State) -> &'static str {
     }
 }
 
-/// The same format as in the log and in the page's inspector, for easy comparison.
+/// The same format as in the log and in the inspector's JSON, for easy comparison.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -295,7 +295,7 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         column += width;
     }
     let unmasked = frame.unmasked_payload();
-    // Check the whole payload, because a single row of binary data may happen to be valid UTF-8.
+    // Check all shown bytes, because a single row of binary data may happen to be valid UTF-8.
     let is_text = frame.text(&unmasked).is_some();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
     if let Some((wire, plain)) = rows.first() {
@@ -356,7 +356,7 @@ fn row_text(is_text: bool, row: &[u8]) -> String {
     quote(&String::from_utf8_lossy(row).chars().map(visible).collect::<String>())
 }
 
-/// If a frame was split across several reads or writes, lists the size of each part.
+/// If a frame was split across several reads or writes, lists the sizes of the parts, up to `MAX_PARTS`.
 fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();

@@ -30,7 +30,7 @@ pub struct EventLoop {
     config: Config,
     server: Server<TcpStream>,
     started: Instant,
-    pub address: SocketAddr, // with the actual port even if the configuration says port 0
+    pub address: SocketAddr, // with the actual port even if the configured port is 0
     pub max_connections: usize,
 }
 
@@ -125,7 +125,7 @@ impl EventLoop {
 }
 
 impl Drop for EventLoop {
-    /// Flushes the log even on a panic, because the last lines show the cause.
+    /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
     }

@@ -1,5 +1,5 @@
 //! Accepts clients. The edge-triggered poll reports a waiting client only once. If descriptors run out or the server is
-//! full, clients wait in the kernel's queue. The listener accepts them after a connection closes or a pause.
+//! full, clients wait in the kernel's queue. The listener accepts them after a pause or when a connection closes.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
@@ -15,7 +15,7 @@ use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
 const BACKLOG: i32 = 4096; // maximum number of clients that wait for an accept; `somaxconn` has the same default
-const RETRY_DELAY: Duration = Duration::from_millis(250); // the pause after descriptors or memory run out
+const RETRY_DELAY: Duration = Duration::from_millis(250); // after an error, for example if descriptors run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener {
@@ -31,7 +31,7 @@ impl Listener {
             // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
             let socket = TcpListener::bind(address)?;
             SockRef::from(&socket).listen(BACKLOG)?;
-            // Accepted sockets inherit TCP_NODELAY. A turn's frames share one write: Nagle's algorithm only adds delay.
+            // Accepted sockets inherit TCP_NODELAY. A turn's frames share a write: Nagle's algorithm only adds delay.
             SockRef::from(&socket).set_tcp_nodelay(true)?;
             Ok(socket)
         };
@@ -48,7 +48,7 @@ impl Listener {
         while self.next_at.is_some_and(|at| at <= now) {
             let accepted = self.socket.accept();
             let Err(error) = &accepted else {
-                // This poll takes 80 ns. An `accept` without a waiting client takes 900 ns: it creates a socket first.
+                // This poll takes 80 ns. An `accept` that finds no client takes 900 ns: it creates a socket first.
                 self.next_at = is_ready(&self.socket, PollFlags::IN).then_some(now);
                 return accepted.ok();
             };
@@ -76,7 +76,7 @@ impl Socket for TcpStream {
     }
 }
 
-/// Raises the soft descriptor limit. Returns the maximum number of open connections, and of lingering connections.
+/// Raises the soft descriptor limit. Returns the maximum number of clients, and of lingering connections.
 pub fn connection_limits(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

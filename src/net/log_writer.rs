@@ -1,5 +1,5 @@
-//! The log writer queues lines and writes them to stderr in batches. It never blocks, because a stopped terminal, or a
-//! pipe that nobody reads, must not delay any client. The log writer drops and counts lines that the queue cannot hold.
+//! The log writer queues lines and writes them to stderr in batches, if possible without blocking: a stopped terminal
+//! or a full pipe must not delay any client. The log writer drops and counts lines that the queue cannot hold.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};

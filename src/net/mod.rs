@@ -1,4 +1,4 @@
-//! Connects the server to the operating system. No other server code uses polls, signals, clocks or randomness.
+//! Connects the server to the operating system. No other server code polls or reads signals, clocks or randomness.
 
 pub mod event_loop;
 pub mod listener;

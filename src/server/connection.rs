@@ -1,6 +1,6 @@
 //! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows
-//! nothing about rooms, usernames, other connections or the clock. The stage and the number of bytes in the outbox
-//! decide whether the server reads and writes:
+//! nothing about rooms, usernames, other connections or the clock. The stage, the service and the number of bytes in
+//! the outbox decide whether the server reads and writes:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -50,7 +50,7 @@ pub trait Socket: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// A broadcast uses only the fields before `cold`. The box keeps those fields close together in memory.
+/// Most broadcasts use only the fields before `cold`. Boxing the cold fields keeps the hot fields close in memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
@@ -64,7 +64,7 @@ pub struct Connection<S> {
 /// The work lists of [`Connections`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // read first: a mass disconnect must hold the batches before one is sent
+    ReadEnding, // read first, so that a mass disconnect holds the batches before the server sends one
     Read,
     Handshake, // a separate list with a lower limit per turn, because handshakes are costly
     Write,
@@ -75,10 +75,10 @@ pub enum Work {
 pub struct ColdFields {
     pub peer: SocketAddr, // the client's address, which a trusted proxy may have reported
     pub is_counted: bool, // whether the connection counts towards `--max-per-address`
-    pub credential: Option<CredentialId>, // the client's access token
+    pub credential: Option<CredentialId>, // identifies the client's access token
     pub service: Option<Service>, // `None` until the upgrade
     pub stage: Stage,
-    /// Monotonic time of the last received byte or, while reads are paused, of the last readable edge from the poll.
+    /// Monotonic time of the last received byte. `ready` and `check_silence` may replace this time with a later one.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
     pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
@@ -104,7 +104,7 @@ pub enum Service {
     Inspect,
 }
 
-/// The state of the input. The poll is edge-triggered, so it reports each edge only once.
+/// The state of the input. The edge-triggered poll reports new input only once, so the connection remembers the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
     Drained, // the socket has no unread input, so the next input causes a new edge
@@ -118,7 +118,7 @@ impl Service {
         let message = match self {
             Service::Echo => config.max_echo,
             Service::Chat => config.max_message,
-            Service::Inspect => 1024, // observers' commands are short
+            Service::Inspect => 1024, // inspectors' commands are short
         };
         Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
     }
@@ -150,7 +150,7 @@ impl<S: Socket> Connection<S> {
         let reads = match &self.cold.stage {
             Stage::Handshake(_) => true,
             Stage::Draining { discards, .. } => *discards,
-            // Reading more while an echo is unsent would let the outbox grow without bound.
+            // Backpressure: the server must not buffer more for a client that does not read its echoes.
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
             // Replies (mostly Pongs) must not fill the outbox of a peer that sends but does not read.
             Stage::Open(_) => !self.is_congested(max_outbox),
@@ -180,12 +180,12 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
     }
 
-    /// Returns `None` if the socket has no input now, 0 at the end of the stream, and `Err` if the socket has failed.
+    /// Returns `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, and `Err` if the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let result = self.socket.read(buffer);
         self.input = match &result {
             Ok(0) => Input::Ended,
-            // epoll(7): after a short read, the kernel's buffer is empty. Only `Ending` needs another read.
+            // epoll(7): a short read empties the kernel's buffer. Only an ending stream then needs another read.
             Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
             _ => self.input, // input may remain, so the server reads again in a later turn
@@ -200,7 +200,7 @@ impl<S: Socket> Connection<S> {
         Ok(Some(len))
     }
 
-    /// Writes the outbox. Then shuts down the write side if a draining connection has sent its last byte.
+    /// Writes the outbox. After the last byte, shuts down the write side if the connection drains and discards input.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
@@ -245,7 +245,7 @@ impl<S: Socket> Connection<S> {
         self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
 
-    /// Queues the protocol's replies, and starts to drain if the protocol reads no more frames.
+    /// Queues the protocol's output, and starts to drain if the protocol reads no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
@@ -279,7 +279,7 @@ impl<S: Socket> Connection<S> {
         received + observer + self.cold.unprocessed.len() + self.outbox.own_len()
     }
 
-    /// Bytes that the connection keeps in memory, including shared frames.
+    /// Like `buffered_bytes`, but counts all unsent output, including shared frames.
     pub fn memory_bytes(&self) -> usize {
         self.buffered_bytes() - self.outbox.own_len() + self.outbox.len()
     }

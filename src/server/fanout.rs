@@ -1,9 +1,9 @@
-//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. Each
-//! member receives the batch with one write at the end of the turn, so many messages cost one system call per member.
+//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. A
+//! member usually receives the batch with one write at the end of the turn: many messages cost one system call.
 //!
 //! A *cursor* is the number of bytes of the batch that a member has received or skipped. A member that joins skips
-//! earlier messages and its own `joined`. Before a private event, the server sends the member the rest of the batch, so
-//! that events stay in order. Example: the room receives "one", then alice a private message, then the room "two":
+//! earlier messages and its own `joined`. Before an event for one member alone, the server queues the rest of the batch
+//! for that member, to keep the order. Example: the room receives "one", alice a private message, the room "two":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -20,7 +20,7 @@ use crate::broker::{RoomId, RoomMap};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
-/// The server sends a longer batch immediately, so that the kernel accepts some of the bytes before an outbox is full.
+/// The server sends a longer batch immediately (unless held), so that sockets accept bytes before an outbox is full.
 const BATCH_FLUSH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // if more `left` events are broadcast in one turn, the batches are held
 const MAX_HOLD: Duration = Duration::from_millis(250); // deliberate disconnects must not delay broadcasts longer
@@ -29,7 +29,7 @@ const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batc
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their first event this turn, including rooms whose batch was full.
+    /// Rooms in the order of their batches' first events, including rooms whose full batch was already taken.
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of this turn
@@ -37,7 +37,7 @@ pub struct Fanout {
     pub held_since: Option<Duration>, // monotonic time
 }
 
-/// One room's frames for this turn, rendered in every dialect that its members use.
+/// One room's frames since its last batch, rendered in every dialect that its members use.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub renderings: [Vec<u8>; Dialect::ALL.len()],
@@ -57,7 +57,7 @@ impl Fanout {
         self.full_rooms.clear();
     }
 
-    /// Whether the batches wait for a later turn: otherwise, n members that leave at about the same time cost n² writes.
+    /// Whether batches wait for a later turn: otherwise, n members that leave at about the same time cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }

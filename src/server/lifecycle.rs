@@ -13,7 +13,7 @@ use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the Close
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // for a request that has arrived but waits in the work list
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // more time for a request that waits in the work list
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
@@ -118,7 +118,7 @@ impl<S: Socket> Server<S> {
         let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
-            self.write_to(oldest); // the response may still be queued
+            self.write_to(oldest); // the oldest connection's response may still be queued
             self.abort(oldest, "too many rejected connections linger");
         }
     }
@@ -192,7 +192,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // a late check is not the peer's fault
+        connection.cold.last_received = self.now.monotonic - silent; // do not count a late check's delay as silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -208,7 +208,7 @@ impl<S: Socket> Server<S> {
         self.apply_protocol_state(token, "");
     }
 
-    /// Starts the closing handshake (§7.1.2), unless the connection is already closing.
+    /// Starts the closing handshake (§7.1.2) if the connection is open.
     pub(super) fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Some(protocol) = connection.open_protocol() else { return };
@@ -221,12 +221,12 @@ impl<S: Socket> Server<S> {
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
-            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // no gap before the Close
+            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // no gap in the events
             self.close(token, code, reason);
         }
     }
 
-    /// Queues the protocol's replies. If the connection is closing, the client leaves the chat with `reason`.
+    /// Queues the protocol's output. If the connection is no longer open, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
         // Queue the room's batch so far, so that the client receives events and replies in order.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
@@ -281,7 +281,7 @@ impl<S: Socket> Server<S> {
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
-        // The log already has a LEAVE line for a chat client, and a REJECT line for a rejected client.
+        // LEAVE lines cover chat clients, REJECT lines cover rejections, and page requests are not worth an info line.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
@@ -306,7 +306,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes the outbox. If the socket accepts nothing, closes the connection.
+    /// Writes the outbox. If that frees no memory, closes an open connection and aborts any other.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -322,7 +322,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Replaces the access tokens, and closes connections whose token is gone. `file` is the text of the token file.
+    /// Replaces the access tokens, and closes connections whose token was removed or is now bound to another username.
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
         let before = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
@@ -348,7 +348,7 @@ impl<S: Socket> Server<S> {
         const REASON: &str = "the server is shutting down";
         log::info!("STOP connections to close: {}", self.connection_count());
         self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
-        // Publish and acknowledge the messages that arrived before the shutdown.
+        // Read once more, so that the chat publishes and acknowledges messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.full_rooms.clear();
@@ -358,13 +358,13 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
         }
-        // Send no `left` events: in a room with n members, each member would receive n - 1 events.
+        // Send no `left` events: in a room with n members, a member would receive up to n - 1 events.
         self.chat.disband();
         let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest first
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
-                // An inspector stays open until it has received the Close of the connection that it observes.
+                // An inspector stays open, so that it can receive the Close of the connection that it observes.
                 Some(ColdFields { service: Some(Service::Inspect), .. }) => {}
                 _ => self.close(token, CloseCode::GOING_AWAY, REASON),
             }

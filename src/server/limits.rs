@@ -1,5 +1,5 @@
 //! Server-wide limits: clients, connections per address, connections per second, wrong tokens, logged rejections,
-//! buffered bytes. A local server exempts loopback from the limits per address, because all its clients use loopback.
+//! buffered bytes. A local server limits no address's connections or wrong tokens, because all clients use loopback.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -25,7 +25,7 @@ pub struct ConnectionLimits {
     connects: PeerMap<IpAddr, Bucket>,
     max_wrong_tokens: usize,
     wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted token
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next summary, and counts until then
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next summary, and counts per address
     pub buffered: usize, // bytes that count towards `--max-buffered`, except frames that several outboxes share
     pub buffered_shared: Rc<Cell<usize>>, // bytes of the shared frames, which also count
 }
@@ -44,7 +44,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. A full server accepts sockets only to reject them.
+    /// Whether to accept another socket while `count` are open. A full server can still send rejections.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }

@@ -5,8 +5,8 @@
 //!   begin_turn ─▶ ready, accepted … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
 //! ```
 //!
-//! Each turn reads once from every connection with input, within a byte budget, and writes output at the end. The turn
-//! removes connections last, so no other step sees a half-removed connection. The server has one thread.
+//! Each turn reads a bounded number of bytes from connections with input, and writes output at the end. Only the last
+//! step removes connections, so no other step finds a half-removed connection. The server has one thread.
 
 pub mod connection;
 pub mod fanout;
@@ -66,7 +66,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     let memory = MemoryConfig {
         messages: config.history,
         bytes: config.max_history,
-        backlog: config.max_outbox, // a welcome must fit in the outbox
+        backlog: config.max_outbox, // a longer backlog could make a new member a slow consumer
         rooms: config.max_rooms,
         rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
         empty_rooms: config.max_empty_rooms,
@@ -155,7 +155,7 @@ impl<S: Socket> Server<S> {
             let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
                 let Some(token) = self.connections.next(work) else { break };
-                // Members of a room with a full batch send no more in this turn: the recipients need time to read.
+                // Read no more in this turn from members of a room with a full batch: recipients need time to read.
                 let full = &self.fanout.full_rooms;
                 if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
                     self.connections.queue(work, token);
@@ -294,7 +294,7 @@ impl<S: Socket> Server<S> {
 
     /// Appends an event to the room's batch. The member `but` does not receive the event.
     fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
-        let but = but.filter(|client| self.chat.room_of(*client).is_some()); // no frame follows the Close
+        let but = but.filter(|client| self.chat.room_of(*client).is_some()); // after its Close, a client gets no batch
         but.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
         // Skip before a full batch is sent: otherwise `but` would receive the event too.
@@ -321,8 +321,8 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes closed connections and writes output until neither is left. Writing reveals slow consumers and failed
-    /// sockets, whose rooms then receive `left`. Only a removal or an inspector's command causes another round.
+    /// Removes closed connections and writes output until no work is queued. Writing reveals slow consumers and failed
+    /// sockets, which cause another round: the server closes them, and their rooms receive `left`.
     fn write_and_remove(&mut self) {
         loop {
             // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.
@@ -407,7 +407,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Attaches an observer once the connection is between two messages, so that the next byte is a frame header.
+    /// Attaches an observer once the connection is between two messages, so that the next bytes are a frame header.
     fn attach_observer(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();

@@ -1,4 +1,4 @@
-//! The interface for traces, recordings and the page's inspector. An [`Observer`] sees the bytes of one connection.
+//! The interface for traces, recordings and the page's inspector. An [`Observer`] gets the bytes of one connection.
 //! [`Observers`] chooses connections to observe, and serves inspectors: clients that observe another connection.
 
 use std::{net::SocketAddr, rc::Rc, time::SystemTime};
@@ -27,10 +27,10 @@ pub trait Observer {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Stage<'a> {
-    /// The server accepted the request and will send the 101. `has_welcome`: the client will receive a `welcome`, which
-    /// contains a session. `has_ticket`: the `welcome` also contains [`Observers::welcome_field`].
+    /// The server accepted the request and will send the 101. `has_welcome`: after its join, the client receives a
+    /// `welcome`, which contains a session. `has_ticket`: the `welcome` also contains [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, is_inspector: bool, has_welcome: bool, has_ticket: bool },
-    /// The server has queued its Close frame, but has not sent the frame.
+    /// The server starts the closing handshake. The server's Close frame is not on the wire yet.
     Closing,
 }
 
@@ -43,12 +43,12 @@ pub trait Observers {
         None
     }
 
-    /// Whether the client must present an access token. A wrong token is always rejected.
+    /// Whether the client must present an access token, if the server requires tokens.
     fn needs_token(&self, _connection: Token) -> bool {
         true
     }
 
-    /// Returns an observer for an open connection, after [`Action::Attach`]. `_frames_sent` includes queued frames.
+    /// Returns an observer for an open connection between two messages, after [`Action::Attach`].
     fn attach(&mut self, _: Token, _: Limits, _frames_received: u64, _frames_sent: u64) -> Option<Box<dyn Observer>> {
         None
     }
@@ -60,7 +60,7 @@ pub trait Observers {
         None
     }
 
-    /// Rejects an inspector (403) if its ticket is wrong or was used before, or if its connection has closed.
+    /// Rejects an inspector (403) if its ticket is wrong or was used before, or if the observed connection is not open.
     fn admit(&mut self, _inspector: Token, _ticket: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         Err(Rejection::new(403, "Inspection is off on this server."))
     }

@@ -1,5 +1,5 @@
-//! The outbox: a bounded queue of whole frames for one socket. Most frames are shared with other members of a room. If
-//! a partial write leaves a frame half sent, the outbox finishes that frame first, or the peer would read the next
+//! The outbox: a bounded queue of whole frames for one socket. Members of a room share most queued broadcasts. If a
+//! partial write leaves a frame half sent, the outbox finishes that frame first, or the peer would read the next
 //! header as payload. Example: three frames, two of them shared, after the socket has accepted seven bytes:
 //!
 //! ```text
@@ -15,7 +15,7 @@ use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
-/// The outbox adds no frames to a [`Chunk::Own`] of this length, because memory is freed one whole chunk at a time.
+/// The outbox adds no frames to a [`Chunk::Own`] this long, because memory is freed one whole chunk at a time.
 const MAX_OWN_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
 
@@ -45,7 +45,7 @@ impl Chunk {
     }
 }
 
-/// A copy of a broadcast's frames. All members whose sockets do not accept every byte at once share the copy.
+/// A copy of a broadcast's frames. Members whose sockets do not accept every byte at once share the copy.
 #[derive(Debug)]
 struct SharedFrames {
     bytes: Box<[u8]>,

@@ -1,8 +1,8 @@
-//! Timers: at most one deadline per connection, for the handshake, pings, silence and the closing handshake.
+//! Timers: at most one deadline per connection, for the handshake, pings, silence and closing.
 //!
-//! Received bytes do not move a deadline, so a message costs no timer work. When a deadline expires, the server checks
-//! the time of the last received byte and sets the next deadline. Example, with the default options: a client connects
-//! at second 0 and sends its last byte at second 8.
+//! Received bytes do not move a deadline, so a message costs no timer work. When an open client's deadline expires, the
+//! server checks the time of the last received byte and sets the next deadline. Example, with the default options: a
+//! client sends its last byte at second 8, and its deadline expires at second 10.
 //!
 //! ```text
 //!   check at    10                    38                    68
@@ -41,7 +41,7 @@ impl Timers {
         self.0.first().map(|(at, _)| *at)
     }
 
-    /// Removes and returns the earliest deadline, or `None` if that deadline is after `now`.
+    /// Removes and returns the earliest deadline, if it is not after `now`.
     pub fn pop_expired(&mut self, now: Duration) -> Option<(Duration, Token)> {
         self.0.first().filter(|(at, _)| *at <= now)?;
         self.0.pop_first()

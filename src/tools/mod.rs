@@ -29,10 +29,10 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// Runs the tool, which prints its results to standard output. `Ok(false)` if the tool found an error.
+    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed.
     ///
     /// # Errors
-    /// A one-line message if the arguments are invalid, the file is unreadable or the server is unreachable.
+    /// A one-line message, for example if an argument is invalid, a file is unreadable or the server is unreachable.
     pub fn run(self) -> Result<bool, String> {
         match self {
             Tool::Explain(arguments) => explain::run(&arguments),
@@ -42,7 +42,7 @@ impl Tool {
     }
 }
 
-/// Traces one connection of a tool: bytes in, records out.
+/// Turns the bytes of one connection into trace records.
 #[derive(Debug)]
 pub struct Tracer {
     tap: Tap,
@@ -63,7 +63,7 @@ impl Tracer {
     }
 
     fn with(mut tap: Tap, records: Records) -> Tracer {
-        // Lift all limits: limits are a server's choice, and the tools report only violations of the RFC.
+        // Lift the limits: each server chooses its own, and a tool's trace reports only violations of the RFC.
         tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
         Tracer { tap, records }
     }

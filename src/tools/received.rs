@@ -1,6 +1,6 @@
 //! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close
-//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit, which the parser checks as soon as a
-//! header announces a size. Parsing stops at the first violation of the RFC.
+//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit. A frame over the limit fails once its
+//! header announces the size. Parsing stops at the first violation of the RFC or of a limit.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,9 @@ use crate::ws::close::{CloseFrame, ProtocolError};
 use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
 
-/// Maximum size of a response head, and of a response body, in bytes.
+/// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
-/// Maximum size of all frames together, in bytes. No `poke` case makes a correct server echo this much.
+/// Maximum size of all frames together, in bytes. Of the `poke` cases, only `slow-reader` asks for a larger echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
 const MAX_FRAMES: u32 = 50_000;
@@ -31,8 +31,8 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// A client's key, and the extensions and subprotocols that the client offers. `None` means unknown. `Some("")` means
-/// that the request offers none.
+/// A client's key (`None` if missing or unknown), and the extensions and subprotocols that the client offers (`None` if
+/// unknown, `Some("")` if the request offers none).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -61,7 +61,7 @@ impl Response {
     /// Returns the response head at the start of `bytes`, and its length in bytes; `None` if the head is incomplete.
     ///
     /// # Errors
-    /// A one-line message if `bytes` is not HTTP.
+    /// A one-line message if `bytes` cannot be parsed as an HTTP response.
     pub fn parse(bytes: &[u8], offer: &Offer) -> Result<Option<(Response, usize)>, String> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
         let mut parsed = httparse::Response::new(&mut headers);
@@ -83,7 +83,7 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether the body of a rejection is complete. Without Content-Length, the body ends when the connection closes.
+    /// Whether a rejection's body has its full Content-Length; `false` without that header, as the length is unknown.
     pub fn is_complete(&self) -> bool {
         self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
     }
@@ -105,7 +105,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
     elements.filter(|element| !element.is_empty())
 }
 
-/// Returns every reason why a client must fail the connection after this 101 response (§4.1).
+/// Returns the reasons why a client must fail the connection after this 101 response (§4.1).
 fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
     let value = |name: &str| join_values(response, name);
     let has = |name: &str, token: &str| {
@@ -137,7 +137,7 @@ fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
         }));
     }
     if let (Some(chosen), Some(offered)) = (value("Sec-WebSocket-Protocol"), &offer.subprotocols) {
-        // A server selects exactly one subprotocol, so compare the whole value: a list never matches an offered name.
+        // A server selects at most one subprotocol, so compare the whole value: a list never matches an offered name.
         if !elements(offered).any(|offered| offered == chosen) {
             found.push(format!(
                 "the 101 names the subprotocol {}, which was not offered (RFC 6455 §4.1)",
@@ -162,10 +162,10 @@ pub struct ReceivedClose {
     pub reason: String,
 }
 
-/// Everything that a server has sent so far.
+/// The response, messages, Pongs and Close that a server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Inbox {
-    /// The bytes of an incomplete response or frame.
+    /// Unparsed bytes: an incomplete response head or frame, or the bytes from a violation on.
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,
@@ -174,7 +174,7 @@ pub struct Inbox {
     frames: u32,
     pub received: Vec<Received>,
     pub close: Option<ReceivedClose>,
-    /// The first violation of the RFC. The parser ignores all later bytes.
+    /// The first violation of the RFC or of a limit. The parser ignores all later bytes.
     pub violation: Option<String>,
 }
 
@@ -218,7 +218,7 @@ impl Inbox {
         &self.unread
     }
 
-    /// Returns `true` after a Close, a violation or a complete rejection: no later byte can change the result.
+    /// Returns `true` after a Close, a violation or a complete rejection: the client need not wait for another reply.
     pub fn is_final(&self) -> bool {
         self.close.is_some() || self.violation.is_some() || self.response.as_ref().is_some_and(Response::is_complete)
     }
@@ -253,7 +253,7 @@ impl Inbox {
 
     /// Reads the frame at the start of `bytes` and returns its length; `None` if the frame is incomplete.
     fn read_frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
-        // Check the mask bit as soon as the second byte arrives, without waiting for the masking key.
+        // `FrameHeader::parse` accepts a masked server frame, so check the mask bit here, as soon as it arrives.
         if bytes.get(1).is_some_and(|second| second & 0x80 != 0) {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }

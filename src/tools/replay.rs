@@ -1,7 +1,7 @@
 //! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
 //! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
-//! §5.5). Replay ignores frames with other causes: messages, Pings, and a Close that the server sent first. Replay also
-//! skips the handshake, because its tokens are redacted.
+//! §5.5). The check ignores frames with other causes: messages, Pings, and a Close that the server sent first. The
+//! check also skips the handshake, because its tokens are redacted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -36,13 +36,13 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// The control frames that a server sent in response to the client's bytes.
+/// The Pongs and the Close that a server sent, recorded or replayed.
 #[derive(Debug, Default)]
 struct Reactions {
     pongs: Vec<Vec<u8>>,
     /// The code of the Close. `None`: no Close. `Some(None)`: a Close without a code.
     close: Option<Option<u16>>,
-    /// Whether the server started the closing handshake, for example because of a limit or a shutdown.
+    /// Whether the server started the closing handshake, for example because of a slow consumer or a shutdown.
     closed_first: bool,
 }
 
@@ -86,8 +86,8 @@ fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
     })
 }
 
-/// Returns the first difference. A recording may lack the last reactions: the connection may have broken, the
-/// server may have closed first, or the recording may have been full.
+/// Returns the first recorded reaction that differs now. A recording may lack the last reactions: the connection may
+/// have broken, the server may have closed first, or the recording may have been full.
 fn find_difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {

@@ -1,5 +1,5 @@
-//! Standard output of a tool: plain lines, in colour on a terminal. Terminals execute escape sequences, so tools print
-//! bytes from the wire only through [`quote()`], [`escape()`] and [`shorten()`], or the tracer, which also escapes.
+//! Prints a tool's output, in colour on a terminal. Terminals execute escape sequences, so tools must pass bytes from
+//! the wire through [`quote()`], [`escape()`] or [`shorten()`]; the formatting of records also escapes.
 
 use std::io::{IsTerminal, Write};
 
@@ -46,7 +46,7 @@ impl Screen {
         if self.style.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 
-    /// Formats a record as the tracer draws it, without the trailing newline.
+    /// Formats a record as `--trace` prints it, without the trailing newline.
     pub fn format_record(&self, record: &Record) -> String {
         let mut drawn = String::new();
         text::write(record, self.style, &mut drawn);

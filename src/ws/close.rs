@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use super::frame::MAX_CONTROL_PAYLOAD;
 
-/// A status code that a Close frame may carry (§7.4). Frames never carry 1005, 1006 or 1015: only APIs report them.
+/// A status code that a Close frame may carry (§7.4). Frames must not carry 1005, 1006 or 1015: only APIs report them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseCode(u16);
 
@@ -17,7 +17,7 @@ impl CloseCode {
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later to the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
-        // §7.4.1 defines 1000–1011. The IANA registry (§11.7) adds 1012–1014. §7.4.2: applications use 3000–4999.
+        // §7.4.1: 1000–1003, 1007–1011. IANA (§11.7): 1012–1014. §7.4.2: 3000–4999, for libraries and applications.
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         ProtocolError::InvalidCloseCode(code).unless(is_allowed).map(|()| CloseCode(code))
     }
@@ -55,7 +55,7 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// A protocol rule that the peer broke (§10.7). The server sends the `Display` text as the reason of its Close.
+/// A rule of RFC 6455 or a limit of this server that the peer broke (§10.7). `Display` gives the reason for the Close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
     ReservedBits,

@@ -21,7 +21,7 @@ fn is_parameter(text: &str) -> bool {
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };
     // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". Each backslash escapes one
-    // character of the token, so the pieces between backslashes must be tokens; only the first piece may be empty.
+    // character of the token, so strip a leading backslash; then every piece between backslashes must be a token.
     let unquoted = quoted.strip_suffix('"').unwrap_or_default();
     is_token(name) && unquoted.strip_prefix('\\').unwrap_or(unquoted).split('\\').all(is_token)
 }

@@ -1,5 +1,5 @@
-//! §5.2, the base framing protocol: parses and encodes one frame header, and checks every rule that a header can break
-//! by itself. `protocol.rs` checks the rules that depend on earlier frames: fragment order and limits.
+//! §5.2, the base framing protocol: parses one frame header, checks every rule that a client's header can break by
+//! itself, and writes server frames. `protocol.rs` checks the order of fragments and the server's limits (§10.4).
 //!
 //! ```text
 //!  0               1               2               3
@@ -69,8 +69,8 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// Parses the header at the start of `bytes`, sent by `role`. `Ok(None)` means that more bytes are needed.
-    /// The order of the checks is fixed, so the result is the same wherever TCP splits the stream.
+    /// Parses the header at the start of `bytes`, sent by `role`. Returns `Ok(None)` if the length field is incomplete.
+    /// The checks follow the order of the bytes, so the result is the same wherever TCP splits the stream.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
@@ -81,13 +81,13 @@ impl FrameHeader {
         FragmentedControl.unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
         let short_len = second & LENGTH;
-        // In a control frame, 126 and 127 are always invalid, so do not wait for the extended length.
+        // A control frame with a 7-bit length of 126 or 127 is invalid, so do not wait for the extended length.
         ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
         let is_masked = second & MASK != 0;
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
-            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Most other servers
+            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Many other servers
             // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
             (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
@@ -116,7 +116,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Returns the size of the first frame in `frames`. [`append`] must have written `frames`.
+/// Returns the size of the first frame in `frames`, which must start at the header of a server frame.
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
@@ -180,7 +180,7 @@ mod tests {
         (&[0x88, 0xfe], Err(ControlTooLong)),
         (&[0x89, 0xff], Err(ControlTooLong)),
         (&[0x8a, 0x7e], Err(ControlTooLong)),
-        // the mask bit is checked before an extended length arrives
+        // the mask bit is checked before an extended length
         (&[0x81, 0x05], Err(Unmasked)),
         (&[0x81, 0x7f], Err(Unmasked)),
         (&[0x81, 0x7e, 0x00, 0x05], Err(Unmasked)),

@@ -30,7 +30,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Writes the 101 response (§4.2.2 item 5), or one rejection per broken rule. `supported` is the only subprotocol.
+/// Returns the 101 response (§4.2.2 item 5) or one rejection per broken rule. `supported`: the endpoint's subprotocol.
 pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
@@ -48,7 +48,7 @@ pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>
         check_connection(request),
         check_version(request),
         read_key(request).map(|key| accept = accept_value(key)).err(),
-        // §4.2.1 item 9. §9.1: the recipient of malformed offers "MUST immediately _Fail the WebSocket Connection_".
+        // §4.2.1 item 9, §9.1: the recipient of malformed offers "MUST immediately _Fail the WebSocket Connection_".
         (!is_valid).then(|| bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1).")),
         read_subprotocols(request).map(|offered| is_agreed = offered.contains(&supported)).err(),
     ];
@@ -104,7 +104,7 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// Marks an offered subprotocol as an access token: a page can set no other header. Never log or repeat the token.
+/// Marks a subprotocol as an access token: a page can set no header but `Sec-WebSocket-Protocol`. Never log the token.
 pub const BEARER: &[u8] = b"bearer.";
 
 /// Searches the whole element for the prefix, because the client may have mistyped the comma before the token.
@@ -145,7 +145,7 @@ pub fn accept_value(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// Builds the request of §1.2, minus the lines that start with `without`, plus the `|`-separated lines of `with`.
+    /// Builds a request like §1.2's, minus the lines that start with `without`, plus the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",

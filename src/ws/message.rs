@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use super::close::ProtocolError;
 use super::frame::Opcode;
 
-/// Borrows from the read buffer if the message arrived as one frame in one read.
+/// A data message (§5.6), borrowed from the read buffer if the message arrived as one frame in one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
     Text(Cow<'a, str>),
@@ -32,7 +32,7 @@ impl<'a> Message<'a> {
 
 #[derive(Debug)]
 pub enum Assembler {
-    Text { valid: String, incomplete: Vec<u8> }, // `incomplete` holds the first one to three bytes of a character
+    Text { valid: String, incomplete: Vec<u8> }, // `incomplete`: the first bytes of a character, at most three
     Binary(Vec<u8>),
 }
 
@@ -45,7 +45,7 @@ impl Assembler {
         }
     }
 
-    /// Returns the number of bytes received and the number of bytes allocated.
+    /// Returns the number of bytes received and the capacity that is allocated for them.
     pub fn size(&self) -> (usize, usize) {
         match self {
             Assembler::Text { valid, incomplete } => (valid.len() + incomplete.len(), valid.capacity()),

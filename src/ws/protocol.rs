@@ -1,5 +1,5 @@
 //! §5 and §7: the state machine of one connection after the handshake. Bytes go in, events come out one at a time, and
-//! outgoing frames collect in a buffer. The protocol copies a message only if it is fragmented or spans several reads.
+//! outgoing control frames collect in a buffer. Messages are copied only if they are fragmented or span several reads.
 //!
 //! ```text
 //!   Open ──▶ Closing ──▶ Closed       the server sends the first Close, the peer replies
@@ -47,7 +47,7 @@ pub enum State {
     Closed,    // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
-/// Input from the peer. The output already contains the Pong (§5.5.2) or Close (§5.5.1) that replies to the event.
+/// Input from the peer. The output already contains the server's reply, if any: a Pong (§5.5.2) or a Close (§5.5.1).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     Message(Message<'a>),
@@ -94,7 +94,7 @@ impl Protocol {
         std::mem::take(&mut self.output)
     }
 
-    /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Truncates `reason` to 123 bytes.
+    /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Limits `reason` to 123 bytes.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.send_close(Some(code), reason) {
             self.state = State::Closing;
@@ -225,7 +225,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.size().0, *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length, so that a message over the limit fails before its payload arrives.
+    // Check the announced length: a frame that exceeds the message limit fails before its payload arrives.
     ProtocolError::MessageTooBig.unless(header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.unless(fragments < limits.fragments)
 }

@@ -18,7 +18,7 @@ use super::mask;
 pub struct FrameReader {
     header: [u8; MAX_HEADER],
     header_len: u8,             // 0 unless `header` holds an incomplete header
-    frame: Option<FrameHeader>, // `None` until the masking key is complete
+    frame: Option<FrameHeader>, // the current frame, once its masking key is complete
     received: u64,              // payload bytes of the current frame received so far
     pub frames_received: u64,   // counts each frame at its first byte, including control and invalid frames
 }

@@ -1,7 +1,7 @@
 //! §4.2.1, the HTTP layer: parses the bytes of a request head into a [`Request`] or a [`Rejection`]. This module checks
-//! the rules of HTTP (RFC 9110, RFC 9112), and `handshake.rs` checks the rules of WebSocket.
+//! the rules of HTTP (RFC 9110, RFC 9112) and of targets (§3). `handshake.rs` checks the upgrade.
 
-/// An HTTP error response. `body` is one or two sentences for the client.
+/// An HTTP error response. `body` is plain text for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     pub status: u16,
@@ -44,7 +44,7 @@ impl HeadReader {
             self.check_first_byte()?;
             let end = before + newline + 1;
             let line = &self.bytes[self.line..end];
-            // RFC 9112 §2.2 lets a server accept a bare LF, but a proxy may then see other headers (request smuggling).
+            // RFC 9112 §2.2 lets servers accept a bare LF, but a proxy may split lines differently (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
@@ -71,7 +71,7 @@ impl HeadReader {
         Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")))
     }
 
-    /// The bytes received so far, without the blank lines before the request line.
+    /// The request head so far, without the blank lines before the request line.
     pub fn head(&self) -> &[u8] {
         &self.bytes[self.request_line..]
     }
@@ -80,7 +80,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a non-HTTP protocol by its first byte, because a TLS ClientHello may contain no newline.
+    /// Rejects a first byte that cannot start an HTTP request, because a TLS ClientHello may contain no newline.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
@@ -110,7 +110,7 @@ pub struct Request<'h> {
 }
 
 impl<'h> Request<'h> {
-    /// Parses a complete head, or a request line alone if `max_headers` is 0.
+    /// Parses a complete request head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
         // A head cannot have more headers than lines, so allocate at most one entry per line.
         let mut headers = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', head).count().min(max_headers)];
@@ -155,7 +155,7 @@ impl<'h> Request<'h> {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The value of `Host` (§4.2.1 item 2). Empty if an HTTP/1.0 request has no `Host` header.
+    /// The value of `Host` (§4.2.1 item 2). Empty if `Host` is empty, or missing from an HTTP/1.0 request.
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
         // that lacks a Host header field and to any request message that contains more than one".
@@ -172,7 +172,7 @@ impl<'h> Request<'h> {
 fn reject_parse_error(head: &[u8], limit: usize, error: httparse::Error) -> Rejection {
     use httparse::Error::*;
     let line = head.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line with version 2.0, but must get a 400, not a 505.
+    // The HTTP/2 preface (RFC 9113 §3.4) looks like a request line, but a 400 that names HTTP/2 is clearer than a 505.
     let version = line.splitn(3, |&byte| byte == b' ').nth(2).filter(|_| !line.starts_with(b"PRI * "));
     match (error, version) {
         (HeaderName, _) => bad_request("A header name is malformed (RFC 9112 §5)."),

@@ -1,6 +1,6 @@
 //! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. The tracer decodes
-//! frames and reports violations, but checks little more than the headers of a server's frames. An [`Inbox`] checks
-//! these frames as a client would (RFC 6455 §5, §7).
+//! frames and reports violations, but checks only the headers of a server's frames. An [`Inbox`] checks these frames as
+//! a client would (RFC 6455 §5, §7).
 
 use std::time::SystemTime;
 
@@ -116,7 +116,7 @@ fn failure(record: &Record) -> Option<&Failure> {
 fn describe_missing(frame: &Frame) -> Option<String> {
     let header = &frame.header;
     let (have, form) = (header.bytes().len(), header.length_form());
-    // §5.2: a header is two bytes, then the extended length, then the masking key.
+    // §5.2: a header is two bytes, then any extended length, then any masking key.
     let length_end = 2 + form.size();
     let (count, part) = match have {
         1 => return Some("The second byte is missing: the mask bit and the length.".into()),

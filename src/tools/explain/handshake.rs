@@ -1,6 +1,6 @@
 //! Checks an opening handshake: a request against the server's rules (RFC 6455 §4.2.1), a response against a client's
-//! rules (§4.1). A server stops at the first violation. To list all violations, this module repairs line endings
-//! and parses each header line separately.
+//! rules (§4.1). An HTTP parser stops at its first error. To list more violations, this module repairs line endings
+//! and parses each line of a request separately.
 
 use crate::tools::notation::Reading;
 use crate::tools::received::{Offer, Response};
@@ -15,7 +15,7 @@ const METHODS: [&[u8]; 8] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", 
 pub struct Handshake<'b> {
     pub lines: Vec<String>,
     pub is_valid: bool,
-    /// The sender of the bytes after the handshake; `None` if there is no handshake.
+    /// The endpoint that sent the bytes after the handshake; `None` if there is no handshake.
     pub role: Option<Role>,
     pub rest: &'b [u8],
 }
@@ -26,7 +26,7 @@ pub fn read_http_text(text: &str) -> Option<Reading> {
     if is_http(text) {
         return Some(Reading::new(text.into(), "the text of an HTTP message"));
     }
-    // curl -v prefixes sent lines with `> `, received lines with `< `, and its own remarks with `* `.
+    // curl -v prefixes sent headers with `> `, received headers with `< `, and its own remarks with `* `.
     let prefixed = text.lines().filter_map(|line| line.strip_prefix(['>', '<']));
     let heads: String =
         prefixed.map(|line| format!("{}\r\n", line.strip_prefix(' ').unwrap_or(line).trim_end())).collect();
@@ -160,7 +160,7 @@ impl<'b> Head<'b> {
     }
 }
 
-/// Lists every rule that a request breaks: first HTTP rules, line by line, then the rules of RFC 6455 §4.2.1.
+/// Lists the rules that a request breaks: first HTTP rules, line by line, then the rules of RFC 6455 §4.2.1.
 fn all_rejections(head: &Head) -> Vec<Rejection> {
     let mut found: Vec<Rejection> = Vec::new();
     let mut add = |rejection: Rejection| {

@@ -103,7 +103,7 @@ fn join_words(words: &[&str]) -> String {
     words.join(if are_lines { "\n" } else { " " })
 }
 
-/// Parses text in `notation` (detected if `None`). Reads binary input as raw bytes.
+/// Reads standard input: text in `notation` (detected if `None`), or binary input as raw bytes.
 fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {

@@ -1,5 +1,5 @@
-//! For each section of RFC 6455, a summary of the rules for endpoints and the files that implement these rules. The RFC
-//! is authoritative. Sections without rules (background, registries, acknowledgements) have only a title.
+//! The sections of RFC 6455, with a summary of their rules for endpoints and the files that implement these rules. The
+//! RFC is authoritative. Sections without rules, such as background and references, have only a title.
 
 #[derive(Debug, Clone, Copy)]
 pub struct Section {
@@ -14,7 +14,7 @@ const fn section(number: &'static str, title: &'static str, files: &'static str,
     Section { number, title, text, files }
 }
 
-/// Sections that contain rules for endpoints, in RFC order.
+/// Sections with a summary, in RFC order.
 #[rustfmt::skip]
 pub const SECTIONS: &[Section] = &[
     section("1.2", "overview of the protocol", "src/ws/handshake.rs",
@@ -159,7 +159,7 @@ pub const SECTIONS: &[Section] = &[
         "IANA registers the codes from 1000 to 3999. See explain close."),
 ];
 
-/// Number and title of each section without rules for endpoints.
+/// Numbers and titles of sections without rules for endpoints.
 #[rustfmt::skip]
 const INFORMATIVE: &[(&str, &str)] = &[
     ("1.1", "background"),

@@ -102,7 +102,7 @@ fn is_section_number(word: &str) -> bool {
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Finds sections that mention `word`. `None` if none do, or if `word` is short or looks hexadecimal.
+/// Finds sections that mention `word`. `None` if none do, or for a short, hexadecimal or non-alphabetic word.
 fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');

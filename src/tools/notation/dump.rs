@@ -1,13 +1,13 @@
-//! Parses hex dumps from `xxd`, `hexdump -C`, `od`, `tcpdump -X` and Wireshark. Each line has an offset, bytes, and
+//! Parses hex dumps from `xxd`, `hexdump -C`, `od`, `tcpdump -X` and Wireshark. A line has an offset, bytes, and
 //! optionally the same bytes as text. Programs separate these columns differently, and text can look like bytes.
 //! So the parser checks that each offset grows by the number of bytes in the previous line, and that a text column
-//! matches its bytes. A dump that fails a check is an error: the parser never guesses.
+//! matches its bytes. A dump that fails a check is an error.
 
 use super::{Reading, quote, read_hex};
 
-/// Maximum size of a dump's bytes. A `*` line repeats the line before it, so a short text could expand to gigabytes.
+/// Maximum size of a dump with a `*` line, in bytes. Such a line is a repetition, so a short text could become huge.
 const MAX_BYTES: usize = 1 << 20;
-/// Wireshark prints the shortest offsets, with four digits.
+/// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some programs insert a space after this many characters of the text column.
 const MIDDLE: usize = 8;
@@ -41,7 +41,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
             line.number
         ));
     }
-    // By default, od prints octal offsets of seven digits. Other programs print hexadecimal offsets.
+    // By default, od prints octal offsets of seven digits. Most other programs print hexadecimal offsets.
     let bases = if first.offset.len() == 7 { [8, 10, 16] } else { [16, 8, 10] };
     let mut found: Vec<(Vec<u8>, Kind, u32)> = Vec::new();
     let mut errors: Vec<Mismatch> = Vec::new();
@@ -55,7 +55,7 @@ pub fn read(text: &str) -> Result<Reading, String> {
         }
     }
     let Some((bytes, kind, base)) = found.first().cloned() else {
-        // Report the error of the notation that read the most bytes: the user probably meant that notation.
+        // Report the error of the notation that got furthest: the user probably meant that notation.
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };
@@ -130,7 +130,7 @@ struct Line<'t> {
     /// Octal, decimal or hexadecimal digits; empty for a `*` line, which repeats the previous line.
     offset: &'t str,
     has_colon: bool,
-    /// Bytes and text; empty on the last line of `od` and `hexdump -C`, which has only the end offset.
+    /// Bytes and text; empty on a `*` line, and on the last line of `od` and `hexdump -C`, which has only an offset.
     rest: &'t str,
 }
 
@@ -156,7 +156,7 @@ impl<'t> Line<'t> {
         !self.is_repetition() && self.rest.is_empty()
     }
 
-    /// Whether this line alone identifies the text as a dump.
+    /// Whether the form of the offset alone identifies the text as a dump.
     fn has_offset_marker(&self) -> bool {
         self.has_colon || self.offset.bytes().all(|digit| digit == b'0')
     }

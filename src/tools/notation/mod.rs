@@ -1,7 +1,7 @@
-//! Parses bytes in common notations: hexadecimal digits, hex dumps, byte strings and arrays of programming languages,
-//! base64, bits. [`read`] recognizes a notation by its shape. The result names the notation and any likely alternative,
-//! so the user can notice a wrong guess. `bytes` reads this project's own tables, such as `81 85 M0 'Hello'`: `M0` is a
-//! masking key of zeros, which leaves the payload unchanged (RFC 6455 §5.3), and `'Hello'` is text.
+//! Parses bytes in common notations, such as hexadecimal digits, hex dumps, base64, and the strings and arrays of
+//! programming languages. [`read`] recognizes a notation by its shape. The result names the notation and may name an
+//! alternative, so that the user can notice a wrong guess. `bytes` reads this project's own tables, such as
+//! `81 85 M0 'Hello'`: `M0` is a masking key of zeros, which leaves the payload unchanged (RFC 6455 §5.3).
 
 mod dump;
 
@@ -39,7 +39,7 @@ pub struct Reading {
     pub bytes: Vec<u8>,
     /// The notation as a noun phrase, such as "hexadecimal digits".
     pub read_as: String,
-    /// Another way to read the text, usually with the option that forces it; `None` if the notation is unambiguous.
+    /// Another likely way to read the text, usually with the option that forces it.
     pub alternative: Option<String>,
 }
 
@@ -126,7 +126,7 @@ pub(crate) fn bytes(text: &str) -> Vec<u8> {
     read_hex(text).expect("a valid case") // invariant: the test `every_case_can_be_read` reads every case
 }
 
-/// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as in C#.
+/// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as C# prints them.
 fn is_separator(c: char) -> bool {
     c.is_whitespace() || matches!(c, ',' | ';' | ':' | '-' | '[' | ']' | '{' | '}' | '(' | ')')
 }
@@ -135,7 +135,7 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_separator).filter(|word| !word.is_empty())
 }
 
-/// Reads pairs of hexadecimal digits, `M0`, and text in single quotes.
+/// Reads bytes in hexadecimal, `M0`, and text in single quotes.
 fn read_hex(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let parts: Vec<&str> = text.split('\'').collect();
@@ -170,7 +170,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(no_byte());
     }
-    // Accept a single digit only after 0x. Without 0x, the user probably forgot the second digit.
+    // Accept a single digit after 0x. Without a prefix, the user probably forgot the second digit.
     if digits.len() == 1 && has_prefix {
         bytes.extend(hex_byte(digits));
         return Ok(());
@@ -195,7 +195,7 @@ fn label_hex(text: &str, bytes: Vec<u8>) -> Reading {
     if is_decimal_list { reading.with_alternative("decimal numbers: --as decimal") } else { reading }
 }
 
-/// Returns `None` unless every word is eight digits of 0 and 1.
+/// Returns `None` unless every word is eight digits of 0 and 1, after an optional `0b`.
 fn read_bits(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<&str> = words(text).map(|word| word.strip_prefix("0b").unwrap_or(word)).collect();
     let is_byte = |word: &&str| word.len() == 8 && word.bytes().all(|digit| matches!(digit, b'0' | b'1'));
@@ -203,14 +203,14 @@ fn read_bits(text: &str) -> Option<Vec<u8>> {
     are_bits.then(|| digits.iter().filter_map(|word| u8::from_str_radix(word, 2).ok()).collect())
 }
 
-/// Reads percent-encoded bytes, such as `%81%85`. Returns `None` if the text contains anything else.
+/// Reads percent-encoded bytes, such as `%81%85` or `%81 %85`. Returns `None` if the text contains anything else.
 fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     let pairs = text.strip_prefix('%')?.split('%').map(str::trim_end);
     pairs.map(|pair| hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
-/// Whether text that is not hexadecimal is probably base64, not a word: it has padding, `+`, `/`, or a mixture of upper
-/// case, lower case and digits.
+/// Whether text that is not hexadecimal is probably base64, not a word: it decodes, and has padding, `+`, `/`, or a
+/// mixture of upper case, lower case and digits.
 fn is_likely_base64(text: &str) -> bool {
     let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let is_mixed = has(u8::is_ascii_lowercase) && has(u8::is_ascii_uppercase) && has(u8::is_ascii_digit);
@@ -230,8 +230,8 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quote(&one_line)))
 }
 
-/// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for a single word, if a word
-/// is not a number, or if every word has two digits and so looks hexadecimal.
+/// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for other text, for a single
+/// word, and if every word has two digits and so looks hexadecimal.
 fn read_numbers(text: &str) -> Option<Result<Reading, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
     let are_numbers = words.iter().all(|word| word.len() <= 3 && word.bytes().all(|digit| digit.is_ascii_digit()));
@@ -289,8 +289,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the text around the list is a name or type, not more bytes. The brackets in `81 [85 37] fa` do not make
-    /// a list; `read_hex` skips such brackets.
+    /// Whether the text around the list, if any, is a name or type, not more bytes. The brackets in `81 [85 37] fa` do
+    /// not make a list; `read_hex` skips such brackets.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();

@@ -1,7 +1,7 @@
-//! A test case: what the client sends, what the server must send back, and the rule under test. Cases are data,
-//! in the byte notation of [`notation`], so the catalogue shows the bytes on the wire. A case checks close codes,
-//! messages and how the connection ends, never the text of a close reason, because the RFC leaves that text to the
-//! server. A case also lists other behaviour that an RFC permits, and cites the section.
+//! A test case: what the client sends, what the server must send back, and the rule under test. Cases are data, with
+//! their bytes in the notation of [`notation`]. A case checks statuses, replies, close codes and how the connection
+//! ends, never the text of a close reason, because the RFC leaves that text to the server. A case may list other
+//! behaviour that an RFC permits, and cites the section.
 
 use crate::tools::notation;
 use crate::ws::close::ProtocolError;
@@ -23,7 +23,7 @@ pub struct Case {
     pub allowed: &'static [(End, &'static str)],
     /// The section under test (of RFC 6455 unless the text names another RFC), and a summary of its rule.
     pub rule: (&'static str, &'static str),
-    /// The protocol error that wirechat must detect; `None` if every frame is acceptable.
+    /// The protocol error that wirechat must detect in the frames, if any.
     pub error: Option<ProtocolError>,
 }
 
@@ -73,7 +73,7 @@ pub enum Edit {
 pub enum Step {
     /// Sends these raw bytes in one write.
     Bytes(&'static str),
-    /// Sends one byte per write, and pauses for `--delay` after each.
+    /// Sends these bytes one per write, with a pause after each.
     Slowly(&'static str),
     /// Sends a frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
     Frame(u8, &'static str),
@@ -84,13 +84,13 @@ pub enum Step {
     /// Waits until the server has sent this many messages and Pongs in total.
     Await(usize),
     Pause,
-    /// Sends FIN and continues to read.
+    /// Sends a TCP FIN and continues to read.
     HalfClose,
-    /// Sends a frame of letters repeatedly without reading, until the server stalls or has accepted [`FLOOD`] bytes.
+    /// Repeats a frame of letters without reading until the server stalls, disconnects or has accepted [`FLOOD`] bytes.
     Flood(u8, usize),
 }
 
-/// Maximum bytes in a flood. Socket buffers hold far less, so a server that accepts them all has no backpressure.
+/// A flood ends after this many bytes. Socket buffers hold less: a server that accepts them all has no backpressure.
 pub const FLOOD: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +108,7 @@ pub enum Reply {
 pub enum End {
     /// The connection is still open after a final Ping from the client.
     Open,
-    /// The server sends nothing and waits for more bytes.
+    /// The server sends at most the 101 response, and waits for more bytes.
     Waits,
     /// The server sends a Close with one of these codes (1005: no code), then closes TCP.
     Closes(&'static [u16]),
@@ -131,7 +131,7 @@ impl Case {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// All bytes that the steps send; `None` if a step is a half-close. `key` generates the masking keys.
+    /// The bytes that the steps send (one frame of a flood); `None` if a step half-closes. `key` returns masking keys.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for step in self.steps.iter().filter(|step| !matches!(step, Step::Await(_) | Step::Pause)) {
@@ -142,7 +142,7 @@ impl Case {
 }
 
 impl Step {
-    /// The bytes that the step sends; `None` if the step only waits or half-closes.
+    /// The bytes that the step sends (one frame of a flood); `None` if the step only waits or half-closes.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
             Step::Bytes(bytes) | Step::Slowly(bytes) => Some(notation::bytes(bytes)),

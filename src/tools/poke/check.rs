@@ -1,7 +1,6 @@
-//! Compares the transcript of a case with what the RFC requires and permits, and describes both in words. A server may
+//! Compares the transcript of a case with what the case expects and allows, and describes both in words. A server may
 //! send more than a case expects: Pings, unsolicited Pongs (RFC 6455 §5.5.3) and, in cases without an echo, messages. A
-//! missing Pong or Close fails only the cases about Ping and Close, because an unfinished server may not support those
-//! frames yet.
+//! server may also ignore the client's final Ping and Close: an unfinished server may not support those frames yet.
 
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
@@ -12,7 +11,7 @@ use crate::tools::screen::{escape, quote, shorten};
 
 /// The report describes at most this many messages and Pongs.
 const MAX_DESCRIBED: usize = 4;
-/// Longest payload to show, in bytes. For a longer payload, the report shows only the length.
+/// Longest payload to show, in bytes. For a longer payload, the report shows the length instead.
 const MAX_SHOWN: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub enum TcpState {
 
 pub struct Connection<'s> {
     stream: TcpStream,
-    /// The connection reads and writes nothing after this time.
+    /// No read or write starts after this time.
     ends_at: Option<Instant>,
     tracer: Tracer,
     show: &'s mut dyn FnMut(Record),
@@ -48,12 +48,12 @@ impl<'s> Connection<'s> {
 
     pub fn send(&mut self, bytes: &[u8]) {
         self.trace(Role::Client, bytes);
-        // Ignore the error: if the server disconnects during the write, later reads return its remaining bytes, then
+        // Ignore the error: if the server disconnects during the write, later reads return any remaining bytes, then
         // report the disconnect.
         let _ = self.write(bytes);
     }
 
-    /// Writes all bytes. Returns the number of bytes written, and the error that stopped the write.
+    /// Returns the number of bytes written, and the error that stopped the write, if any.
     fn write(&mut self, bytes: &[u8]) -> (usize, std::io::Result<()>) {
         let mut written = 0;
         while written < bytes.len() {
@@ -69,7 +69,7 @@ impl<'s> Connection<'s> {
         (written, Ok(()))
     }
 
-    /// Sends one byte per write, `delay` apart, until the server disconnects or later bytes cannot change the result.
+    /// Sends one byte per write, `delay` apart, until the server disconnects or the inbox is final.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
             if self.tcp == TcpState::Open && !self.inbox.is_final() {
@@ -92,8 +92,8 @@ impl<'s> Connection<'s> {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Sends `bytes` repeatedly without reading, until the server accepts nothing for `patience` or has accepted `max`
-    /// bytes. Returns the number of accepted bytes, and whether the last write timed out.
+    /// Sends `bytes` repeatedly without reading, until a write fails, the server accepts nothing for `patience`, or it
+    /// has accepted `max` bytes. Returns the number of accepted bytes, and whether the last write timed out.
     pub fn flood(&mut self, bytes: &[u8], max: u64, patience: Duration) -> (u64, bool) {
         let mut accepted = 0;
         if self.stream.set_write_timeout(Some(patience)).is_err() {
@@ -110,13 +110,13 @@ impl<'s> Connection<'s> {
         (accepted, false)
     }
 
-    /// Reads until `is_enough` returns true, later bytes cannot change the result, TCP closes, or the timeout expires.
+    /// Reads until `is_enough` returns true, the inbox is final, TCP closes, or the timeout expires.
     pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
         let deadline = Instant::now() + timeout;
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
     }
 
-    /// Reads until TCP closes, the server violates the RFC, or the timeout expires.
+    /// Reads until TCP closes, the inbox has a violation, or the timeout expires.
     pub fn read_to_end(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while self.inbox.violation.is_none() && self.read(deadline) {}

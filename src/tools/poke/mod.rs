@@ -1,8 +1,8 @@
 //! `wirechat poke` is a WebSocket test client: it plays a [`case`] of the [`catalogue`] against a server and prints the
 //! exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
-//! [`play`] runs the steps, [`check`] compares the result with RFC 6455, and [`report`] prints the outcome. `poke` can
-//! test any server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`] plays
-//! the same cases for the page's inspector.
+//! [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the outcome. `poke` can
+//! test any ws:// server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`]
+//! plays the same cases for the page's inspector.
 
 pub mod case;
 pub mod catalogue;
@@ -131,7 +131,7 @@ impl Target {
     /// Plays a case. `show` receives each trace record as it happens.
     ///
     /// # Errors
-    /// A one-line message if the server cannot be reached, or the case does not apply to it.
+    /// A one-line message if the case does not apply to the server, the server cannot be reached, or the socket fails.
     pub fn play(&self, case: &Case, timing: Timing, show: &mut dyn FnMut(Record)) -> Result<Transcript, String> {
         let url = self.endpoint(case).map_err(|why| format!("{} is not for {}: {why}", case.name, self.url))?;
         let stream = connect(&self.addresses, timing.timeout);
@@ -140,10 +140,10 @@ impl Target {
     }
 }
 
-/// Lists or plays cases. Returns `true` if the server did what the RFC requires or permits.
+/// Lists or plays cases. Returns `true` if every outcome is expected or permitted.
 ///
 /// # Errors
-/// A one-line message if the case is unknown or does not apply, the URL is invalid, or the server cannot be reached.
+/// A one-line message, for example if the case is unknown, the URL is invalid, or the server cannot be reached.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let report = Report::new(arguments.full);
     if arguments.case == "list" {

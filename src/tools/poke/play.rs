@@ -1,6 +1,6 @@
-//! Plays a case: connects, runs the steps, and records what the server sent in a [`Transcript`]. [`super::check`]
-//! decides whether the result is right. The client never replies to the server's Pings: no case lasts long enough to
-//! need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
+//! Plays a case: sends the request, runs the steps, and stores what the server sent in a [`Transcript`].
+//! [`super::check`] decides whether the result is right. The client never replies to the server's Pings: cases are
+//! usually too short to need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -20,10 +20,10 @@ pub const PROBE: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. Short, because `poke all` waits this long in every case if the
+/// Timeout for the reply to the final Ping or Close. Short, because `poke all` waits this long in many cases if the
 /// server does not support these frames yet.
 const SILENCE: Duration = Duration::from_secs(1);
-/// A flood has stalled when the server accepts nothing for this long.
+/// A flood has stalled when the server accepts nothing for this long, or for a shorter `--timeout`.
 const STALL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub struct Timing {
     pub timeout: Duration,
     /// The pause after each byte of a slow send, and the length of a [`Step::Pause`].
     pub delay: Duration,
-    /// The maximum duration of the case; `None` if only the timeout limits it.
+    /// The maximum duration of the case; `None` if only the timeouts limit it.
     pub total: Option<Duration>,
 }
 
@@ -58,7 +58,7 @@ pub struct Flood {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
     Completed,
-    /// The server sent no Close within the timeout.
+    /// The server sent no Close in reply.
     Unanswered,
 }
 
@@ -85,7 +85,7 @@ pub fn play(
     player.reply_to_close(case);
     let (mut inbox, tcp) = (player.connection.inbox.clone(), player.connection.tcp);
     let closing = player.try_closing_handshake(is_probed);
-    // `inbox` is a copy from before the closing handshake, so add any violation found during the handshake.
+    // `inbox` is a copy from before the closing handshake, so add any violation found later.
     inbox.violation = player.connection.inbox.violation.take();
     player.connection.end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
@@ -104,7 +104,7 @@ pub fn is_probe(received: &Received) -> bool {
 /// §5.3: a masking key MUST be "derived from a strong source of entropy".
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // On failure, the bytes stay zero: the frames are still valid, and a test client has nothing to protect.
+    // Ignore a failure: a frame with any key is valid, and a test client has nothing to protect.
     let _ = getrandom::fill(&mut bytes);
     bytes
 }
@@ -187,7 +187,7 @@ impl Player<'_> {
             self.connection.send(&mask_frame(CLOSE_FIRST_BYTE, code, random()));
         }
         if case.error.is_some() {
-            // After an invalid frame, the server may be unable to parse this Close, but it still notices FIN.
+            // After an invalid frame, the server may be unable to parse this Close, but it still notices the TCP FIN.
             self.connection.half_close();
         }
         self.connection.read_to_end(self.timing.timeout);

@@ -20,7 +20,7 @@ const TIMING: Timing =
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
 
-/// Plays each case over loopback, in a thread.
+/// Plays cases from the server's own IP address, or from loopback if the server listens on all addresses.
 #[derive(Debug)]
 pub struct LoopbackPlayer;
 
@@ -51,7 +51,7 @@ fn resolve_unspecified(server: SocketAddr) -> SocketAddr {
 }
 
 /// Binds a socket before it connects, so that the server knows the client's address before it accepts the connection.
-/// The client's address is the server's own, so no other machine can have it.
+/// The client's IP address is the server's own, so no other machine can have it.
 fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
     let address = SocketAddr::new(ip, 0);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -63,7 +63,7 @@ fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
 fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, String> {
     let connected = socket.connect_timeout(&server.into(), TIMING.timeout);
     connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
-    // Every server accepts this Host, whatever its address is.
+    // wirechat accepts this Host, whatever the server's address and `--allow-host` are.
     let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
     let url = url.with_target(if case.needs == Needs::WirechatChat { CHAT } else { ECHO });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});

@@ -12,7 +12,7 @@ use crate::inspect::text::Detail;
 use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escape};
 
-/// `poke` prints this many records of an exchange as they happen.
+/// `poke` prints at most this many records of an exchange as they happen.
 const MAX_FIRST: usize = 30;
 /// After the exchange, `poke` prints at most this many of the last records.
 const MAX_LAST: usize = 10;
@@ -38,7 +38,7 @@ impl Counts {
 }
 
 impl Report {
-    /// If `is_full`, the report draws every frame field by field.
+    /// If `is_full`, the report draws frames field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
@@ -55,7 +55,7 @@ impl Report {
         self.screen.print("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
     }
 
-    /// Plays one case and prints all details. Returns `true` if the server did what the RFC requires or permits.
+    /// Plays one case and prints all details. Returns `true` if the outcome is expected or allowed.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
         self.screen.print(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
@@ -68,7 +68,7 @@ impl Report {
         Ok(!matches!(outcome, Outcome::Unexpected(_)))
     }
 
-    /// Plays all cases that apply to the server. Returns `true` if every outcome is required or permitted by the RFC.
+    /// Plays the cases that apply to the server. Returns `true` if all were played with expected or allowed outcomes.
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
         for (title, cases) in PARTS {
@@ -87,7 +87,7 @@ impl Report {
         Ok(unexpected == 0)
     }
 
-    /// Plays a case and prints one line. Returns `false` to skip the remaining cases if the server is silent or gone.
+    /// Plays a case and prints its outcome. Returns `false`, to skip the other cases, if the server is silent or gone.
     fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;

@@ -47,7 +47,7 @@ impl Url {
         let (host, port) = split_port(authority).ok_or_else(|| {
             format!("{text}: {authority:?} is not a host with an optional port, such as 127.0.0.1:8080")
         })?;
-        // §3: the resource name is "/" if the path is empty.
+        // §3: if the path is empty, the resource name begins with "/".
         let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
         Ok(Url { host: host.to_owned(), port, target })
     }

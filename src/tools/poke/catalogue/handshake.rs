@@ -6,10 +6,10 @@ use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening, Reply};
 use crate::ws::close::ProtocolError;
 
-/// A case with a request that breaks a rule of §4.2.1.
+/// A case with a request that the server should reject (§4.2.1).
 const REJECTED: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
-/// A case with an unusual but valid request: the server must accept the handshake.
+/// A case with an unusual but valid request, which the server should accept.
 const ACCEPTED: Case = Case { end: End::Open, ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

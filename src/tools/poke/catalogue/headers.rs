@@ -1,4 +1,4 @@
-//! Cases about HTTP syntax: line endings, whitespace, Host and bodies (RFC 9112), and bytes that are not HTTP.
+//! Cases about the request as HTTP (RFC 9112): syntax, Host, bodies and sizes, and bytes that are not HTTP.
 
 use super::CASE;
 use crate::tools::poke::case::Edit::{
@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
-/// A case with a request that breaks a rule of HTTP.
+/// A case with a request that the server should reject.
 const BAD: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

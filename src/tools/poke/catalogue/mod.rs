@@ -1,5 +1,5 @@
-//! The cases that `wirechat poke` can play. Users play cases against any server, and this project's tests play all
-//! cases against wirechat (`tests/poke.rs`, `tests/hostile_frames.rs`, `tests/hostile_handshake.rs`).
+//! The cases that `wirechat poke` can play. This project's tests play all cases against wirechat (`tests/poke.rs`), and
+//! most of them also with other test clients (`tests/hostile_frames.rs`, `tests/hostile_handshake.rs`).
 
 mod control;
 mod frames;
