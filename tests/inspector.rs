@@ -158,7 +158,10 @@ fn without_a_ticket_the_page_explains_why() {
     let mut peer = accept(&listener);
     welcome(&mut peer, "general");
     wait_for_status(&alice, "--inspect");
-    assert_eq!(alice.eval("[__button('An emoji').disabled, __button('A server PING').disabled]"), json!([false, true]));
+    assert_eq!(
+        alice.eval("[__button('Send an emoji').disabled, __button('Ask for a PING').disabled]"),
+        json!([false, true])
+    );
     assert_eq!(alice.eval("sockets.length"), 1);
 }
 
@@ -171,7 +174,7 @@ fn a_rejected_ticket_is_explained() {
     };";
     let alice = join_with(&browser, server.port(), "alice", replace_ticket);
     alice.press_button("Inspector");
-    wait_for_status(&alice, "rejected the Inspector");
+    wait_for_status(&alice, "rejected the Inspector’s connection");
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
@@ -194,7 +197,7 @@ fn the_next_connection_is_shown_below_a_line_and_the_last_is_ignored() {
     assert_eq!(before.iter().filter(|row| row.starts_with("Connection ")).count(), 2, "{before:?}");
     alice.eval(r#"sockets[1].onmessage({ data: '{"record":"missed","count":99}' })"#);
     alice.eval("sockets[1].onclose({ code: 1000, reason: '' })");
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["client", "PONG"]);
     assert!(!rows(&alice).iter().any(|row| row.contains("99 frames")), "a record of an old socket was shown");
 }
@@ -244,7 +247,8 @@ fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     wait_for_row(&alice, &["client", "three"]);
     wait_for_row(&alice, &["server", "three"]);
     let rows = rows(&alice);
-    let earlier = rows.iter().find_map(|row| row.split_once("Not shown")?.1.split_once(" earlier")).expect("the count");
+    let earlier =
+        rows.iter().find_map(|row| row.split_once("Frames not shown")?.1.split_once(" earlier")).expect("the count");
     let earlier: u64 = earlier.0.parse().expect("a number");
     let first_number = |side: &str| -> u64 {
         let row =
@@ -319,7 +323,7 @@ fn the_longer_lengths_are_shown() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    for (button, short, size) in [("16-bit length", 126, 300_usize), ("64-bit length", 127, 65_536)] {
+    for (button, short, size) in [("Send 300 bytes", 126, 300_usize), ("Send 65,536 bytes", 127, 65_536)] {
         alice.press_button(button);
         let grouped = if size > 999 { "65,536 B" } else { "300 B" };
         choose(&alice, &["client", "TEXT", grouped]);
@@ -339,7 +343,7 @@ fn an_emoji_is_split_into_its_utf8_bytes() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("An emoji");
+    alice.press_button("Send an emoji");
     choose(&alice, &["client", "TEXT", "🍌"]);
     let shown = alice.eval(
         "[...document.querySelectorAll('.characters li')].map((li) => ['.point', 'code', '.binary']
@@ -356,9 +360,9 @@ fn the_fragments_of_a_message_are_linked() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("Next message in fragments");
-    wait_for_status(&alice, "in fragments. Send a message.");
-    alice.press_button("A server PING"); // commands are carried out in order, so the ping comes after the request for fragments
+    alice.press_button("Ask for fragments");
+    wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
+    alice.press_button("Ask for a PING"); // commands are carried out in order, so the ping comes after the request for fragments
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -385,7 +389,7 @@ fn a_ping_and_its_pong_are_frames_too() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     choose(&alice, &["server", "PING"]);
     assert_eq!(bytes(&alice, "flags"), [0x89]);
     let asked = bytes(&alice, "payload");
@@ -409,7 +413,7 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.wait_for("__button('Resume (3 new)')"); // the typing event, the message, its echo
     assert!(!rows(&alice).iter().any(|row| row.contains("TEXT")));
     alice.press_button("Resume (3 new)");
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["PONG"]);
     let show = |which: &str| {
         alice.eval(&format!("__field('View').value = '{which}', __field('View').dispatchEvent(new Event('change'))"));
@@ -499,7 +503,7 @@ fn each_line_of_the_handshake_is_explained() {
         let line = lines.as_array().unwrap().iter().find(|line| line[0] == name);
         line.unwrap_or_else(|| panic!("{name}: {lines}"))[1].as_str().unwrap().to_owned()
     };
-    let declined = "permessage-deflate was offered and declined, which is why RSV1 stays 0. §9.1";
+    let declined = "The client offered permessage-deflate. The server declined, so RSV1 stays 0. §9.1";
     assert!(find(&explained, "Sec-WebSocket-Extensions").starts_with(declined));
     assert!(find(&explained, "Sec-WebSocket-Key").contains("16 random bytes"));
     assert!(explained.as_array().unwrap().iter().all(|line| line[1].as_str().unwrap().contains('§')), "{explained}");
@@ -597,7 +601,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.press_key("Enter", false);
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
     // And back.
-    alice.press_button("Show its message");
+    alice.press_button("Show message");
     alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
     alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
     alice.wait_for("!document.querySelector('.shown-message')");
@@ -606,7 +610,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.wait_for(&format!("{DETAIL}.innerText.includes('was sent before the Inspector opened')"));
     alice.eval(&format!("{}.remove()", message("from bob")));
     choose(&alice, &["server", "from bob"]);
-    assert_eq!(alice.eval("__button('Show its message').disabled"), true);
+    assert_eq!(alice.eval("__button('Show message').disabled"), true);
     assert!(detail(&alice).contains("This message is not on the page"));
     assert_eq!(browser.page_errors(), [""; 0]);
 }
@@ -619,7 +623,7 @@ fn on_a_phone_a_frame_leads_to_its_message() {
     type_message(&alice, "from alice");
     choose(&alice, &["client", "from alice"]);
     alice.view(390, 844, "light");
-    alice.press_button("Show its message");
+    alice.press_button("Show message");
     alice.wait_for("document.activeElement.classList.contains('shown-message')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
     alice.click("document.querySelector('.show-frame')");
@@ -635,11 +639,11 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     let alice = inspect(&browser, &server);
     let expect_pair = |words: &[&str], other: &[&str]| {
         choose(&alice, words);
-        alice.wait_for(&format!("/Round trip: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
+        alice.wait_for(&format!("/Time between the two frames: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(other)));
     };
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
@@ -654,7 +658,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     );
     for (ping, pong, ms) in [("server 901", "client 904", "12 ms"), ("server 902", "client 903", "7 ms")] {
         choose(&alice, &[ping]);
-        assert!(detail(&alice).contains(&format!("Round trip: {ms}.")), "{}", detail(&alice));
+        assert!(detail(&alice).contains(&format!("Time between the two frames: {ms}.")), "{}", detail(&alice));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&[pong])));
     }
@@ -680,14 +684,14 @@ fn a_close_with_a_code_is_requested() {
     alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
 }
 
-// ---- “Hello” alone ----
+// ---- “Hello” without JSON ----
 
 #[test]
 fn hello_is_echoed_without_json_around_it() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("“Hello” alone");
+    alice.press_button("Send plain “Hello”");
     wait_for_row(&alice, &["Echo", "sent \"Hello\", received \"Hello\""]);
     assert_eq!(alice.text("sockets[2].url.replace(/[?].*/, '').replace(/.*[/]/, '')"), "echo");
     assert_eq!(alice.eval("sockets[2].sent"), json!(["Hello"]));
@@ -721,10 +725,10 @@ fn without_an_echo_the_page_says_what_failed() {
     let alice =
         browser.open_with(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))), WATCH_SOCKETS);
     alice.press_button("Inspector");
-    alice.press_button("“Hello” alone");
+    alice.press_button("Send plain “Hello”");
     drop(listener.accept().unwrap());
     wait_for_row(&alice, &["Echo", "the server did not accept the connection"]);
-    alice.wait_for("!__button('“Hello” alone').disabled");
+    alice.wait_for("!__button('Send plain “Hello”').disabled");
 }
 
 // ---- Cases, played by a scripted server ----
@@ -817,7 +821,7 @@ impl Script {
     fn begin(&mut self, tab: &Tab) {
         self.offer_cases();
         tab.wait_for("__button('Play').checkVisibility()");
-        tab.eval("__field('Play a case').value = 'unmasked-frame'");
+        tab.eval("__field('Test case').value = 'unmasked-frame'");
         tab.press_button("Play");
         assert_eq!(self.command(), json!({"do": "play", "case": "unmasked-frame"}));
     }
@@ -858,16 +862,16 @@ fn a_case_is_played_below_its_own_heading() {
     wait_for_row(&alice, &["OPEN"]);
     assert_eq!(alice.eval("__button('Play').checkVisibility()"), false, "without cases there is nothing to play");
     script.begin(&alice);
-    let options = alice.eval("[...__field('Play a case').options].map((option) => [option.value, option.textContent])");
+    let options = alice.eval("[...__field('Test case').options].map((option) => [option.value, option.textContent])");
     assert_eq!(options[1], json!(["unmasked-frame", "unmasked-frame: A client frame without a mask (§5.1)"]));
     alice.wait_for("__button('Play').disabled");
-    wait_for_status(&alice, "is playing case unmasked-frame");
+    wait_for_status(&alice, "is playing test case unmasked-frame");
     script.play();
     wait_for_row(&alice, &["TCP closed"]);
     assert_eq!(alice.eval("__button('Play').disabled"), true, "until the result has arrived");
     script.finish();
     alice.wait_for("!__button('Play').disabled");
-    wait_for_row(&alice, &["Played", "unmasked-frame: passed"]);
+    wait_for_row(&alice, &["Case played", "unmasked-frame: passed"]);
     wait_for_status(&alice, "Connection 1, as the server sees it.");
     script.frame(1, "server", 7, 1, br#"{"event":"joined","data":{"username":"bob"}}"#);
     wait_for_row(&alice, &["bob joined"]);
@@ -881,13 +885,13 @@ fn a_case_is_played_below_its_own_heading() {
         "✕ client",
         "↓ server 1CLOSE",
         "TCP closed",
-        "Played",
+        "Case played",
         "Connection 1, continued",
         "↓ server 7TEXT",
     ]
     .map(at);
     assert!(order.is_sorted(), "{order:?} {rows:?}");
-    choose(&alice, &["Played"]);
+    choose(&alice, &["Case played"]);
     let text = detail(&alice);
     assert!(
         ["Expected", "a Close with 1002", "Actual", "Rule", "a client masks every frame. §5.1"]
@@ -924,7 +928,7 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     wait_for_log(&alice, "still here");
     script.frame(1, "server", 3, 1, event.as_bytes());
     choose(&alice, &["server 3", "still here"]);
-    alice.press_button("Show its message");
+    alice.press_button("Show message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
     choose(&alice, &["server 1", "CLOSE"]);
     assert!(detail(&alice).contains("The other side has not sent a Close."), "not the chat's");
@@ -963,7 +967,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
         let (output, is_valid) = wirechat(&args);
         assert!(is_valid && output.contains("One complete and valid frame."), "{output}");
     }
-    alice.press_button("64-bit length");
+    alice.press_button("Send 65,536 bytes");
     choose(&alice, &["client", "65,536 B"]);
     alice.press_button("Copy as hex");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
@@ -1018,7 +1022,7 @@ fn the_connection_of_the_chat_is_saved_as_a_recording() {
     alice.call("Page.setDownloadBehavior", json!({"behavior": "allow", "downloadPath": dir}));
     type_message(&alice, "Hello");
     wait_for_row(&alice, &["↓ server", "message \"Hello\" from alice"]);
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["↑ client", "PONG"]);
     choose(&alice, &["Connection "]);
     alice.press_button("Save as recording");
@@ -1143,7 +1147,7 @@ fn when_nothing_matches_the_filter_can_be_removed() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.fill("Search", "no such text");
-    alice.wait_for("document.querySelector('#inspector-nothing').innerText.startsWith('No frame matches.')");
+    alice.wait_for("document.querySelector('#inspector-nothing').innerText.startsWith('No records match the filter.')");
     assert!(rows(&alice).is_empty());
     alice.screenshot("inspector-nothing");
     for axe in axe().iter() {
@@ -1160,7 +1164,7 @@ fn on_a_phone_targets_are_large_and_fields_do_not_zoom() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     choose(&alice, &["client", "PONG"]);
     alice.view(390, 844, "light");
     for view in ["detail", "list"] {
@@ -1295,20 +1299,20 @@ fn every_control_can_be_reached_by_keyboard() {
     for name in [
         "Close",
         "Actions",
-        "16-bit length",
-        "64-bit length",
-        "An emoji",
-        "“Hello” alone",
-        "A server PING",
-        "Next message in fragments",
+        "Send 300 bytes",
+        "Send 65,536 bytes",
+        "Send an emoji",
+        "Send plain “Hello”",
+        "Ask for a PING",
+        "Ask for fragments",
         "Close code",
         "Send Close",
-        "Play a case",
+        "Test case",
         "View",
         "Search",
         "Pause",
         "Frames and events",
-        "Selected frame",
+        "Selected record",
         "Copy as hex",
         "Copy wirechat explain command",
     ] {
@@ -1316,7 +1320,7 @@ fn every_control_can_be_reached_by_keyboard() {
     }
     script.finish();
     alice.wait_for("!__button('Play').disabled");
-    alice.eval("__field('Play a case').focus()");
+    alice.eval("__field('Test case').focus()");
     tab_to(&alice, "__button('Play')");
     alice.press_key("Enter", false);
     assert_eq!(script.command()["do"], "play");
@@ -1345,7 +1349,7 @@ fn a_compressed_message_is_named_as_such() {
     );
     choose(&alice, &["server 1", "a compressed message"]);
     assert!(detail(&alice).contains("RSV1 marks a message that permessage-deflate compressed."));
-    assert!(!detail(&alice).contains("As text"));
+    assert!(!detail(&alice).contains("Payload as text"));
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('the compression state')"));
     choose(&alice, &["Response"]);
@@ -1387,9 +1391,9 @@ fn every_width_scheme_and_contrast_fits_and_is_accessible() {
             };
             look("list");
             for (button, words, what) in [
-                ("64-bit length", ["client", "65,536 B"], "long"),
-                ("An emoji", ["client", "🍌"], "emoji"),
-                ("A server PING", ["client", "PONG"], "pong"),
+                ("Send 65,536 bytes", ["client", "65,536 B"], "long"),
+                ("Send an emoji", ["client", "🍌"], "emoji"),
+                ("Ask for a PING", ["client", "PONG"], "pong"),
             ] {
                 alice.press_button(button);
                 choose(&alice, &words);

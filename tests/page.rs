@@ -241,7 +241,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     alice.press_button("Connect");
     wait_for_state(&alice, "stopped");
     let words = words(&alice);
-    assert!(words.starts_with("Rejected: the token is wrong or missing. Check the token for typos."), "{words}");
+    assert!(words.starts_with("The token is wrong or missing. Check the token for typos."), "{words}");
     let tries = alice.eval("sockets");
     alice.eval("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))");
     assert_eq!(alice.eval("sockets"), tries, "no attempt after it has stopped");
@@ -309,7 +309,11 @@ fn attempts_never_end_and_become_rare() {
     let alice = browser.open_with(&page(&format!("server={}", ws(unused))), &script);
     alice.press_button("Connect");
     alice.wait_for("sockets >= 12"); // more would take long, because Chromium itself delays attempts after failures
-    assert!(words(&alice).contains("Is it running? To start one, run cargo run --release."), "{}", words(&alice));
+    assert!(
+        words(&alice).contains("Is it running? To start a server, use the command cargo run --release."),
+        "{}",
+        words(&alice)
+    );
     // Exponential up to a cap, times a random number (here always 0.9).
     let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000];
     assert_eq!(alice.eval("waits.slice(0, 7)"), json!(waits));

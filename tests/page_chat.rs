@@ -96,7 +96,7 @@ fn history_is_above_the_welcome_and_new_messages_below_a_line() {
     alice.navigate(&page(""));
     say(&mut bob, "while you were gone");
     alice.press_button("Connect");
-    wait_for_rows(&alice, &["read that", "New", "while you were gone", "Welcome to #general, alice!"]);
+    wait_for_rows(&alice, &["read that", "New messages", "while you were gone", "Welcome to #general, alice!"]);
     let all = ["before you came", "read that", "while you were gone"].map(String::from);
     wait_for_texts(&alice, &all);
     assert_eq!(alice.text("document.querySelector('.own .text').textContent"), "read that", "recognized by its nonce");
@@ -175,7 +175,10 @@ fn the_number_of_waiting_messages_is_bounded() {
     for n in 0..51 {
         type_message(&alice, &format!("{n}"));
     }
-    wait_for_log(&alice, "Not sent. 50 messages are already waiting. Your text is still in the message box.");
+    wait_for_log(
+        &alice,
+        "Not sent. 50 messages are already waiting to be sent. Your text is still in the message box.",
+    );
     assert_eq!(field(&alice, "Message"), "50");
     assert_eq!(unsent(&alice).as_array().unwrap().len(), 50);
 }
@@ -278,7 +281,8 @@ fn a_lost_history_has_a_notice() {
     });
     wait_for_log(&alice, "Reconnected to #general. The room’s history was reset: some messages may be missing.");
     wait_for_texts(&alice, &["in the old life", "not even sent"].map(String::from));
-    let remark = "The connection was lost before the server confirmed this message. It may have arrived.";
+    let remark =
+        "The connection was lost before the server confirmed this message. The message may still have arrived.";
     assert_eq!(unsent(&alice), json!([["into the void", remark]]));
     alice.screenshot("doubtful");
     alice.click("document.querySelector('.unsent .edit')");
@@ -424,7 +428,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     for incomplete in ["/msg", "/msg carol", "/msg \"bob smith\""] {
         alice.fill("Message", incomplete);
         alice.press_key("Enter", false);
-        wait_for_log(&alice, "Not sent. Type a name and a text after /msg. Your text is still in the message box.");
+        wait_for_log(&alice, "Not sent. Type a name and a message after /msg. Your text is still in the message box.");
         assert_eq!(field(&alice, "Message"), incomplete);
     }
     alice.fill("Message", "");
@@ -489,7 +493,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     alice.wait_for("document.title === '(2) #general · wirechat'");
     alice.eval("look(true)");
     assert_eq!(alice.text("document.title"), "#general · wirechat");
-    wait_for_rows(&alice, &["line 59", "New", "while away", "and more"]);
+    wait_for_rows(&alice, &["line 59", "New messages", "while away", "and more"]);
     let from_end = format!("{LOG}.scrollHeight - {LOG}.scrollTop - {LOG}.clientHeight");
     alice.wait_for(&format!("{from_end} < 2"));
     let wheel = json!({"type": "mouseWheel", "x": 600, "y": 200, "deltaX": 0, "deltaY": -800});
@@ -502,7 +506,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     alice.screenshot("scrolled-up");
     alice.press_button("Jump to latest (1 new)");
     alice.wait_for(&format!("{from_end} < 2 && document.title === '#general · wirechat'"));
-    wait_for_rows(&alice, &["and more", "New", "further down"]);
+    wait_for_rows(&alice, &["and more", "New messages", "further down"]);
     type_message(&alice, "seen");
     alice.wait_for("document.querySelectorAll('.new').length === 0"); // a user that replies has read them
 }

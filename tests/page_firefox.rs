@@ -89,7 +89,7 @@ fn the_inspector_shows_the_bits_of_frames() {
     let shown = ["FIN", "MASK"].map(|field| bits_of_row(&alice, &["client", "TEXT", "bit by bit"], field));
     assert_eq!(shown, ["1", "1"], "RFC 6455 §5.1: a client masks");
     assert_eq!(bits_of_row(&alice, &["server", "TEXT", "bit by bit"], "MASK"), "0", "and a server does not");
-    alice.press_button("A server PING");
+    alice.press_button("Ask for a PING");
     assert_eq!(bits_of_row(&alice, &["server", "PING"], "opcode"), "1001");
     assert_eq!(bits_of_row(&alice, &["client", "PONG"], "opcode"), "1010");
     assert_eq!(browser.page_errors(), [""; 0]);

@@ -122,7 +122,7 @@ fn a_counter_appears_near_the_limit() {
     let browser = browser!();
     let server = start_unlimited(&["--max-text", "1000"]);
     let alice = join(&browser, server.port(), "alice");
-    for (length, shown) in [(799, ""), (800, "800 of 1,000"), (1001, "1,001 of 1,000")] {
+    for (length, shown) in [(799, ""), (800, "800 of 1,000 characters"), (1001, "1,001 of 1,000 characters")] {
         alice.fill("Message", &"é".repeat(length));
         assert_eq!(alice.text("document.querySelector('#counter').textContent"), shown);
     }

@@ -30,16 +30,8 @@ fn every_control_has_a_name_for_screen_readers() {
         nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
     };
     assert_eq!(named("textbox"), ["Message", "Join a room"]);
-    let buttons = [
-        "#general",
-        "Join",
-        "Copy link to this room",
-        "Edit the connection",
-        "Leave",
-        "Notify me",
-        "Inspector",
-        "Send",
-    ];
+    let buttons =
+        ["#general", "Join", "Copy link to this room", "Edit connection", "Leave", "Notify me", "Inspector", "Send"];
     assert_eq!(named("button").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(buttons));
     assert_eq!(named("log"), ["Conversation"]);
     assert_eq!(

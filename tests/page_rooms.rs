@@ -304,7 +304,7 @@ fn final_rejections_are_explained() {
     let tokens = support::token_file("rejections", "secret alice\nother\n");
     let server = start_unlimited(&["--tokens", tokens.to_str().unwrap(), "--unique-names"]);
     let rows = [
-        ("token=wrong&username=alice", "Rejected: the token is wrong or missing."),
+        ("token=wrong&username=alice", "The token is wrong or missing."),
         ("token=secret&username=bob", "This token is bound to another username"),
         ("token=other&username=alice", "This username is reserved for another token"),
     ];
