@@ -20,8 +20,7 @@ fn parse<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Resu
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
     let name: Cow<'_, str> = if is_nfc { name.into() } else { name.nfc().collect::<String>().into() };
-    let (count, size) = (name.chars().count(), name.len());
-    let mut is_after_visible = false;
+    let (count, size, mut is_after_visible) = (name.chars().count(), name.len(), false);
     for character in name.chars() {
         let is_emoji_style = is_after_visible && matches!(character, '\u{fe0e}' | '\u{fe0f}');
         let is_invisible = matches!(character, '\u{2028}' | '\u{2029}') || is_ignorable(character);
@@ -58,7 +57,8 @@ pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Rc::clone(username); // the username is its own key, and sharing saves memory
     }
-    let visible: String = username.nfkc().filter(|character| !is_ignorable(*character)).collect();
+    // Remove ignorable characters first, because they keep NFKC from reordering the marks around them.
+    let visible: String = username.chars().filter(|character| !is_ignorable(*character)).nfkc().collect();
     // Case folding maps `STRASSE` and `straße` to the same key; lowercasing does not.
     UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()
 }
@@ -124,6 +124,7 @@ mod tests {
         assert_eq!(key_of("Straße"), key_of("STRASSE"));
         assert_eq!(key_of("❤\u{fe0f}"), key_of("❤"));
         assert_eq!(key_of("ﬁn"), key_of("FIN"));
+        assert_eq!(key_of("\u{37a}\u{200b}\u{33a}"), key_of("\u{37a}\u{33a}"), "NFKC reorders the two marks");
         assert_ne!(key_of("alice"), key_of("аlice"), "a Cyrillic а is another letter");
         assert_ne!(key_of("alice"), key_of("bob"));
         assert!(is_default("anonymous") && is_default("Anonymous") && !is_default("ANONYMOUS"));
