@@ -2,6 +2,7 @@
 //! rules (§4.1). An HTTP parser stops at its first error. To list more violations, this module repairs line endings
 //! and parses each line of a request separately.
 
+use crate::inspect::escape::escape;
 use crate::tools::notation::Reading;
 use crate::tools::received::{Offer, Response};
 use crate::ws::frame::Role;
@@ -107,7 +108,7 @@ impl<'b> Handshake<'b> {
         self.lines.extend(violations.iter().map(|violation| format!("! {violation}.")));
         match (violations.is_empty(), offer.and_then(|offer| offer.key.as_ref())) {
             (true, Some(key)) => {
-                let accept = accept_value(key.as_bytes());
+                let (accept, key) = (accept_value(key.as_bytes()), escape(key));
                 self.lines.push(format!("A valid response: {accept} is the accept value for the key {key} (§4.1)."));
             }
             (true, None) => self.lines.push(

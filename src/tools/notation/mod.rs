@@ -85,7 +85,10 @@ pub fn read(text: &str) -> Result<Reading, String> {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        return Ok(Reading::new(bytes, "bits"));
+        // Hexadecimal digits that start with 10 or 11 are not a frame: the first byte would set a reserved bit.
+        let is_hex = text.starts_with("00") || text.starts_with("01");
+        let reading = Reading::new(bytes, "bits");
+        return Ok(if is_hex { reading.with_alternative("hexadecimal digits: --as hex") } else { reading });
     }
     if let Some(bytes) = read_percent_encoded(text) {
         return Ok(Reading::new(bytes, "percent-encoded bytes"));
@@ -230,11 +233,16 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quote(&one_line)))
 }
 
-/// Reads numbers that are not in brackets: `129 133 55` or `201 205 067`. Returns `None` for other text, for a single
-/// word, and if every word has two digits and so looks hexadecimal.
+/// Reads numbers that are not in brackets: `129 133 55`, `-127, -123` or `201 205 067`. Returns `None` for other text,
+/// for a single word without a sign, and if every word has two digits and so looks hexadecimal.
 fn read_numbers(text: &str) -> Option<Result<Reading, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
-    let are_numbers = words.iter().all(|word| word.len() <= 3 && word.bytes().all(|digit| digit.is_ascii_digit()));
+    let is_number = |digits: &str| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if words.iter().any(|word| word.starts_with('-')) {
+        let are_signed = words.iter().all(|word| is_number(word.strip_prefix('-').unwrap_or(word)));
+        return are_signed.then(|| Ok(Reading::new(read_radix(text, 10)?, "signed decimal numbers")));
+    }
+    let are_numbers = words.iter().all(|word| is_number(word));
     if words.len() < 2 || !are_numbers || words.iter().all(|word| word.len() == 2) {
         return None;
     }
@@ -440,7 +448,9 @@ fn read_escape(rest: &str) -> Result<(u8, usize), String> {
             Err(_) => Err(format!("\\{} is not a byte: an octal escape ends at \\377", &rest[..octal])),
         },
         Some('u' | 'U') => Err("\\u names a character, not a byte: write \\x and two hexadecimal digits".into()),
-        Some(other) => Err(format!("\\{other} is not an escape: write \\x and two hexadecimal digits")),
+        Some(other) => {
+            Err(format!("\\{} is not an escape: write \\x and two hexadecimal digits", other.escape_debug()))
+        }
         None => Err("the text ends with a lone backslash".into()),
     }
 }
@@ -507,6 +517,7 @@ mod tests {
         ),
         ("129 133 55 250 33 61 127 159 77 81 88", "decimal numbers"),
         ("129, 133, 55, 250, 33, 61, 127, 159, 77, 81, 88", "decimal numbers"),
+        ("-127 -123 55 -6 33 61 127 -97 77 81 88", "signed decimal numbers"),
         ("201 205 067 372 041 075 177 237 115 121 130", "octal numbers"),
         ("10000001 10000101 00110111 11111010 00100001 00111101 01111111 10011111 01001101 01010001 01011000", "bits"),
         ("gYU3+iE9f59NUVg=", "base64"),
@@ -577,6 +588,7 @@ mod tests {
                 "the list is cut off (\"...\"): print all of it, in Node.js with buffer.toString('hex')",
             ),
             (r#""\q""#, "\\q is not an escape: write \\x and two hexadecimal digits"),
+            ("\"\\\u{1b}\"", "\\\\u{1b} is not an escape: write \\x and two hexadecimal digits"),
             (r#""\x8""#, "\\x must have two hexadecimal digits, not \"8\""),
             (r#""\400""#, "\\400 is not a byte: an octal escape ends at \\377"),
             (r#""\u0081""#, "\\u names a character, not a byte: write \\x and two hexadecimal digits"),
