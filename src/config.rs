@@ -139,7 +139,7 @@ pub struct Config {
     /// Wait this long for the reply to a Close frame
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub close_timeout: Duration, // a peer needs only one round trip to reply
-    /// Log every message too (its first 80 characters)
+    /// Log every message too (its first 64 characters)
     #[arg(short, long, help_heading = LOGGING)]
     pub verbose: bool,
     /// Print this help

@@ -318,7 +318,7 @@ fn a_failed_message_shows_its_reason_and_can_be_edited() {
     alice.type_text("draft");
     restore(&alice, &proxy);
     wait_for_texts(&alice, &["short".into()]);
-    assert_eq!(unsent(&alice), json!([["is it you?", "Not sent. The server says: No such user: nobody"]]));
+    assert_eq!(unsent(&alice), json!([["is it you?", "Not sent. The server says: No such user: nobody."]]));
     alice.screenshot("failed");
     assert_eq!(field(&alice, "Message"), "draft");
     alice.click("document.querySelector('.unsent .edit')");

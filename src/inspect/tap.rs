@@ -120,9 +120,10 @@ impl Tap {
         self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Bytes buffered for an incomplete message, and client bytes buffered until the response is complete.
+    /// Bytes buffered for an incomplete message, for the HTTP heads, and from the client until the response is complete.
     pub fn buffered_bytes(&self) -> usize {
-        self.checker.buffered_bytes() + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        let heads = self.client.head.bytes.capacity() + self.server.head.bytes.capacity();
+        self.checker.buffered_bytes() + heads + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     /// Processes one read from the client or one write to the client.

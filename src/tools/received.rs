@@ -83,9 +83,9 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether a rejection's body has its full Content-Length; `false` without that header, as the length is unknown.
+    /// Whether a rejection's body is complete, or as long as it is stored; `false` without a Content-Length.
     pub fn is_complete(&self) -> bool {
-        self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length)
+        self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length.min(MAX_RESPONSE))
     }
 }
 
