@@ -1,0 +1,19 @@
+//! The oracles of the fuzz targets, on the inputs that are kept: one for each kind of input, and each that failed once. The
+//! targets themselves need a nightly compiler: `cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/seeds/frames`.
+
+#[path = "fuzz/oracles/mod.rs"]
+mod oracles;
+
+#[test]
+fn every_kept_input_satisfies_its_oracle() {
+    let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/seeds");
+    for (target, check) in oracles::ALL {
+        let inputs: Vec<_> = std::fs::read_dir(format!("{seeds}/{target}")).expect("seeds").collect();
+        assert!(!inputs.is_empty(), "{target} has seeds");
+        for input in inputs {
+            let path = input.expect("a seed").path();
+            println!("{}", path.display()); // shown if the oracle panics
+            check(&std::fs::read(path).expect("a seed"));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A stream of frames: its cuts must not matter, and `tungstenite` must read the same messages from it. The first byte of
+//! the input chooses the limits, and whether the rest is the stream itself or describes frames that obey more rules.
+
+use std::io::{self, Cursor, Read, Write};
+
+use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tungstenite::{Message as Theirs, WebSocket};
+use wirechat::ws::close::ProtocolError;
+use wirechat::ws::frame::server_frame_len;
+use wirechat::ws::message::Message;
+use wirechat::ws::protocol::{Event, Limits, Protocol, State};
+
+use super::utf8::receive;
+
+/// A masked frame from a client.
+pub fn frame(first: u8, payload: &[u8], key: [u8; 4]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        len @ 0..126 => bytes.push(0x80 | len as u8),
+        len @ 126..65536 => {
+            bytes.push(0xfe);
+            bytes.extend((len as u16).to_be_bytes());
+        }
+        len => {
+            bytes.push(0xff);
+            bytes.extend((len as u64).to_be_bytes());
+        }
+    }
+    bytes.extend(key);
+    bytes.extend(payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
+    bytes
+}
+
+/// Three bytes per frame: the first byte of the frame, and the length of the payload, which follows.
+fn describe(mut data: &[u8]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    while let &[first, high, low, ref rest @ ..] = data {
+        let len = (usize::from(high & 0x03) << 8 | usize::from(low)).min(rest.len());
+        // Without RSV bits, and with a control frame's bit only on a short frame.
+        let first = if len > 125 { first & 0x87 } else { first & 0x8f };
+        stream.extend(frame(first, &rest[..len], [high, low, first, 0]));
+        data = &rest[len..];
+    }
+    stream
+}
+
+pub fn check(data: &[u8]) {
+    let &[choice, read_cuts, ref rest @ ..] = data else { return };
+    let stream = if choice & 1 == 0 { rest.to_vec() } else { describe(rest) };
+    let message = if choice & 2 == 0 { 100_000 } else { 300 };
+    let fragments = if choice & 4 == 0 { 1000 } else { 3 };
+    let limits = Limits { message, fragments, accepts_binary: choice & 8 == 0 };
+    let mut protocol = Protocol::new(limits);
+    let (events, output) = receive(&mut protocol, &stream, 0);
+    for cuts in [1, read_cuts] {
+        let mut again = Protocol::new(limits);
+        assert_eq!(receive(&mut again, &stream, cuts), (events.clone(), output.clone()), "cut by {cuts}");
+        assert_eq!(again.state(), protocol.state());
+        let is_open = protocol.state() == State::Open;
+        assert!(!is_open || again.is_between_messages() == protocol.is_between_messages());
+        assert!(again.buffered_bytes() <= 2 * limits.message.max(64), "an incomplete message is bounded");
+    }
+    check_output(&stream, limits, &output, protocol.state());
+    compare(&stream, limits);
+}
+
+/// A Pong for each Ping, in order, and at most one Close, which is the last frame.
+fn check_output(stream: &[u8], limits: Limits, mut output: &[u8], state: State) {
+    let mut stream = stream.to_vec();
+    let (mut input, mut protocol) = (&mut stream[..], Protocol::new(limits));
+    while let Some(event) = protocol.receive(&mut input) {
+        if let Event::Ping(payload) = &event {
+            let len = server_frame_len(output);
+            assert_eq!(output[..len], [&[0x8a, payload.len() as u8], &payload[..]].concat());
+            output = &output[len..];
+        }
+    }
+    match state {
+        State::Open => assert!(output.is_empty(), "nothing else is sent"),
+        _ => assert!(output[0] == 0x88 && server_frame_len(output) == output.len(), "one Close, and nothing after it"),
+    }
+}
+
+struct Stream(Cursor<Vec<u8>>);
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn compare(stream: &[u8], limits: Limits) {
+    let mut bytes = stream.to_vec();
+    let (mut input, mut protocol) = (&mut bytes[..], Protocol::new(limits));
+    let (mut ours, mut failure) = (Vec::new(), None);
+    while let Some(event) = protocol.receive(&mut input) {
+        ours.push(match event {
+            Event::Message(Message::Text(text)) => Theirs::text(text.to_string()),
+            Event::Message(Message::Binary(bytes)) => Theirs::binary(bytes.to_vec()),
+            Event::Ping(payload) => Theirs::Ping(payload.to_vec().into()),
+            Event::Pong(payload) => Theirs::Pong(payload.to_vec().into()),
+            // tungstenite does not know 1014, which IANA added later.
+            Event::Close(Some(code), _) if code.get() == 1014 => {
+                Theirs::Close(Some(CloseFrame { code: 1002.into(), reason: "Protocol violation".into() }))
+            }
+            Event::Close(code, reason) => {
+                Theirs::Close(code.map(|code| CloseFrame { code: code.get().into(), reason: reason.into() }))
+            }
+            Event::Failed(error) => {
+                failure = Some(error);
+                break;
+            }
+        });
+    }
+    let config = WebSocketConfig::default().max_message_size(Some(limits.message)).max_frame_size(Some(1 << 24));
+    let mut socket = WebSocket::from_raw_socket(Stream(Cursor::new(stream.to_vec())), Role::Server, Some(config));
+    let mut theirs = Vec::new();
+    while let Ok(message) = socket.read() {
+        theirs.push(message);
+    }
+    use ProtocolError::*;
+    match failure {
+        None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
+        Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
+        // Rules that tungstenite does not have: it may read on.
+        Some(LengthNotMinimal | LengthTopBit | UnsupportedData | MessageTooBig | TooManyFragments) => {
+            theirs.truncate(ours.len());
+        }
+        Some(ControlTooLong | InvalidCloseCode(_) | CloseReasonNotUtf8) => theirs.truncate(ours.len()),
+    }
+    assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");
+}

@@ -1,0 +1,55 @@
+//! What must hold for every input, however it is cut. Each oracle compares the server's code with a second opinion: another
+//! library, plain rules, or the same code with the input in other pieces. A failure is a panic.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each fuzz target uses one oracle
+
+pub mod dialects;
+pub mod frames;
+pub mod names;
+pub mod notations;
+pub mod query;
+pub mod recordings;
+pub mod request_head;
+pub mod tokens;
+pub mod utf8;
+
+use clap::Parser;
+use wirechat::config::Config;
+use wirechat::http::access::Access;
+
+type Oracle = fn(&[u8]);
+
+/// Every oracle by the name of its target.
+pub const ALL: [(&str, Oracle); 9] = [
+    ("dialects", dialects::check),
+    ("frames", frames::check),
+    ("names", names::check),
+    ("notations", notations::check),
+    ("query", query::check),
+    ("recordings", recordings::check),
+    ("request_head", request_head::check),
+    ("tokens", tokens::check),
+    ("utf8", utf8::check),
+];
+
+/// Lengths that cut `len` bytes: all at once (0), one by one (1), or at random, as the seed says.
+fn cuts(seed: u8, len: usize) -> Vec<usize> {
+    let mut random = fastrand::Rng::with_seed(seed.into());
+    let mut left = len;
+    let next = move || {
+        let piece = match seed {
+            0 => left,
+            1 => 1.min(left),
+            _ => random.usize(1..=left.clamp(1, 20)).min(left),
+        };
+        left -= piece;
+        (piece > 0).then_some(piece)
+    };
+    std::iter::from_fn(next).collect()
+}
+
+/// Allows every host and origin, so that other rules decide.
+fn access(tokens: Option<&str>) -> Access {
+    let config =
+        Config::try_parse_from(["wirechat", "--allow-host", "*", "--allow-origin", "*"]).expect("a configuration");
+    Access::new(&config, tokens).expect("tokens")
+}

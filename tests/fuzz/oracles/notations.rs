@@ -1,0 +1,87 @@
+//! Bytes written in each notation must be read back, or the result must name another way to read them. The input is also
+//! read as a text itself, and explained as frames.
+
+use std::fmt::Write;
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use wirechat::tools::explain::frames::explain;
+use wirechat::tools::notation::{self, Notation};
+use wirechat::ws::frame::Role;
+
+pub fn check(data: &[u8]) {
+    for role in [Role::Client, Role::Server] {
+        let explanation = explain(data, role, None);
+        let mut lines = explanation.handshake.iter().chain(&explanation.notes);
+        let unsafe_line = lines.find(|line| line.contains(char::is_control));
+        assert_eq!(unsafe_line, None, "a control character of the input reaches the terminal");
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        check_text(text);
+    }
+    if !data.is_empty() {
+        for (notation, text) in write(data) {
+            if let Some(notation) = notation {
+                let forced = notation::read_as(notation, &text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+                assert_eq!(forced.bytes, data, "{notation:?} {text:?}");
+            }
+            match notation::read(&text) {
+                Ok(reading) => {
+                    // Decimal numbers of two digits, and base64 of only A to F, are hexadecimal digits too.
+                    // Hexadecimal digits that look like bits are no frame if they start with a reserved bit.
+                    let is_alike = match notation {
+                        Some(Notation::Hex) => reading.read_as == "bits" && data[0] & 0x70 != 0,
+                        Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
+                        Some(Notation::Base64) => text.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                        _ => false,
+                    };
+                    let is_told = reading.alternative.is_some() || is_alike;
+                    assert!(reading.bytes == data || is_told, "{notation:?}: {text:?} is read as {reading:?}");
+                }
+                Err(error) => assert!(!error.contains('\n'), "{error:?}"),
+            }
+        }
+    }
+}
+
+fn check_text(text: &str) {
+    use Notation::*;
+    let readings = [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::read_as(notation, text));
+    for result in readings.into_iter().chain([notation::read(text)]) {
+        match result {
+            Ok(reading) => assert!(!reading.read_as.is_empty() && reading.bytes.len() <= 4 * text.len()),
+            Err(error) => assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}"),
+        }
+    }
+}
+
+/// The bytes in each notation. `None`: with something around them, so that only `read` knows the notation.
+fn write(data: &[u8]) -> Vec<(Option<Notation>, String)> {
+    let join = |format: fn(&u8) -> String, between: &str| data.iter().map(format).collect::<Vec<_>>().join(between);
+    let (mut xxd, mut hexdump, mut wireshark) = (String::new(), String::new(), String::new());
+    for (line, bytes) in data.chunks(16).enumerate() {
+        let shown: String =
+            bytes.iter().map(|&b| if b.is_ascii_graphic() || b == b' ' { b.into() } else { '.' }).collect();
+        let pairs = bytes.chunks(2).map(|pair| pair.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+        let single = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>();
+        let (pairs, at) = (pairs.collect::<Vec<_>>().join(" "), line * 16);
+        let _ = writeln!(xxd, "{at:08x}: {pairs:<40} {shown}");
+        let _ = writeln!(hexdump, "{at:08x}  {:<48}  |{shown}|", single.join(" "));
+        let _ = writeln!(wireshark, "{at:04x}   {:<47}   {shown}", single.join(" "));
+    }
+    vec![
+        (Some(Notation::Hex), join(|byte| format!("{byte:02x}"), " ")),
+        (Some(Notation::Hex), join(|byte| format!("{byte:02X}"), "")),
+        (Some(Notation::Hex), join(|byte| format!("0x{byte:02x}"), ", ")),
+        (None, format!("Uint8Array({}) [ {} ]", data.len(), join(|byte| byte.to_string(), ", "))),
+        (Some(Notation::Decimal), join(|byte| (*byte as i8).to_string(), ", ")),
+        (Some(Notation::Bits), join(|byte| format!("{byte:08b}"), " ")),
+        (Some(Notation::Octal), join(|byte| format!("{byte:03o}"), " ")),
+        (Some(Notation::String), format!("\"{}\"", join(|byte| format!("\\x{byte:02x}"), ""))),
+        (Some(Notation::Base64), STANDARD.encode(data)),
+        (Some(Notation::Base64), URL_SAFE_NO_PAD.encode(data)),
+        (Some(Notation::Dump), xxd),
+        (Some(Notation::Dump), hexdump),
+        (Some(Notation::Dump), wireshark),
+    ]
+}

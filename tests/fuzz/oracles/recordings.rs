@@ -1,0 +1,109 @@
+//! Recordings: what parses must survive being written and parsed again, and a replay must show the same records however the
+//! reads and writes were cut.
+
+use std::time::{Duration, SystemTime};
+
+use wirechat::inspect::frame::{Frame, Parts};
+use wirechat::inspect::recording::{Entry, Recording, Step, Title};
+use wirechat::inspect::{Record, RecordKind};
+use wirechat::ws::frame::FrameHeader;
+use wirechat::ws::protocol::Limits;
+
+use super::cuts;
+
+const REQUEST: &[u8] = b"GET /echo HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+pub fn check(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data) {
+        check_text(text);
+    }
+    check_cuts(data);
+}
+
+fn check_text(text: &str) {
+    match Recording::parse(text) {
+        Ok(recording) => {
+            let again = Recording::parse(&write(&recording)).expect("a written recording");
+            assert_eq!(again, recording);
+            recording.replay(|_| {});
+        }
+        Err(error) => assert!(error.starts_with("line ") && !error.contains(char::is_control), "{error:?}"),
+    }
+}
+
+fn write(recording: &Recording) -> String {
+    let title = Title { connection: recording.connection, wirechat: "0.1.0".to_owned() };
+    let lines = recording.entries.iter().map(|entry| serde_json::to_string(entry).expect("JSON"));
+    let title = serde_json::to_string(&title).expect("JSON");
+    std::iter::once(title).chain(lines).map(|line| line + "\n").collect()
+}
+
+/// The rest of the input is alternately from the client and from the server.
+fn check_cuts(data: &[u8]) {
+    let &[turns, read_cuts, ref bytes @ ..] = data else { return };
+    let record = |read_cuts| {
+        let mut steps = vec![Step::Client(REQUEST.to_vec()), Step::Server(RESPONSE.to_vec())];
+        let limits = Limits { message: 1000, fragments: 8, accepts_binary: true };
+        steps.push(Step::Upgraded { limits, user: None });
+        let mut start = 0;
+        for (index, len) in cuts(turns.max(2), bytes.len()).into_iter().enumerate() {
+            let turn = &bytes[start..start + len];
+            start += len;
+            let mut at = 0;
+            for len in cuts(read_cuts, turn.len()) {
+                let piece = turn[at..at + len].to_vec();
+                at += len;
+                steps.push(if index % 2 == 0 { Step::Client(piece) } else { Step::Server(piece) });
+            }
+        }
+        steps.push(Step::End("the test ends".to_owned()));
+        // Whole microseconds, as in a file.
+        let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
+        Recording { connection: 7, entries: steps.into_iter().map(|step| Entry { at, step }).collect() }
+    };
+    let whole = record(0);
+    let expected = replay(&whole);
+    assert_eq!(Recording::parse(&write(&whole)).expect("a written recording"), whole);
+    for cuts in [1, read_cuts] {
+        let again = replay(&record(cuts));
+        let differs = again.iter().zip(&expected).find(|(one, other)| !are_same(one, other));
+        assert!(differs.is_none() && again.len() == expected.len(), "cut by {cuts}: {differs:?}");
+    }
+}
+
+/// A frame that breaks a rule is shown at once, with as much as the read held.
+fn are_same(one: &Record, other: &Record) -> bool {
+    let is_partial = |frame: &Frame| {
+        let is_wrong = FrameHeader::parse(frame.from, frame.header.bytes()).is_err();
+        is_wrong || frame.header.bytes().len() < frame.header.size() || frame.received < frame.payload_len
+    };
+    match (&one.kind, &other.kind) {
+        (RecordKind::Frame(one), RecordKind::Frame(other)) if is_partial(one) || is_partial(other) => {
+            (one.from, one.number) == (other.from, other.number)
+        }
+        // The explanation quotes the bytes that had arrived.
+        (RecordKind::Failure(one), RecordKind::Failure(other)) => {
+            (one.by, one.frame, one.code) == (other.by, other.frame, other.code)
+        }
+        _ => one == other,
+    }
+}
+
+/// The records, without the number of reads.
+fn replay(recording: &Recording) -> Vec<Record> {
+    let mut records = Vec::new();
+    recording.replay(|record| {
+        let mut record = record.clone();
+        match &mut record.kind {
+            RecordKind::Frame(frame) => frame.parts = Parts::default(),
+            RecordKind::Request(head) => head.parts = Parts::default(),
+            RecordKind::Response(response) => response.head.parts = Parts::default(),
+            _ => {}
+        }
+        records.push(record);
+    });
+    records
+}

@@ -1,0 +1,221 @@
+//! Request heads against a second parser: rules over lines, without `httparse`. A head that breaks no rule of the handshake
+//! must become an upgrade, and no other head may.
+
+use std::net::Ipv4Addr;
+use std::time::SystemTime;
+
+use tungstenite::handshake::derive_accept_key;
+use wirechat::http::{Outcome, Peer, format_rejection, route_request};
+use wirechat::ws::request::{HeadReader, Rejection, Request, is_authority};
+
+use super::cuts;
+
+const MAX_HEADERS: usize = 8;
+
+pub fn check(data: &[u8]) {
+    let &[choice, read_cuts, ref bytes @ ..] = data else { return };
+    let max = if choice & 1 == 0 { 2000 } else { 60 };
+    let (found, reader) = read(bytes, max, 0);
+    for cuts in [1, read_cuts] {
+        let (again, other) = read(bytes, max, cuts);
+        assert_eq!(again.as_ref().map_err(|error| error.status), found.as_ref().map_err(|error| error.status));
+        assert!(again.is_err() || other.head() == reader.head() || again == Ok(None));
+    }
+    assert!(reader.byte_count() <= max);
+    let expected = expect_end(bytes, max);
+    let status = found.as_ref().map(|end| *end).map_err(|error| error.status);
+    assert_eq!(status, expected, "{:?}", String::from_utf8_lossy(bytes));
+    match found {
+        Ok(Some(_)) => {}
+        Ok(None) => return,
+        Err(rejection) => return check_response(&rejection),
+    }
+    let lines = split_lines(reader.head());
+    let head = parse_lines(&lines);
+    let parsed = Request::parse(reader.head(), MAX_HEADERS);
+    assert_eq!(parsed.as_ref().err().map(|error| error.status), head.as_ref().err().copied(), "{lines:?}");
+    let (Ok(request), Ok(head)) = (parsed, head) else { return };
+    let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: false };
+    match route_request(&request, &super::access(None), peer, SystemTime::UNIX_EPOCH) {
+        Ok(Outcome::Upgrade { response, .. }) => {
+            assert!(head.is_upgrade(), "{lines:?} is no upgrade");
+            let key = head.all("sec-websocket-key")[0];
+            let accept = format!("Sec-WebSocket-Accept: {}\r\n", derive_accept_key(key.as_bytes()));
+            assert!(String::from_utf8_lossy(&response).contains(&accept));
+        }
+        Ok(Outcome::Response(response)) => check_bytes(&response, head.method == "HEAD"),
+        Ok(Outcome::Check { .. }) => assert!(request.path == "/check"),
+        Err(rejection) => {
+            let is_upgrade = head.is_upgrade() && head.target == "/echo" && head.lists_are_valid();
+            assert!(!is_upgrade || rejection.status == 401, "{lines:?}: {}", rejection.body);
+            check_response(&rejection);
+        }
+    }
+}
+
+/// Reads in pieces. Returns the offset of what follows the head.
+fn read(bytes: &[u8], max: usize, read_cuts: u8) -> (Result<Option<usize>, Rejection>, HeadReader) {
+    let (mut reader, mut start) = (HeadReader::default(), 0);
+    for len in cuts(read_cuts, bytes.len()) {
+        match reader.receive(&bytes[start..start + len], max) {
+            Ok(None) => start += len,
+            Ok(Some(end)) => return (Ok(Some(start + end)), reader),
+            Err(error) => return (Err(error), reader),
+        }
+    }
+    (Ok(None), reader)
+}
+
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Where the head ends, or the status of the rejection, before the headers are parsed.
+fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
+    let accepted = &bytes[..bytes.len().min(max)];
+    let (mut start, mut has_request_line) = (0, false);
+    while let Some(len) = accepted[start..].iter().position(|byte| *byte == b'\n') {
+        let line = &accepted[start..start + len];
+        if !has_request_line && !line.first().is_none_or(|byte| is_token(*byte) || *byte == b'\r') {
+            return Err(400);
+        }
+        let Some(line) = line.strip_suffix(b"\r") else { return Err(400) };
+        start += len + 1;
+        match (line.is_empty(), has_request_line) {
+            (true, true) => return Ok(Some(start)),
+            (true, false) => {}
+            (false, true) => {}
+            (false, false) => {
+                check_request_line(line)?;
+                if line.contains(&b'\r') {
+                    return Err(400);
+                }
+                has_request_line = true;
+            }
+        }
+    }
+    let rest = &accepted[start..];
+    if !has_request_line && rest.first().is_some_and(|byte| !is_token(*byte) && *byte != b'\r') {
+        return Err(400);
+    }
+    match accepted.len() < max {
+        true => Ok(None),
+        false if !has_request_line && !rest.is_empty() => Err(414),
+        false => Err(431),
+    }
+}
+
+fn check_request_line(line: &[u8]) -> Result<(), u16> {
+    // With a CR inside, the line is malformed whatever its version, which ends there.
+    let line = line.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let parts: Vec<&[u8]> = line.splitn(3, |byte| *byte == b' ').collect();
+    let &[method, target, version] = &parts[..] else { return Err(400) };
+    let is_method = !method.is_empty() && method.iter().all(|byte| is_token(*byte));
+    // A byte over 127 that is no character is an error of `httparse` at that place, and any is one of ours.
+    let is_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte < 0x7f);
+    match version {
+        b"HTTP/1.0" | b"HTTP/1.1" if is_method && is_target && !target.contains(&b'#') => Ok(()),
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] => {
+            let is_other = major.is_ascii_digit()
+                && minor.is_ascii_digit()
+                && !version.starts_with(b"HTTP/1.0")
+                && version != b"HTTP/1.1";
+            // The target is checked for `#` after the version.
+            let may_be_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
+            let is_text = std::str::from_utf8(target).is_ok();
+            let is_preface = line.starts_with(b"PRI * ");
+            Err(if is_method && may_be_target && is_text && is_other && !is_preface { 505 } else { 400 })
+        }
+        _ => Err(400),
+    }
+}
+
+fn split_lines(head: &[u8]) -> Vec<String> {
+    // Bytes become characters of the same number, so that no byte is lost.
+    let text: String = head.iter().map(|byte| char::from(*byte)).collect();
+    text.split("\r\n").map(str::to_owned).take_while(|line| !line.is_empty()).collect()
+}
+
+struct Head<'a> {
+    method: &'a str,
+    target: &'a str,
+    version: &'a str,
+    headers: Vec<(String, &'a str)>,
+}
+
+fn parse_lines(lines: &[String]) -> Result<Head<'_>, u16> {
+    let parts: Vec<&str> = lines[0].splitn(3, ' ').collect();
+    let mut headers = Vec::new();
+    for line in &lines[1..] {
+        if !line.bytes().next().is_some_and(is_token) {
+            return Err(400);
+        }
+        let Some((name, value)) = line.split_once(':') else { return Err(400) };
+        if !name.chars().all(|c| c.is_ascii() && is_token(c as u8)) {
+            return Err(400);
+        }
+        if !value.chars().all(|c| c == '\t' || c >= ' ' && c != '\u{7f}') {
+            return Err(400);
+        }
+        if headers.len() == MAX_HEADERS {
+            return Err(431);
+        }
+        headers.push((name.to_ascii_lowercase(), value.trim_matches([' ', '\t'])));
+    }
+    let head = Head { method: parts[0], target: parts[1], version: parts[2], headers };
+    let has_body =
+        head.all("content-length").iter().any(|value| *value != "0") || !head.all("transfer-encoding").is_empty();
+    if has_body { Err(400) } else { Ok(head) }
+}
+
+impl Head<'_> {
+    fn all(&self, name: &str) -> Vec<&str> {
+        self.headers.iter().filter(|header| header.0 == name).map(|header| header.1).collect()
+    }
+
+    fn lists(&self, name: &str, token: &str) -> bool {
+        let mut elements = self.all(name).into_iter().flat_map(|value| value.split(','));
+        elements.any(|element| element.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
+    }
+
+    /// The rules of RFC 6455 §4.2.1 but for lists of subprotocols and extensions.
+    fn is_upgrade(&self) -> bool {
+        let (keys, hosts) = (self.all("sec-websocket-key"), self.all("host"));
+        let is_key = |key: &str| {
+            let body = key.trim_end_matches('=');
+            let is_base64 = body.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/');
+            is_base64 && body.len() == 22 && key.len() == 24
+        };
+        self.method == "GET"
+            && self.version == "HTTP/1.1"
+            && hosts.len() == 1
+            && (hosts[0].is_empty() || is_authority(hosts[0]))
+            && self.lists("upgrade", "websocket")
+            && self.lists("connection", "upgrade")
+            && self.all("sec-websocket-version") == ["13"]
+            && keys.len() == 1
+            && is_key(keys[0])
+    }
+
+    /// Whether there is nothing else to check.
+    fn lists_are_valid(&self) -> bool {
+        ["sec-websocket-protocol", "sec-websocket-extensions", "origin", "authorization"]
+            .iter()
+            .all(|name| self.all(name).is_empty())
+    }
+}
+
+fn check_response(rejection: &Rejection) {
+    assert!([400, 401, 403, 404, 405, 414, 426, 431, 505].contains(&rejection.status), "{rejection:?}");
+    assert!(!rejection.body.contains(char::is_control), "{rejection:?}");
+    check_bytes(&format_rejection(rejection, false, SystemTime::UNIX_EPOCH), false);
+}
+
+fn check_bytes(response: &[u8], is_head: bool) {
+    let mut headers = [httparse::EMPTY_HEADER; 16];
+    let mut parsed = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(len) = parsed.parse(response).expect("a response") else { panic!("a whole head") };
+    let length = parsed.headers.iter().find(|header| header.name == "Content-Length").expect("a length");
+    let length: usize = String::from_utf8_lossy(length.value).parse().expect("a number");
+    assert_eq!(response.len() - len, if is_head { 0 } else { length });
+}

@@ -1,0 +1,71 @@
+//! Text in fragments and close reasons, against `std::str::from_utf8`: invalid text must fail at the first byte that no
+//! other byte can repair (RFC 6455 §8.1).
+
+use std::str::from_utf8;
+
+use wirechat::ws::close::ProtocolError;
+use wirechat::ws::message::Message;
+use wirechat::ws::protocol::{Event, Limits, Protocol};
+
+use super::{cuts, frames::frame};
+
+const LIMITS: Limits = Limits { message: 1 << 20, fragments: u32::MAX, accepts_binary: true };
+
+pub fn check(data: &[u8]) {
+    let &[fragment_cuts, read_cuts, ref payload @ ..] = data else { return };
+    check_fragments(payload, fragment_cuts, read_cuts);
+    check_reason(&payload[..payload.len().min(123)], read_cuts);
+}
+
+fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
+    let mut protocol = Protocol::new(LIMITS);
+    let (mut end, lens) = (0, cuts(fragment_cuts, payload.len()));
+    for (index, len) in lens.iter().enumerate() {
+        let fin = index + 1 == lens.len();
+        let first = u8::from(fin) << 7 | u8::from(index == 0);
+        let bytes = frame(first, &payload[end..end + len], [1, 2, 3, 4]);
+        end += len;
+        let is_repairable = from_utf8(&payload[..end]).err().is_none_or(|error| error.error_len().is_none() && !fin);
+        let (events, _) = receive(&mut protocol, &bytes, read_cuts);
+        let expected = match from_utf8(&payload[..end]) {
+            Ok(text) if fin => vec![format!("{:?}", Event::Message(Message::Text(text.into())))],
+            _ if is_repairable => vec![],
+            _ => vec![format!("{:?}", Event::Failed(ProtocolError::TextNotUtf8))],
+        };
+        assert_eq!(events, expected, "fragment {index} of {payload:02x?}");
+        if !is_repairable {
+            return;
+        }
+    }
+}
+
+fn check_reason(reason: &[u8], read_cuts: u8) {
+    let bytes = frame(0x88, &[&[0x03, 0xe8], reason].concat(), [9, 8, 7, 6]);
+    let (events, output) = receive(&mut Protocol::new(LIMITS), &bytes, read_cuts);
+    match from_utf8(reason) {
+        Ok(reason) => {
+            assert!(
+                events.len() == 1 && events[0].starts_with("Close(Some(") && events[0].contains(&format!("{reason:?}"))
+            );
+            assert_eq!(output, [0x88, 2, 0x03, 0xe8]);
+        }
+        Err(_) => assert_eq!(events, [format!("{:?}", Event::Failed(ProtocolError::CloseReasonNotUtf8))]),
+    }
+}
+
+/// Gives bytes to the protocol in pieces. Returns the events in words, and the output.
+pub fn receive(protocol: &mut Protocol, bytes: &[u8], read_cuts: u8) -> (Vec<String>, Vec<u8>) {
+    let (mut events, mut output, mut start) = (Vec::new(), Vec::new(), 0);
+    for len in cuts(read_cuts, bytes.len()) {
+        let mut piece = bytes[start..start + len].to_vec();
+        start += len;
+        let mut input = &mut piece[..];
+        while let Some(event) = protocol.receive(&mut input) {
+            events.push(format!("{event:?}"));
+            output.extend(protocol.take_output());
+        }
+        output.extend(protocol.take_output());
+        assert!(input.is_empty(), "the protocol consumes all input");
+    }
+    (events, output)
+}
