@@ -170,10 +170,12 @@ fn json(dialect: Dialect, event: &Event) -> String {
 /// The events that are sent: to whom, and in the native dialect.
 fn sent(effects: &[Effect]) -> Vec<(Recipients, String)> {
     let sent = effects.iter().filter_map(|effect| match effect {
-        Effect::Moved { .. } => None,
+        Effect::SetRoom { .. } => None,
         Effect::Close { .. } => panic!("not sent: {effect:?}"),
         Effect::Send { client, event } => Some((Recipients::One(*client), json(Dialect::Events, event))),
-        Effect::Broadcast { room, but, event } => Some((Recipients::Room(*room, *but), json(Dialect::Events, event))),
+        Effect::Broadcast { room, except, event } => {
+            Some((Recipients::Room(*room, *except), json(Dialect::Events, event)))
+        }
     });
     sent.collect()
 }
@@ -185,7 +187,7 @@ fn a_client_that_joins_is_welcomed_and_announced() {
     with_each_broker(&[], |harness| {
         let effects = harness.join(ALICE, request(Dialect::Events, "alice", "general"));
         let room = harness.chat.room_of(ALICE).unwrap();
-        assert_eq!(effects[0], Effect::Moved { client: ALICE, from: None, to: room });
+        assert_eq!(effects[0], Effect::SetRoom { client: ALICE, from: None, to: room });
         let first = sent(&effects);
         let welcome = r##"{"event":"welcome","data":{"message":"Welcome to #general, alice!","members":[],"##;
         assert_eq!((first.len(), first[0].0), (1, Recipients::One(ALICE)));
@@ -208,7 +210,7 @@ fn a_switch_sends_its_events_in_order() {
         let old = harness.chat.room_of(BOB).unwrap();
         let effects = harness.receive(BOB, &switch(" other "));
         let new = harness.chat.room_of(BOB).unwrap();
-        assert_eq!(effects[0], Effect::Moved { client: BOB, from: Some(old), to: new });
+        assert_eq!(effects[0], Effect::SetRoom { client: BOB, from: Some(old), to: new });
         let events = sent(&effects);
         assert_eq!(events[0], (Recipients::Room(old, None), event("left", r#"{"username":"bob"}"#)));
         assert_eq!(events[1].0, Recipients::One(BOB));
@@ -220,7 +222,7 @@ fn a_switch_sends_its_events_in_order() {
         assert_eq!(harness.receive(BOB, &switch("other")), [], "the same room: nothing");
         assert_eq!(harness.chat.recipients(old).collect::<Vec<_>>(), [(ALICE, Dialect::Events)]);
         let effects = harness.receive(ALICE, &switch("other"));
-        assert_eq!(effects[0], Effect::Moved { client: ALICE, from: Some(old), to: new });
+        assert_eq!(effects[0], Effect::SetRoom { client: ALICE, from: Some(old), to: new });
         let events = sent(&effects);
         assert_eq!(events[1], (Recipients::Room(new, Some(ALICE)), event("joined", r#"{"username":"alice"}"#)));
         assert_eq!(events.len(), 2, "the old room is empty");
@@ -419,7 +421,7 @@ fn typing_is_shown_once_a_second_and_costs_nothing() {
         let expected = (Recipients::Room(room, Some(ALICE)), event("typing", r#"{"username":"alice"}"#));
         assert_eq!(shown, [vec![expected.clone()], vec![], vec![], vec![expected], vec![]]);
         let effects = harness.receive_at(ALICE, &message("hi"), at(1500));
-        assert!(matches!(effects[0], Effect::Broadcast { but: None, .. }));
+        assert!(matches!(effects[0], Effect::Broadcast { except: None, .. }));
     });
 }
 
@@ -513,7 +515,7 @@ fn a_client_that_reconnects_replaces_itself() {
         assert_eq!(harness.rejection(DAVE, made_up), Some(event::NAME_IN_USE));
         let effects = harness.join(Token(5), with(again(), |join| join.session = Some(session)));
         assert_eq!(effects[0], Effect::Close { client: ALICE, reason: event::REPLACED, may_retry: false });
-        assert_eq!(effects[2], Effect::Moved { client: Token(5), from: None, to: room });
+        assert_eq!(effects[2], Effect::SetRoom { client: Token(5), from: None, to: room });
         let events = sent(&effects[1..]);
         assert_eq!(events[0], (Recipients::Room(room, None), event("left", r#"{"username":"alice"}"#)));
         assert!(events[1].0 == Recipients::One(Token(5)) && events[1].1.contains(r#""members":["bob"]"#));
@@ -808,7 +810,7 @@ fn members_on_other_instances_are_listed_and_announced() {
 
     control.happen(RoomEvent::RemoteJoined { room, member: rob, username: "rob".into() });
     let effects = harness.drain();
-    let [Effect::Broadcast { but: None, event: joined, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let [Effect::Broadcast { except: None, event: joined, .. }] = &effects[..] else { panic!("{effects:?}") };
     let active = r#"{"type":"user_joined","username":"rob","active_users":["alice","bob","rita","rob"]}"#;
     assert_eq!(json(Dialect::Presence, joined), active);
 
@@ -822,7 +824,7 @@ fn members_on_other_instances_are_listed_and_announced() {
 
     control.happen(RoomEvent::Left { room, member: rita });
     let effects = harness.drain();
-    let [Effect::Broadcast { but: None, event: left, .. }] = &effects[..] else { panic!("{effects:?}") };
+    let [Effect::Broadcast { except: None, event: left, .. }] = &effects[..] else { panic!("{effects:?}") };
     let active = r#"{"type":"user_left","username":"rita","active_users":["alice","bob","rob"]}"#;
     assert_eq!(json(Dialect::Presence, left), active);
     assert_eq!(sent(&harness.join(CAROL, request(Dialect::Events, "carol", "general"))).len(), 2);
@@ -847,14 +849,14 @@ impl Transcripts {
             Effect::Send { client, event } => {
                 receive(client, chat.dialect_of(client).unwrap(), &event);
             }
-            Effect::Broadcast { room, but: None, event } => {
+            Effect::Broadcast { room, except: None, event } => {
                 chat.recipients(room).for_each(|(client, dialect)| receive(client, dialect, &event));
             }
-            Effect::Broadcast { room, but: Some(but), event } => {
-                let others = chat.recipients(room).filter(|(client, _)| *client != but);
+            Effect::Broadcast { room, except: Some(except), event } => {
+                let others = chat.recipients(room).filter(|(client, _)| *client != except);
                 others.for_each(|(client, dialect)| receive(client, dialect, &event));
             }
-            Effect::Moved { client, to, .. } => assert_eq!(chat.room_of(client), Some(to)),
+            Effect::SetRoom { client, to, .. } => assert_eq!(chat.room_of(client), Some(to)),
             Effect::Close { client, reason, .. } => self.0.entry(client).or_default().push(format!("{reason:?}")),
         }
     }

@@ -188,7 +188,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
         End::Status(status) => rejects(&[status], &[chapter(case.rule.0)]),
         _ => return None,
     };
-    Some(row(case.name, request::bytes(url, KEY, edits), expected))
+    Some(row(case.name, request::build(url, KEY, edits), expected))
 }
 
 /// `§4` of `§4.2.1`: the body may name another section of the chapter.

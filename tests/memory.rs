@@ -1427,7 +1427,7 @@ fn edges_for_unknown_tokens() {
     removed.reset();
     world.settle();
     let tokens = [removed.token(), Token(0), Token(1), Token(1000), Token(usize::MAX)];
-    world.turn_with(|server| tokens.into_iter().for_each(|token| server.ready(token, every_edge)));
+    world.turn_with(|server| tokens.into_iter().for_each(|token| server.set_ready(token, every_edge)));
     world.settle();
     assert_eq!(world.connection_count(), 1);
     client.expect_nothing();

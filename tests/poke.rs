@@ -18,12 +18,12 @@ use support::table::each_row;
 use support::watched::Watched;
 use support::{DEADLINE, Server};
 use wirechat::tools::poke::case::{Case, End};
-use wirechat::tools::poke::check::{Outcome, check, describe_expected, describe_received};
+use wirechat::tools::poke::check::{Verdict, check, describe_expected, describe_received};
 use wirechat::tools::poke::play::{Closing, Timing};
 use wirechat::tools::poke::{Target, catalogue};
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::{self, Opcode};
-use wirechat::ws::handshake::{accept_value, switching_protocols, upgrade_required};
+use wirechat::ws::handshake::{accept_handshake, accept_value, upgrade_required};
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 use wirechat::ws::request::{Rejection, Request};
@@ -32,7 +32,7 @@ use wirechat::ws::request::{Rejection, Request};
 const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), total: None };
 
 /// Plays a case; the text describes the result, for the message of a failed test.
-fn play(target: &Target, case: &Case, timing: Timing) -> (Outcome, String) {
+fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
     let transcript = target.play(case, timing, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let words = format!("expected: {}; received: {}", describe_expected(case), describe_received(&transcript));
     (check(case, &transcript), words)
@@ -47,8 +47,8 @@ fn this_server_passes_every_case() {
         &cases,
         |case| case.name.to_owned(),
         |case| {
-            let (outcome, words) = play(&target, case, UNHURRIED);
-            assert_eq!(outcome, Outcome::Expected, "{words}");
+            let (verdict, words) = play(&target, case, UNHURRIED);
+            assert_eq!(verdict, Verdict::Expected, "{words}");
             assert!(!words.contains("gets no"), "{words}");
             server.still_chats();
         },
@@ -163,10 +163,10 @@ fn npm_ws_passes_every_case_but_the_known_ones() {
         &cases,
         |case| case.name.to_owned(),
         |case| {
-            let (outcome, words) = play(&target, case, timing);
-            match (deviations.get(case.name), matches!(outcome, Outcome::Unexpected(_))) {
-                (None, true) => panic!("ws deviates: {outcome:?}; {words}"),
-                (Some(Deviation::OfWs), false) => panic!("ws deviates no longer: {outcome:?}; {words}"),
+            let (verdict, words) = play(&target, case, timing);
+            match (deviations.get(case.name), matches!(verdict, Verdict::Unexpected(_))) {
+                (None, true) => panic!("ws deviates: {verdict:?}; {words}"),
+                (Some(Deviation::OfWs), false) => panic!("ws deviates no longer: {verdict:?}; {words}"),
                 _ => {}
             }
         },
@@ -376,7 +376,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
         let head = format!("HTTP/1.1 {status} No\r\nSec-WebSocket-Version: 13\r\nContent-Length: 0\r\n\r\n");
         head.into_bytes()
     };
-    // `switching_protocols` rejects an invalid key, so it sees a valid one.
+    // `accept_handshake` rejects an invalid key, so it sees a valid one.
     let head = String::from_utf8_lossy(head);
     let key = head.split_once("Sec-WebSocket-Key: ").and_then(|(_, rest)| rest.split("\r\n").next()).unwrap_or(KEY);
     let known = head.replace(key, KEY);
@@ -385,7 +385,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
     if request.method != "GET" || !request.has_token("Upgrade", "websocket") {
         return Err(render(upgrade_required()));
     }
-    let answer = switching_protocols(&request, "none").map_err(|mut rejections| render(rejections.remove(0)))?;
+    let answer = accept_handshake(&request, "none").map_err(|mut rejections| render(rejections.remove(0)))?;
     let answer = String::from_utf8(answer).expect("ASCII");
     Ok(answer.replace(&accept_value(KEY.as_bytes()), &accept_value(key.as_bytes())).into_bytes())
 }
@@ -457,9 +457,9 @@ fn a_server_may_validate_late() {
     let mut allowed = BTreeSet::new();
     for (case, played) in played {
         match played.join().expect(case.name) {
-            (Outcome::Unexpected(fault), words) => panic!("{}: {fault:?}; {words}", case.name),
-            (Outcome::Allowed(_), _) => drop(allowed.insert(case.name)),
-            (Outcome::Expected, _) => {}
+            (Verdict::Unexpected(fault), words) => panic!("{}: {fault:?}; {words}", case.name),
+            (Verdict::Allowed(_), _) => drop(allowed.insert(case.name)),
+            (Verdict::Expected, _) => {}
         }
     }
     for name in ["bare-lf", "key-not-base64", "huge-ping", "length-top-bit", "frame-without-a-handshake"] {

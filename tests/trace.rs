@@ -31,7 +31,7 @@ fn traced(limits: Limits, detail: Detail, passed: &[(Role, &[u8])]) -> String {
     let mut tap = Tap::open(7, records.clone());
     tap.set_limits(limits);
     for (from, bytes) in passed {
-        tap.bytes(*from, bytes, noon());
+        tap.observe(*from, bytes, noon());
     }
     let mut out = String::new();
     records.take().iter().for_each(|record| text::write(record, Style { detail, colour: false }, &mut out));
@@ -175,7 +175,7 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
     tap.set_limits(LIMITS);
-    pieces(stream, cuts).for_each(|piece| tap.bytes(Role::Client, piece, noon()));
+    pieces(stream, cuts).for_each(|piece| tap.observe(Role::Client, piece, noon()));
     records.take().into_iter().map(|record| record.kind).collect()
 }
 
@@ -336,7 +336,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
         (Role::Client, &hex("8a 80 M0 81 02 'no'")),
         (Role::Server, &close),
     ];
-    life.iter().for_each(|(from, bytes)| tap.bytes(*from, bytes, noon()));
+    life.iter().for_each(|(from, bytes)| tap.observe(*from, bytes, noon()));
     tap.end("done", noon());
     let taken = records.take();
     for (name, golden, detail) in [
@@ -358,7 +358,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
 fn a_terminal_adds_only_colours() {
     let hello = hex("c1 85 37 fa 21 3d 7f 9f 4d 51 58");
     let records = Records::default();
-    Tap::open(7, records.clone()).bytes(Role::Client, &hello, noon());
+    Tap::open(7, records.clone()).observe(Role::Client, &hello, noon());
     let taken = records.take();
     let written = |colour| {
         let mut text = String::new();
@@ -394,8 +394,8 @@ fn the_example_in_the_documentation_is_in_a_golden_text() {
 fn a_clean_end_has_a_cause() {
     let records = Records::default();
     let mut tap = Tap::open(7, records.clone());
-    tap.bytes(Role::Client, &hex("88 85 M0 03 e8 'bye'"), noon());
-    tap.bytes(Role::Server, &hex("88 02 03 e8"), noon());
+    tap.observe(Role::Client, &hex("88 85 M0 03 e8 'bye'"), noon());
+    tap.observe(Role::Server, &hex("88 02 03 e8"), noon());
     tap.end("both Closes passed; the server ended TCP (§7.1.1)", noon());
     let end = records.take().pop().expect("the end");
     let mut text = String::new();
@@ -405,7 +405,7 @@ fn a_clean_end_has_a_cause() {
         "2026-11-22T12:00:01.204Z  #7 = over, cleanly: the client sent the first Close (1000 \"bye\"); both Closes passed; \
          the server ended TCP (§7.1.1)\n"
     );
-    let json = json::value(&end);
+    let json = json::record_value(&end);
     assert_eq!(
         (&json["clean"], &json["how"]),
         (&true.into(), &"both Closes passed; the server ended TCP (§7.1.1)".into())

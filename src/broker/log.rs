@@ -34,7 +34,7 @@ impl RoomLog {
         message.id = self.last_id;
         let message = Rc::new(message);
         self.nonces.extend(nonce_key(&message).map(|key| (key, Rc::clone(&message))));
-        self.bytes += size(&message);
+        self.bytes += memory_bytes(&message);
         self.messages.push_back(Rc::clone(&message));
         message
     }
@@ -48,8 +48,8 @@ impl RoomLog {
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.messages.pop_front() else { return 0 };
         nonce_key(&oldest).and_then(|key| self.nonces.remove(&key));
-        self.bytes -= size(&oldest);
-        size(&oldest)
+        self.bytes -= memory_bytes(&oldest);
+        memory_bytes(&oldest)
     }
 
     /// The messages after `resume.since` if the epoch matches and all are kept and fit, else the newest that fit.
@@ -90,7 +90,7 @@ fn max_json_len(message: &Message) -> usize {
     120 + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
 }
 
-pub fn size(message: &Message) -> usize {
+pub fn memory_bytes(message: &Message) -> usize {
     let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: one hash-table entry at 50 % load
     // 160 bytes: structs, reference counts, allocator headers, and a share of the timestamp.
     160 + message.username.len() + message.text.len() + nonce
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let log = log_of(&["1", "2", "3", "4", "5"]);
         let mut picture = "  published    1 2 3 4 5".to_owned();
         let rows = [("new client", None), ("since 4", resume("e", 4)), ("since 2", resume("e", 2))];

@@ -6,7 +6,7 @@ use std::{rc::Rc, time::Duration};
 
 use mio::Token;
 
-use super::log::{RoomLog, size};
+use super::log::{RoomLog, memory_bytes};
 use super::{Backlog, Broker, BrokerError, CredentialId, Join, MemberId, Message, NameRules, Page};
 use super::{PrivateMessage, Random, Request, Resume, RoomEvent, RoomId, RoomMap, Session, User};
 use crate::maps::TokenMap;
@@ -291,7 +291,7 @@ impl Rooms {
         let (max_messages, room) = (self.config.messages, self.get_mut(id));
         let (user, message) = (room.user.clone(), room.log.append(message));
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
-        self.bytes = self.bytes + size(&message) - freed;
+        self.bytes = self.bytes + memory_bytes(&message) - freed;
         // Evict empty rooms first, then shrink the largest history: a busy room must not shrink a quiet room's history.
         while self.bytes > self.config.bytes && self.evict(&user) {}
         while self.bytes > self.config.bytes {

@@ -59,7 +59,7 @@ pub enum User {
 }
 
 /// Limits count an IPv6 /64 as one address, because a provider gives each customer at least a /64.
-pub fn network(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
 }

@@ -88,7 +88,7 @@ pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
 #[derive(Debug, PartialEq)]
 pub enum Effect {
     Send { client: Token, event: Event },
-    Broadcast { room: RoomId, but: Option<Token>, event: Event },
-    Moved { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
+    Broadcast { room: RoomId, except: Option<Token>, event: Event },
+    SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
     Close { client: Token, reason: &'static str, may_retry: bool }, // close the connection, then call `Chat::leave`
 }

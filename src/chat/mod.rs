@@ -22,7 +22,7 @@ pub mod room;
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
-use std::{borrow::Cow, net::IpAddr, num::NonZeroU32, rc::Rc};
+use std::{borrow::Cow, mem, net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use mio::Token;
 
@@ -36,7 +36,7 @@ use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const MAX_HELD: usize = 64; // maximum number of events in `Stage::Joining::held`
+const MAX_HELD: usize = 64; // maximum number of events in `Membership::Joining::held`
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -73,7 +73,7 @@ impl Identity {
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
-            None => User::Peer { credential: self.credential, address: crate::broker::network(address) },
+            None => User::Peer { credential: self.credential, address: crate::broker::network_of(address) },
         }
     }
 }
@@ -92,13 +92,13 @@ pub struct Chat {
 
 struct Client {
     dialect: Dialect,
-    stage: Stage,
+    membership: Membership,
     username: Rc<str>, // from the join; messages may have another username
     identity: Identity,
     address: IpAddr,
 }
 
-enum Stage {
+enum Membership {
     // `held`: errors and pongs that must not precede `welcome` or, in the other dialects, `joined` and the backlog.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
@@ -130,8 +130,8 @@ impl Chat {
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
         let JoinRequest { dialect, identity, address, mut join, extra } = request;
-        let stage = Stage::Joining { extra: extra.map(Box::new), held: Vec::new() };
-        let record = Client { dialect, stage, username: Rc::clone(&join.username), identity, address };
+        let membership = Membership::Joining { extra: extra.map(Box::new), held: Vec::new() };
+        let record = Client { dialect, membership, username: Rc::clone(&join.username), identity, address };
         let before = self.clients.insert(client, Box::new(record));
         debug_assert!(before.is_none(), "a client joins once");
         join.user = self.user_of(client);
@@ -144,14 +144,14 @@ impl Chat {
     /// Has no effect if the client is unknown or already leaving. `reason` is for the log.
     pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
-        if let Stage::Member(room) = std::mem::replace(&mut record.stage, Stage::Leaving(reason.into())) {
+        if let Membership::Member(room) = mem::replace(&mut record.membership, Membership::Leaving(reason.into())) {
             self.room_mut(room).remove_recipient(client);
         }
         self.broker.submit(client, Request::Leave, now.monotonic);
     }
 
     /// Removes all clients without sending events, because the server is stopping.
-    pub fn disband(&mut self) {
+    pub fn clear(&mut self) {
         self.clients.clear();
         self.rooms.clear();
         self.effects.clear();
@@ -187,7 +187,7 @@ impl Chat {
     }
 
     pub fn room_of(&self, client: Token) -> Option<RoomId> {
-        if let Stage::Member(room) = self.clients.get(&client)?.stage { Some(room) } else { None }
+        if let Membership::Member(room) = self.clients.get(&client)?.membership { Some(room) } else { None }
     }
 
     pub fn dialect_of(&self, client: Token) -> Option<Dialect> {
@@ -281,15 +281,15 @@ impl Chat {
             }
             RoomEvent::RemoteJoined { room, member, username } => {
                 self.room_mut(room).add_member(member, Rc::clone(&username), None);
-                self.send_room(room, None, Event::Joined { username, active: self.active_users(room) });
+                self.broadcast(room, None, Event::Joined { username, active: self.active_users(room) });
             }
             RoomEvent::Left { room, member } => {
                 if let MemberId::Local(client) = member {
                     debug_assert!(self.clients.contains_key(&client), "a client leaves once");
                     let Some(record) = self.remove_client(client) else { return };
                     let mut reason = event::REPLACED;
-                    match &record.stage {
-                        Stage::Leaving(given) => reason = given,
+                    match &record.membership {
+                        Membership::Leaving(given) => reason = given,
                         _ => self.close(client, event::REPLACED),
                     }
                     let name = quote_for_log(&self.rooms[&room].name);
@@ -304,7 +304,7 @@ impl Chat {
                     let name = quote_for_log(&self.rooms[&room].name);
                     log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
                 }
-                self.send_room(room, None, Event::Message(message));
+                self.broadcast(room, None, Event::Message(message));
             }
             RoomEvent::History { client, page } => self.send(client, Event::History(page)),
             RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
@@ -313,11 +313,11 @@ impl Chat {
                 log::debug!("PRIVATE user={} to={}", quote_for_log(&message.from), quote_for_log(&message.to));
                 recipients.iter().for_each(|client| self.send(*client, Event::Private(Rc::clone(&message))));
             }
-            RoomEvent::Typing { room, client, username } => self.send_room(room, client, Event::Typing { username }),
+            RoomEvent::Typing { room, client, username } => self.broadcast(room, client, Event::Typing { username }),
             RoomEvent::JoinRejected { client, error } => {
                 let may_retry = error == BrokerError::TooManyRooms;
                 let reason = if may_retry { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE };
-                if self.remove_client(client).is_some_and(|record| matches!(record.stage, Stage::Joining { .. })) {
+                if self.remove_client(client).is_some_and(|old| matches!(old.membership, Membership::Joining { .. })) {
                     self.effects.push_back(Effect::Close { client, reason, may_retry });
                 }
             }
@@ -341,12 +341,12 @@ impl Chat {
         // Log lines are costly, and a busy server may log only warnings.
         let fields =
             if log::log_enabled!(log::Level::Info) { record.log_fields(client, &username) } else { String::new() };
-        let before = self.active_client(client).map(|record| std::mem::replace(&mut record.stage, Stage::Member(to)));
+        let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
         let members = new.usernames.values().take(max_listed).cloned().collect();
         new.add_member(MemberId::Local(client), Rc::clone(&username), before.as_ref().map(|_| dialect));
-        self.effects.extend(before.as_ref().map(|_| Effect::Moved { client, from, to }));
+        self.effects.extend(before.as_ref().map(|_| Effect::SetRoom { client, from, to }));
         if let Some(from) = from {
             let old = quote_for_log(&self.rooms[&from].name);
             log::info!("SWITCH from={old} to={} {fields}", quote_for_log(&room));
@@ -354,7 +354,7 @@ impl Chat {
         } else {
             log::info!("JOIN room={} {fields}", quote_for_log(&room));
         }
-        if let Some(Stage::Joining { extra, held }) = before {
+        if let Some(Membership::Joining { extra, held }) = before {
             if dialect == Dialect::Events {
                 let (message, username) = (format!("Welcome to #{room}, {username}!"), Rc::clone(&username));
                 let extra = extra.into_iter().map(|field| *field).collect();
@@ -372,7 +372,7 @@ impl Chat {
             let Backlog { epoch, last_id, messages: history, .. } = backlog;
             self.send(client, Event::Switched { room, members, member_count, epoch, last_id, history });
         }
-        self.send_room(to, Some(client), Event::Joined { username, active: self.active_users(to) });
+        self.broadcast(to, Some(client), Event::Joined { username, active: self.active_users(to) });
     }
 
     fn remove_member(&mut self, room: RoomId, member: MemberId) {
@@ -380,22 +380,22 @@ impl Chat {
         if self.room_mut(room).is_closed() {
             self.rooms.remove(&room);
         } else {
-            self.send_room(room, None, Event::Left { username, active: self.active_users(room) });
+            self.broadcast(room, None, Event::Left { username, active: self.active_users(room) });
         }
     }
 
     fn send(&mut self, client: Token, event: Event) {
-        match self.clients.get_mut(&client).map(|record| &mut record.stage) {
-            Some(Stage::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
-            Some(Stage::Joining { held, .. }) if held.len() < MAX_HELD => held.push(event),
-            Some(Stage::Joining { .. }) => self.close(client, event::FLOODING),
-            Some(Stage::Leaving(_)) | None => {}
+        match self.clients.get_mut(&client).map(|record| &mut record.membership) {
+            Some(Membership::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
+            Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD => held.push(event),
+            Some(Membership::Joining { .. }) => self.close(client, event::FLOODING),
+            Some(Membership::Leaving(_)) | None => {}
         }
     }
 
-    fn send_room(&mut self, room: RoomId, but: Option<Token>, event: Event) {
-        if self.recipients(room).any(|(member, _)| Some(member) != but) {
-            self.effects.push_back(Effect::Broadcast { room, but, event });
+    fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: Event) {
+        if self.recipients(room).any(|(member, _)| Some(member) != except) {
+            self.effects.push_back(Effect::Broadcast { room, except, event });
         }
     }
 
@@ -426,7 +426,7 @@ impl Chat {
 
     fn active_client(&mut self, client: Token) -> Option<&mut Client> {
         let record = self.clients.get_mut(&client)?;
-        (!matches!(record.stage, Stage::Leaving(_))).then_some(record)
+        (!matches!(record.membership, Membership::Leaving(_))).then_some(record)
     }
 }
 
@@ -452,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let config = Config::parse_from(["wirechat"]);
         let broker = crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7)));
         let mut chat = Chat::new(&config, Box::new(broker));
@@ -482,10 +482,10 @@ mod tests {
                     Effect::Send { client, event } => {
                         Some(format!("{}: {}", if *client == alice { "alice" } else { "bob" }, json(event)))
                     }
-                    Effect::Broadcast { room: id, but, event } => {
-                        Some(format!("{}{}: {}", room(*id), but.map_or("", |_| " but bob"), json(event)))
+                    Effect::Broadcast { room: id, except, event } => {
+                        Some(format!("{}{}: {}", room(*id), except.map_or("", |_| " but bob"), json(event)))
                     }
-                    Effect::Moved { .. } | Effect::Close { .. } => None,
+                    Effect::SetRoom { .. } | Effect::Close { .. } => None,
                 }
             });
             format!("\n  {action:20}{}", effects.collect::<Vec<_>>().join("; "))

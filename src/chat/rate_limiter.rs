@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let mut limiter = RateLimiter::new(1.0);
         let mut rows = ["  at second", "  decision", "  tokens left"].map(|name| format!("{name:14}"));
         for now in [0, 0, 0, 500, 1000, 5000] {

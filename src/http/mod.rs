@@ -11,8 +11,8 @@ use ::http::StatusCode;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use percent_encoding::percent_decode_str;
 
-use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Resume, Session, User, dialect::Dialect, names};
-use crate::ws::handshake::{BEARER, method_rejection, switching_protocols, upgrade_required};
+use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Session, User, dialect::Dialect, names};
+use crate::ws::handshake::{BEARER, accept_handshake, method_rejection, upgrade_required};
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
@@ -32,15 +32,15 @@ pub enum Route {
     Inspect { ticket: String }, // the ticket of the connection to observe
 }
 
-pub struct Peer {
+pub struct Client {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
     pub may_guess: bool, // `false` after too many wrong tokens from this address
     pub needs_token: bool,
 }
 
-pub fn route_request(request: &Request, access: &Access, peer: Peer, now: SystemTime) -> Result<Outcome, Rejection> {
-    let scheme = if peer.is_proxied { proxy::scheme(request) } else { "http" };
+pub fn route_request(request: &Request, access: &Access, client: Client, now: Now) -> Result<Outcome, Rejection> {
+    let scheme = if client.is_proxied { proxy::scheme(request) } else { "http" };
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
@@ -50,29 +50,29 @@ pub fn route_request(request: &Request, access: &Access, peer: Peer, now: System
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
-    let page = |(content_type, body)| format_response(200, &[("Content-Type", content_type)], body, is_head, now);
+    let page = |(content_type, body)| format_response(200, &[("Content-Type", content_type)], body, is_head, now.time);
     match request.path {
         "/health" => return Ok(Outcome::Response(page(HEALTH))),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
-        "/check" => return Ok(check_handshake(request, access, &peer, &own_origin)),
+        "/check" => return Ok(check_handshake(request, access, &client, &own_origin)),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
     // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
-    let response = switching_protocols(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
+    let response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     check_origin(request, access, &own_origin)?;
-    Ok(Outcome::Upgrade { response, route: route(request, access, &peer)? })
+    Ok(Outcome::Upgrade { response, route: route(request, access, &client)? })
 }
 
 /// Runs the origin check and the checks of `route` for the path in the parameter `endpoint`.
-fn check_handshake(request: &Request, access: &Access, peer: &Peer, own_origin: &str) -> Outcome {
+fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
     let endpoint = find_parameter(request.query, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
     let route = endpoint.and_then(|path| match dialect_at(&path) {
-        Some(_) => checked.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, peer)),
+        Some(_) => checked.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, client)),
         None => Err(not_found(&path)),
     });
     Outcome::Check { route, origin }
@@ -88,16 +88,16 @@ fn dialect_at(path: &str) -> Option<Dialect> {
 }
 
 /// Checks the token, and then the parameters.
-fn route(request: &Request, access: &Access, peer: &Peer) -> Result<Route, Rejection> {
+fn route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: a chat client gets its ticket in `welcome`, after its own token check.
     let has_ticket = request.path == "/inspect";
-    let is_exempt = has_ticket || (!peer.needs_token && find_token(request).is_none());
-    let identity = if is_exempt { Identity::default() } else { check_token(request, access, peer.may_guess)? };
+    let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
+    let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_guess)? };
     percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
     Ok(match dialect_at(request.path) {
         Some(dialect) => {
-            let join = parse_join(request, dialect, &identity, identity.user(peer.address))?;
-            Route::Chat(JoinRequest { dialect, identity, address: peer.address, join, extra: None })
+            let join = parse_join(request, dialect, &identity, identity.user(client.address))?;
+            Route::Chat(JoinRequest { dialect, identity, address: client.address, join, extra: None })
         }
         None if has_ticket => Route::Inspect { ticket: require("ticket", read_parameter(request.query, "ticket"))? },
         None => Route::Echo(identity),
@@ -305,6 +305,7 @@ fn percent_decode(text: &str) -> Result<String, Rejection> {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::time::Duration;
 
     use clap::Parser;
 
@@ -315,8 +316,10 @@ mod tests {
         let access = Access::new(&Config::parse_from(["wirechat"]), None).unwrap();
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
-        match route_request(&request, &access, peer, SystemTime::UNIX_EPOCH) {
+        let client =
+            Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
+        let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
+        match route_request(&request, &access, client, now) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
             Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),
             Ok(Outcome::Upgrade { route: Route::Inspect { ticket }, .. }) => format!("observe {ticket}"),

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use mio::Token;
 use serde_json::{Value, json};
 
-use super::inspection::Link;
+use super::inspection::InspectorLink;
 
 /// Maximum number of cases that run at the same time. Each case takes a thread and two descriptors.
 const MAX_PLAYS: usize = 4;
@@ -82,7 +82,7 @@ type Finished = (Token, Result<CaseResult, String>);
 struct Play {
     inspector: Token,
     case: String,
-    link: Rc<Link>,
+    link: Rc<InspectorLink>,
     connection: PlayedConnection,
     result: Option<Result<CaseResult, String>>,
 }
@@ -129,13 +129,13 @@ impl Plays {
         };
         let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;
         let connection = PlayedConnection::Expected(canonicalize(address));
-        let (case, link) = (case.to_owned(), Rc::new(Link::of_played_connection(inspector)));
+        let (case, link) = (case.to_owned(), Rc::new(InspectorLink::of_played_connection(inspector)));
         self.running.push(Play { inspector, case, link, connection, result: None });
         Ok(())
     }
 
     /// Returns the link to the inspector if the new connection plays a case.
-    pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<Link>> {
+    pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<InspectorLink>> {
         // Receive results first: once a client has closed its socket, another program may use the same address.
         self.receive_results();
         let expected = PlayedConnection::Expected(canonicalize(peer));
@@ -196,7 +196,7 @@ fn format_error(error: String) -> String {
     format!("The case cannot be played: {error}.")
 }
 
-/// Maps an address `::ffff:a.b.c.d` to IPv4, as `Server::accepted` does, so that the two addresses are equal.
+/// Maps an address `::ffff:a.b.c.d` to IPv4, as `Server::accept` does, so that the two addresses are equal.
 fn canonicalize(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }

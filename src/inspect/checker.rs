@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_held_failure_is_released_by_the_close_for_its_rule_and_no_other() {
         let error = ProtocolError::Unmasked;
-        let failure = Failure { by: Role::Client, frame: 1, code: 1002, section: "5.1", because: String::new() };
+        let failure = Failure { by: Role::Client, frame: 1, code: 1002, section: "5.1", reason: String::new() };
         let agreeing = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         for (close, is_released) in [(Some(&agreeing[..]), true), (Some(b"\x03\xf0flooding"), false), (None, true)] {
             let mut checker = RuleChecker { awaits_close: true, ..RuleChecker::default() };

@@ -7,13 +7,13 @@ use anstyle::Style as Ansi;
 pub struct Paint(pub bool);
 
 impl Paint {
-    pub fn with(self, style: Ansi, text: &str) -> String {
+    pub fn apply(self, style: Ansi, text: &str) -> String {
         if self.0 && !text.is_empty() { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
 }
 
 /// Bytes in hexadecimal, without separators.
-pub fn digits(bytes: &[u8]) -> String {
+pub fn hex_digits(bytes: &[u8]) -> String {
     // A table is faster than `format!`, and this function runs for every inspected frame.
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
@@ -21,7 +21,7 @@ pub fn digits(bytes: &[u8]) -> String {
 
 /// Bytes in hexadecimal, separated by spaces.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| digits(&[*byte])).collect::<Vec<_>>().join(" ")
+    bytes.iter().map(|byte| hex_digits(&[*byte])).collect::<Vec<_>>().join(" ")
 }
 
 pub fn quote(text: &str) -> String {

@@ -9,20 +9,20 @@ use crate::ws::protocol::Limits;
 
 /// `frame` may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
-    let because = match detect_protocol(frame) {
+    let reason = match detect_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
         None => describe(error, frame, limits),
     };
-    Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), because }
+    Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
 /// Explains a masked frame from the server. [`ProtocolError`] lacks this error: a server receives no server frames.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
-    let because = format!(
+    let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
         byte(frame, 1)
     );
-    Failure { by: frame.from, frame: frame.number, code: 1002, section: "5.1", because }
+    Failure { by: frame.from, frame: frame.number, code: 1002, section: "5.1", reason }
 }
 
 fn byte(frame: &Frame, index: usize) -> String {
@@ -33,7 +33,7 @@ fn byte(frame: &Frame, index: usize) -> String {
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
     match error {
-        ProtocolError::ReservedBits => reserved_bits(frame),
+        ProtocolError::ReservedBits => describe_rsv(frame),
         ProtocolError::ReservedOpcode(opcode) => format!(
             "opcode {opcode:x} has no meaning; only 0, 1, 2, 8, 9 and a are defined; the first byte was {first}, its \
              last four bits are {opcode:x}"
@@ -44,16 +44,16 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::ControlTooLong => format!(
             "this {name} is longer than 125 bytes, the limit for a control frame; the second byte was {second}, its \
              length bits are {}",
-            frame.header.short_length()
+            frame.header.length_7()
         ),
         ProtocolError::Unmasked => format!(
             "this frame is not masked; a client must mask every frame; the second byte was {second}, its top bit is 0"
         ),
-        ProtocolError::LengthNotMinimal => length_not_minimal(frame),
+        ProtocolError::LengthNotMinimal => describe_length(frame),
         // §5.2: "the most significant bit MUST be 0"
         ProtocolError::LengthTopBit => format!(
             "the top bit of the 64-bit length is 1; it must be 0; the length began with {}",
-            hex(&frame.header.long_length()[..1])
+            hex(&frame.header.extended_length()[..1])
         ),
         ProtocolError::UnexpectedContinuation => format!(
             "this frame continues a message, and none is open; a message begins with TEXT or BINARY; the first byte was \
@@ -77,7 +77,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::TooManyFragments => {
             format!("this message has too many fragments; the limit of this server is {}", limits.fragments)
         }
-        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", bad_text(frame, 0)),
+        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", describe_bad_text(frame, 0)),
         // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
         ProtocolError::ClosePayloadOfOneByte => format!(
             "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
@@ -87,26 +87,30 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             "close code {code} must not be sent; 1000–1003, 1007–1014 and 3000–4999 may be; the payload began with {}",
             hex(&code.to_be_bytes())
         ),
-        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", bad_text(frame, 2)),
+        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", describe_bad_text(frame, 2)),
     }
 }
 
-fn length_not_minimal(frame: &Frame) -> String {
-    let (form, long) = (frame.header.length_form(), frame.header.long_length());
+fn describe_length(frame: &Frame) -> String {
+    let (form, extended) = (frame.header.length_form(), frame.header.extended_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
     // The last two bytes of a 64-bit length may be missing: six zero bytes prove that the length is not minimal.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),
     };
-    format!("the length is not in its shortest form; {rule}; it was written in {} bits, as {}", form.bits(), hex(long))
+    format!(
+        "the length is not in its shortest form; {rule}; it was written in {} bits, as {}",
+        form.bits(),
+        hex(extended)
+    )
 }
 
 /// `skip` is the number of payload bytes before the text.
-fn bad_text(frame: &Frame, skip: usize) -> String {
+fn describe_bad_text(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
-    let is_start = frame.place.is_none_or(|place| place.fragment == 1);
+    let is_start = frame.position.is_none_or(|position| position.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
         // If the record holds only the start of the payload, the cut may split a valid character.
@@ -148,7 +152,7 @@ pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [0x14..=0x17, 3, 0..=4, ..])
 }
 
-fn reserved_bits(frame: &Frame) -> String {
+fn describe_rsv(frame: &Frame) -> String {
     let names: Vec<_> = frame.header.rsv_names().collect();
     let (names, verb) = (names.join(" and "), if names.len() == 1 { "is" } else { "are" });
     format!(

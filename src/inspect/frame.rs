@@ -36,13 +36,13 @@ pub struct Frame {
     /// Number of payload bytes observed so far.
     pub received: u64,
     /// `None` for a control frame, a continuation without a message, or an invalid or incomplete header.
-    pub place: Option<Place>,
+    pub position: Option<Position>,
     pub parts: Parts,
 }
 
 /// The position of a data frame within its message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// The number of this message among those that the tap observed from the same endpoint, starting at 1.
     pub message: u64,
     /// The number of this fragment within its message, starting at 1.
@@ -91,11 +91,12 @@ impl Header {
 
     /// The payload length, even if not minimally encoded; `None` if the length field is incomplete.
     pub fn payload_len(&self) -> Option<u64> {
-        let long = self.long_length();
+        let extended = self.extended_length();
         match self.length_form() {
-            LengthForm::Bits7 => self.bytes().get(1).map(|_| u64::from(self.short_length())),
+            LengthForm::Bits7 => self.bytes().get(1).map(|_| u64::from(self.length_7())),
             // §5.2: "in network byte order", so the first byte is the most significant.
-            form => (long.len() == form.size()).then(|| long.iter().fold(0, |len, byte| len << 8 | u64::from(*byte))),
+            form => (extended.len() == form.size())
+                .then(|| extended.iter().fold(0, |len, byte| len << 8 | u64::from(*byte))),
         }
     }
 
@@ -138,12 +139,12 @@ impl Header {
     }
 
     /// The seven length bits; 126 and 127 mean that an extended length follows.
-    pub fn short_length(&self) -> u8 {
+    pub fn length_7(&self) -> u8 {
         self.byte(1) & 0x7f
     }
 
     pub fn length_form(&self) -> LengthForm {
-        match self.short_length() {
+        match self.length_7() {
             126 => LengthForm::Bits16,
             127 => LengthForm::Bits64,
             _ => LengthForm::Bits7,
@@ -151,7 +152,7 @@ impl Header {
     }
 
     /// The extended length, possibly incomplete; empty for a 7-bit length.
-    pub fn long_length(&self) -> &[u8] {
+    pub fn extended_length(&self) -> &[u8] {
         let bytes = self.bytes().get(2..).unwrap_or_default();
         &bytes[..bytes.len().min(self.length_form().size())]
     }
@@ -250,7 +251,7 @@ impl Frame {
             sections.push("5.3");
         }
         // §5.4 (fragmentation) does not apply to a message sent in one frame.
-        if self.place.is_some_and(|place| place.fragment > 1 || !place.is_last) {
+        if self.position.is_some_and(|position| position.fragment > 1 || !position.is_last) {
             sections.push("5.4");
         }
         sections.extend(match Opcode::from_bits(self.header.opcode()) {

@@ -34,7 +34,7 @@ const MAX_REQUEST: usize = 8 * 1024;
 /// The queue for all inspectors drops new records, except `End`, at this length. One read can produce thousands.
 const MAX_QUEUED: usize = 16 * 1024;
 /// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
-const MAX_BACKLOG_FOR_PING: usize = 4096;
+const MAX_QUEUED_FOR_PING: usize = 4096;
 /// Maximum frames in each direction of a played connection that the inspector receives, besides Closes. A case
 /// may send 100,000 frames, but a learner reads the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
@@ -45,29 +45,29 @@ const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"pin
                                {\"do\":\"close\",\"code\":1000} or {\"do\":\"play\",\"case\":\"hello\"}.";
 const WRONG_CODE: &str = "An endpoint must not send this close code (RFC 6455 §7.4). Send a code from 1000 to 1003, from \
                           1007 to 1011, or from 3000 to 4999.";
-const BACKLOG: &str = "Too many bytes are queued for the connection already. Try again later.";
-const CONNECTION_OVER: &str = "The connection is over.";
+const TOO_MANY_QUEUED_BYTES: &str = "Too many bytes are queued for the connection already. Try again later.";
+const CONNECTION_ENDED: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
 /// State that a connection's tap shares with [`Inspection`] or, if a case uses the connection, with [`Plays`].
 #[derive(Debug, Default)]
-pub struct Link {
+pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
     is_ticket_used: Cell<bool>,
     /// Whether to split the next message that the server sends on this connection into fragments.
     pub fragment_next: Cell<bool>,
     /// Number of frames so far, in both directions, as counted by the tap.
-    pub frames: Cell<u64>,
+    pub frame_count: Cell<u64>,
     /// Unreported records dropped because the queue was full, or because a played connection had too many frames.
     missed: Cell<u64>,
     /// Whether a case uses this connection.
     is_played: bool,
 }
 
-impl Link {
-    pub fn of_played_connection(inspector: Token) -> Link {
-        Link { inspector: Cell::new(Some(inspector)), is_played: true, ..Link::default() }
+impl InspectorLink {
+    pub fn of_played_connection(inspector: Token) -> InspectorLink {
+        InspectorLink { inspector: Cell::new(Some(inspector)), is_played: true, ..InspectorLink::default() }
     }
 
     fn skips(&self, record: &Record) -> bool {
@@ -87,11 +87,11 @@ enum Queued {
     /// A record about cases. The inspector receives it even if the outbox is over half full.
     Cases(Value),
     /// The server has removed the inspected connection.
-    Over,
+    Ended,
 }
 
 impl Queue {
-    pub fn push(&self, link: &Link, record: Record) {
+    pub fn push(&self, link: &InspectorLink, record: Record) {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
         // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
@@ -127,7 +127,7 @@ pub struct Inspection {
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
     /// Keyed by the connection to inspect. A link outlives its inspector, to remember that the ticket was used.
-    links: TokenMap<Rc<Link>>,
+    links: TokenMap<Rc<InspectorLink>>,
     /// Keyed by the inspector's connection, not the inspected connection.
     inspectors: TokenMap<Inspector>,
     pub plays: Plays,
@@ -152,7 +152,7 @@ impl Inspection {
         }
     }
 
-    pub fn link(&mut self, connection: Token) -> Rc<Link> {
+    pub fn link(&mut self, connection: Token) -> Rc<InspectorLink> {
         Rc::clone(self.links.entry(connection).or_default())
     }
 
@@ -222,8 +222,8 @@ impl Inspection {
         // Report how many frames the inspector missed. A newly attached tap reports the number itself.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
-        } else if link.frames.get() > 0 {
-            let (connection, kind) = (connection.0, RecordKind::Earlier(link.frames.get()));
+        } else if link.frame_count.get() > 0 {
+            let (connection, kind) = (connection.0, RecordKind::Earlier(link.frame_count.get()));
             self.queue.push(&link, Record { connection, user: None, time: now, kind });
         }
         Ok(())
@@ -235,8 +235,8 @@ impl Inspection {
         // Treat invalid JSON as `null`: it has no `do` field, so the inspector gets the `UNKNOWN_COMMAND` error.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), queued_bytes(connection)) {
-            (Some("ping" | "fragment" | "close" | "play"), None) => CONNECTION_OVER,
-            (Some("ping"), Some(queued)) if queued > MAX_BACKLOG_FOR_PING => BACKLOG,
+            (Some("ping" | "fragment" | "close" | "play"), None) => CONNECTION_ENDED,
+            (Some("ping"), Some(queued)) if queued > MAX_QUEUED_FOR_PING => TOO_MANY_QUEUED_BYTES,
             (Some("ping"), Some(_)) => {
                 inspector.pings += 1;
                 // §5.5.3: the Pong repeats the payload, so a number shows which Ping each Pong belongs to.
@@ -274,7 +274,7 @@ impl Inspection {
                 Queued::Record(record) => self.send_record(client, record, queued_bytes),
                 Queued::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
                 Queued::Cases(_) => {} // the inspector's connection is not open
-                Queued::Over => {
+                Queued::Ended => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
                 }
@@ -289,8 +289,8 @@ impl Inspection {
         self.plays.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
-            // Queue `Over` last, so that the inspector's queued records precede its Close frame.
-            self.queue.0.borrow_mut().push_back((inspector, Queued::Over));
+            // Queue `Ended` last, so that the inspector's queued records precede its Close frame.
+            self.queue.0.borrow_mut().push_back((inspector, Queued::Ended));
         }
     }
 
@@ -305,9 +305,9 @@ impl Inspection {
         }
         let missed = std::mem::take(&mut inspector.missed);
         if missed > 0 {
-            self.send(client, &json::value(&Record { kind: RecordKind::Missed(missed), ..record.clone() }));
+            self.send(client, &json::record_value(&Record { kind: RecordKind::Missed(missed), ..record.clone() }));
         }
-        self.send(client, &json::value(&record));
+        self.send(client, &json::record_value(&record));
     }
 
     fn send(&mut self, client: Token, record: &Value) {
@@ -356,8 +356,8 @@ impl Handshakes {
         let records = Records::default();
         if let Some(kept) = self.0.iter().rev().find(|handshake| handshake.connection == connection) {
             let mut tap = Tap::new(number, records.clone());
-            tap.bytes(Role::Client, &kept.request, kept.time);
-            tap.bytes(Role::Server, &kept.response, kept.time);
+            tap.observe(Role::Client, &kept.request, kept.time);
+            tap.observe(Role::Server, &kept.response, kept.time);
         }
         records.take()
     }
@@ -376,7 +376,7 @@ pub struct HandshakeCapture {
 
 impl HandshakeCapture {
     /// Returns whether the capture is finished.
-    pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) -> bool {
+    pub fn observe(&mut self, from: Role, bytes: &[u8], now: SystemTime) -> bool {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);

@@ -3,11 +3,11 @@
 
 use serde_json::{Value, json};
 
-use super::escape::digits;
+use super::escape::hex_digits;
 use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, Parts, Record, RecordKind, Response, StateChange};
 
-pub fn value(record: &Record) -> Value {
+pub fn record_value(record: &Record) -> Value {
     let mut value = match &record.kind {
         RecordKind::Request(head) => request_value(head),
         RecordKind::Response(response) => response_value(response),
@@ -38,8 +38,8 @@ fn response_value(response: &Response) -> Value {
     let accept = response.accept.as_ref().map(|steps| {
         json!({
             "key": steps.key,
-            "joined": steps.joined,
-            "sha1": digits(&steps.sha1),
+            "joined": steps.key_and_guid,
+            "sha1": hex_digits(&steps.sha1),
             "accept": steps.accept,
             "answered": steps.in_response,
         })
@@ -58,34 +58,35 @@ fn response_value(response: &Response) -> Value {
 
 fn frame_value(frame: &Frame) -> Value {
     let header = &frame.header;
-    let place =
-        frame.place.map(|place| json!({ "message": place.message, "fragment": place.fragment, "last": place.is_last }));
+    let position = frame.position.map(
+        |position| json!({ "message": position.message, "fragment": position.fragment, "last": position.is_last }),
+    );
     json!({
         "record": "frame",
         "from": role_name(frame.from),
         "number": frame.number,
-        "header": digits(header.bytes()),
+        "header": hex_digits(header.bytes()),
         "fin": header.fin(),
         "rsv": header.rsv(),
         "opcode": header.opcode(),
         "name": header.name(),
         "masked": header.is_masked(),
-        "key": header.masking_key().map(|key| digits(&key)),
+        "key": header.masking_key().map(|key| hex_digits(&key)),
         "length_bits": header.length_form().bits(),
         // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
-        "wire": digits(&frame.wire),
-        "payload": digits(&frame.unmasked_payload()),
+        "wire": hex_digits(&frame.wire),
+        "payload": hex_digits(&frame.unmasked_payload()),
         "received": frame.received,
         "complete": frame.is_complete(),
-        "place": place,
+        "place": position,
         "parts": parts_value(&frame.parts),
         "sections": frame.sections(),
     })
 }
 
 fn state_value(change: &StateChange) -> Value {
-    json!({ "record": "state", "from": change.from.name(), "to": change.to.name(), "because": change.because })
+    json!({ "record": "state", "from": change.from.name(), "to": change.to.name(), "because": change.reason })
 }
 
 fn failure_value(failure: &Failure) -> Value {
@@ -95,7 +96,7 @@ fn failure_value(failure: &Failure) -> Value {
         "frame": failure.frame,
         "code": failure.code,
         "section": failure.section,
-        "because": failure.because,
+        "because": failure.reason,
     })
 }
 

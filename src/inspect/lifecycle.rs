@@ -36,16 +36,16 @@ impl Lifecycle {
     pub fn record_close(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
         // `CloseFrame::parse` rejects a code that "MUST NOT be set" (§7.4.1), but the record must show any code.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
-        let reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
+        let close_reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let code_text = code.map(|code| format!(" {code}")).unwrap_or_default();
-        let because = format!("the {} sent Close{code_text}", role_name(from));
+        let reason = format!("the {} sent Close{code_text}", role_name(from));
         match &self.first_close {
             None => {
                 // §7.1.5, §7.1.6: the first Close has the connection's close code and reason. Here, the first one sent.
-                self.first_close = Some(FirstClose { by: from, code, reason });
-                self.change(State::Closing, because)
+                self.first_close = Some(FirstClose { by: from, code, reason: close_reason });
+                self.change(State::Closing, reason)
             }
-            Some(first) if first.by != from => self.change(State::Closed, because),
+            Some(first) if first.by != from => self.change(State::Closed, reason),
             // §7.1.3: the first Close already started the closing handshake, so ignore a repeated Close.
             Some(_) => None,
         }
@@ -66,9 +66,9 @@ impl Lifecycle {
         (change, end)
     }
 
-    fn change(&mut self, to: State, because: String) -> Option<StateChange> {
+    fn change(&mut self, to: State, reason: String) -> Option<StateChange> {
         let from = std::mem::replace(&mut self.state, to);
-        (from != to).then_some(StateChange { from, to, because })
+        (from != to).then_some(StateChange { from, to, reason })
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let mut lifecycle = Lifecycle::new(State::Connecting);
         let mut states = vec![lifecycle.state.name()];
         let mut pass = |change: Option<StateChange>| states.push(change.expect("a change").to.name());

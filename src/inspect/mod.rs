@@ -40,8 +40,8 @@ use sha1::{Digest, Sha1};
 
 use crate::ws::frame::Role;
 use crate::ws::handshake::{GUID, accept_value};
-pub use frame::{Frame, Header, LengthForm, Parts, Place};
-pub use observer::{Inspect, Options, Trace};
+pub use frame::{Frame, Header, LengthForm, Parts, Position};
+pub use observer::{InspectObservers, Options, Trace};
 pub use tap::Tap;
 
 /// Maximum bytes that a record keeps from a payload or a response body.
@@ -105,7 +105,7 @@ pub struct AcceptSteps {
     // In base64: §4.2.2 hashes the key's text without decoding it.
     pub key: String,
     /// The key followed by the GUID of §1.3.
-    pub joined: String,
+    pub key_and_guid: String,
     pub sha1: [u8; 20],
     /// The SHA-1 in base64: the accept value that the response must contain.
     pub accept: String,
@@ -117,7 +117,7 @@ pub struct AcceptSteps {
 pub struct StateChange {
     pub from: State,
     pub to: State,
-    pub because: String,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +140,7 @@ pub struct Failure {
     pub frame: u64,
     pub code: u16,
     pub section: &'static str,
-    pub because: String,
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,9 +177,9 @@ impl AcceptSteps {
     /// ```
     pub fn from_key(key: &str) -> AcceptSteps {
         // §4.2.2: "concatenating /key/ … with the string …, taking the SHA-1 hash of this concatenated value"
-        let joined = format!("{key}{GUID}");
-        let sha1 = Sha1::digest(joined.as_bytes()).into();
-        AcceptSteps { key: key.into(), joined, sha1, accept: accept_value(key.as_bytes()), in_response: None }
+        let key_and_guid = format!("{key}{GUID}");
+        let sha1 = Sha1::digest(key_and_guid.as_bytes()).into();
+        AcceptSteps { key: key.into(), key_and_guid, sha1, accept: accept_value(key.as_bytes()), in_response: None }
     }
 
     /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.

@@ -13,7 +13,7 @@ use mio::Token;
 
 use super::cases::{BoxedPlayer, PlayOptions, Plays};
 use super::filter::Filter;
-use super::inspection::{HandshakeCapture, Inspection, Link, Queue};
+use super::inspection::{HandshakeCapture, Inspection, InspectorLink, Queue};
 use super::recorder::{Recorder, Recorders};
 use super::reframe;
 use super::text::{self, Style};
@@ -51,7 +51,7 @@ impl Trace {
 }
 
 /// Creates the observers of all connections and serves the inspectors.
-pub struct Inspect {
+pub struct InspectObservers {
     context: Rc<Context>,
     recordings: Option<Recorders>,
     inspection: Option<Inspection>,
@@ -65,12 +65,12 @@ struct Context {
     queue: Rc<Queue>,
 }
 
-impl Inspect {
+impl InspectObservers {
     /// `random` fills a buffer with cryptographically secure random bytes. Only inspection needs `random`.
     ///
     /// # Errors
     /// Fails if the recordings directory cannot be created or is not writable.
-    pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
+    pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<InspectObservers, String> {
         // Report a bad directory at startup rather than at the first connection.
         let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
         let queue = Rc::<Queue>::default();
@@ -80,7 +80,7 @@ impl Inspect {
         let inspection =
             options.inspection.then(|| Inspection::new(options.max_outbox, taps_all, Rc::clone(&queue), random));
         let context = Context { now: Cell::new(SystemTime::UNIX_EPOCH), trace: options.trace, queue };
-        Ok(Inspect { context: Rc::new(context), recordings, inspection })
+        Ok(InspectObservers { context: Rc::new(context), recordings, inspection })
     }
 
     /// Lets inspectors play cases against this server, which listens on the address `server`. When a case is over, its
@@ -90,7 +90,7 @@ impl Inspect {
         player: BoxedPlayer,
         server: SocketAddr,
         wake: impl Fn() + Send + Sync + 'static,
-    ) -> Inspect {
+    ) -> InspectObservers {
         let options = PlayOptions { player, server, wake: Arc::new(wake) };
         if let Some(inspection) = &mut self.inspection {
             inspection.plays = Plays::new(Some(options));
@@ -99,12 +99,12 @@ impl Inspect {
     }
 }
 
-impl Observers for Inspect {
+impl Observers for InspectObservers {
     fn begin_turn(&mut self, time: SystemTime) {
         self.context.now.set(time);
     }
 
-    fn accepted(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>> {
+    fn create_observer(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>> {
         let played = self.inspection.as_mut().and_then(|inspection| inspection.plays.accept(connection, peer));
         let is_played = played.is_some();
         let (number, now) = (connection.0, self.context.now.get());
@@ -179,7 +179,7 @@ struct ActiveTap {
     tap: Tap,
     /// New records from the tap, until `deliver_records` drains them.
     records: Records,
-    link: Rc<Link>,
+    link: Rc<InspectorLink>,
     /// Whether the tap serves only an inspector and can be dropped when the inspector disconnects.
     is_temporary: bool,
 }
@@ -191,7 +191,7 @@ impl ActiveTap {
             context.trace.iter().for_each(|trace| trace.write(&record));
             context.queue.push(&self.link, record);
         }
-        self.link.frames.set(self.tap.frames());
+        self.link.frame_count.set(self.tap.frame_count());
     }
 }
 
@@ -199,11 +199,11 @@ impl Observer for ConnectionObserver {
     fn observe(&mut self, from: Role, bytes: &[u8]) {
         let now = self.context.now.get();
         if let Some(active_tap) = &mut self.active_tap {
-            active_tap.tap.bytes(from, bytes, now);
+            active_tap.tap.observe(from, bytes, now);
             active_tap.deliver_records(&self.context);
         }
-        self.recorder.iter_mut().for_each(|recorder| recorder.bytes(from, bytes, now));
-        self.capture.take_if(|capture| capture.bytes(from, bytes, now));
+        self.recorder.iter_mut().for_each(|recorder| recorder.observe(from, bytes, now));
+        self.capture.take_if(|capture| capture.observe(from, bytes, now));
     }
 
     fn set_stage(&mut self, stage: Stage<'_>) {
@@ -289,7 +289,7 @@ mod tests {
 
     /// A minimal fake server that drives the observers.
     struct Server {
-        inspect: Inspect,
+        inspect: InspectObservers,
         observers: HashMap<Token, Box<dyn Observer>>,
         queued_bytes: HashMap<Token, usize>,
         next: usize,
@@ -310,7 +310,7 @@ mod tests {
                 inspection: true,
                 max_outbox: MAX_OUTBOX,
             };
-            let inspect = Inspect::new(options, &mut |bytes| bytes.fill(7));
+            let inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7));
             let inspect = inspect.expect("a writable folder");
             Server { inspect, observers: HashMap::new(), queued_bytes: HashMap::new(), next: FIRST.0, trace }
         }
@@ -318,11 +318,11 @@ mod tests {
         fn accept(&mut self) -> Token {
             let token = Token(self.next);
             self.next += 1;
-            self.observers.extend(self.inspect.accepted(token, PEER).map(|observer| (token, observer)));
+            self.observers.extend(self.inspect.create_observer(token, PEER).map(|observer| (token, observer)));
             token
         }
 
-        fn bytes(&mut self, connection: Token, from: Role, bytes: &[u8]) {
+        fn observe(&mut self, connection: Token, from: Role, bytes: &[u8]) {
             let Some(observer) = self.observers.get_mut(&connection) else { return };
             observer.observe(from, bytes);
             if observer.is_done() {
@@ -333,13 +333,13 @@ mod tests {
         /// Connects a chat client, joins, and returns the client's token and ticket.
         fn join(&mut self) -> (Token, String) {
             let connection = self.accept();
-            self.bytes(connection, Role::Client, REQUEST);
+            self.observe(connection, Role::Client, REQUEST);
             let (name, ticket) = self.inspect.welcome_field(connection).expect("a ticket");
             assert_eq!(name, "ticket");
             self.upgrade(connection, true);
             let mut welcome = RESPONSE.to_vec();
             frame::append(&mut welcome, frame::Opcode::Text, format!("{{\"ticket\":\"{ticket}\"}}").as_bytes());
-            self.bytes(connection, Role::Server, &welcome);
+            self.observe(connection, Role::Server, &welcome);
             (connection, ticket)
         }
 
@@ -419,8 +419,8 @@ mod tests {
         assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
         assert_eq!((&records[3]["count"], &records[3]["earlier"]), (&5.into(), &true.into()));
         assert!(!records[0]["head"].to_string().contains("secret"));
-        server.bytes(alice, Role::Client, PING);
-        server.bytes(alice, Role::Server, b"\x8a\0");
+        server.observe(alice, Role::Client, PING);
+        server.observe(alice, Role::Server, b"\x8a\0");
         let records = server.records();
         assert_eq!(
             (kinds(&records), &records[0]["number"], &records[1]["number"]),
@@ -459,15 +459,15 @@ mod tests {
         let inspector = server.inspect(&ticket);
         server.records();
         server.queued_bytes.insert(inspector, MAX_OUTBOX / 2 + 1);
-        (0..3).for_each(|_| server.bytes(alice, Role::Client, PING));
+        (0..3).for_each(|_| server.observe(alice, Role::Client, PING));
         assert_eq!(server.records(), [Value::Null; 0]);
         server.queued_bytes.insert(inspector, 0);
-        server.bytes(alice, Role::Client, PING);
+        server.observe(alice, Role::Client, PING);
         let records = server.records();
         assert_eq!((kinds(&records), &records[0]["count"]), (vec!["missed", "frame"], &3.into()));
         assert_eq!(records[0]["earlier"], Value::Null);
         server.queued_bytes.insert(inspector, MAX_OUTBOX);
-        server.bytes(alice, Role::Client, PING);
+        server.observe(alice, Role::Client, PING);
         server.remove(alice, "done");
         let mut sent = Vec::new();
         while let Some(Action::Send(_, text)) = server.action() {
@@ -482,10 +482,10 @@ mod tests {
         let (alice, ticket) = server.join();
         server.inspect(&ticket);
         server.records();
-        (0..3).for_each(|_| server.bytes(alice, Role::Client, &PING.repeat(10_000)));
-        server.bytes(alice, Role::Client, b"\x88\x80\0\0\0\0");
+        (0..3).for_each(|_| server.observe(alice, Role::Client, &PING.repeat(10_000)));
+        server.observe(alice, Role::Client, b"\x88\x80\0\0\0\0");
         let queued = server.records();
-        server.bytes(alice, Role::Server, b"\x88\0");
+        server.observe(alice, Role::Server, b"\x88\0");
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
@@ -583,12 +583,12 @@ mod tests {
         let records = server.records();
         assert_eq!(kinds(&records), ["request", "answer", "state", "missed"]);
         assert_eq!(records[3]["count"], 1);
-        server.bytes(inspector, Role::Client, PING);
-        server.bytes(alice, Role::Client, PING);
+        server.observe(inspector, Role::Client, PING);
+        server.observe(alice, Role::Client, PING);
         assert_eq!(lines(&server), 5, "an inspector's frames are not traced");
         assert_eq!(kinds(&server.records()), ["frame"]);
         server.remove(inspector, "hung up");
-        server.bytes(alice, Role::Client, PING);
+        server.observe(alice, Role::Client, PING);
         assert_eq!(server.records(), [Value::Null; 0]);
         assert!(server.trace.borrow().contains("#2 = over") && server.trace.borrow().ends_with("§5.2 §5.3 §5.5.2\n"));
     }
@@ -600,14 +600,17 @@ mod tests {
         let (alice, ticket) = server.join();
         server.inspect(&ticket);
         assert_eq!(kinds(&server.records()), ["request", "answer", "state", "missed"]);
-        server.bytes(alice, Role::Client, PING);
+        server.observe(alice, Role::Client, PING);
         assert_eq!(kinds(&server.records()), ["frame"]);
         server.remove(alice, "both Closes passed; the server ended TCP (§7.1.1)");
         let files = std::fs::read_dir(&dir).expect("the folder").map(|entry| entry.expect("an entry").path());
         let recorded: String = files.map(|path| std::fs::read_to_string(path).expect("a file")).collect();
         std::fs::remove_dir_all(&dir).expect("the folder can be removed");
         assert!(recorded.contains("\"end\":\"both Closes passed; the server ended TCP (§7.1.1)\""), "{recorded}");
-        assert!(recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::escape::digits(PING))), "{recorded}");
+        assert!(
+            recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::escape::hex_digits(PING))),
+            "{recorded}"
+        );
     }
 
     #[test]
@@ -616,7 +619,7 @@ mod tests {
         let mut server = Server::new(false, None);
         let tickets: Vec<String> = (0..KEPT + 1).map(|_| server.join().1).collect();
         let long = server.accept();
-        server.bytes(long, Role::Client, &[&REQUEST[..REQUEST.len() - 2], &[b'x'; 8 * 1024]].concat());
+        server.observe(long, Role::Client, &[&REQUEST[..REQUEST.len() - 2], &[b'x'; 8 * 1024]].concat());
         assert!(!server.observers.contains_key(&long), "the observer has given up");
         let mut handshake = |ticket: &str| {
             server.inspect(ticket);
@@ -629,9 +632,9 @@ mod tests {
     #[test]
     fn without_trace_recordings_and_inspection_nothing_is_observed() {
         let options = Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
-        let inspect = Inspect::new(options, &mut |_| panic!("no ticket, no randomness"));
+        let inspect = InspectObservers::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
-        assert!(inspect.accepted(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());
+        assert!(inspect.create_observer(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());
         assert_eq!(inspect.admit(Token(5), "", &|_| Some(0)).map_err(|rejection| rejection.status), Err(403));
     }
 }

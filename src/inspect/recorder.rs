@@ -20,14 +20,14 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::Head;
-use super::recording::{Entry, Step, Title};
-use super::scan::{self, Direction};
+use super::recording::{Entry, FirstLine, Step};
+use super::scan::{Direction, ScanResult};
 use super::secret::{self, WelcomeRedactor};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
 /// Bytes of the quota that each file reserves for a final [`Step::Cut`] line.
-const LAST_LINE: usize = 80;
+const LAST_LINE_LEN: usize = 80;
 
 /// Maximum number of read boundaries stored per request. Without this limit, a request that arrives one byte at a time
 /// would cost 24 extra bytes of memory per byte.
@@ -59,7 +59,7 @@ struct Shared {
 #[derive(Debug)]
 struct Quota {
     /// `None` after a line did not fit. Each recorder with an open file then writes only a final [`Step::Cut`] line.
-    left: Cell<Option<u64>>,
+    remaining: Cell<Option<u64>>,
     /// Logged when the quota is exhausted.
     message: &'static str,
 }
@@ -91,17 +91,17 @@ enum Output {
 
 impl Quota {
     fn new(limit: u64, message: &'static str) -> Quota {
-        Quota { left: Cell::new(Some(limit)), message }
+        Quota { remaining: Cell::new(Some(limit)), message }
     }
 
     fn is_exhausted(&self) -> bool {
-        self.left.get().is_none()
+        self.remaining.get().is_none()
     }
 
-    /// Reserves `len` bytes. If fewer are left, logs a warning once and returns `false` from then on.
+    /// Reserves `len` bytes. If fewer remain, logs a warning once and returns `false` from then on.
     fn reserve(&self, len: usize) -> bool {
-        let Some(left) = self.left.get() else { return false };
-        self.left.set(left.checked_sub(len as u64));
+        let Some(remaining) = self.remaining.get() else { return false };
+        self.remaining.set(remaining.checked_sub(len as u64));
         if self.is_exhausted() {
             log::warn!("RECORD stopped: {}", self.message);
         }
@@ -110,7 +110,7 @@ impl Quota {
 
     /// Gives back `len` reserved bytes that the recorder did not write.
     fn release(&self, len: usize) {
-        self.left.set(self.left.get().map(|left| left + len as u64));
+        self.remaining.set(self.remaining.get().map(|remaining| remaining + len as u64));
     }
 }
 
@@ -150,10 +150,10 @@ impl Recorders {
 }
 
 /// Creates a file that only its owner can read. Never overwrites an existing file.
-fn create_private_file(path: &Path, title: &str) -> io::Result<File> {
+fn create_private_file(path: &Path, first_line: &str) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     // On a full disk, remove the file: otherwise, each connection would leave an empty file.
-    file.write_all(title.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
+    file.write_all(first_line.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
     Ok(file)
 }
 
@@ -185,14 +185,14 @@ impl Recorder {
     }
 
     fn create_file(&self, now: SystemTime) -> Output {
-        let title = Title { connection: self.connection, wirechat: env!("CARGO_PKG_VERSION").into() };
-        let title = serde_json::to_string(&title).unwrap_or_default() + "\n";
-        let reserved = title.len() + LAST_LINE;
+        let first_line = FirstLine { connection: self.connection, wirechat: env!("CARGO_PKG_VERSION").into() };
+        let first_line = serde_json::to_string(&first_line).unwrap_or_default() + "\n";
+        let reserved = first_line.len() + LAST_LINE_LEN;
         if !self.quota().reserve(reserved) {
             return Output::Stopped;
         }
         let path = self.path();
-        match create_private_file(&path, &title) {
+        match create_private_file(&path, &first_line) {
             Ok(file) => Output::File(file),
             Err(error) => {
                 self.quota().release(reserved);
@@ -203,7 +203,7 @@ impl Recorder {
     }
 
     /// Records one read from the client or one write to the client.
-    pub fn bytes(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
+    pub fn observe(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
         match from {
             _ if matches!(self.output, Output::Stopped) => {}
             Role::Client if self.response.bytes.is_empty() => self.hold(bytes, now),
@@ -299,9 +299,9 @@ impl Recorder {
         self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
         while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;
-            let step = self.client.frames.next(&mut rest, 0);
+            let result = self.client.frames.next(&mut rest, 0);
             let passed = &before[..before.len() - rest.len()];
-            self.client.is_out_of_sync = matches!(step, scan::Step::Lost(..));
+            self.client.is_out_of_sync = matches!(result, ScanResult::Lost(..));
             kept.extend(if self.client.is_out_of_sync { secret::redact(passed) } else { passed.to_vec() });
         }
         // Preserve the length, so that a replay counts the same number of bytes.
@@ -315,7 +315,7 @@ impl Recorder {
         let mut line_of_step = line(step);
         let has_room = self.quota().reserve(line_of_step.len());
         if !has_room {
-            // `create_file` reserved `LAST_LINE` bytes for this line.
+            // `create_file` reserved `LAST_LINE_LEN` bytes for this line.
             line_of_step = line(Step::Cut);
         }
         // Write each line immediately: after a crash, the file must include the bytes that caused the crash.
@@ -349,13 +349,13 @@ mod tests {
     /// Records a connection (`None`: no response). Returns the recording's text, or "" if there is no file.
     fn record(recordings: &mut Recorders, connection: usize, status: Option<u16>) -> String {
         let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
-        recorder.bytes(Role::Client, REQUEST, NOW);
+        recorder.observe(Role::Client, REQUEST, NOW);
         if status == Some(101) {
             recorder.upgrade(LIMITS, None, 0, NOW);
         }
         if let Some(status) = status {
-            recorder.bytes(Role::Server, format!("HTTP/1.1 {status} \r\n\r\n").as_bytes(), NOW);
-            recorder.bytes(Role::Client, PING, NOW);
+            recorder.observe(Role::Server, format!("HTTP/1.1 {status} \r\n\r\n").as_bytes(), NOW);
+            recorder.observe(Role::Client, PING, NOW);
         }
         recorder.end("closed", NOW);
         fs::read_to_string(recorder.path()).unwrap_or_default()
@@ -369,7 +369,7 @@ mod tests {
                 assert!(rejected[0].contains("\"end\"") && rejected[199].is_empty(), "{status:?}");
                 let len = rejected.iter().map(String::len).sum::<usize>() as u64;
                 assert!(len <= LIMIT / 10 && len > LIMIT / 20, "{status:?}: {len} bytes");
-                assert_eq!(recordings.shared.upgraded.left.get(), Some(LIMIT - LIMIT / 10));
+                assert_eq!(recordings.shared.upgraded.remaining.get(), Some(LIMIT - LIMIT / 10));
                 let upgraded = record(recordings, 200, Some(101));
                 assert!(upgraded.contains("\"client\":\"898000000000\"") && upgraded.contains("\"end\""), "{upgraded}");
             });
@@ -393,9 +393,9 @@ mod tests {
         with_recordings("create", |recordings| {
             let taken = recordings.start(1, NOW).expect("a recorder").path();
             fs::write(&taken, "another file").expect("a writable directory");
-            let left = recordings.shared.upgraded.left.get();
+            let remaining = recordings.shared.upgraded.remaining.get();
             assert_eq!(record(recordings, 1, Some(101)), "another file");
-            assert_eq!(recordings.shared.upgraded.left.get(), left, "a failure must not use the limit");
+            assert_eq!(recordings.shared.upgraded.remaining.get(), remaining, "a failure must not use the limit");
             assert_eq!(recordings.shared.error_logged_at.get(), Some(NOW));
             assert!(record(recordings, 2, Some(101)).contains("\"end\""));
         });

@@ -15,14 +15,14 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::escape::digits;
+use super::escape::hex_digits;
 use super::{Record, Records, Tap};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
 /// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Title {
+pub struct FirstLine {
     pub connection: usize,
     /// The server version.
     pub wirechat: String,
@@ -83,8 +83,8 @@ impl Recording {
             let error = error.to_string();
             format!("line {}: {}", number + 1, error.split(" at line ").next().unwrap_or_default())
         };
-        let (_, title) = lines.next().ok_or("line 1: the file is empty")?;
-        let title: Title = serde_json::from_str(title).map_err(|error| error_at(0, error))?;
+        let (_, first_line) = lines.next().ok_or("line 1: the file is empty")?;
+        let first_line: FirstLine = serde_json::from_str(first_line).map_err(|error| error_at(0, error))?;
         let mut entries = Vec::new();
         for (number, line) in lines {
             match serde_json::from_str(line) {
@@ -94,7 +94,7 @@ impl Recording {
                 Err(error) => return Err(error_at(number, error)),
             }
         }
-        Ok(Recording { connection: title.connection, entries })
+        Ok(Recording { connection: first_line.connection, entries })
     }
 
     /// Feeds the steps to a tap and calls `show` for each record.
@@ -104,8 +104,8 @@ impl Recording {
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
-                Step::Client(bytes) => tap.bytes(Role::Client, bytes, *at),
-                Step::Server(bytes) => tap.bytes(Role::Server, bytes, *at),
+                Step::Client(bytes) => tap.observe(Role::Client, bytes, *at),
+                Step::Server(bytes) => tap.observe(Role::Server, bytes, *at),
                 // 0 secrets: the recorder has already redacted the secrets in the file.
                 Step::Upgraded { limits, user } => tap.upgrade(*limits, user.as_deref().map(Into::into), 0),
                 Step::Closing => tap.begin_closing(),
@@ -150,7 +150,7 @@ mod bytes {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&super::digits(bytes))
+        serializer.serialize_str(&super::hex_digits(bytes))
     }
 
     pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
@@ -170,7 +170,7 @@ mod tests {
 
     /// The example file in the module doc parses, and its entries serialize back to the same lines.
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let doc = crate::pictures::module_doc(include_str!("recording.rs"));
         let file = doc.split("```").nth(1).and_then(|block| block.split_once('\n')).expect("the picture").1;
         let recording = Recording::parse(file).unwrap();
@@ -186,15 +186,15 @@ mod tests {
 
     #[test]
     fn damaged_files_are_rejected_with_the_line_number() {
-        let title = r#"{"connection":7,"wirechat":"0.1.0"}"#;
+        let first_line = r#"{"connection":7,"wirechat":"0.1.0"}"#;
         let damaged = [
             ("", "line 1: "),
             ("{}", "line 1: "),
-            (&format!("{title}\n\n"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}\n"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}\n"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}\n"), "line 2: "),
-            (&format!("{title}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}\n"), "line 2: "),
+            (&format!("{first_line}\n\n"), "line 2: "),
+            (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"4\"}}\n"), "line 2: "),
+            (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"client\":\"zz\"}}\n"), "line 2: "),
+            (&format!("{first_line}\n{{\"at\":\"yesterday\",\"client\":\"00\"}}\n"), "line 2: "),
+            (&format!("{first_line}\n{{\"at\":\"2026-11-22T12:00:01.204000Z\",\"more\":1}}\n"), "line 2: "),
         ];
         for (file, line) in damaged {
             assert!(Recording::parse(file).is_err_and(|error| error.starts_with(line)), "{file}");

@@ -8,7 +8,7 @@
 //!       └───a rule of §5.2 broken───▶ lost
 //! ```
 
-use super::{Frame, Head, Header, MAX_SHOWN, Parts, Place};
+use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
@@ -99,7 +99,7 @@ pub struct FrameScanner {
 }
 
 #[derive(Debug, PartialEq)]
-pub enum Step {
+pub enum ScanResult {
     /// The scanner consumed all input without reaching the end of a frame.
     More,
     Complete(Frame),
@@ -128,9 +128,9 @@ impl FrameScanner {
     }
 
     /// Consumes `input` up to the end of the current frame. `part` is the number of the read or write.
-    pub fn next(&mut self, input: &mut &[u8], part: u64) -> Step {
+    pub fn next(&mut self, input: &mut &[u8], part: u64) -> ScanResult {
         if input.is_empty() {
-            return Step::More;
+            return ScanResult::More;
         }
         if self.current.is_none() {
             self.frames += 1;
@@ -143,17 +143,17 @@ impl FrameScanner {
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             read_payload(&mut frame, input, part);
-            return Step::Lost(frame, error);
+            return ScanResult::Lost(frame, error);
         }
         if self.in_payload {
             read_payload(&mut frame, input, part);
             if frame.received == frame.payload_len {
                 self.in_payload = false;
-                return Step::Complete(frame);
+                return ScanResult::Complete(frame);
             }
         }
         self.current = Some(frame);
-        Step::More
+        ScanResult::More
     }
 
     fn begin(&self) -> Frame {
@@ -164,7 +164,7 @@ impl FrameScanner {
             payload_len: 0,
             wire: Vec::new(),
             received: 0,
-            place: None,
+            position: None,
             parts: Parts::default(),
         }
     }
@@ -183,14 +183,14 @@ impl FrameScanner {
             // `parse` does not wait for the masking key, so check that the whole header has arrived.
             if header.size == frame.header.bytes().len() {
                 self.in_payload = true;
-                frame.place = self.place(&header);
+                frame.position = self.next_position(&header);
             }
         }
         Ok(())
     }
 
     /// The message and fragment numbers of a data frame (§5.4); `None` for control frames and stray continuations.
-    fn place(&mut self, header: &FrameHeader) -> Option<Place> {
+    fn next_position(&mut self, header: &FrameHeader) -> Option<Position> {
         match header.opcode {
             // §5.4: "Control frames … MAY be injected in the middle of a fragmented message."
             opcode if opcode.is_control() => return None,
@@ -201,11 +201,11 @@ impl FrameScanner {
                 self.fragments = 1;
             }
         }
-        let place = Place { message: self.messages, fragment: self.fragments, is_last: header.fin };
+        let position = Position { message: self.messages, fragment: self.fragments, is_last: header.fin };
         if header.fin {
             self.fragments = 0;
         }
-        Some(place)
+        Some(position)
     }
 }
 
@@ -227,15 +227,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let mut scanner = FrameScanner::new(Role::Client);
-        let mut place = |mut bytes: &[u8]| match scanner.next(&mut bytes, 1) {
-            Step::Lost(..) => "lost",
-            Step::More | Step::Complete(_) if scanner.in_payload => "Payload",
-            Step::More | Step::Complete(_) => "Header",
+        let mut state = |mut bytes: &[u8]| match scanner.next(&mut bytes, 1) {
+            ScanResult::Lost(..) => "lost",
+            ScanResult::More | ScanResult::Complete(_) if scanner.in_payload => "Payload",
+            ScanResult::More | ScanResult::Complete(_) => "Header",
         };
         let [start, header_read, payload_read, broken] =
-            [b"\x81".as_slice(), b"\x82\0\0\0\0h", b"i", b"\x81\x05"].map(&mut place);
+            [b"\x81".as_slice(), b"\x82\0\0\0\0h", b"i", b"\x81\x05"].map(&mut state);
         let picture = format!(
             "  {start} ──all of it──▶ {header_read} ──last byte──▶ {payload_read} …\n\
              \x20     └───a rule of §5.2 broken───▶ {broken}"
@@ -250,8 +250,8 @@ mod tests {
             for len in 1..=frame.len() {
                 let mut scanner = FrameScanner::new(Role::Client);
                 let is_complete = match scanner.next(&mut &frame[..len], 1) {
-                    Step::Complete(frame) => frame.is_complete(),
-                    Step::More | Step::Lost(..) => scanner.current().is_some_and(Frame::is_complete),
+                    ScanResult::Complete(frame) => frame.is_complete(),
+                    ScanResult::More | ScanResult::Lost(..) => scanner.current().is_some_and(Frame::is_complete),
                 };
                 assert_eq!(is_complete, len == frame.len(), "{len} bytes of {:02x?}", &frame[..2]);
             }

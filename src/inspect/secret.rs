@@ -60,7 +60,7 @@ fn redact_access_token(subprotocol: &mut [u8]) {
 #[derive(Debug)]
 pub struct WelcomeRedactor {
     /// Number of secrets not yet redacted.
-    left: usize,
+    remaining: usize,
     /// Per field, the number of bytes matched so far.
     matched: [usize; Self::FIELDS.len()],
     in_value: bool,
@@ -71,18 +71,18 @@ impl WelcomeRedactor {
 
     /// The welcome contains `count` secrets.
     pub fn new(count: usize) -> WelcomeRedactor {
-        WelcomeRedactor { left: count, matched: [0; Self::FIELDS.len()], in_value: false }
+        WelcomeRedactor { remaining: count, matched: [0; Self::FIELDS.len()], in_value: false }
     }
 
     /// Redacts secrets in the next bytes of the server's output, in place.
     pub fn redact(&mut self, bytes: &mut [u8]) {
         for byte in bytes {
-            if self.left == 0 {
+            if self.remaining == 0 {
                 return;
             }
             if self.in_value {
                 self.in_value = *byte != b'"';
-                self.left -= usize::from(!self.in_value);
+                self.remaining -= usize::from(!self.in_value);
                 *byte = if self.in_value { b'*' } else { b'"' };
                 continue;
             }

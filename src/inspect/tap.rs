@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   Handshake ──101──▶ Frames
-//!       └──any other response──▶ Over
+//!       └──any other response──▶ Ended
 //! ```
 //!
 //! A client may send bytes right after its request, before the response. Only the response shows whether those bytes
@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
-use super::scan::{Direction, Step};
+use super::scan::{Direction, ScanResult};
 use super::secret::WelcomeRedactor;
 use super::{AcceptSteps, Frame, Head, MAX_SHOWN, RecordKind, Records, Reporter, Response, State};
 use super::{failure, secret};
@@ -45,7 +45,7 @@ enum Stage {
     Handshake,
     Frames,
     /// The tap ignores all further bytes.
-    Over,
+    Ended,
 }
 
 impl Tap {
@@ -73,7 +73,7 @@ impl Tap {
     /// use wirechat::ws::frame::Role;
     /// let records = Records::default();
     /// let mut tap = Tap::open(1, records.clone());
-    /// tap.bytes(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
+    /// tap.observe(Role::Client, b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58", SystemTime::now()); // §5.7
     /// let [record] = &records.take()[..] else { panic!() };
     /// let RecordKind::Frame(frame) = &record.kind else { panic!() };
     /// assert_eq!((frame.header.name(), frame.unmasked_payload()), ("TEXT", b"Hello".to_vec()));
@@ -98,8 +98,8 @@ impl Tap {
         self.client.frames.start_after(received);
         self.server.frames.start_after(sent);
         self.reporter.time = time;
-        if self.frames() > 0 {
-            self.reporter.report(RecordKind::Earlier(self.frames()));
+        if self.frame_count() > 0 {
+            self.reporter.report(RecordKind::Earlier(self.frame_count()));
         }
     }
 
@@ -116,7 +116,7 @@ impl Tap {
     }
 
     /// Number of frames in both directions so far.
-    pub fn frames(&self) -> u64 {
+    pub fn frame_count(&self) -> u64 {
         self.client.frames.count() + self.server.frames.count()
     }
 
@@ -127,13 +127,13 @@ impl Tap {
     }
 
     /// Processes one read from the client or one write to the client.
-    pub fn bytes(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
+    pub fn observe(&mut self, from: Role, bytes: &[u8], time: SystemTime) {
         self.reporter.time = time;
         let direction = self.direction(from);
         direction.parts += 1;
         let part = direction.parts;
         match (&self.stage, from) {
-            (Stage::Over, _) => {}
+            (Stage::Ended, _) => {}
             (Stage::Frames, _) => self.read_frames(from, bytes, part),
             (Stage::Handshake, Role::Client) => self.read_request(bytes, part),
             (Stage::Handshake, Role::Server) => self.read_response(bytes, part),
@@ -213,14 +213,14 @@ impl Tap {
         // §4.1: "If the status code received from the server is not 101, the client handles the response per HTTP".
         if status != 101 {
             let body = rest[..rest.len().min(MAX_SHOWN)].to_vec();
-            self.stage = Stage::Over;
+            self.stage = Stage::Ended;
             self.early = Vec::new();
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Report no frames of an inspector: most of them carry the records of another connection.
-        self.stage = if self.is_private { Stage::Over } else { Stage::Frames };
+        self.stage = if self.is_private { Stage::Ended } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.open());
         // Free the heads: a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
@@ -234,16 +234,16 @@ impl Tap {
     fn read_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
         while !bytes.is_empty() && !self.direction(from).is_out_of_sync && self.stage == Stage::Frames {
             let before = bytes;
-            let step = self.direction(from).frames.next(&mut bytes, part);
+            let result = self.direction(from).frames.next(&mut bytes, part);
             let passed = &before[..before.len() - bytes.len()];
             match from {
-                Role::Client => self.check_client(passed, &step),
-                Role::Server => self.check_server(&step),
+                Role::Client => self.check_client(passed, &result),
+                Role::Server => self.check_server(&result),
             }
-            match step {
-                Step::More => {}
-                Step::Lost(..) => self.direction(from).is_out_of_sync = true,
-                Step::Complete(frame) => self.process_frame(frame),
+            match result {
+                ScanResult::More => {}
+                ScanResult::Lost(..) => self.direction(from).is_out_of_sync = true,
+                ScanResult::Complete(frame) => self.process_frame(frame),
             }
         }
     }
@@ -264,9 +264,9 @@ impl Tap {
         }
     }
 
-    fn check_client(&mut self, passed: &[u8], step: &Step) {
+    fn check_client(&mut self, passed: &[u8], result: &ScanResult) {
         if let Some(error) = self.checker.check(passed)
-            && let Some(frame) = self.report_broken(Role::Client, step)
+            && let Some(frame) = self.report_broken(Role::Client, result)
         {
             let failure = failure::explain(error, &frame, &self.checker.limits);
             self.reporter.report_failure(self.checker.hold(error, failure));
@@ -276,13 +276,13 @@ impl Tap {
     }
 
     /// Checks only the headers of server frames, because `Protocol` validates only client frames.
-    fn check_server(&mut self, step: &Step) {
-        let broken = match step {
-            Step::Lost(_, error) => Some(*error),
-            Step::Complete(frame) if frame.header.is_masked() => None,
+    fn check_server(&mut self, result: &ScanResult) {
+        let broken = match result {
+            ScanResult::Lost(_, error) => Some(*error),
+            ScanResult::Complete(frame) if frame.header.is_masked() => None,
             _ => return,
         };
-        if let Some(frame) = self.report_broken(Role::Server, step) {
+        if let Some(frame) = self.report_broken(Role::Server, result) {
             let explained = broken.map(|error| failure::explain(error, &frame, &self.checker.limits));
             self.reporter
                 .report(RecordKind::Failure(explained.unwrap_or_else(|| failure::explain_masked_server_frame(&frame))));
@@ -290,11 +290,11 @@ impl Tap {
     }
 
     /// Reports and returns the frame that broke a rule, even if the frame is incomplete.
-    fn report_broken(&mut self, from: Role, step: &Step) -> Option<Frame> {
-        let frame = match step {
-            Step::Complete(frame) | Step::Lost(frame, _) => frame.clone(),
+    fn report_broken(&mut self, from: Role, result: &ScanResult) -> Option<Frame> {
+        let frame = match result {
+            ScanResult::Complete(frame) | ScanResult::Lost(frame, _) => frame.clone(),
             // Do not wait for the end of the frame: the bytes so far already break a rule.
-            Step::More => self.direction(from).frames.current()?.clone(),
+            ScanResult::More => self.direction(from).frames.current()?.clone(),
         };
         self.direction(from).is_reported = true;
         self.report_frame(frame.clone());
@@ -326,11 +326,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_picture_is_true() {
+    fn picture_matches_the_code() {
         let stage_after = |response: &[u8]| {
             let mut tap = Tap::new(1, Records::default());
-            tap.bytes(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
-            tap.bytes(Role::Server, response, SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n", SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Server, response, SystemTime::UNIX_EPOCH);
             tap.stage
         };
         let [before, upgraded, plain] =
@@ -348,7 +348,7 @@ mod tests {
             if is_closing {
                 tap.begin_closing();
             }
-            tap.bytes(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
+            tap.observe(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
             records.take().iter().any(|record| matches!(record.kind, RecordKind::Failure(_)))
         };
         assert!(is_broken(false) && !is_broken(true));
@@ -359,12 +359,12 @@ mod tests {
         let records = Records::default();
         let mut tap = Tap::open(1, records.clone());
         tap.skip_frames(5, 7, SystemTime::UNIX_EPOCH);
-        tap.bytes(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
-        tap.bytes(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
+        tap.observe(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
+        tap.observe(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
         let numbers: Vec<_> = records.take().into_iter().map(|record| record.kind).collect();
         let [RecordKind::Earlier(12), RecordKind::Frame(ping), RecordKind::Frame(pong)] = &numbers[..] else {
             panic!("{numbers:?}")
         };
-        assert_eq!((ping.number, pong.number, tap.frames()), (6, 8, 14));
+        assert_eq!((ping.number, pong.number, tap.frame_count()), (6, 8, 14));
     }
 }

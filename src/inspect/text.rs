@@ -16,9 +16,9 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::escape::{Paint, digits, escape, first_chars, hex, quote};
+use super::escape::{Paint, escape, first_chars, hex, hex_digits, quote};
 use super::lifecycle::role_name;
-use super::{End, Failure, Frame, Head, LengthForm, Place, Record, RecordKind, Response, State, StateChange};
+use super::{End, Failure, Frame, Head, LengthForm, Position, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
 
 /// The column where the RFC section numbers start, with and without a timestamp.
@@ -80,7 +80,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
     // If the line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
-    let (start, sections) = (paint.with(colour(sign), &start), paint.with(Ansi::new().dimmed(), &sections.join(" ")));
+    let (start, sections) = (paint.apply(colour(sign), &start), paint.apply(Ansi::new().dimmed(), &sections.join(" ")));
     // invariant: no `let _` in this file hides an error: writing to a String cannot fail.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
@@ -155,7 +155,7 @@ fn frame_line(frame: &Frame) -> String {
     }
     match header.masking_key() {
         Some(key) => {
-            let _ = write!(text, " mask={}", digits(&key));
+            let _ = write!(text, " mask={}", hex_digits(&key));
         }
         // The header broke a rule, or the connection closed, before the whole masking key arrived.
         None if header.is_masked() => text.push_str(" mask=…"),
@@ -167,7 +167,7 @@ fn frame_line(frame: &Frame) -> String {
         }
         None => text.push_str(" len=…"),
     }
-    if let Some(Place { message, fragment, is_last }) = frame.place
+    if let Some(Position { message, fragment, is_last }) = frame.position
         && (fragment > 1 || !is_last)
     {
         // Show these numbers only for fragmented messages, to keep most lines short.
@@ -194,11 +194,11 @@ fn parts_suffix(count: u64, name: &str) -> String {
 }
 
 fn state_line(change: &StateChange) -> String {
-    format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.because)
+    format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.reason)
 }
 
 fn failure_line(failure: &Failure) -> String {
-    format!("{} §{} {}", failure.code, failure.section, failure.because)
+    format!("{} §{} {}", failure.code, failure.section, failure.reason)
 }
 
 fn end_line(end: &End) -> String {
@@ -240,11 +240,11 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     // The steps of §4.2.2, item 5.4, one per line.
     for (name, value) in [
         ("key", escape(&steps.key)),
-        ("key + GUID", escape(&steps.joined)),
+        ("key + GUID", escape(&steps.key_and_guid)),
         ("its SHA-1", hex(&steps.sha1)),
         ("in base64", format!("{accept}{comparison}")),
     ] {
-        let name = paint.with(Ansi::new().dimmed(), &format!("{name:<12}"));
+        let name = paint.apply(Ansi::new().dimmed(), &format!("{name:<12}"));
         let _ = writeln!(out, "{INDENT}{name}{value}");
     }
 }
@@ -262,8 +262,8 @@ fn fields(frame: &Frame) -> Vec<Field> {
     let set = |is_set: bool, name: &str| if is_set { format!("{name} ") } else { String::new() };
     let rsv: String = header.rsv_names().map(|name| format!("{name} ")).collect();
     let first = format!("{}{rsv}opcode", set(header.fin(), "FIN"));
-    let second = format!("{}length={}", set(header.is_masked(), "MASK"), header.short_length());
-    let long = header.long_length();
+    let second = format!("{}length={}", set(header.is_masked(), "MASK"), header.length_7());
+    let extended = header.extended_length();
     let length = match header.payload_len() {
         Some(len) if header.length_form() != LengthForm::Bits7 => {
             format!("{}-bit length={len}", header.length_form().bits())
@@ -271,13 +271,13 @@ fn fields(frame: &Frame) -> Vec<Field> {
         _ => format!("{}-bit length, incomplete", header.length_form().bits()),
     };
     // §5.2: the masking key is the last header field.
-    let key = bytes.get(2 + long.len()..).unwrap_or_default();
+    let key = bytes.get(2 + extended.len()..).unwrap_or_default();
     let key_name = if key.len() == 4 { "masking key" } else { "masking key, incomplete" };
     let field = |bytes: &[u8], name: &str, colour| Field { bytes: hex(bytes), name: name.into(), colour };
     let fields = [
         field(&bytes[..bytes.len().min(1)], &first, AnsiColor::Yellow),
         field(bytes.get(1..bytes.len().min(2)).unwrap_or_default(), &second, AnsiColor::Blue),
-        field(long, &length, AnsiColor::Blue),
+        field(extended, &length, AnsiColor::Blue),
         field(key, key_name, AnsiColor::Magenta),
     ];
     fields.into_iter().filter(|field| !field.bytes.is_empty()).collect()
@@ -290,8 +290,8 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
         let width = field.bytes.chars().count().max(field.name.chars().count()) + 2;
         // Pad by hand: `{:width$}` would count colour escape sequences as visible characters.
         let padding = |text: &str| " ".repeat(width - text.chars().count());
-        bytes += &(paint.with(field.colour.on_default(), &field.bytes) + &padding(&field.bytes));
-        names += &(paint.with(field.colour.on_default(), &field.name) + &padding(&field.name));
+        bytes += &(paint.apply(field.colour.on_default(), &field.bytes) + &padding(&field.bytes));
+        names += &(paint.apply(field.colour.on_default(), &field.name) + &padding(&field.name));
         column += width;
     }
     let unmasked = frame.unmasked_payload();

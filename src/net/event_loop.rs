@@ -8,11 +8,11 @@ use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use super::listener::{Listener, connection_limits};
+use super::listener::{Listener, raise_descriptor_limit};
 use super::log_writer::LogWriter;
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
-use crate::{chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
+use crate::{broker::Random, chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -37,7 +37,7 @@ pub struct EventLoop {
 impl EventLoop {
     /// `config` must have passed `Config::validate`. `Err` is a message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
-        let (max_connections, max_lingering) = connection_limits(&config)?;
+        let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let mut listener = Listener::bind(config.listen)?;
         let error = |error| format!("The system cannot poll: {error}.");
         let poll = Poll::new().map_err(error)?;
@@ -47,13 +47,13 @@ impl EventLoop {
         let address = listener.socket.local_addr().unwrap_or(config.listen);
         // A server with predictable tickets must not run, so fail at start if the system has no randomness.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
-        let mut random = |bytes: &mut [u8]| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}"));
+        let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}")));
         let waker = Waker::new(poll.registry(), WAKER).map_err(error)?;
-        let inspect = super::inspect(&config, &log, &mut random)?;
-        let observers = Box::new(inspect.with_player(player, address, move || _ = waker.wake()));
+        let observers = super::new_observers(&config, &log, &mut random)?;
+        let observers = Box::new(observers.with_player(player, address, move || _ = waker.wake()));
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
-        let broker = Box::new(crate::server::memory_broker(&config, Box::new(random)));
+        let broker = Box::new(crate::server::memory_broker(&config, random));
         let server = Server::new(config.clone(), access, limits, observers, broker, now);
         let (started, listener) = (Instant::now(), Some(listener));
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
@@ -79,7 +79,7 @@ impl EventLoop {
                     token => {
                         let (read_closed, error) = (event.is_read_closed(), event.is_error());
                         let (readable, writable) = (event.is_readable(), event.is_writable());
-                        self.server.ready(token, Readiness { readable, writable, read_closed, error });
+                        self.server.set_ready(token, Readiness { readable, writable, read_closed, error });
                     }
                 }
             }
@@ -107,7 +107,7 @@ impl EventLoop {
             let Some((mut stream, peer)) = listener.accept(now) else { return };
             let interest = Interest::READABLE | Interest::WRITABLE;
             match self.poll.registry().register(&mut stream, self.server.next_token(), interest) {
-                Ok(()) => self.server.accepted(stream, peer),
+                Ok(()) => self.server.accept(stream, peer),
                 Err(error) => log::warn!("REJECT {peer} {error}"),
             }
         }

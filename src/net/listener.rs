@@ -77,7 +77,7 @@ impl Socket for TcpStream {
 }
 
 /// Raises the soft descriptor limit. Returns the maximum number of clients, and of lingering connections.
-pub fn connection_limits(config: &Config) -> Result<(usize, usize), String> {
+pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);

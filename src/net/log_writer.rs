@@ -151,16 +151,16 @@ mod tests {
 
     use super::*;
 
-    /// A fake stderr that accepts `room` bytes and then returns `WouldBlock`.
+    /// A fake stderr that accepts `space` bytes and then returns `WouldBlock`.
     struct Pipe {
         taken: Vec<u8>,
-        room: usize,
+        space: usize,
     }
 
     impl Pipe {
         fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-            let len = piece.len().min(self.room).min(PIPE_BUF);
-            self.room -= len;
+            let len = piece.len().min(self.space).min(PIPE_BUF);
+            self.space -= len;
             self.taken.extend_from_slice(&piece[..len]);
             if len == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(len) }
         }
@@ -191,8 +191,8 @@ mod tests {
         }
     }
 
-    fn lines(room: usize) -> PipeLines {
-        let pipe = Arc::new(Mutex::new(Pipe { taken: Vec::new(), room }));
+    fn lines(space: usize) -> PipeLines {
+        let pipe = Arc::new(Mutex::new(Pipe { taken: Vec::new(), space }));
         let stderr = Arc::clone(&pipe);
         let write = move |piece: &[u8]| stderr.lock().unwrap().write(piece);
         PipeLines { lines: Lines::new(Box::new(write)), pipe }
@@ -248,7 +248,7 @@ mod tests {
         lines.push(b"one\n", MAX_QUEUED);
         assert_eq!(turn(&mut lines, 0, true), b"");
         assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
-        lines.stderr().room = usize::MAX;
+        lines.stderr().space = usize::MAX;
         assert_eq!(turn(&mut lines, 0, false), b"one\n");
     }
 
@@ -277,7 +277,7 @@ mod tests {
             lines.flush();
         }
         assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED, 36));
-        lines.stderr().room = usize::MAX;
+        lines.stderr().space = usize::MAX;
         lines.flush();
         lines.flush();
         assert_eq!(lines.stderr().taken.len(), MAX_QUEUED + "36 log lines were dropped: stderr was full\n".len());

@@ -8,9 +8,9 @@ use std::{io::IsTerminal, os::fd::AsFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::config::{Config, TraceDetail};
 use crate::inspect::text::{Detail, Style};
-use crate::inspect::{Inspect, Options, Trace, filter::Filter};
+use crate::inspect::{InspectObservers, Options, Trace, filter::Filter};
+use crate::{broker::Random, config::Config, config::TraceDetail};
 use log_writer::LogWriter;
 
 /// Parses `--trace-filter`. `Err` is a one-line message that names the option.
@@ -19,7 +19,7 @@ pub fn trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-fn inspect(config: &Config, log: &LogWriter, random: &mut dyn FnMut(&mut [u8])) -> Result<Inspect, String> {
+fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Result<InspectObservers, String> {
     let (filter, writer) = (trace_filter(config)?, log.clone());
     let trace = config.trace.map(|detail| {
         let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
@@ -28,7 +28,7 @@ fn inspect(config: &Config, log: &LogWriter, random: &mut dyn FnMut(&mut [u8])) 
     });
     let record = config.record.clone().map(|dir| (dir, config.record_limit));
     let inspection = config.inspect || config.is_local();
-    Inspect::new(Options { trace, record, inspection, max_outbox: config.max_outbox }, random)
+    InspectObservers::new(Options { trace, record, inspection, max_outbox: config.max_outbox }, random)
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {

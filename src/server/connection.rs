@@ -78,7 +78,7 @@ pub struct ColdFields {
     pub credential: Option<CredentialId>, // identifies the client's access token
     pub service: Option<Service>, // `None` until the upgrade
     pub stage: Stage,
-    /// Monotonic time of the last received byte. `ready` and `check_silence` may replace this time with a later one.
+    /// Monotonic time of the last received byte. `set_ready` and `check_silence` may move this time forward.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
     pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
@@ -235,7 +235,7 @@ impl<S: Socket> Connection<S> {
         matches!(&self.cold.stage, Stage::Open(protocol) if protocol.state() == State::Open)
     }
 
-    pub fn open_protocol(&mut self) -> Option<&mut Protocol> {
+    pub fn protocol_if_open(&mut self) -> Option<&mut Protocol> {
         let Stage::Open(protocol) = &mut self.cold.stage else { return None };
         (protocol.state() == State::Open).then_some(protocol)
     }
@@ -276,12 +276,12 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        received + observer + self.cold.unprocessed.len() + self.outbox.own_len()
+        received + observer + self.cold.unprocessed.len() + self.outbox.owned_len()
     }
 
     /// Like `buffered_bytes`, but counts all unsent output, including shared frames.
     pub fn memory_bytes(&self) -> usize {
-        self.buffered_bytes() - self.outbox.own_len() + self.outbox.len()
+        self.buffered_bytes() - self.outbox.owned_len() + self.outbox.len()
     }
 }
 
@@ -434,7 +434,7 @@ mod tests {
         let frames = b"\x81\x01a\x81\x01b";
         connection.send_shared(&mut Broadcast::new(frames, &Rc::default())).unwrap();
         connection.push_frames(frames);
-        connection.open_protocol().unwrap().ping(b"");
+        connection.protocol_if_open().unwrap().ping(b"");
         connection.apply_protocol_state();
         assert_eq!(connection.frames_sent, 5);
     }

@@ -40,7 +40,7 @@ pub struct Fanout {
 /// One room's frames since its last batch, rendered in every dialect that its members use.
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub renderings: [Vec<u8>; Dialect::ALL.len()],
+    pub frames: [Vec<u8>; Dialect::ALL.len()],
     cursors: TokenMap<usize>,
 }
 
@@ -78,14 +78,14 @@ impl Fanout {
             self.order.push_back(room);
             Batch::default()
         });
-        dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.renderings[dialect as usize]));
-        batch.renderings.iter().any(|frames| frames.len() > max_len)
+        dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.frames[dialect as usize]));
+        batch.frames.iter().any(|frames| frames.len() > max_len)
     }
 
     /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
     pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
-        let frames = &batch.renderings[dialect as usize];
+        let frames = &batch.frames[dialect as usize];
         let start = batch.cursors.insert(member, frames.len()).unwrap_or_default();
         &frames[start..]
     }
@@ -140,13 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_matches_the_code() {
+    fn picture_matches_the_code() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
         let before = fanout.catch_up(ROOM, ALICE, EVENTS).to_vec();
         append(&mut fanout, ROOM, "two");
         let (_, batch) = fanout.take_next().unwrap();
-        let all = &batch.renderings[EVENTS as usize];
+        let all = &batch.frames[EVENTS as usize];
         let names = |frames: &[u8]| {
             let text = String::from_utf8_lossy(frames);
             ["one", "two"].into_iter().filter(|name| text.contains(name)).collect::<Vec<_>>().join(", ")
@@ -168,7 +168,7 @@ mod tests {
         append(&mut fanout, ROOM, "two");
         append(&mut fanout, ROOM, "three");
         let (_, batch) = fanout.take_next().unwrap();
-        assert_eq!(batch.renderings[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
+        assert_eq!(batch.frames[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
         assert_eq!((batch.cursor(ALICE), batch.cursor(BOB)), (frame("one").len(), 0));
         assert!(fanout.is_empty() && fanout.take_next().is_none());
     }
@@ -202,7 +202,7 @@ mod tests {
         fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
         let (_, batch) = fanout.take_next().unwrap();
         let rendered = |dialect| {
-            let frames = &batch.renderings[dialect as usize];
+            let frames = &batch.frames[dialect as usize];
             String::from_utf8_lossy(frames.get(2..).unwrap_or_default()).into_owned()
         };
         assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);

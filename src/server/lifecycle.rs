@@ -25,12 +25,12 @@ impl<S: Socket> Server<S> {
         self.connections.next_token
     }
 
-    pub fn accepted(&mut self, socket: S, peer: SocketAddr) {
+    pub fn accept(&mut self, socket: S, peer: SocketAddr) {
         // An IPv6 listener reports IPv4 clients as `::ffff:192.0.2.1`. Count both forms as one address.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
-        let mut connection = Connection::new(socket, peer, self.observers.accepted(token, peer), now);
+        let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
         // A trusted proxy connects for many clients, so count a connection when its request names the client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
@@ -64,8 +64,8 @@ impl<S: Socket> Server<S> {
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
             let (may_guess, needs_token) = (self.limits.may_guess(peer.ip(), now), self.observers.needs_token(token));
-            let client = http::Peer { address: peer.ip(), is_proxied, may_guess, needs_token };
-            let outcome = http::route_request(&request, &self.access, client, self.now.time);
+            let client = http::Client { address: peer.ip(), is_proxied, may_guess, needs_token };
+            let outcome = http::route_request(&request, &self.access, client, self.now);
             let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
             if error.status == 401 && http::find_token(&request).is_some() {
                 self.limits.count_wrong_token(peer.ip(), now);
@@ -203,7 +203,7 @@ impl<S: Socket> Server<S> {
     }
 
     pub(super) fn ping(&mut self, token: Token, payload: &[u8]) {
-        let Some(protocol) = self.connections.get_mut(token).and_then(Connection::open_protocol) else { return };
+        let Some(protocol) = self.connections.get_mut(token).and_then(Connection::protocol_if_open) else { return };
         protocol.ping(payload);
         self.apply_protocol_state(token, "");
     }
@@ -211,7 +211,7 @@ impl<S: Socket> Server<S> {
     /// Starts the closing handshake (§7.1.2) if the connection is open.
     pub(super) fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let Some(protocol) = connection.open_protocol() else { return };
+        let Some(protocol) = connection.protocol_if_open() else { return };
         protocol.close(code, reason);
         connection.observer.iter_mut().for_each(|observer| observer.set_stage(ObservedStage::Closing));
         self.apply_protocol_state(token, reason);
@@ -359,7 +359,7 @@ impl<S: Socket> Server<S> {
             }
         }
         // Send no `left` events: in a room with n members, a member would receive up to n - 1 events.
-        self.chat.disband();
+        self.chat.clear();
         let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest first
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
@@ -406,11 +406,11 @@ mod tests {
     const WRITABLE: Readiness = Readiness { readable: false, writable: true, read_closed: false, error: false };
     const READABLE: Readiness = Readiness { readable: true, ..WRITABLE };
 
-    /// A socket that accepts `room` bytes, then returns `WouldBlock`.
+    /// A socket that accepts `space` bytes, then returns `WouldBlock`.
     #[derive(Default)]
     struct Pipe {
         input: VecDeque<u8>,
-        room: Rc<Cell<usize>>,
+        space: Rc<Cell<usize>>,
         written: Rc<Cell<Vec<u8>>>,
     }
 
@@ -422,8 +422,8 @@ mod tests {
 
     impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let written = bytes.len().min(self.room.get());
-            self.room.set(self.room.get() - written);
+            let written = bytes.len().min(self.space.get());
+            self.space.set(self.space.get() - written);
             self.written.set([self.written.take(), bytes[..written].to_vec()].concat());
             if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
         }
@@ -449,15 +449,15 @@ mod tests {
         let broker = Box::new(crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
         let mut server = Server::new(config, access, limits, Box::new(()), broker, now);
         let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };
-        let (token, room, written) = (server.next_token(), Rc::clone(&socket.room), Rc::clone(&socket.written));
-        server.accepted(socket, "127.0.0.1:1".parse().unwrap());
-        let turn = |server: &mut Server<Pipe>, space| {
-            room.set(space);
-            server.ready(token, WRITABLE);
+        let (token, space, written) = (server.next_token(), Rc::clone(&socket.space), Rc::clone(&socket.written));
+        server.accept(socket, "127.0.0.1:1".parse().unwrap());
+        let turn = |server: &mut Server<Pipe>, bytes| {
+            space.set(bytes);
+            server.set_ready(token, WRITABLE);
             server.finish_turn();
         };
         if is_upgraded {
-            server.ready(token, READABLE);
+            server.set_ready(token, READABLE);
             turn(&mut server, 1000);
             for text in ["first", "second"] {
                 server.send_frame(token, Opcode::Text, text.as_bytes());
@@ -512,7 +512,7 @@ mod tests {
             (
                 "the peer closes, input left",
                 ending(true, |server, token| {
-                    server.ready(token, READABLE);
+                    server.set_ready(token, READABLE);
                     server.receive_frames(token, &mut close());
                 }),
             ),

@@ -6,7 +6,7 @@ use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use mio::Token;
 
-use crate::{broker::network, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
+use crate::{broker::network_of, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a household connect at once
@@ -103,7 +103,7 @@ impl ConnectionLimits {
     /// Counts a rejection. Returns `false` if only the next summary should include the rejection.
     pub fn should_log_rejection(&mut self, address: IpAddr, now: Duration) -> bool {
         let (_, counts) = self.rejections.get_or_insert_with(|| (now + MINUTE, PeerMap::default()));
-        let count = counts.entry(network(address), 0, |_| false);
+        let count = counts.entry(network_of(address), 0, |_| false);
         *count += 1;
         *count <= MAX_LOGGED
     }
@@ -121,7 +121,7 @@ impl ConnectionLimits {
 
     /// The address or network under which the server counts a client; `None` if the client is exempt.
     fn limited_address(&self, address: IpAddr) -> Option<IpAddr> {
-        (!(self.is_local && address.to_canonical().is_loopback())).then(|| network(address))
+        (!(self.is_local && address.to_canonical().is_loopback())).then(|| network_of(address))
     }
 }
 

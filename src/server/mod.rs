@@ -2,7 +2,7 @@
 //! `net::event_loop` uses mio, and tests use in-memory sockets and a fake clock.
 //!
 //! ```text
-//!   begin_turn ─▶ ready, accepted … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
+//!   begin_turn ─▶ set_ready, accept … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
 //! ```
 //!
 //! Each turn reads a bounded number of bytes from connections with input, and writes output at the end. Only the last
@@ -112,7 +112,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Records an edge from the poll. The server reads and writes later, in `finish_turn`.
-    pub fn ready(&mut self, token: Token, readiness: Readiness) {
+    pub fn set_ready(&mut self, token: Token, readiness: Readiness) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if readiness.readable || readiness.read_closed || readiness.error {
             connection.set_readable(readiness.read_closed || readiness.error);
@@ -269,7 +269,7 @@ impl<S: Socket> Server<S> {
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
-                Effect::Moved { client, from, to } => {
+                Effect::SetRoom { client, from, to } => {
                     from.into_iter().for_each(|room| self.catch_up(client, room));
                     self.skip(client, to);
                 }
@@ -278,7 +278,7 @@ impl<S: Socket> Server<S> {
                     self.close(client, code, reason);
                 }
                 Effect::Send { client, event } => self.send(client, &event),
-                Effect::Broadcast { room, but, event } => self.broadcast(room, but, &event),
+                Effect::Broadcast { room, except, event } => self.broadcast(room, except, &event),
             }
         }
     }
@@ -292,13 +292,13 @@ impl<S: Socket> Server<S> {
         self.connections.send(client, frames);
     }
 
-    /// Appends an event to the room's batch. The member `but` does not receive the event.
-    fn broadcast(&mut self, room: RoomId, but: Option<Token>, event: &Event) {
-        let but = but.filter(|client| self.chat.room_of(*client).is_some()); // after its Close, a client gets no batch
-        but.into_iter().for_each(|client| self.catch_up(client, room));
+    /// Appends an event to the room's batch. The member `except` does not receive the event.
+    fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: &Event) {
+        let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a closing client gets no batch
+        except.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Skip before a full batch is sent: otherwise `but` would receive the event too.
-        but.into_iter().for_each(|client| self.skip(client, room));
+        // Skip before a full batch is sent: otherwise `except` would receive the event too.
+        except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
         }
@@ -352,8 +352,8 @@ impl<S: Socket> Server<S> {
     }
 
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let total = Rc::clone(&self.limits.buffered_shared);
-        let mut broadcasts = batch.renderings.each_ref().map(|frames| Broadcast::new(frames, &total));
+        let buffered_shared = Rc::clone(&self.limits.buffered_shared);
+        let mut broadcasts = batch.frames.each_ref().map(|frames| Broadcast::new(frames, &buffered_shared));
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
@@ -412,7 +412,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
         let (service, frames_sent) = (connection.cold.service, connection.frames_sent);
-        let (Some(service), Some(protocol)) = (service, connection.open_protocol()) else { return };
+        let (Some(service), Some(protocol)) = (service, connection.protocol_if_open()) else { return };
         if is_quiet && protocol.is_between_messages() {
             let (limits, frames_received) = (service.limits(&self.config), protocol.frames_received());
             connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);

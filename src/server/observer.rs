@@ -39,7 +39,7 @@ pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
     /// Returns `None` to leave the new connection unobserved.
-    fn accepted(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
+    fn create_observer(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
         None
     }
 

@@ -5,7 +5,7 @@
 //! ```text
 //!   chunk    frames              sent   to finish first
 //!   Shared   5 bytes, 204 bytes  7      bytes 7 to 209
-//!   Own      3 bytes
+//!   Owned    3 bytes
 //!   queued   205 bytes
 //! ```
 
@@ -15,8 +15,8 @@ use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
-/// The outbox adds no frames to a [`Chunk::Own`] this long, because memory is freed one whole chunk at a time.
-const MAX_OWN_CHUNK: usize = 4096;
+/// The outbox adds no frames to a [`Chunk::Owned`] this long, because memory is freed one whole chunk at a time.
+const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
 
 /// An empty outbox allocates no memory.
@@ -24,7 +24,7 @@ const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has 
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
     sent: u32,  // sent bytes of the first chunk; a chunk is always smaller than 4 GiB
-    own: u32,   // bytes of the chunks that are not shared
+    owned: u32, // bytes of the chunks that are not shared
     len: usize, // unsent bytes of all chunks
 }
 
@@ -33,14 +33,14 @@ pub struct Outbox {
 enum Chunk {
     Response(Vec<u8>),
     Shared(Rc<SharedFrames>),
-    Own(Vec<u8>),
+    Owned(Vec<u8>),
 }
 
 impl Chunk {
     fn bytes(&self) -> &[u8] {
         match self {
             Chunk::Shared(frames) => &frames.bytes,
-            Chunk::Own(bytes) | Chunk::Response(bytes) => bytes,
+            Chunk::Owned(bytes) | Chunk::Response(bytes) => bytes,
         }
     }
 }
@@ -49,32 +49,32 @@ impl Chunk {
 #[derive(Debug)]
 struct SharedFrames {
     bytes: Box<[u8]>,
-    total: Rc<Cell<usize>>, // counts these bytes once towards `--max-buffered`
+    buffered_shared: Rc<Cell<usize>>, // counts these bytes once towards `--max-buffered`
 }
 
 impl Drop for SharedFrames {
     fn drop(&mut self) {
-        self.total.set(self.total.get() - self.bytes.len());
+        self.buffered_shared.set(self.buffered_shared.get() - self.bytes.len());
     }
 }
 
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
-    pub count: u64,             // the number of frames
-    total: &'a Rc<Cell<usize>>, // bytes in the copies of all broadcasts
+    pub count: u64,                       // the number of frames
+    buffered_shared: &'a Rc<Cell<usize>>, // bytes in the copies of all broadcasts
     copy: Option<Rc<SharedFrames>>,
 }
 
 impl<'a> Broadcast<'a> {
-    pub fn new(frames: &'a [u8], total: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
-        Broadcast { frames, count: count_frames(frames), total, copy: None }
+    pub fn new(frames: &'a [u8], buffered_shared: &'a Rc<Cell<usize>>) -> Broadcast<'a> {
+        Broadcast { frames, count: count_frames(frames), buffered_shared, copy: None }
     }
 
     fn copy(&mut self) -> Rc<SharedFrames> {
-        let Broadcast { frames, total, copy, .. } = self;
+        let Broadcast { frames, buffered_shared, copy, .. } = self;
         Rc::clone(copy.get_or_insert_with(|| {
-            total.set(total.get() + frames.len());
-            Rc::new(SharedFrames { bytes: (*frames).into(), total: Rc::clone(total) })
+            buffered_shared.set(buffered_shared.get() + frames.len());
+            Rc::new(SharedFrames { bytes: (*frames).into(), buffered_shared: Rc::clone(buffered_shared) })
         }))
     }
 }
@@ -85,8 +85,8 @@ impl Outbox {
     }
 
     /// Bytes that this outbox alone keeps in memory.
-    pub fn own_len(&self) -> usize {
-        self.own as usize
+    pub fn owned_len(&self) -> usize {
+        self.owned as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -95,18 +95,18 @@ impl Outbox {
 
     pub fn push_response(&mut self, response: Vec<u8>) {
         debug_assert!(self.chunks.is_empty(), "the HTTP response precedes every frame");
-        (self.len, self.own) = (response.len(), response.len() as u32);
+        (self.len, self.owned) = (response.len(), response.len() as u32);
         self.chunks.push_back(Chunk::Response(response));
     }
 
     pub fn push<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
         let frames = frames.into();
         self.len += frames.len();
-        self.own += frames.len() as u32;
+        self.owned += frames.len() as u32;
         match self.chunks.back_mut() {
             _ if frames.is_empty() => {}
-            Some(Chunk::Own(bytes)) if bytes.len() < MAX_OWN_CHUNK => bytes.extend_from_slice(&frames),
-            _ => self.chunks.push_back(Chunk::Own(frames.into_owned())),
+            Some(Chunk::Owned(bytes)) if bytes.len() < MAX_OWNED_CHUNK => bytes.extend_from_slice(&frames),
+            _ => self.chunks.push_back(Chunk::Owned(frames.into_owned())),
         }
     }
 
@@ -156,7 +156,7 @@ impl Outbox {
         while let Some(chunk) = self.chunks.pop_front_if(|chunk| chunk.bytes().len() <= self.sent as usize) {
             let len = chunk.bytes().len() as u32;
             self.sent -= len;
-            self.own -= if matches!(chunk, Chunk::Shared(_)) { 0 } else { len };
+            self.owned -= if matches!(chunk, Chunk::Shared(_)) { 0 } else { len };
         }
         if self.is_empty() {
             self.chunks = VecDeque::new(); // frees the queue's buffer
@@ -212,14 +212,14 @@ mod tests {
         }
     }
 
-    /// A socket that accepts `room` bytes, then returns `WouldBlock`.
+    /// A socket that accepts `space` bytes, then returns `WouldBlock`.
     struct Pipe {
         written: Vec<u8>,
-        room: usize,
+        space: usize,
     }
 
-    fn pipe(room: usize) -> Pipe {
-        Pipe { written: Vec::new(), room }
+    fn pipe(space: usize) -> Pipe {
+        Pipe { written: Vec::new(), space }
     }
 
     impl Read for Pipe {
@@ -230,8 +230,8 @@ mod tests {
 
     impl Write for Pipe {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let written = bytes.len().min(self.room);
-            self.room -= written;
+            let written = bytes.len().min(self.space);
+            self.space -= written;
             self.written.extend_from_slice(&bytes[..written]);
             if written == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(written) }
         }
@@ -257,7 +257,7 @@ mod tests {
         out
     }
 
-    /// Two frames in a shared chunk, and one frame in an own chunk.
+    /// Two frames in a shared chunk, and one frame in an owned chunk.
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
@@ -267,12 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_matches_the_code() {
+    fn picture_matches_the_code() {
         let (mut outbox, _) = outbox();
         outbox.flush(&mut pipe(7), None).unwrap();
         let mut picture = String::from("  chunk    frames              sent   to finish first");
         for (at, chunk) in outbox.chunks().into_iter().enumerate() {
-            let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Own" };
+            let name = if matches!(chunk, Chunk::Shared(_)) { "Shared" } else { "Owned" };
             let (mut frames, mut rest) = (Vec::new(), chunk.bytes());
             while !rest.is_empty() {
                 let (frame, behind) = rest.split_at(frame::server_frame_len(rest));
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn own_frames_keep_their_order_in_one_chunk() {
+    fn owned_frames_keep_their_order_in_one_chunk() {
         let (mut outbox, mut sent) = (Outbox::default(), pipe(usize::MAX));
         [frame(3), frame(5), frame(4)].iter().for_each(|frames| outbox.push(frames));
         assert_eq!((outbox.len(), outbox.chunks().len()), ([frame(3), frame(5), frame(4)].concat().len(), 1));
@@ -305,7 +305,7 @@ mod tests {
             let mut socket = pipe(cut);
             outbox.flush(&mut socket, None).unwrap();
             assert_eq!(outbox.len(), all.len() - cut);
-            socket.room = usize::MAX;
+            socket.space = usize::MAX;
             outbox.flush(&mut socket, None).unwrap();
             assert_eq!(socket.written, all, "cut at {cut}");
             assert!(outbox.is_empty());
@@ -316,38 +316,42 @@ mod tests {
     fn members_that_have_to_wait_share_one_copy() {
         let frames = [frame(3), frame(200)].concat();
         for cut in 0..=frames.len() {
-            let total = Rc::default();
-            let mut broadcast = Broadcast::new(&frames, &total);
+            let buffered_shared = Rc::default();
+            let mut broadcast = Broadcast::new(&frames, &buffered_shared);
             let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
             let mut socket = pipe(usize::MAX);
             quick.send_shared(&mut broadcast, &mut socket).unwrap();
-            assert!(quick.is_empty() && total.get() == 0 && socket.written == frames);
+            assert!(quick.is_empty() && buffered_shared.get() == 0 && socket.written == frames);
             let mut socket = pipe(cut);
             slow.send_shared(&mut broadcast, &mut socket).unwrap();
             slower.send_shared(&mut broadcast, &mut pipe(0)).unwrap();
             assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
-            assert_eq!((total.get(), slow.own_len(), slower.own_len()), (frames.len(), 0, 0), "one copy, cut at {cut}");
-            socket.room = usize::MAX;
+            assert_eq!(
+                (buffered_shared.get(), slow.owned_len(), slower.owned_len()),
+                (frames.len(), 0, 0),
+                "one copy, cut at {cut}"
+            );
+            socket.space = usize::MAX;
             slow.push(frame(1));
             slow.flush(&mut socket, None).unwrap();
             assert_eq!(socket.written, [&frames[..], &frame(1)].concat(), "after what was queued, cut at {cut}");
             drop((slow, broadcast));
-            assert_eq!(total.get(), frames.len(), "one outbox still holds the copy");
+            assert_eq!(buffered_shared.get(), frames.len(), "one outbox still holds the copy");
             slower.drop_unsent();
-            assert_eq!(total.get(), 0);
+            assert_eq!(buffered_shared.get(), 0);
         }
     }
 
     #[test]
-    fn own_bytes_count_until_their_chunk_is_sent() {
+    fn owned_bytes_count_until_their_chunk_is_sent() {
         let (mut outbox, _) = outbox();
-        assert_eq!(outbox.own_len(), frame(1).len());
+        assert_eq!(outbox.owned_len(), frame(1).len());
         let mut socket = pipe(outbox.len() - 1);
         outbox.flush(&mut socket, None).unwrap();
-        assert_eq!((outbox.len(), outbox.own_len()), (1, frame(1).len()));
-        socket.room = 1;
+        assert_eq!((outbox.len(), outbox.owned_len()), (1, frame(1).len()));
+        socket.space = 1;
         outbox.flush(&mut socket, None).unwrap();
-        assert_eq!(outbox.own_len(), 0);
+        assert_eq!(outbox.owned_len(), 0);
     }
 
     #[test]
@@ -365,7 +369,7 @@ mod tests {
         let mut socket = pipe(cut);
         outbox.flush(&mut socket, None).unwrap();
         outbox.drop_unsent();
-        socket.room = usize::MAX;
+        socket.space = usize::MAX;
         outbox.flush(&mut socket, None).unwrap();
         let end = *ends.iter().find(|&&end| end >= cut).unwrap();
         assert_eq!(socket.written, all[..end], "cut at {cut}");
@@ -396,14 +400,14 @@ mod tests {
     }
 
     #[test]
-    fn an_own_chunk_stays_short_under_a_slow_consumer() {
+    fn an_owned_chunk_stays_short_under_a_slow_consumer() {
         let mut outbox = Outbox::default();
         let mut socket = pipe(0);
         for _ in 0..1000 {
             outbox.push(frame(100));
-            socket.room = if outbox.len() > 500 { 102 } else { 0 };
+            socket.space = if outbox.len() > 500 { 102 } else { 0 };
             outbox.flush(&mut socket, None).unwrap();
-            assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < MAX_OWN_CHUNK + 200));
+            assert!(outbox.chunks().iter().all(|chunk| chunk.bytes().len() < MAX_OWNED_CHUNK + 200));
         }
         assert!(outbox.chunks().len() < 4);
     }

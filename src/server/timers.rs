@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_matches_the_code() {
+    fn picture_matches_the_code() {
         let config = crate::config::Config::try_parse_from(["wirechat"]).unwrap();
         let mut rows = ["  check at", "  silent for", "  result"].map(|name| format!("{name:14}"));
         let (last_byte, mut check) = (at(8), Some(config.handshake_timeout));

@@ -1,12 +1,12 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] tests a server case by case, and
 //! [`replay`] draws a recording. The tools do not depend on each other, but share three modules: [`notation`] parses
-//! bytes given as text, [`received`] parses a server's bytes as a client does, and [`screen`] prints. A tool has
-//! at most one connection at a time and may block, so no tool needs a poll loop.
+//! bytes given as text, [`inbox`] parses a server's bytes as a client does, and [`screen`] prints. A tool has at most
+//! one connection at a time and may block, so no tool needs a poll loop.
 
 pub mod explain;
+pub mod inbox;
 pub mod notation;
 pub mod poke;
-pub mod received;
 pub mod replay;
 pub mod screen;
 
@@ -69,7 +69,7 @@ impl Tracer {
     }
 
     pub fn trace(&mut self, role: Role, bytes: &[u8], time: SystemTime) -> Vec<Record> {
-        self.tap.bytes(role, bytes, time);
+        self.tap.observe(role, bytes, time);
         self.records.take()
     }
 

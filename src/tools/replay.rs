@@ -11,7 +11,7 @@ use clap::{ArgAction, Args};
 use super::screen::{Screen, Tone, quote};
 use crate::inspect::Head;
 use crate::inspect::recording::{Recording, Step};
-use crate::inspect::scan::{self, FrameScanner};
+use crate::inspect::scan::{FrameScanner, ScanResult};
 use crate::inspect::text::Detail;
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Protocol;
@@ -142,7 +142,7 @@ fn replay_reactions(recording: &Recording) -> Reactions {
 
 impl Reactions {
     fn scan(&mut self, frames: &mut FrameScanner, mut bytes: &[u8]) {
-        while let scan::Step::Complete(frame) = frames.next(&mut bytes, 0) {
+        while let ScanResult::Complete(frame) = frames.next(&mut bytes, 0) {
             match Opcode::from_bits(frame.header.opcode()) {
                 Ok(Opcode::Pong) => self.pongs.push(frame.wire),
                 Ok(Opcode::Close) => self.close = Some(frame.wire.first_chunk().map(|code| u16::from_be_bytes(*code))),
@@ -155,7 +155,7 @@ impl Reactions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::escape::digits;
+    use crate::inspect::escape::hex_digits;
 
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
@@ -166,7 +166,7 @@ mod tests {
         for (name, bytes) in handshake.iter().chain(steps) {
             file += &match bytes {
                 [] if *name == "closing" => format!("\n{{\"at\":\"{at}\",\"{name}\":null}}"),
-                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", digits(bytes)),
+                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", hex_digits(bytes)),
             };
         }
         Recording::parse(&file).unwrap()

@@ -19,7 +19,7 @@ impl CloseCode {
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
         // §7.4.1: 1000–1003, 1007–1011. IANA (§11.7): 1012–1014. §7.4.2: 3000–4999, for libraries and applications.
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
-        ProtocolError::InvalidCloseCode(code).unless(is_allowed).map(|()| CloseCode(code))
+        ProtocolError::InvalidCloseCode(code).err_unless(is_allowed).map(|()| CloseCode(code))
     }
 
     pub fn get(self) -> u16 {
@@ -100,7 +100,7 @@ impl ProtocolError {
         }
     }
 
-    pub(super) fn unless(self, is_obeyed: bool) -> Result<(), ProtocolError> {
+    pub(super) fn err_unless(self, is_obeyed: bool) -> Result<(), ProtocolError> {
         if is_obeyed { Ok(()) } else { Err(self) }
     }
 

@@ -74,18 +74,18 @@ impl FrameHeader {
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
-        ReservedBits.unless(first & RSV == 0)?;
+        ReservedBits.err_unless(first & RSV == 0)?;
         let opcode = Opcode::from_bits(first & OPCODE)?;
         let fin = first & FIN != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
-        FragmentedControl.unless(fin || !opcode.is_control())?;
+        FragmentedControl.err_unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
         let short_len = second & LENGTH;
         // A control frame with a 7-bit length of 126 or 127 is invalid, so do not wait for the extended length.
-        ControlTooLong.unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
+        ControlTooLong.err_unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
         let is_masked = second & MASK != 0;
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
-        Unmasked.unless(is_masked || role == Role::Server)?;
+        Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
             // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Many other servers
             // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.

@@ -31,7 +31,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
 }
 
 /// Returns the 101 response (§4.2.2 item 5) or one rejection per broken rule. `supported`: the endpoint's subprotocol.
-pub fn switching_protocols(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
+pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
     let offers: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
@@ -164,7 +164,7 @@ mod tests {
     fn status(without: &str, with: &str) -> Result<(), u16> {
         let head = head(without, with);
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        switching_protocols(&request, "").map(drop).map_err(|rejections| rejections[0].status)
+        accept_handshake(&request, "").map(drop).map_err(|rejections| rejections[0].status)
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
         let head = b"POST / HTTP/1.0\r\nHost: a b\r\nSec-WebSocket-Version: 8\r\nSec-WebSocket-Key: short\r\n\
             Sec-WebSocket-Extensions: ;\r\nSec-WebSocket-Protocol: a, a\r\n\r\n";
         let request = Request::parse(head, 64).unwrap();
-        let rejections = switching_protocols(&request, "").unwrap_err();
+        let rejections = accept_handshake(&request, "").unwrap_err();
         let subjects =
             ["method", "HTTP/1.1", "Host", "Upgrade:", "Connection", "-Version", "-Key", "-Extensions", "-Protocol"];
         assert_eq!(rejections.len(), subjects.len());
@@ -264,7 +264,7 @@ mod tests {
         for (offer, selected) in cases {
             let head = head("", offer);
             let request = Request::parse(head.as_bytes(), 64).unwrap();
-            let response = switching_protocols(&request, "chat.events").unwrap();
+            let response = accept_handshake(&request, "chat.events").unwrap();
             assert_eq!(String::from_utf8(response).unwrap(), format!("{plain}{selected}\r\n"), "{offer}");
         }
     }

@@ -8,10 +8,10 @@
 //! |---|---|---|
 //! | 4.1 bytes after the request head are frames | [`server`](crate::server), [`request::HeadReader`] | `hostile_frames::a_broken_frame_after_the_head` |
 //! | 3, 4.2, 4.2.1 the request head, with path and query | [`request::HeadReader`], [`request::Request::parse`], [`handshake`] | `a_head_ends_at_the_same_byte_wherever_it_is_cut`, `heads_and_statuses`, `targets`, `hostile_handshake::targets` |
-//! | 4.1, 4.2.1, 4.4, 11.3.1–11.3.5 the headers of the request | [`handshake::switching_protocols`], [`request::Request::host`] | `rfc_4_2_1_requests_and_statuses`, `rfc_4_2_1_every_broken_rule_has_a_rejection`, `host_must_be_sent_once`, `hostile_handshake::keys_and_versions` |
-//! | 1.2, 1.3, 1.9, 4.2.2 the 101, with the accept value and at most one subprotocol | [`handshake::accept_value`], [`handshake::switching_protocols`] | `rfc_1_3_accept_value`, `rfc_4_2_2_response`, `dialects::subprotocols` |
+//! | 4.1, 4.2.1, 4.4, 11.3.1–11.3.5 the headers of the request | [`handshake::accept_handshake`], [`request::Request::host`] | `rfc_4_2_1_requests_and_statuses`, `rfc_4_2_1_every_broken_rule_has_a_rejection`, `host_must_be_sent_once`, `hostile_handshake::keys_and_versions` |
+//! | 1.2, 1.3, 1.9, 4.2.2 the 101, with the accept value and at most one subprotocol | [`handshake::accept_value`], [`handshake::accept_handshake`] | `rfc_1_3_accept_value`, `rfc_4_2_2_response`, `dialects::subprotocols` |
 //! | 4.2.2, 7.2.2 rejections and their statuses, aborting a handshake | [`handshake::upgrade_required`], [`http::route_request`](crate::http::route_request) | `hostile_handshake::upgrade_headers`, `hostile_handshake::bodies_and_what_follows`, `server::a_rejected_peer_that_stays_is_dropped` |
-//! | 4.3 the grammar of the headers | [`handshake::switching_protocols`], [`request::is_token`] | `hostile_handshake::subprotocols`, `hostile_handshake::extensions` |
+//! | 4.3 the grammar of the headers | [`handshake::accept_handshake`], [`request::is_token`] | `hostile_handshake::subprotocols`, `hostile_handshake::extensions` |
 //! | 5.1, 6.1 clients mask, servers do not | [`frame::FrameHeader::parse`], [`frame::append`] | `rfc_5_2_headers_and_results`, `rfc_6_1_server_frames` |
 //! | 5.2, 5.5, 5.8 header, opcodes, control frames, minimal length, top bit | [`frame::FrameHeader::parse`], [`frame::Opcode::from_bits`], [`reader::FrameReader`] | `rfc_5_2_headers_and_results`, `rfc_5_2_the_masking_key_follows_the_length` |
 //! | 5.3, 10.3 masking, and the attacks that it prevents | [`mask::apply`] | `rfc_5_3_split_at_every_offset` |
@@ -24,7 +24,7 @@
 //! | 7.1.7, 10.7 failing the connection over invalid data | [`close::ProtocolError`], [`protocol::Protocol::receive`] | `rfc_7_1_picture_and_table_match_the_code`, `the_first_broken_rule_decides`, `hostile_frames::random_bytes` |
 //! | 7.4, 7.4.1, 7.4.2, 11.7 status codes | [`close::CloseCode::from_wire`], [`close::ProtocolError::code`] | `rfc_7_4_each_edge_of_each_range_of_codes`, `hostile_frames::closes` |
 //! | 8.1 text that is not UTF-8 | [`message::Assembler::push`] | `rfc_8_1_text_must_not_end_inside_a_character`, `hostile_frames::utf8` |
-//! | 9.1 extensions are declined | [`extension::is_offer`], [`handshake::switching_protocols`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
+//! | 9.1 extensions are declined | [`extension::is_offer`], [`handshake::accept_handshake`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
 //! | 10.1, 10.2, 10.5 clients that are not browsers, allowed origins, authentication | [`Access::allows_origin`](crate::http::access::Access::allows_origin), [`Access::identify`](crate::http::access::Access::identify) | `hostile_handshake::origins`, `hostile_handshake::tokens` |
 //! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
 //!

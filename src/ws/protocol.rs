@@ -218,16 +218,16 @@ impl Protocol {
 
 fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: &Limits) -> Result<(), ProtocolError> {
     let is_continuation = header.opcode == Opcode::Continuation;
-    ProtocolError::UnexpectedContinuation.unless(!is_continuation || message.is_some())?;
+    ProtocolError::UnexpectedContinuation.err_unless(!is_continuation || message.is_some())?;
     // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
-    ProtocolError::ExpectedContinuation.unless(is_continuation || message.is_none())?;
+    ProtocolError::ExpectedContinuation.err_unless(is_continuation || message.is_none())?;
     // §7.4.1: "an endpoint that understands only text data MAY send" 1003.
-    ProtocolError::UnsupportedData.unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
+    ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.size().0, *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
     // Check the announced length: a frame that exceeds the message limit fails before its payload arrives.
-    ProtocolError::MessageTooBig.unless(header.payload_len <= (limits.message - received) as u64)?;
-    ProtocolError::TooManyFragments.unless(fragments < limits.fragments)
+    ProtocolError::MessageTooBig.err_unless(header.payload_len <= (limits.message - received) as u64)?;
+    ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use wirechat::config::Config;
 use wirechat::http::access::Access;
 use wirechat::inspect::filter::Filter;
 use wirechat::inspect::text::{Detail, Style};
-use wirechat::inspect::{Inspect, Options, Records, Tap, Trace};
+use wirechat::inspect::{InspectObservers, Options, Records, Tap, Trace};
 use wirechat::server::connection::{Connection, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::ConnectionLimits as ServerLimits;
@@ -209,8 +209,8 @@ fn fan_out(c: &mut Criterion) {
                         fanout.append(room, chat.dialects(room), &event);
                     }
                     let (_, batch) = fanout.take_next().expect("a batch");
-                    let total = Rc::default();
-                    let mut broadcast = Broadcast::new(&batch.renderings[Dialect::Events as usize], &total);
+                    let buffered_shared = Rc::default();
+                    let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize], &buffered_shared);
                     for (member, _) in chat.recipients(room) {
                         let sent = connections[member.0].send_shared(&mut broadcast);
                         sent.expect("the socket accepts everything");
@@ -231,8 +231,8 @@ fn tracer() -> Box<dyn Observer> {
     let write = Box::new(|line: &str| _ = black_box(line));
     let trace = Some(Trace { style, filter: Filter::default(), write });
     let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20 };
-    let mut inspect = Inspect::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
-    let mut observer = inspect.accepted(Token(0), ADDRESS).expect("every connection is traced");
+    let mut inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
+    let mut observer = inspect.create_observer(Token(0), ADDRESS).expect("every connection is traced");
     observer.observe(Role::Client, REQUEST);
     observer.set_stage(Stage::Upgraded {
         limits: LIMITS,
@@ -272,7 +272,7 @@ fn tap(c: &mut Criterion) {
     let mut tap = Tap::open(1, records.clone());
     c.bench_function("tap a small message", |b| {
         b.iter(|| {
-            tap.bytes(Role::Client, black_box(&frame), NOW.time);
+            tap.observe(Role::Client, black_box(&frame), NOW.time);
             records.take()
         });
     });
@@ -289,8 +289,8 @@ fn turn(c: &mut Criterion) {
         let mut server = Server::new(config, access, limits, Box::new(()), broker, NOW);
         for number in 0..members {
             server.begin_turn(NOW);
-            server.accepted(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);
-            server.ready(Token(number + 1), readable);
+            server.accept(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);
+            server.set_ready(Token(number + 1), readable);
             server.finish_turn();
         }
         let mut group = c.benchmark_group(format!("turn of the server, room of {members}"));
@@ -298,7 +298,7 @@ fn turn(c: &mut Criterion) {
         group.bench_function("one message", |b| {
             b.iter(|| {
                 server.begin_turn(NOW);
-                server.ready(Token(1), readable);
+                server.set_ready(Token(1), readable);
                 server.finish_turn();
             });
         });

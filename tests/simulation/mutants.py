@@ -21,7 +21,7 @@ MUTANTS = [
     ('a new member receives the batch before its join', SERVER, 'self.skip(client, to);', 'let _ = to;'),
     ('a switch loses the rest of the old batch', SERVER,
      'from.into_iter().for_each(|room| self.catch_up(client, room));', 'let _ = from;'),
-    ('an event for all but one reaches all', SERVER, 'but.into_iter().for_each(|client| self.skip(client, room));', ''),
+    ('an event for all but one reaches all', SERVER, 'except.into_iter().for_each(|client| self.skip(client, room));', ''),
     ('a private event overtakes the batch', SERVER,
      'self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));\n        let Some(dialect)',
      'let Some(dialect)'),
@@ -40,7 +40,7 @@ MUTANTS = [
     ('a partial write of a broadcast is repeated', OUTBOX,
      'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written);',
      'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written.min(0));'),
-    ('the shared copies are not counted', OUTBOX, 'total.set(total.get() + frames.len());', 'total.set(total.get() + 2 * frames.len());'),
+    ('the shared copies are not counted', OUTBOX, 'buffered_shared.set(buffered_shared.get() + frames.len());', 'buffered_shared.set(buffered_shared.get() + 2 * frames.len());'),
     ('a full read counts as the last one', CONNECTION,
      'Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,', 'Ok(_) => Input::Drained,'),
     ('the end of the stream is forgotten after a short read', CONNECTION,
@@ -71,7 +71,7 @@ MUTANTS = [
     ('the sender receives a private message twice', MEMORY, 'recipients.retain(|recipient| *recipient != client);', ''),
     ('a history never expires', MEMORY, 'now.saturating_sub(room.emptied_at) <= self.config.ttl', 'room.emptied_at <= now'),
     ('two clients may hold one name', MEMORY, '(!may_share).then_some(*client)', '(!may_share && *client == Token(0)).then_some(*client)'),
-    ('a new member receives its own join', CHAT, 'self.send_room(to, Some(client), Event::Joined', 'self.send_room(to, None, Event::Joined'),
+    ('a new member receives its own join', CHAT, 'self.broadcast(to, Some(client), Event::Joined', 'self.broadcast(to, None, Event::Joined'),
     ('replies during the join are lost', CHAT, 'held.into_iter().for_each(|event| self.send(client, event));', 'drop(held);'),
     ('a client that leaves still receives', CHAT, 'self.room_mut(room).remove_recipient(client);', 'let _ = room;'),
     ('a repeated nonce gets no event', CHAT, 'RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),',
@@ -92,7 +92,7 @@ MUTANTS = [
     ('a stop closes with 1000', LIFECYCLE, 'CloseCode::GOING_AWAY, REASON', 'CloseCode::NORMAL, REASON'),
     ('a message follows a gap', LIFECYCLE, 'self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room));', ''),
     ('a suspended server cuts its peers', LIFECYCLE, 'connection.cold.last_received = self.now.monotonic - silent;', ''),
-    ('a closed client receives the batch', SERVER, 'let but = but.filter(|client| self.chat.room_of(*client).is_some());', ''),
+    ('a closed client receives the batch', SERVER, 'let except = except.filter(|client| self.chat.room_of(*client).is_some());', ''),
 ]
 
 

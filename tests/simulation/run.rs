@@ -1345,7 +1345,7 @@ impl<'a> Run<'a> {
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
         let edits = if let (Opening::Edited(edits), Action::BreakHead) = (case.opening, action) { edits } else { &[] };
-        let mut request = request::bytes(&url, KEY, edits);
+        let mut request = request::build(&url, KEY, edits);
         if action == Action::BreakHead && random.u8(..5) == 0 {
             request.truncate(random.usize(1..request.len())); // the rest never comes
         }

@@ -129,7 +129,7 @@ impl World {
         self.server.begin_turn(self.now);
         for (token, link) in &self.links {
             let edge = link.borrow_mut().take_edge(self.spurious);
-            edge.into_iter().for_each(|edge| self.server.ready(*token, edge));
+            edge.into_iter().for_each(|edge| self.server.set_ready(*token, edge));
         }
         event(&mut self.server);
         let mut accepts = 0..ACCEPTS_PER_TURN;
@@ -140,7 +140,7 @@ impl World {
         {
             let token = self.server.next_token();
             link.borrow_mut().token = Some(token);
-            self.server.accepted(MemorySocket(Rc::clone(&link)), peer);
+            self.server.accept(MemorySocket(Rc::clone(&link)), peer);
             self.links.insert(token, link);
         }
         self.server.finish_turn();
@@ -227,7 +227,7 @@ impl World {
 struct Reasons(Rc<RefCell<BTreeMap<Token, String>>>);
 
 impl Observers for Reasons {
-    fn accepted(&mut self, connection: Token, _: SocketAddr) -> Option<Box<dyn Observer>> {
+    fn create_observer(&mut self, connection: Token, _: SocketAddr) -> Option<Box<dyn Observer>> {
         Some(Box::new(ReasonObserver(connection, self.clone())))
     }
 }

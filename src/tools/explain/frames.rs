@@ -8,7 +8,7 @@ use super::handshake;
 use crate::inspect::failure::is_tls;
 use crate::inspect::{Failure, Frame, Record, RecordKind};
 use crate::tools::Tracer;
-use crate::tools::received::Inbox;
+use crate::tools::inbox::Inbox;
 use crate::ws::frame::Role;
 
 #[derive(Debug, Default)]
@@ -72,7 +72,7 @@ fn summarize(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) 
             1 => "One complete and valid frame.".into(),
             count => format!("{count} complete and valid frames."),
         });
-        if frames.iter().rev().find_map(|frame| frame.place).is_some_and(|place| !place.is_last) {
+        if frames.iter().rev().find_map(|frame| frame.position).is_some_and(|position| !position.is_last) {
             notes.push(
                 "The message is unfinished: more fragments follow, with opcode 0, the last one with FIN (§5.4).".into(),
             );

@@ -3,10 +3,10 @@
 //! and parses each line of a request separately.
 
 use crate::inspect::escape::escape;
-use crate::tools::notation::Reading;
-use crate::tools::received::{Offer, Response};
+use crate::tools::inbox::{Offer, Response};
+use crate::tools::notation::Decoded;
 use crate::ws::frame::Role;
-use crate::ws::handshake::{accept_value, decoded_key_len, switching_protocols};
+use crate::ws::handshake::{accept_handshake, accept_value, decoded_key_len};
 use crate::ws::request::{HeadReader, Rejection, Request};
 
 const RESPONSE_PREFIX: &[u8] = b"HTTP/1.";
@@ -22,16 +22,16 @@ pub struct Handshake<'b> {
 }
 
 /// Reads the text of an HTTP message, or the output of `curl -v`. Returns `None` if the text is neither.
-pub fn read_http_text(text: &str) -> Option<Reading> {
+pub fn read_http_text(text: &str) -> Option<Decoded> {
     let is_http = |text: &str| is_request(text.trim_start().as_bytes()) || text.starts_with("HTTP/1.");
     if is_http(text) {
-        return Some(Reading::new(text.into(), "the text of an HTTP message"));
+        return Some(Decoded::new(text.into(), "the text of an HTTP message"));
     }
     // curl -v prefixes sent headers with `> `, received headers with `< `, and its own remarks with `* `.
     let prefixed = text.lines().filter_map(|line| line.strip_prefix(['>', '<']));
     let heads: String =
         prefixed.map(|line| format!("{}\r\n", line.strip_prefix(' ').unwrap_or(line).trim_end())).collect();
-    is_http(&heads).then(|| Reading::new(heads.into(), "the output of curl -v"))
+    is_http(&heads).then(|| Decoded::new(heads.into(), "the output of curl -v"))
 }
 
 fn is_request(bytes: &[u8]) -> bool {
@@ -203,7 +203,7 @@ fn all_rejections(head: &Head) -> Vec<Rejection> {
     }
     kept.extend(b"\r\n");
     match Request::parse(&kept, count) {
-        Ok(request) => switching_protocols(&request, "").err().into_iter().flatten().for_each(add),
+        Ok(request) => accept_handshake(&request, "").err().into_iter().flatten().for_each(add),
         Err(rejection) => add(rejection),
     }
     found
@@ -277,8 +277,8 @@ mod tests {
             |prefix: &str, head: &str| head.lines().map(|line| format!("{prefix} {line}\n")).collect::<String>();
         let output =
             ["* Connected\n", &prefixed(">", REQUEST), "* Sent\n", &prefixed("<", RESPONSE), "{ [data]\n"].concat();
-        let reading = read_http_text(&output).unwrap();
-        assert_eq!(reading.bytes, [REQUEST, RESPONSE].concat().as_bytes());
+        let decoded = read_http_text(&output).unwrap();
+        assert_eq!(decoded.bytes, [REQUEST, RESPONSE].concat().as_bytes());
         assert_eq!(read_http_text("81 85"), None);
         assert_eq!(read_http_text("<Buffer 81 85>"), None);
     }

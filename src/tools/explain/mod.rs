@@ -14,7 +14,7 @@ use std::io::{IsTerminal, Read, Write};
 use clap::{ArgAction, Args};
 
 use self::frames::Explanation;
-use super::notation::{self, Notation, Reading};
+use super::notation::{self, Decoded, Notation};
 use super::screen::{Screen, Tone};
 use crate::inspect::text::Detail;
 use crate::ws::frame::Role;
@@ -69,20 +69,20 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         screen.print(&topic);
         return Ok(true);
     }
-    let reading = match words[..] {
+    let decoded = match words[..] {
         [] | ["-"] => read_stdin(arguments.notation)?,
         _ => read_text(&join_words(&words), arguments.notation)?,
     };
-    if reading.bytes.is_empty() {
+    if decoded.bytes.is_empty() {
         return Err("there are no bytes to explain: pass some, such as 81 85 37 fa 21 3d 7f 9f 4d 51 58".into());
     }
-    let count = if reading.bytes.len() == 1 { "1 byte".into() } else { format!("{} bytes", reading.bytes.len()) };
-    screen.print(&format!("Read as {}: {count}.", reading.read_as));
-    if let Some(alternative) = &reading.alternative {
+    let count = if decoded.bytes.len() == 1 { "1 byte".into() } else { format!("{} bytes", decoded.bytes.len()) };
+    screen.print(&format!("Read as {}: {count}.", decoded.read_as));
+    if let Some(alternative) = &decoded.alternative {
         screen.print(&format!("It could also be {alternative}."));
     }
     let role = if arguments.from_server { Role::Server } else { Role::Client };
-    let explanation = frames::explain(&reading.bytes, role, arguments.key.as_deref());
+    let explanation = frames::explain(&decoded.bytes, role, arguments.key.as_deref());
     print(&screen, &explanation);
     Ok(explanation.is_valid)
 }
@@ -104,7 +104,7 @@ fn join_words(words: &[&str]) -> String {
 }
 
 /// Reads standard input: text in `notation` (detected if `None`), or binary input as raw bytes.
-fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
+fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         let prompt = "Type or paste bytes, such as 81 85 37 fa 21 3d 7f 9f 4d 51 58, then press Ctrl-D.";
@@ -117,7 +117,7 @@ fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
         return Err(format!("standard input is over {} MiB: pass a part of it", MAX_INPUT >> 20));
     }
     if notation == Some(Notation::Raw) {
-        return Ok(Reading::new(input, "raw bytes"));
+        return Ok(Decoded::new(input, "raw bytes"));
     }
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
@@ -129,15 +129,15 @@ fn read_stdin(notation: Option<Notation>) -> Result<Reading, String> {
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"
                 .into())
         }
-        _ => Ok(Reading::new(input, "raw bytes")),
+        _ => Ok(Decoded::new(input, "raw bytes")),
     }
 }
 
-fn read_text(text: &str, notation: Option<Notation>) -> Result<Reading, String> {
+fn read_text(text: &str, notation: Option<Notation>) -> Result<Decoded, String> {
     match notation {
         Some(notation) => notation::read_as(notation, text),
         None => match handshake::read_http_text(text) {
-            Some(reading) => Ok(reading),
+            Some(decoded) => Ok(decoded),
             None => notation::read(text),
         },
     }

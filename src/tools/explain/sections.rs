@@ -31,7 +31,7 @@ pub const SECTIONS: &[Section] = &[
     section("3", "URLs", "src/tools/poke/request.rs",
         "ws://host:port/path?query, with port 80 by default. wss:// is the same inside TLS, with port 443. There is no \
          fragment: a # must be written as %23."),
-    section("4.1", "client requirements", "src/tools/poke/request.rs, src/tools/received.rs",
+    section("4.1", "client requirements", "src/tools/poke/request.rs, src/tools/inbox.rs",
         "A GET of HTTP/1.1 with Host, Upgrade: websocket, Connection: Upgrade, a fresh Sec-WebSocket-Key (base64 of 16 \
          random bytes) and Sec-WebSocket-Version: 13. The client fails the connection unless the response is a 101 with \
          the right Sec-WebSocket-Accept, and without an extension or subprotocol that was not offered."),

@@ -11,7 +11,7 @@ use crate::ws::handshake::decoded_key_len;
 
 /// Registered close codes: number, name, description.
 #[rustfmt::skip]
-const CODES: &[(u16, &str, &str)] = &[
+const CLOSE_CODES: &[(u16, &str, &str)] = &[
     (1000, "normal closure", "The purpose of the connection is fulfilled."),
     (1001, "going away", "A server shuts down, or a user leaves the page. wirechat sends it on SIGTERM."),
     (1002, "protocol error", "The peer broke a rule of RFC 6455. wirechat's reason names the rule and its section."),
@@ -64,7 +64,7 @@ pub fn find(words: &[&str]) -> Result<Option<String>, String> {
 /// lists other meanings.
 fn explain_word(word: &str) -> Result<Option<String>, String> {
     let with = |topic: Result<String, String>, others: &str| topic.map(|topic| Some(format!("{topic}\n{others}")));
-    if by_name(word).is_some() {
+    if opcode_by_name(word).is_some() {
         return opcode(word).map(Some);
     }
     if word.starts_with('§') || is_section_number(word) {
@@ -133,30 +133,30 @@ fn see_also(sections: &[&Section]) -> String {
 
 /// Shows each step in computing the accept value (§1.3, §4.2.2).
 fn key_steps(key: &str) -> String {
-    let AcceptSteps { joined, sha1, accept, .. } = AcceptSteps::from_key(key);
+    let AcceptSteps { key_and_guid, sha1, accept, .. } = AcceptSteps::from_key(key);
     let objection = match decoded_key_len(key.as_bytes()) {
         Some(16) => String::new(),
         Some(len) => format!("\nNot a valid key: it must be base64 of 16 bytes, and is of {len} (§4.2.1)."),
         None => "\nNot a valid key: it must be base64 of 16 bytes, and is not base64 (§4.2.1).".into(),
     };
     format!(
-        "key          {key}\nkey + GUID   {joined}\nits SHA-1    {}\nin base64    {accept}\n\
+        "key          {key}\nkey + GUID   {key_and_guid}\nits SHA-1    {}\nin base64    {accept}\n\
          The last line is the accept value, Sec-WebSocket-Accept (§1.3, §4.2.2; src/ws/handshake.rs).{objection}",
         hex(&sha1)
     )
 }
 
 fn codes() -> String {
-    CODES.iter().map(|(code, name, _)| format!("{code}  {name}")).collect::<Vec<_>>().join("\n")
+    CLOSE_CODES.iter().map(|(code, name, _)| format!("{code}  {name}")).collect::<Vec<_>>().join("\n")
 }
 
 fn close_code(asked: &str) -> Result<String, String> {
     let code: u16 = asked.parse().map_err(|_| {
         format!("{asked:?} is not a close code: write a number up to 65535 (explain close lists the codes)")
     })?;
-    let (name, text) = match CODES.iter().find(|(registered, ..)| *registered == code) {
+    let (name, text) = match CLOSE_CODES.iter().find(|(registered, ..)| *registered == code) {
         Some((_, name, text)) => (*name, *text),
-        None => range(code),
+        None => code_range(code),
     };
     let [hi, lo] = code.to_be_bytes();
     let wire = match CloseCode::from_wire(code) {
@@ -167,7 +167,7 @@ fn close_code(asked: &str) -> Result<String, String> {
 }
 
 /// Name and meaning of the range of an unregistered close code (§7.4.2).
-fn range(code: u16) -> (&'static str, &'static str) {
+fn code_range(code: u16) -> (&'static str, &'static str) {
     match code {
         0..=999 => ("not used", "Close codes start at 1000."),
         1016..=2999 => {
@@ -188,7 +188,7 @@ fn opcodes() -> String {
 
 fn opcode(asked: &str) -> Result<String, String> {
     let error = || format!("{asked:?} is not an opcode: write a number from 0 to 15, or a name such as ping");
-    let bits = by_name(asked).or_else(|| by_number(asked)).ok_or_else(error)?;
+    let bits = opcode_by_name(asked).or_else(|| opcode_by_number(asked)).ok_or_else(error)?;
     let Some((opcode, section, text)) = OPCODES.iter().find(|(opcode, ..)| *opcode as u8 == bits) else {
         let kind = if bits < 8 { "data" } else { "control" };
         return Ok(format!(
@@ -208,7 +208,7 @@ fn opcode(asked: &str) -> Result<String, String> {
     ))
 }
 
-fn by_name(asked: &str) -> Option<u8> {
+fn opcode_by_name(asked: &str) -> Option<u8> {
     let asked = if asked.eq_ignore_ascii_case("continuation") { "CONT" } else { asked };
     OPCODES
         .iter()
@@ -217,7 +217,7 @@ fn by_name(asked: &str) -> Option<u8> {
 }
 
 /// Parses an opcode such as `9`, `0x9` or `a`, first as decimal, then as hexadecimal.
-fn by_number(asked: &str) -> Option<u8> {
+fn opcode_by_number(asked: &str) -> Option<u8> {
     // Check every digit: `from_str_radix` would also accept a sign.
     let is_number = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     let digits = asked.strip_prefix("0x").filter(|digits| is_number(digits));
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn the_table_of_close_codes_agrees_with_the_protocol() {
-        for (code, _, text) in CODES {
+        for (code, _, text) in CLOSE_CODES {
             let is_sent = CloseCode::from_wire(*code).is_ok();
             assert_eq!(is_sent, !text.contains("never sent") && !text.contains("must not be sent"), "{code}");
         }

@@ -3,18 +3,18 @@
 //! So the parser checks that each offset grows by the number of bytes in the previous line, and that a text column
 //! matches its bytes. A dump that fails a check is an error.
 
-use super::{Reading, quote, read_hex};
+use super::{Decoded, quote, read_hex};
 
 /// Maximum size of a dump with a `*` line, in bytes. Such a line is a repetition, so a short text could become huge.
 const MAX_BYTES: usize = 1 << 20;
 /// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some programs insert a space after this many characters of the text column.
-const MIDDLE: usize = 8;
+const GAP_COLUMN: usize = 8;
 
 /// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
 /// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
-pub fn is_likely(text: &str) -> bool {
+pub fn is_likely_dump(text: &str) -> bool {
     let Ok(lines) = parse_lines(text) else {
         // Parsing failed. If the first line is clearly from a dump, return true, so `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
@@ -30,7 +30,7 @@ pub fn is_likely(text: &str) -> bool {
 ///
 /// # Errors
 /// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor their text.
-pub fn read(text: &str) -> Result<Reading, String> {
+pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
@@ -43,27 +43,27 @@ pub fn read(text: &str) -> Result<Reading, String> {
     }
     // By default, od prints octal offsets of seven digits. Most other programs print hexadecimal offsets.
     let bases = if first.offset.len() == 7 { [8, 10, 16] } else { [16, 8, 10] };
-    let mut found: Vec<(Vec<u8>, Kind, u32)> = Vec::new();
+    let mut found: Vec<(Vec<u8>, Radix, u32)> = Vec::new();
     let mut errors: Vec<Mismatch> = Vec::new();
-    for kind in Kind::ALL {
+    for radix in Radix::ALL {
         for base in bases {
-            match read_with(&lines, kind, base) {
-                Ok(bytes) if found.iter().all(|(other, ..)| *other != bytes) => found.push((bytes, kind, base)),
+            match read_with(&lines, radix, base) {
+                Ok(bytes) if found.iter().all(|(other, ..)| *other != bytes) => found.push((bytes, radix, base)),
                 Err(error) if base == bases[0] => errors.push(error),
                 _ => {}
             }
         }
     }
-    let Some((bytes, kind, base)) = found.first().cloned() else {
+    let Some((bytes, radix, base)) = found.first().cloned() else {
         // Report the error of the notation that got furthest: the user probably meant that notation.
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };
-    if kind == Kind::Octal && found.iter().any(|(_, other, _)| *other == Kind::Decimal) {
+    if radix == Radix::Octal && found.iter().any(|(_, other, _)| *other == Radix::Decimal) {
         return Err("the bytes of this dump could be octal or decimal: use od -tx1 or xxd".into());
     }
-    let reading = Reading::new(bytes, format!("a dump of {} bytes", kind.name()));
-    let other_base = found.iter().find(|(_, other, offsets)| *other == kind && *offsets != base);
+    let decoded = Decoded::new(bytes, format!("a dump of {} bytes", radix.name()));
+    let other_base = found.iter().find(|(_, other, offsets)| *other == radix && *offsets != base);
     match other_base {
         Some((_, _, other)) => {
             let [this, other] = [base, *other].map(|base| match base {
@@ -71,45 +71,45 @@ pub fn read(text: &str) -> Result<Reading, String> {
                 10 => "decimal",
                 _ => "hexadecimal",
             });
-            Ok(reading.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
+            Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
         // The offset of a single line could also be bytes, although 00 would start a continuation frame, which cannot
         // start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
-            Ok(reading.with_alternative("bytes from the first digit on: --as hex"))
+            Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }
-        None => Ok(reading),
+        None => Ok(decoded),
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Radix {
     Bits,
     Hex,
     Octal,
     Decimal,
 }
 
-impl Kind {
-    /// All kinds in the order to try: eight digits of 0 and 1 are bits, not four hexadecimal bytes.
-    const ALL: [Kind; 4] = [Kind::Bits, Kind::Hex, Kind::Octal, Kind::Decimal];
+impl Radix {
+    /// All radixes in the order to try: eight digits of 0 and 1 are bits, not four hexadecimal bytes.
+    const ALL: [Radix; 4] = [Radix::Bits, Radix::Hex, Radix::Octal, Radix::Decimal];
 
     fn name(self) -> &'static str {
         match self {
-            Kind::Bits => "binary",
-            Kind::Hex => "hexadecimal",
-            Kind::Octal => "octal",
-            Kind::Decimal => "decimal",
+            Radix::Bits => "binary",
+            Radix::Hex => "hexadecimal",
+            Radix::Octal => "octal",
+            Radix::Decimal => "decimal",
         }
     }
 
-    /// Appends a group's bytes to `bytes`, or returns `false` if the group is not of this kind.
+    /// Appends a group's bytes to `bytes`, or returns `false` if the group is not a byte in this radix.
     fn read_group(self, group: &str, bytes: &mut Vec<u8>) -> bool {
-        let (radix, is_right_size) = match self {
-            Kind::Bits => (2, group.len() == 8),
-            Kind::Octal => (8, group.len() == 3),
-            Kind::Decimal => (10, group.len() <= 3),
-            Kind::Hex => {
+        let (base, is_right_size) = match self {
+            Radix::Bits => (2, group.len() == 8),
+            Radix::Octal => (8, group.len() == 3),
+            Radix::Decimal => (10, group.len() <= 3),
+            Radix::Hex => {
                 let digits = group.strip_prefix("0x").unwrap_or(group);
                 let is_hex = digits.len().is_multiple_of(2) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
                 let pair = |at| u8::from_str_radix(&digits[at..at + 2], 16).ok();
@@ -118,7 +118,7 @@ impl Kind {
             }
         };
         let is_number = is_right_size && group.bytes().all(|digit| digit.is_ascii_digit());
-        let byte = is_number.then(|| u8::from_str_radix(group, radix).ok()).flatten();
+        let byte = is_number.then(|| u8::from_str_radix(group, base).ok()).flatten();
         bytes.extend(byte);
         byte.is_some()
     }
@@ -163,7 +163,7 @@ impl<'t> Line<'t> {
 
     fn has_group(&self) -> bool {
         let first = self.rest.split_whitespace().next().unwrap_or_default();
-        Kind::ALL.iter().any(|kind| kind.read_group(first, &mut Vec::new()))
+        Radix::ALL.iter().any(|radix| radix.read_group(first, &mut Vec::new()))
     }
 
     /// Whether the line consists of 16-bit words, as `hexdump` and `od -x` print them. `xxd` and `tcpdump` also print
@@ -193,7 +193,7 @@ struct Mismatch {
     text: String,
 }
 
-fn read_with(lines: &[Line], kind: Kind, base: u32) -> Result<Vec<u8>, Mismatch> {
+fn read_with(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismatch> {
     let mismatch = |line: &Line, read: usize, text: String| {
         let text = format!("line {}: {text}", line.number);
         Mismatch { line: line.number, read, text }
@@ -235,7 +235,7 @@ fn read_with(lines: &[Line], kind: Kind, base: u32) -> Result<Vec<u8>, Mismatch>
             Some(next) if !next.is_repetition() => offset(next)?.checked_sub(expected),
             _ => None,
         };
-        previous = read_columns(line.rest, kind, count).map_err(|(read, text)| mismatch(line, read, text))?;
+        previous = read_columns(line.rest, radix, count).map_err(|(read, text)| mismatch(line, read, text))?;
         bytes.extend_from_slice(&previous);
     }
     Ok(bytes)
@@ -244,19 +244,19 @@ fn read_with(lines: &[Line], kind: Kind, base: u32) -> Result<Vec<u8>, Mismatch>
 /// Reads the bytes of a line after its offset. The text column starts where the rest of the line matches the bytes read
 /// so far. `count` is the number of bytes in this line according to the next line's offset; `None` if unknown. An error
 /// includes the number of bytes read before the error.
-fn read_columns(rest: &str, kind: Kind, count: Option<usize>) -> Result<Vec<u8>, (usize, String)> {
+fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8>, (usize, String)> {
     let (mut bytes, mut found) = (Vec::new(), None);
     let mut tail = rest.trim_start();
     loop {
         let group = tail.split_whitespace().next().unwrap_or_default();
-        if group.is_empty() || !kind.read_group(group, &mut bytes) {
+        if group.is_empty() || !radix.read_group(group, &mut bytes) {
             break;
         }
         let after = &tail[group.len()..];
         let gap = after.len() - after.trim_start().len();
         // After one space, characters that look like bytes are bytes. After a wider gap, they can be the text column.
         let is_text = gap >= 2 && shows_text(after, &bytes);
-        if after.trim().is_empty() || is_text || !starts_with_group(after, kind) && shows_text(after, &bytes) {
+        if after.trim().is_empty() || is_text || !starts_with_group(after, radix) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());
             if is_better && count.is_none_or(|count| count == bytes.len()) {
                 found = Some(bytes.clone());
@@ -280,9 +280,9 @@ fn read_columns(rest: &str, kind: Kind, count: Option<usize>) -> Result<Vec<u8>,
     Err((bytes.len(), text))
 }
 
-fn starts_with_group(text: &str, kind: Kind) -> bool {
+fn starts_with_group(text: &str, radix: Radix) -> bool {
     let group = text.split_whitespace().next().unwrap_or_default();
-    !group.is_empty() && kind.read_group(group, &mut Vec::new())
+    !group.is_empty() && radix.read_group(group, &mut Vec::new())
 }
 
 /// Whether `column` shows `bytes` as text: bare, between bars (`hexdump`), or between angle brackets (`od`).
@@ -293,8 +293,8 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
     candidates.into_iter().flatten().any(|column| {
         let chars: Vec<char> = column.chars().collect();
         let mut without_gap = chars.clone();
-        let has_gap = chars.get(MIDDLE) == Some(&' ');
-        has_gap.then(|| without_gap.remove(MIDDLE));
+        let has_gap = chars.get(GAP_COLUMN) == Some(&' ');
+        has_gap.then(|| without_gap.remove(GAP_COLUMN));
         matches(&chars, bytes) || (has_gap && matches(&without_gap, bytes))
     })
 }
@@ -348,9 +348,9 @@ mod tests {
             ("offsets from 0x36", "0036   81 85 37 fa 21 3d 7f 9f\n003e   4d 51 58"),
         ];
         for (program, dump) in dumps {
-            let reading = read_any(dump).unwrap_or_else(|error| panic!("{program}: {error}"));
-            assert_eq!(reading.bytes, HELLO, "{program}");
-            assert!(reading.read_as.starts_with("a dump of "), "{program}: {}", reading.read_as);
+            let decoded = read_any(dump).unwrap_or_else(|error| panic!("{program}: {error}"));
+            assert_eq!(decoded.bytes, HELLO, "{program}");
+            assert!(decoded.read_as.starts_with("a dump of "), "{program}: {}", decoded.read_as);
         }
     }
 
@@ -381,8 +381,8 @@ mod tests {
     #[test]
     fn hexadecimal_words_are_not_taken_for_offsets() {
         for text in ["8185 37fa\n213d 7f9f", "8185  37 fa", "818537fa\n213d7f9f", "8185:37fa:213d"] {
-            let reading = read_any(text).unwrap();
-            assert_eq!(reading.read_as, "hexadecimal digits", "{text}");
+            let decoded = read_any(text).unwrap();
+            assert_eq!(decoded.read_as, "hexadecimal digits", "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! Parses bytes in common notations, such as hexadecimal digits, hex dumps, base64, and the strings and arrays of
 //! programming languages. [`read`] recognizes a notation by its shape. The result names the notation and may name an
-//! alternative, so that the user can notice a wrong guess. `bytes` reads this project's own tables, such as
+//! alternative, so that the user can notice a wrong guess. `read_case_bytes` reads this project's own tables, such as
 //! `81 85 M0 'Hello'`: `M0` is a masking key of zeros, which leaves the payload unchanged (RFC 6455 §5.3).
 
 mod dump;
@@ -35,7 +35,7 @@ pub enum Notation {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
+pub struct Decoded {
     pub bytes: Vec<u8>,
     /// The notation as a noun phrase, such as "hexadecimal digits".
     pub read_as: String,
@@ -43,13 +43,13 @@ pub struct Reading {
     pub alternative: Option<String>,
 }
 
-impl Reading {
-    pub fn new(bytes: Vec<u8>, read_as: impl Into<String>) -> Reading {
-        Reading { bytes, read_as: read_as.into(), alternative: None }
+impl Decoded {
+    pub fn new(bytes: Vec<u8>, read_as: impl Into<String>) -> Decoded {
+        Decoded { bytes, read_as: read_as.into(), alternative: None }
     }
 
-    fn with_alternative(self, alternative: impl Into<String>) -> Reading {
-        Reading { alternative: Some(alternative.into()), ..self }
+    fn with_alternative(self, alternative: impl Into<String>) -> Decoded {
+        Decoded { alternative: Some(alternative.into()), ..self }
     }
 }
 
@@ -67,44 +67,44 @@ impl Reading {
 ///
 /// # Errors
 /// A one-line message that says why the text cannot be read.
-pub fn read(text: &str) -> Result<Reading, String> {
+pub fn read(text: &str) -> Result<Decoded, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
         // A literal without escapes, such as "81 05", may contain another notation. Its own bytes are not a frame: any
         // printable first byte sets a reserved bit.
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
-            Some(reading) => Ok(reading.with_alternative("the text between the quotes: --as string")),
-            None => Ok(Reading::new(unescape_all(&literals)?, "a string literal")),
+            Some(decoded) => Ok(decoded.with_alternative("the text between the quotes: --as string")),
+            None => Ok(Decoded::new(unescape_all(&literals)?, "a string literal")),
         };
     }
-    if dump::is_likely(text) {
+    if dump::is_likely_dump(text) {
         return dump::read(text);
     }
     if let Some(list) = List::find(text) {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        // Hexadecimal digits that start with 10 or 11 are not a frame: the first byte would set a reserved bit.
+        // In hexadecimal, digits that start with 10 or 11 are not a frame: its first byte would set a reserved bit.
         let is_hex = text.starts_with("00") || text.starts_with("01");
-        let reading = Reading::new(bytes, "bits");
-        return Ok(if is_hex { reading.with_alternative("hexadecimal digits: --as hex") } else { reading });
+        let decoded = Decoded::new(bytes, "bits");
+        return Ok(if is_hex { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded });
     }
     if let Some(bytes) = read_percent_encoded(text) {
-        return Ok(Reading::new(bytes, "percent-encoded bytes"));
+        return Ok(Decoded::new(bytes, "percent-encoded bytes"));
     }
-    if let Some(reading) = read_numbers(text) {
-        return reading;
+    if let Some(decoded) = read_numbers(text) {
+        return decoded;
     }
     match read_hex(text) {
         Ok(bytes) => Ok(label_hex(text, bytes)),
-        Err(_) if is_likely_base64(text) => Ok(Reading::new(decode_base64(text)?, "base64")),
+        Err(_) if is_likely_base64(text) => Ok(Decoded::new(decode_base64(text)?, "base64")),
         Err(error) => Err(error),
     }
 }
 
 /// Reads `text` in one notation. The error is a one-line explanation.
-pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
+pub fn read_as(notation: Notation, text: &str) -> Result<Decoded, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
         Notation::Dump => return dump::read(text),
@@ -120,12 +120,12 @@ pub fn read_as(notation: Notation, text: &str) -> Result<Reading, String> {
         Notation::Base64 => (decode_base64(text)?, "base64"),
         Notation::Raw => (text.into(), "raw bytes"),
     };
-    Ok(Reading::new(bytes, name))
+    Ok(Decoded::new(bytes, name))
 }
 
 /// Parses the hexadecimal notation of the poke cases. Panics if `text` is malformed.
 #[expect(clippy::expect_used, reason = "a test reads every case")]
-pub(crate) fn bytes(text: &str) -> Vec<u8> {
+pub(crate) fn read_case_bytes(text: &str) -> Vec<u8> {
     read_hex(text).expect("a valid case") // invariant: the test `every_case_can_be_read` reads every case
 }
 
@@ -190,12 +190,12 @@ fn hex_byte(digits: &str) -> Option<u8> {
     is_hex.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-fn label_hex(text: &str, bytes: Vec<u8>) -> Reading {
-    let reading =
-        Reading::new(bytes, if text.contains('\'') { "hexadecimal digits and text" } else { "hexadecimal digits" });
+fn label_hex(text: &str, bytes: Vec<u8>) -> Decoded {
+    let decoded =
+        Decoded::new(bytes, if text.contains('\'') { "hexadecimal digits and text" } else { "hexadecimal digits" });
     // Programs print decimal lists with commas, so `81, 85` could also be decimal.
     let is_decimal_list = text.contains(',') && words(text).all(|word| word.bytes().all(|b| b.is_ascii_digit()));
-    if is_decimal_list { reading.with_alternative("decimal numbers: --as decimal") } else { reading }
+    if is_decimal_list { decoded.with_alternative("decimal numbers: --as decimal") } else { decoded }
 }
 
 /// Returns `None` unless every word is eight digits of 0 and 1, after an optional `0b`.
@@ -235,12 +235,12 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
 
 /// Reads numbers that are not in brackets: `129 133 55`, `-127, -123` or `201 205 067`. Returns `None` for other text,
 /// for a single word without a sign, and if every word has two digits and so looks hexadecimal.
-fn read_numbers(text: &str) -> Option<Result<Reading, String>> {
+fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
     let is_number = |digits: &str| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     if words.iter().any(|word| word.starts_with('-')) {
         let are_signed = words.iter().all(|word| is_number(word.strip_prefix('-').unwrap_or(word)));
-        return are_signed.then(|| Ok(Reading::new(read_radix(text, 10)?, "signed decimal numbers")));
+        return are_signed.then(|| Ok(Decoded::new(read_radix(text, 10)?, "signed decimal numbers")));
     }
     let are_numbers = words.iter().all(|word| is_number(word));
     if words.len() < 2 || !are_numbers || words.iter().all(|word| word.len() == 2) {
@@ -250,8 +250,8 @@ fn read_numbers(text: &str) -> Option<Result<Reading, String>> {
     let decimal = read_radix(text, 10).ok().filter(|_| !is_padded);
     let octal = read_radix(text, 8).ok().filter(|_| words.iter().all(|word| word.len() == 3));
     match (decimal, octal) {
-        (Some(decimal), None) => Some(Ok(Reading::new(decimal, "decimal numbers"))),
-        (None, Some(octal)) => Some(Ok(Reading::new(octal, "octal numbers"))),
+        (Some(decimal), None) => Some(Ok(Decoded::new(decimal, "decimal numbers"))),
+        (None, Some(octal)) => Some(Ok(Decoded::new(octal, "octal numbers"))),
         (Some(_), Some(_)) => {
             Some(Err("these numbers could be decimal or octal: add --as decimal or --as octal".into()))
         }
@@ -311,9 +311,9 @@ impl<'t> List<'t> {
         is_declared && words(self.after).next().is_none_or(is_name)
     }
 
-    fn read(&self) -> Result<Reading, String> {
+    fn read(&self) -> Result<Decoded, String> {
         if let Some(literals) = literals(self.inside.trim()) {
-            return Ok(Reading::new(unescape_all(&literals)?, "a string literal"));
+            return Ok(Decoded::new(unescape_all(&literals)?, "a string literal"));
         }
         if self.inside.contains("...") || self.inside.contains('…') {
             return Err("the list is cut off (\"...\"): print all of it, in Node.js with buffer.toString('hex')".into());
@@ -322,33 +322,33 @@ impl<'t> List<'t> {
             .inside
             .strip_prefix("Buffer ")
             .or_else(|| self.before.contains("Uint8Contents").then_some(self.inside));
-        let reading = match hex {
-            Some(hex) => Reading::new(read_hex(hex)?, "a Node.js buffer"),
+        let decoded = match hex {
+            Some(hex) => Decoded::new(read_hex(hex)?, "a Node.js buffer"),
             None => self.read_items()?,
         };
         match self.announced_len() {
-            Some(len) if len != reading.bytes.len() => {
-                Err(format!("the list has {} items, but its length is given as {len}", reading.bytes.len()))
+            Some(len) if len != decoded.bytes.len() => {
+                Err(format!("the list has {} items, but its length is given as {len}", decoded.bytes.len()))
             }
-            _ => Ok(reading),
+            _ => Ok(decoded),
         }
     }
 
-    fn read_items(&self) -> Result<Reading, String> {
+    fn read_items(&self) -> Result<Decoded, String> {
         let items: Vec<&str> =
             self.inside.split([',', ';', ' ', '\n', '\t', '\r']).filter(|item| !item.is_empty()).collect();
         let is_decimal =
             |item: &&str| item.strip_prefix('-').unwrap_or(item).bytes().all(|digit| digit.is_ascii_digit());
         if let Some(bits) = read_bits(self.inside) {
-            return Ok(Reading::new(bits, "a list of bits"));
+            return Ok(Decoded::new(bits, "a list of bits"));
         }
         if !items.iter().all(is_decimal) {
-            return Ok(Reading::new(read_hex(self.inside)?, "a list of hexadecimal numbers"));
+            return Ok(Decoded::new(read_hex(self.inside)?, "a list of hexadecimal numbers"));
         }
-        let reading = Reading::new(read_radix(self.inside, 10)?, "a list of decimal numbers");
+        let decoded = Decoded::new(read_radix(self.inside, 10)?, "a list of decimal numbers");
         // Programming languages print decimal lists, but people also write hexadecimal digits in brackets.
         let is_ambiguous = self.before.trim().is_empty() && items.iter().all(|item| item.len() == 2);
-        Ok(if is_ambiguous { reading.with_alternative("hexadecimal digits: --as hex") } else { reading })
+        Ok(if is_ambiguous { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded })
     }
 
     /// Finds `11` in `Uint8Array(11) […]`, `uint8_t frame[11] = {…}`, `{…}; int len = 11;`, or `<…>, byteLength: 11`.
@@ -527,15 +527,15 @@ mod tests {
     #[test]
     fn one_frame_in_every_notation() {
         for (text, notation) in NOTATIONS {
-            let reading = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!((&reading.bytes[..], &reading.read_as[..]), (HELLO, *notation), "{text}");
-            assert_eq!(reading.alternative, None, "{text}");
+            let decoded = read(text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!((&decoded.bytes[..], &decoded.read_as[..]), (HELLO, *notation), "{text}");
+            assert_eq!(decoded.alternative, None, "{text}");
         }
     }
 
     #[test]
     fn details_of_notations() {
-        let bytes = |text| read(text).map(|reading| reading.bytes);
+        let bytes = |text| read(text).map(|decoded| decoded.bytes);
         assert_eq!(bytes("M0 'M0'"), Ok(b"\0\0\0\0M0".to_vec()));
         assert_eq!(bytes("0x5, 0xA"), Ok(vec![5, 10]));
         assert_eq!(bytes(""), Ok(vec![]));
@@ -554,11 +554,11 @@ mod tests {
             ("[81, 85, 37]", &[81, 85, 37], "--as hex"),
             ("\"8105\"", &[0x81, 0x05], "--as string"),
         ] {
-            let reading = read(text).unwrap();
-            assert_eq!(reading.bytes, bytes, "{text}");
-            assert!(reading.alternative.is_some_and(|other| other.contains(words)), "{text}");
+            let decoded = read(text).unwrap();
+            assert_eq!(decoded.bytes, bytes, "{text}");
+            assert!(decoded.alternative.is_some_and(|other| other.contains(words)), "{text}");
         }
-        let forced = |notation, text| read_as(notation, text).map(|reading| reading.bytes);
+        let forced = |notation, text| read_as(notation, text).map(|decoded| decoded.bytes);
         assert_eq!(forced(Notation::Decimal, "81, 05, 48"), Ok(vec![81, 5, 48]));
         assert_eq!(forced(Notation::Hex, "[81, 85, 37]"), Ok(vec![0x81, 0x85, 0x37]));
         assert_eq!(forced(Notation::String, "\"8105\""), Ok(b"8105".to_vec()));

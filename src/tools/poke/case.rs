@@ -54,7 +54,7 @@ pub enum Edit {
     Set(&'static str),
     /// Adds a header line, even if the request already has a header with that name.
     Add(&'static str),
-    Without(&'static str),
+    Remove(&'static str),
     /// Adds an `X-Long` header whose value has this many bytes.
     LongLine(usize),
     ManyLines(usize),
@@ -62,11 +62,11 @@ pub enum Edit {
     LongTarget(usize),
     LineEnd(&'static str),
     /// Sends these bytes before the request, in the same write.
-    Before(&'static str),
+    Prepend(&'static str),
     /// Sends these bytes after the request, in the same write.
-    After(&'static str),
+    Append(&'static str),
     /// Sends the request one byte at a time.
-    Slowly,
+    ByteByByte,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ pub enum Step {
     /// Sends these raw bytes in one write.
     Bytes(&'static str),
     /// Sends these bytes one per write, with a pause after each.
-    Slowly(&'static str),
+    BytesSlowly(&'static str),
     /// Sends a frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
     Frame(u8, &'static str),
     /// Sends a frame with this first byte and a payload of this many letters.
@@ -145,8 +145,8 @@ impl Step {
     /// The bytes that the step sends (one frame of a flood); `None` if the step only waits or half-closes.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
-            Step::Bytes(bytes) | Step::Slowly(bytes) => Some(notation::bytes(bytes)),
-            Step::Frame(first, payload) => Some(mask_frame(first, notation::bytes(payload), key())),
+            Step::Bytes(bytes) | Step::BytesSlowly(bytes) => Some(notation::read_case_bytes(bytes)),
+            Step::Frame(first, payload) => Some(mask_frame(first, notation::read_case_bytes(payload), key())),
             Step::Letters(first, len) | Step::Flood(first, len) => Some(mask_frame(first, letters(len), key())),
             Step::Repeat(times, steps) => {
                 let mut bytes = Vec::new();

@@ -5,8 +5,8 @@
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
 use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
+use crate::tools::inbox::{Incoming, IncomingClose, NO_CODE, Response};
 use crate::tools::notation;
-use crate::tools::received::{NO_CODE, Received, ReceivedClose, Response};
 use crate::tools::screen::{escape, quote, shorten};
 
 /// The report describes at most this many messages and Pongs.
@@ -15,7 +15,7 @@ const MAX_DESCRIBED: usize = 4;
 const MAX_SHOWN: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Verdict {
     Expected,
     /// Unexpected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
@@ -23,18 +23,18 @@ pub enum Outcome {
     Unexpected(Option<String>),
 }
 
-pub fn check(case: &Case, transcript: &Transcript) -> Outcome {
+pub fn check(case: &Case, transcript: &Transcript) -> Verdict {
     if let Some(violation) = &transcript.inbox.violation {
-        return Outcome::Unexpected(Some(violation.clone()));
+        return Verdict::Unexpected(Some(violation.clone()));
     }
     if matches(case.end, transcript) && replies_match(case, transcript, true) {
-        return Outcome::Expected;
+        return Verdict::Expected;
     }
     // If the server ended the connection early, the last expected messages may be missing.
     let fits = |end: End| matches(end, transcript) && replies_match(case, transcript, end == End::Open);
     match case.allowed.iter().find(|(end, _)| fits(*end)) {
-        Some((_, sentence)) => Outcome::Allowed(sentence),
-        None => Outcome::Unexpected(None),
+        Some((_, sentence)) => Verdict::Allowed(sentence),
+        None => Verdict::Unexpected(None),
     }
 }
 
@@ -62,10 +62,10 @@ fn matches(end: End, transcript: &Transcript) -> bool {
 
 /// If `all` is false, Pongs and the last messages may be missing.
 fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
-    let is_message = |received: &&Received| !matches!(received, Received::Pong(_)) && !is_probe(received);
-    let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
-    let expected: Vec<&Received> = replies.iter().filter(is_message).collect();
-    let received: Vec<&Received> = transcript.inbox.received.iter().filter(is_message).collect();
+    let is_message = |incoming: &&Incoming| !matches!(incoming, Incoming::Pong(_)) && !is_probe(incoming);
+    let replies: Vec<Incoming> = case.replies.iter().map(expected_reply).collect();
+    let expected: Vec<&Incoming> = replies.iter().filter(is_message).collect();
+    let received: Vec<&Incoming> = transcript.inbox.received.iter().filter(is_message).collect();
     // Ignore messages if the case needs no echo and expects no messages, or if the client floods without reading.
     let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
@@ -73,24 +73,24 @@ fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
 }
 
 /// Whether all required Pongs arrived, in order. Extra Pongs are permitted.
-fn pongs_match(case: &Case, received: &[Received]) -> bool {
+fn pongs_match(case: &Case, received: &[Incoming]) -> bool {
     let mut received = received.iter();
     let required = case.replies.iter().filter(|reply| matches!(reply, Reply::Pong(_)));
-    required.map(expected_reply).all(|pong| received.any(|received| *received == pong))
+    required.map(expected_reply).all(|pong| received.any(|incoming| *incoming == pong))
 }
 
-fn expected_reply(reply: &Reply) -> Received {
+fn expected_reply(reply: &Reply) -> Incoming {
     match *reply {
-        Reply::Text(bytes) => Received::Text(notation::bytes(bytes)),
-        Reply::Binary(bytes) => Received::Binary(notation::bytes(bytes)),
-        Reply::Letters(1, len) => Received::Text(letters(len)),
-        Reply::Letters(_, len) => Received::Binary(letters(len)),
-        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => Received::Pong(notation::bytes(bytes)),
+        Reply::Text(bytes) => Incoming::Text(notation::read_case_bytes(bytes)),
+        Reply::Binary(bytes) => Incoming::Binary(notation::read_case_bytes(bytes)),
+        Reply::Letters(1, len) => Incoming::Text(letters(len)),
+        Reply::Letters(_, len) => Incoming::Binary(letters(len)),
+        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => Incoming::Pong(notation::read_case_bytes(bytes)),
     }
 }
 
 pub fn describe_expected(case: &Case) -> String {
-    let replies: Vec<Received> = case.replies.iter().map(expected_reply).collect();
+    let replies: Vec<Incoming> = case.replies.iter().map(expected_reply).collect();
     with_replies(&replies, describe_end(case.end))
 }
 
@@ -118,9 +118,9 @@ fn describe_close(code: u16) -> String {
 
 pub fn describe_received(transcript: &Transcript) -> String {
     let inbox = &transcript.inbox;
-    let replies: Vec<Received> = inbox.received.iter().filter(|received| !is_probe(received)).cloned().collect();
+    let replies: Vec<Incoming> = inbox.received.iter().filter(|incoming| !is_probe(incoming)).cloned().collect();
     if inbox.violation.is_some() {
-        // Omit details: `Outcome::Unexpected` already describes the violation.
+        // Omit details: `Verdict::Unexpected` already describes the violation.
         return with_replies(&replies, "something that breaks a rule; nothing after it was read".into());
     }
     let end = describe_actual_end(transcript);
@@ -159,7 +159,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
         (None, TcpState::Open) => format!("the connection stays open{}", describe_silence(transcript)),
         (None, TcpState::Ended) => "the end of TCP".into(),
         (None, TcpState::Reset) => "a reset of TCP".into(),
-        (Some(ReceivedClose { code, reason }), tcp) => {
+        (Some(IncomingClose { code, reason }), tcp) => {
             let then = match tcp {
                 TcpState::Open => "but TCP does not end",
                 TcpState::Ended => "then the end of TCP",
@@ -185,7 +185,7 @@ fn quote_after_space(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(" {}", quote(text)) }
 }
 
-fn with_replies(replies: &[Received], end: String) -> String {
+fn with_replies(replies: &[Incoming], end: String) -> String {
     let mut parts: Vec<String> = replies.iter().take(MAX_DESCRIBED).map(describe_reply).collect();
     if replies.len() > MAX_DESCRIBED {
         parts.push(format!("{} more", replies.len() - MAX_DESCRIBED));
@@ -194,11 +194,11 @@ fn with_replies(replies: &[Received], end: String) -> String {
     parts.join(", ")
 }
 
-fn describe_reply(received: &Received) -> String {
-    let (kind, empty, payload) = match received {
-        Received::Text(text) => ("text", "an empty text message", text),
-        Received::Binary(bytes) => ("binary", "an empty binary message", bytes),
-        Received::Pong(payload) => ("Pong", "an empty Pong", payload),
+fn describe_reply(incoming: &Incoming) -> String {
+    let (kind, empty, payload) = match incoming {
+        Incoming::Text(text) => ("text", "an empty text message", text),
+        Incoming::Binary(bytes) => ("binary", "an empty binary message", bytes),
+        Incoming::Pong(payload) => ("Pong", "an empty Pong", payload),
     };
     match payload.len() {
         0 => empty.into(),

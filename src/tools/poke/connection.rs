@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::play::Timing;
 use crate::inspect::Record;
 use crate::tools::Tracer;
-use crate::tools::received::Inbox;
+use crate::tools::inbox::Inbox;
 use crate::ws::frame::Role;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

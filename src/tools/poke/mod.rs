@@ -1,6 +1,6 @@
 //! `wirechat poke` is a WebSocket test client: it plays a [`case`] of the [`catalogue`] against a server and prints the
 //! exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
-//! [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the outcome. `poke` can
+//! [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the verdict. `poke` can
 //! test any ws:// server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`]
 //! plays the same cases for the page's inspector.
 
@@ -140,7 +140,7 @@ impl Target {
     }
 }
 
-/// Lists or plays cases. Returns `true` if every outcome is expected or permitted.
+/// Lists or plays cases. Returns `true` if every verdict is expected or permitted.
 ///
 /// # Errors
 /// A one-line message, for example if the case is unknown, the URL is invalid, or the server cannot be reached.

@@ -12,7 +12,7 @@ use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, mask_frame};
 use super::connection::{Connection, TcpState};
 use super::request::{self, Url};
 use crate::inspect::Record;
-use crate::tools::received::{Inbox, NO_CODE, Received};
+use crate::tools::inbox::{Inbox, Incoming, NO_CODE};
 
 /// The payload of the Ping that tests whether a connection still works.
 pub const PROBE: &[u8] = b"still there?";
@@ -92,12 +92,12 @@ pub fn play(
 }
 
 pub fn has_probe_pong(inbox: &Inbox) -> bool {
-    inbox.received.iter().any(|received| matches!(received, Received::Pong(payload) if payload == PROBE))
+    inbox.received.iter().any(|incoming| matches!(incoming, Incoming::Pong(payload) if payload == PROBE))
 }
 
-/// Whether `received` replies to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
-pub fn is_probe(received: &Received) -> bool {
-    let (Received::Pong(payload) | Received::Text(payload) | Received::Binary(payload)) = received;
+/// Whether `incoming` replies to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
+pub fn is_probe(incoming: &Incoming) -> bool {
+    let (Incoming::Pong(payload) | Incoming::Text(payload) | Incoming::Binary(payload)) = incoming;
     payload == PROBE
 }
 
@@ -125,9 +125,9 @@ impl Player<'_> {
             Opening::Skipped => return true,
         };
         let key = STANDARD.encode(random::<16>());
-        let request = request::bytes(url, &key, edits);
+        let request = request::build(url, &key, edits);
         self.connection.inbox = Inbox::new(&request);
-        if edits.iter().any(|edit| matches!(edit, Edit::Slowly)) {
+        if edits.iter().any(|edit| matches!(edit, Edit::ByteByByte)) {
             self.connection.send_slowly(&request, self.timing.delay);
         } else {
             self.connection.send(&request);
@@ -143,7 +143,7 @@ impl Player<'_> {
             Step::Await(count) => self.connection.read_until(timeout, |inbox| inbox.received.len() >= count),
             Step::Pause => self.connection.pause(delay),
             Step::HalfClose => self.connection.half_close(),
-            Step::Slowly(_) => self.connection.send_slowly(&bytes, delay),
+            Step::BytesSlowly(_) => self.connection.send_slowly(&bytes, delay),
             Step::Flood(..) => {
                 let (accepted, has_stalled) = self.connection.flood(&bytes, FLOOD, timeout.min(STALL));
                 self.flood = Some(Flood { accepted, has_stalled });

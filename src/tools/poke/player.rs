@@ -7,7 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use super::case::{Case, Needs};
-use super::check::{Outcome, check, describe_expected, describe_received};
+use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{self, Timing};
 use super::request::Url;
 use super::{catalogue, find};
@@ -68,17 +68,17 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     let url = url.with_target(if case.needs == Needs::WirechatChat { CHAT } else { ECHO });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
     let transcript = transcript.map_err(|error| format!("the socket failed: {error}"))?;
-    let (outcome, (section, rule)) = (check(case, &transcript), case.rule);
-    let violation = match &outcome {
-        Outcome::Unexpected(Some(violation)) => format!("; {violation}"),
+    let (verdict, (section, rule)) = (check(case, &transcript), case.rule);
+    let violation = match &verdict {
+        Verdict::Unexpected(Some(violation)) => format!("; {violation}"),
         // The catalogue assumes the default limits, and a server that checks tokens, origins and hosts.
-        Outcome::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
+        Verdict::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
         _ => String::new(),
     };
     Ok(CaseResult {
         expected: describe_expected(case),
         received: describe_received(&transcript) + &violation,
         rule: format!("{section}: {rule}"),
-        passed: !matches!(outcome, Outcome::Unexpected(_)),
+        passed: !matches!(verdict, Verdict::Unexpected(_)),
     })
 }

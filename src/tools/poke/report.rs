@@ -1,12 +1,12 @@
 //! Prints cases: the exchange as it happens, then what the case expects, what the server sent, the rule and the
-//! outcome. A server may never stop sending, so `poke` prints only the first and last records of an exchange.
+//! verdict. A server may never stop sending, so `poke` prints only the first and last records of an exchange.
 
 use std::collections::VecDeque;
 
 use super::Target;
 use super::case::Case;
-use super::catalogue::{self, PARTS};
-use super::check::{Outcome, check, describe_expected, describe_received};
+use super::catalogue::{self, GROUPS};
+use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{Timing, Transcript};
 use crate::inspect::text::Detail;
 use crate::inspect::{Record, RecordKind};
@@ -44,7 +44,7 @@ impl Report {
     }
 
     pub fn print_cases(&self) {
-        for (title, cases) in PARTS {
+        for (title, cases) in GROUPS {
             self.screen.print(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 let own = if case.is_wirechat_rule() { " (wirechat only)" } else { "" };
@@ -55,7 +55,7 @@ impl Report {
         self.screen.print("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
     }
 
-    /// Plays one case and prints all details. Returns `true` if the outcome is expected or allowed.
+    /// Plays one case and prints all details. Returns `true` if the verdict is expected or allowed.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
         self.screen.print(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
@@ -63,15 +63,15 @@ impl Report {
         exchange.finish(&self.screen);
         self.screen.print("");
         details(case, &transcript).iter().for_each(|line| self.screen.print(line));
-        let outcome = check(case, &transcript);
-        self.screen.print(&self.describe(&outcome));
-        Ok(!matches!(outcome, Outcome::Unexpected(_)))
+        let verdict = check(case, &transcript);
+        self.screen.print(&self.describe(&verdict));
+        Ok(!matches!(verdict, Verdict::Unexpected(_)))
     }
 
-    /// Plays the cases that apply to the server. Returns `true` if all were played with expected or allowed outcomes.
+    /// Plays the cases that apply to the server. Returns `true` if all were played with expected or allowed verdicts.
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
-        for (title, cases) in PARTS {
+        for (title, cases) in GROUPS {
             self.screen.print(&self.screen.paint(Tone::Heading, title));
             for case in *cases {
                 if !self.play_row(target, case, timing, &mut counts)? {
@@ -87,7 +87,7 @@ impl Report {
         Ok(unexpected == 0)
     }
 
-    /// Plays a case and prints its outcome. Returns `false`, to skip the other cases, if the server is silent or gone.
+    /// Plays a case and prints its verdict. Returns `false`, to skip the other cases, if the server is silent or gone.
     fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;
@@ -104,16 +104,16 @@ impl Report {
                 return Ok(false);
             }
         };
-        let outcome = check(case, &transcript);
-        line(&self.describe(&outcome));
+        let verdict = check(case, &transcript);
+        line(&self.describe(&verdict));
         if is_first && transcript.inbox.is_empty() {
             self.screen.print(NO_RESPONSE);
             return Ok(false);
         }
-        match outcome {
-            Outcome::Expected => counts.expected += 1,
-            Outcome::Allowed(_) => counts.allowed += 1,
-            Outcome::Unexpected(_) => {
+        match verdict {
+            Verdict::Expected => counts.expected += 1,
+            Verdict::Allowed(_) => counts.allowed += 1,
+            Verdict::Unexpected(_) => {
                 counts.unexpected += 1;
                 details(case, &transcript).iter().for_each(|line| self.screen.print(&format!("      {line}")));
             }
@@ -121,14 +121,14 @@ impl Report {
         Ok(true)
     }
 
-    fn describe(&self, outcome: &Outcome) -> String {
-        match outcome {
-            Outcome::Expected => self.screen.paint(Tone::Good, "as expected"),
-            Outcome::Allowed(sentence) => {
+    fn describe(&self, verdict: &Verdict) -> String {
+        match verdict {
+            Verdict::Expected => self.screen.paint(Tone::Good, "as expected"),
+            Verdict::Allowed(sentence) => {
                 format!("{}: {sentence}", self.screen.paint(Tone::Good, "allowed by the RFC"))
             }
-            Outcome::Unexpected(None) => self.screen.paint(Tone::Bad, "NOT as expected"),
-            Outcome::Unexpected(Some(violation)) => {
+            Verdict::Unexpected(None) => self.screen.paint(Tone::Bad, "NOT as expected"),
+            Verdict::Unexpected(Some(violation)) => {
                 format!("{}: {}", self.screen.paint(Tone::Bad, "NOT as expected"), escape(violation))
             }
         }

@@ -104,11 +104,11 @@ impl std::fmt::Display for Url {
 /// ```
 /// use wirechat::tools::poke::{case::Edit, request::{self, Url}};
 /// let url = Url::parse("ws://127.0.0.1:3000/echo").unwrap();
-/// let request = request::bytes(&url, "dGhlIHNhbXBsZSBub25jZQ==", &[Edit::Without("Sec-WebSocket-Version")]);
+/// let request = request::build(&url, "dGhlIHNhbXBsZSBub25jZQ==", &[Edit::Remove("Sec-WebSocket-Version")]);
 /// assert_eq!(request, b"GET /echo HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUpgrade: websocket\r\n\
 ///     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
 /// ```
-pub fn bytes(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
+pub fn build(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
     let mut lines = vec![
         "GET {target} HTTP/1.1".to_owned(),
         "Host: {host}".to_owned(),
@@ -126,17 +126,17 @@ pub fn bytes(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
                 None => lines.push(line.to_owned()),
             },
             Edit::Add(line) => lines.push(line.to_owned()),
-            Edit::Without(name) => lines.retain(|line| !is_named(line, name)),
+            Edit::Remove(name) => lines.retain(|line| !is_named(line, name)),
             Edit::LongLine(len) => lines.push(format!("X-Long: {}", "x".repeat(len))),
             Edit::ManyLines(count) => lines.extend((1..=count).map(|i| format!("X-{i}: y"))),
             Edit::LongTarget(len) => {
                 lines[0] = lines[0].replace("{target}", &format!("{{target}}&{}", "x".repeat(len)));
             }
-            Edit::LineEnd(end) => line_end = notation::bytes(end),
-            Edit::Before(bytes) => before = notation::bytes(bytes),
-            Edit::After(bytes) => after = notation::bytes(bytes),
-            // `Slowly` changes how the request is sent, not its bytes.
-            Edit::Slowly => {}
+            Edit::LineEnd(end) => line_end = notation::read_case_bytes(end),
+            Edit::Prepend(bytes) => before = notation::read_case_bytes(bytes),
+            Edit::Append(bytes) => after = notation::read_case_bytes(bytes),
+            // `ByteByByte` changes how the request is sent, not its bytes.
+            Edit::ByteByByte => {}
         }
     }
     let mut request = before;

@@ -12,9 +12,14 @@ pub mod request_head;
 pub mod tokens;
 pub mod utf8;
 
+use std::time::{Duration, SystemTime};
+
 use clap::Parser;
+use wirechat::chat::Now;
 use wirechat::config::Config;
 use wirechat::http::access::Access;
+
+const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 
 type Oracle = fn(&[u8]);
 

@@ -1,10 +1,9 @@
 //! Query strings against a plain decoder, one byte at a time.
 
 use std::net::Ipv4Addr;
-use std::time::SystemTime;
 
 use wirechat::chat::names::{parse_room_name, parse_username};
-use wirechat::http::{Outcome, Peer, Route, route_request};
+use wirechat::http::{Client, Outcome, Route, route_request};
 use wirechat::ws::request::Request;
 
 const REST: &str = "Host: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -33,8 +32,8 @@ pub fn check(data: &[u8]) {
     }
     let head = format!("GET /?token=dev-token&{query} HTTP/1.1\r\n{REST}");
     let request = Request::parse(head.as_bytes(), 64).expect("a request");
-    let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
-    let outcome = route_request(&request, &super::access(None), peer, SystemTime::UNIX_EPOCH);
+    let client = Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
+    let outcome = route_request(&request, &super::access(None), client, super::NOW);
     let pairs: Vec<_> = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
     let text = |text: &str| decode(text).and_then(|bytes| String::from_utf8(bytes).ok());
     let value =

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use wirechat::inspect::frame::{Frame, Parts};
-use wirechat::inspect::recording::{Entry, Recording, Step, Title};
+use wirechat::inspect::recording::{Entry, FirstLine, Recording, Step};
 use wirechat::inspect::{Record, RecordKind};
 use wirechat::ws::frame::FrameHeader;
 use wirechat::ws::protocol::Limits;
@@ -35,10 +35,10 @@ fn check_text(text: &str) {
 }
 
 fn write(recording: &Recording) -> String {
-    let title = Title { connection: recording.connection, wirechat: "0.1.0".to_owned() };
+    let first = FirstLine { connection: recording.connection, wirechat: "0.1.0".to_owned() };
     let lines = recording.entries.iter().map(|entry| serde_json::to_string(entry).expect("JSON"));
-    let title = serde_json::to_string(&title).expect("JSON");
-    std::iter::once(title).chain(lines).map(|line| line + "\n").collect()
+    let first = serde_json::to_string(&first).expect("JSON");
+    std::iter::once(first).chain(lines).map(|line| line + "\n").collect()
 }
 
 /// The rest of the input is alternately from the client and from the server.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::SystemTime;
 
 use tungstenite::handshake::derive_accept_key;
-use wirechat::http::{Outcome, Peer, format_rejection, route_request};
+use wirechat::http::{Client, Outcome, format_rejection, route_request};
 use wirechat::ws::request::{HeadReader, Rejection, Request, is_authority};
 
 use super::cuts;
@@ -35,8 +35,8 @@ pub fn check(data: &[u8]) {
     let parsed = Request::parse(reader.head(), MAX_HEADERS);
     assert_eq!(parsed.as_ref().err().map(|error| error.status), head.as_ref().err().copied(), "{lines:?}");
     let (Ok(request), Ok(head)) = (parsed, head) else { return };
-    let peer = Peer { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: false };
-    match route_request(&request, &super::access(None), peer, SystemTime::UNIX_EPOCH) {
+    let client = Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: false };
+    match route_request(&request, &super::access(None), client, super::NOW) {
         Ok(Outcome::Upgrade { response, .. }) => {
             assert!(head.is_upgrade(), "{lines:?} is no upgrade");
             let key = head.all("sec-websocket-key")[0];

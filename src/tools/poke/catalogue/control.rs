@@ -6,7 +6,7 @@ use crate::tools::poke::case::{Case, End, Needs, Reply};
 use crate::ws::close::ProtocolError;
 
 const PONG_RULE: (&str, &str) = ("§5.5.3", "a Pong has the payload of the Ping that it replies to");
-const AT_MOST_125: (&str, &str) = ("§5.5", "a control frame has at most 125 bytes of payload");
+const CONTROL_LEN_RULE: (&str, &str) = ("§5.5", "a control frame has at most 125 bytes of payload");
 
 pub(super) const PING_CASES: &[Case] = &[
     Case {
@@ -60,7 +60,7 @@ pub(super) const PING_CASES: &[Case] = &[
         name: "ping-of-126-bytes",
         summary: "A Ping that is one byte too long",
         steps: &[Letters(0x89, 126)],
-        rule: AT_MOST_125,
+        rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILS
     },
@@ -68,7 +68,7 @@ pub(super) const PING_CASES: &[Case] = &[
         name: "pong-of-126-bytes",
         summary: "A Pong that is one byte too long",
         steps: &[Letters(0x8a, 126)],
-        rule: AT_MOST_125,
+        rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILS
     },
@@ -77,7 +77,7 @@ pub(super) const PING_CASES: &[Case] = &[
         summary: "A Ping that announces 2^62 bytes",
         steps: &[Bytes("89 ff 40 00 00 00 00 00 00 00")],
         allowed: &[DISCONNECTS, WAITS_FOR_THE_FRAME],
-        rule: AT_MOST_125,
+        rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILS
     },
@@ -213,7 +213,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         name: "close-too-long",
         summary: "A Close with a payload of 126 bytes",
         steps: &[Frame(0x88, TOO_LONG)],
-        rule: ("§5.5", "a control frame has at most 125 bytes of payload"),
+        rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
         ..FAILS
     },

@@ -1,7 +1,7 @@
 //! Cases about single frames: header, length, mask, opcode (§5.1–§5.3).
 
 use super::{DISCONNECTS, ECHO, FAILS, WAITS_FOR_THE_FRAME};
-use crate::tools::poke::case::Step::{Await, Bytes, Frame, Letters, Pause, Slowly};
+use crate::tools::poke::case::Step::{Await, Bytes, BytesSlowly, Frame, Letters, Pause};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
 
@@ -84,7 +84,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "one-byte-at-a-time",
         summary: "The RFC's \"Hello\", one byte per write",
-        steps: &[Slowly("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
+        steps: &[BytesSlowly("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
         replies: &[Reply::Text("'Hello'")],
         rule: STREAM_RULE,
         ..ECHO

@@ -1,7 +1,7 @@
 //! Cases about the opening handshake: the headers of the upgrade request, and the response (§4.1, §4.2).
 
 use super::{CASE, ECHO};
-use crate::tools::poke::case::Edit::{Add, After, RequestLine, Set, Slowly, Without};
+use crate::tools::poke::case::Edit::{Add, Append, ByteByByte, Remove, RequestLine, Set};
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening, Reply};
 use crate::ws::close::ProtocolError;
@@ -42,7 +42,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "slow-request",
         summary: "A valid request, one byte at a time",
-        opening: Opening::Edited(&[Slowly]),
+        opening: Opening::Edited(&[ByteByByte]),
         allowed: &[(End::Status(408), "§10.4: a server may limit how long a handshake takes")],
         rule: ("§4.2.1", "the request is a stream of bytes; where TCP cuts it has no meaning"),
         ..ACCEPTED
@@ -51,7 +51,7 @@ pub(super) const CASES: &[Case] = &[
         name: "frame-behind-the-request",
         summary: "A frame in the same write as the request, before the 101",
         needs: Needs::WirechatEcho,
-        opening: Opening::Edited(&[After("81 82 M0 'hi'")]),
+        opening: Opening::Edited(&[Append("81 82 M0 'hi'")]),
         replies: &[Reply::Text("'hi'")],
         rule: ("§4.1", "a client must wait for the 101; wirechat still processes early frames"),
         ..ECHO
@@ -80,7 +80,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "no-upgrade",
         summary: "A plain GET, without the Upgrade header",
-        opening: Opening::Edited(&[Without("Upgrade")]),
+        opening: Opening::Edited(&[Remove("Upgrade")]),
         end: End::Status(426),
         allowed: &[(
             End::NoUpgrade,
@@ -92,7 +92,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "no-connection",
         summary: "No Connection header",
-        opening: Opening::Edited(&[Without("Connection")]),
+        opening: Opening::Edited(&[Remove("Connection")]),
         rule: HTTP_ERROR_RULE,
         ..REJECTED
     },
@@ -106,7 +106,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "no-key",
         summary: "No Sec-WebSocket-Key",
-        opening: Opening::Edited(&[Without("Sec-WebSocket-Key")]),
+        opening: Opening::Edited(&[Remove("Sec-WebSocket-Key")]),
         rule: KEY_RULE,
         ..REJECTED
     },
@@ -152,7 +152,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "no-version",
         summary: "No Sec-WebSocket-Version",
-        opening: Opening::Edited(&[Without("Sec-WebSocket-Version")]),
+        opening: Opening::Edited(&[Remove("Sec-WebSocket-Version")]),
         end: End::Status(426),
         rule: HTTP_ERROR_RULE,
         ..REJECTED
@@ -259,7 +259,7 @@ pub(super) const CASES: &[Case] = &[
         name: "early-rude-frame",
         summary: "An unmasked frame in the same write as the request",
         needs: Needs::WirechatEcho,
-        opening: Opening::Edited(&[After("81 02 'hi'")]),
+        opening: Opening::Edited(&[Append("81 02 'hi'")]),
         end: End::Closes(&[1002]),
         rule: ("§5.1", "a server closes the connection when a frame is not masked"),
         error: Some(ProtocolError::Unmasked),

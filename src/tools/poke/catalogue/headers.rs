@@ -2,25 +2,25 @@
 
 use super::CASE;
 use crate::tools::poke::case::Edit::{
-    Add, After, Before, LineEnd, LongLine, LongTarget, ManyLines, RequestLine, Set, Without,
+    Add, Append, LineEnd, LongLine, LongTarget, ManyLines, Prepend, Remove, RequestLine, Set,
 };
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
 /// A case with a request that the server should reject.
-const BAD: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
+const REJECTED: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
     (End::HttpError, "§4.2.1 demands \"an HTTP response with an appropriate error code (such as 400 Bad Request)\"");
 const HOST_RULE: (&str, &str) = ("RFC 9112 §3.2", "an HTTP/1.1 request has exactly one Host, or gets a 400");
 const BODY_RULE: (&str, &str) = ("RFC 9112 §6.3", "a server must not read the body of a request as frames");
 const WAITS: (End, &str) = (End::Waits, "RFC 9112 §2.2: lines end with CR LF, and a server may wait for it");
-const NO_HTTP: (End, &str) = (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
+const NO_RESPONSE: (End, &str) = (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
 const NOT_HTTP: Case = Case {
     opening: Opening::Skipped,
-    allowed: &[ANY_HTTP_ERROR, NO_HTTP],
+    allowed: &[ANY_HTTP_ERROR, NO_RESPONSE],
     rule: ("RFC 9112 §3", "a request starts with a request line"),
-    ..BAD
+    ..REJECTED
 };
 const BODY_ALLOWED: &[(End, &str)] =
     &[ANY_HTTP_ERROR, (End::Open, "RFC 9110 §9.3.1: the body of a GET has no meaning, and may be read and discarded")];
@@ -29,16 +29,16 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "no-host",
         summary: "No Host header",
-        opening: Opening::Edited(&[Without("Host")]),
+        opening: Opening::Edited(&[Remove("Host")]),
         rule: HOST_RULE,
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "two-hosts",
         summary: "Two Host headers",
         opening: Opening::Edited(&[Add("Host: {host}")]),
         rule: HOST_RULE,
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "foreign-host",
@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Set("Host: elsewhere.example")]),
         end: End::Status(403),
         rule: ("§4.2.1", "Host names the server; on loopback, wirechat rejects other names than its own"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "absolute-target",
@@ -60,7 +60,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "blank-lines-first",
         summary: "Two blank lines before the request line",
-        opening: Opening::Edited(&[Before("0d 0a 0d 0a")]),
+        opening: Opening::Edited(&[Prepend("0d 0a 0d 0a")]),
         end: End::Open,
         allowed: &[(End::HttpError, "RFC 9112 §2.2: a server should ignore one such line, and need not ignore more")],
         rule: ("RFC 9112 §2.2", "blank lines before a request line should be ignored"),
@@ -76,7 +76,7 @@ pub(super) const CASES: &[Case] = &[
             WAITS,
         ],
         rule: ("RFC 9112 §2.2", "lines end with CR LF"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "folded-line",
@@ -84,14 +84,14 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Add("X-Odd: a\r\n b")]),
         allowed: &[ANY_HTTP_ERROR, (End::Open, "RFC 9112 §5.2: a server may replace a folded line by blanks")],
         rule: ("RFC 9112 §5.2", "a server rejects a folded line, or replaces the fold by blanks"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "blank-before-the-colon",
         summary: "X-Odd : a",
         opening: Opening::Edited(&[Add("X-Odd : a")]),
         rule: ("RFC 9112 §5.1", "a blank between a header's name and its colon must get a 400"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "nul-in-a-header",
@@ -99,23 +99,23 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Add("X-Odd: a\0b")]),
         allowed: &[ANY_HTTP_ERROR, (End::Open, "RFC 9110 §5.5: a server may replace the byte by a blank")],
         rule: ("RFC 9110 §5.5", "CR, LF and NUL are invalid in a value"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "body",
         summary: "Content-Length: 5, and five bytes after the request",
-        opening: Opening::Edited(&[Add("Content-Length: 5"), After("'hello'")]),
+        opening: Opening::Edited(&[Add("Content-Length: 5"), Append("'hello'")]),
         allowed: BODY_ALLOWED,
         rule: BODY_RULE,
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "chunked-body",
         summary: "Transfer-Encoding: chunked, and an empty body after the request",
-        opening: Opening::Edited(&[Add("Transfer-Encoding: chunked"), After("'0' 0d 0a 0d 0a")]),
+        opening: Opening::Edited(&[Add("Transfer-Encoding: chunked"), Append("'0' 0d 0a 0d 0a")]),
         allowed: BODY_ALLOWED,
         rule: BODY_RULE,
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "long-header",
@@ -124,7 +124,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[LongLine(9 * 1024)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "many-headers",
@@ -133,7 +133,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[ManyLines(60)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "long-target",
@@ -142,7 +142,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[LongTarget(9 * 1024)]),
         end: End::Status(414),
         rule: ("RFC 9110 §15.5.15", "a target that is too long for the server gets a 414"),
-        ..BAD
+        ..REJECTED
     },
     Case {
         name: "tls",
@@ -162,7 +162,7 @@ pub(super) const CASES: &[Case] = &[
         name: "frame-without-a-handshake",
         summary: "A valid frame without a handshake",
         steps: &[Bytes("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
-        allowed: &[ANY_HTTP_ERROR, NO_HTTP, WAITS],
+        allowed: &[ANY_HTTP_ERROR, NO_RESPONSE, WAITS],
         rule: ("§4.1", "frames come after the opening handshake"),
         ..NOT_HTTP
     },

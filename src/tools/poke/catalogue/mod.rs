@@ -10,7 +10,7 @@ mod messages;
 
 use super::case::{Case, End, Needs, Opening};
 
-pub const PARTS: &[(&str, &[Case])] = &[
+pub const GROUPS: &[(&str, &[Case])] = &[
     ("The opening handshake (§4)", handshake::CASES),
     ("The request as HTTP (§4.2.1, RFC 9112)", headers::CASES),
     ("Frames (§5.1–§5.3)", frames::CASES),
@@ -22,7 +22,7 @@ pub const PARTS: &[(&str, &[Case])] = &[
 ];
 
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    PARTS.iter().flat_map(|(_, cases)| cases.iter())
+    GROUPS.iter().flat_map(|(_, cases)| cases.iter())
 }
 
 const CASE: Case = Case {
@@ -73,7 +73,7 @@ mod tests {
                 }
             }
             if let Opening::Edited(edits) = case.opening {
-                assert!(!request::bytes(&url, "", edits).is_empty());
+                assert!(!request::build(&url, "", edits).is_empty());
                 for edit in edits {
                     assert!(!matches!(edit, Edit::Set("") | Edit::Add("")), "{}", case.name);
                 }

@@ -149,14 +149,14 @@ fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Received {
+pub enum Incoming {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Pong(Vec<u8>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReceivedClose {
+pub struct IncomingClose {
     /// The code of the Close frame, or [`NO_CODE`].
     pub code: u16,
     pub reason: String,
@@ -172,8 +172,8 @@ pub struct Inbox {
     unfinished: Option<(Opcode, Vec<u8>)>,
     frame_bytes: u64,
     frames: u32,
-    pub received: Vec<Received>,
-    pub close: Option<ReceivedClose>,
+    pub received: Vec<Incoming>,
+    pub close: Option<IncomingClose>,
     /// The first violation of the RFC or of a limit. The parser ignores all later bytes.
     pub violation: Option<String>,
 }
@@ -282,11 +282,11 @@ impl Inbox {
     fn store_frame(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
         match (header.opcode, self.unfinished.is_some()) {
             (Opcode::Ping, _) => return Ok(()),
-            (Opcode::Pong, _) => self.received.push(Received::Pong(payload.to_vec())),
+            (Opcode::Pong, _) => self.received.push(Incoming::Pong(payload.to_vec())),
             (Opcode::Close, _) => {
                 let close = CloseFrame::parse(payload)?;
                 let code = close.code.map_or(NO_CODE, |code| code.get());
-                self.close = Some(ReceivedClose { code, reason: close.reason.to_owned() });
+                self.close = Some(IncomingClose { code, reason: close.reason.to_owned() });
             }
             (Opcode::Continuation, false) => return Err(ProtocolError::UnexpectedContinuation),
             (Opcode::Text | Opcode::Binary, true) => return Err(ProtocolError::ExpectedContinuation),
@@ -307,8 +307,8 @@ impl Inbox {
             Some((Opcode::Text, text)) if std::str::from_utf8(&text).is_err() => {
                 return Err(ProtocolError::TextNotUtf8);
             }
-            Some((Opcode::Text, text)) => self.received.push(Received::Text(text)),
-            Some((_, binary)) => self.received.push(Received::Binary(binary)),
+            Some((Opcode::Text, text)) => self.received.push(Incoming::Text(text)),
+            Some((_, binary)) => self.received.push(Incoming::Binary(binary)),
             None => {}
         }
         Ok(())
@@ -341,9 +341,9 @@ mod tests {
     fn frames_become_messages_wherever_they_are_cut() {
         let inbox = inbox(b"\x81\x02hi\x8a\x01?\x02\x01\xff\x89\x00\x80\x01\xfe\x88\x05\x03\xe8bye");
         let expected =
-            [Received::Text(b"hi".to_vec()), Received::Pong(b"?".to_vec()), Received::Binary(b"\xff\xfe".to_vec())];
+            [Incoming::Text(b"hi".to_vec()), Incoming::Pong(b"?".to_vec()), Incoming::Binary(b"\xff\xfe".to_vec())];
         assert_eq!(inbox.received, expected);
-        assert_eq!(inbox.close, Some(ReceivedClose { code: 1000, reason: "bye".into() }));
+        assert_eq!(inbox.close, Some(IncomingClose { code: 1000, reason: "bye".into() }));
         assert_eq!(inbox.violation, None);
     }
 
