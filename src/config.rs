@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // standard streams, poll, listener, signals and so on; rejected connections
+pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, poll, listener, signals and so on; half to reject clients
 
 const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -30,29 +30,29 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // default: demo tokens, which are public, so only a local server starts with them
-    /// Require no token
+    pub tokens: Option<PathBuf>, // default: public demo tokens, allowed only if no other machine can reach the server
+    /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
     /// Allow pages of this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
     pub allow_origin: Vec<String>,
-    /// Allow requests that call the server by this name, besides loopback names; "*" allows all (repeatable)
+    /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty, only a loopback server checks hosts: no other server knows all its names
+    pub allow_host: Vec<String>, // if empty, only a server on loopback checks Host headers: it knows all of its names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub unique_names: bool,
-    /// Print every frame to stderr, one line per frame; with =full, print all fields of each frame
+    /// Print every frame to stderr, either on one line or, with =full, with all of its fields
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<TraceDetail>,
     /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors
     #[arg(long, value_name = "FILTER", help_heading = "Tracing and recording")]
     pub trace_filter: Option<String>,
-    /// Let a page inspect its own connection, not only on a local server
+    /// Let each page inspect its own connection; always on if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
@@ -60,16 +60,16 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // recordings are hex text: over two bytes in the file per byte on the wire
+    pub record_limit: u64, // counts bytes of the files, whose hex text takes over two bytes per byte on the wire
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
     /// Limit a request to this many headers
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = parse_number(5, 10_000), help_heading = "Limits")]
-    pub max_headers: usize, // bounds the parser's table; a browser sends about 15 headers, and an upgrade needs 5
+    pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // the server may buffer a whole message; 500 characters fit even if all are JSON escapes
+    pub max_message: usize, // bounds the buffer for a message; 500 characters fit even if all are JSON escapes
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -78,11 +78,11 @@ pub struct Config {
     pub max_text: usize, // one message must not push all other messages off the screen
     /// Limit a message to this many frames
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
-    pub max_fragments: u32, // empty frames pass every byte limit but cost time; the Autobahn tests send 65,536 frames
-    /// Close a client with more unread bytes than this
+    pub max_fragments: u32, // bounds the time that empty frames cost; the Autobahn test suite needs at least 65,536
+    /// Disconnect a client that leaves more bytes than this unread
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = "Limits")]
-    pub max_outbox: usize, // 256 KiB holds several seconds of traffic in a busy room
-    /// Limit unfinished requests and messages and unsent output of all connections together
+    pub max_outbox: usize, // 256 KiB lets a client stall for several seconds even in a busy room
+    /// Limit the total size of unfinished requests, unfinished messages and unsent output of all connections
     #[arg(long, default_value_t = 256 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
@@ -91,28 +91,29 @@ pub struct Config {
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
-    /// Accept this many connections from one address (except loopback on a local server); 0: no limit
+    /// Accept this many connections from one address (loopback is exempt unless the server is public); 0: no limit
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
-    /// Accept this many connections per second from one address, in bursts five times as many; 0: no limit
+    /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // a page reload takes two connections; a handshake costs as much as ten messages
-    /// Allow this many wrong tokens per minute from one address (except loopback on a local server); 0: no limit
+    pub connect_rate: f64, // limits handshakes, each as costly as ten messages; still permits ten page reloads a second
+    /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
+    /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
-    /// Limit the number of rooms opened by one user; no limit on a local server
+    /// Limit the number of rooms opened by one user; no limit unless the server is public
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms_per_user: usize, // one user must not use up all rooms or evict all histories
     /// List at most this many members to a client that joins
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = "Limits")]
-    pub max_listed: usize, // the cost of a join grows with the length of the list
-    /// Up to this many members, send the list of members with every join and leave (dialect presence)
+    pub max_listed: usize, // the cost of a join grows with the length of the member list
+    /// In rooms of up to this many members, send the member list with every join and leave (dialect presence)
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_number(0, 100_000), help_heading = "Limits")]
     pub max_presence: usize, // n joins send O(n³) names: each join sends up to n names to up to n members
-    /// Allow each user this many messages per second, in bursts twice as many; 0: no limit
+    /// Allow each user this many messages per second, and bursts of twice as many; 0: no limit
     #[arg(long, default_value = "5", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
     pub rate_limit: f64, // no user types five messages a second for long
     /// Keep this many messages per room for clients that join; 0: none
@@ -126,20 +127,20 @@ pub struct Config {
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub history_ttl: Duration, // a room's last member may lose its connection and resume within an hour
-    /// Reject a request that takes longer than this
+    pub history_ttl: Duration, // lets members whose connections are lost return within an hour and find the history
+    /// Reject a request that is not complete after this long
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub handshake_timeout: Duration, // a silent peer occupies a connection slot; even slow networks need less than 10 s
+    pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub ping_interval: Duration, // a silent peer may be dead; many proxies drop connections that are idle for a minute
+    pub ping_interval: Duration, // detects dead peers, and keeps proxies from cutting connections idle for a minute
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub close_timeout: Duration, // a peer needs only one round trip to reply
-    /// Log every message too (its first 64 characters)
+    pub close_timeout: Duration, // 5 s suffice, because a reply takes only one round trip
+    /// Also log every message (its first 64 characters)
     #[arg(short, long, help_heading = LOGGING)]
     pub verbose: bool,
     /// Print this help
@@ -162,7 +163,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // Count one byte per character, although a character in JSON escapes can need 12 bytes.
+        // Count one byte per character: few clients send JSON escapes, which need up to 12 bytes per character.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         Err(if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
@@ -185,7 +186,7 @@ impl Config {
 
     pub fn read_token_file(&self) -> Result<Option<String>, String> {
         let Some(path) = &self.tokens else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map(Some); // fails on UTF-16, which some editors write
+        let text = std::fs::read_to_string(path).map(Some); // fails if an editor saved the file as UTF-16
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
     }
 
@@ -198,7 +199,7 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public. A proxy on loopback may forward clients from anywhere.
+    /// The first option that makes the server public, such as a proxy, which may forward clients from anywhere.
     fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
@@ -207,7 +208,7 @@ impl Config {
     }
 }
 
-/// `host` is a name or an address, without a port.
+/// Whether `host`, a name or an address without a port, refers to this machine.
 pub fn is_loopback_name(host: &str) -> bool {
     let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
     // RFC 6761 §6.3: `localhost` and its subdomains are loopback names.
@@ -220,7 +221,7 @@ pub fn is_loopback_name(host: &str) -> bool {
 pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
-        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty()); // empty means the default
+        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty()); // an empty value means the default
         // Leak each name, once at start, because clap requires `'static` names.
         if is_set && arg.get_help_heading() != Some(LOGGING) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
@@ -258,7 +259,7 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // one day is long enough
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // at most one day
     seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
 }
 

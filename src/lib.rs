@@ -1,5 +1,5 @@
 //! **wirechat**: a chat server that implements RFC 6455 on raw TCP, without a WebSocket library. This page is a guided
-//! tour. The README lists reading times. The modules are public only for this page, `main.rs` and the tests.
+//! tour; the README adds reading times. The modules are public only for this page, `main.rs` and the tests.
 //!
 //! # Layers
 //! ```text
@@ -47,7 +47,7 @@
 //! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
 //! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
 //!
-//! Hops 2 to 5 need no socket:
+//! Hops 2 to 5, from the frame to the effect, need no socket. This test passes a message through them:
 //! ```
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::{broker::{Join, User}, ws::{message::Message, protocol::{Event, Limits, Protocol}}};

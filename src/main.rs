@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Returns the exit status; `Err` adds a message for stderr.
+/// Runs the server or a tool. Returns the exit status; `Err` adds a message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {
@@ -42,7 +42,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
     // An environment variable meant for the server must not make a tool fail.
     let command = if names_a_tool { CommandLine::command() } else { add_environment(CommandLine::command()) };
-    // The value of --trace is optional, so clap parses the `full` of `--trace full` as the name of a tool.
+    // In `--trace full`, clap takes `full` for the name of a tool. The error should suggest `--trace=full` instead.
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(CommandLine { tool: None, config }) => serve(&config),

@@ -5,16 +5,15 @@ use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use mio::Token;
 
-/// The maximum number of entries in a [`PeerMap`].
 const MAX_PEERS: usize = 100_000;
 
 pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
 
 /// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
 ///
-/// The low bits select the bucket and stay unmixed, so consecutive numbers are adjacent in memory. A loop over a room's
-/// members then visits their connections mostly in memory order. The top seven bits are mixed, because the standard map
-/// compares those bits before it compares keys.
+/// The map selects the bucket by the low bits of the hash, which equal those of the number. So consecutive numbers are
+/// adjacent in memory, and a loop over a room's members visits their connections mostly in memory order. The top seven
+/// bits of the hash are mixed, because the standard map compares those bits before it compares keys.
 #[derive(Debug, Default)]
 pub struct CounterHasher(u64);
 
@@ -29,7 +28,7 @@ impl Hasher for CounterHasher {
 
     fn write_u64(&mut self, number: u64) {
         const TAG: u64 = 0x7f << 57;
-        // 2^64 divided by the golden ratio (Knuth, volume 3, §6.4).
+        // Fibonacci hashing: multiply by 2^64 divided by the golden ratio (Knuth, volume 3, §6.4).
         let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = number & !TAG | mixed & TAG;
     }
@@ -43,7 +42,7 @@ impl Hasher for CounterHasher {
 #[derive(Debug)]
 pub struct PeerMap<K, V> {
     entries: HashMap<K, V>,
-    /// At this size, an insertion removes expired entries. The next sweep is at twice the new size: amortized O(1).
+    /// An insertion at this size removes expired entries, and sets `sweep_at` to twice the new size: amortized O(1).
     sweep_at: usize,
 }
 
@@ -58,8 +57,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // If most values are unexpired, the map must not lock out new peers, nor be swept at every insertion. So
-            // clear the map, although each peer gets a few more attempts.
+            // If too many values are unexpired, clear the map, although this resets the counts of all peers. Otherwise,
+            // the map would have to reject new peers, or look for expired values at every insertion.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

@@ -1,5 +1,5 @@
-//! The history of one room: an epoch, message ids, and the newest messages. To resume, a client sends the epoch and the
-//! id of the last message that it saw. Example: the log keeps three of five messages:
+//! The history of one room: the newest messages, their ids, and an epoch that identifies the history. To resume, a
+//! client sends the epoch and the id of the last message that it saw. Example: the log keeps three of five messages:
 //!
 //! ```text
 //!   published    1 2 3 4 5
@@ -44,7 +44,7 @@ impl RoomLog {
         self.nonces.get(&nonce_key(message)?)
     }
 
-    /// Returns the number of freed bytes.
+    /// Drops the oldest message, if any, and returns the number of freed bytes.
     pub fn drop_oldest(&mut self) -> usize {
         let Some(oldest) = self.messages.pop_front() else { return 0 };
         nonce_key(&oldest).and_then(|key| self.nonces.remove(&key));
@@ -52,7 +52,8 @@ impl RoomLog {
         memory_bytes(&oldest)
     }
 
-    /// The messages after `resume.since` if the epoch matches and all are kept and fit, else the newest that fit.
+    /// Returns all messages after `resume.since` if the epoch matches, the log still has them, and they fit in
+    /// `max_bytes`. Otherwise returns the newest messages that fit.
     pub fn backlog(&self, resume: Option<&Resume>, max_bytes: usize) -> Backlog {
         let fitting = self.count_fitting(self.messages.len(), max_bytes) as u64;
         let resume = resume.filter(|resume| *resume.epoch == *self.epoch);
@@ -63,14 +64,14 @@ impl RoomLog {
     }
 
     /// Returns the newest messages with ids less than `before`, and whether the log has older ones. `limit` and
-    /// `max_bytes` bound the page. A single message may exceed `max_bytes`: otherwise paging could get stuck.
+    /// `max_bytes` bound the page, but even a message above `max_bytes` gets a page, so that paging cannot get stuck.
     pub fn page(&self, before: u64, limit: usize, max_bytes: usize) -> (Vec<Rc<Message>>, bool) {
         let end = self.messages.partition_point(|message| message.id < before);
         let start = end - self.count_fitting(end, max_bytes).min(limit).max(1).min(end);
         (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
     }
 
-    /// Counts how many of the first `end` messages fit, newest first.
+    /// Counts how many of the first `end` messages fit in `max_bytes`, starting with the newest.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
         let fits =
@@ -92,7 +93,7 @@ fn max_json_len(message: &Message) -> usize {
 
 pub fn memory_bytes(message: &Message) -> usize {
     let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: one hash-table entry at 50 % load
-    // 160 bytes: structs, reference counts, allocator headers, and a share of the timestamp.
+    // 160 bytes: structs, reference counts, allocator headers, and part of a timestamp that several messages share.
     160 + message.username.len() + message.text.len() + nonce
 }
 

@@ -16,8 +16,8 @@ pub struct MemoryConfig {
     pub messages: usize,       // maximum number of messages kept per room
     pub bytes: usize,          // maximum memory for all histories together
     pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
-    pub rooms: usize,          // maximum number of rooms with members; the default room can always open
-    pub rooms_per_user: usize, // maximum number of rooms with members per opener; the default room can always open
+    pub rooms: usize,          // maximum number of rooms with members; the default room is always allowed
+    pub rooms_per_user: usize, // maximum rooms with members that one user opened; the default room is always allowed
     pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
     pub ttl: Duration,         // how long the history of an empty room can be restored
     pub default_room: &'static str,
@@ -26,7 +26,7 @@ pub struct MemoryConfig {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
     rooms: Rooms,
-    /// Username key, whether clients may share the username, and client. A list per username would make leaving slow.
+    /// Clients by username: (key, whether clients may share it, client). Removal is fast even if many clients share it.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -35,7 +35,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // from the last accepted message; before the first message, from the join
+    username: Rc<str>, // that of the last accepted message, or of the join if there was no message yet
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -55,7 +55,7 @@ impl MemoryBroker {
         let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
         let holder = self.find_holder(&username);
-        // A client may reconnect before the server notices that the old connection is dead.
+        // A client may replace its own old connection: the server may not yet know that the old connection is dead.
         let is_owner = |holder| is_bound || older == Some(holder) || session == Some(self.members[&holder].session);
         let is_taken = holder.is_some_and(|holder| !is_owner(holder));
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
@@ -67,9 +67,9 @@ impl MemoryBroker {
             (self.rooms.random)(&mut new.0);
             new
         });
-        // Join before the older connection leaves: an empty room could lose its history.
+        // Join before the older connection leaves: otherwise the room could become empty and lose its history.
         let (to, backlog) = self.add_member(&room, user, resume, now);
-        // If one connection holds both the client id and the username, the broker drops the second `Leave`.
+        // If one old connection holds both the client id and the username, the second `Leave` has no effect.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
         self.announce_opened(to);
         self.by_username.insert(self.username_entry(&username, client));
@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// The first member's `Joined` needs an `Opened`: the chat knows a room only while the room has members.
+    /// Queues `Opened` before the first member's `Joined`: the chat does not know a room that has no members.
     fn announce_opened(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -214,7 +214,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // whether the room ever had a message; when it became empty
+    empty: BTreeSet<(bool, Duration, RoomId)>, // (whether the room ever had a message, when it became empty, id)
     opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
     last_id: u64,
     bytes: usize,
@@ -301,8 +301,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts an empty room to make space for `user`: one that never had a message; else `user`'s newest, unless it is
-    /// `user`'s only one; else the room that has been empty longest.
+    /// Evicts one empty room: a room that never had a message; else, if `user` opened several empty rooms, the last of
+    /// these; else the room that has been empty longest.
     fn evict(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()
@@ -357,7 +357,6 @@ mod tests {
         User::Peer { credential: None, address: [192, 0, 2, number].into() }
     }
 
-    /// Each client is a user of its own.
     fn join(client: usize, room: &str) -> Join {
         Join::new(&format!("user{client}"), room, user(client as u8))
     }

@@ -21,20 +21,20 @@ use crate::maps::CounterHasher;
 
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing it. A reload keeps the id if the token's username stays the same.
+/// Identifies an access token without revealing it. Reloading the tokens keeps the id if the username is unchanged.
 pub type CredentialId = std::num::NonZeroU32;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
-    pub key: fn(&Rc<str>) -> Rc<str>, // two usernames are the same if their keys are
+    pub key: fn(&Rc<str>) -> Rc<str>, // returns a username's key; usernames with equal keys are the same
     pub may_share: fn(&str) -> bool,  // whether several clients may use this username at the same time
 }
 
 pub trait Broker {
     /// Checks a join before the handshake succeeds. A later `submit` may still reject the join.
     fn check(&self, join: &Join) -> Result<(), BrokerError>;
-    /// `now` is the monotonic time since the server's start.
+    /// Submits a request, whose events may arrive later. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
@@ -50,7 +50,7 @@ pub enum MemberId {
     Remote { instance: u32, connection: u64 },
 }
 
-/// The unit that limits per user apply to. All connections of a user share one rate limit.
+/// The unit to which per-user limits apply. All connections of a user share one rate limit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum User {
     Connection(Token),
@@ -58,15 +58,15 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// Limits count an IPv6 /64 as one address, because a provider gives each customer at least a /64.
+/// The address by which limits count. An IPv6 /64 counts as one: providers give each customer at least a /64.
 pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
 }
 
-/// The chat has already validated all names and texts. A client holds one username: that of its last accepted message,
-/// or of its join if it has sent none. The client receives private messages to that username. Unless clients may share
-/// the username ([`NameRules::may_share`]), no other client can use it meanwhile.
+/// A client's request; the chat has already validated its names and texts. A client holds one username: that of its
+/// last accepted message, or of its join if it has sent no message. The client receives private messages to that
+/// username. Unless clients may share the username ([`NameRules::may_share`]), no other client can use it meanwhile.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -86,7 +86,7 @@ pub struct Join {
     pub room: Rc<str>,
     pub user: User,                       // counts as the opener if the join creates the room
     pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same id and credential
-    pub credential: Option<CredentialId>, // `None`: the client needs no token
+    pub credential: Option<CredentialId>, // `None`: the client needs no access token
     pub resume: Option<Resume>,
 }
 
@@ -101,14 +101,14 @@ impl Join {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
-/// A reconnecting client last saw message `since` of the history that `epoch` identifies.
+/// Where a client resumes after a reconnect: after message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,
     pub since: u64,
 }
 
-/// Serializes to the JSON of the `events` dialect.
+/// A message to a room. Serializes to the JSON of the `events` dialect.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
     pub username: Rc<str>,
@@ -163,22 +163,22 @@ pub enum RoomEvent {
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
     /// The history already has a message with this username and nonce. Only `client` receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
-    /// `recipients` are clients of this server: the holders of the username and the sender, without duplicates.
+    /// A private message. `recipients`: the sender and this server's holders of the username, without duplicates.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
     /// The reply to [`Request::History`].
     History { client: Token, page: Page },
-    /// Every other member receives the event. `client` is the typing member, or `None` if the member is remote.
+    /// A member is typing. Every other member receives the event. `client` is `None` if the typing member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
-    /// The broker drops all later requests of the client.
+    /// The join failed. The broker drops all later requests of the client.
     JoinRejected { client: Token, error: BrokerError },
-    /// The member stays in the room.
+    /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // with a different credential
+    ClientIdInUse, // a connection with a different credential uses the client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

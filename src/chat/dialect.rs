@@ -26,7 +26,7 @@ impl Dialect {
         ["chat.events", "chat.rooms", "chat.presence"][self as usize]
     }
 
-    /// Returns `None` if the dialect requires a username.
+    /// The username of a client that gives none. `None` if the dialect requires a username.
     pub fn default_username(self) -> Option<&'static str> {
         [Some("anonymous"), Some("Anonymous"), None][self as usize]
     }
@@ -90,7 +90,7 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Hand-written for speed: a message of 2,000 bytes takes 97 ns, with serde 564 ns.
+/// Writes a message in the dialect `events`. Hand-written for speed: 2,000 bytes take 97 ns; with serde, 564 ns.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
@@ -121,7 +121,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     (command, nonce)
 }
 
-/// Fast path for the `JSON.stringify` form of a message without a nonce: 29 ns. The general parser takes 215 ns.
+/// Fast path for a message without a nonce, as `JSON.stringify` writes it: 29 ns. The general parser takes 215 ns.
 fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
     let text = text.strip_prefix(r#"{"event":"message","data":{"text":"#)?.strip_suffix("}}")?;
     serde_json::from_str(text).ok().map(|Text(text)| text)
@@ -203,19 +203,19 @@ impl<'a> Object<'a> {
         Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
     }
 
-    /// Returns `None` if the field is missing, and an error if the field's value is not a string.
+    /// Returns the field's string, `None` if the field is missing, and an error if the value is not a string.
     fn string(&self, name: &str) -> Result<Option<Cow<'a, str>>, ErrorText> {
         let Some(value) = self.fields.get(name) else { return Ok(None) };
         let text = serde_json::from_str(value.get()).map(|Text(text)| Some(text));
         text.map_err(|error| match error.to_string().split_once(" at line ") {
-            // Omit serde's line and column, because serde counts from the start of the value.
+            // Omit serde's line and column, because serde counts from the start of the value, not of the message.
             Some((what, _)) if error.is_data() => self.invalid(name, what),
             // serde detects some invalid JSON, such as a lone surrogate, only when it decodes the string.
             _ => "Invalid JSON".into(),
         })
     }
 
-    /// Returns `None` if the field is missing. An integer beyond `u64` becomes the largest `u64`.
+    /// Returns the field's integer, or `None` if the field is missing. An integer beyond `u64` becomes `u64::MAX`.
     fn integer(&self, name: &str) -> Result<Option<u64>, ErrorText> {
         let Some(value) = self.fields.get(name).map(|value| value.get()) else { return Ok(None) };
         let is_integer = value.bytes().all(|byte| byte.is_ascii_digit());
@@ -248,7 +248,7 @@ impl<'de> Visitor<'de> for Object<'de> {
     }
 }
 
-// serde borrows a `Cow` only with this attribute, which needs a field: hence the newtype.
+// Without `#[serde(borrow)]`, serde copies the text into the `Cow`. The attribute needs a field: hence the newtype.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -326,7 +326,7 @@ mod tests {
         }
     }
 
-    /// A leading space forces the general parser. Both parsers must agree, even on randomly mutated messages.
+    /// The fast path and the general parser, which a leading space forces, must agree on randomly mutated messages.
     #[test]
     fn both_ways_to_parse_a_message_have_the_same_result() {
         const MESSAGE: &str = r#"{"event":"message","data":{"text":"a\n"}}"#;

@@ -25,7 +25,7 @@ pub enum Event {
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
     },
-    /// The new member itself receives `joined` only if its dialect omits `welcome`.
+    /// A member has joined. The new member itself receives the event only if its dialect omits `welcome`.
     Joined {
         username: Rc<str>,
         #[serde(skip)]
@@ -36,7 +36,7 @@ pub enum Event {
         #[serde(skip)]
         active: ActiveUsers,
     },
-    /// The sender receives its own message, too.
+    /// A message to the room. The sender receives its own message, too.
     Message(Rc<Message>),
     Switched {
         room: Rc<str>,
@@ -48,7 +48,7 @@ pub enum Event {
     },
     /// The reply to a `history` command.
     History(Page),
-    /// The typing member itself does not receive `typing`.
+    /// A member is typing. The typing member itself does not receive the event.
     Typing { username: Rc<str> },
     /// All connections of the recipient, and the sending connection, receive `private`.
     Private(Rc<PrivateMessage>),
@@ -71,12 +71,12 @@ pub struct ActiveUsers {
 
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ClientLimits {
-    pub max_text: usize,    // in characters
-    pub max_message: usize, // in bytes
-    pub rate_limit: f64,    // in messages per second; 0: no limit
+    pub max_text: usize,    // maximum length of a text, in characters
+    pub max_message: usize, // maximum length of a message, in bytes
+    pub rate_limit: f64,    // maximum rate, in messages per second; 0: no limit
 }
 
-/// PROTOCOL.md ("Errors") specifies some texts word for word.
+/// The text of an error event. PROTOCOL.md ("Errors") specifies some of the texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
 /// The reasons in the Close frames of [`Effect::Close`].

@@ -1,5 +1,5 @@
 //! The chat: commands in, effects out. [`Chat`] turns commands into [`Request`]s to the broker, and the broker's
-//! [`RoomEvent`]s into [`Effect`]s. A client is a `mio::Token`, and the time is a parameter: no sockets, no clocks.
+//! [`RoomEvent`]s into [`Effect`]s. It uses no socket and no clock: clients are `mio::Token`s, time is a parameter.
 //!
 //! ```text
 //!   bob                 who receives what, in this order
@@ -60,7 +60,7 @@ pub enum JoinError {
     TooManyJoins, // the user has reached the rate limit
 }
 
-/// Facts that a client's access token proves. A client that needs no token has the default.
+/// What a client's access token proves. A client that needs no access token has the default identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,
@@ -69,7 +69,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The user that the client's rate limit applies to, unless the server is local (PROTOCOL.md, "Rate limit").
+    /// The user who is rate-limited. On a local server, each connection is a user instead (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
@@ -84,8 +84,8 @@ pub struct Chat {
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
-    reserved: HashSet<Rc<str>>, // keys of the usernames that tokens are bound to
-    formatted_time: Option<(SystemTime, Rc<str>)>, // cached, because a turn's messages have the same time
+    reserved: HashSet<Rc<str>>, // keys of the usernames that access tokens are bound to
+    formatted_time: Option<(SystemTime, Rc<str>)>, // cached: all messages of an event loop turn have the same time
     config: Config,
     is_local: bool, // computed once, because `user_of` reads `is_local` for every message
 }
@@ -93,7 +93,7 @@ pub struct Chat {
 struct Client {
     dialect: Dialect,
     membership: Membership,
-    username: Rc<str>, // from the join; messages may have another username
+    username: Rc<str>, // the username in the join; a message may carry another one
     identity: Identity,
     address: IpAddr,
 }
@@ -141,7 +141,7 @@ impl Chat {
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
-    /// Has no effect if the client is unknown or already leaving. `reason` is for the log.
+    /// Makes the client leave, unless the client is unknown or already leaving. `reason` is for the log.
     pub fn leave(&mut self, client: Token, reason: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
         if let Membership::Member(room) = mem::replace(&mut record.membership, Membership::Leaving(reason.into())) {
@@ -250,7 +250,7 @@ impl Chat {
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
-        // A message may carry a reserved username, and a reload of the tokens may reserve a member's own username.
+        // Check every command: it may carry another username, and a reload of the tokens may reserve any username.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
@@ -333,12 +333,12 @@ impl Chat {
         }
     }
 
-    /// Broadcasts `joined` even if the client is already leaving, because the room will receive `left`.
+    /// Applies a `RoomEvent::Joined`. Broadcasts `joined` even for a leaving client, because `left` will follow.
     fn add_member(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        // Log lines are costly, and a busy server may log only warnings.
+        // Format the fields only if they will be logged: formatting is slow, and a busy server may log only warnings.
         let fields =
             if log::log_enabled!(log::Level::Info) { record.log_fields(client, &username) } else { String::new() };
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
@@ -408,7 +408,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists no users of a large room: at each join or leave, n members would each receive a list of n names.
+    /// Users to list in the dialect `presence`; in a large room only a count, as n members would each receive n names.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

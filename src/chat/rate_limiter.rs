@@ -23,10 +23,10 @@ pub enum Decision {
     Flood,    // close the connection
 }
 
-/// Except on a local server, a bucket outlives the user's connections: reconnecting must not circumvent the limit.
+/// Keeps a bucket per user, so that reconnecting does not reset the limit. On a local server, a user is one connection.
 pub struct RateLimiter {
     rate: f64,  // in messages per second; 0: no limit
-    burst: f64, // in messages
+    burst: f64, // capacity of a bucket, in messages
     users: PeerMap<User, Usage>,
 }
 
@@ -48,7 +48,7 @@ impl Bucket {
         Bucket { tokens: burst, refilled_at: now }
     }
 
-    /// Returns `false` if the bucket holds less than one token.
+    /// Takes one token. Returns `false` if the bucket holds less than one token.
     pub fn take(&mut self, rate: f64, burst: f64, now: Duration) -> bool {
         let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
         *self = Bucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
@@ -66,7 +66,7 @@ impl Bucket {
 
 impl RateLimiter {
     pub fn new(rate: f64) -> RateLimiter {
-        // A bucket of less than one token would reject every message.
+        // A bucket with a capacity below one token would reject every message.
         RateLimiter { rate, burst: (rate * BURST_SECONDS).max(1.0), users: PeerMap::default() }
     }
 
@@ -90,7 +90,7 @@ impl RateLimiter {
         self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))
     }
 
-    /// Returns `false` if the user's bucket holds less than one token.
+    /// Takes one token from the user's bucket. Returns `false` if the bucket holds less than one token.
     pub fn take_token(&mut self, user: &User, now: Duration) -> bool {
         let RateLimiter { rate, burst, .. } = *self;
         rate == 0.0 || self.usage(user, now).bucket.take(rate, burst, now)
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check(&USER, at(0)), Decision::Pass));
-        // Of nine messages per second, five pass and about four are rejected: always under fifty in ten seconds.
+        // Of nine messages per second, about four are rejected: forty in ten seconds, while a flood is over fifty.
         for tick in 1..400 {
             assert_ne!(patient.check(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

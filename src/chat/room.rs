@@ -22,7 +22,7 @@ impl Room {
         Room { name, usernames, recipients, dialect_counts: [0; Dialect::ALL.len()] }
     }
 
-    /// `dialect` is `None` for a remote member or a leaving client.
+    /// Adds a member. `dialect` is `None` for a remote member or a leaving client.
     pub fn add_member(&mut self, member: MemberId, username: Rc<str>, dialect: Option<Dialect>) {
         let before = self.usernames.insert(member, username);
         debug_assert_eq!(before, None, "a member joins a room once");
@@ -47,7 +47,7 @@ impl Room {
     }
 
     pub fn is_closed(&self) -> bool {
-        // Local members sort before remote members.
+        // Local members sort before remote members, so only the first member needs a check.
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 

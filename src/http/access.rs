@@ -1,5 +1,5 @@
-//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). Even on loopback, any page can open
-//! `ws://localhost`, any site can resolve its name to 127.0.0.1 (DNS rebinding), and any program can forge `Origin`.
+//! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). All three matter even on loopback:
+//! pages can open `ws://localhost`, any name can resolve to 127.0.0.1 (DNS rebinding), and programs can forge `Origin`.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::tokens::{AccessTokens, DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
-/// Access control. In each field, `None` allows everything.
+/// Decides which clients may connect. In each field, `None` allows everything.
 #[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<AccessTokens>,
@@ -18,23 +18,23 @@ pub struct Access {
 }
 
 impl Access {
-    /// `token_file` is the text of the `--tokens` file, if any. Errors name the option and its value.
+    /// Reads the options. `token_file` is the text of the `--tokens` file, if any. Errors name an option and its value.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
-        // Allow pages opened from disk: they send `null`. Sandboxed frames of any site do too, so require a token.
+        // Allow `Origin: null` for pages opened from disk. Sandboxed frames of any site send it too, so require tokens.
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
         access.origins = parse_all(&origins, parse_allowed_origin)?;
-        // Allow every host by default, except on loopback: a public server cannot know all of its own names.
+        // By default, allow only loopback names on loopback. A public server cannot know its names, so it allows all.
         let allows_all = config.allow_host.is_empty() && !config.is_loopback();
         access.hosts = if allows_all { None } else { parse_all(&config.allow_host, parse_allowed_host)? };
         Ok(access)
     }
 
-    /// On error, keeps the old tokens.
+    /// Loads the access tokens that the options select. On error, keeps the old tokens.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
         let parse = || AccessTokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
@@ -47,27 +47,27 @@ impl Access {
         self.tokens.iter().flat_map(|tokens| tokens.usernames.values().cloned())
     }
 
-    /// `authority` is a host, perhaps with a port.
+    /// Whether the server allows the host in `authority`, which may also contain a port.
     pub fn allows_host(&self, authority: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
         normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// Also allows `own`, the server's own origin, because a page may connect to its own server.
+    /// Whether pages of `origin` may connect. Pages of `own`, the server's own origin, always may.
     pub fn allows_origin(&self, origin: &str, own: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
         normalize_origin(origin)
             .is_some_and(|origin| origins.contains(&origin) || normalize_origin(own) == Some(origin))
     }
 
-    /// Returns `None` if the server requires a token, and `token` is missing or wrong.
+    /// Returns the identity of a client, or `None` if the server requires a token and `token` is missing or wrong.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
         tokens.identify(token?).cloned()
     }
 }
 
-/// Returns `Ok(None)` if a value is `*`, which allows everything.
+/// Parses the values of an option. Returns `Ok(None)` if one of them is `*`, which allows everything.
 fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
@@ -87,7 +87,7 @@ fn parse_allowed_origin(value: &str) -> Result<String, String> {
 }
 
 fn parse_allowed_host(value: &str) -> Result<String, String> {
-    // Accept `::1` as well as `[::1]`.
+    // Accept an IPv6 address without brackets: `::1` as well as `[::1]`.
     let host = normalize_host(value).or_else(|| normalize_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
     host.ok_or_else(|| option_error("--allow-host", value, rule, normalize_host(split_url(value).1)))

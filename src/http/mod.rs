@@ -1,5 +1,5 @@
-//! [`route_request`] turns a request into a response, an upgrade, a handshake check or a rejection. Its checks follow
-//! the order in PROTOCOL.md ("Rejections"). The server may still reject an upgrade, for example if the server is full.
+//! [`route_request`] turns a request into a response, an upgrade, a trial handshake (`/check`) or a rejection. Checks
+//! follow the order in PROTOCOL.md ("Rejections"). The server may still reject an upgrade, for example if it is full.
 
 pub mod access;
 pub mod proxy;
@@ -35,7 +35,7 @@ pub enum Route {
 pub struct Client {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_guess: bool, // `false` after too many wrong tokens from this address
+    pub may_guess: bool, // `false` after too many wrong access tokens from this address
     pub needs_token: bool,
 }
 
@@ -66,7 +66,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     Ok(Outcome::Upgrade { response, route: route(request, access, &client)? })
 }
 
-/// Runs the origin check and the checks of `route` for the path in the parameter `endpoint`.
+/// Checks the origin, the token and the parameters as a handshake for the path in `?endpoint=` would.
 fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -87,9 +87,9 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-/// Checks the token, and then the parameters.
+/// Checks the access token, then the parameters, and returns the route.
 fn route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
-    // On /inspect, a ticket replaces the token: a chat client gets its ticket in `welcome`, after its own token check.
+    // On /inspect, a ticket replaces the token: only chat clients that passed the token check get one (in `welcome`).
     let has_ticket = request.path == "/inspect";
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_guess)? };
@@ -134,13 +134,13 @@ pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_hea
 }
 
 fn format_body(rejection: &Rejection) -> String {
-    // Terminals need a final newline. A 401 has none, because clients may compare its body byte for byte.
+    // End the body with a newline for terminals, except in a 401: clients may compare its body byte for byte.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     format!("{}{newline}", rejection.body)
 }
 
 fn not_found(path: &str) -> Rejection {
-    // The text after `=` may be a token, if the client encoded the `?` of its query.
+    // Do not quote the text after `=`: it may be an access token, if the client encoded the `?` of its query.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
@@ -161,7 +161,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     response.into_bytes()
 }
 
-/// Checks `Host` and the target's authority against the allowed hosts. Returns the target's authority, else `Host`.
+/// Checks that the target's authority and `Host` are allowed. Returns the authority, or `Host` if there is none.
 fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
@@ -185,10 +185,10 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
     Ok(request.authority.unwrap_or(host))
 }
 
-/// Returns the value of `Origin`, or `None` if the header is missing, empty or not UTF-8.
+/// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
     let mut origins = request.header("Origin");
-    // Browsers send Origin with every handshake, and this check protects only browser users (RFC 6455 §10.2).
+    // Allow a missing Origin: this check protects only browser users, and browsers always send one (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(None) };
     if origins.next().is_some() {
         return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
@@ -197,7 +197,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     if length > MAX_ORIGIN {
         return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
     }
-    let text = str::from_utf8(origin).unwrap_or_default(); // an origin that is not UTF-8 matches only *
+    let text = str::from_utf8(origin).unwrap_or_default(); // only the wildcard `*` allows an origin that is not UTF-8
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
@@ -214,12 +214,12 @@ fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Id
     if !may_guess {
         return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
-    // The body must not reveal why the token is wrong, not even that the percent-encoding is malformed.
+    // The response must not reveal why the token is wrong, not even that its percent-encoding is malformed.
     let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
     access.identify(find_token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
-/// Finds a token in `?token=`, `Authorization: Bearer` (RFC 6750 §2.1) or a subprotocol `bearer.TOKEN`, in this order.
+/// Finds the access token: `?token=`, else `Authorization: Bearer` (RFC 6750 §2.1), else a subprotocol `bearer.TOKEN`.
 pub fn find_token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
@@ -245,7 +245,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
         return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
-    // In the dialect `rooms`, messages carry the username, so ignore the query parameter.
+    // In the dialect `rooms`, each message may carry its own username, so ignore the query parameter `username`.
     let username = query("username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
     // An invalid parameter (400) takes precedence over a username that the token does not allow (403).
@@ -255,7 +255,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
     let username = require("username", bound.or(username).or(dialect.default_username()))?;
-    // Only the dialect `events` sends the message ids and the session that a client needs to resume.
+    // Only clients of the dialect `events` can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
@@ -264,13 +264,13 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 
-/// Parses a session as `welcome` writes it: `from_str_radix` alone would also accept uppercase, a sign or fewer digits.
+/// Parses the 32 lowercase hex digits of a session. `from_str_radix` alone would also accept a sign or fewer digits.
 fn parse_session(hex: &str) -> Option<Session> {
     let is_exact = hex.len() == 32 && hex.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Returns the value of the first parameter with this name, not decoded. A proxy may have validated only the first.
+/// Returns the undecoded value of the first parameter called `wanted`: a proxy may have validated only the first.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     let is_encoded = |name: &str| name.contains(['%', '+']);
     let is_wanted =
@@ -279,7 +279,7 @@ fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
 }
 
-/// Returns `Some("")` if the value is not percent-encoded UTF-8.
+/// Returns the decoded value of a parameter, or `Some("")` if the value is not percent-encoded UTF-8.
 fn read_parameter(query: &str, wanted: &str) -> Option<String> {
     find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }
@@ -297,7 +297,7 @@ fn percent_decode(text: &str) -> Result<String, Rejection> {
     let is_digits = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
     let is_well_formed = text.split('%').skip(1).all(|rest| rest.as_bytes().first_chunk().is_some_and(is_digits));
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| is_well_formed);
-    // Do not quote the text in the body: the text may be a mistyped token.
+    // Do not quote the text in the response body: it may contain a mistyped access token.
     let body = "A query parameter, or the room in the path, is not percent-encoded UTF-8 (RFC 3986 §2.1).";
     decoded.map(String::from).ok_or_else(|| bad_request(body))
 }

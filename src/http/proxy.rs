@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy: each proxy appends its peer's.
-/// If all are trusted proxies, returns the leftmost address. Ignores a malformed entry and all entries before it.
+/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy, because each proxy appends its
+/// peer's address. If all are trusted, returns the leftmost one. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()
@@ -18,7 +18,7 @@ pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {
     proxies.iter().any(|network| network.contains(&address))
 }
 
-/// The scheme of the client's request: the proxy may speak TLS with the client, and plain HTTP with this server.
+/// Returns the scheme that the client used: the proxy may speak TLS with the client but plain HTTP with this server.
 pub fn scheme(request: &Request) -> &'static str {
     let last = request.list("X-Forwarded-Proto").next_back();
     if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }

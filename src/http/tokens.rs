@@ -1,4 +1,4 @@
-//! Access tokens, from a file or the demo tokens (RFC 6455 §10.5). A token may be bound to a username.
+//! Access tokens (RFC 6455 §10.5), either from a file or the built-in demo tokens. A token may be bound to a username.
 
 use std::collections::{HashMap, HashSet};
 use std::{hash::BuildHasher, num::NonZeroU32, rc::Rc};
@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::chat::{CredentialId, Identity, names};
 
-// These tokens are public, so they are valid only on a local server without a token file.
+// These tokens are public knowledge, so they are valid only on a loopback server without a token file.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl AccessTokens {
         (!tokens.by_hash.is_empty()).then_some(tokens).ok_or("the file contains no token; write one per line".into())
     }
 
-    /// A line is a token, optionally followed by the username that the token is bound to.
+    /// Adds the token in a line, optionally followed by the username that the token is bound to.
     fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
         // A # starts a comment only at the start of the line or after whitespace.
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
@@ -40,7 +40,7 @@ impl AccessTokens {
         if token.is_empty() {
             return Ok(());
         }
-        // Invisible characters are usually pasted by accident, so clients would send the token without them.
+        // Reject invisible characters: they are usually pasted by accident, and clients would not send them.
         if let Some(found) = token.chars().find(|c| c.is_control() || names::is_ignorable(*c)) {
             return Err(format!("the token contains the invisible character U+{:04X}; remove it", u32::from(found)));
         }

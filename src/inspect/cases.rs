@@ -1,10 +1,11 @@
-//! Plays `wirechat poke` cases for inspectors: a client on a helper thread connects to this server, and the inspector
-//! receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. To bound the cost,
-//! an inspector plays one case at a time and receives only its first frames and Closes, and few cases run at once.
+//! Runs the test cases of `wirechat poke` for inspectors: a client on a helper thread connects to this server, and the
+//! inspector receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. To bound
+//! the cost, an inspector runs one case at a time and receives only the case's first frames and Closes, and only a few
+//! cases run at once.
 //!
-//! A played connection needs no access token: its inspector has a ticket, which the server issued to a client that
-//! passed the token check. The server recognizes the connection by its client's address and port, which no other
-//! process can use while the client's socket is bound.
+//! A test case's connection needs no access token, because the inspector that started the case has a ticket, which the
+//! server issued to a client that passed the token check. The server recognizes the connection by its client's address
+//! and port, which no other process can use while the client's socket is bound.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::inspection::InspectorLink;
 
-/// Maximum number of cases that run at the same time. Each case takes a thread and two descriptors.
+/// Maximum number of test cases that run at the same time, because each takes a thread and two file descriptors.
 const MAX_PLAYS: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
@@ -25,28 +26,28 @@ const NO_NAME: &str = "The command names no case. Send {\"do\":\"play\",\"case\"
 const ALREADY_PLAYING: &str = "A case is being played already. Wait for its record \"played\".";
 const TOO_MANY_PLAYS: &str = "Other inspectors are playing too many cases already. Try again later.";
 
-/// A client that can play cases against this server.
+/// A client that can run the test cases of `wirechat poke` against this server.
 pub trait CasePlayer {
     fn cases(&self) -> Vec<CaseSummary>;
 
-    /// Starts to play a case on another thread. Returns the local address of the client's socket, which must be bound
-    /// already. The thread calls `finish` after it has closed the socket.
+    /// Starts a test case on another thread, and returns the local address of the client's socket. The implementation
+    /// must bind the socket before it returns. The thread calls `finish` after it has closed the socket.
     ///
     /// # Errors
-    /// A clause that says why the case cannot be played, for example because there is no case with this name.
+    /// Returns a clause that says why the test case cannot run, for example that there is no case with this name.
     fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String>;
 }
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// Receives the result, or a clause that explains the failure.
+/// A callback for the end of a test case. It receives the result, or a clause that says why there is no result.
 pub type Finish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct CaseSummary {
     pub name: &'static str,
     pub title: &'static str,
-    /// The section that states the rule, such as `§5.1`.
+    /// The RFC section that states the rule under test, such as `§5.1`.
     pub rule: &'static str,
 }
 
@@ -54,7 +55,7 @@ pub struct CaseSummary {
 pub struct CaseResult {
     pub expected: String,
     pub received: String,
-    /// The section and a summary of its rule.
+    /// The RFC section that the case tests, and a summary of its rule.
     pub rule: String,
     /// Whether the server did what the case expects, or something else that an RFC permits.
     pub passed: bool,
@@ -64,11 +65,11 @@ pub struct PlayOptions {
     pub player: BoxedPlayer,
     /// The address on which the server listens.
     pub server: SocketAddr,
-    /// Makes the event loop start another turn. Called from the helper thread.
+    /// Makes the event loop start another turn. The helper thread calls this function when its test case is over.
     pub wake: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// The cases that are being played.
+/// The test cases that are running for inspectors, and the channel that carries their results.
 pub struct Plays {
     options: Option<PlayOptions>,
     running: Vec<Play>,
@@ -76,7 +77,7 @@ pub struct Plays {
     finished: Receiver<Finished>,
 }
 
-/// The inspector and the result of its case.
+/// The inspector that started a test case, and the result of that case.
 type Finished = (Token, Result<CaseResult, String>);
 
 struct Play {
@@ -96,20 +97,20 @@ enum PlayedConnection {
 }
 
 impl Plays {
-    /// Without options, the server plays no cases.
+    /// Creates an empty list of running test cases. Without `options`, inspectors cannot start any.
     pub fn new(options: Option<PlayOptions>) -> Plays {
         let (sender, finished) = mpsc::channel();
         Plays { options, running: Vec::new(), sender, finished }
     }
 
-    /// Returns the record that lists all cases; `None` if the server plays none.
+    /// Returns the record that lists all test cases; `None` if inspectors cannot run any.
     pub fn catalogue(&self) -> Option<Value> {
         let cases = self.options.as_ref()?.player.cases().into_iter();
         let cases = cases.map(|case| json!({ "name": case.name, "title": case.title, "rule": case.rule }));
         Some(json!({ "record": "cases", "cases": cases.collect::<Vec<_>>() }))
     }
 
-    /// Starts a case for an inspector.
+    /// Starts a test case for an inspector.
     ///
     /// # Errors
     /// Returns the error text to send to the inspector.
@@ -124,7 +125,7 @@ impl Plays {
         }
         let (sender, wake) = (self.sender.clone(), Arc::clone(wake));
         let finish = move |result| {
-            let _ = sender.send((inspector, result)); // fails only if the server has stopped
+            let _ = sender.send((inspector, result)); // ignore the error: it only means that the server has stopped
             wake();
         };
         let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;
@@ -134,9 +135,10 @@ impl Plays {
         Ok(())
     }
 
-    /// Returns the link to the inspector if the new connection plays a case.
+    /// Returns the link to the inspector if a test case uses the new connection; otherwise `None`.
     pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<InspectorLink>> {
-        // Receive results first: once a client has closed its socket, another program may use the same address.
+        // Mark finished test cases first: their clients have closed their sockets, so a new connection from such an
+        // address may belong to another program.
         self.receive_results();
         let expected = PlayedConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
@@ -148,19 +150,20 @@ impl Plays {
         self.running.iter().any(|play| play.connection == PlayedConnection::Open(connection))
     }
 
-    /// Called when the server removes any connection.
+    /// Updates the test cases after the server has removed a connection: a test case's, an inspector's or any other.
     pub fn remove(&mut self, connection: Token) {
         for play in &mut self.running {
             if play.connection == PlayedConnection::Open(connection) {
                 play.connection = PlayedConnection::Removed(connection);
             }
             if play.inspector == connection {
-                play.link.inspector.set(None); // the case continues, but no inspector receives its records
+                play.link.inspector.set(None); // the test case continues, but no inspector receives its records
             }
         }
     }
 
-    /// Returns an inspector and its case's last record, once the result is here and any played connection is removed.
+    /// Removes a finished test case, and returns its inspector and last record. A case is finished when its result has
+    /// arrived and the server has removed its connection, if there was one.
     pub fn next_finished(&mut self, now: SystemTime) -> Option<(Token, Value)> {
         self.receive_results();
         let is_finished = |play: &Play| play.result.is_some() && !matches!(play.connection, PlayedConnection::Open(_));
@@ -196,7 +199,7 @@ fn format_error(error: String) -> String {
     format!("The case cannot be played: {error}.")
 }
 
-/// Maps an address `::ffff:a.b.c.d` to IPv4, as `Server::accept` does, so that the two addresses are equal.
+/// Converts an IPv4-mapped address (`::ffff:a.b.c.d`) to IPv4, as `Server::accept` does, so that the addresses match.
 fn canonicalize(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -207,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// A player that keeps each `Finish` until the test calls it.
+    /// A fake [`CasePlayer`] that runs nothing: it stores each `Finish` callback for the test to call.
     #[derive(Default, Clone)]
     struct FakePlayer(Rc<RefCell<Vec<Finish>>>);
 

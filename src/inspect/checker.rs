@@ -3,20 +3,21 @@
 //!
 //! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
 //! close for another reason before it reaches an invalid frame. So the checker holds a failure until the server sends
-//! its Close or TCP closes, and drops the failure if the Close is for another reason.
+//! its Close or the TCP connection closes, and drops the failure if the Close is for another reason.
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// Used until the checker knows the server's limits. Generous, because a false failure is worse than a missing one.
+// These limits apply until the checker knows the server's own. They are generous, because it is worse to report a false
+// failure than to miss a real one.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
 pub struct RuleChecker {
     pub limits: Limits,
     protocol: Protocol,
-    /// Whether to hold each failure until the server sends its Close or TCP closes.
+    /// Whether to hold each failure until the server sends its Close or the TCP connection closes.
     pub awaits_close: bool,
     held: Option<(ProtocolError, Failure)>,
 }
@@ -29,7 +30,7 @@ impl Default for RuleChecker {
 }
 
 impl RuleChecker {
-    /// Must be called before the first frame, because this function resets the protocol.
+    /// Sets the limits and resets the protocol, so it must be called before the client's first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }
@@ -47,7 +48,7 @@ impl RuleChecker {
                 broken = Some(error);
             }
         }
-        // Discard the output, for example Pongs: a tap never sends it, so it would accumulate.
+        // Discard the output, for example Pongs: a tap never sends anything, so the output would accumulate.
         self.protocol.take_output();
         broken
     }
@@ -57,7 +58,7 @@ impl RuleChecker {
         matches!(self.protocol.state(), State::Closed | State::OutOfSync)
     }
 
-    /// Called when the server queues or sends a Close. From then on, the server and the checker discard data frames.
+    /// Makes the checker discard later data frames, as the server does once it has queued or sent a Close.
     pub fn begin_closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();

@@ -12,14 +12,14 @@ impl Paint {
     }
 }
 
-/// Bytes in hexadecimal, without separators.
+/// Formats bytes in hexadecimal, without separators.
 pub fn hex_digits(bytes: &[u8]) -> String {
-    // A table is faster than `format!`, and this function runs for every inspected frame.
+    // Use a table, which is faster than `format!`: this function runs for every inspected frame.
     const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
 }
 
-/// Bytes in hexadecimal, separated by spaces.
+/// Formats bytes in hexadecimal, separated by spaces.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| hex_digits(&[*byte])).collect::<Vec<_>>().join(" ")
 }
@@ -28,7 +28,7 @@ pub fn quote(text: &str) -> String {
     format!("\"{}\"", escape(text))
 }
 
-/// Text with every non-printable character escaped.
+/// Escapes every non-printable character in a text.
 pub fn escape(text: &str) -> String {
     // Unlike `escape_debug`, keep quotes and backslashes: they are harmless, and JSON stays readable.
     let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };

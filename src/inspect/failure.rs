@@ -1,13 +1,13 @@
-//! Explains a protocol error to a person who debugs a frame: the error and, where they apply, the rule and the bytes
-//! that break it. The peer receives only the short text of the [`ProtocolError`], as the close reason. Other modules
-//! detect the errors.
+//! Explains a protocol error to a person who is debugging: what is wrong and, where possible, which rule the frame
+//! breaks and which bytes show it. The peer receives only the short text of the [`ProtocolError`], as the close reason.
+//! Other modules detect the errors.
 
 use super::escape::{hex, quote};
 use super::{Failure, Frame};
 use crate::ws::close::ProtocolError;
 use crate::ws::protocol::Limits;
 
-/// `frame` may be incomplete. `limits` are the server's limits.
+/// Explains the protocol error that `frame`, which may be incomplete, caused. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let reason = match detect_protocol(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] lacks this error: a server receives no server frames.
+/// Explains a masked frame from the server. [`ProtocolError`] has no variant for it: a server never receives one.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -29,7 +29,7 @@ fn byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
-/// Returns the error and, where they apply, the rule and the bytes that break the rule.
+/// Describes the error and, where possible, the rule and the bytes that break the rule.
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
     match error {
@@ -50,7 +50,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             "this frame is not masked; a client must mask every frame; the second byte was {second}, its top bit is 0"
         ),
         ProtocolError::LengthNotMinimal => describe_length(frame),
-        // §5.2: "the most significant bit MUST be 0"
+        // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
         ProtocolError::LengthTopBit => format!(
             "the top bit of the 64-bit length is 1; it must be 0; the length began with {}",
             hex(&frame.header.extended_length()[..1])
@@ -78,7 +78,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             format!("this message has too many fragments; the limit of this server is {}", limits.fragments)
         }
         ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", describe_bad_text(frame, 0)),
-        // §5.5.1: "the first two bytes of the body MUST be a 2-byte unsigned integer"
+        // §5.5.1: if a Close has a body, "the first two bytes of the body MUST be a 2-byte unsigned integer".
         ProtocolError::ClosePayloadOfOneByte => format!(
             "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
             hex(&frame.unmasked_payload())
@@ -94,7 +94,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
 fn describe_length(frame: &Frame) -> String {
     let (form, extended) = (frame.header.length_form(), frame.header.extended_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // The last two bytes of a 64-bit length may be missing: six zero bytes prove that the length is not minimal.
+    // Six zero bytes already prove that a 64-bit length is not minimal, so its last two bytes may not have arrived yet.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),
@@ -106,14 +106,14 @@ fn describe_length(frame: &Frame) -> String {
     )
 }
 
-/// `skip` is the number of payload bytes before the text.
+/// Describes the bytes of a payload that are not UTF-8. `skip` is the number of payload bytes before the text.
 fn describe_bad_text(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // If the record holds only the start of the payload, the cut may split a valid character.
+        // If the record holds only the start of the payload, its last character may be cut, which is not an error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
@@ -128,7 +128,7 @@ fn describe_bad_text(frame: &Frame, skip: usize) -> String {
     }
 }
 
-/// Recognizes a peer that sends HTTP or TLS instead of WebSocket frames.
+/// Returns a description of the bytes if the peer sent HTTP or TLS instead of a WebSocket frame.
 fn detect_protocol(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
     // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP in place of a frame.
@@ -147,7 +147,7 @@ fn detect_protocol(frame: &Frame) -> Option<String> {
     }
 }
 
-/// RFC 8446 §5.1: a TLS record begins with a type (20 to 23) and a version. Accepts the versions 03 00 to 03 04.
+/// Whether the bytes begin like a TLS record (RFC 8446 §5.1): a type from 20 to 23, then a version from 03 00 to 03 04.
 pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [0x14..=0x17, 3, 0..=4, ..])
 }

@@ -11,9 +11,9 @@ pub struct Filter(Vec<Condition>);
 enum Condition {
     Connection(usize),
     User(String),
-    /// Control frames, state changes, and the close of the TCP connection.
+    /// Matches control frames, state changes, and the close of the TCP connection.
     Control,
-    /// Protocol errors, rejected requests, dropped records, and incomplete closing handshakes.
+    /// Matches protocol errors, rejected requests, reports of dropped records, and incomplete closing handshakes.
     Errors,
 }
 
@@ -36,7 +36,7 @@ impl Filter {
         let is_about_connection =
             |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
         let (connection, kind): (Vec<_>, Vec<_>) = self.0.iter().partition(is_about_connection);
-        // An empty group matches every record.
+        // A filter may name only connections and users, or only kinds. The empty group then matches every record.
         let holds = |group: &[&Condition]| group.is_empty() || group.iter().any(|condition| condition.matches(record));
         holds(&connection) && holds(&kind)
     }
@@ -69,7 +69,7 @@ impl Condition {
             Condition::Errors => match &record.kind {
                 RecordKind::Failure(_) | RecordKind::Missed(_) => true,
                 RecordKind::Response(response) => response.status >= 400,
-                // A TCP connection that closes before any Close frame is not an error.
+                // An incomplete closing handshake is an error, but closing the TCP connection without any Close is not.
                 RecordKind::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },

@@ -7,18 +7,18 @@ use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER, Opcode, Role};
 use crate::ws::mask;
 
-/// Maximum reads or writes listed per record: a frame sent byte by byte must not make its record huge.
+/// Maximum number of reads or writes listed per record: a frame sent byte by byte must not make its record huge.
 pub const MAX_PARTS: usize = 16;
 /// Maximum number of characters in a text excerpt.
 const EXCERPT: usize = 60;
 const EXCERPT_BYTES: usize = 16;
 
-/// The reads (client bytes) or writes (server bytes) that carried a frame or an HTTP head.
+/// The reads (of client bytes) or writes (of server bytes) that carried a frame, a request head or a response head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
-    /// The first [`MAX_PARTS`] parts: the number of each read or write, and how many bytes of the frame or head it
-    /// carried. The tap numbers the reads and the writes from 1.
+    /// The first [`MAX_PARTS`] reads or writes: the number of each, and how many bytes of the frame or HTTP head it
+    /// carried. The tap numbers a connection's reads from 1, and its writes too.
     pub listed: Vec<(u64, u64)>,
 }
 
@@ -35,7 +35,8 @@ pub struct Frame {
     pub wire: Vec<u8>,
     /// Number of payload bytes observed so far.
     pub received: u64,
-    /// `None` for a control frame, a continuation without a message, or an invalid or incomplete header.
+    /// The frame's position in its message; `None` for a control frame, a continuation without a message, or an invalid
+    /// or incomplete header.
     pub position: Option<Position>,
     pub parts: Parts,
 }
@@ -72,7 +73,7 @@ pub enum LengthForm {
 impl Header {
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
-        // A header has at most `MAX_HEADER` bytes, so bytes that do not fit follow the header.
+        // Ignore bytes that do not fit: a header has at most `MAX_HEADER` bytes, so they are not part of it.
         let appended = bytes.len().min(MAX_HEADER - len);
         self.bytes[len..len + appended].copy_from_slice(&bytes[..appended]);
         self.len += appended as u8;
@@ -94,7 +95,7 @@ impl Header {
         let extended = self.extended_length();
         match self.length_form() {
             LengthForm::Bits7 => self.bytes().get(1).map(|_| u64::from(self.length_7())),
-            // §5.2: "in network byte order", so the first byte is the most significant.
+            // §5.2: lengths are "in network byte order", so the first byte is the most significant.
             form => (extended.len() == form.size())
                 .then(|| extended.iter().fold(0, |len, byte| len << 8 | u64::from(*byte))),
         }
@@ -124,12 +125,12 @@ impl Header {
         [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")].into_iter().filter(move |(bit, _)| rsv & bit != 0).map(|(_, name)| name)
     }
 
-    /// The opcode, which may be undefined.
+    /// The opcode, which may be one that the RFC reserves (§5.2).
     pub fn opcode(&self) -> u8 {
         self.byte(0) & 0xf
     }
 
-    /// The opcode's name in capitals; `RESERVED` for an undefined opcode.
+    /// The opcode's name in capitals, such as `TEXT`; `RESERVED` for an opcode that the RFC reserves.
     pub fn name(&self) -> &'static str {
         Opcode::from_bits(self.opcode()).map_or("RESERVED", opcode_name)
     }
@@ -157,7 +158,7 @@ impl Header {
         &bytes[..bytes.len().min(self.length_form().size())]
     }
 
-    /// `None` if the frame is not masked or the key is incomplete.
+    /// The masking key; `None` if the frame is not masked or the key is incomplete.
     pub fn masking_key(&self) -> Option<[u8; 4]> {
         // §5.2: the masking key follows the extended length.
         let at = 2 + self.length_form().size();
@@ -207,7 +208,7 @@ impl Frame {
             let reason = if reason.is_empty() { String::new() } else { format!(" {}", quote(reason)) };
             return format!("{}{reason}", code.get());
         }
-        // The record may hold only the start of the payload.
+        // Show an ellipsis if the record holds only the start of the payload.
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
@@ -223,16 +224,16 @@ impl Frame {
         }
     }
 
-    /// `None` if this is a Binary or Close frame, or if the payload is not UTF-8.
+    /// Returns the payload as text; `None` if this is a Binary or Close frame, or if the payload is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
-        // Without FIN, a character may continue in the next fragment (§5.6).
+        // A fragment without FIN does not count as whole: its last character may continue in the next fragment (§5.6).
         let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
         if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
             return None;
         }
         match std::str::from_utf8(payload) {
             Ok(text) => Some(text),
-            // The end of the record or fragment may split a character, which is not an error.
+            // Omit an incomplete last character: it may continue beyond the end of the record or of the fragment.
             Err(error) if error.error_len().is_none() && !is_shown_whole => {
                 std::str::from_utf8(&payload[..error.valid_up_to()]).ok()
             }
@@ -241,7 +242,7 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Until the header is complete, `payload_len` may be 0.
+        // Check the header too: until it is complete, `payload_len` may be 0.
         self.received == self.payload_len && self.header.bytes().len() == self.header.size()
     }
 
@@ -250,7 +251,7 @@ impl Frame {
         if self.header.is_masked() {
             sections.push("5.3");
         }
-        // §5.4 (fragmentation) does not apply to a message sent in one frame.
+        // Cite §5.4 (fragmentation) only if the message consists of more than one frame.
         if self.position.is_some_and(|position| position.fragment > 1 || !position.is_last) {
             sections.push("5.4");
         }
@@ -267,7 +268,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner adds a frame's header and payload separately, even if they arrived in the same read.
+            // The scanner adds a frame's header and payload separately: merge the two if they arrived in the same read.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -1,12 +1,13 @@
 //! Serves the page's inspectors: checks their tickets, executes their commands and sends them records. An inspector is
-//! a client of the server. While an inspector's outbox is over half full, the server drops most of the inspector's
-//! records, and later reports how many it dropped. An inspector's own connection is never inspected: each record would
-//! cause another record.
+//! a WebSocket client that receives the records of another connection. While an inspector's outbox is over half full,
+//! the server drops most of the inspector's records, and later reports how many it dropped. An inspector's own
+//! connection is never inspected, because each record sent would cause another record.
 //!
-//! A ticket is a connection's number plus a keyed hash of that number, so the server stores no tickets. The server
-//! sends a ticket only in the `welcome` of the ticket's own connection, so no other client learns it from the server.
+//! A ticket lets a client inspect one connection. The ticket consists of that connection's number and a keyed hash of
+//! the number, so the server stores no tickets. The server sends a ticket only in the `welcome` event of the connection
+//! that the ticket is for, so no other client learns the ticket from the server.
 //!
-//! An inspector can also play a case of `wirechat poke`: see [`cases`](super::cases).
+//! An inspector can also run a test case of `wirechat poke`: see [`cases`](super::cases).
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -29,14 +30,16 @@ use crate::ws::request::Rejection;
 
 /// Maximum number of handshakes kept for later inspectors.
 const MAX_HANDSHAKES: usize = 256;
-/// Maximum size in bytes of a request head kept for inspectors. Browsers usually send less than 1,000 bytes.
+/// Maximum size in bytes of a request head kept for inspectors. Browsers usually send far less: under 1,000 bytes.
 const MAX_REQUEST: usize = 8 * 1024;
-/// The queue for all inspectors drops new records, except `End`, at this length. One read can produce thousands.
+/// Maximum length of the queue for all inspectors. The queue needs a limit, because one read can produce thousands of
+/// records. A full queue drops new records except `End`, which every inspector must receive.
 const MAX_QUEUED: usize = 16 * 1024;
-/// The server rejects an inspector's ping while the inspected connection has more queued bytes than this.
+/// The server rejects an inspector's `ping` command while more bytes than this limit are queued for the inspected
+/// connection.
 const MAX_QUEUED_FOR_PING: usize = 4096;
-/// Maximum frames in each direction of a played connection that the inspector receives, besides Closes. A case
-/// may send 100,000 frames, but a learner reads the first few.
+/// Maximum number of frames, besides Closes, that an inspector receives in each direction of a test case's connection.
+/// The case may send 100,000 frames, but a learner reads only the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
 /// Size in bytes of the secret in a ticket (128 bits).
 const SECRET_LEN: usize = 16;
@@ -50,7 +53,7 @@ const CONNECTION_ENDED: &str = "The connection is over.";
 const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State that a connection's tap shares with [`Inspection`] or, if a case uses the connection, with [`Plays`].
+/// State that a connection's tap shares with [`Inspection`] or, if a test case uses the connection, with [`Plays`].
 #[derive(Debug, Default)]
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
@@ -59,9 +62,10 @@ pub struct InspectorLink {
     pub fragment_next: Cell<bool>,
     /// Number of frames so far, in both directions, as counted by the tap.
     pub frame_count: Cell<u64>,
-    /// Unreported records dropped because the queue was full, or because a played connection had too many frames.
+    /// Number of records dropped since the last report to the inspector, because the queue was full or because a test
+    /// case had too many frames.
     missed: Cell<u64>,
-    /// Whether a case uses this connection.
+    /// Whether a test case of `wirechat poke` uses this connection.
     is_played: bool,
 }
 
@@ -76,7 +80,7 @@ impl InspectorLink {
     }
 }
 
-/// Records queued for inspectors, oldest first, each with the inspector's token.
+/// Records queued for inspectors, oldest first, each with the mio `Token` of the inspector's connection.
 #[derive(Debug, Default)]
 pub struct Queue(RefCell<VecDeque<(Token, Queued)>>);
 
@@ -84,9 +88,9 @@ pub struct Queue(RefCell<VecDeque<(Token, Queued)>>);
 #[expect(clippy::large_enum_variant, reason = "almost every entry is a record")]
 enum Queued {
     Record(Record),
-    /// A record about cases. The inspector receives it even if the outbox is over half full.
+    /// A record about test cases, which the server sends even if the inspector's outbox is over half full.
     Cases(Value),
-    /// The server has removed the inspected connection.
+    /// The server has removed the inspected connection, so the inspector's connection must close too.
     Ended,
 }
 
@@ -112,30 +116,30 @@ impl Queue {
 #[derive(Debug)]
 struct Inspector {
     connection: Token,
-    /// Unreported records dropped because the inspector's outbox was over half full.
+    /// Number of records dropped since the last report to the inspector, because the outbox was over half full.
     missed: u64,
     /// Number of Pings sent at the inspector's request.
     pings: u64,
 }
 
 pub struct Inspection {
-    // Chosen at random when the server starts, so a ticket from an earlier run is invalid.
+    // The server chooses this key at random when it starts, so a ticket from an earlier run is invalid.
     key: [u8; 64],
     max_queued: usize,
-    /// Whether every connection has a tap from its first byte. Otherwise, the server attaches a tap for an inspector.
+    /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
     taps_all: bool,
     queue: Rc<Queue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Keyed by the connection to inspect. A link outlives its inspector, to remember that the ticket was used.
+    /// Links to inspectors, by inspected connection. A link outlives its inspector, to remember that a ticket was used.
     links: TokenMap<Rc<InspectorLink>>,
-    /// Keyed by the inspector's connection, not the inspected connection.
+    /// Inspectors, by the inspector's own connection (not by the inspected connection).
     inspectors: TokenMap<Inspector>,
     pub plays: Plays,
     actions: VecDeque<Action>,
 }
 
 impl Inspection {
-    /// `max_outbox` is the maximum size of an inspector's outbox, in bytes.
+    /// Creates the state for serving inspectors. `max_outbox` is the maximum size of an inspector's outbox, in bytes.
     pub fn new(max_outbox: usize, taps_all: bool, queue: Rc<Queue>, random: &mut dyn FnMut(&mut [u8])) -> Inspection {
         let mut key = [0; 64];
         random(&mut key);
@@ -166,7 +170,7 @@ impl Inspection {
         }
     }
 
-    /// The ticket is the connection's number (eight bytes) and the secret, encoded in URL-safe base64.
+    /// Returns a connection's ticket: the connection's number (eight bytes) and a secret, encoded in URL-safe base64.
     pub fn ticket(&self, connection: Token) -> String {
         let number = connection.0 as u64;
         let mut bytes = [0; 8 + SECRET_LEN];
@@ -176,8 +180,8 @@ impl Inspection {
     }
 
     fn secret(&self, number: u64) -> [u8; SECRET_LEN] {
-        // Every input has the same length, so a length-extension attack is impossible. SHA-1's weak collision
-        // resistance does not help an attacker guess the secret of another connection.
+        // SHA-1 is safe here. Every input has the same length, so a length-extension attack is impossible. SHA-1's weak
+        // collision resistance does not help an attacker guess the secret of another connection.
         let digest = Sha1::new().chain_update(self.key).chain_update(number.to_be_bytes()).finalize();
         let mut secret = [0; SECRET_LEN];
         secret.copy_from_slice(&digest[..SECRET_LEN]);
@@ -219,7 +223,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames the inspector missed. A newly attached tap reports the number itself.
+        // Report how many frames the inspector missed. A tap that is attached only now reports the number itself.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -239,7 +243,7 @@ impl Inspection {
             (Some("ping"), Some(queued)) if queued > MAX_QUEUED_FOR_PING => TOO_MANY_QUEUED_BYTES,
             (Some("ping"), Some(_)) => {
                 inspector.pings += 1;
-                // §5.5.3: the Pong repeats the payload, so a number shows which Ping each Pong belongs to.
+                // §5.5.3: a Pong repeats its Ping's payload, so a number in it shows which two belong together.
                 let payload = format!("ping {}", inspector.pings);
                 return self.actions.push_back(Action::Ping(connection, payload));
             }
@@ -260,7 +264,7 @@ impl Inspection {
     }
 
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
-        // Queue the result behind the records of its connection.
+        // Queue the result of a test case behind the records of that case's connection.
         while let Some((client, record)) = self.plays.next_finished(now) {
             self.queue.0.borrow_mut().push_back((client, Queued::Cases(record)));
         }
@@ -270,10 +274,10 @@ impl Inspection {
             }
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
-                // `send_record` checks the outbox for every record, because each record adds to it.
+                // `send_record` checks the size of the outbox before each record, because each record increases it.
                 Queued::Record(record) => self.send_record(client, record, queued_bytes),
                 Queued::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
-                Queued::Cases(_) => {} // the inspector's connection is not open
+                Queued::Cases(_) => {} // drop the record, because the inspector's connection is not open
                 Queued::Ended => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
@@ -282,9 +286,9 @@ impl Inspection {
         }
     }
 
-    /// Called when the server removes any connection, even one that is neither an inspector nor inspected.
+    /// Handles the removal of a connection, which may be an inspector's, an inspected connection or neither.
     pub fn remove(&mut self, connection: Token) {
-        // `detach` does nothing unless this connection is an inspector.
+        // No check is needed: `detach` does nothing unless this connection is an inspector's.
         self.detach(connection);
         self.plays.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
@@ -297,7 +301,7 @@ impl Inspection {
     fn send_record(&mut self, client: Token, record: Record, queued_bytes: QueuedBytes<'_>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
-        // Send no more while the outbox is over half full: the server's own frames need room, and the server closes a
+        // Drop records while the outbox is over half full: the server's own frames need room, and the server closes a
         // client whose outbox is full. Always send `End`, after the number of any dropped records.
         if queued > self.max_queued && !matches!(record.kind, RecordKind::End(_)) {
             inspector.missed += if let RecordKind::Missed(count) = record.kind { count } else { 1 };
@@ -317,7 +321,7 @@ impl Inspection {
     fn detach(&mut self, client: Token) {
         let Some(Inspector { connection, .. }) = self.inspectors.remove(&client) else { return };
         let Some(link) = self.links.get(&connection) else { return };
-        // Clear only the inspector: the link still records that the ticket was used.
+        // Clear only the link's inspector, but keep the link, which records that the ticket was used.
         link.inspector.set(None);
         if !self.taps_all {
             self.actions.push_back(Action::Detach(connection));
@@ -325,7 +329,8 @@ impl Inspection {
     }
 }
 
-/// Returns `None` unless §7.4 itself lets an endpoint send the code. `from_wire` also accepts later codes: 1012–1014.
+/// Parses the code of a `close` command. Returns `None` unless §7.4 lets an endpoint send the code. Excludes 1012–1014,
+/// which `from_wire` accepts because they were registered after the RFC.
 fn close_code(code: &Value) -> Option<CloseCode> {
     let code = code.as_u64().and_then(|code| u16::try_from(code).ok())?;
     CloseCode::from_wire(code).ok().filter(|_| !(1012..=1014).contains(&code))
@@ -351,7 +356,8 @@ impl Handshakes {
         self.0.push_back(handshake);
     }
 
-    /// Returns no records if this connection's handshake was not captured, or if newer handshakes have displaced it.
+    /// Returns the records of a connection's handshake. The list is empty if the handshake was not captured or if newer
+    /// handshakes have displaced it.
     fn records(&self, connection: Token, number: usize) -> Vec<Record> {
         let records = Records::default();
         if let Some(kept) = self.0.iter().rev().find(|handshake| handshake.connection == connection) {
@@ -375,21 +381,21 @@ pub struct HandshakeCapture {
 }
 
 impl HandshakeCapture {
-    /// Returns whether the capture is finished.
+    /// Processes one read from the client or one write to the client. Returns whether the capture is finished.
     pub fn observe(&mut self, from: Role, bytes: &[u8], now: SystemTime) -> bool {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Give up on a huge request, for example one with many cookies: 256 such requests would take megabytes.
+                // Give up on a huge request, for example one with many cookies: 256 kept requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is not a 101.
+            // End the capture: `upgrade` sets `has_ticket` before the server sends a 101, so this is another response.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };
         if self.response.is_complete {
             let [request, response] = [&mut self.request, &mut self.response].map(|head| {
-                // Free the unused capacity: a read may have contained frames after the head.
+                // Free the unused capacity, which is large if the head arrived in one read with the frames after it.
                 head.bytes.shrink_to_fit();
                 std::mem::take(&mut head.bytes)
             });
@@ -399,7 +405,8 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Called when the server accepts the request. Returns `true` if there is no ticket, which ends the capture.
+    /// Stores whether the client, whose request was accepted, gets a ticket. Returns `true`, to end the capture, if the
+    /// client gets none: without a ticket, no inspector can ask for the handshake.
     pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -1,5 +1,5 @@
 //! Converts a record to a JSON object for the page's inspector. The `record` field names the kind of record. Frame
-//! bytes are hexadecimal strings; HTTP heads are text.
+//! bytes are hexadecimal strings; request and response heads are text.
 
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ pub fn record_value(record: &Record) -> Value {
         RecordKind::Failure(failure) => failure_value(failure),
         RecordKind::End(end) => end_value(end),
         RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
-        // Use the same `record` kind as `Missed`: a page that does not know `earlier` still shows a gap.
+        // Use the same `record` kind as `Missed`, so that a page that does not know `earlier` still shows a gap.
         RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);
@@ -27,7 +27,7 @@ pub fn record_value(record: &Record) -> Value {
 fn request_value(head: &Head) -> Value {
     json!({
         "record": "request",
-        // A head need not be UTF-8: a header value may contain obs-text (RFC 9110 §5.5).
+        // Replace bytes that are not UTF-8: an HTTP header value may contain obs-text (RFC 9110 §5.5).
         "head": String::from_utf8_lossy(&head.bytes),
         "complete": head.is_complete,
         "parts": parts_value(&head.parts),

@@ -32,7 +32,7 @@ impl Lifecycle {
         self.change(State::Open, "the server sent 101".into())
     }
 
-    /// Called when `from` has sent a Close. `payload` must be unmasked.
+    /// Records a Close sent by `from`, and returns the resulting state change, if any. `payload` must be unmasked.
     pub fn record_close(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
         // `CloseFrame::parse` rejects a code that "MUST NOT be set" (§7.4.1), but the record must show any code.
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
@@ -41,7 +41,8 @@ impl Lifecycle {
         let reason = format!("the {} sent Close{code_text}", role_name(from));
         match &self.first_close {
             None => {
-                // §7.1.5, §7.1.6: the first Close has the connection's close code and reason. Here, the first one sent.
+                // §7.1.5, §7.1.6: an endpoint takes the close code and reason from the first Close that it receives. A
+                // tap sees both directions, so take them from the first Close that either endpoint sends.
                 self.first_close = Some(FirstClose { by: from, code, reason: close_reason });
                 self.change(State::Closing, reason)
             }
@@ -51,7 +52,8 @@ impl Lifecycle {
         }
     }
 
-    /// Called when the TCP connection closes. The close is clean (§7.1.4) if both endpoints had sent a Close.
+    /// Changes the state to CLOSED when the TCP connection closes, and summarizes how the connection closed. The close
+    /// is clean (§7.1.4) if both endpoints had sent a Close.
     pub fn close_tcp(&mut self, cause: &str) -> (Option<StateChange>, End) {
         let is_clean = self.state == State::Closed;
         let change = self.change(State::Closed, "the TCP connection ended".into());

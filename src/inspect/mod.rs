@@ -12,7 +12,7 @@
 //! Reading order: this file and [`frame`] (the records), [`scan`] and [`tap`] (from bytes to records), [`checker`],
 //! [`failure`] and [`lifecycle`] (broken rules, states), [`text`], [`json`] and [`escape`] (output), [`secret`] (what
 //! is redacted), [`filter`], [`recorder`] and [`recording`] (`--trace-filter`, `--record`), [`observer`] and
-//! [`inspection`] (the link to the server), [`reframe`] (fragments messages), [`cases`] (`poke` for inspectors).
+//! [`inspection`] (the link to the server), [`reframe`] (fragments messages), [`cases`] (test cases for inspectors).
 
 pub mod cases;
 pub mod checker;
@@ -56,7 +56,7 @@ pub struct Record {
     pub connection: usize,
     /// The username, for `--trace-filter`. `None` before [`Tap::upgrade`], and on an endpoint without usernames.
     pub user: Option<Rc<str>>,
-    /// Usually the time of the read, write or close that completed the record.
+    /// When the tap reported the record. All records from the same read or write have the same time.
     pub time: SystemTime,
     pub kind: RecordKind,
 }
@@ -71,18 +71,18 @@ pub enum RecordKind {
     Failure(Failure),
     /// The TCP connection closes (§7.1.1, §7.1.4).
     End(End),
-    /// Number of records dropped at this point, for example because a list was full; 1 if their number is unknown.
+    /// The number of records missing here, for example because a list was full; 1 if the tap cannot count them.
     Missed(u64),
-    /// Number of frames, in both directions, before the tap or the inspector was attached.
+    /// The number of frames, in both directions, that passed before the tap or the inspector was attached.
     Earlier(u64),
 }
 
 /// The head of an HTTP message. In a record, a request's secrets are redacted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Includes the final blank line, if received.
+    /// The raw bytes of the HTTP head, including the final blank line if it has arrived.
     pub bytes: Vec<u8>,
-    /// Size in bytes of the blank lines before the first line.
+    /// Size in bytes of any blank lines before the request line or status line.
     pub blank: usize,
     pub is_complete: bool,
     pub parts: Parts,
@@ -91,18 +91,18 @@ pub struct Head {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     pub head: Head,
-    /// The HTTP status code; 0 if the first line contains none.
+    /// The HTTP status code; 0 if the status line contains none.
     pub status: u16,
     /// Up to [`MAX_SHOWN`] bytes of the body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
-    /// Present if the response is a 101 and the request has a `Sec-WebSocket-Key`.
+    /// The steps to the accept value; `None` unless this is a 101 to a request with a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
 }
 
 /// The steps that compute the accept value from the client's key (§1.3, §4.2.2).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcceptSteps {
-    // In base64: §4.2.2 hashes the key's text without decoding it.
+    /// The `Sec-WebSocket-Key` in base64, as sent: §4.2.2 hashes this text without decoding it.
     pub key: String,
     /// The key followed by the GUID of §1.3.
     pub key_and_guid: String,
@@ -145,12 +145,12 @@ pub struct Failure {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
-    /// The endpoint that sent the first Close; `None` without a Close.
+    /// The endpoint that sent the first Close; `None` if neither endpoint sent a Close.
     pub first_close: Option<Role>,
-    /// The code of the first Close; `None` without a Close or a code.
+    /// The close code in the first Close; `None` if there was no Close, or if it contained no code.
     pub code: Option<u16>,
     pub reason: String,
-    /// Closed "cleanly" (§7.1.4): both endpoints had sent a Close.
+    /// Whether the connection closed "cleanly" (§7.1.4), that is, after both endpoints had sent a Close.
     pub is_clean: bool,
     /// Why the TCP connection closed, in the words of the server or the tool that observed it.
     pub cause: String,
@@ -168,7 +168,7 @@ impl State {
 }
 
 impl AcceptSteps {
-    /// Computes the steps from the key alone, without a response.
+    /// Computes the accept value step by step from the key alone, without a response to compare it with.
     ///
     /// ```
     /// use wirechat::inspect::AcceptSteps;
@@ -182,7 +182,8 @@ impl AcceptSteps {
         AcceptSteps { key: key.into(), key_and_guid, sha1, accept: accept_value(key.as_bytes()), in_response: None }
     }
 
-    /// Computes the steps for a request and its response (§4.2.2, item 5.4); `None` if the request has no key.
+    /// Computes the accept value for the key in a request (§4.2.2, item 5.4), and adds the response's accept value for
+    /// comparison. Returns `None` if the request has no key.
     pub fn from_handshake(request: &Head, response: &Head) -> Option<AcceptSteps> {
         let key = request.header("Sec-WebSocket-Key")?;
         Some(AcceptSteps { in_response: response.header("Sec-WebSocket-Accept"), ..AcceptSteps::from_key(&key) })

@@ -36,7 +36,7 @@ pub struct Options {
 pub struct Trace {
     pub style: Style,
     pub filter: Filter,
-    /// Called once per record that matches `filter`, with one or more newline-terminated lines.
+    /// Outputs the text of one record that matches `filter`: one or more newline-terminated lines.
     pub write: Box<dyn Fn(&str)>,
 }
 
@@ -66,7 +66,7 @@ struct Context {
 }
 
 impl InspectObservers {
-    /// `random` fills a buffer with cryptographically secure random bytes. Only inspection needs `random`.
+    /// `random` fills a buffer with cryptographically secure random bytes, for the secret key that protects tickets.
     ///
     /// # Errors
     /// Fails if the recordings directory cannot be created or is not writable.
@@ -74,8 +74,8 @@ impl InspectObservers {
         // Report a bad directory at startup rather than at the first connection.
         let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
         let queue = Rc::<Queue>::default();
-        // The server allows one observer per connection. A recorded connection already has one, so an inspector cannot
-        // attach a tap later: the observer needs a tap from the start.
+        // Each connection can have only one observer, and a recorded connection has one from the start. An inspector
+        // cannot add a second observer later, so the first observer must already contain a tap.
         let taps_all = options.trace.is_some() || recordings.is_some();
         let inspection =
             options.inspection.then(|| Inspection::new(options.max_outbox, taps_all, Rc::clone(&queue), random));
@@ -83,8 +83,8 @@ impl InspectObservers {
         Ok(InspectObservers { context: Rc::new(context), recordings, inspection })
     }
 
-    /// Lets inspectors play cases against this server, which listens on the address `server`. When a case is over, its
-    /// thread calls `wake`, to start another turn of the event loop.
+    /// Lets inspectors run test cases against this server, which listens on the address `server`. When a test case is
+    /// over, its thread calls `wake`, to start another turn of the event loop.
     pub fn with_player(
         mut self,
         player: BoxedPlayer,
@@ -117,7 +117,8 @@ impl Observers for InspectObservers {
             let tap = Tap::new(number, records.clone()).hold_failures();
             Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture the handshake, except for a case: the server does not know yet whether the client will get a ticket.
+        // Capture the handshake for a possible inspector: the server does not know yet whether this client will get a
+        // ticket. A connection that runs a test case already has its inspector, so capture nothing.
         let inspection = self.inspection.as_ref().filter(|_| !is_played);
         let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
@@ -139,7 +140,7 @@ impl Observers for InspectObservers {
     }
 
     fn needs_token(&self, connection: Token) -> bool {
-        // The inspector's ticket replaces the token: see `cases`.
+        // A connection that runs a test case needs no access token, because its inspector has presented a ticket.
         !self.inspection.as_ref().is_some_and(|inspection| inspection.plays.contains(connection))
     }
 
@@ -167,7 +168,7 @@ impl Observers for InspectObservers {
     }
 }
 
-/// The large parts are boxed, to save memory on connections that only capture the handshake.
+/// Observes one connection. The large fields are boxed, to save memory while the observer only captures the handshake.
 struct ConnectionObserver {
     context: Rc<Context>,
     active_tap: Option<Box<ActiveTap>>,
@@ -212,7 +213,7 @@ impl Observer for ConnectionObserver {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(active_tap) = &mut self.active_tap {
                     active_tap.tap.upgrade(limits, username.cloned(), secrets);
-                    // Report no frames of an inspector: most of them carry the records of another connection.
+                    // Hide an inspector's frames: most of them only repeat the records of another connection.
                     if is_inspector {
                         active_tap.tap.set_private();
                     }
@@ -287,7 +288,7 @@ mod tests {
     const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
     const PING: &[u8] = b"\x89\x80\0\0\0\0";
 
-    /// A minimal fake server that drives the observers.
+    /// A minimal fake server that calls the observers as the real server does.
     struct Server {
         inspect: InspectObservers,
         observers: HashMap<Token, Box<dyn Observer>>,
@@ -330,7 +331,7 @@ mod tests {
             }
         }
 
-        /// Connects a chat client, joins, and returns the client's token and ticket.
+        /// Connects a chat client, joins, and returns the connection's mio token and its inspection ticket.
         fn join(&mut self) -> (Token, String) {
             let connection = self.accept();
             self.observe(connection, Role::Client, REQUEST);
@@ -489,7 +490,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // `+ 2`: the client's Close and its state change. The records of the server's Close follow "missed".
+        // `+ 2`: the client's Close and the change to CLOSING. The "missed" record precedes the server's Close and does
+        // not count it.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

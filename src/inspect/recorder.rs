@@ -1,12 +1,12 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
 //! recorder locates the ends of the HTTP heads (§4.1) and the frame boundaries (§5.2) only to decide which bytes to
-//! redact or omit. The event-loop thread writes the file: a slow disk slows down the server. If a file cannot be
+//! redact or omit. The event-loop thread writes the file, so a slow disk slows down the server. If a file cannot be
 //! created or written, only its own recording stops.
 //!
-//! A token may be split across two reads. So the recorder buffers the request until the server has processed the
-//! request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the read
-//! boundaries do not move. Client bytes that are not a valid frame may be another request with a token: the recorder
-//! redacts them and replaces everything after them with `*`.
+//! An access token may be split across two reads. So the recorder buffers the request until the server has processed
+//! the request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the
+//! read boundaries do not move. Client bytes that are not a valid frame may be another request with an access token, so
+//! the recorder redacts them and replaces everything after them with `*`.
 //!
 //! The recorder creates the file when the server has processed the request, or when the connection closes before that.
 //! Only then does the recorder know which part of `--record-limit` the file counts against.
@@ -33,8 +33,8 @@ const LAST_LINE_LEN: usize = 80;
 /// would cost 24 extra bytes of memory per byte.
 const MAX_HELD: usize = 1024;
 
-/// The divisor of `--record-limit` for connections without an upgrade. Anyone can cause such connections, so their
-/// recordings must not use up the quota of upgraded connections.
+/// Recordings of connections without an upgrade share `--record-limit` divided by this number. Anyone can open such
+/// connections, so their recordings must not use up the quota of upgraded connections.
 const REJECTED_DIVISOR: u64 = 10;
 
 /// Minimum interval between log lines about files that cannot be created or written.
@@ -60,7 +60,7 @@ struct Shared {
 struct Quota {
     /// `None` after a line did not fit. Each recorder with an open file then writes only a final [`Step::Cut`] line.
     remaining: Cell<Option<u64>>,
-    /// Logged when the quota is exhausted.
+    /// The text of the warning that is logged when the quota is exhausted.
     message: &'static str,
 }
 
@@ -212,7 +212,7 @@ impl Recorder {
         }
     }
 
-    /// Called when the server accepts the request. `secrets` is the number of secrets in the client's welcome.
+    /// Records that the server accepted the request. `secrets` is the number of secrets in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.is_upgraded = true;
@@ -260,7 +260,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // A private recording omits the frames, so `redacted` may be shorter than the reads combined.
+        // The recording of an inspector omits its frames, so `redacted` may be shorter than the reads combined.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -291,11 +291,12 @@ impl Recorder {
         }
     }
 
-    /// Copies frames with valid headers. Redacts secrets in the first other frame, and replaces later bytes with `*`.
+    /// Copies the frames up to the first invalid header. Redacts the secrets in the frame with the invalid header, and
+    /// replaces all later bytes with `*`.
     fn redact_non_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
-        // If the response is not a 101, the client's later bytes are not frames; they may be another request.
+        // After a response other than 101, the client's bytes are not frames but perhaps a request, so hide all bytes.
         self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
         while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;
@@ -315,7 +316,7 @@ impl Recorder {
         let mut line_of_step = line(step);
         let has_room = self.quota().reserve(line_of_step.len());
         if !has_room {
-            // `create_file` reserved `LAST_LINE_LEN` bytes for this line.
+            // A `Cut` line always fits, because `create_file` has reserved `LAST_LINE_LEN` bytes for it.
             line_of_step = line(Step::Cut);
         }
         // Write each line immediately: after a crash, the file must include the bytes that caused the crash.
@@ -346,7 +347,8 @@ mod tests {
         fs::remove_dir_all(&dir).expect("the directory can be removed");
     }
 
-    /// Records a connection (`None`: no response). Returns the recording's text, or "" if there is no file.
+    /// Records one connection. If `status` is `None`, the server sends no response. Returns the text of the recording,
+    /// or "" if the recorder created no file.
     fn record(recordings: &mut Recorders, connection: usize, status: Option<u16>) -> String {
         let Some(mut recorder) = recordings.start(connection, NOW) else { return String::new() };
         recorder.observe(Role::Client, REQUEST, NOW);

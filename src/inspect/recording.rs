@@ -28,7 +28,7 @@ pub struct FirstLine {
     pub wirechat: String,
 }
 
-/// A line of a recording after the first.
+/// Any line of a recording except the first: what happened, and when.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     #[serde(with = "time")]
@@ -51,7 +51,7 @@ pub enum Step {
         user: Option<String>,
     },
     Closing,
-    /// The TCP connection closed, with the server's explanation.
+    /// The TCP connection closed. The text is the server's explanation.
     End(String),
     /// The part of `--record-limit` for this kind of connection is used up. No line follows a `Cut`.
     Cut,
@@ -79,7 +79,7 @@ impl Recording {
     pub fn parse(text: &str) -> Result<Recording, String> {
         let mut lines = text.lines().enumerate();
         let error_at = |number: usize, error: serde_json::Error| {
-            // serde_json appends its own line number, which is always 1 because the input is a single line.
+            // Remove the line number that serde_json appends: it is always 1, because the input is a single line.
             let error = error.to_string();
             format!("line {}: {}", number + 1, error.split(" at line ").next().unwrap_or_default())
         };
@@ -97,10 +97,10 @@ impl Recording {
         Ok(Recording { connection: first_line.connection, entries })
     }
 
-    /// Feeds the steps to a tap and calls `show` for each record.
+    /// Passes the recorded bytes and state changes to a tap, and calls `show` for each of the tap's records.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, drop a failure if the server's Close is for another error.
+        // As in a live trace, hold each failure, and drop it if the server's Close is for another reason.
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
@@ -128,7 +128,7 @@ struct LimitsFormat {
     accepts_binary: bool,
 }
 
-/// RFC 3339 timestamps in UTC with microsecond precision.
+/// Serializes times as RFC 3339 timestamps in UTC with microsecond precision.
 mod time {
     use std::time::SystemTime;
 
@@ -144,7 +144,7 @@ mod time {
     }
 }
 
-/// Bytes in hexadecimal, without separators.
+/// Serializes bytes in hexadecimal, without separators.
 mod bytes {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};

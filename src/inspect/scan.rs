@@ -12,11 +12,11 @@ use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
-/// Maximum bytes stored per head: the largest value that `--max-head` accepts.
+/// Maximum bytes stored of an HTTP head: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores the bytes of the head, and returns the bytes after it. `part` is the number of the read or write.
+    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of the read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -40,13 +40,13 @@ impl Head {
         if self.is_complete { &bytes[end - before..] } else { &[] }
     }
 
-    /// The first non-blank line, without its line ending.
+    /// The request line or status line, without its line ending.
     pub fn first_line(&self) -> String {
         let mut lines = self.bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         String::from_utf8_lossy(lines.find(|line| !line.is_empty()).unwrap_or_default()).into_owned()
     }
 
-    /// The status code of a response; 0 if the first line contains none.
+    /// The status code of a response; 0 if the status line contains none.
     pub fn status(&self) -> u16 {
         self.first_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
@@ -91,7 +91,8 @@ pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
     in_payload: bool,
-    // Both counts may include an incomplete last one. Only `frames` includes frames before the tap was attached.
+    // `frames` and `messages` also count a last frame or message that is still incomplete. Only `frames` includes the
+    // frames that passed before the tap was attached.
     frames: u64,
     messages: u64,
     /// Fragments of the current message so far, including an incomplete fragment; 0 between messages.
@@ -112,7 +113,7 @@ impl FrameScanner {
         FrameScanner { from, current: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
     }
 
-    /// Gives the next frame the number `frames + 1`.
+    /// Continues the numbering after `frames` earlier frames: the next frame gets the number `frames + 1`.
     pub fn start_after(&mut self, frames: u64) {
         self.frames = frames;
     }
@@ -189,10 +190,11 @@ impl FrameScanner {
         Ok(())
     }
 
-    /// The message and fragment numbers of a data frame (§5.4); `None` for control frames and stray continuations.
+    /// Counts a data frame and returns its message and fragment numbers (§5.4). Returns `None` for a control frame, and
+    /// for a continuation frame outside a fragmented message.
     fn next_position(&mut self, header: &FrameHeader) -> Option<Position> {
         match header.opcode {
-            // §5.4: "Control frames … MAY be injected in the middle of a fragmented message."
+            // §5.4: control frames "MAY be injected in the middle of a fragmented message", so they are not part of it.
             opcode if opcode.is_control() => return None,
             Opcode::Continuation if self.fragments == 0 => return None, // Protocol error: no message to continue.
             Opcode::Continuation => self.fragments += 1,

@@ -1,6 +1,6 @@
-//! Redacts tokens, tickets and other secrets: replaces their bytes with `*`, which preserves all lengths and all other
-//! bytes. Parses parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends to the next
-//! `&` or whitespace. Parses them in a single pass, so that a query of a million question marks takes linear time.
+//! Redacts access tokens, tickets and other secrets: replaces their bytes with `*`, which preserves all lengths and all
+//! other bytes. Parses query parameters as the server does: names are percent-decoded (`%74oken=`), and a value extends
+//! to the next `&` or whitespace. Parses in one pass, so that a query of a million question marks takes linear time.
 
 use percent_encoding::percent_decode;
 
@@ -17,7 +17,7 @@ const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-re
 
 fn is_secret_header(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
-    // The challenge of a 401 or a 407 contains no credentials.
+    // Do not redact the challenge of a 401 or a 407: it contains no credentials.
     let is_challenge = name.ends_with("-authenticate");
     let is_secret = SECRET_WORDS.iter().any(|word| name.contains(word));
     is_secret && !is_challenge || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
@@ -30,9 +30,10 @@ pub fn redact(head: &[u8]) -> Vec<u8> {
     let (mut is_secret, mut offers_protocols) = (false, false);
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
-            continue; // The split yields an empty line between CR and LF.
+            continue; // The empty string between CR and LF is not a line.
         }
-        // RFC 9112 §5.2: a line that starts with a space or tab continues the previous line's value (obs-fold).
+        // RFC 9112 §5.2 (obs-fold): a line that starts with a space or tab continues the previous header, so redact it
+        // like that header.
         let is_folded = line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t'));
         let colon = line.iter().position(|byte| *byte == b':').unwrap_or(line.len());
         if !is_folded {
@@ -56,12 +57,12 @@ fn redact_access_token(subprotocol: &mut [u8]) {
     }
 }
 
-/// Redacts the session and the ticket in a `welcome` event, even if the event is split across several writes.
+/// Redacts the fields `session` and `ticket` of a `welcome` event, even if the event is split across several writes.
 #[derive(Debug)]
 pub struct WelcomeRedactor {
     /// Number of secrets not yet redacted.
     remaining: usize,
-    /// Per field, the number of bytes matched so far.
+    /// For each entry of `FIELDS`, how many of its bytes match the end of the output so far.
     matched: [usize; Self::FIELDS.len()],
     in_value: bool,
 }
@@ -69,7 +70,7 @@ pub struct WelcomeRedactor {
 impl WelcomeRedactor {
     const FIELDS: [&[u8]; 2] = [b"\"session\":\"", b"\"ticket\":\""];
 
-    /// The welcome contains `count` secrets.
+    /// `count` is the number of secrets in the `welcome` event.
     pub fn new(count: usize) -> WelcomeRedactor {
         WelcomeRedactor { remaining: count, matched: [0; Self::FIELDS.len()], in_value: false }
     }

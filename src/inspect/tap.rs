@@ -21,7 +21,8 @@ use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Limits;
 
-/// Maximum client bytes buffered until the response is complete. Only the first read may exceed this limit.
+/// Maximum client bytes buffered until the response is complete. The first read may exceed this limit, because the
+/// server's `--max-read` already bounds a single read.
 const MAX_EARLY: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -87,7 +88,8 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// Makes the tap hold each failure of the client, and drop it if the server closes for another reason.
+    /// Makes the tap hold each failure of the client until the server sends its Close or TCP closes. If the server's
+    /// Close is for another reason, the tap drops the failure.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -103,7 +105,8 @@ impl Tap {
         }
     }
 
-    /// Called when the server accepts the request. `secrets` is the number of secrets in the `welcome` event.
+    /// Prepares the tap for frames when the server accepts the request. `secrets` is the number of secrets to redact in
+    /// the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
@@ -120,7 +123,7 @@ impl Tap {
         self.client.frames.count() + self.server.frames.count()
     }
 
-    /// Bytes buffered for an incomplete message, for the HTTP heads, and from the client until the response is complete.
+    /// Total bytes buffered: an incomplete message, the HTTP heads, and client bytes that arrived before the response.
     pub fn buffered_bytes(&self) -> usize {
         let heads = self.client.head.bytes.capacity() + self.server.head.bytes.capacity();
         self.checker.buffered_bytes() + heads + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
@@ -140,13 +143,13 @@ impl Tap {
         }
     }
 
-    /// Called when the server starts closing, possibly before its Close frame is on the wire. From then on, the server
-    /// discards the client's data frames.
+    /// Stops checking the client's data frames, because the server discards them once it starts closing. Called at that
+    /// time, possibly before the server's Close frame is on the wire.
     pub fn begin_closing(&mut self) {
         self.checker.begin_closing();
     }
 
-    /// Called when the TCP connection closes. `cause` explains why, for the last record.
+    /// Reports any incomplete frames and the close of the TCP connection. `cause` explains why TCP closed.
     pub fn end(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
         if self.stage == Stage::Handshake {
@@ -180,7 +183,7 @@ impl Tap {
         }
         let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
         if held > 0 && held + rest.len() > MAX_EARLY {
-            // The tap drops `rest`, so it can no longer find the start of the next frame.
+            // Drop the new bytes (`rest`). After this gap, the tap cannot find the start of the next frame.
             self.client.is_out_of_sync = true;
             self.reporter.report(RecordKind::Missed(1));
         } else if !rest.is_empty() {
@@ -219,10 +222,10 @@ impl Tap {
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
-        // Report no frames of an inspector: most of them carry the records of another connection.
+        // Hide an inspector's frames: most of them only repeat the records of another connection.
         self.stage = if self.is_private { Stage::Ended } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.open());
-        // Free the heads: a connection may stay open for days.
+        // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
         // Report the early client frames first: the client sent them before this response.
         for (part, bytes) in std::mem::take(&mut self.early) {
@@ -304,14 +307,14 @@ impl Tap {
     fn report_frame(&mut self, mut frame: Frame) {
         let is_text = frame.header.opcode() == Opcode::Text as u8;
         match frame.from {
-            // A `welcome` event, which contains secrets, is the server's first text frame.
+            // Only the server's first text frame can be the `welcome` event, which contains secrets to redact.
             Role::Server if is_text => {
                 self.welcome.take().iter_mut().for_each(|welcome| welcome.redact(&mut frame.wire))
             }
             Role::Server => {}
-            // The second byte is not ASCII, so this frame is not the start of an HTTP request with a token.
+            // The second byte of a masked frame is not ASCII, so the frame cannot be an HTTP request with secrets.
             Role::Client if frame.header.is_masked() => {}
-            // An unmasked frame may be the start of an HTTP request that contains a token.
+            // An unmasked frame may be the start of an HTTP request with an access token, so redact secrets.
             Role::Client => {
                 let header = frame.header.bytes();
                 frame.wire = secret::redact(&[header, &frame.wire].concat()).split_off(header.len());
@@ -339,7 +342,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// While the server's Close frame is still queued, the bytes alone do not show that the server has started closing.
+    /// A server with a queued Close frame already discards the client's data frames. The bytes do not show a queued
+    /// Close, so the tap relies on a call of `begin_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {

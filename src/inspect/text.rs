@@ -24,10 +24,11 @@ use crate::ws::frame::Role;
 /// The column where the RFC section numbers start, with and without a timestamp.
 const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
-/// Maximum characters shown from a start line. Response bodies get two or three times as many.
+/// Maximum characters shown from a request line or status line. For a response body, the limit is twice as high in the
+/// record's first line, and three times as high in [`Detail::Full`].
 const EXCERPT: usize = 120;
 const INDENT: &str = "  ";
-/// Payload bytes per row.
+/// Payload bytes per row of a frame diagram.
 const ROW: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
         RecordKind::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
         RecordKind::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
         RecordKind::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
-        // `failure_line` already includes the section of the broken rule.
+        // Add no section, because `failure_line` already includes the section of the broken rule.
         RecordKind::Failure(failure) => ('!', failure_line(failure), Vec::new()),
         RecordKind::End(end) => ('=', end_line(end), Vec::new()),
         RecordKind::Missed(count) => ('·', format!("{} not shown", count_noun(*count, "record")), Vec::new()),
@@ -121,7 +122,7 @@ fn state_section(state: State) -> &'static str {
     }
 }
 
-/// The same format as in the log and in the inspector's JSON, for easy comparison.
+/// Formats a time as in the log and in the inspector's JSON, so that readers can easily compare them.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -133,7 +134,7 @@ fn head_line(head: &Head) -> String {
     format!("{}  {} bytes{end}", escape(first_chars(&line, EXCERPT)), head.bytes.len())
 }
 
-/// For an error status, includes an excerpt of the body, which explains the error.
+/// Formats a response on one line. For an error status, includes an excerpt of the body, which explains the error.
 fn response_line(Response { head, status, body, .. }: &Response) -> String {
     let line = head_line(head) + &parts_suffix(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
@@ -157,7 +158,7 @@ fn frame_line(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", hex_digits(&key));
         }
-        // The header broke a rule, or the connection closed, before the whole masking key arrived.
+        // Print no partial key: the header broke a rule, or the connection closed, before the whole key arrived.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -170,7 +171,7 @@ fn frame_line(frame: &Frame) -> String {
     if let Some(Position { message, fragment, is_last }) = frame.position
         && (fragment > 1 || !is_last)
     {
-        // Show these numbers only for fragmented messages, to keep most lines short.
+        // Show message and fragment numbers only for fragmented messages, to keep most lines short.
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
@@ -211,7 +212,7 @@ fn end_line(end: &End) -> String {
         }
     };
     let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
-    // Old recordings omit the cause of a clean close. Escape the cause, because it may quote a peer.
+    // Print no empty cause: old recordings omit the cause of a clean close. Escape the cause: it may quote a peer.
     let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escape(&end.cause)) };
     format!("over, {cleanly}: {first_close}{cause}")
 }
@@ -270,7 +271,7 @@ fn fields(frame: &Frame) -> Vec<Field> {
         }
         _ => format!("{}-bit length, incomplete", header.length_form().bits()),
     };
-    // §5.2: the masking key is the last header field.
+    // §5.2: the masking key is the last header field, so it consists of all bytes after the length.
     let key = bytes.get(2 + extended.len()..).unwrap_or_default();
     let key_name = if key.len() == 4 { "masking key" } else { "masking key, incomplete" };
     let field = |bytes: &[u8], name: &str, colour| Field { bytes: hex(bytes), name: name.into(), colour };
@@ -324,7 +325,7 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usi
     for (index, (wire, plain)) in rows.iter().enumerate() {
         let text = if rows.len() == 1 { payload_excerpt(frame) } else { row_text(is_text, plain) };
         match (is_masked, index) {
-            (false, 0) => {} // The first row is already next to the header.
+            (false, 0) => {} // The frame diagram already shows the first row, next to the header.
             (false, _) => write_line(&format!("{blank}{}   {text}", hex(wire)), out),
             (true, _) => {
                 if index > 0 {

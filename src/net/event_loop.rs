@@ -18,9 +18,9 @@ const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2); // lets other threads wake the poll
 
-// Readiness events per turn. If a mass disconnect did not fit in one turn, the server would send to dead peers.
+// Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
 const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // per turn
+const MAX_ACCEPTS: usize = 64; // accepts per turn, so that a flood of new clients does not delay the others
 
 pub struct EventLoop {
     poll: Poll,
@@ -30,12 +30,12 @@ pub struct EventLoop {
     config: Config,
     server: Server<TcpStream>,
     started: Instant,
-    pub address: SocketAddr, // with the actual port even if the configured port is 0
+    pub address: SocketAddr, // contains the port that the kernel chose if the configured port is 0
     pub max_connections: usize,
 }
 
 impl EventLoop {
-    /// `config` must have passed `Config::validate`. `Err` is a message for the operator.
+    /// Sets up the listener and server. `config` has passed `Config::validate`. `Err` is a message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let mut listener = Listener::bind(config.listen)?;
@@ -45,7 +45,7 @@ impl EventLoop {
         poll.registry().register(&mut listener.socket, LISTENER, Interest::READABLE).map_err(error)?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE).map_err(error)?;
         let address = listener.socket.local_addr().unwrap_or(config.listen);
-        // A server with predictable tickets must not run, so fail at start if the system has no randomness.
+        // Fail at start if the system has no random bytes: a server with predictable secrets must not run.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}")));
         let waker = Waker::new(poll.registry(), WAKER).map_err(error)?;
@@ -113,7 +113,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns `false` if a second signal has arrived and the loop must stop at once.
+    /// Reloads the access tokens (SIGHUP) or shuts down. Returns `false` if a second signal demands an immediate stop.
     fn handle_signals(&mut self) -> bool {
         let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
         if !reloads.is_empty() {

@@ -14,24 +14,24 @@ use super::is_ready;
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
-const BACKLOG: i32 = 4096; // maximum number of clients that wait for an accept; `somaxconn` has the same default
-const RETRY_DELAY: Duration = Duration::from_millis(250); // after an error, for example if descriptors run out
+const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; the default of `somaxconn`, too
+const RETRY_DELAY: Duration = Duration::from_millis(250); // after a failed accept, for example if descriptors run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener {
     pub socket: TcpListener,
-    pub next_at: Option<Duration>, // monotonic time of the next accept; `None`: after the next readiness edge
+    pub next_at: Option<Duration>, // monotonic time of the next accept; `None`: wait for the next readiness edge
     logged_at: Option<Duration>,
 }
 
 impl Listener {
-    /// `Err` is a message for the operator.
+    /// Opens and configures the listening socket. `Err` is a message for the operator.
     pub fn bind(address: SocketAddr) -> Result<Listener, String> {
         let open = || -> io::Result<TcpListener> {
             // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
             let socket = TcpListener::bind(address)?;
             SockRef::from(&socket).listen(BACKLOG)?;
-            // Accepted sockets inherit TCP_NODELAY. A turn's frames share a write: Nagle's algorithm only adds delay.
+            // Accepted sockets inherit TCP_NODELAY. The server batches writes, so Nagle's algorithm only adds delay.
             SockRef::from(&socket).set_tcp_nodelay(true)?;
             Ok(socket)
         };
@@ -48,7 +48,7 @@ impl Listener {
         while self.next_at.is_some_and(|at| at <= now) {
             let accepted = self.socket.accept();
             let Err(error) = &accepted else {
-                // This poll takes 80 ns. An `accept` that finds no client takes 900 ns: it creates a socket first.
+                // A poll takes 80 ns. It avoids an `accept` that finds no client but creates a socket (900 ns).
                 self.next_at = is_ready(&self.socket, PollFlags::IN).then_some(now);
                 return accepted.ok();
             };
@@ -89,7 +89,7 @@ pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String>
         let advice = "Raise it with ulimit -n, or lower --max-connections.";
         return Err(format!("The limit of {descriptors} descriptors allows {most} connections. {advice}"));
     }
-    // Descriptors that --max-connections leaves unused allow more connections to linger.
+    // If --max-connections leaves descriptors unused, more rejected connections may linger.
     let lingering = (max_connections / 8).clamp(spare, 256).min(most - max_connections + spare);
     Ok((max_connections, lingering))
 }

@@ -18,7 +18,7 @@ const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
 /// Only errors and these events may fill more than half of the queue: a flood of rejections must leave space for them.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// A line waits at most this long for more lines. One write per turn would cost 5 % of a short connection's time.
+// Lines wait up to this long to share a write: one write per turn would cost 5 % of a short connection's time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
@@ -50,7 +50,7 @@ impl LogWriter {
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
         let write = move |bytes: &[u8]| match &mut terminal {
             Some(terminal) => terminal.write(bytes),
-            // Another process could still fill the pipe between the poll and the write.
+            // This write can still block, if another process fills the pipe between the poll and the write.
             None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         };
@@ -73,14 +73,14 @@ impl LogWriter {
 
 impl Log for LogWriter {
     fn enabled(&self, _: &Metadata) -> bool {
-        true // `FilteredLog` filters
+        true // `FilteredLog` has filtered the records already
     }
 
     fn log(&self, record: &Record) {
         self.lines().log(record);
     }
 
-    fn flush(&self) {} // the event loop flushes
+    fn flush(&self) {} // only the event loop flushes the queue
 }
 
 impl Lines {
@@ -99,7 +99,7 @@ impl Lines {
         }
     }
 
-    /// The monotonic time by which the next turn must begin. `None`: no limit.
+    /// The monotonic time by which the next turn must begin, to write queued lines. `None`: no limit.
     pub fn deadline(&self) -> Option<Duration> {
         self.waiting_since.map(|since| since + MAX_WAIT)
     }

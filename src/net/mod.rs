@@ -32,6 +32,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // If the poll fails, the operation that follows will report the error.
+    // If the poll fails, return `true`: the operation that follows will report the error.
     poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default())).map_or(true, |ready| ready > 0)
 }

@@ -39,7 +39,7 @@ use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::frame::Rol
 const MAX_QUEUED_ECHO: usize = 64 * 1024;
 const WORK_LISTS: usize = Work::Remove as usize + 1;
 
-/// A non-blocking transport. After `WouldBlock`, the driver reports when the socket is ready again.
+/// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
     /// Whether a transport such as TLS holds unread bytes from the client or unsent bytes from the server.
     fn has_pending(&self, _from: Role) -> bool {
@@ -50,21 +50,21 @@ pub trait Socket: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// Most broadcasts use only the fields before `cold`. Boxing the cold fields keeps the hot fields close in memory.
+/// A connection. The rarely used fields are boxed in `cold`, so that those for broadcasts are close in memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
-    pub frames_sent: u64, // including queued frames; a later observer continues this count
+    pub frames_sent: u64, // including queued frames; an observer attached later numbers its frames from here
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
     queued: [bool; WORK_LISTS], // which work lists hold the connection
     pub cold: Box<ColdFields>,
 }
 
-/// The work lists of [`Connections`].
+/// The work lists of [`Connections`]: each lists the connections that need one kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // read first, so that a mass disconnect holds the batches before the server sends one
+    ReadEnding, // read first, so that the server detects a mass disconnect before it sends a batch
     Read,
     Handshake, // a separate list with a lower limit per turn, because handshakes are costly
     Write,
@@ -78,7 +78,7 @@ pub struct ColdFields {
     pub credential: Option<CredentialId>, // identifies the client's access token
     pub service: Option<Service>, // `None` until the upgrade
     pub stage: Stage,
-    /// Monotonic time of the last received byte. `set_ready` and `check_silence` may move this time forward.
+    /// Monotonic time of the last received byte, moved forward when the server, not the peer, caused the silence.
     pub last_received: Duration,
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
     pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
@@ -141,7 +141,7 @@ impl<S: Socket> Connection<S> {
         Connection { socket, outbox, frames_sent: 0, observer, input, queued, cold }
     }
 
-    /// `is_last`: the peer ended the stream or the socket failed, so the poll reports no further edge.
+    /// Records an edge. `is_last`: the stream ended or the socket failed, so the poll reports no further edge.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
@@ -180,7 +180,7 @@ impl<S: Socket> Connection<S> {
         self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
     }
 
-    /// Returns `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, and `Err` if the socket has failed.
+    /// Reads once: `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, `Err` if the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let result = self.socket.read(buffer);
         self.input = match &result {
@@ -240,7 +240,7 @@ impl<S: Socket> Connection<S> {
         (protocol.state() == State::Open).then_some(protocol)
     }
 
-    /// Whether the client is a slow consumer. `/echo` has backpressure, and a closing connection has little to send.
+    /// Whether the client is a slow consumer. Never on `/echo`, which has backpressure, or while the connection closes.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
         self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
@@ -252,7 +252,7 @@ impl<S: Socket> Connection<S> {
         self.push_frames(replies);
         match state {
             State::Open | State::Closing => {}
-            // Without framing, the server cannot recognize the peer's Close.
+            // Without framing, the server cannot recognize the peer's Close, so it discards the input.
             State::OutOfSync => self.drain(true, "the peer ended the stream after the server's Close"),
             State::Closed => self.drain(self.has_input(), "both Closes passed; the server ended TCP (§7.1.1)"),
         }
@@ -287,7 +287,7 @@ impl<S: Socket> Connection<S> {
 
 pub struct Connections<S> {
     pub table: TokenMap<Connection<S>>,
-    pub next_token: Token, // the server never reuses a token, so a late poll event cannot reach a newer connection
+    pub next_token: Token, // the server never reuses a poll token: a late event must not reach a newer connection
     work: [VecDeque<Token>; WORK_LISTS],
 }
 

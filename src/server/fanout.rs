@@ -20,10 +20,10 @@ use crate::broker::{RoomId, RoomMap};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
-/// The server sends a longer batch immediately (unless held), so that sockets accept bytes before an outbox is full.
+/// The server sends a batch longer than this at once, unless batches are held, so that no outbox becomes too full.
 const BATCH_FLUSH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT: usize = 128; // if more `left` events are broadcast in one turn, the batches are held
-const MAX_HOLD: Duration = Duration::from_millis(250); // deliberate disconnects must not delay broadcasts longer
+const MASS_DISCONNECT: usize = 128; // if a turn broadcasts more `left` events than this, the server holds all batches
+const MAX_HOLD: Duration = Duration::from_millis(250); // even endless disconnects delay no broadcast longer
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batch
 
 #[derive(Debug, Default)]
@@ -33,8 +33,8 @@ pub struct Fanout {
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of this turn
-    left_events: usize,               // broadcast in this turn
-    pub held_since: Option<Duration>, // monotonic time
+    left_events: usize,               // `left` events broadcast in this turn
+    pub held_since: Option<Duration>, // monotonic time; `None` unless batches are held
 }
 
 /// One room's frames since its last batch, rendered in every dialect that its members use.
@@ -57,17 +57,17 @@ impl Fanout {
         self.full_rooms.clear();
     }
 
-    /// Whether batches wait for a later turn: otherwise, n members that leave at about the same time cost n² writes.
+    /// Whether batches wait for a later turn. If they never did, n members that leave together would cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }
 
-    /// Ends the hold, unless many members left in this turn.
+    /// Stops holding batches, unless many members left in this turn.
     pub fn check_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
     }
 
-    /// Returns `true` if the batch is full and the server must send the batch now.
+    /// Appends an event to the room's batch. Returns `true` if the batch is full and the server must send it now.
     pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));
         if self.left_events > MASS_DISCONNECT {
@@ -107,9 +107,9 @@ impl Fanout {
     }
 }
 
-/// Appends nothing if the dialect has no such event.
+/// Appends an event as one frame, or nothing if the dialect has no such event.
 pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
-    let mut json = Vec::with_capacity(256); // enough for most events
+    let mut json = Vec::with_capacity(256); // bytes; enough for most events
     dialect.write(event, &mut json);
     if !json.is_empty() {
         frame::append(out, Opcode::Text, &json);

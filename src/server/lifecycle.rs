@@ -12,15 +12,15 @@ use crate::ws::request::{Rejection, Request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the Close
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // more time for a request that waits in the work list
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the server's Close
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has not read yet
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
         self.stop_at.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
-    /// Returns the token that the driver must register for the next accepted socket.
+    /// Returns the poll token with which the event loop must register the next accepted socket.
     pub fn next_token(&self) -> Token {
         self.connections.next_token
     }
@@ -31,7 +31,7 @@ impl<S: Socket> Server<S> {
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
-        // A trusted proxy connects for many clients, so count a connection when its request names the client.
+        // A trusted proxy connects for many clients, so count a connection only once its request names the client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
@@ -87,7 +87,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Runs the checks that need server state. Changes nothing for a chat endpoint, because `/check` calls `admit` too.
+    /// Runs the access checks that need server state. Changes nothing in the chat, because `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
@@ -105,7 +105,7 @@ impl<S: Socket> Server<S> {
         })
     }
 
-    /// `is_head`: the request is a `HEAD`, so the response has no body.
+    /// Sends an HTTP rejection. `is_head`: the request method is HEAD, so the response has no body.
     pub(super) fn reject(&mut self, token: Token, rejection: &Rejection, is_head: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { peer, is_counted, .. } = &mut *connection.cold;
@@ -118,7 +118,7 @@ impl<S: Socket> Server<S> {
         let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
-            self.write_to(oldest); // the oldest connection's response may still be queued
+            self.write_to(oldest); // send the oldest connection's response if it is still queued
             self.abort(oldest, "too many rejected connections linger");
         }
     }
@@ -192,7 +192,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // do not count a late check's delay as silence
+        connection.cold.last_received = self.now.monotonic - silent; // a late check's delay is not the peer's silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -221,7 +221,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
-            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // no gap in the events
+            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // send no event after a gap
             self.close(token, code, reason);
         }
     }
@@ -239,7 +239,7 @@ impl<S: Socket> Server<S> {
         self.connections.queue(Work::Write, token);
     }
 
-    /// A peer that ends the stream may still read, so the server sends the outbox of an open connection.
+    /// Handles the end of the peer's stream. The peer may still read, so an open connection sends its outbox first.
     pub(super) fn handle_end_of_stream(&mut self, token: Token) {
         const REASON: &str = "the peer ended the stream without a Close";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -281,7 +281,7 @@ impl<S: Socket> Server<S> {
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
-        // LEAVE lines cover chat clients, REJECT lines cover rejections, and page requests are not worth an info line.
+        // At info level, log only echo clients and inspectors: chat clients have LEAVE lines, rejections REJECT lines.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");
         self.removed.push_back(connection);
@@ -306,14 +306,14 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes the outbox. If that frees no memory, closes an open connection and aborts any other.
+    /// Writes the outbox. If that frees no memory, closes the connection if it is open, and aborts it otherwise.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
         let before = connection.memory_bytes();
         let is_open = connection.flush().is_ok() && connection.is_open();
         if connection.memory_bytes() < before {
-            self.connections.queue(Work::Write, token); // a draining connection may be complete now
+            self.connections.queue(Work::Write, token); // lets `write_to` remove a connection that has drained
         } else if is_open {
             connection.cold.unprocessed = Box::default();
             self.close_slow(token, CloseCode::TRY_AGAIN_LATER, REASON);
@@ -332,7 +332,7 @@ impl<S: Socket> Server<S> {
         let now = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
-        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // oldest first
+        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // oldest connection first
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
         for token in revoked {
@@ -340,7 +340,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Returns `false` if the server is already shutting down.
+    /// Starts the shutdown. Returns `false` if the server is already shutting down.
     pub fn shut_down(&mut self) -> bool {
         if self.stop_at.is_some() {
             return false;
@@ -360,7 +360,7 @@ impl<S: Socket> Server<S> {
         }
         // Send no `left` events: in a room with n members, a member would receive up to n - 1 events.
         self.chat.clear();
-        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest first
+        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest connection first
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
@@ -439,8 +439,8 @@ mod tests {
         }
     }
 
-    /// Returns one row of the table of endings, without its name: output, input and timer after `cause`. If the
-    /// connection is upgraded, the first of two frames is half sent before `cause`.
+    /// Returns a row of the table in `connection.rs`, without the first cell: output, input and timer after `cause`.
+    /// If the connection is upgraded, the first of two frames is half sent before `cause`.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -1,5 +1,5 @@
-//! Server-wide limits: clients, connections per address, connections per second, wrong tokens, logged rejections,
-//! buffered bytes. A local server limits no address's connections or wrong tokens, because all clients use loopback.
+//! Limits of the whole server: clients, connections per address and second, wrong access tokens, logged rejections,
+//! buffered bytes. If only this machine can reach the server, loopback may exceed the limits on connections and tokens.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -9,8 +9,8 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // seconds: after a restart, all devices of a household connect at once
-const MAX_LOGGED: usize = 5; // rejections per address per minute, so that one client cannot fill the log
+const CONNECT_BURST: f64 = 5.0; // burst in seconds: after a server restart, a household's devices reconnect at once
+const MAX_LOGGED: usize = 5; // logged rejections per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -24,10 +24,10 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, Bucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted token
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next summary, and counts per address
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted wrong token
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary, and rejections per address
     pub buffered: usize, // bytes that count towards `--max-buffered`, except frames that several outboxes share
-    pub buffered_shared: Rc<Cell<usize>>, // bytes of the shared frames, which also count
+    pub buffered_shared: Rc<Cell<usize>>, // bytes of frames that outboxes share; also count towards `--max-buffered`
 }
 
 impl ConnectionLimits {
@@ -44,7 +44,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. A full server can still send rejections.
+    /// Whether to accept another socket while `count` are open. A full server accepts a few more, only to reject them.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }
@@ -53,7 +53,7 @@ impl ConnectionLimits {
         self.clients >= self.max_clients
     }
 
-    /// Adds a lingering connection. If too many linger, returns the oldest, which the caller must remove.
+    /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
         // Leave room for one more, so that the server can accept and reject the next client.
@@ -61,10 +61,10 @@ impl ConnectionLimits {
     }
 
     pub fn stop_lingering(&mut self, token: Token) {
-        self.lingering.retain(|other| *other != token); // cheap: at most 256 entries
+        self.lingering.retain(|other| *other != token); // a linear search is cheap: at most 256 entries
     }
 
-    /// Counts a new connection until `remove_connection`, even on `Err`. `Err` names the exceeded limit.
+    /// Counts a new connection until `remove_connection`, even if it exceeds a limit. `Err` names that limit.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limited_address(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();
@@ -87,7 +87,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether the address may present a token: `false` after too many wrong tokens in one minute.
+    /// Whether the address may present an access token: `false` after too many wrong tokens in one minute.
     pub fn may_guess(&self, address: IpAddr, now: Duration) -> bool {
         let wrong = self.limited_address(address).and_then(|address| self.wrong_tokens.get(&address));
         wrong.is_none_or(|(count, since)| *count < self.max_wrong_tokens || now - *since >= MINUTE)
@@ -100,7 +100,7 @@ impl ConnectionLimits {
         *wrong = if is_expired(wrong) { (1, now) } else { (wrong.0 + 1, wrong.1) };
     }
 
-    /// Counts a rejection. Returns `false` if only the next summary should include the rejection.
+    /// Counts a rejection. Returns whether to log it; if not, the next summary in the log includes the rejection.
     pub fn should_log_rejection(&mut self, address: IpAddr, now: Duration) -> bool {
         let (_, counts) = self.rejections.get_or_insert_with(|| (now + MINUTE, PeerMap::default()));
         let count = counts.entry(network_of(address), 0, |_| false);
@@ -169,7 +169,7 @@ mod tests {
         }
         for address in ["192.0.2.1", "2001:db8::3"] {
             assert!(!connect(&mut limits, address), "{address}");
-            limits.remove_connection(ip(address)); // the rejected connection
+            limits.remove_connection(ip(address)); // a rejected connection counts until its removal
         }
         assert!(connect(&mut limits, "2001:db8:0:1::1"));
         limits.remove_connection(ip("192.0.2.1"));

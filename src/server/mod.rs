@@ -36,14 +36,14 @@ use timers::Timers;
 
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
-const READS_PER_TURN: usize = 2048; // each read takes a few microseconds, and writes wait until all reads are done
+const READS_PER_TURN: usize = 2048; // bounds the delay of writes, which wait for all reads of a few microseconds each
 
 pub struct Server<S> {
     config: Config,
     access: Access,
     chat: Chat,
     connections: Connections<S>,
-    removed: VecDeque<Connection<S>>, // connections whose sockets are still open
+    removed: VecDeque<Connection<S>>, // removed connections whose sockets are still open
     timers: Timers,
     fanout: Fanout,
     pub limits: ConnectionLimits,
@@ -94,7 +94,7 @@ impl<S: Socket> Server<S> {
             scratch: vec![0; config.max_read],
             config,
             access,
-            connections: Connections::new(Token(1)), // the first connection is 1; the driver's tokens count down
+            connections: Connections::new(Token(1)), // counts up from 1; the event loop's own poll tokens count down
             removed: VecDeque::new(),
             timers: Timers::default(),
             fanout: Fanout::default(),
@@ -127,7 +127,7 @@ impl<S: Socket> Server<S> {
         }
         self.connections.queue_read(token, self.config.max_outbox);
         if readiness.error && !wants_read {
-            self.abort(token, "the socket failed"); // no read will report the failure
+            self.abort(token, "the socket failed"); // reads are paused, so no read will report the failure
         }
     }
 
@@ -200,7 +200,7 @@ impl<S: Socket> Server<S> {
                 Ok(None) => self.enforce_buffer_limit(token),
                 Ok(Some(end)) => {
                     self.respond(token);
-                    // §4.1 forbids clients to send frames before the response, but the server accepts early frames.
+                    // §4.1 forbids clients to send frames before the response, but early frames do no harm here.
                     self.receive_frames(token, &mut input[end..]);
                 }
                 Err(rejection) => self.reject(token, &rejection, false),
@@ -219,7 +219,7 @@ impl<S: Socket> Server<S> {
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
             let (Some(service), Stage::Open(protocol)) = (cold.service, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // After the server's Close, a protocol error changes the state without an event.
+                // A protocol error after the server's Close yields no event but changes the state, so apply it here.
                 if matches!(protocol.state(), State::OutOfSync | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
@@ -265,7 +265,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// Applies the queued effects of the chat. The driver of an asynchronous broker calls this after each broker event.
+    /// Applies the queued effects of the chat. With an asynchronous broker, call this after each event from the broker.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
@@ -294,10 +294,10 @@ impl<S: Socket> Server<S> {
 
     /// Appends an event to the room's batch. The member `except` does not receive the event.
     fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: &Event) {
-        let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a closing client gets no batch
+        let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Skip before a full batch is sent: otherwise `except` would receive the event too.
+        // Move the cursor of `except` before a full batch is sent. Otherwise, that client would receive the event too.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
@@ -360,7 +360,7 @@ impl<S: Socket> Server<S> {
             let (broadcast, cursor) = (&mut broadcasts[dialect as usize], batch.cursor(token));
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
-                _ if connection.is_queued(Work::Remove) => continue, // already aborted
+                _ if connection.is_queued(Work::Remove) => continue, // an aborted connection receives nothing
                 // The member has received or skipped the whole batch, or its dialect omits every event in it.
                 _ if cursor == broadcast.frames.len() => continue,
                 0 => connection.send_shared(broadcast),

@@ -15,10 +15,10 @@ pub trait Observer {
 
     fn finish(&mut self, reason: &str);
 
-    /// Returns different frames with the same messages for the outbox, or `None` to keep `frames` unchanged.
+    /// Returns frames to send instead of `frames`, such as the same message in fragments. `None` keeps `frames`.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// The memory of the observer's buffers, in bytes. It counts towards `--max-buffered`.
+    /// The memory of the observer's buffers, in bytes, which counts towards `--max-buffered`.
     fn buffered_bytes(&self) -> usize;
 
     /// Whether the server may drop the observer, because the observer needs no more bytes.
@@ -34,16 +34,16 @@ pub enum Stage<'a> {
     Closing,
 }
 
-/// The default methods observe nothing.
+/// Creates the observers of connections, and serves inspectors. The default methods observe nothing.
 pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
-    /// Returns `None` to leave the new connection unobserved.
+    /// Returns an observer for a new connection, or `None` to leave the connection unobserved.
     fn create_observer(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
         None
     }
 
-    /// Whether the client must present an access token, if the server requires tokens.
+    /// Whether the client must present an access token, on a server that requires access tokens.
     fn needs_token(&self, _connection: Token) -> bool {
         true
     }

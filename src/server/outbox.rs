@@ -19,11 +19,11 @@ use crate::ws::frame::{self, Role};
 const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
 
-/// An empty outbox allocates no memory.
+/// The unsent output of one connection. An empty outbox allocates no memory.
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
-    sent: u32,  // sent bytes of the first chunk; a chunk is always smaller than 4 GiB
+    sent: u32,  // sent bytes of the first chunk; fits a u32, because a chunk is under 4 GiB
     owned: u32, // bytes of the chunks that are not shared
     len: usize, // unsent bytes of all chunks
 }
@@ -177,8 +177,8 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` in the first chunk up to the end of a frame; 0 stays 0. Each chunk starts with a frame header,
-    /// except a response, or a partial frame while closing, when no bound applies.
+    /// Rounds `position` in the first chunk up to the end of a frame; 0 stays 0. A response counts as one frame. Do not
+    /// call this after `drop_unsent`, because the first chunk can then start inside a frame.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();
@@ -190,7 +190,7 @@ impl Outbox {
     }
 }
 
-/// `frames` must be whole, unmasked frames.
+/// Counts the frames in `frames`, all of which must be whole and unmasked.
 pub fn count_frames(mut frames: &[u8]) -> u64 {
     let mut count = 0;
     while !frames.is_empty() {
@@ -257,7 +257,7 @@ mod tests {
         out
     }
 
-    /// Two frames in a shared chunk, and one frame in an owned chunk.
+    /// Returns an outbox with two frames in a shared chunk and one in an owned chunk, and a copy of all bytes.
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();

@@ -11,13 +11,13 @@ use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
-/// Maximum size of all frames together, in bytes. Of the `poke` cases, only `slow-reader` asks for a larger echo.
+/// Maximum total size of all frames, in bytes. No `poke` test case needs to read a larger echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
 const MAX_FRAMES: u32 = 50_000;
 const MAX_HEADERS: usize = 128;
-/// §7.1.5: "If this Close control frame contains no status code, _The WebSocket Connection Close Code_ is considered
-/// to be 1005."
+/// The close code of a Close frame without a code. §7.1.5: "If this Close control frame contains no status code, _The
+/// WebSocket Connection Close Code_ is considered to be 1005."
 pub const NO_CODE: u16 = 1005;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,8 +31,8 @@ pub struct Response {
     pub violations: Vec<String>,
 }
 
-/// A client's key (`None` if missing or unknown), and the extensions and subprotocols that the client offers (`None` if
-/// unknown, `Some("")` if the request offers none).
+/// A client's `Sec-WebSocket-Key` (`None` if missing or unknown), and the extensions and subprotocols that the client
+/// offers (`None` if unknown, `Some("")` if the request offers none).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Offer {
     pub key: Option<String>,
@@ -83,7 +83,8 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether a rejection's body is complete, or as long as it is stored; `false` without a Content-Length.
+    /// Whether the whole body of a rejection has arrived, or as much of it as fits in `MAX_RESPONSE`. Returns `false`
+    /// if the response has no Content-Length.
     pub fn is_complete(&self) -> bool {
         self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length.min(MAX_RESPONSE))
     }
@@ -165,7 +166,7 @@ pub struct IncomingClose {
 /// The response, messages, Pongs and Close that a server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Inbox {
-    /// Unparsed bytes: an incomplete response head or frame, or the bytes from a violation on.
+    /// Unparsed bytes: an incomplete response head, an incomplete frame, or the bytes that start with a violation.
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,
@@ -401,7 +402,8 @@ mod tests {
         assert!(violation(&good.replace(", upgrade", ""), "").contains("Connection: Upgrade"));
     }
 
-    /// RFC 9110 §5.3: only a header whose value is a list may appear twice. Sec-WebSocket-Accept is not a list.
+    /// RFC 9110 §5.3: a header may appear twice only if its value is a list. Connection is a list, Sec-WebSocket-Accept
+    /// is not.
     #[test]
     fn several_lines_of_one_name() {
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";

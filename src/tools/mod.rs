@@ -1,4 +1,4 @@
-//! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] tests a server case by case, and
+//! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server, and
 //! [`replay`] draws a recording. The tools do not depend on each other, but share three modules: [`notation`] parses
 //! bytes given as text, [`inbox`] parses a server's bytes as a client does, and [`screen`] prints. A tool has at most
 //! one connection at a time and may block, so no tool needs a poll loop.
@@ -63,7 +63,7 @@ impl Tracer {
     }
 
     fn with(mut tap: Tap, records: Records) -> Tracer {
-        // Lift the limits: each server chooses its own, and a tool's trace reports only violations of the RFC.
+        // Lift the limits: each server chooses its own limits, so a tool's trace reports only violations of the RFC.
         tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
         Tracer { tap, records }
     }

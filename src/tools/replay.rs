@@ -1,7 +1,7 @@
 //! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
 //! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
 //! §5.5). The check ignores frames with other causes: messages, Pings, and a Close that the server sent first. The
-//! check also skips the handshake, because its tokens are redacted.
+//! check also skips the handshake, because the access tokens in a recording are redacted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -40,7 +40,7 @@ pub struct Arguments {
 #[derive(Debug, Default)]
 struct Reactions {
     pongs: Vec<Vec<u8>>,
-    /// The code of the Close. `None`: no Close. `Some(None)`: a Close without a code.
+    /// The code of the Close: `None` if the server sent no Close, `Some(None)` if its Close had no code.
     close: Option<Option<u16>>,
     /// Whether the server started the closing handshake, for example because of a slow consumer or a shutdown.
     closed_first: bool,
@@ -122,7 +122,7 @@ fn read_reactions(recording: &Recording) -> Reactions {
 }
 
 fn replay_reactions(recording: &Recording) -> Reactions {
-    // Like the server, buffer frames until the upgrade: frames may arrive with the request.
+    // Like the server, buffer the client's frames until the upgrade, because frames may arrive with the request.
     let (mut head, mut buffered, mut protocol) = (Head::default(), Vec::new(), None::<Protocol>);
     let (mut frames, mut reactions) = (FrameScanner::new(Role::Server), Reactions::default());
     for entry in &recording.entries {
@@ -204,7 +204,7 @@ mod tests {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // the server records the request before the upgrade
+        recording.entries.swap(0, 1); // put the request before the upgrade, as a server records them
         assert_eq!(find_difference(&read_reactions(&recording), &replay_reactions(&recording)), None);
         assert_eq!(replay_reactions(&recording).pongs, [b"p"]);
     }

@@ -14,10 +14,10 @@ impl CloseCode {
     pub const PROTOCOL_ERROR: CloseCode = CloseCode(1002);
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
-    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // added later to the IANA registry (§11.7)
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // not in RFC 6455, but in the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
-        // §7.4.1: 1000–1003, 1007–1011. IANA (§11.7): 1012–1014. §7.4.2: 3000–4999, for libraries and applications.
+        // Allow 1000–1003, 1007–1011 (§7.4.1), 1012–1014 (IANA, §11.7), 3000–4999 (libraries, applications, §7.4.2).
         let is_allowed = matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999);
         ProtocolError::InvalidCloseCode(code).err_unless(is_allowed).map(|()| CloseCode(code))
     }
@@ -45,7 +45,7 @@ impl<'a> CloseFrame<'a> {
         Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
-    /// Truncates the reason to at most 123 bytes: §5.5 allows 125 bytes of payload, and the code takes two bytes.
+    /// Returns the payload, with the reason cut to 123 bytes: §5.5 allows 125 bytes of payload, and the code takes two.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };
@@ -55,7 +55,7 @@ impl<'a> CloseFrame<'a> {
     }
 }
 
-/// A rule of RFC 6455 or a limit of this server that the peer broke (§10.7). `Display` gives the reason for the Close.
+/// The rule of RFC 6455, or the limit of this server, that the peer broke (§10.7). `Display` writes the Close reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ProtocolError {
     ReservedBits,

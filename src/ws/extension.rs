@@ -16,7 +16,7 @@ pub fn is_offer(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // The value is optional. The placeholder for a missing value is a valid token.
+    // The value is optional. Replace a missing value by "none", which is a valid token.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };

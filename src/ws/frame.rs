@@ -87,8 +87,8 @@ impl FrameHeader {
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
-            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Many other servers
-            // accept longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
+            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Unlike many servers,
+            // this one rejects longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
             (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
             (LENGTH_64, [0x80..=0xff, ..]) => return Err(LengthTopBit),

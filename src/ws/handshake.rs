@@ -15,8 +15,8 @@ use sha1::{Digest, Sha1};
 use super::extension;
 use super::request::{Rejection, Request, bad_request, is_token, quote};
 
-/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it MUST
-/// respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
+/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, and RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it
+/// MUST respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
 pub fn upgrade_required() -> Rejection {
     let headers = &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
@@ -24,13 +24,13 @@ pub fn upgrade_required() -> Rejection {
     Rejection { status: 426, headers, body: body.into() }
 }
 
-/// RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
+/// The 405 response. RFC 9110 §15.5.6: "The origin server MUST generate an Allow header field in a 405 response".
 pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'static str)]) -> Rejection {
     let body = format!("The method must be GET, not {} (RFC 6455 §4.2.1).", quote(request.method.as_bytes()));
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Returns the 101 response (§4.2.2 item 5) or one rejection per broken rule. `supported`: the endpoint's subprotocol.
+/// Returns the 101 response (§4.2.2 item 5), or a rejection per broken rule. `supported` is the endpoint's subprotocol.
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
@@ -48,7 +48,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
         check_connection(request),
         check_version(request),
         read_key(request).map(|key| accept = accept_value(key)).err(),
-        // §4.2.1 item 9, §9.1: the recipient of malformed offers "MUST immediately _Fail the WebSocket Connection_".
+        // §4.2.1 item 9, §9.1: a recipient of malformed extensions "MUST immediately _Fail the WebSocket Connection_".
         (!is_valid).then(|| bad_request("Sec-WebSocket-Extensions is malformed (RFC 6455 §9.1).")),
         read_subprotocols(request).map(|offered| is_agreed = offered.contains(&supported)).err(),
     ];
@@ -64,7 +64,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
     Ok(format!("{head}Sec-WebSocket-Accept: {accept}\r\n{subprotocol}\r\n").into_bytes())
 }
 
-/// §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
+/// Checks §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
 fn check_connection(request: &Request) -> Option<Rejection> {
     let received: Vec<_> = request.header("Connection").map(quote).collect();
     let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
@@ -72,7 +72,7 @@ fn check_connection(request: &Request) -> Option<Rejection> {
     (!request.has_token("Connection", "upgrade")).then(rejection)
 }
 
-/// §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
+/// Checks §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
 fn check_version(request: &Request) -> Option<Rejection> {
     // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
     let rejection = |body| Some(Rejection { body, ..upgrade_required() });
@@ -84,7 +84,7 @@ fn check_version(request: &Request) -> Option<Rejection> {
     }
 }
 
-/// §4.2.1 item 5: a value "that, when decoded, is 16 bytes in length". §11.3.1 allows the header only once.
+/// Reads a key "that, when decoded, is 16 bytes in length" (§4.2.1 item 5). §11.3.1 allows the header only once.
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     let keys: Vec<&[u8]> = request.header("Sec-WebSocket-Key").collect();
     let error = match (&keys[..], keys.first().and_then(|key| decoded_key_len(key))) {
@@ -96,24 +96,24 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     Err(bad_request(format!("Sec-WebSocket-Key {error} (RFC 6455 §4.2.1).")))
 }
 
-/// Returns `None` if the key is not base64.
+/// Returns the length of the decoded key in bytes, or `None` if the key is not base64.
 pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
-    // RFC 4648 §3.5 lets a decoder ignore the unused bits at the end, and handwritten keys often set these bits.
+    // Ignore the unused bits at the end, as RFC 4648 §3.5 allows, because handwritten keys often set these bits.
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// Marks a subprotocol as an access token: a page can set no header but `Sec-WebSocket-Protocol`. Never log the token.
+/// The prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a page can set. Never log the token.
 pub const BEARER: &[u8] = b"bearer.";
 
-/// Searches the whole element for the prefix, because the client may have mistyped the comma before the token.
+/// Returns the offset of an access token, which need not be at the start: clients may mistype the comma before it.
 pub fn access_token_start(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
     prefix.map(|at| at + BEARER.len())
 }
 
-/// §4.1 item 10: the subprotocols (§4.2.1 item 8, §4.3) "MUST all be unique strings".
+/// Reads the offered subprotocols (§4.2.1 item 8, §4.3). §4.1 item 10: they "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const NAME: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));

@@ -37,7 +37,7 @@ pub enum Assembler {
 }
 
 impl Assembler {
-    /// The `opcode` of the first frame sets the message type (§5.6).
+    /// Starts a message. The `opcode` of its first frame sets its type (§5.6).
     pub fn new(opcode: Opcode) -> Assembler {
         match opcode {
             Opcode::Text => Assembler::Text { valid: String::new(), incomplete: Vec::new() },
@@ -53,7 +53,7 @@ impl Assembler {
         }
     }
 
-    /// Fails at the first invalid byte of text. `remaining`: the bytes from the start of `payload` to the frame's end.
+    /// Appends `payload`, or fails at an invalid byte of text. `remaining` counts the frame's bytes from `payload` on.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();
@@ -96,7 +96,7 @@ fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()))
 }
 
-/// Adds `byte` to the `incomplete` character, and moves a complete character to `text`.
+/// Adds `byte` to the `incomplete` character, and moves the character to `text` once it is complete.
 fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(), ProtocolError> {
     incomplete.push(byte);
     match str::from_utf8(incomplete) {

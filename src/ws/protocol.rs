@@ -7,7 +7,7 @@
 //!   Open ──▶ OutOfSync ◀── Closing    the peer sends an invalid header, and the server cannot find the next frame
 //! ```
 //!
-//! Each cell lists the event, the frame sent and the next state. An empty cell means that the server ignores the input.
+//! Each table cell lists the event, the frame sent and the next state. For an empty cell, the server ignores the input.
 //!
 //! | | `Open` | `Closing` | `OutOfSync` | `Closed` |
 //! |---|---|---|---|---|
@@ -35,7 +35,7 @@ use super::reader::{Chunk, FrameReader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub message: usize, // payload in bytes, over all frames of the message
-    pub fragments: u32, // number of frames; a flood of empty frames would never reach the size limit
+    pub fragments: u32, // number of frames, limited because a flood of empty frames would never reach the size limit
     pub accepts_binary: bool,
 }
 
@@ -120,7 +120,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // a control frame, or a data frame that the closing server skips
+                _ => Ok(()), // no check: a control frame, or a data frame that the closing server skips
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
@@ -179,7 +179,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let CloseFrame { code, reason } = match CloseFrame::parse(payload) {
-            // The server has already sent its only Close and cannot report an error, so treat this Close as empty.
+            // The server has already sent its only Close and cannot report this error, so treat the Close as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -197,20 +197,20 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // Stop reading. After most of these errors, framing is lost or an oversized payload comes next.
+            // Stop reading: after most of these errors, the next frame cannot be found or an oversized payload follows.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
-            // The server can still find frames: skip them until the peer's Close ends the closing handshake (§7.1.3).
+            // Frames can still be found, so skip them until the peer's Close ends the closing handshake (§7.1.3).
             _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))
     }
 
-    /// Returns false if a Close was already sent: §5.5.1 allows only one. The caller sets the next state.
+    /// Sends a Close, or returns false if one was already sent: §5.5.1 allows only one. The caller sets the next state.
     fn send_close(&mut self, code: Option<CloseCode>, reason: &str) -> bool {
         let is_open = self.state == State::Open;
         if is_open {
             frame::append(&mut self.output, Opcode::Close, &CloseFrame { code, reason }.encode());
-            self.message = None; // the server ignores data frames from now on
+            self.message = None; // drop the incomplete message: the server ignores data frames from now on
         }
         is_open
     }
@@ -221,7 +221,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnexpectedContinuation.err_unless(!is_continuation || message.is_some())?;
     // §5.4: "the fragments of one message MUST NOT be interleaved between the fragments of another message"
     ProtocolError::ExpectedContinuation.err_unless(is_continuation || message.is_none())?;
-    // §7.4.1: "an endpoint that understands only text data MAY send" 1003.
+    // §7.4.1: "an endpoint that understands only text data MAY send" 1003 on a binary message.
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.size().0, *fragments));
     debug_assert!(received <= limits.message, "earlier frames passed this check");

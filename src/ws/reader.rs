@@ -1,4 +1,4 @@
-//! §5.2 on a stream: finds frames in a byte stream that TCP may split anywhere, unmasks payload in place and returns it
+//! Reads frames (§5.2) from a byte stream that TCP may split anywhere, unmasks payload in place and returns the payload
 //! in chunks. The reader stores header bytes but no payload, so an announced length costs no memory.
 //! Example: a masked "Hello" (§5.7) and an empty Ping arrive in four reads.
 //!

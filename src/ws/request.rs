@@ -26,7 +26,7 @@ pub fn quote(bytes: &[u8]) -> String {
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Buffers a request head and finds its end. Parsing after each read would take quadratic time (CVE-2023-43669).
+/// Buffers a request head up to its end: parsing after each read would take quadratic time (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
@@ -44,7 +44,7 @@ impl HeadReader {
             self.check_first_byte()?;
             let end = before + newline + 1;
             let line = &self.bytes[self.line..end];
-            // RFC 9112 §2.2 lets servers accept a bare LF, but a proxy may split lines differently (request smuggling).
+            // Reject a bare LF: RFC 9112 §2.2 allows it, but a proxy may split lines differently (request smuggling).
             if !line.ends_with(b"\r\n") {
                 return Err(bad_request("A line ends with LF alone; every line must end with CR LF (RFC 9112 §2.2)."));
             }
@@ -80,7 +80,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a first byte that cannot start an HTTP request, because a TLS ClientHello may contain no newline.
+    /// Rejects a first byte that cannot start an HTTP request, before any newline: a TLS ClientHello may contain none.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
@@ -155,7 +155,7 @@ impl<'h> Request<'h> {
         self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
-    /// The value of `Host` (§4.2.1 item 2). Empty if `Host` is empty, or missing from an HTTP/1.0 request.
+    /// The value of `Host` (§4.2.1 item 2), which is empty if the header is missing from an HTTP/1.0 request.
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
         // that lacks a Host header field and to any request message that contains more than one".
@@ -186,7 +186,7 @@ fn reject_parse_error(head: &[u8], limit: usize, error: httparse::Error) -> Reje
     }
 }
 
-// RFC 9110 §5.6.2: a `tchar`.
+/// Whether `byte` may be part of a token: a `tchar` (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,6 +1,6 @@
 //! Explains captured bytes: an optional handshake, the frames, and any missing or invalid bytes. The tracer decodes
-//! frames and reports violations, but checks only the headers of a server's frames. An [`Inbox`] checks these frames as
-//! a client would (RFC 6455 §5, §7).
+//! frames and reports violations, but checks only the headers of a server's frames. So an [`Inbox`] also checks a
+//! server's frames completely, as a client would (RFC 6455 §5, §7).
 
 use std::time::SystemTime;
 
@@ -37,7 +37,7 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     let mut tracer = Tracer::open();
     let mut records = tracer.trace(role, frames, SystemTime::UNIX_EPOCH);
     records.extend(tracer.end("", SystemTime::UNIX_EPOCH));
-    // Drop connection states: they also depend on the other endpoint's bytes, which are unknown.
+    // Drop the records about connection states: a state also depends on the other endpoint's bytes, which are unknown.
     records
         .retain(|record| matches!(record.kind, RecordKind::Frame(_) | RecordKind::Failure(_) | RecordKind::Missed(_)));
     let (mut notes, mut is_valid) = summarize(&records, frames.len(), role);
@@ -81,7 +81,7 @@ fn summarize(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) 
     (notes, is_valid)
 }
 
-/// Returns a hint for a frame with the wrong mask bit: the other endpoint probably sent it.
+/// Returns a hint for a frame whose mask bit is wrong for `role`: the other endpoint probably sent the frame.
 fn wrong_role_hint(role: Role) -> &'static str {
     match role {
         Role::Client => "A server sends its frames like this, without a mask. If a server sent it, add --from-server.",

@@ -38,7 +38,8 @@ fn is_request(bytes: &[u8]) -> bool {
     METHODS.iter().any(|method| bytes.starts_with(method))
 }
 
-/// Explains a request, a response, or a request followed by its response. A response alone is checked against `key`.
+/// Explains a request, a response, or a request followed by its response. To check a response without its request, pass
+/// the request's `Sec-WebSocket-Key` as `key`.
 pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> Handshake<'b> {
     let mut handshake = Handshake { lines: Vec::new(), is_valid: true, role: None, rest: bytes };
     let mut offer = key.map(Offer::of_key);
@@ -125,7 +126,7 @@ const NO_BLANK_LINE: &str = "the blank line that ends the head is missing (RFC 9
 
 /// The start line and headers of an HTTP message.
 struct Head<'b> {
-    /// All bytes through the blank line that ends the head, or the whole input if that line is missing.
+    /// All bytes through the blank line after the headers, or the whole input if that line is missing.
     bytes: &'b [u8],
     rest: &'b [u8],
     is_complete: bool,
@@ -139,7 +140,7 @@ impl<'b> Head<'b> {
             let content = line.trim_ascii_end();
             end += line.len();
             has_lone_lf |= line.ends_with(b"\n") && !line.ends_with(b"\r\n");
-            // RFC 9112 §2.2: blank lines before the start line do not end the head.
+            // RFC 9112 §2.2: blank lines may precede the start line, so only a later blank line ends the headers.
             if content.is_empty() && has_content && line.ends_with(b"\n") {
                 return Head { bytes: &bytes[..end], rest: &bytes[end..], is_complete: true, has_lone_lf };
             }
@@ -153,7 +154,7 @@ impl<'b> Head<'b> {
         lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line)).filter(|line| !line.is_empty())
     }
 
-    /// Returns the head with CR LF after every line and a blank line at the end.
+    /// Returns the start line and headers with CR LF after every line and a blank line at the end.
     fn repair(&self) -> Vec<u8> {
         let mut repaired: Vec<u8> = self.lines().flat_map(|line| [line, b"\r\n"].concat()).collect();
         repaired.extend(b"\r\n");
@@ -174,7 +175,7 @@ fn all_rejections(head: &Head) -> Vec<Rejection> {
         Ok(None) => add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..]))),
         Err(rejection) => {
             add(rejection);
-            // The reader stops at its first error, so it has not reported a missing blank line.
+            // `HeadReader` stops at its first error, so it cannot have reported that the final blank line is missing.
             if !head.is_complete {
                 add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..])));
             }

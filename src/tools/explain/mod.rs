@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(value_name = "BYTES")]
     words: Vec<String>,
 
-    /// Read frames as a server sends them, not masked
+    /// Expect a server's frames, which are not masked (default: a client's frames, which are masked)
     #[arg(long)]
     from_server: bool,
 
@@ -60,7 +60,7 @@ pub struct Arguments {
     help: Option<bool>,
 }
 
-/// Explains bytes or answers a question. Returns `true` unless the bytes are incomplete or invalid.
+/// Explains the given bytes or looks up a topic of RFC 6455. Returns `true` unless the bytes are incomplete or invalid.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let screen = Screen::new(Detail::Full);
     let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
@@ -122,8 +122,8 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // The first byte sets a reserved bit (§5.2), so this is not a frame: a program probably converted bytes to
-        // characters, as in JSON.stringify(data.toString('latin1')), and the original bytes are unknown.
+        // The first byte of this text sets a reserved bit (§5.2), so the input is not a frame. A program probably
+        // converted a frame to text, as JSON.stringify(data.toString('latin1')) does: the original bytes are lost.
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

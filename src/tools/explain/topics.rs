@@ -75,7 +75,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // One digit is not a byte, and no valid frame starts with 0x10 to 0x15: these bytes set a reserved bit (§5.2).
+        // Read 0 to 15 as an opcode. One digit is not a byte, and no valid frame starts with 0x10 to 0x15: these bytes
+        // set a reserved bit (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(
@@ -83,8 +84,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
                 &format!("Read as an opcode. If it is a section: explain §{word}; a byte: explain {byte}."),
             )
         }
-        // Four digits could also be two bytes, but no valid frame starts with 0x10 to 0x49: these bytes set a reserved
-        // bit (§5.2).
+        // Read four digits as a close code. They could also be two bytes, but no valid frame starts with 0x10 to 0x49:
+        // these bytes set a reserved bit (§5.2).
         (true, 4, Ok(1000..=4999)) => {
             with(close_code(word), &format!("Read as a close code. If it is two bytes: explain --as hex {word}."))
         }
@@ -102,7 +103,8 @@ fn is_section_number(word: &str) -> bool {
         && word.split('.').all(|part| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()))
 }
 
-/// Finds sections that mention `word`. `None` if none do, or for a short, hexadecimal or non-alphabetic word.
+/// Lists the sections that mention `word`. Returns `None` if no section does, or if `word` is short, not alphabetic, or
+/// could be hexadecimal digits.
 fn find_mentions(word: &str) -> Option<String> {
     let word = word.to_lowercase();
     let is_word = word.len() >= 3 && word.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-');

@@ -34,14 +34,15 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
-        // Little-endian machines print each pair of bytes swapped, and the last word could be one byte or two.
+        // Reject 16-bit words: little-endian machines print their bytes swapped, and the last word could be one byte.
         return Err(format!(
             "line {} has words of 16 bits, whose byte order depends on the machine: use hexdump -C, od -tx1 or xxd \
              (or add --as hex)",
             line.number
         ));
     }
-    // By default, od prints octal offsets of seven digits. Most other programs print hexadecimal offsets.
+    // By default, od prints octal offsets of seven digits, so try octal first for seven digits. Most other programs
+    // print hexadecimal offsets.
     let bases = if first.offset.len() == 7 { [8, 10, 16] } else { [16, 8, 10] };
     let mut found: Vec<(Vec<u8>, Radix, u32)> = Vec::new();
     let mut errors: Vec<Mismatch> = Vec::new();
@@ -73,8 +74,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // The offset of a single line could also be bytes, although 00 would start a continuation frame, which cannot
-        // start a message (§5.4).
+        // Suggest that the offset of a single line could also be bytes. This is unlikely: an offset usually starts with
+        // 00, the first byte of a continuation frame, and such a frame cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -91,7 +92,8 @@ enum Radix {
 }
 
 impl Radix {
-    /// All radixes in the order to try: eight digits of 0 and 1 are bits, not four hexadecimal bytes.
+    /// All radixes, in the order to try them. Binary is first, because eight digits of 0 and 1 are more likely to be
+    /// one binary byte than four hexadecimal bytes.
     const ALL: [Radix; 4] = [Radix::Bits, Radix::Hex, Radix::Octal, Radix::Decimal];
 
     fn name(self) -> &'static str {
@@ -127,10 +129,11 @@ impl Radix {
 #[derive(Debug)]
 struct Line<'t> {
     number: usize,
-    /// Octal, decimal or hexadecimal digits; empty for a `*` line, which repeats the previous line.
+    /// The offset, in octal, decimal or hexadecimal digits; empty for a `*` line, which repeats the previous line.
     offset: &'t str,
     has_colon: bool,
-    /// Bytes and text; empty on a `*` line, and on the last line of `od` and `hexdump -C`, which has only an offset.
+    /// The bytes and the text column; empty for a `*` line, and for the last line of `od` and `hexdump -C`, which has
+    /// only an offset.
     rest: &'t str,
 }
 
@@ -254,7 +257,7 @@ fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8
         }
         let after = &tail[group.len()..];
         let gap = after.len() - after.trim_start().len();
-        // After one space, characters that look like bytes are bytes. After a wider gap, they can be the text column.
+        // Characters that look like bytes are bytes after a single space, but may be the text column after a wider gap.
         let is_text = gap >= 2 && shows_text(after, &bytes);
         if after.trim().is_empty() || is_text || !starts_with_group(after, radix) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());

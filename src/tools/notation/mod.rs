@@ -1,7 +1,8 @@
 //! Parses bytes in common notations, such as hexadecimal digits, hex dumps, base64, and the strings and arrays of
 //! programming languages. [`read`] recognizes a notation by its shape. The result names the notation and may name an
-//! alternative, so that the user can notice a wrong guess. `read_case_bytes` reads this project's own tables, such as
-//! `81 85 M0 'Hello'`: `M0` is a masking key of zeros, which leaves the payload unchanged (RFC 6455 §5.3).
+//! alternative, so that the user can notice a wrong guess. `read_case_bytes` reads the bytes of `poke`'s test
+//! cases, such as `81 85 M0 'Hello'`. `M0` is a masking key of zeros, which leaves the payload unchanged (RFC 6455
+//! §5.3).
 
 mod dump;
 
@@ -70,8 +71,8 @@ impl Decoded {
 pub fn read(text: &str) -> Result<Decoded, String> {
     let text = text.trim();
     if let Some(literals) = literals(text) {
-        // A literal without escapes, such as "81 05", may contain another notation. Its own bytes are not a frame: any
-        // printable first byte sets a reserved bit.
+        // Text in quotes without escapes, such as "81 05", probably contains another notation, so try other notations
+        // first. The characters themselves cannot be a frame: a printable first byte sets a reserved bit (§5.2).
         let is_plain = text.starts_with('"') && !text.contains('\\');
         return match read(literals[0]).ok().filter(|_| is_plain && literals.len() == 1) {
             Some(decoded) => Ok(decoded.with_alternative("the text between the quotes: --as string")),
@@ -85,7 +86,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        // In hexadecimal, digits that start with 10 or 11 are not a frame: its first byte would set a reserved bit.
+        // Suggest hexadecimal only for digits that start with 00 or 01: as the first byte of a frame, 0x10 and 0x11 set
+        // a reserved bit (§5.2).
         let is_hex = text.starts_with("00") || text.starts_with("01");
         let decoded = Decoded::new(bytes, "bits");
         return Ok(if is_hex { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded });
@@ -123,10 +125,10 @@ pub fn read_as(notation: Notation, text: &str) -> Result<Decoded, String> {
     Ok(Decoded::new(bytes, name))
 }
 
-/// Parses the hexadecimal notation of the poke cases. Panics if `text` is malformed.
+/// Parses the hexadecimal notation of the `poke` test cases. Panics if `text` is malformed.
 #[expect(clippy::expect_used, reason = "a test reads every case")]
 pub(crate) fn read_case_bytes(text: &str) -> Vec<u8> {
-    read_hex(text).expect("a valid case") // invariant: the test `every_case_can_be_read` reads every case
+    read_hex(text).expect("a valid case") // invariant: `every_case_can_be_read` checks the notation of every test case
 }
 
 /// Whether `c` can separate bytes: whitespace, array punctuation, colons as in fingerprints, hyphens as C# prints them.
@@ -138,11 +140,11 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(is_separator).filter(|word| !word.is_empty())
 }
 
-/// Reads bytes in hexadecimal, `M0`, and text in single quotes.
+/// Reads hexadecimal bytes, `M0` (a masking key of four zero bytes), and text in single quotes.
 fn read_hex(text: &str) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let parts: Vec<&str> = text.split('\'').collect();
-    // An even number of quotes splits the text into an odd number of parts.
+    // Paired quotes split the text into an odd number of parts, so an even number means that a quote is missing.
     if parts.len().is_multiple_of(2) {
         return Err("a ' has no partner: write text as 'Hello', in two quotes".into());
     }
@@ -198,7 +200,7 @@ fn label_hex(text: &str, bytes: Vec<u8>) -> Decoded {
     if is_decimal_list { decoded.with_alternative("decimal numbers: --as decimal") } else { decoded }
 }
 
-/// Returns `None` unless every word is eight digits of 0 and 1, after an optional `0b`.
+/// Reads binary bytes: each word is eight digits of 0 and 1, after an optional `0b`. Returns `None` for other text.
 fn read_bits(text: &str) -> Option<Vec<u8>> {
     let digits: Vec<&str> = words(text).map(|word| word.strip_prefix("0b").unwrap_or(word)).collect();
     let is_byte = |word: &&str| word.len() == 8 && word.bytes().all(|digit| matches!(digit, b'0' | b'1'));
@@ -233,8 +235,8 @@ fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
     BASE64.decode(standard).map_err(|error| format!("{} is not base64: {error}", quote(&one_line)))
 }
 
-/// Reads numbers that are not in brackets: `129 133 55`, `-127, -123` or `201 205 067`. Returns `None` for other text,
-/// for a single word without a sign, and if every word has two digits and so looks hexadecimal.
+/// Reads decimal or octal numbers without brackets: `129 133 55`, `-127, -123` or `201 205 067`. Returns `None` for
+/// other text, for a single word without a minus sign, and if every word has two digits and so looks hexadecimal.
 fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
     let words: Vec<&str> = text.split([' ', ',', '\n', '\t', '\r']).filter(|word| !word.is_empty()).collect();
     let is_number = |digits: &str| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -261,7 +263,7 @@ fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
 
 fn read_radix(text: &str, radix: u32) -> Result<Vec<u8>, String> {
     let words: Vec<&str> = text.split(|c: char| is_separator(c) && c != '-').filter(|word| !word.is_empty()).collect();
-    // Java bytes are signed: Java prints 0x81 as -127.
+    // Accept negative numbers: bytes are signed in Java, which prints 0x81 as -127.
     let is_signed = words.iter().any(|word| word.starts_with('-'));
     let byte = |word: &&str| {
         let unsigned = || u8::from_str_radix(word, radix).ok();
@@ -346,12 +348,14 @@ impl<'t> List<'t> {
             return Ok(Decoded::new(read_hex(self.inside)?, "a list of hexadecimal numbers"));
         }
         let decoded = Decoded::new(read_radix(self.inside, 10)?, "a list of decimal numbers");
-        // Programming languages print decimal lists, but people also write hexadecimal digits in brackets.
+        // Suggest hexadecimal for an unnamed list of two-digit numbers. Programming languages print decimal lists, but
+        // people also write hexadecimal digits in brackets.
         let is_ambiguous = self.before.trim().is_empty() && items.iter().all(|item| item.len() == 2);
         Ok(if is_ambiguous { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded })
     }
 
-    /// Finds `11` in `Uint8Array(11) […]`, `uint8_t frame[11] = {…}`, `{…}; int len = 11;`, or `<…>, byteLength: 11`.
+    /// Finds the length that the text gives for the list, such as `11` in `Uint8Array(11) […]`,
+    /// `uint8_t frame[11] = {…}`, `{…}; int len = 11;`, or `<…>, byteLength: 11`.
     fn announced_len(&self) -> Option<usize> {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         let after = self.after.split(|c| !is_word(c)).rev().find_map(|word| word.parse().ok());

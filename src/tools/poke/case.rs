@@ -29,10 +29,10 @@ pub struct Case {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
-    /// Any endpoint that accepts an upgrade.
+    /// The test case works with any endpoint that accepts an upgrade.
     Upgrade,
     Echo,
-    /// wirechat's `/echo`, because the case tests wirechat's own rules or limits.
+    /// The test case needs wirechat's `/echo` endpoint, because it tests wirechat's own rules or limits.
     WirechatEcho,
     WirechatChat,
 }
@@ -86,11 +86,13 @@ pub enum Step {
     Pause,
     /// Sends a TCP FIN and continues to read.
     HalfClose,
-    /// Repeats a frame of letters without reading until the server stalls, disconnects or has accepted [`FLOOD`] bytes.
+    /// Sends a frame of letters repeatedly and does not read, until the server accepts no more bytes, disconnects, or
+    /// has accepted [`FLOOD`] bytes.
     Flood(u8, usize),
 }
 
-/// A flood ends after this many bytes. Socket buffers hold less: a server that accepts them all has no backpressure.
+/// A flood ends after this many bytes. They do not fit in socket buffers, so a server that accepts all of them has no
+/// backpressure.
 pub const FLOOD: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +102,7 @@ pub enum Reply {
     /// A text (opcode 1) or binary (opcode 2) message of this many letters.
     Letters(u8, usize),
     Pong(&'static str),
-    /// §5.5.3 permits an endpoint to reply only to the most recent Ping.
+    /// A Pong that the server may omit: §5.5.3 permits an endpoint to reply only to the most recent Ping.
     OptionalPong(&'static str),
 }
 
@@ -120,7 +122,7 @@ pub enum End {
     HttpError,
     /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
     ListsVersion,
-    /// An HTTP response with a status of 200 or above.
+    /// The server sends a normal HTTP response, with a status of 200 or above, instead of the upgrade (101).
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.
     StopsReading,
@@ -131,7 +133,8 @@ impl Case {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// The bytes that the steps send (one frame of a flood); `None` if a step half-closes. `key` returns masking keys.
+    /// The bytes that all steps send, with only one frame of a flood; `None` if a step half-closes the connection.
+    /// `key` returns the masking key of each frame.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for step in self.steps.iter().filter(|step| !matches!(step, Step::Await(_) | Step::Pause)) {

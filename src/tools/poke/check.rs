@@ -1,6 +1,7 @@
-//! Compares the transcript of a case with what the case expects and allows, and describes both in words. A server may
-//! send more than a case expects: Pings, unsolicited Pongs (RFC 6455 §5.5.3) and, in cases without an echo, messages. A
-//! server may also ignore the client's final Ping and Close: an unfinished server may not support those frames yet.
+//! Compares the transcript of a test case with what the case expects and allows, and describes both in words. A server
+//! may send more than a case expects: Pings, unsolicited Pongs (RFC 6455 §5.5.3) and, if the case needs no echo,
+//! messages. A server may also ignore the client's final Ping and Close, because an unfinished server may not support
+//! those frames yet.
 
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
@@ -19,7 +20,8 @@ pub enum Verdict {
     Expected,
     /// Unexpected, but permitted by an RFC. The text cites the section.
     Allowed(&'static str),
-    /// `Some` describes a violation, possibly of a rule that the case does not test. `None`: another unexpected result.
+    /// The result is neither expected nor permitted. The text describes a violation, possibly of a rule that the test
+    /// case does not test; `None` if the server's bytes violate no rule.
     Unexpected(Option<String>),
 }
 
@@ -60,13 +62,13 @@ fn matches(end: End, transcript: &Transcript) -> bool {
     }
 }
 
-/// If `all` is false, Pongs and the last messages may be missing.
+/// Whether the expected messages and Pongs arrived. If `all` is false, Pongs and the last messages may be missing.
 fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
     let is_message = |incoming: &&Incoming| !matches!(incoming, Incoming::Pong(_)) && !is_probe(incoming);
     let replies: Vec<Incoming> = case.replies.iter().map(expected_reply).collect();
     let expected: Vec<&Incoming> = replies.iter().filter(is_message).collect();
     let received: Vec<&Incoming> = transcript.inbox.received.iter().filter(is_message).collect();
-    // Ignore messages if the case needs no echo and expects no messages, or if the client floods without reading.
+    // Ignore messages if the test case needs no echo and expects no messages, or if the client floods without reading.
     let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
     (fits || !is_relevant) && (!all || pongs_match(case, &transcript.inbox.received))

@@ -1,6 +1,6 @@
 //! The client connection of `poke`: a blocking socket, a tracer, and an [`Inbox`] that parses the server's bytes. No
 //! server can block `poke` forever: each read has a deadline that incoming bytes do not extend, and each write has a
-//! timeout. A total time may limit the whole connection.
+//! timeout. An optional time limit covers the whole connection.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -23,7 +23,7 @@ pub enum TcpState {
 
 pub struct Connection<'s> {
     stream: TcpStream,
-    /// No read or write starts after this time.
+    /// The deadline of the whole connection, if any: no read or write starts later.
     ends_at: Option<Instant>,
     tracer: Tracer,
     show: &'s mut dyn FnMut(Record),
@@ -33,7 +33,7 @@ pub struct Connection<'s> {
 }
 
 impl<'s> Connection<'s> {
-    /// `show` receives the trace records.
+    /// Wraps a connected socket. `show` receives each trace record.
     ///
     /// # Errors
     /// Fails if the socket does not accept its options.
@@ -58,7 +58,7 @@ impl<'s> Connection<'s> {
         let mut written = 0;
         while written < bytes.len() {
             if self.ends_at.is_some_and(|end| end <= Instant::now()) {
-                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, which means that the server stalls
+                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`: the server has not stalled
             }
             match self.stream.write(&bytes[written..]) {
                 Ok(len) => written += len,
@@ -69,7 +69,7 @@ impl<'s> Connection<'s> {
         (written, Ok(()))
     }
 
-    /// Sends one byte per write, `delay` apart, until the server disconnects or the inbox is final.
+    /// Sends one byte per write, `delay` apart. Stops early if the server disconnects or no other reply can follow.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
             if self.tcp == TcpState::Open && !self.inbox.is_final() {
@@ -110,13 +110,13 @@ impl<'s> Connection<'s> {
         (accepted, false)
     }
 
-    /// Reads until `is_enough` returns true, the inbox is final, TCP closes, or the timeout expires.
+    /// Reads until `is_enough` returns true, no other reply can follow, TCP closes, or the timeout expires.
     pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
         let deadline = Instant::now() + timeout;
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}
     }
 
-    /// Reads until TCP closes, the inbox has a violation, or the timeout expires.
+    /// Reads until TCP closes, the server breaks a rule, or the timeout expires.
     pub fn read_to_end(&mut self, timeout: Duration) {
         let deadline = Instant::now() + timeout;
         while self.inbox.violation.is_none() && self.read(deadline) {}
@@ -161,7 +161,7 @@ impl<'s> Connection<'s> {
     }
 }
 
-/// An expired socket timeout is `WouldBlock` on Unix and `TimedOut` on Windows.
+/// Whether a socket timeout expired: the error is `WouldBlock` on Unix and `TimedOut` on Windows.
 fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

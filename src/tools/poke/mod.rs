@@ -1,8 +1,8 @@
-//! `wirechat poke` is a WebSocket test client: it plays a [`case`] of the [`catalogue`] against a server and prints the
-//! exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
+//! `wirechat poke` is a WebSocket test client: it runs a test [`case`] of the [`catalogue`] against a server and prints
+//! the exchange, the expected result and the rule. [`request`] builds the request, [`connection`] wraps the socket,
 //! [`play`] runs the steps, [`check`] compares the result with the case, and [`report`] prints the verdict. `poke` can
 //! test any ws:// server; without a URL, it tests wirechat on this machine, including wirechat's own rules. [`player`]
-//! plays the same cases for the page's inspector.
+//! runs the same cases for the inspector of the chat page.
 
 pub mod case;
 pub mod catalogue;
@@ -43,7 +43,7 @@ reached.";
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Name of a case; "list" prints all names, "all" plays every case
+    /// Name of a test case; "list" prints all names, "all" runs every test case
     #[arg(value_name = "CASE")]
     case: String,
 
@@ -55,7 +55,7 @@ pub struct Arguments {
     #[arg(long)]
     full: bool,
 
-    /// Wait this long after each byte of a slow send, and at each pause in a case
+    /// Pause this long after each byte if a test case sends slowly, and wherever a test case pauses
     #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 
@@ -63,15 +63,15 @@ pub struct Arguments {
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = parse_timeout)]
     timeout: Duration,
 
-    /// Skip cases that need an echo, for a server that does not send messages back
+    /// Skip test cases that need an echo, for a server that does not send messages back
     #[arg(long)]
     no_echo: bool,
 
-    /// Use wirechat's endpoints at URL, and test its own rules too
+    /// Treat the server at URL as a wirechat: use wirechat's endpoints, and test its own rules too
     #[arg(long)]
     wirechat: bool,
 
-    /// Connect to another machine. Only with the permission of its owner
+    /// Permit a connection to another machine; use this only with the permission of its owner
     #[arg(long)]
     yes_i_may: bool,
 
@@ -88,7 +88,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A wirechat server that accepts the demo tokens.
+    /// A wirechat server that accepts the demo access tokens.
     ///
     /// # Errors
     /// A one-line message if the URL is invalid, does not resolve, or names another machine.
@@ -111,7 +111,7 @@ impl Target {
         })
     }
 
-    /// Returns the URL of the endpoint that the case needs. The error says why the case does not apply to this server.
+    /// Returns the URL of the endpoint for a test case. The error says why the case does not apply to this server.
     fn endpoint(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
             (Needs::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),
@@ -128,7 +128,7 @@ impl Target {
         self.endpoint(case).is_ok()
     }
 
-    /// Plays a case. `show` receives each trace record as it happens.
+    /// Runs a test case. `show` receives each trace record immediately.
     ///
     /// # Errors
     /// A one-line message if the case does not apply to the server, the server cannot be reached, or the socket fails.
@@ -140,7 +140,7 @@ impl Target {
     }
 }
 
-/// Lists or plays cases. Returns `true` if every verdict is expected or permitted.
+/// Lists or runs test cases. Returns `true` if every result is expected or permitted.
 ///
 /// # Errors
 /// A one-line message, for example if the case is unknown, the URL is invalid, or the server cannot be reached.

@@ -1,4 +1,4 @@
-//! Plays a case: sends the request, runs the steps, and stores what the server sent in a [`Transcript`].
+//! Runs a test case: sends the request, performs the steps, and stores what the server sent in a [`Transcript`].
 //! [`super::check`] decides whether the result is right. The client never replies to the server's Pings: cases are
 //! usually too short to need a Pong, and a Pong sent in the middle of a split frame would corrupt that frame.
 
@@ -20,10 +20,10 @@ pub const PROBE: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. Short, because `poke all` waits this long in many cases if the
-/// server does not support these frames yet.
+/// Timeout for the reply to the final Ping or Close. It is short because `poke all` waits this long in many test cases
+/// if the server does not support these frames yet.
 const SILENCE: Duration = Duration::from_secs(1);
-/// A flood has stalled when the server accepts nothing for this long, or for a shorter `--timeout`.
+/// A flood has stalled when the server accepts nothing for this long, or for `--timeout` if that is shorter.
 const STALL: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ pub struct Timing {
     pub timeout: Duration,
     /// The pause after each byte of a slow send, and the length of a [`Step::Pause`].
     pub delay: Duration,
-    /// The maximum duration of the case; `None` if only the timeouts limit it.
+    /// The maximum duration of the whole test case; `None` for no maximum.
     pub total: Option<Duration>,
 }
 
@@ -50,7 +50,7 @@ pub struct Transcript {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// Bytes accepted by the server or by the kernel's socket buffers.
+    /// The number of flood bytes that the server or the kernel's socket buffers accepted.
     pub accepted: u64,
     pub has_stalled: bool,
 }
@@ -62,7 +62,7 @@ pub enum Closing {
     Unanswered,
 }
 
-/// Plays a case on a new connection. `show` receives each trace record as it happens.
+/// Runs a test case on a new connection. `show` receives each trace record immediately.
 ///
 /// # Errors
 /// Fails if the socket does not accept its options.
@@ -101,10 +101,10 @@ pub fn is_probe(incoming: &Incoming) -> bool {
     payload == PROBE
 }
 
-/// §5.3: a masking key MUST be "derived from a strong source of entropy".
+/// Returns random bytes. §5.3: a masking key MUST be "derived from a strong source of entropy".
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    // Ignore a failure: a frame with any key is valid, and a test client has nothing to protect.
+    // Ignore a failure: a frame with any masking key is valid, and a test client has no secrets to protect.
     let _ = getrandom::fill(&mut bytes);
     bytes
 }
@@ -117,7 +117,7 @@ struct Player<'s> {
 }
 
 impl Player<'_> {
-    /// Sends the request and reads the response. Returns `false` if the case's steps must be skipped.
+    /// Sends the request, if the test case has one, and reads the response. Returns `false` if it is not an upgrade.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
             Opening::Valid => &[],
@@ -155,14 +155,15 @@ impl Player<'_> {
         }
     }
 
-    /// Returns `true` if the client sent the [`PROBE`] Ping.
+    /// Waits for the expected replies, then tests an open connection with a Ping ([`PROBE`]). Returns `true` if the
+    /// client sent this Ping.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
         match self.flood {
             // The flood stalled or reached its maximum: the result is known, so leave the echo unread.
             Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
-            // Send the test Ping even if the case expects a rejection: the case may also permit an upgrade.
+            // Send the test Ping even if the test case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
                 let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
                 let required = case.replies.iter().filter(is_required).count();
@@ -178,8 +179,9 @@ impl Player<'_> {
         }
     }
 
-    /// §5.5.1: "If an endpoint receives a Close frame and did not previously send a Close frame, the endpoint MUST send
-    /// a Close frame in response." The server then closes TCP (§7.1.1).
+    /// Replies to the server's Close, if any, and waits until the server closes TCP (§7.1.1). §5.5.1: "If an
+    /// endpoint receives a Close frame and did not previously send a Close frame, the endpoint MUST send a Close frame
+    /// in response."
     fn reply_to_close(&mut self, case: &Case) {
         let Some(close) = self.connection.inbox.close.clone() else { return };
         if !self.has_sent_close {

@@ -1,4 +1,4 @@
-//! Plays cases for the page's inspector: each on its own thread, against the server in this process.
+//! Runs test cases for the inspector of the chat page, each on its own thread, against the server in this process.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::catch_unwind;
@@ -13,14 +13,16 @@ use super::request::Url;
 use super::{catalogue, find};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
 
-/// Short delays, because a user is waiting. `total` leaves enough time for one late reply and for a stalled flood.
+/// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
+/// reply and for a stalled flood.
 const TIMING: Timing =
     Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
-// A played connection needs no token. The query must not be empty, because the case `long-target` appends to it.
+// These URLs need no access token: the server recognizes the connection of a test case by its client's address. The
+// query must not be empty, because the test case `long-target` appends to the query.
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
 
-/// Plays cases from the server's own IP address, or from loopback if the server listens on all addresses.
+/// Runs test cases from the server's own IP address, or from loopback if the server listens on all addresses.
 #[derive(Debug)]
 pub struct LoopbackPlayer;
 
@@ -33,7 +35,7 @@ impl CasePlayer for LoopbackPlayer {
         let (case, server) = (find(case)?, resolve_unspecified(server));
         let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
         let thread = std::thread::Builder::new().name(format!("play {}", case.name));
-        // After a panic, the inspector must still learn that its case is over.
+        // Catch a panic: the inspector must always learn that its test case is over.
         let play = move || catch_unwind(|| play(case, server, socket)).unwrap_or(Err("the client panicked".into()));
         let thread = thread.spawn(move || finish(play()));
         thread.map(|_| address).map_err(|error| format!("there is no thread for it: {error}"))
@@ -50,8 +52,8 @@ fn resolve_unspecified(server: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, server.port())
 }
 
-/// Binds a socket before it connects, so that the server knows the client's address before it accepts the connection.
-/// The client's IP address is the server's own, so no other machine can have it.
+/// Binds the client's socket before it connects: the server must know the client's address before it accepts the
+/// connection. No other machine can have this address, because the IP address is the server's own.
 fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
     let address = SocketAddr::new(ip, 0);
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
@@ -63,7 +65,7 @@ fn bind(ip: IpAddr) -> std::io::Result<(Socket, SocketAddr)> {
 fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, String> {
     let connected = socket.connect_timeout(&server.into(), TIMING.timeout);
     connected.map_err(|error| format!("the server does not accept a connection: {error}"))?;
-    // wirechat accepts this Host, whatever the server's address and `--allow-host` are.
+    // Use localhost as the Host: wirechat accepts it, whatever the server's address and `--allow-host` are.
     let url = Url::parse(&format!("ws://localhost:{}/", server.port()))?;
     let url = url.with_target(if case.needs == Needs::WirechatChat { CHAT } else { ECHO });
     let transcript = play::play(case, &url, socket.into(), TIMING, &mut |_| {});
@@ -71,7 +73,8 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     let (verdict, (section, rule)) = (check(case, &transcript), case.rule);
     let violation = match &verdict {
         Verdict::Unexpected(Some(violation)) => format!("; {violation}"),
-        // The catalogue assumes the default limits, and a server that checks tokens, origins and hosts.
+        // The test cases assume default limits, and a server that checks access tokens, origins and hosts. So a server
+        // with other options may fail some of them.
         Verdict::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
         _ => String::new(),
     };

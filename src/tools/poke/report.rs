@@ -1,4 +1,4 @@
-//! Prints cases: the exchange as it happens, then what the case expects, what the server sent, the rule and the
+//! Prints a test case: the exchange as it happens, then what the case expects, what the server sent, the rule and the
 //! verdict. A server may never stop sending, so `poke` prints only the first and last records of an exchange.
 
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ impl Counts {
 }
 
 impl Report {
-    /// If `is_full`, the report draws frames field by field.
+    /// A report on standard output, which draws frames field by field if `is_full` is true.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }
@@ -55,7 +55,7 @@ impl Report {
         self.screen.print("wirechat poke CASE [URL] plays one of them, wirechat poke all [URL] plays all.");
     }
 
-    /// Plays one case and prints all details. Returns `true` if the verdict is expected or allowed.
+    /// Runs one test case and prints all details. Returns `true` if the result is expected or allowed.
     pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
         self.screen.print(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
@@ -68,7 +68,8 @@ impl Report {
         Ok(!matches!(verdict, Verdict::Unexpected(_)))
     }
 
-    /// Plays the cases that apply to the server. Returns `true` if all were played with expected or allowed verdicts.
+    /// Runs all test cases that apply to the server. Returns `true` if all of them ran and every result is expected or
+    /// allowed.
     pub fn play_all(&self, target: &Target, timing: Timing) -> Result<bool, String> {
         let mut counts = Counts::default();
         for (title, cases) in GROUPS {
@@ -87,7 +88,7 @@ impl Report {
         Ok(unexpected == 0)
     }
 
-    /// Plays a case and prints its verdict. Returns `false`, to skip the other cases, if the server is silent or gone.
+    /// Runs a test case and prints its verdict. Returns `false` if no other case can run: the server is silent or gone.
     fn play_row(&self, target: &Target, case: &Case, timing: Timing, counts: &mut Counts) -> Result<bool, String> {
         if !target.supports(case) {
             counts.skipped += 1;
@@ -98,7 +99,7 @@ impl Report {
         let transcript = match target.play(case, timing, &mut |_| {}) {
             Ok(transcript) => transcript,
             Err(error) if is_first => return Err(error),
-            // The server was reachable before, so the previous case may have crashed it.
+            // The server was reachable before, so the previous test case may have crashed it.
             Err(error) => {
                 line(&self.screen.paint(Tone::Bad, &format!("NOT as expected: {error}; is the server down?")));
                 return Ok(false);

@@ -1,5 +1,5 @@
-//! The URL of a server (RFC 6455 §3) and the upgrade request (§4.1), with the edits of a case. This module parses URLs
-//! itself: a general URL parser would normalize the path, but a test client must send the path exactly as the user
+//! The URL of a server (RFC 6455 §3) and the upgrade request (§4.1), with the edits of a test case. This module parses
+//! URLs itself: a general URL parser would normalize the path, but a test client must send the path exactly as the user
 //! typed it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -7,7 +7,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use super::case::Edit;
 use crate::tools::notation;
 
-/// `ws://host:port/path?query`
+/// A WebSocket URL: `ws://host:port/path?query`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     /// A host name or an IP address. An IPv6 address includes its brackets.
@@ -80,7 +80,7 @@ impl Url {
     }
 }
 
-/// Splits `host:port`, `host`, `[::1]:port` or `[::1]`. §3: the default port of ws:// is 80.
+/// Splits `host:port`, `host`, `[::1]:port` or `[::1]` into host and port. §3: the default port of ws:// is 80.
 fn split_port(authority: &str) -> Option<(&str, u16)> {
     let end = authority.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match authority[end..].rfind(':') {
@@ -93,7 +93,7 @@ fn split_port(authority: &str) -> Option<(&str, u16)> {
 }
 
 impl std::fmt::Display for Url {
-    /// Prints the URL without its query, which may contain a token.
+    /// Prints the URL without its query, which may contain an access token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ws://{}{}", self.authority(), self.target.split('?').next().unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! Cases about control frames (§5.5): Ping, Pong, and the closing handshake with close codes and reasons (§7).
+//! Test cases about control frames (§5.5): Ping, Pong, and the Close frame with its codes and reasons (§7).
 
 use super::{CASE, DISCONNECTS, FAILS, WAITS_FOR_THE_FRAME};
 use crate::tools::poke::case::Step::{Bytes, Frame, HalfClose, Letters};
@@ -86,7 +86,7 @@ pub(super) const PING_CASES: &[Case] = &[
 /// 125 letters: the longest payload of a control frame (§5.5).
 const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
-/// A case with a valid Close: the server must reply with a Close.
+/// The defaults of a test case with a valid Close: the server must reply with a Close.
 const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };
 const BAD_CODE: Case =
     Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILS };
@@ -253,7 +253,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
     },
 ];
 
-/// Close payload: code 1000 and a reason of 123 bytes, the longest (§5.5).
+/// Close payload: code 1000 and a reason of 123 bytes, the maximum (§5.5).
 const LONGEST: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
-/// Close payload: code 1000 and a reason of 124 letters, one byte too long.
+/// Close payload: code 1000 and a reason of 124 bytes, one more than the maximum (§5.5).
 const TOO_LONG: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";

@@ -1,4 +1,4 @@
-//! Cases about single frames: header, length, mask, opcode (§5.1–§5.3).
+//! Test cases about single frames: header, length, mask, opcode (§5.1–§5.3).
 
 use super::{DISCONNECTS, ECHO, FAILS, WAITS_FOR_THE_FRAME};
 use crate::tools::poke::case::Step::{Await, Bytes, BytesSlowly, Frame, Letters, Pause};
@@ -163,7 +163,8 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "http-after-the-upgrade",
-        // The second byte, E (0x45), announces 69 payload bytes. Send more, so that no server waits for payload.
+        // As a frame header, the second byte E (0x45) announces 69 payload bytes. Send more than 69 bytes, so that no
+        // server waits for the payload.
         summary: "A second HTTP request after the upgrade: its G is RSV1 and opcode 7",
         steps: &[Bytes(
             "'GET / HTTP/1.1' 0d 0a 'Host: localhost' 0d 0a 'Accept: text/html,application/xhtml+xml' 0d 0a \

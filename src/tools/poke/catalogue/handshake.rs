@@ -1,4 +1,4 @@
-//! Cases about the opening handshake: the headers of the upgrade request, and the response (§4.1, §4.2).
+//! Test cases about the opening handshake: the headers of the upgrade request, and the response (§4.1, §4.2).
 
 use super::{CASE, ECHO};
 use crate::tools::poke::case::Edit::{Add, Append, ByteByByte, Remove, RequestLine, Set};
@@ -6,10 +6,10 @@ use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening, Reply};
 use crate::ws::close::ProtocolError;
 
-/// A case with a request that the server should reject (§4.2.1).
+/// The defaults of a test case with a request that the server should reject (§4.2.1).
 const REJECTED: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
-/// A case with an unusual but valid request, which the server should accept.
+/// The defaults of a test case with an unusual but valid request, which the server should accept.
 const ACCEPTED: Case = Case { end: End::Open, ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

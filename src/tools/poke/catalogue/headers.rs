@@ -1,4 +1,4 @@
-//! Cases about the request as HTTP (RFC 9112): syntax, Host, bodies and sizes, and bytes that are not HTTP.
+//! Test cases about the upgrade request as HTTP (RFC 9112): syntax, Host, bodies, sizes, and bytes that are not HTTP.
 
 use super::CASE;
 use crate::tools::poke::case::Edit::{
@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
-/// A case with a request that the server should reject.
+/// The defaults of a test case with a request that the server should reject.
 const REJECTED: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

@@ -1,4 +1,4 @@
-//! Cases about a server's limits (§10.4): long messages, binary messages, many fragments, an unread echo.
+//! Test cases about a server's limits (§10.4): long messages, binary messages, many fragments, an unread echo.
 
 use super::{CASE, DISCONNECTS};
 use crate::tools::poke::case::Step::{Bytes, Flood, Frame, Repeat};

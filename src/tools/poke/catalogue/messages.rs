@@ -1,4 +1,4 @@
-//! Cases about messages: fragmentation, control frames between fragments (§5.4), UTF-8 in text (§5.6, §8.1).
+//! Test cases about messages: fragmentation, control frames between fragments (§5.4), UTF-8 in text (§5.6, §8.1).
 
 use super::{CASE, DISCONNECTS, ECHO, FAILS};
 use crate::tools::poke::case::Step::{Await, Bytes, Frame};

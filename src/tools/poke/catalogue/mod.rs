@@ -1,5 +1,6 @@
-//! The cases that `wirechat poke` can play. This project's tests play all cases against wirechat (`tests/poke.rs`), and
-//! most of them also with other test clients (`tests/hostile_frames.rs`, `tests/hostile_handshake.rs`).
+//! The test cases that `wirechat poke` can run. The integration tests run all of them against wirechat
+//! (`tests/poke.rs`), and most of them also with other test clients (`tests/hostile_frames.rs`,
+//! `tests/hostile_handshake.rs`).
 
 mod control;
 mod frames;
@@ -40,7 +41,7 @@ const CASE: Case = Case {
 
 const ECHO: Case = Case { needs: Needs::Echo, ..CASE };
 
-/// A case that breaks a rule: the server must fail the connection (§7.1.7).
+/// The defaults of a test case that breaks a rule: the server must fail the connection (§7.1.7).
 const FAILS: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECTS], ..CASE };
 
 const PROTOCOL_ERROR: End = End::Closes(&[1002]);
