@@ -74,8 +74,7 @@ impl RoomLog {
     /// Counts how many of the first `end` messages fit in `max_bytes`, starting with the newest.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
-        let fits =
-            |message: &&Rc<Message>| left.checked_sub(max_json_len(message)).inspect(|rest| left = *rest).is_some();
+        let fits = |kept: &&Rc<Message>| left.checked_sub(max_json_len(kept)).inspect(|rest| left = *rest).is_some();
         self.messages.range(..end).rev().take_while(fits).count()
     }
 }

@@ -125,8 +125,7 @@ pub fn format_rejection(rejection: &Rejection, is_head: bool, now: SystemTime) -
 
 /// The response to `/check`, which pages need because browsers hide the response to a rejected handshake from them.
 pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
-    let (status, message) =
-        checked.map_or_else(|rejection| (rejection.status, format_body(&rejection)), |()| (101, "".into()));
+    let (status, message) = checked.map_or_else(|error| (error.status, format_body(&error)), |()| (101, "".into()));
     let json = format!("{{\"status\":{status},\"message\":{}}}\n", serde_json::json!(message));
     let allow = origin.into_iter().flat_map(|origin| [("Access-Control-Allow-Origin", origin), ("Vary", "Origin")]);
     let headers: Vec<_> = [("Content-Type", "application/json")].into_iter().chain(allow).collect();
@@ -272,9 +271,8 @@ fn parse_session(hex: &str) -> Option<Session> {
 
 /// Returns the undecoded value of the first parameter called `wanted`: a proxy may have validated only the first.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
-    let is_encoded = |name: &str| name.contains(['%', '+']);
-    let is_wanted =
-        |name: &str| name == wanted || is_encoded(name) && decode_parameter(name).is_ok_and(|name| name == wanted);
+    let matches_decoded = |name: &str| decode_parameter(name).is_ok_and(|name| name == wanted);
+    let is_wanted = |name: &str| name == wanted || name.contains(['%', '+']) && matches_decoded(name);
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
 }

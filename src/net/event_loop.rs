@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, raise_descriptor_limit};
-use super::log_writer::LogWriter;
+use super::{PollFlags, is_ready, log_writer::LogWriter};
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
 use crate::{broker::Random, chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
@@ -104,7 +104,9 @@ impl EventLoop {
     fn accept(&mut self, now: Duration) {
         for _ in 0..MAX_ACCEPTS {
             let Some(listener) = self.listener.as_mut().filter(|_| self.server.may_accept()) else { return };
-            let Some((mut stream, peer)) = listener.accept(now) else { return };
+            let accepted =
+                listener.accept(now, mio::net::TcpListener::accept, |socket| is_ready(socket, PollFlags::IN));
+            let Some((mut stream, peer)) = accepted else { return };
             let interest = Interest::READABLE | Interest::WRITABLE;
             match self.poll.registry().register(&mut stream, self.server.next_token(), interest) {
                 Ok(()) => self.server.accept(stream, peer),

@@ -6,11 +6,9 @@ use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
-use rustix::event::PollFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::SockRef;
 
-use super::is_ready;
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
@@ -18,10 +16,10 @@ const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; t
 const RETRY_DELAY: Duration = Duration::from_millis(250); // after a failed accept, for example if descriptors run out
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-pub struct Listener {
-    pub socket: TcpListener,
+pub struct Listener<S = TcpListener> {
+    pub socket: S,
     pub next_at: Option<Duration>, // monotonic time of the next accept; `None`: wait for the next readiness edge
-    logged_at: Option<Duration>,
+    pub logged_at: Option<Duration>, // when the listener last logged a failed accept
 }
 
 impl Listener {
@@ -43,13 +41,16 @@ impl Listener {
         })?;
         Ok(Listener { socket, next_at: Some(Duration::ZERO), logged_at: None })
     }
+}
 
-    pub fn accept(&mut self, now: Duration) -> Option<(TcpStream, SocketAddr)> {
+impl<S> Listener<S> {
+    /// `accept` takes a client from the socket. `has_more` checks whether another client is waiting.
+    pub fn accept<T>(&mut self, now: Duration, accept: fn(&S) -> io::Result<T>, has_more: fn(&S) -> bool) -> Option<T> {
         while self.next_at.is_some_and(|at| at <= now) {
-            let accepted = self.socket.accept();
+            let accepted = accept(&self.socket);
             let Err(error) = &accepted else {
-                // A poll takes 80 ns. It avoids an `accept` that finds no client but creates a socket (900 ns).
-                self.next_at = is_ready(&self.socket, PollFlags::IN).then_some(now);
+                // `has_more` takes 80 ns, and avoids an `accept` that finds no client but creates a socket (900 ns).
+                self.next_at = has_more(&self.socket).then_some(now);
                 return accepted.ok();
             };
             match error.kind() {

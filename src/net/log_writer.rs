@@ -26,9 +26,9 @@ const MAX_WAIT: Duration = Duration::from_millis(5);
 pub struct LogWriter(Arc<Mutex<Lines>>);
 
 /// Writes to stderr without blocking, and returns the number of bytes written.
-type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
+pub type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
-pub(super) struct Lines {
+pub struct Lines {
     queued: Vec<u8>,
     dropped: usize,
     waiting_since: Option<Duration>, // monotonic time of the first line queued since the last flush
@@ -37,6 +37,11 @@ pub(super) struct Lines {
 }
 
 impl LogWriter {
+    pub fn new(write: WriteBytes) -> LogWriter {
+        let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
+        LogWriter(Arc::new(Mutex::new(Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, write })))
+    }
+
     /// Installs the global logger. The environment variable `WIRECHAT_LOG` (`env_filter` syntax) overrides `level`.
     pub fn install(level: log::LevelFilter) -> Result<LogWriter, String> {
         let directives = std::env::var("WIRECHAT_LOG").unwrap_or_default();
@@ -54,7 +59,7 @@ impl LogWriter {
             None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         };
-        let writer = LogWriter(Arc::new(Mutex::new(Lines::new(Box::new(write)))));
+        let writer = LogWriter::new(Box::new(write));
         let installed = log::set_boxed_logger(Box::new(FilteredLog::new(writer.clone(), filter)));
         debug_assert!(installed.is_ok(), "the logger is installed once");
         Ok(writer)
@@ -66,7 +71,7 @@ impl LogWriter {
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
     }
 
-    pub(super) fn lines(&self) -> MutexGuard<'_, Lines> {
+    pub fn lines(&self) -> MutexGuard<'_, Lines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -84,11 +89,6 @@ impl Log for LogWriter {
 }
 
 impl Lines {
-    fn new(write: WriteBytes) -> Lines {
-        let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
-        Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, write }
-    }
-
     /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_WAIT`.
     pub fn begin_turn(&mut self, now: Now, is_idle: bool) {
         self.now = now;
@@ -106,9 +106,8 @@ impl Lines {
 
     fn log(&mut self, record: &Record) {
         let (time, message) = (humantime::format_rfc3339_millis(self.now.time), record.args().to_string());
-        let is_reserved =
-            record.level() == Level::Error || PRIORITY_EVENTS.iter().any(|event| message.starts_with(event));
-        let max = if is_reserved { MAX_QUEUED } else { MAX_QUEUED / 2 };
+        let is_urgent = record.level() == Level::Error || PRIORITY_EVENTS.iter().any(|name| message.starts_with(name));
+        let max = if is_urgent { MAX_QUEUED } else { MAX_QUEUED / 2 };
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
@@ -195,7 +194,8 @@ mod tests {
         let pipe = Arc::new(Mutex::new(Pipe { taken: Vec::new(), space }));
         let stderr = Arc::clone(&pipe);
         let write = move |piece: &[u8]| stderr.lock().unwrap().write(piece);
-        PipeLines { lines: Lines::new(Box::new(write)), pipe }
+        let lines = Arc::into_inner(LogWriter::new(Box::new(write)).0).unwrap().into_inner().unwrap();
+        PipeLines { lines, pipe }
     }
 
     /// Begins a turn `wait` milliseconds after the last turn, and returns the bytes written.

@@ -98,8 +98,7 @@ impl<S: Socket> Server<S> {
             _ if self.limits.is_full() => http::unavailable("The server is full"),
             (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
             (Ok(()), Route::Inspect { ticket }) => {
-                let queued_bytes = |token| self.connections.queued_bytes(token);
-                return self.observers.admit(token, ticket, &queued_bytes);
+                return self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token));
             }
             (Ok(()), Route::Chat(_) | Route::Echo(_)) => return Ok(()),
         })

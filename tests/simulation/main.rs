@@ -55,6 +55,7 @@ const OFTEN: &[&str] = &[
     "a resume from the future",
     "a resume that failed",
     "a resume with missed messages",
+    "a rude client in a shared room",
     "a run without the rude client",
     "a silent peer",
     "a slow consumer",
@@ -62,7 +63,8 @@ const OFTEN: &[&str] = &[
     "a stop of the server",
     "a stream that ends without a Close",
     "a takeover",
-    "clients that waited for a pause of accepting",
+    "a stalled stderr",
+    "clients that waited for a descriptor",
 ];
 /// States that only a thousand seeds must reach.
 const RARELY: &[&str] = &[
@@ -75,6 +77,7 @@ const RARELY: &[&str] = &[
     "a switch during a pending join",
     "the buffers of the server are full",
     "too many joins",
+    "log lines that were dropped",
     "too many rooms",
 ];
 
@@ -136,7 +139,8 @@ fn check(script: &Script) -> Outcome {
     }
     if script.is_independent && outcome.violation.is_none() {
         outcome.violation = check_isolation(script, &outcome);
-        *outcome.counters.entry("a run without the rude client").or_default() += 1;
+        let kind = if script.shares_room { "a rude client in a shared room" } else { "a run without the rude client" };
+        *outcome.counters.entry(kind).or_default() += 1;
     }
     outcome
 }
@@ -184,10 +188,7 @@ fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
     let Some(violation) = &outcome.violation else { return };
     println!("seed {} breaks a rule after {} of {} actions.", script.seed, outcome.step, script.actions.len());
     println!("  rule     {}\n  found    {}", violation.rule, violation.text);
-    if !shrinks {
-        return;
-    }
-    let shrunk = shrink(script, violation.rule);
+    let shrunk = if shrinks { shrink(script, violation.rule) } else { script.clone() };
     let traced = run(&shrunk, true);
     println!("{} actions are enough. Options: {:?}", shrunk.actions.len(), shrunk.options);
     let Script { short, block, interrupt, spurious, latency, delay, is_observed, .. } = &shrunk;

@@ -20,6 +20,7 @@ pub const FRAMES: &str = "5: well-formed frames, and at most one Close, which is
 pub const BOUNDS: &str = "6: buffers stay within their bounds, and nothing is left behind";
 pub const LIVENESS: &str = "7: everything pending is delivered, and no turn is without progress";
 pub const ISOLATION: &str = "8: a rude client changes nothing for the others";
+pub const LOG: &str = "every line of the log is written, or counted as dropped";
 pub const PANIC: &str = "the server does not panic";
 pub const REPLAY: &str = "two runs of one seed are the same";
 

@@ -12,6 +12,7 @@ import datetime, os, re, shutil, subprocess, sys, tempfile, time
 SEEDS = '1000'
 SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
+LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
 LOG, MEMORY, CHAT = 'src/broker/log.rs', 'src/broker/memory.rs', 'src/chat/mod.rs'
 
 # Name, file, text, and what replaces its first occurrence.
@@ -92,6 +93,11 @@ MUTANTS = [
     ('a stop closes with 1000', LIFECYCLE, 'CloseCode::GOING_AWAY, REASON', 'CloseCode::NORMAL, REASON'),
     ('a message follows a gap', LIFECYCLE, 'self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room));', ''),
     ('a suspended server cuts its peers', LIFECYCLE, 'connection.cold.last_received = self.now.monotonic - silent;', ''),
+    ('the listener forgets that another client waits', LISTENER, 'has_more(&self.socket).then_some(now)', 'None'),
+    ('the listener never retries a failed accept', LISTENER, 'self.next_at = Some(now + RETRY_DELAY);', 'self.next_at = None;'),
+    ('lost log lines are not counted', LOG_WRITER, 'self.dropped += 1;', ''),
+    ('a stalled stderr loses the queue', LOG_WRITER, 'ErrorKind::WouldBlock => break,', 'ErrorKind::WouldBlock => written = self.queued.len(),'),
+    ('a partial write to stderr is repeated', LOG_WRITER, 'self.queued.drain(..written);', 'if written == self.queued.len() { self.queued.clear(); }'),
     ('a closed client receives the batch', SERVER, 'let except = except.filter(|client| self.chat.room_of(*client).is_some());', ''),
 ]
 
@@ -109,6 +115,9 @@ def main():
     elif arguments:
         chosen = [mutant for mutant in MUTANTS if mutant[0] in arguments]
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    for name, file, before, _ in MUTANTS:
+        if before not in open(os.path.join(root, file)).read():
+            sys.exit(f'The mutant "{name}" no longer fits: {file} has changed.')
     files = subprocess.run(['git', 'ls-files'], cwd=root, check=True, capture_output=True, text=True).stdout.split()
     with tempfile.TemporaryDirectory() as copy:
         for file in files:
@@ -126,9 +135,6 @@ def is_found(copy, environment, name, file, before, after):
     path = os.path.join(copy, file)
     with open(path) as source:
         text = source.read()
-    if before not in text:
-        print(f'MISSING   {name}: {file} has changed', flush=True)
-        return False
     with open(path, 'w') as source:
         source.write(text.replace(before, after, 1))
     try:

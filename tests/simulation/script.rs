@@ -21,6 +21,7 @@ pub struct Script {
     pub block: f64,
     pub interrupt: f64,
     pub spurious: f64,
+    pub accept_faults: f64,
     pub latency: Duration,
     /// The longest delay of a broker's event; `None`: the broker is the memory broker alone.
     pub delay: Option<Duration>,
@@ -29,6 +30,9 @@ pub struct Script {
     pub is_public: bool,
     /// The only rude client cannot affect the others, so a run without it is the same for them.
     pub is_independent: bool,
+    /// The independent rude client is in a room with others: apart from its joins and leaves, they receive the same.
+    pub shares_room: bool,
+    pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
 }
 
@@ -76,6 +80,7 @@ pub enum Action {
     BreakHead,
     // Of the world, not of an actor.
     PauseAccept,
+    StallStderr,
     JumpClock,
     FailPublish,
     RejectJoin,
@@ -92,6 +97,7 @@ impl Script {
         let random = &mut random;
         let is_crowd = random.u8(..50) == 0;
         let is_independent = !is_crowd && random.u8(..6) == 0;
+        let shares_room = is_independent && random.bool();
         let is_public = !is_crowd && random.u8(..4) == 0;
         // Much is said, and some do not read it.
         let is_busy = !is_crowd && !is_independent && random.u8(..4) == 0;
@@ -140,9 +146,18 @@ impl Script {
                 options.push(("--max-per-address", "0".into()));
             }
         }
+        if shares_room {
+            // A rude client delays the end of a history, and takes a place in a list.
+            options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
+            options.push(("--history-ttl", "86400".into()));
+        }
         let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
-        let dialects: Vec<Dialect> = (0..random.usize(1..5)).map(|_| DIALECTS[random.usize(..3)]).collect();
+        // In the dialect `rooms`, a join has no name, so nobody could tell whose it is.
+        let named = [Dialect::Events, Dialect::Presence];
+        let dialect =
+            |random: &mut Rng| if shares_room { named[random.usize(..2)] } else { DIALECTS[random.usize(..3)] };
+        let dialects: Vec<Dialect> = (0..random.usize(1..5)).map(|_| dialect(random)).collect();
         let shared_names = if random.u8(..4) == 0 { 3 } else { 0 };
         let mut actors: Vec<Actor> = (0..count)
             .map(|number| Actor {
@@ -154,7 +169,11 @@ impl Script {
                 dialect: dialects[random.usize(..dialects.len())],
                 client_id: format!("id {}", if random.u8(..20) == 0 { 0 } else { number }),
                 address: if is_public { random.u8(1..5) } else { 0 },
-                capacity: if is_crowd { 64 * 1024 } else { capacities[random.usize(..capacities.len())] },
+                capacity: if is_crowd || shares_room {
+                    64 * 1024
+                } else {
+                    capacities[random.usize(..capacities.len())]
+                },
                 is_rude: false,
             })
             .collect();
@@ -174,7 +193,9 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        let [short, block, interrupt, spurious] = chances;
+        // What the rude client causes to be sent would move the faults of the others.
+        let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
+        let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
         let latency = [0, 0, 1, 20, 200, 900][random.usize(..6)];
         let delay =
             (!is_independent && !is_crowd && random.u8(..5) < 2).then(|| [0, 1, 50, 400, 2000][random.usize(..5)]);
@@ -188,12 +209,15 @@ impl Script {
             block,
             interrupt,
             spurious,
+            accept_faults,
             latency: Duration::from_millis(latency),
             delay: delay.map(Duration::from_millis),
             is_observed: random.u8(..6) == 0,
             is_crowd,
             is_public,
             is_independent,
+            shares_room,
+            logs_to_stderr: random.u8(..4) == 0,
             ends_with_shutdown: random.u8(..5) == 0,
         };
         script.write_actions(random, is_busy);
@@ -226,6 +250,7 @@ impl Script {
             (Reset, 3, 50),
             (FallSilent, 1, 30),
             (PauseAccept, 1, 30),
+            (StallStderr, 1, 30),
             (JumpClock, 1, 30),
             (FailPublish, 4, 60),
             (RejectJoin, 2, 50),
@@ -242,6 +267,9 @@ impl Script {
         if self.is_independent {
             // The server handles a bounded number of handshakes in a turn, for all clients together.
             weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
+        }
+        if self.shares_room {
+            weights.retain(|(action, _)| !matches!(action, StopReading | ReadSome | ReadAll));
         }
         let rude = self.actors.iter().position(|actor| actor.is_rude).unwrap_or(self.actors.len());
         let total: u32 = weights.iter().map(|(_, weight)| weight).sum();

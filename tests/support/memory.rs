@@ -4,10 +4,12 @@
 
 pub mod link;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use clap::Parser;
@@ -17,6 +19,8 @@ use wirechat::broker::memory::MemoryBroker;
 use wirechat::chat::Now;
 use wirechat::config::Config;
 use wirechat::http::access::Access;
+use wirechat::net::listener::Listener;
+use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
 use wirechat::server::observer::{Observer, Observers, Stage};
 use wirechat::server::{Readiness, Server, memory_broker};
@@ -33,21 +37,21 @@ const ACCEPTS_PER_TURN: usize = 64;
 pub const MAX_LINGERING: usize = 8;
 /// A server that is not idle after this many turns spins.
 const MAX_TURNS: usize = 200_000;
+/// accept(2): the process has no descriptor left.
+const EMFILE: i32 = 24;
 pub const NO_EDGE: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: false };
 
 /// A server, its clock, and its end of every connection.
 pub struct World {
     server: Server<MemorySocket>,
     now: Now,
-    /// Clients that are not accepted yet.
-    backlog: VecDeque<(SharedLink, SocketAddr)>,
+    listener: Listener<Backlog>,
     links: BTreeMap<Token, SharedLink>,
     reasons: Reasons,
     pub is_stopped: bool,
     /// Of new connections: see `Client::new`.
     pub capacity: usize,
-    /// While `false`, clients wait in the backlog, as if the process had no descriptor left.
-    pub accepts: bool,
+    log: Option<LogWriter>,
     /// Reported in every turn for every socket, besides its own edges.
     pub spurious: Readiness,
 }
@@ -87,9 +91,10 @@ impl World {
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
         let broker = wrap(memory_broker(&config, random));
         let server = Server::new(config, access, limits, observers, broker, now);
-        let (backlog, links, capacity) = (VecDeque::new(), BTreeMap::new(), 64 * 1024);
-        let (is_stopped, accepts, spurious) = (false, true, NO_EDGE);
-        World { server, now, backlog, links, reasons, is_stopped, capacity, accepts, spurious }
+        let listener = Listener { socket: Backlog::default(), next_at: None, logged_at: None };
+        let (links, capacity, is_stopped, spurious, log) = (BTreeMap::new(), 64 * 1024, false, NO_EDGE, None);
+        LOG_WRITER.set(None);
+        World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious }
     }
 
     /// A client on loopback that has sent nothing. The server accepts it in one of the next turns.
@@ -99,7 +104,8 @@ impl World {
 
     pub fn connect_from(&mut self, address: IpAddr) -> Client {
         let client = Client::new(self.capacity);
-        self.backlog.push_back((Rc::clone(&client.0), SocketAddr::new(address, 1)));
+        self.listener.socket.clients.borrow_mut().push_back((Rc::clone(&client.0), SocketAddr::new(address, 1)));
+        self.listener.socket.has_edge.set(true);
         client
     }
 
@@ -126,24 +132,34 @@ impl World {
     /// One turn of the loop, in which `event` comes after the edges.
     pub fn turn_with(&mut self, event: impl FnOnce(&mut Server<MemorySocket>)) {
         assert!(!self.is_stopped, "the server has stopped");
+        if let Some(log) = &self.log {
+            let is_due = self.server.next_turn_at().is_some_and(|at| at <= self.now.monotonic);
+            log.lines().begin_turn(self.now, !is_due && !self.has_edge());
+        }
         self.server.begin_turn(self.now);
+        if self.listener.socket.has_edge.take() {
+            self.listener.next_at.get_or_insert_default();
+        }
         for (token, link) in &self.links {
             let edge = link.borrow_mut().take_edge(self.spurious);
             edge.into_iter().for_each(|edge| self.server.set_ready(*token, edge));
         }
         event(&mut self.server);
         let mut accepts = 0..ACCEPTS_PER_TURN;
-        while self.accepts
-            && accepts.next().is_some()
+        while accepts.next().is_some()
             && self.server.may_accept()
-            && let Some((link, peer)) = self.backlog.pop_front()
+            && let Some((link, peer)) = self.listener.accept(self.now.monotonic, Backlog::accept, Backlog::has_client)
         {
             let token = self.server.next_token();
             link.borrow_mut().token = Some(token);
             self.server.accept(MemorySocket(Rc::clone(&link)), peer);
             self.links.insert(token, link);
         }
+        let count = self.server.connection_count();
         self.server.finish_turn();
+        if self.server.connection_count() < count {
+            self.listener.next_at = self.listener.next_at.min(Some(self.now.monotonic));
+        }
         self.links.values().for_each(|link| link.borrow_mut().deliver());
         self.links.retain(|_, link| !link.borrow().is_dropped);
         if self.server.is_stopped() {
@@ -165,10 +181,12 @@ impl World {
 
     /// Whether the server has something to do at the current time.
     pub fn has_work(&self) -> bool {
-        let has_edge = || self.links.values().any(|link| link.borrow().has_edge);
-        let has_client = || self.accepts && !self.backlog.is_empty() && self.server.may_accept();
-        let is_due = || self.server.next_turn_at().is_some_and(|at| at <= self.now.monotonic);
-        !self.is_stopped && (has_edge() || has_client() || is_due())
+        let is_due = || self.next_turn_at().is_some_and(|at| at <= self.now.monotonic);
+        !self.is_stopped && (self.has_edge() || is_due())
+    }
+
+    fn has_edge(&self) -> bool {
+        self.listener.socket.has_edge.get() || self.links.values().any(|link| link.borrow().has_edge)
     }
 
     /// Lets time pass. The server has a turn whenever it has asked for one.
@@ -176,9 +194,9 @@ impl World {
         let end = self.now.monotonic + time;
         self.settle();
         while !self.is_stopped
-            && let Some(at) = self.server.next_turn_at().filter(|at| *at <= end)
+            && let Some(at) = self.next_turn_at().filter(|at| *at <= end)
         {
-            self.jump(at - self.now.monotonic);
+            self.jump(at.saturating_sub(self.now.monotonic));
             self.settle();
         }
         self.jump(end - self.now.monotonic);
@@ -208,8 +226,11 @@ impl World {
         self.server.limits.buffered + self.server.limits.buffered_shared.get()
     }
 
+    /// When the server, the listener or the log asks for a turn.
     pub fn next_turn_at(&self) -> Option<Duration> {
-        self.server.next_turn_at()
+        let accept = self.listener.next_at.filter(|_| self.server.may_accept());
+        let flush = self.log.as_ref().and_then(|log| log.lines().deadline());
+        [self.server.next_turn_at(), accept, flush].into_iter().flatten().min()
     }
 
     /// When the next summary of rejections is due, which no connection causes.
@@ -217,8 +238,71 @@ impl World {
         self.server.limits.next_summary_at()
     }
 
-    pub fn backlog_len(&self) -> usize {
-        self.backlog.len()
+    pub fn backlog(&self) -> &Backlog {
+        &self.listener.socket
+    }
+
+    /// From now on, log lines go to a stderr in memory too.
+    pub fn log_to(&mut self, stderr: &Arc<Mutex<Stderr>>) {
+        let pipe = Arc::clone(stderr);
+        let writer = LogWriter::new(Box::new(move |bytes| pipe.lock().expect("no panic").write(bytes)));
+        LOG_WRITER.set(Some(writer.clone()));
+        self.log = Some(writer);
+    }
+
+    /// Flushes the log, and then what the log itself says about lost lines.
+    pub fn flush_log(&self) {
+        (0..2).for_each(|_| self.log.iter().for_each(|log| log.lines().flush()));
+    }
+}
+
+/// A pipe that takes a limited number of bytes, and then blocks.
+#[derive(Default)]
+pub struct Stderr {
+    pub written: Vec<u8>,
+    pub space: usize,
+}
+
+impl Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let len = bytes.len().min(self.space);
+        self.space -= len;
+        self.written.extend(&bytes[..len]);
+        if len == 0 { Err(ErrorKind::WouldBlock.into()) } else { Ok(len) }
+    }
+}
+
+/// The kernel's queue of clients that wait to be accepted. As in epoll, each new client is an edge.
+#[derive(Default)]
+pub struct Backlog {
+    clients: RefCell<VecDeque<(SharedLink, SocketAddr)>>,
+    has_edge: Cell<bool>,
+    /// While true, every accept fails with EMFILE, whether a client waits or not.
+    pub is_out_of_descriptors: Cell<bool>,
+    /// The probability that an accept fails for one client or is interrupted.
+    pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
+}
+
+impl Backlog {
+    pub fn len(&self) -> usize {
+        self.clients.borrow().len()
+    }
+
+    fn has_client(&self) -> bool {
+        self.len() > 0
+    }
+
+    fn accept(&self) -> io::Result<(SharedLink, SocketAddr)> {
+        if self.is_out_of_descriptors.get() {
+            return Err(io::Error::from_raw_os_error(EMFILE));
+        }
+        if let Some((random, probability)) = &mut *self.faults.borrow_mut()
+            && random.f64() < *probability
+        {
+            let kinds = [ErrorKind::Interrupted, ErrorKind::ConnectionAborted, ErrorKind::TimedOut];
+            return Err(kinds[random.usize(..kinds.len())].into());
+        }
+        self.clients.borrow_mut().pop_front().ok_or(ErrorKind::WouldBlock.into())
     }
 }
 
@@ -259,6 +343,7 @@ impl Observer for ReasonObserver {
 
 thread_local! {
     static LOG_LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    static LOG_WRITER: RefCell<Option<LogWriter>> = const { RefCell::new(None) };
 }
 
 /// The lines that servers of this thread, and so of one test, have logged.
@@ -284,6 +369,7 @@ impl log::Log for LogCheck {
         assert!(!DEMO_TOKENS.iter().any(|token| line.contains(token)), "a token in the log: {line}");
         assert!(!line.contains(char::is_control), "a control character in the log: {line:?}");
         LOG_LINES.with_borrow_mut(|lines| lines.push(line));
+        LOG_WRITER.with_borrow(|writer| writer.iter().for_each(|writer| writer.log(record)));
     }
 
     fn flush(&self) {}

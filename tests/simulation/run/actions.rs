@@ -1,0 +1,431 @@
+//! The actions of a script.
+
+use super::*;
+
+impl Run<'_> {
+    pub(super) fn queue(&mut self, at: usize, out: Out) {
+        let latency = self.script.latency;
+        let number = self.conns[at].last_out.as_nanos() as u64 ^ self.conns[at].number << 20;
+        let delay = latency.mul_f64(Rng::with_seed(number ^ self.script.seed).f64());
+        let delay = if self.is_calm { delay / 10 } else { delay };
+        let conn = &mut self.conns[at];
+        let time = conn.last_out.max(self.world.now() + delay);
+        conn.last_out = time;
+        conn.outgoing.push_back((time, out));
+        if !self.active.contains(&at) {
+            self.active.push(at);
+        }
+    }
+
+    pub(super) fn queue_bytes(&mut self, at: usize, bytes: Vec<u8>) {
+        self.queue(at, Out::Bytes(bytes));
+    }
+
+    /// Sends bytes in up to three pieces.
+    pub(super) fn queue_cut(&mut self, at: usize, mut bytes: Vec<u8>, random: &mut Rng) {
+        while bytes.len() > 1 && random.u8(..4) == 0 {
+            let rest = bytes.split_off(random.usize(1..bytes.len()));
+            self.queue_bytes(at, std::mem::replace(&mut bytes, rest));
+        }
+        self.queue_bytes(at, bytes);
+    }
+
+    pub(super) fn close(&mut self, at: usize, code: u16) {
+        if self.conns[at].sent_close.is_none() && self.conns[at].client.is_open() {
+            self.conns[at].sent_close = Some(code);
+            self.queue_bytes(at, masked(0x88, &code.to_be_bytes()));
+        }
+    }
+
+    pub(super) fn reset(&mut self, at: usize) {
+        let conn = &mut self.conns[at];
+        if !conn.is_over && conn.client.server_end() == End::Open {
+            conn.client.reset();
+            conn.is_reset = true;
+            conn.outgoing.clear();
+        }
+    }
+
+    pub(super) fn connect(
+        &mut self,
+        actor: usize,
+        request: Vec<u8>,
+        dialect: Option<Dialect>,
+        random: &mut Rng,
+    ) -> usize {
+        let Actor { capacity, address, is_rude, .. } = self.script.actors[actor];
+        self.world.capacity = capacity;
+        let address: IpAddr = if address == 0 { Ipv4Addr::LOCALHOST.into() } else { [192, 0, 2, address].into() };
+        let client = self.world.connect_from(address);
+        let number = (actor as u64) << 20 | self.conns.iter().filter(|conn| conn.actor == actor).count() as u64;
+        client.0.borrow_mut().faults = (!self.is_calm).then(|| self.faults(number));
+        let at = self.conns.len();
+        self.conns.push(Conn {
+            client,
+            actor,
+            number,
+            dialect,
+            is_polite: !is_rude,
+            token: None,
+            input: Vec::new(),
+            status: None,
+            outgoing: VecDeque::new(),
+            last_out: Duration::ZERO,
+            hash: 0xcbf2_9ce4_8422_2325,
+            polite_hash: 0xcbf2_9ce4_8422_2325,
+            received_close: None,
+            sent_close: None,
+            has_ended: false,
+            is_reset: false,
+            is_silent: false,
+            has_paused: false,
+            nonces: Vec::new(),
+            plain: 0,
+            pings: 0,
+            ping_frames: VecDeque::new(),
+            sent: VecDeque::new(),
+            is_over: false,
+            since: None,
+        });
+        self.active.push(at);
+        self.current[actor] = Some(at);
+        self.queue_cut(at, request, random);
+        at
+    }
+
+    pub(super) fn join(&mut self, actor: usize, resumes: bool, random: &mut Rng) {
+        let Actor { name, dialect, client_id, .. } = &self.script.actors[actor];
+        let known = &self.knowledge[actor];
+        let room = if resumes && !known.room.is_empty() {
+            known.room.clone()
+        } else {
+            ROOMS[random.usize(..ROOMS.len())].to_owned()
+        };
+        let mut path = match dialect {
+            Dialect::Events => users::events_path(name, &room),
+            Dialect::Rooms => users::rooms_path(&room),
+            Dialect::Presence => users::presence_path(name, client_id, &room),
+        };
+        let mut asked = None;
+        let resends = resumes && *dialect == Dialect::Events;
+        if resends && !known.epoch.is_empty() {
+            let since = if random.u8(..8) == 0 { random.u64(..=known.last_id + 2) } else { known.last_id };
+            if since > known.last_id {
+                self.count("a resume from the future");
+            }
+            path += &format!("&epoch={}&since={since}&session={}", known.epoch, known.session);
+            asked = Some(since);
+        }
+        note!(self, "{name} connects to {path}");
+        let texts = known_unanswered(&self.knowledge[actor], &room, resends);
+        let at = self.connect(actor, upgrade_request(&path).into_bytes(), Some(*dialect), random);
+        self.conns[at].since = asked;
+        for (nonce, text) in texts {
+            self.send_message(at, &text, Some(nonce), random);
+        }
+    }
+
+    /// The actor's connection, if it may still send.
+    pub(super) fn open_conn(&self, actor: usize) -> Option<usize> {
+        let at = self.current[actor]?;
+        let conn = &self.conns[at];
+        let is_open =
+            conn.client.is_open() && !conn.has_ended && conn.sent_close.is_none() && !conn.is_silent && !conn.is_over;
+        let is_ending = conn.outgoing.iter().any(|(_, out)| matches!(out, Out::End));
+        (is_open && !is_ending && conn.status.is_none_or(|status| status == 101)).then_some(at)
+    }
+
+    pub(super) fn send_text(&mut self, at: usize, text: &str, random: &mut Rng) {
+        note!(self, "{} sends {}", self.name(at), text.chars().take(200).collect::<String>());
+        let bytes = if text.len() > 2 && random.u8(..12) == 0 {
+            let cut = (1..text.len()).find(|cut| *cut >= text.len() / 2).unwrap_or(1);
+            [masked(0x01, &text.as_bytes()[..cut]), masked(0x80, &text.as_bytes()[cut..])].concat()
+        } else {
+            masked(0x81, text.as_bytes())
+        };
+        self.queue_cut(at, bytes, random);
+    }
+
+    pub(super) fn expect_submit(&mut self, at: usize, text: &str) {
+        match self.conns[at].token {
+            Some(token) => {
+                if let Some(member) = self.model.borrow_mut().members.get_mut(&token) {
+                    member.sent.push_back(text.into());
+                }
+            }
+            None => self.conns[at].sent.push_back(text.into()),
+        }
+    }
+
+    pub(super) fn send_message(&mut self, at: usize, text: &str, nonce: Option<String>, random: &mut Rng) {
+        let actor = self.conns[at].actor;
+        let name = self.script.actors[actor].name.clone();
+        let Some(dialect) = self.conns[at].dialect else { return };
+        self.expect_submit(at, text);
+        let nonce = nonce.filter(|_| dialect == Dialect::Events);
+        let spaced = if random.u8(..10) == 0 { format!("  {text}\n") } else { text.to_owned() };
+        let json = match (dialect, &nonce) {
+            (Dialect::Events, Some(nonce)) => {
+                json!({"event": "message", "data": {"text": spaced, "nonce": nonce}}).to_string()
+            }
+            (Dialect::Events, None) => json!({"event": "message", "data": {"text": spaced}}).to_string(),
+            (Dialect::Rooms, _) => json!({"username": name, "text": spaced}).to_string(),
+            (Dialect::Presence, _) => spaced,
+        };
+        match nonce {
+            Some(nonce) => {
+                self.conns[at].nonces.push(nonce.clone());
+                let unanswered = &mut self.knowledge[actor].unanswered;
+                if !unanswered.iter().any(|(sent, _)| *sent == nonce) {
+                    unanswered.push((nonce, text.to_owned()));
+                }
+            }
+            None => self.conns[at].plain += 1,
+        }
+        self.send_text(at, &json, random);
+    }
+
+    pub(super) fn new_text(&mut self, actor: usize, len: usize, random: &mut Rng) -> String {
+        self.knowledge[actor].texts += 1;
+        let mut text = format!("m{actor}.{}", self.knowledge[actor].texts);
+        let filler = [" x", "é", "\\", "\"", "z", "😀"][random.usize(..6)];
+        let count = text.chars().count();
+        let mut rest = len.saturating_sub(count + 1) / filler.chars().count();
+        if rest > 0 {
+            text.push(' ');
+        }
+        while rest > 0 {
+            text.push_str(filler);
+            rest -= 1;
+        }
+        text.trim_end().to_owned()
+    }
+
+    pub(super) fn say(&mut self, actor: usize, len: usize, random: &mut Rng) {
+        let Some(at) = self.open_conn(actor) else { return };
+        let text = self.new_text(actor, len, random);
+        let nonce = (random.u8(..3) > 0).then(|| format!("n{}", self.knowledge[actor].texts));
+        self.send_message(at, &text, nonce, random);
+    }
+
+    pub(super) fn command(&mut self, actor: usize, event: &str, data: Value, random: &mut Rng) {
+        let Some(at) = self.open_conn(actor) else { return };
+        if self.conns[at].dialect == Some(Dialect::Events) {
+            self.conns[at].plain += 1;
+            self.send_text(at, &json!({"event": event, "data": data}).to_string(), random);
+        }
+    }
+
+    pub(super) fn act(&mut self, timed: &Timed) {
+        let Timed { actor, action, seed, .. } = *timed;
+        let random = &mut Rng::with_seed(seed);
+        let max_text = self.script.rules().max_text;
+        let open = self.open_conn(actor);
+        match action {
+            Action::Connect if open.is_none() || random.u8(..3) == 0 => self.join(actor, false, random),
+            Action::Connect => {}
+            Action::Resume => self.join(actor, true, random),
+            Action::Say => self.say(actor, 12, random),
+            Action::SayLong => {
+                let len = if random.u8(..4) == 0 { max_text + 3 } else { max_text };
+                self.say(actor, len, random);
+            }
+            Action::SayAgain => {
+                let Some(at) = open else { return };
+                let known = &self.knowledge[actor];
+                if let Some((nonce, text)) = random.choice(known.unanswered.clone()) {
+                    self.send_message(at, &text, Some(nonce), random);
+                } else if known.texts > 0 {
+                    let number = known.texts;
+                    let text = format!("m{actor}.{number} again");
+                    self.send_message(at, &text, Some(format!("n{number}")), random);
+                }
+            }
+            Action::Burst if open.is_some_and(|at| self.conns[at].has_paused) && random.bool() => {
+                let Some(at) = open else { return };
+                for number in 0..random.u8(20..100) {
+                    self.conns[at].ping_frames.push_back(vec![number; 100]);
+                    self.queue_bytes(at, masked(0x89, &[number; 100]));
+                }
+            }
+            Action::Burst => {
+                for _ in 0..random.usize(5..60) {
+                    self.say(actor, random.usize(10..200).min(max_text), random);
+                }
+            }
+            Action::Private => {
+                let Some(at) = open else { return };
+                let to = match random.u8(..6) {
+                    0 => "nobody".to_owned(),
+                    _ => self.script.actors[random.usize(..self.script.actors.len())].name.to_uppercase(),
+                };
+                let text = self.new_text(actor, 15, random);
+                let name = &self.script.actors[actor].name;
+                let words = format!("/msg {to} {text}");
+                self.expect_submit(at, &text);
+                let (json, nonce) = match self.conns[at].dialect {
+                    Some(Dialect::Events) => {
+                        let nonce = format!("n{}", self.knowledge[actor].texts);
+                        (
+                            json!({"event": "private", "data": {"to": to, "text": text, "nonce": nonce}}).to_string(),
+                            Some(nonce),
+                        )
+                    }
+                    Some(Dialect::Rooms) => (json!({"username": name, "text": words}).to_string(), None),
+                    _ => (words, None),
+                };
+                match nonce {
+                    Some(nonce) => self.conns[at].nonces.push(nonce),
+                    None => self.conns[at].plain += 1,
+                }
+                self.send_text(at, &json, random);
+            }
+            Action::Switch => {
+                let room = ROOMS[random.usize(..ROOMS.len())];
+                self.command(actor, "switch_room", json!({"room": room}), random);
+            }
+            Action::Typing => {
+                let Some(at) = open else { return };
+                if self.conns[at].dialect == Some(Dialect::Rooms) {
+                    let name = self.script.actors[actor].name.clone();
+                    self.conns[at].plain += 1;
+                    self.send_text(at, &json!({"type": "typing", "username": name}).to_string(), random);
+                }
+                self.command(actor, "typing", json!({}), random);
+            }
+            Action::Ping => {
+                if let Some(at) = open.filter(|at| self.conns[*at].dialect == Some(Dialect::Events)) {
+                    self.conns[at].pings += 1;
+                    self.command(actor, "ping", json!({}), random);
+                }
+            }
+            Action::PingFrame => {
+                let Some(at) = open else { return };
+                let payload = random.u64(..).to_le_bytes()[..random.usize(..9)].to_vec();
+                self.conns[at].ping_frames.push_back(payload.clone());
+                self.queue_bytes(at, masked(0x89, &payload));
+            }
+            Action::History => {
+                let before = random.u64(..=self.knowledge[actor].last_id + 3);
+                let limit = random.u64(1..=100);
+                self.command(actor, "history", json!({"before": before, "limit": limit}), random);
+            }
+            Action::StopReading => {
+                if let Some(at) = open {
+                    self.conns[at].client.set_reading(false);
+                    self.conns[at].has_paused = true;
+                    note!(self, "{} stops reading", self.name(at));
+                }
+            }
+            Action::ReadSome => {
+                if let Some(at) = open {
+                    self.conns[at].client.read_some(random.usize(1..3000));
+                    self.receive(at);
+                }
+            }
+            Action::ReadAll => {
+                if let Some(at) = open {
+                    note!(self, "{} reads", self.name(at));
+                    self.conns[at].client.set_reading(true);
+                    self.receive(at);
+                }
+            }
+            Action::Close => {
+                let code = [1000, 1000, 1001, 3000, 4999][random.usize(..5)];
+                if let Some(at) = open {
+                    note!(self, "{} sends a Close", self.name(at));
+                    self.close(at, code);
+                }
+            }
+            Action::HalfClose => {
+                if let Some(at) = open {
+                    note!(self, "{} ends its stream", self.name(at));
+                    self.queue(at, Out::End);
+                }
+            }
+            Action::Reset => {
+                if let Some(at) = self.current[actor] {
+                    note!(self, "{} resets", self.name(at));
+                    self.reset(at);
+                }
+            }
+            Action::FallSilent => {
+                if let Some(at) = open {
+                    note!(self, "{} falls silent", self.name(at));
+                    self.conns[at].is_silent = true;
+                    self.conns[at].client.set_reading(random.bool());
+                    self.conns[at].outgoing.clear();
+                }
+            }
+            Action::BreakHead | Action::BreakRule => self.be_rude(actor, action, random),
+            Action::PauseAccept => {
+                note!(self, "no descriptor is left for a while");
+                self.world.backlog().is_out_of_descriptors.set(true);
+                self.accepts_at = self.world.now() + Duration::from_millis(random.u64(1..8000));
+            }
+            Action::StallStderr => {
+                note!(self, "stderr stalls");
+                self.count("a stalled stderr");
+                self.has_stalled = true;
+                self.stderr.lock().expect("no panic").space = random.usize(..300);
+                self.stderr_at = self.world.now() + Duration::from_millis(random.u64(1..600_000));
+            }
+            Action::JumpClock => {
+                note!(self, "the clock jumps");
+                self.has_jumped = true;
+                self.count("a jump of the clock");
+                for at in &self.active {
+                    // A Pong may come too late after the jump.
+                    let conn = &mut self.conns[*at];
+                    conn.has_paused |= !conn.outgoing.is_empty();
+                }
+                self.world.jump(Duration::from_millis(random.u64(1..100_000)));
+            }
+            Action::FailPublish => self.control.iter().for_each(Control::fail_next_publish),
+            Action::RejectJoin => {
+                let error = if random.bool() { BrokerError::NameInUse } else { BrokerError::TooManyRooms };
+                if let Some(control) = &self.control {
+                    control.reject_next_join(error);
+                }
+            }
+            Action::Rest => {
+                self.rest();
+                self.restore_faults();
+            }
+        }
+    }
+
+    /// Plays a case of `wirechat poke`.
+    pub(super) fn be_rude(&mut self, actor: usize, action: Action, random: &mut Rng) {
+        let cases: Vec<_> = catalogue::all().collect();
+        let case = cases[random.usize(..cases.len())];
+        let chat = self.script.shares_room || !self.script.is_independent && random.bool();
+        let target = if chat {
+            format!("/?token=dev-token&username={RUDE}&room={}", encode(ROOMS[0]))
+        } else {
+            "/echo?token=dev-token".to_owned()
+        };
+        let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
+        let edits = if let (Opening::Edited(edits), Action::BreakHead) = (case.opening, action) { edits } else { &[] };
+        let mut request = request::build(&url, KEY, edits);
+        if action == Action::BreakHead && random.u8(..5) == 0 {
+            request.truncate(random.usize(1..request.len())); // the rest never comes
+        }
+        let mut keys = random.clone();
+        let bytes = case.bytes(&mut || keys.u32(..).to_le_bytes()).unwrap_or_default();
+        note!(self, "{} plays {}", self.script.actors[actor].name, case.name);
+        let dialect = chat.then_some(Dialect::Events);
+        let at = self.connect(actor, request, dialect, random);
+        if bytes.len() <= 70_000 && action == Action::BreakRule {
+            self.queue_cut(at, bytes, random);
+        }
+        if random.u8(..3) == 0 {
+            self.queue(at, Out::End);
+        }
+    }
+}
+
+/// What the client resends under its nonces when it is back in the room.
+fn known_unanswered(known: &Knowledge, room: &str, resends: bool) -> Vec<(String, String)> {
+    if resends && known.room == room { known.unanswered.clone() } else { Vec::new() }
+}

@@ -1,0 +1,221 @@
+//! The checks of a turn, at rest, and after all clients have left.
+
+use super::*;
+
+impl Run<'_> {
+    pub(super) fn is_alive(&self, at: usize) -> bool {
+        let conn = &self.conns[at];
+        let is_closing = conn.received_close.is_some() || conn.sent_close.is_some() || conn.has_ended || conn.is_reset;
+        conn.status == Some(101)
+            && conn.dialect.is_some()
+            && !is_closing
+            && !conn.is_over
+            && !conn.is_silent
+            && conn.client.server_end() == End::Open
+    }
+
+    pub(super) fn check_owed(&mut self) {
+        let mut model = self.model.borrow_mut();
+        for at in &self.active {
+            let conn = &self.conns[*at];
+            // A reset loses the bytes on their way, and the server may not have read the reset yet.
+            let is_checked = conn.is_polite && !conn.is_reset;
+            if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
+                model.check_owed(token, conn.client.in_flight() + conn.input.len());
+            }
+        }
+    }
+
+    pub(super) fn check_buffers(&mut self) {
+        let max: usize = self.script.option("--max-buffered").and_then(|max| max.parse().ok()).unwrap_or(256 << 20);
+        let buffered = self.world.buffered_bytes();
+        if buffered > max {
+            self.fail(BOUNDS, format!("{buffered} bytes are buffered"));
+        }
+    }
+
+    /// Faults stop: everything that is pending must be delivered, and the members are those that are there.
+    pub(super) fn rest(&mut self) {
+        note!(self, "faults stop");
+        self.is_calm = true;
+        let backlog = self.world.backlog();
+        backlog.is_out_of_descriptors.set(false);
+        backlog.faults.take();
+        (self.stderr_at, self.stderr.lock().expect("no panic").space) = (self.world.now(), usize::MAX);
+        for at in self.active.clone() {
+            let conn = &self.conns[at];
+            conn.client.0.borrow_mut().faults = None;
+            if !conn.is_silent && !conn.client.is_reading() {
+                conn.client.set_reading(true);
+                self.receive(at);
+            }
+        }
+        self.release_at = self.world.now();
+        let seconds = 8;
+        self.run_until(self.world.now() + seconds * SECOND);
+        if self.has_failed() || self.world.is_stopped {
+            return;
+        }
+        for at in 0..self.conns.len() {
+            let conn = &self.conns[at];
+            let Some(token) = conn.token else {
+                if self.world.backlog().len() > 0 && self.script.max_connections().is_some() {
+                    continue;
+                }
+                return self.fail(LIVENESS, format!("{} is not accepted", self.name(at)));
+            };
+            let (alive, name) = (self.is_alive(at), self.name(at));
+            if conn.dialect.is_none() || conn.is_silent {
+                continue;
+            }
+            let model = self.model.borrow();
+            let Some(member) = model.members.get(&token) else { continue };
+            let (is_there, pending, front) =
+                (model.is_member(token), member.expected.len(), member.expected.front().cloned());
+            drop(model);
+            if is_there != alive && (is_there || conn.is_polite) {
+                return self.fail(MEMBERS, format!("{name} is connected: {alive}, a member: {is_there}"));
+            }
+            if alive && conn.is_polite {
+                if pending > 0 {
+                    return self.fail(LIVENESS, format!("{name} waits for {pending} texts, the first is {front:?}"));
+                }
+                if !conn.nonces.is_empty() || !conn.ping_frames.is_empty() {
+                    return self.fail(LIVENESS, format!("{name} waits for an answer for {:?}", conn.nonces));
+                }
+                if conn.pings > 0 && conn.plain + conn.pings > 0 && self.script.option("--rate-limit") == Some("0") {
+                    return self.fail(LIVENESS, format!("{name} waits for a pong"));
+                }
+            }
+        }
+        for token in self.model.borrow().all_members() {
+            if !self.by_token.contains_key(&token) {
+                self.fail(MEMBERS, format!("{token:?} is a member, but nobody"));
+            }
+        }
+        self.check_log();
+        self.count("a rest");
+    }
+
+    /// Every line of the log is on stderr, whole and in order, or counted as dropped while stderr was stalled.
+    fn check_log(&mut self) {
+        self.world.flush_log();
+        let written = String::from_utf8_lossy(&self.stderr.lock().expect("no panic").written).into_owned();
+        let (mut expected, mut dropped, mut count) = (self.logged.iter(), 0, 0);
+        for line in written.lines() {
+            if let Some(number) = line.strip_suffix(" log lines were dropped: stderr was full") {
+                dropped += number.parse::<usize>().unwrap_or_default();
+                continue;
+            }
+            // The time and the level come first.
+            let message = line.get(31..).unwrap_or_default();
+            count += 1;
+            if !expected.any(|logged| logged == message) {
+                return self.fail(LOG, format!("stderr has {line:?}, which was not logged, or not then"));
+            }
+        }
+        let missing = self.logged.len() * usize::from(self.script.logs_to_stderr) - count;
+        if missing != dropped || missing > 0 && !self.has_stalled {
+            return self.fail(LOG, format!("{missing} lines are missing, and {dropped} are counted as dropped"));
+        }
+        if dropped > 0 {
+            self.count("log lines that were dropped");
+        }
+    }
+
+    pub(super) fn restore_faults(&mut self) {
+        self.is_calm = false;
+        let random = Rng::with_seed(self.script.seed ^ 0xacce);
+        *self.world.backlog().faults.borrow_mut() = Some((random, self.script.accept_faults));
+        for at in self.active.clone() {
+            let faults = self.faults(self.conns[at].number);
+            self.conns[at].client.0.borrow_mut().faults = Some(faults);
+        }
+    }
+
+    pub(super) fn faults(&self, number: u64) -> Faults {
+        let Script { short, block, interrupt, spurious, seed, .. } = *self.script;
+        Faults { random: Rng::with_seed(seed ^ number << 10), short, block, interrupt, spurious }
+    }
+
+    pub(super) fn everyone_leaves(&mut self) {
+        for at in self.active.clone() {
+            if self.conns[at].client.is_open() && !self.conns[at].is_silent {
+                match Rng::with_seed(self.script.seed ^ self.conns[at].number << 30).u8(..4) {
+                    0 => self.close(at, 1000),
+                    1 => self.queue(at, Out::End),
+                    2 => self.reset(at),
+                    _ => self.conns[at].is_silent = true,
+                }
+            }
+        }
+        let waits = [("--idle-timeout", 60), ("--close-timeout", 5), ("--handshake-timeout", 10)];
+        let wait: Duration = waits.iter().map(|(name, default)| self.script.seconds(name, *default)).sum();
+        self.run_until(self.world.now() + 2 * wait + 70 * SECOND);
+        if self.has_failed() {
+            return;
+        }
+        let (count, bytes, rooms) =
+            (self.world.connection_count(), self.world.buffered_bytes(), self.model.borrow().rooms_with_members());
+        if count + bytes + rooms > 0 || self.world.next_turn_at().is_some() {
+            let next = self.world.next_turn_at();
+            return self.fail(BOUNDS, format!("everyone has left, but {count} connections, {bytes} bytes and {rooms} rooms remain; next turn at {next:?}"));
+        }
+        self.fill_the_server();
+    }
+
+    /// After everyone has left, as many clients as before find a place, and no more.
+    pub(super) fn fill_the_server(&mut self) {
+        let per_address =
+            self.script.option("--max-per-address").and_then(|max| max.parse::<usize>().ok()).filter(|max| *max > 0);
+        let places = self.script.max_connections().into_iter().chain(per_address).min().unwrap_or(1);
+        let is_limited = self.script.max_connections().is_some() || per_address.is_some();
+        let address: IpAddr = if self.script.is_public { [192, 0, 2, 1].into() } else { Ipv4Addr::LOCALHOST.into() };
+        self.world.capacity = 64 * 1024;
+        let mut clients = Vec::new();
+        for number in 0..places + usize::from(is_limited) {
+            let client = self.world.connect_from(address);
+            client.send(upgrade_request("/echo?token=dev-token").as_bytes());
+            self.world.settle();
+            let expected = if number < places { "HTTP/1.1 101 " } else { "HTTP/1.1 503 " };
+            let head = String::from_utf8_lossy(&client.read()).into_owned();
+            if !head.starts_with(expected) {
+                return self.fail(BOUNDS, format!("place {number} of {places}: {head:?}"));
+            }
+            clients.push(client);
+        }
+        clients.iter().for_each(Client::reset);
+        self.world.settle();
+        self.world.flush_log();
+        let (count, next) = (self.world.connection_count(), self.world.next_turn_at());
+        if count > 0 || next != self.world.next_summary() {
+            self.fail(BOUNDS, format!("all have left again, but {count} connections remain; next turn at {next:?}"));
+        }
+    }
+
+    pub(super) fn shut_down(&mut self) {
+        note!(self, "the server receives the signal to stop");
+        let alive: Vec<usize> = self.active.iter().copied().filter(|at| self.is_alive(*at)).collect();
+        self.world.shut_down();
+        self.read_log();
+        self.active.clone().into_iter().for_each(|at| self.receive(at));
+        if !self.world.is_stopped {
+            self.run_until(self.world.now() + 3 * SECOND);
+        }
+        self.active.clone().into_iter().for_each(|at| self.receive(at));
+        if self.has_failed() {
+            return;
+        }
+        if !self.world.is_stopped {
+            return self.fail(LIVENESS, "the server does not stop");
+        }
+        for at in alive {
+            let code = self.conns[at].received_close.as_ref().map(|(code, _)| *code);
+            if code != Some(1001) {
+                let text = format!("{} receives {code:?} at the stop", self.name(at));
+                return self.fail(FRAMES, text);
+            }
+        }
+        self.count("a stop of the server");
+    }
+}

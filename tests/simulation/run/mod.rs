@@ -1,0 +1,435 @@
+//! Runs a script: the server, its sockets and its clients in one thread, on a virtual clock. Time moves only when nothing
+//! is ready. After every turn, each client checks what it has received against the model.
+
+macro_rules! note {
+    ($run:expr, $($arg:tt)*) => {
+        if $run.is_tracing {
+            let line = format!("{:>12.3} s  {}", $run.world.now().as_secs_f64(), format!($($arg)*));
+            TRACE.with_borrow_mut(|trace| {
+                if trace.len() == TRACE_LEN {
+                    trace.pop_front();
+                }
+                trace.push_back(line);
+            });
+        }
+    };
+}
+
+mod actions;
+mod checks;
+mod receiving;
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fastrand::Rng;
+use mio::Token;
+use serde_json::{Value, json};
+use wirechat::broker::BrokerError;
+use wirechat::tools::poke::case::Opening;
+use wirechat::tools::poke::catalogue;
+use wirechat::tools::poke::request::{self, Url};
+
+use crate::broker::{Decisions, Events};
+use crate::delayed_broker::{Control, DelayedBroker};
+use crate::memory::link::Faults;
+use crate::memory::{Client, End, Stderr, World, take_log_lines};
+use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Model, ORDER, Violation};
+use crate::script::{Action, Actor, ROOMS, Script, Timed};
+use crate::support::users::{self, Dialect, encode};
+use crate::support::{KEY, masked, upgrade_request};
+
+use receiving::parse_frame;
+
+/// A server that has this many turns at one time spins.
+const MAX_TURNS: usize = 50_000;
+const TRACE_LEN: usize = 50;
+/// The name of rude clients in the chat.
+const RUDE: &str = "rude";
+const SECOND: Duration = Duration::from_secs(1);
+
+thread_local! {
+    /// Outlives a panic of the server.
+    static TRACE: RefCell<VecDeque<String>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// The last events of the last traced run.
+pub fn last_trace() -> VecDeque<String> {
+    TRACE.take()
+}
+
+pub struct Outcome {
+    pub violation: Option<Violation>,
+    /// The number of actions before the violation, or all.
+    pub step: usize,
+    /// The last events in plain words, if the run was traced.
+    pub trace: VecDeque<String>,
+    pub hash: u64,
+    /// A hash of what the clients of each actor have received.
+    pub received: BTreeMap<usize, u64>,
+    pub time: Duration,
+    pub messages: u64,
+    pub counters: BTreeMap<&'static str, u64>,
+}
+
+enum Out {
+    Bytes(Vec<u8>),
+    End,
+}
+
+struct Conn {
+    client: Client,
+    actor: usize,
+    /// Does not depend on what other actors do.
+    number: u64,
+    /// `None`: `/echo`, or a request that may be malformed.
+    dialect: Option<Dialect>,
+    is_polite: bool,
+    token: Option<Token>,
+    input: Vec<u8>,
+    status: Option<u16>,
+    outgoing: VecDeque<(Duration, Out)>,
+    last_out: Duration,
+    hash: u64,
+    /// A hash of the frames without the joins and leaves of rude clients.
+    polite_hash: u64,
+    received_close: Option<(u16, String)>,
+    sent_close: Option<u16>,
+    has_ended: bool,
+    is_reset: bool,
+    is_silent: bool,
+    has_paused: bool,
+    /// The nonces that are not answered.
+    nonces: Vec<String>,
+    /// Commands without a nonce, each of which may cause an error.
+    plain: usize,
+    pings: usize,
+    ping_frames: VecDeque<Vec<u8>>,
+    sent: VecDeque<Rc<str>>,
+    is_over: bool,
+    /// The id after which it resumes.
+    since: Option<u64>,
+}
+
+/// What a client knows when it reconnects.
+#[derive(Default, Clone)]
+struct Knowledge {
+    room: String,
+    epoch: String,
+    last_id: u64,
+    session: String,
+    unanswered: Vec<(String, String)>,
+    texts: usize,
+}
+
+pub struct Run<'a> {
+    script: &'a Script,
+    world: World,
+    model: Rc<RefCell<Model>>,
+    control: Option<Control>,
+    random: Rng,
+    conns: Vec<Conn>,
+    by_token: HashMap<Token, usize>,
+    /// The connections that still matter.
+    active: Vec<usize>,
+    current: Vec<Option<usize>>,
+    knowledge: Vec<Knowledge>,
+    release_at: Duration,
+    accepts_at: Duration,
+    stderr: Arc<Mutex<Stderr>>,
+    /// When stderr takes bytes again.
+    stderr_at: Duration,
+    /// What the server has logged, if stderr is simulated.
+    logged: Vec<String>,
+    has_stalled: bool,
+    is_calm: bool,
+    has_jumped: bool,
+    is_tracing: bool,
+    turns: (Duration, usize),
+    messages: u64,
+}
+
+fn mix(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+pub fn run(script: &Script, is_tracing: bool) -> Outcome {
+    let _ = take_log_lines();
+    let mut run = Run::new(script, is_tracing);
+    let mut step = 0;
+    for timed in &script.actions {
+        run.run_until(timed.at);
+        if run.has_failed() {
+            break;
+        }
+        step += 1;
+        run.act(timed);
+    }
+    run.run_until(script.end);
+    if !run.has_failed() {
+        run.rest();
+    }
+    if !run.has_failed() {
+        if script.ends_with_shutdown { run.shut_down() } else { run.everyone_leaves() }
+    }
+    run.outcome(step)
+}
+
+impl<'a> Run<'a> {
+    fn new(script: &'a Script, is_tracing: bool) -> Run<'a> {
+        let model = Rc::new(RefCell::new(Model::new(script.rules())));
+        let mut args: Vec<&str> = Vec::new();
+        for (name, value) in &script.options {
+            args.push(name);
+            if value != "true" {
+                args.push(value);
+            }
+        }
+        let mut control = None;
+        let mut world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
+            let (broker, events) = (Box::new(broker), VecDeque::new());
+            let decisions = Box::new(Decisions { broker, model: Rc::clone(&model), events });
+            let broker: Box<dyn wirechat::broker::Broker> = match script.delay {
+                None => decisions,
+                Some(_) => {
+                    let (broker, its_control) = DelayedBroker::new(decisions, script.seed);
+                    control = Some(its_control);
+                    Box::new(broker)
+                }
+            };
+            Box::new(Events { broker, model: Rc::clone(&model) })
+        });
+        let stderr = Arc::new(Mutex::new(Stderr { space: usize::MAX, ..Stderr::default() }));
+        if script.logs_to_stderr {
+            world.log_to(&stderr);
+        }
+        let _ = take_log_lines();
+        let count = script.actors.len();
+        let mut run = Run {
+            script,
+            world,
+            model,
+            control,
+            random: Rng::with_seed(script.seed ^ 0x5eed),
+            conns: Vec::new(),
+            by_token: HashMap::new(),
+            active: Vec::new(),
+            current: vec![None; count],
+            knowledge: vec![Knowledge::default(); count],
+            release_at: Duration::ZERO,
+            accepts_at: Duration::ZERO,
+            stderr,
+            stderr_at: Duration::ZERO,
+            logged: Vec::new(),
+            has_stalled: false,
+            is_calm: false,
+            has_jumped: false,
+            is_tracing,
+            turns: (Duration::ZERO, 0),
+            messages: 0,
+        };
+        run.restore_faults();
+        run
+    }
+
+    fn has_failed(&self) -> bool {
+        self.model.borrow().violation.is_some()
+    }
+
+    fn fail(&self, rule: &'static str, text: impl Into<String>) {
+        self.model.borrow_mut().fail(rule, text);
+    }
+
+    fn count(&self, what: &'static str) {
+        self.model.borrow_mut().count(what);
+    }
+
+    fn outcome(self, step: usize) -> Outcome {
+        let model = self.model.borrow();
+        let mut received = BTreeMap::new();
+        let mut hash = mix(0xcbf2_9ce4_8422_2325, &self.world.now().as_nanos().to_le_bytes());
+        for conn in &self.conns {
+            let entry = received.entry(conn.actor).or_insert(0xcbf2_9ce4_8422_2325_u64);
+            let seen = if self.script.shares_room { conn.polite_hash } else { conn.hash };
+            *entry = mix(*entry, &seen.to_le_bytes());
+            hash = mix(hash, &conn.hash.to_le_bytes());
+        }
+        Outcome {
+            violation: model.violation.clone(),
+            step,
+            trace: last_trace(),
+            hash,
+            received,
+            time: self.world.now(),
+            messages: self.messages,
+            counters: model.counters.clone(),
+        }
+    }
+
+    /// Lets time pass. The server has a turn whenever something is ready or due, but none at `end`: more may happen then.
+    fn run_until(&mut self, end: Duration) {
+        while self.world.now() < end && !self.has_failed() && !self.world.is_stopped {
+            if self.is_ready() {
+                self.turn();
+                continue;
+            }
+            let now = self.world.now();
+            let outgoing =
+                self.active.iter().filter_map(|at| self.conns[*at].outgoing.front().map(|(at, _)| *at)).min();
+            let release = self.control.as_ref().filter(|control| control.pending() > 0).map(|_| self.release_at);
+            let times = [outgoing, release, self.world.next_turn_at()];
+            let next = times.into_iter().flatten().min().unwrap_or(end).max(now);
+            if next >= end {
+                self.world.jump(end.saturating_sub(now));
+                return;
+            }
+            self.world.jump(next - now);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let now = self.world.now();
+        let is_due = || {
+            self.active.iter().any(|at| self.conns[*at].outgoing.front().is_some_and(|(at, _)| *at <= now))
+                || self.control.as_ref().is_some_and(|control| control.pending() > 0) && self.release_at <= now
+        };
+        self.world.has_work() || is_due()
+    }
+
+    fn turn(&mut self) {
+        let now = self.world.now();
+        self.turns = if self.turns.0 == now { (now, self.turns.1 + 1) } else { (now, 1) };
+        if self.turns.1 > MAX_TURNS {
+            return self.fail(LIVENESS, "the server spins");
+        }
+        if self.accepts_at <= now && self.world.backlog().is_out_of_descriptors.take() && self.world.backlog().len() > 0
+        {
+            self.count("clients that waited for a descriptor");
+        }
+        if self.stderr_at <= now {
+            self.stderr.lock().expect("no panic").space = usize::MAX;
+        }
+        for at in self.active.clone() {
+            while let Some((_, out)) = self.conns[at].outgoing.pop_front_if(|(at, _)| *at <= now) {
+                let conn = &mut self.conns[at];
+                if !conn.client.is_open() {
+                    continue;
+                }
+                match out {
+                    Out::Bytes(bytes) => conn.client.send(&bytes),
+                    Out::End => {
+                        conn.client.end();
+                        conn.has_ended = true;
+                    }
+                }
+            }
+        }
+        let mut releases = 0;
+        if let Some(control) = self.control.as_ref().filter(|control| control.pending() > 0)
+            && self.release_at <= now
+        {
+            releases = if self.is_calm { usize::MAX } else { self.random.usize(1..4) };
+            let delay = if self.is_calm { Duration::ZERO } else { self.script.delay.unwrap_or_default() };
+            self.release_at = now + delay.mul_f64(self.random.f64());
+            let _ = control;
+        }
+        let control = self.control.clone();
+        let lefts = self.model.borrow().lefts;
+        self.world.turn_with(|server| {
+            for _ in 0..releases {
+                if !control.as_ref().is_some_and(Control::release_one) {
+                    break;
+                }
+                server.apply_effects();
+            }
+        });
+        if self.model.borrow().lefts > lefts + 128 {
+            self.count("a hold of broadcasts");
+        }
+        self.read_log();
+        self.greet_accepted();
+        for at in self.active.clone() {
+            self.receive(at);
+        }
+        if self.script.delay.is_none() && !self.script.is_crowd {
+            self.check_owed();
+        }
+        self.check_buffers();
+        self.active.retain(|at| !self.conns[*at].is_over || self.conns[*at].token.is_none());
+    }
+
+    fn greet_accepted(&mut self) {
+        for at in &self.active {
+            let conn = &mut self.conns[*at];
+            if conn.token.is_none()
+                && let Some(token) = conn.client.accepted_as()
+            {
+                conn.token = Some(token);
+                self.by_token.insert(token, *at);
+                if let Some(dialect) = conn.dialect {
+                    let sent = std::mem::take(&mut conn.sent);
+                    self.model.borrow_mut().add_member(token, dialect, conn.is_polite, sent);
+                }
+            }
+        }
+    }
+
+    fn read_log(&mut self) {
+        for line in take_log_lines() {
+            if self.script.logs_to_stderr {
+                self.logged.push(line.clone());
+            }
+            note!(self, "the server logs: {line}");
+            let reasons = [
+                ("too slow to read", "a slow consumer"),
+                ("flooding", "a flood"),
+                ("replaced by", "a client that is replaced"),
+                ("buffers are full", "the buffers of the server are full"),
+                ("was silent for", "a silent peer"),
+                ("did not reply to the Close", "a Close without a reply"),
+                ("did not read the last bytes", "a peer that does not read the last bytes"),
+                ("did not end the stream", "a peer that does not end the stream"),
+                ("ended the stream without a Close", "a stream that ends without a Close"),
+                ("Broken pipe", "a failed write"),
+                ("FAIL ", "a protocol error"),
+                ("too many rejected connections", "a rejected connection that makes room"),
+                (" 503 ", "a full server"),
+                (" 429 ", "too many joins"),
+                (" 408 ", "a request that is never complete"),
+            ];
+            for (text, counter) in reasons {
+                if line.contains(text) {
+                    self.count(counter);
+                }
+            }
+            let slow = line.starts_with("LEAVE") && line.contains("too slow to read");
+            if let Some(at) = slow.then(|| self.connection_of(&line)).flatten() {
+                let conn = &self.conns[at];
+                let mut unread = conn.input.clone();
+                let is_half = conn.status == Some(101) && {
+                    unread.extend(conn.client.unread());
+                    let mut rest = &unread[..];
+                    while let Ok(Some(frame)) = parse_frame(rest) {
+                        rest = &rest[frame.len..];
+                    }
+                    !rest.is_empty()
+                };
+                if is_half {
+                    self.count("a slow consumer with half a frame");
+                }
+                if self.model.borrow().rooms_with_members() == 0 {
+                    self.count("a slow consumer alone in its room");
+                }
+            }
+        }
+    }
+
+    fn connection_of(&self, line: &str) -> Option<usize> {
+        let number = line.split(" connection=").nth(1)?.split(' ').next()?.parse().ok()?;
+        self.by_token.get(&Token(number)).copied()
+    }
+}

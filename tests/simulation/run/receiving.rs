@@ -1,0 +1,401 @@
+//! What the clients receive: heads, frames and texts, each compared with the model.
+
+use super::*;
+
+pub(super) struct Frame {
+    first: u8,
+    payload: Vec<u8>,
+    pub(super) len: usize,
+}
+
+/// The first frame, if it is complete; an error if it breaks a rule for servers.
+pub(super) fn parse_frame(bytes: &[u8]) -> Result<Option<Frame>, String> {
+    let &[first, second, ..] = bytes else { return Ok(None) };
+    let (len, head, min) = match second {
+        126 if bytes.len() >= 4 => (u64::from(u16::from_be_bytes([bytes[2], bytes[3]])), 4, 126),
+        127 if bytes.len() >= 10 => {
+            let mut long = [0; 8];
+            long.copy_from_slice(&bytes[2..10]);
+            (u64::from_be_bytes(long), 10, 65536)
+        }
+        126 | 127 => return Ok(None),
+        short => (u64::from(short), 2, 0),
+    };
+    if second & 0x80 != 0 || !matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a) || len < min || len > 20 << 20 {
+        return Err(format!("a frame that starts with {first:#04x} {second:#04x} and has {len} bytes"));
+    }
+    if first >= 0x88 && len > 125 {
+        return Err("a control frame of more than 125 bytes".to_owned());
+    }
+    let len = head + len as usize;
+    Ok((bytes.len() >= len).then(|| Frame { first, payload: bytes[head..len].to_vec(), len }))
+}
+
+/// A text without what a rude client changes in it: its own joins and leaves, its place among the members, and the random
+/// bytes, of which it takes some. `None`: the whole text is its join or leave.
+fn without_rude_clients(text: &str) -> Option<String> {
+    let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
+    let is_rude = |name: &Value| name == RUDE;
+    let is_move = ["joined", "left"].iter().any(|kind| json["event"] == *kind)
+        || ["user_joined", "user_left"].iter().any(|kind| json["type"] == *kind);
+    if is_move && (is_rude(&json["data"]["username"]) || is_rude(&json["username"])) {
+        return None;
+    }
+    if let Some(Value::Array(users)) = json.get_mut("active_users") {
+        users.retain(|name| !is_rude(name));
+    }
+    if let Some(Value::Object(data)) = json.get_mut("data") {
+        let mut removed = 0;
+        if let Some(Value::Array(members)) = data.get_mut("members") {
+            removed = members.len();
+            members.retain(|name| !is_rude(name));
+            removed -= members.len();
+        }
+        if let Some(count) = data.get_mut("member_count") {
+            *count = json!(count.as_u64().unwrap_or_default() - removed as u64);
+        }
+        data.retain(|name, _| !matches!(&**name, "epoch" | "session"));
+    }
+    Some(json.to_string())
+}
+
+impl Run<'_> {
+    pub(super) fn receive(&mut self, at: usize) {
+        let bytes = self.conns[at].client.read();
+        if !bytes.is_empty() {
+            let conn = &mut self.conns[at];
+            conn.hash = mix(conn.hash, &bytes);
+            conn.input.extend(bytes);
+            self.read_input(at);
+        }
+        let end = self.conns[at].client.server_end();
+        if end != End::Open || self.conns[at].is_reset {
+            self.handle_end(at, end);
+        }
+    }
+
+    pub(super) fn read_input(&mut self, at: usize) {
+        let mut input = std::mem::take(&mut self.conns[at].input);
+        let mut start = 0;
+        if self.conns[at].status.is_none() {
+            let Some(end) = input.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+                self.conns[at].input = input;
+                return;
+            };
+            let head = String::from_utf8_lossy(&input[..end]).into_owned();
+            self.read_head(at, &head);
+            start = end + 4;
+        }
+        if self.conns[at].status == Some(101) {
+            loop {
+                match parse_frame(&input[start..]) {
+                    Ok(Some(frame)) => {
+                        start += frame.len;
+                        self.read_frame(at, &frame);
+                    }
+                    Ok(None) => break,
+                    Err(what) => {
+                        let name = self.name(at);
+                        return self.fail(FRAMES, format!("{name} receives {what}"));
+                    }
+                }
+            }
+            self.conns[at].input = input.split_off(start);
+        }
+    }
+
+    pub(super) fn name(&self, at: usize) -> String {
+        let conn = &self.conns[at];
+        format!("{} (connection {})", self.script.actors[conn.actor].name, conn.token.map_or(0, |token| token.0))
+    }
+
+    pub(super) fn read_head(&mut self, at: usize, head: &str) {
+        let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)).and_then(|code| code.parse().ok());
+        let Some(status) = status else { return self.fail(FRAMES, format!("no HTTP response: {head:?}")) };
+        note!(self, "{} receives {status}", self.name(at));
+        let script = self.script;
+        let has_jumped = self.has_jumped;
+        let conn = &mut self.conns[at];
+        conn.status = Some(status);
+        let is_limited = script.max_connections().is_some()
+            || script.is_public
+            || script.option("--max-rooms").is_some()
+            || script.option("--max-empty-rooms").is_some();
+        let is_right = match status {
+            101 => true,
+            503 => is_limited,
+            429 => script.is_public,
+            408 => has_jumped || conn.is_silent,
+            403 => script.is_public,
+            _ => false,
+        };
+        if conn.is_polite && !is_right {
+            let text = format!("{} is rejected with {status}", self.name(at));
+            self.fail(MEMBERS, text);
+        }
+        if status == 101 && self.conns[at].is_polite && !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") {
+            self.fail(FRAMES, "a wrong accept value");
+        }
+    }
+
+    pub(super) fn read_frame(&mut self, at: usize, frame: &Frame) {
+        if self.script.shares_room {
+            let text = String::from_utf8_lossy(&frame.payload);
+            let conn = &mut self.conns[at];
+            let seen = without_rude_clients(&text).unwrap_or_default();
+            conn.polite_hash = mix(conn.polite_hash, seen.as_bytes());
+        }
+        if let Some(close) = &self.conns[at].received_close {
+            let payload = String::from_utf8_lossy(&frame.payload);
+            let text = format!("{} receives {payload:?} after the Close {close:?}", self.name(at));
+            return self.fail(FRAMES, text);
+        }
+        match frame.first {
+            0x89 => {
+                note!(self, "{} receives a Ping", self.name(at));
+                if !self.conns[at].is_silent {
+                    self.queue_bytes(at, masked(0x8a, &frame.payload));
+                }
+            }
+            0x8a => {
+                let conn = &mut self.conns[at];
+                let expected = conn.ping_frames.pop_front();
+                if conn.is_polite && expected.as_ref() != Some(&frame.payload) {
+                    let text = format!("{} receives a Pong that it did not ask for", self.name(at));
+                    self.fail(ORDER, text);
+                }
+            }
+            0x88 => self.read_close(at, &frame.payload),
+            _ => {
+                let Ok(text) = std::str::from_utf8(&frame.payload) else {
+                    if frame.first == 0x82 && !self.conns[at].is_polite {
+                        return;
+                    }
+                    return self.fail(FRAMES, "a text that is not UTF-8");
+                };
+                if self.conns[at].dialect.is_some() {
+                    self.read_text(at, text);
+                }
+            }
+        }
+    }
+
+    pub(super) fn read_text(&mut self, at: usize, text: &str) {
+        let Some(token) = self.conns[at].token else { return };
+        note!(self, "{} receives {}", self.name(at), text.chars().take(200).collect::<String>());
+        let expected = self.model.borrow_mut().receive(token, text);
+        let (actor, dialect) = (self.conns[at].actor, self.conns[at].dialect);
+        let Some(expected) = expected else { return self.read_reply(at, text) };
+        if let Some(nonce) = &expected.answers {
+            self.answer(at, nonce);
+        }
+        if let Some(id) = expected.id {
+            self.messages += 1;
+            if self.current[actor] == Some(at) {
+                self.knowledge[actor].last_id = id;
+            }
+        }
+        if dialect == Some(Dialect::Events)
+            && (text.starts_with(r#"{"event":"welcome""#) || text.starts_with(r#"{"event":"switched""#))
+        {
+            let Ok(json) = serde_json::from_str::<Value>(text) else { return self.fail(FRAMES, "no JSON") };
+            let data = &json["data"];
+            let since = self.conns[at].since;
+            let known = &mut self.knowledge[actor];
+            let is_resumed = data["resumed"] == true;
+            known.room = data["room"].as_str().unwrap_or_default().to_owned();
+            known.epoch = data["epoch"].as_str().unwrap_or_default().to_owned();
+            let last_id = data["last_id"].as_u64().unwrap_or_default();
+            let ids: Vec<u64> =
+                data["history"].as_array().into_iter().flatten().filter_map(|message| message["id"].as_u64()).collect();
+            // A client that sees `resumed` must not miss a message.
+            let next = ids.first().copied().unwrap_or(last_id + 1);
+            let has_gap = is_resumed && Some(next) != since.map(|since| since + 1);
+            known.last_id = last_id;
+            if let Some(session) = data["session"].as_str() {
+                known.session = session.to_owned();
+            }
+            if has_gap {
+                self.fail(crate::model::RESUME, "a resume with a gap");
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, at: usize, nonce: &str) {
+        let conn = &mut self.conns[at];
+        let actor = conn.actor;
+        if let Some(found) = conn.nonces.iter().position(|sent| sent == nonce) {
+            conn.nonces.remove(found);
+        } else if conn.is_polite {
+            return self.fail(ACKNOWLEDGEMENT, format!("an answer for {nonce}, which is answered or was not sent"));
+        }
+        self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
+    }
+
+    /// A text that no event of the room explains: a pong or an error for a command of this client.
+    pub(super) fn read_reply(&mut self, at: usize, text: &str) {
+        let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
+        let json: Value = serde_json::from_str(text).unwrap_or_default();
+        let next = token.and_then(|token| {
+            self.model
+                .borrow()
+                .members
+                .get(&token)
+                .and_then(|member| member.expected.front().map(|next| next.text.to_string()))
+        });
+        let wrong = format!("{} receives {text:?}, but next is {next:?}", self.name(at));
+        if json["event"] == "pong" {
+            let Some(left) = self.conns[at].pings.checked_sub(1) else { return self.fail(ORDER, wrong) };
+            self.conns[at].pings = left;
+            return;
+        }
+        let message = match dialect {
+            Some(Dialect::Events) if json["event"] == "error" => &json["data"]["message"],
+            Some(Dialect::Rooms) if json["type"] == "error" => &json["message"],
+            Some(Dialect::Presence) if json["error"].is_string() => &json["error"],
+            _ => return self.fail(ORDER, wrong),
+        };
+        let message = message.as_str().unwrap_or_default().to_owned();
+        if !self.conns[at].is_polite {
+            return;
+        }
+        let is_known = ["Slow down", "Message too long", "Nothing to send", "No such user: "]
+            .iter()
+            .any(|known| message.starts_with(known));
+        if !is_known {
+            return self.fail(ORDER, wrong);
+        }
+        if message == "Slow down" {
+            self.count("a message over the rate");
+        }
+        match json["data"]["nonce"].as_str() {
+            Some(nonce) => {
+                let nonce = nonce.to_owned();
+                let actor = self.conns[at].actor;
+                let kept = self.knowledge[actor].unanswered.clone();
+                self.answer(at, &nonce);
+                if message == "Slow down" {
+                    self.knowledge[actor].unanswered = kept;
+                }
+            }
+            // A `ping` over the rate gets an error in place of its pong.
+            None if self.conns[at].plain > 0 => self.conns[at].plain -= 1,
+            None => self.fail(ORDER, wrong),
+        }
+    }
+
+    pub(super) fn read_close(&mut self, at: usize, payload: &[u8]) {
+        let close = match payload {
+            [] => (1005, String::new()),
+            [high, low, reason @ ..] => {
+                (u16::from_be_bytes([*high, *low]), String::from_utf8_lossy(reason).into_owned())
+            }
+            [_] => return self.fail(FRAMES, "a Close with one byte"),
+        };
+        note!(self, "{} receives the Close {close:?}", self.name(at));
+        let conn = &self.conns[at];
+        let policy = ["username already in use", "replaced by a newer connection", "flooding", "too slow to read"];
+        let script = self.script;
+        let is_right = match close.0 {
+            code if conn.sent_close == Some(code) && close.1.is_empty() => true,
+            1001 => script.ends_with_shutdown && self.world_is_stopping(),
+            1008 => policy.contains(&close.1.as_str()),
+            1013 => script.is_buffer_tight() || !script.rules().is_roomy || script.delay.is_some(),
+            code => {
+                !conn.is_polite
+                    && ([1000, 1002, 1003, 1005, 1007, 1008, 1009].contains(&code) || (3000..5000).contains(&code))
+            }
+        };
+        let is_replied = conn.sent_close == Some(close.0) && close.1.is_empty();
+        // What the client sent before its own Close is done, unless the broker may be late.
+        let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.is_crowd;
+        if !is_right {
+            let text = format!("{} receives the Close {close:?}", self.name(at));
+            return self.fail(FRAMES, text);
+        }
+        if is_replied && !is_done && conn.is_polite {
+            let text = format!("{} gets a Close, but no answer for {:?}", self.name(at), conn.nonces);
+            return self.fail(ACKNOWLEDGEMENT, text);
+        }
+        let reply = conn.sent_close.is_none() && !conn.is_silent;
+        let counter = match (close.0, close.1.as_str()) {
+            (1008, "username already in use") if script.delay.is_some() => "a join that is rejected late",
+            (1013, _) => "a Close with 1013",
+            _ if is_replied => "a Close that is answered",
+            _ => "a Close by the server",
+        };
+        self.count(counter);
+        // Replies that wait for the join are sent together, and a socket with faults may take the rest before the Close.
+        let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
+        if close.1 == "too slow to read" && conn.is_polite && is_exact {
+            let model = self.model.borrow();
+            let owed = conn.token.and_then(|token| model.members.get(&token)).map_or(0, |member| member.owed);
+            drop(model);
+            // The server reads nothing that causes a reply while the outbox is more than half full.
+            if owed + 300 <= script.rules().max_outbox / 2 {
+                let text = format!("{} is too slow, but is owed only {owed} bytes", self.name(at));
+                return self.fail(BOUNDS, text);
+            }
+        }
+        if close.1 == "flooding" && script.option("--rate-limit") == Some("0") && script.delay.is_none() {
+            return self.fail(FRAMES, "a flood without a rate limit");
+        }
+        self.conns[at].received_close = Some(close.clone());
+        if reply {
+            let payload = if close.0 == 1005 { Vec::new() } else { close.0.to_be_bytes().to_vec() };
+            self.conns[at].sent_close = Some(close.0);
+            self.queue_bytes(at, masked(0x88, &payload));
+        }
+    }
+
+    pub(super) fn world_is_stopping(&self) -> bool {
+        self.is_calm
+    }
+
+    pub(super) fn handle_end(&mut self, at: usize, end: End) {
+        if self.conns[at].is_over {
+            return;
+        }
+        note!(self, "{} sees the end of the stream: {end:?}", self.name(at));
+        let is_tight =
+            self.script.is_buffer_tight() || self.script.max_connections().is_some() || self.script.is_public;
+        let conn = &mut self.conns[at];
+        conn.is_over = conn.has_ended || conn.is_reset || end == End::Reset || conn.is_silent;
+        if !conn.has_ended && !conn.is_reset && !conn.is_silent {
+            if conn.outgoing.iter().all(|(_, out)| !matches!(out, Out::End)) {
+                let at = conn.last_out.max(self.world.now());
+                conn.outgoing.push_back((at, Out::End));
+            }
+            if !conn.client.is_open() || conn.client.is_cut() {
+                conn.is_over = true;
+            }
+        }
+        let is_explained = conn.received_close.is_some()
+            || conn.sent_close.is_some()
+            || conn.has_ended
+            || conn.is_reset
+            || conn.is_silent
+            || conn.has_paused
+            || conn.status != Some(101);
+        let is_answered = conn.nonces.is_empty()
+            || conn.is_reset
+            || conn.received_close.is_some()
+            || conn.has_paused
+            || conn.is_silent;
+        if conn.is_polite && !is_tight {
+            if !is_explained {
+                let text = format!("the server drops {}, which was neither slow nor silent", self.name(at));
+                self.fail(LIVENESS, text);
+            } else if !is_answered
+                && end == End::Ended
+                && conn.status == Some(101)
+                && conn.sent_close.is_none()
+                && self.script.delay.is_none()
+                && !self.script.is_crowd
+            {
+                let text = format!("{} sees the end, but no answer for {:?}", self.name(at), self.conns[at].nonces);
+                self.fail(ACKNOWLEDGEMENT, text);
+            }
+        }
+    }
+}
