@@ -416,7 +416,8 @@ fn the_list_can_be_paused_filtered_and_searched() {
     alice.press_button("Ask for a PING");
     wait_for_row(&alice, &["PONG"]);
     let show = |which: &str| {
-        alice.eval(&format!("__field('View').value = '{which}', __field('View').dispatchEvent(new Event('change'))"));
+        let filter = "__field('Filter')";
+        alice.eval(&format!("{filter}.value = '{which}', {filter}.dispatchEvent(new Event('change'))"));
         rows(&alice)
     };
     let all_hold = |rows: Vec<String>, words: &str| !rows.is_empty() && rows.iter().all(|row| row.contains(words));
@@ -452,7 +453,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     let rows = rows(&alice);
     assert!(rows.len() < 510, "{}", rows.len());
     assert!(rows[1].contains("Request") && rows[2].contains("Response"), "{:?}", &rows[..4]);
-    assert!(rows[3].contains("The list keeps the last 500."), "{:?}", &rows[..4]);
+    assert!(rows[3].contains("The list keeps only the last 500."), "{:?}", &rows[..4]);
     type_message(&alice, "the chat goes on");
     wait_for_log(&alice, "the chat goes on");
 }
@@ -503,7 +504,7 @@ fn each_line_of_the_handshake_is_explained() {
         let line = lines.as_array().unwrap().iter().find(|line| line[0] == name);
         line.unwrap_or_else(|| panic!("{name}: {lines}"))[1].as_str().unwrap().to_owned()
     };
-    let declined = "The client offered permessage-deflate. The server declined, so RSV1 stays 0. §9.1";
+    let declined = "The client offered permessage-deflate. The server declined the offer, so the RSV bits stay 0. §9.1";
     assert!(find(&explained, "Sec-WebSocket-Extensions").starts_with(declined));
     assert!(find(&explained, "Sec-WebSocket-Key").contains("16 random bytes"));
     assert!(explained.as_array().unwrap().iter().all(|line| line[1].as_str().unwrap().contains('§')), "{explained}");
@@ -595,7 +596,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
     alice.wait_for(&format!("document.activeElement === {DETAIL}"));
     // The user's own message: the client's frame. By keyboard, and although the filter hides it.
-    alice.eval("__field('View').value = 'control', __field('View').dispatchEvent(new Event('change'))");
+    alice.eval("__field('Filter').value = 'control', __field('Filter').dispatchEvent(new Event('change'))");
     alice.eval(&format!("{}.focus()", show_frame("from alice")));
     assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
     alice.press_key("Enter", false);
@@ -680,7 +681,7 @@ fn a_close_with_a_code_is_requested() {
     assert!([1000, 1001, 1002, 1011, 4000].iter().all(|code| codes.contains(code)), "{codes:?}");
     assert!(![1004, 1005, 1006, 1012, 1015].iter().any(|code| codes.contains(code)), "{codes:?}");
     alice.eval("__field('Close code').value = 1001");
-    alice.press_button("Send Close");
+    alice.press_button("Send Close frame");
     alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
 }
 
@@ -704,7 +705,7 @@ fn hello_is_echoed_without_json_around_it() {
     };
     assert_eq!(hex(0), "81 85 37 fa 21 3d 7f 9f 4d 51 58", "RFC 6455 §5.7");
     assert_eq!(hex(1), "81 05 48 65 6c 6c 6f", "RFC 6455 §5.7");
-    assert!(detail(&alice).contains("37 fa 21 3d is from the RFC’s example; the browser used a different one."));
+    assert!(detail(&alice).contains("37 fa 21 3d is from the RFC’s example; the browser used a different key."));
     alice.hover("document.querySelector('.views .segment')");
     let expected = json!([["FIN"], ["FIN"], ["flags"]]);
     wait_until("only the fields of one frame are linked", || {
@@ -872,7 +873,7 @@ fn a_case_is_played_below_its_own_heading() {
     script.finish();
     alice.wait_for("!__button('Play').disabled");
     wait_for_row(&alice, &["Case played", "unmasked-frame: passed"]);
-    wait_for_status(&alice, "Connection 1, as the server sees it.");
+    wait_for_status(&alice, "Showing connection 1 as the server sees it.");
     script.frame(1, "server", 7, 1, br#"{"event":"joined","data":{"username":"bob"}}"#);
     wait_for_row(&alice, &["bob joined"]);
     let rows: Vec<String> = rows(&alice).into_iter().map(|row| row.replace("12:00:01.204Z", "")).collect();
@@ -931,8 +932,8 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     alice.press_button("Show message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
     choose(&alice, &["server 1", "CLOSE"]);
-    assert!(detail(&alice).contains("The other side has not sent a Close."), "not the chat's");
-    wait_for_status(&alice, "Connection 1, as the server sees it.");
+    assert!(detail(&alice).contains("The other side has not sent a Close frame."), "not the chat's");
+    wait_for_status(&alice, "Showing connection 1 as the server sees it.");
 }
 
 // ---- Take it with you ----
@@ -960,7 +961,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
         alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied {} bytes.')", parts.len()));
         let hex = alice.text("copied");
         assert_eq!(unhex(&hex), parts);
-        alice.press_button("Copy wirechat explain command");
+        alice.press_button("Copy “wirechat explain” command");
         alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied the command.')"));
         assert_eq!(alice.text("copied"), format!("wirechat explain {option}'{hex}'"));
         let args: Vec<&str> = ["explain"].into_iter().chain(option.split_whitespace()).chain([&hex[..]]).collect();
@@ -971,7 +972,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
     choose(&alice, &["client", "65,536 B"]);
     alice.press_button("Copy as hex");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
-    alice.press_button("Copy wirechat explain command");
+    alice.press_button("Copy “wirechat explain” command");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('has only the start of this payload')"));
     // A page without TLS from another machine has no clipboard object.
     alice.eval(
@@ -1292,7 +1293,7 @@ fn every_control_can_be_reached_by_keyboard() {
     while !reached.iter().any(|name| name == "Save as recording") {
         alice.press_key("Tab", false);
         assert_ne!(alice.text("getComputedStyle(document.activeElement).outlineStyle"), "none", "{reached:?}");
-        let name = "(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim().slice(0, 30)";
+        let name = "(document.activeElement.labels?.[0] ?? document.activeElement).textContent.trim().slice(0, 40)";
         reached.push(alice.text(&format!("document.activeElement.ariaLabel ?? {name}")));
         assert!(reached.len() < 40, "{reached:?}");
     }
@@ -1306,15 +1307,15 @@ fn every_control_can_be_reached_by_keyboard() {
         "Ask for a PING",
         "Ask for fragments",
         "Close code",
-        "Send Close",
+        "Send Close frame",
         "Test case",
-        "View",
+        "Filter",
         "Search",
         "Pause",
         "Frames and events",
         "Selected record",
         "Copy as hex",
-        "Copy wirechat explain command",
+        "Copy “wirechat explain” command",
     ] {
         assert_eq!(reached.iter().filter(|other| *other == name).count(), 1, "{name}: {reached:?}");
     }
@@ -1347,8 +1348,8 @@ fn a_compressed_message_is_named_as_such() {
         "wire": "f248cdc9c90700", "payload": "f248cdc9c90700", "received": 7, "complete": true,
         "place": {"message": 1, "fragment": 1, "last": true}, "parts": {"count": 1, "listed": [[2, 9]]}}),
     );
-    choose(&alice, &["server 1", "a compressed message"]);
-    assert!(detail(&alice).contains("RSV1 marks a message that permessage-deflate compressed."));
+    choose(&alice, &["server 1", "compressed message"]);
+    assert!(detail(&alice).contains("RSV1 marks a message compressed with permessage-deflate."));
     assert!(!detail(&alice).contains("Payload as text"));
     alice.press_button("Save as recording");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('the compression state')"));

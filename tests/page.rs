@@ -112,7 +112,7 @@ fn switching_rooms_updates_both_rooms() {
     assert_eq!(alice.text("document.querySelector('h1').textContent"), "#lobby");
     type_message(&bob, "anybody here?");
     wait_for_log(&bob, "anybody here?");
-    bob.fill("Join a room", "lobby");
+    bob.fill("Room name", "lobby");
     bob.press_button("Join");
     wait_for_log(&bob, "You are now in #lobby.");
     wait_for_log(&bob, "Also here: alice.");
@@ -200,7 +200,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.type_text("half a thought");
     server.signal("KILL");
     server.wait();
-    wait_for_log(&alice, "The connection ended: 1006, connection lost without a Close frame.");
+    wait_for_log(&alice, "The connection closed with code 1006 (connection lost without a Close frame).");
     assert_eq!(
         alice.text("document.querySelector('#members').textContent"),
         "alice you",
@@ -215,7 +215,7 @@ fn the_page_reconnects_to_a_server_that_was_killed_and_restarted() {
     alice.press_key("Enter", false);
     wait_until("the message is sent", || messages(&alice) == json!([["alice", "half a thought"]]));
     server.signal("TERM");
-    wait_for_log(&alice, "The connection ended: 1001, going away");
+    wait_for_log(&alice, "The connection closed with code 1001 (going away)");
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn fields_are_checked_before_connecting() {
         ("Room", "x".repeat(65), "Use at most 64 characters."),
         ("Room", "a\u{202e}b".into(), "Remove the invisible characters."),
         ("Room", "#tea".into(), ""),
-        ("Token", "two words".into(), "A token cannot contain spaces. Remove them."),
+        ("Token", "two words".into(), "Remove the spaces from the token."),
         ("Token", "dev-token".into(), ""),
     ];
     for (label, value, error) in rows {
@@ -355,7 +355,7 @@ fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     let alice = join_with(&browser, server.port(), "alice", impatient);
     server.signal("STOP");
     alice.eval("document.dispatchEvent(new Event('visibilitychange'))");
-    wait_for_log(&alice, "The connection ended: 1006");
+    wait_for_log(&alice, "The connection closed with code 1006");
     server.signal("CONT");
     wait_for_log(&alice, "Reconnected to #general.");
 }
@@ -366,7 +366,7 @@ fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
     let cases = [
         ("username already in use", "Choose another name", "stopped"),
         ("replaced by a newer connection", "somewhere else", "stopped"),
-        ("flooding", "Wait a little", "stopped"),
+        ("flooding", "Wait a moment", "stopped"),
         ("too slow to read", "Trying again in", "waiting"),
     ];
     for (reason, advice, state) in cases {
@@ -379,7 +379,7 @@ fn close_reasons_that_a_retry_cannot_fix_stop_the_retries() {
         while peer.read().is_ok() {}
         wait_for_state(&tab, state);
         let shown = words(&tab);
-        for expected in ["1008, policy violation", &format!("“{reason}”"), advice] {
+        for expected in ["1008 (policy violation)", &format!("“{reason}”"), advice] {
             assert!(shown.contains(expected), "{expected:?} is missing: {shown}");
         }
     }
@@ -605,7 +605,7 @@ fn everything_works_with_the_keyboard_alone() {
     alice.press_key("Enter", false);
     wait_for_log(&alice, "by button");
     focus_on(LOG); // so that the arrow keys scroll it
-    focus_on("__field('Join a room')");
+    focus_on("__field('Room name')");
     alice.type_text("tea");
     focus_on("__button('Join')");
     alice.press_key("Enter", false);

@@ -187,7 +187,7 @@ fn the_number_of_waiting_messages_is_bounded() {
 fn before_the_first_connect_there_is_nothing_to_type_into() {
     let browser = browser!();
     let alice = browser.open(&page(""));
-    for control in ["__field('Message')", "__field('Join a room')", "__button('Leave')", "__button('Cancel')"] {
+    for control in ["__field('Message')", "__field('Room name')", "__button('Leave')", "__button('Cancel')"] {
         assert_eq!(alice.eval(&format!("{control}.checkVisibility()")), false, "{control}");
     }
 }
@@ -279,7 +279,7 @@ fn a_lost_history_has_a_notice() {
         alice.eval("dispatchEvent(new Event('online'))");
         alice.text("document.body.dataset.state") == "joined"
     });
-    wait_for_log(&alice, "Reconnected to #general. The room’s history was reset: some messages may be missing.");
+    wait_for_log(&alice, "Reconnected to #general. The room’s history was reset, so some messages may be missing.");
     wait_for_texts(&alice, &["in the old life", "not even sent"].map(String::from));
     let remark =
         "The connection was lost before the server confirmed this message. The message may still have arrived.";
@@ -318,7 +318,7 @@ fn a_failed_message_shows_its_reason_and_can_be_edited() {
     alice.type_text("draft");
     restore(&alice, &proxy);
     wait_for_texts(&alice, &["short".into()]);
-    assert_eq!(unsent(&alice), json!([["is it you?", "Not sent. The server says: No such user: nobody."]]));
+    assert_eq!(unsent(&alice), json!([["is it you?", "Not sent. The server reported: “No such user: nobody”."]]));
     alice.screenshot("failed");
     assert_eq!(field(&alice, "Message"), "draft");
     alice.click("document.querySelector('.unsent .edit')");
@@ -354,11 +354,11 @@ fn many_joins_at_once_are_one_line() {
     let server = start(&[]);
     let alice = join(&browser, server.port(), "alice");
     let crowd: Vec<RawClient> = (0..25).map(|n| joined_guest(&server, "general", &format!("guest {n}"))).collect();
-    wait_for_log(&alice, "guest 0, guest 1, 22 others and guest 24 joined");
+    wait_for_log(&alice, "guest 0, guest 1, guest 24 and 22 others joined");
     drop(crowd);
     wait_for_members(&alice, &["alice you"]);
     let crowd = notices(&alice).pop().unwrap();
-    assert!(crowd.contains(", 22 others and guest") && crowd.ends_with(" joined and left"), "{crowd}");
+    assert!(crowd.contains(", guest 1, guest") && crowd.ends_with(" and 22 others joined and left"), "{crowd}");
     assert_eq!(notices(&alice).len(), 3, "the welcome, the members, and the crowd: {:?}", notices(&alice));
     let mut bob = joined_guest(&server, "general", "bob");
     send_as_guest(&mut bob, &alice, "what a crowd");
@@ -433,7 +433,7 @@ fn a_private_message_looks_private_and_reaches_one_user() {
     }
     alice.fill("Message", "");
     type_message(&alice, "/msg nobody hello");
-    wait_for_log(&alice, "Not sent. The server says: No such user: nobody.");
+    wait_for_log(&alice, "Not sent. The server reported: “No such user: nobody”.");
     assert_eq!((field(&alice, "Message"), recipient(&alice)), ("hello".into(), "To nobody only".into()));
     assert_eq!(browser.page_errors(), [""; 0]);
 }
@@ -625,7 +625,7 @@ fn members_rooms_and_the_latest_message_are_reached_by_keyboard() {
     alice.type_text("psst");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "privately to bob");
-    tab_to(&alice, "__field('Join a room')");
+    tab_to(&alice, "__field('Room name')");
     alice.type_text("tea");
     alice.press_key("Enter", false);
     wait_for_log(&alice, "You are now in #tea.");

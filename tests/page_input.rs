@@ -66,9 +66,9 @@ fn a_text_over_the_limits_is_not_sent() {
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();
     for (code, meaning) in [
-        (CloseCode::Invalid, "1007, invalid UTF-8"),
-        (CloseCode::Policy, "1008, policy violation"),
-        (CloseCode::Size, "1009, message too big"),
+        (CloseCode::Invalid, "1007 (invalid UTF-8)"),
+        (CloseCode::Policy, "1008 (policy violation)"),
+        (CloseCode::Size, "1009 (message too big)"),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -85,7 +85,7 @@ fn a_message_that_the_server_closes_for_has_failed() {
         let alice = join_with(&browser, port, "alice", SHORT_WAITS);
         type_message(&alice, "too much");
         wait_for_log(&alice, "Reconnected to #general.");
-        let remark = format!("Not sent. The server closed the connection: {meaning}.");
+        let remark = format!("Not sent. The server closed the connection with code {meaning}.");
         assert_eq!(alice.text("document.querySelector('.unsent .remark').textContent"), remark);
         type_message(&alice, "another");
         assert_eq!(peer.join().unwrap()["data"]["text"], "another", "the first one is not sent again");
@@ -376,7 +376,7 @@ fn a_waiting_message_can_be_canceled() {
     type_message(&alice, "send this");
     alice.click("document.querySelector('.unsent .cancel')");
     let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
-    alice.press_button("Try now");
+    alice.press_button("Retry now");
     wait_until("only the second is sent", || messages(&alice) == json!([["alice", "send this"]]));
 }
 

@@ -29,7 +29,7 @@ fn every_control_has_a_name_for_screen_readers() {
             tree["nodes"].as_array().unwrap().iter().filter(|n| n["ignored"] == false && n["role"]["value"] == role);
         nodes.map(|n| n["name"]["value"].as_str().unwrap_or_default()).collect()
     };
-    assert_eq!(named("textbox"), ["Message", "Join a room"]);
+    assert_eq!(named("textbox"), ["Message", "Room name"]);
     let buttons =
         ["#general", "Join", "Copy link to this room", "Edit connection", "Leave", "Notify me", "Inspector", "Send"];
     assert_eq!(named("button").into_iter().collect::<BTreeSet<_>>(), BTreeSet::from(buttons));

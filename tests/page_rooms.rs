@@ -268,7 +268,7 @@ fn a_proxy_that_answers_is_not_final() {
         let tab = browser.open_with(&page(&format!("server={}", ws(port))), "");
         tab.press_button("Connect");
         wait_for_state(&tab, "waiting");
-        assert!(words(&tab).contains("The server may be restarting behind a proxy"), "{body}: {}", words(&tab));
+        assert!(words(&tab).contains("A proxy may be responding while the server"), "{body}: {}", words(&tab));
     }
 }
 
@@ -339,7 +339,7 @@ fn a_reload_takes_over_its_own_connection() {
     let stranger = browser.open(&page(&format!("server={}&username=alice", ws(server.port()))));
     stranger.press_button("Connect");
     wait_for_state(&stranger, "stopped");
-    assert!(words(&stranger).contains("Choose another name, then connect again."), "{}", words(&stranger));
+    assert!(words(&stranger).contains("Choose another name, then reconnect."), "{}", words(&stranger));
 }
 
 /// Behind a proxy the chat may be under a path. The page finds it, with and without the slash at the end.
@@ -515,7 +515,7 @@ fn every_control_is_reached_by_keyboard() {
     press("document.querySelector('#recipient-clear')");
     alice.wait_for("document.activeElement === __field('Message') && document.querySelector('#recipient').hidden");
     press("__button('Notify me')");
-    wait_for_log(&alice, "The browser does not allow notifications for this page.");
+    wait_for_log(&alice, "The browser does not allow notifications from this page.");
     press("document.querySelector('#edit')");
     alice.wait_for("document.activeElement === __field('Name')");
     press("__button('Back to the chat')");
@@ -523,7 +523,7 @@ fn every_control_is_reached_by_keyboard() {
     server.signal("KILL");
     server.wait();
     alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // time enough to press Tab
-    tab_to(&alice, "__button('Try now')");
+    tab_to(&alice, "__button('Retry now')");
     let _server = Server::start_at(&format!("127.0.0.1:{}", server.port()), &[]);
     alice.press_key("Enter", false);
     wait_for_state(&alice, "joined");

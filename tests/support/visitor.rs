@@ -58,7 +58,7 @@ pub fn type_message(tab: &Tab, text: &str) {
 
 /// Switches the room with the form in the side.
 pub fn switch_room(tab: &Tab, room: &str) {
-    tab.fill("Join a room", room);
+    tab.fill("Room name", room);
     tab.press_key("Enter", false);
 }
 
