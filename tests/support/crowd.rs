@@ -1,6 +1,8 @@
 //! Thousands of clients on one thread, and what they cost the server. The clients share one poll loop that reads everything
 //! at once, so that no server has to wait for them. Most of them only count bytes.
 
+#![allow(dead_code)] // each test binary uses its own part
+
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -70,12 +72,12 @@ impl Crowd {
     /// Connects a client that keeps what it receives, and waits until the server has upgraded it.
     pub fn join_and_keep(&mut self, server: &Server, path: &str) -> usize {
         let id = self.connect(server, &upgrade_request(path), true);
+        let mut head = None;
         self.turn_until("the client is upgraded", |crowd| {
-            crowd.members[id].kept.as_ref().is_some_and(|kept| kept.windows(4).any(|end| end == b"\r\n\r\n"))
+            head = crowd.take_head(id);
+            head.is_some()
         });
-        let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
-        let head = kept.windows(4).position(|end| end == b"\r\n\r\n").expect("the end of the head") + 4;
-        assert!(kept.drain(..head).as_slice().starts_with(b"HTTP/1.1 101 "));
+        assert!(head.is_some_and(|head| head.starts_with("HTTP/1.1 101 ")));
         id
     }
 
@@ -98,6 +100,12 @@ impl Crowd {
         assert_eq!(std::io::Write::write(stream, bytes).expect("an open connection"), bytes.len(), "all of it");
     }
 
+    /// Sends what the socket's buffer has space for. The server may have closed the connection.
+    pub fn try_send(&mut self, id: usize, bytes: &[u8]) {
+        let stream = self.members[id].stream.as_mut().expect("an open client");
+        let _ = std::io::Write::write(stream, bytes);
+    }
+
     /// Polls once, and reads everything that has arrived.
     pub fn turn(&mut self) {
         assert!(Instant::now() < self.end, "the attacks take too long");
@@ -112,6 +120,13 @@ impl Crowd {
             assert!(Instant::now() < self.end, "never happened: {what}");
             self.turn();
         }
+    }
+
+    /// Removes the response head from what a client keeps, once all of it is here.
+    pub fn take_head(&mut self, id: usize) -> Option<String> {
+        let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
+        let end = kept.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+        Some(String::from_utf8(kept.drain(..end).collect()).expect("a head is ASCII"))
     }
 
     /// Returns the complete frames that a client has received since the last call.

@@ -1,0 +1,492 @@
+//! Faults on purpose, with the real kernel: resets, stopped clients, no descriptors, little memory, no stderr, moved clocks.
+//! Up to a thousand clients chat meanwhile, and a checker holds what each of them receives against the protocol: ids without
+//! a gap, the same messages for all, an echo for each message, the true members at rest, and a resume that misses nothing.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/crowd.rs"]
+mod crowd;
+mod support;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crowd::Crowd;
+use fastrand::Rng;
+use serde_json::{Value, json};
+use support::users::events_path;
+use support::{Frame, Server, masked, require_tool, upgrade_request, wait_until, whole_frames};
+
+/// A debug build is about ten times slower, and its tests run beside many others.
+const CLIENTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
+const ROOM_SIZE: usize = 50;
+const CONNECTS: usize = 200;
+const LIMIT: Duration = Duration::from_secs(120);
+const MIB: u64 = 1024 * 1024;
+
+/// Lets one test run at a time, because each needs many descriptors and both processors.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a client knows of its room, from its own stream alone.
+struct Client {
+    /// The number of its connection in the crowd, after the first one.
+    connection: Option<usize>,
+    name: String,
+    room: usize,
+    epoch: String,
+    session: String,
+    last_id: u64,
+    members: BTreeMap<String, usize>,
+    /// The messages that it has sent and not received: nonce and text.
+    unanswered: Vec<(String, String)>,
+    has_response: bool,
+    has_joined: bool,
+    close: Option<(u16, String)>,
+}
+
+/// Clients of the dialect `events` that talk in rooms, and check what they receive.
+struct Clients<'s> {
+    server: &'s Server,
+    crowd: Crowd,
+    clients: Vec<Client>,
+    /// Every message that anyone has received, by room and id.
+    messages: HashMap<(usize, u64), Value>,
+    last_ids: HashMap<usize, u64>,
+    random: Rng,
+    sent: usize,
+}
+
+impl<'s> Clients<'s> {
+    fn join(server: &'s Server, count: usize) -> Clients<'s> {
+        let crowd = Crowd::new(Instant::now() + LIMIT);
+        let random = Rng::with_seed(11);
+        let (messages, last_ids) = (HashMap::new(), HashMap::new());
+        let mut clients = Clients { server, crowd, clients: Vec::new(), messages, last_ids, random, sent: 0 };
+        for number in 0..count {
+            clients.clients.push(Client {
+                connection: None,
+                name: format!("user-{number}"),
+                room: number / ROOM_SIZE,
+                epoch: String::new(),
+                session: String::new(),
+                last_id: 0,
+                members: BTreeMap::new(),
+                unanswered: Vec::new(),
+                has_response: false,
+                has_joined: false,
+                close: None,
+            });
+        }
+        clients.connect(&(0..count).collect::<Vec<_>>());
+        clients.settle();
+        clients
+    }
+
+    /// Connects clients, again if they know an epoch, and waits until all have received their welcome.
+    fn connect(&mut self, numbers: &[usize]) {
+        for group in numbers.chunks(CONNECTS) {
+            for number in group {
+                let client = &mut self.clients[*number];
+                let mut path = events_path(&client.name, &format!("room-{}", client.room));
+                if !client.epoch.is_empty() {
+                    let Client { epoch, last_id, session, .. } = client;
+                    path += &format!("&epoch={epoch}&since={last_id}&session={session}");
+                }
+                (client.has_response, client.has_joined) = (false, false);
+                let connection = self.crowd.connect(self.server, &upgrade_request(&path), true);
+                client.connection = Some(connection);
+                for (nonce, text) in &client.unanswered {
+                    self.crowd.send(connection, &message(nonce, text));
+                }
+            }
+            self.read_until("all of this group have joined", |clients| {
+                group.iter().all(|number| clients.clients[*number].has_joined)
+            });
+        }
+    }
+
+    fn read_until(&mut self, what: &str, condition: impl Fn(&Clients) -> bool) {
+        let end = Instant::now() + LIMIT;
+        self.read();
+        while !condition(self) {
+            assert!(Instant::now() < end, "never happened: {what}");
+            self.crowd.turn();
+            self.read();
+        }
+    }
+
+    fn read(&mut self) {
+        for number in 0..self.clients.len() {
+            let Some(connection) = self.clients[number].connection else { continue };
+            if !self.clients[number].has_response {
+                let Some(head) = self.crowd.take_head(connection) else { continue };
+                assert!(head.starts_with("HTTP/1.1 101 "), "not upgraded: {head}");
+                self.clients[number].has_response = true;
+            }
+            for frame in self.crowd.take_frames(connection) {
+                self.receive(number, connection, &frame);
+            }
+        }
+    }
+
+    fn receive(&mut self, number: usize, connection: usize, frame: &Frame) {
+        let client = &mut self.clients[number];
+        assert_eq!(client.close, None, "a frame follows the Close");
+        match frame.first {
+            0x89 => self.crowd.send(connection, &masked(0x8a, &frame.payload)),
+            0x88 => client.close = Some(frame.close()),
+            _ => {
+                let mut event: Value = serde_json::from_str(frame.text()).expect("JSON");
+                let data = event["data"].take();
+                match event["event"].as_str().unwrap_or_default() {
+                    "welcome" => self.receive_welcome(number, &data),
+                    "message" => self.receive_message(number, &data),
+                    "joined" => *client.members.entry(string(&data["username"])).or_default() += 1,
+                    "left" => {
+                        let count = client.members.get_mut(data["username"].as_str().unwrap()).expect("a member");
+                        *count = count.checked_sub(1).expect("a member leaves once");
+                    }
+                    other => panic!("{} receives {other} {data}", client.name),
+                }
+            }
+        }
+    }
+
+    fn receive_welcome(&mut self, number: usize, data: &Value) {
+        let client = &mut self.clients[number];
+        if !client.epoch.is_empty() {
+            assert_eq!(data["resumed"], true, "{} resumes after {}: {data}", client.name, client.last_id);
+        } else {
+            client.last_id = data["last_id"].as_u64().unwrap() - data["history"].as_array().unwrap().len() as u64;
+        }
+        client.has_joined = true;
+        (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
+        client.members.clear();
+        for name in data["members"].as_array().unwrap() {
+            *client.members.entry(string(name)).or_default() += 1;
+        }
+        for message in data["history"].as_array().unwrap().clone() {
+            self.receive_message(number, &message);
+        }
+        assert_eq!(data["last_id"].as_u64(), Some(self.clients[number].last_id), "the backlog ends at the last id");
+    }
+
+    fn receive_message(&mut self, number: usize, message: &Value) {
+        let client = &mut self.clients[number];
+        let id = message["id"].as_u64().unwrap();
+        client.unanswered.retain(|(nonce, _)| message["nonce"] != **nonce || message["username"] != *client.name);
+        if id <= client.last_id && message["username"] == *client.name {
+            return; // a duplicate of its own message, which it had resent
+        }
+        assert_eq!(id, client.last_id + 1, "{} misses no message", client.name);
+        client.last_id = id;
+        let first = self.messages.entry((client.room, id)).or_insert_with(|| message.clone());
+        assert_eq!(first, message, "everyone receives the same message");
+        let last = self.last_ids.entry(client.room).or_default();
+        *last = id.max(*last);
+    }
+
+    fn is_here(&self, number: usize) -> bool {
+        let client = &self.clients[number];
+        client.has_joined
+            && client.close.is_none()
+            && client.connection.is_some_and(|connection| !self.crowd.members[connection].has_ended)
+    }
+
+    /// Some clients send a message each.
+    fn talk(&mut self, count: usize) {
+        for _ in 0..count {
+            let number = self.random.usize(..self.clients.len());
+            self.sent += 1;
+            let (nonce, text) = (format!("n{}", self.sent), format!("message {} of {number}", self.sent));
+            let client = &mut self.clients[number];
+            self.crowd.send(client.connection.expect("a connection"), &message(&nonce, &text));
+            client.unanswered.push((nonce, text));
+        }
+    }
+
+    /// Waits until everyone has received everything, and compares the members with the clients that are here.
+    fn settle(&mut self) {
+        let rests = |clients: &Clients, number: usize| {
+            let client = &clients.clients[number];
+            let last = clients.last_ids.get(&client.room).copied().unwrap_or_default();
+            let others = clients.clients.iter().filter(|other| other.room == client.room && other.name != client.name);
+            let members = others.map(|other| (other.name.as_str(), 1));
+            let known = client.members.iter().filter(|(_, count)| **count > 0);
+            let known = known.map(|(name, count)| (name.as_str(), *count));
+            client.unanswered.is_empty() && client.last_id == last && {
+                let (mut members, mut known) = (members.collect::<Vec<_>>(), known.collect::<Vec<_>>());
+                members.sort_unstable();
+                known.sort_unstable();
+                members == known
+            }
+        };
+        self.read_until("everyone has received everything", |clients| {
+            (0..clients.clients.len()).all(|number| rests(clients, number))
+        });
+        assert!((0..self.clients.len()).all(|number| self.is_here(number)), "nobody is disconnected");
+    }
+
+    /// Resets the connections of some clients, in the middle of a conversation, and lets them resume.
+    fn reset_and_resume(&mut self, count: usize) {
+        self.talk(count);
+        let mut numbers: Vec<usize> = (0..self.clients.len()).collect();
+        self.random.shuffle(&mut numbers);
+        numbers.truncate(count);
+        for number in &numbers {
+            self.crowd.reset(self.clients[*number].connection.take().expect("a connection"));
+        }
+        self.read();
+        self.connect(&numbers);
+        self.settle();
+    }
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}
+
+fn message(nonce: &str, text: &str) -> Vec<u8> {
+    let event = json!({"event": "message", "data": {"text": text, "nonce": nonce}});
+    masked(0x81, event.to_string().as_bytes())
+}
+
+fn start(args: &[&str]) -> Server {
+    Server::start(&[&["--rate-limit", "0"], args].concat())
+}
+
+/// Starts the server from a shell, which runs `setup` before it becomes the server, with `redirection`.
+fn start_from_shell(setup: &str, redirection: &str, args: &[&str]) -> Server {
+    let server = Server::command("127.0.0.1:0", &[&["--rate-limit", "0"], args].concat());
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &format!("{setup}\nexec \"$0\" \"$@\" {redirection}")]);
+    shell.arg(server.get_program()).args(server.get_args()).stdin(Stdio::null());
+    Server::launch(&mut shell)
+}
+
+#[test]
+fn storms_of_resets() {
+    let _alone = alone();
+    let server = start(&[]);
+    let mut clients = Clients::join(&server, CLIENTS);
+    for _ in 0..5 {
+        clients.reset_and_resume(CLIENTS / 4);
+    }
+}
+
+/// A client in a process of its own, so that it can be stopped. It writes what it receives to a file.
+struct Process {
+    child: Child,
+    file: PathBuf,
+}
+
+impl Process {
+    fn join(server: &Server, name: &str) -> Process {
+        let file = std::env::temp_dir().join(format!("wirechat-faults-{}-{name}", server.port()));
+        let script =
+            format!("exec 3<>/dev/tcp/127.0.0.1/{}; printf %s \"$1\" >&3; exec cat <&3 >\"$2\"", server.port());
+        let request = upgrade_request(&events_path(name, "stopped"));
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, "client", &request]).arg(&file);
+        Process { child: command.spawn().expect("bash runs"), file }
+    }
+
+    fn signal(&self, name: &str) {
+        let done = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status();
+        assert!(done.expect("kill runs").success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.file);
+    }
+}
+
+#[test]
+fn clients_that_are_stopped() {
+    let _alone = alone();
+    let server = start(&["--max-outbox", "100000", "--max-text", "20000", "--max-message", "100000"]);
+    let mut talker = server.upgrade(&events_path("talker", "stopped"));
+    talker.read_event("welcome");
+    let mut processes: Vec<Process> =
+        (0..10).map(|number| Process::join(&server, &format!("process-{number}"))).collect();
+    for _ in &processes {
+        talker.read_event("joined");
+    }
+    let mut last_id = 0;
+    let mut left = 0;
+    processes.iter().for_each(|process| process.signal("STOP"));
+    // The kernel's buffers take some megabytes for each of them, and then the server's outbox.
+    for number in 0..5000 {
+        if left == processes.len() {
+            break;
+        }
+        let text = format!("{number} {}", "x".repeat(19_000));
+        talker.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+        loop {
+            let event = talker.read_json();
+            match event["event"].as_str() {
+                Some("left") => left += 1,
+                Some("message") => break last_id = event["data"]["id"].as_u64().unwrap(),
+                _ => panic!("{event}"),
+            }
+        }
+    }
+    assert_eq!(left, processes.len(), "each stopped client is a slow consumer, and nobody else");
+    let is_logged = || server.log().matches("too slow to read").count() == processes.len();
+    wait_until("the log has the reason of each", is_logged);
+    processes.iter().for_each(|process| process.signal("CONT"));
+    for process in &mut processes {
+        // `cat` ends when the server has ended the stream.
+        wait_until("the client has read everything", || process.child.try_wait().expect("a status").is_some());
+        let received = fs::read(&process.file).expect("a file");
+        let head = received.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+        let (frames, rest) = whole_frames(&received[head..]);
+        assert!(rest.is_empty(), "half a frame");
+        let (close, frames) = frames.split_last().expect("a Close");
+        assert_eq!(close.close(), (1008, "too slow to read".to_owned()));
+        let events = frames.iter().map(|frame| serde_json::from_str::<Value>(frame.text()).expect("JSON"));
+        let ids: Vec<u64> = events.filter_map(|event| event["data"]["id"].as_u64()).collect();
+        assert_eq!(ids, (1..=ids.len() as u64).collect::<Vec<_>>(), "no message is missing before the Close");
+        assert!(ids.len() as u64 <= last_id);
+    }
+    talker.send_text(&json!({"event": "ping"}).to_string());
+    talker.read_event("pong");
+}
+
+/// Sets the soft limit of a running server.
+fn set_limit(server: &Server, limit: &str) {
+    let done = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status();
+    assert!(done.expect("prlimit runs").success());
+}
+
+#[test]
+fn no_descriptor_is_left() {
+    let _alone = alone();
+    let server = start(&[]);
+    let mut clients = Clients::join(&server, CLIENTS / 2);
+    let open: Vec<usize> = fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .expect("a process")
+        .map(|entry| entry.expect("a descriptor").file_name().to_str().expect("digits").parse().expect("a number"))
+        .collect();
+    // The limit is on the number of a descriptor: at the lowest free one, no other can be opened.
+    let free = (0..).find(|number| !open.contains(number)).expect("a free number");
+    set_limit(&server, &format!("--nofile={free}:"));
+    let mut crowd = Crowd::new(Instant::now() + LIMIT);
+    let request = upgrade_request(&events_path("late", "late"));
+    let waiting: Vec<usize> = (0..20).map(|_| crowd.connect(&server, &request, true)).collect();
+    server.wait_for_log("REJECT all clients wait in the backlog");
+    clients.talk(50);
+    clients.settle();
+    crowd.turn();
+    assert!(waiting.iter().all(|id| !crowd.members[*id].has_response()), "they wait, and are not rejected");
+    set_limit(&server, &format!("--nofile={}:", free + 1000));
+    crowd.turn_until("all are accepted", |crowd| waiting.iter().all(|id| crowd.members[*id].has_response()));
+    assert!(waiting.iter().all(|id| crowd.members[*id].status() == "101"));
+    clients.talk(50);
+    clients.settle();
+}
+
+#[test]
+fn little_memory() {
+    let _alone = alone();
+    // Half of what the attackers try to make the server keep.
+    let setup = format!("ulimit -d {}", 128 * 1024);
+    let server = start_from_shell(&setup, "", &["--max-buffered", &(16 * MIB).to_string()]);
+    let mut clients = Clients::join(&server, CLIENTS / 10);
+    let mut crowd = Crowd::new(Instant::now() + LIMIT);
+    let attackers: Vec<usize> = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned())).collect();
+    let len = 64 * 1024;
+    // A message that is never complete: the server must keep what it has of it.
+    let frame = masked(0x81, &vec![b'x'; len]);
+    let mut closed = 0;
+    for _ in 0..4 {
+        for id in &attackers {
+            if !crowd.members[*id].has_ended {
+                crowd.try_send(*id, &frame[..len - 100]);
+            }
+        }
+        crowd.turn();
+        clients.talk(10);
+        clients.settle();
+        closed = attackers.iter().filter(|id| crowd.members[**id].has_ended).count();
+    }
+    println!("{closed} of {} attackers are closed, peak {} KiB", attackers.len(), crowd::peak(&server));
+    assert!(CLIENTS < 1000 || closed > 0, "the buffers were full");
+    clients.settle();
+}
+
+#[test]
+fn no_stderr() {
+    let _alone = alone();
+    let dir = std::env::temp_dir().join(format!("wirechat-stderr-{}", std::process::id()));
+    fs::create_dir_all(&dir).expect("a folder");
+    let fifo = dir.join("fifo");
+    // Closed; a disk without space; a pipe that nobody reads.
+    let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'", fifo.display());
+    for (setup, redirection) in [("", "2>&-"), ("", "2>/dev/full"), (&*pipe, &*format!("2>'{}'", fifo.display()))] {
+        println!("{redirection}");
+        let mut server = start_from_shell(setup, redirection, &[]);
+        let mut clients = Clients::join(&server, CLIENTS / 2);
+        for _ in 0..3 {
+            clients.reset_and_resume(CLIENTS / 8);
+        }
+        drop(clients);
+        assert!(server.is_running());
+        server.signal("TERM");
+        assert!(server.wait().success(), "{redirection}");
+    }
+    let _ = fs::remove_dir_all(dir);
+}
+
+#[test]
+fn a_suspended_server() {
+    let _alone = alone();
+    let server = start(&["--ping-interval", "0.3", "--idle-timeout", "1"]);
+    let mut clients = Clients::join(&server, CLIENTS / 5);
+    for _ in 0..2 {
+        clients.talk(20);
+        server.signal("STOP");
+        let start = Instant::now();
+        wait_until("twice the idle timeout is over", || start.elapsed() > Duration::from_secs(2));
+        server.signal("CONT");
+        clients.settle();
+    }
+}
+
+#[test]
+fn a_clock_that_is_moved() {
+    let _alone = alone();
+    let candidates = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|arch| Path::new("/usr/lib").join(arch).join("faketime/libfaketime.so.1"));
+    let Some(library) = require_tool("libfaketime", &candidates) else { return };
+    let file = std::env::temp_dir().join(format!("wirechat-clock-{}", std::process::id()));
+    fs::write(&file, "+0").expect("a file");
+    let setup = format!(
+        "export LD_PRELOAD='{}' FAKETIME_TIMESTAMP_FILE='{}' FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1",
+        library.display(),
+        file.display()
+    );
+    let server = start_from_shell(&setup, "", &[]);
+    let mut clients = Clients::join(&server, CLIENTS / 5);
+    let mut years = Vec::new();
+    for offset in ["+400d", "-4000d", "+0"] {
+        fs::write(&file, offset).expect("a file");
+        clients.reset_and_resume(CLIENTS / 20);
+        let newest = clients.messages.iter().max_by_key(|((room, id), _)| (*room == 0, *id)).expect("a message").1;
+        years.push(string(&newest["time"])[..4].parse::<i32>().expect("a year"));
+    }
+    assert!(years[0] > years[2] && years[1] < years[2], "the messages have the server's time: {years:?}");
+    let _ = fs::remove_file(file);
+}
