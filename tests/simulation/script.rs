@@ -193,8 +193,9 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // What the rude client causes to be sent would move the faults of the others.
+        // What the rude client causes to be sent would move the faults of the others, and its turns their spurious edges.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
+        let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
         let latency = [0, 0, 1, 20, 200, 900][random.usize(..6)];
         let delay =
