@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, poll, listener, signals and so on; half to reject clients
+pub const RESERVED_DESCRIPTORS: usize = 16; // descriptors: half for stdio, listener and so on, half to reject clients
 
 const LOGGING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -34,12 +34,12 @@ pub struct Config {
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
-    /// Allow pages of this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
+    /// Allow pages from this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty, only a server on loopback checks Host headers: it knows all of its names
+    pub allow_host: Vec<String>, // if empty, a server on loopback allows loopback names, any other server all names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -110,7 +110,7 @@ pub struct Config {
     /// List at most this many members to a client that joins
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 1_000_000), help_heading = "Limits")]
     pub max_listed: usize, // the cost of a join grows with the length of the member list
-    /// In rooms of up to this many members, send the member list with every join and leave (dialect presence)
+    /// In the presence dialect, send the member list with every join and leave in rooms of up to this many members
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_number(0, 100_000), help_heading = "Limits")]
     pub max_presence: usize, // n joins send O(n³) names: each join sends up to n names to up to n members
     /// Allow each user this many messages per second, and bursts of twice as many; 0: no limit
@@ -199,7 +199,7 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, such as a proxy, which may forward clients from anywhere.
+    /// The first option that makes the server public, and its value. A trusted proxy may forward clients from anywhere.
     fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
@@ -217,7 +217,7 @@ pub fn is_loopback_name(host: &str) -> bool {
     is_localhost || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// Reads options, except logging and help, from the environment too: `WIRECHAT_MAX_TEXT` for `--max-text`.
+/// Lets the environment set all options except logging and help: `WIRECHAT_MAX_TEXT` sets `--max-text`.
 pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
@@ -259,7 +259,7 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // at most one day
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // 86,400 s are one day
     seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
 }
 

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Runs the server or a tool. Returns the exit status; `Err` adds a message for stderr.
+/// Runs the server or a tool. Returns the exit status. An `Err` also contains an error message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {

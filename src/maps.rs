@@ -57,8 +57,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // If too many values are unexpired, clear the map, although this resets the counts of all peers. Otherwise,
-            // the map would have to reject new peers, or look for expired values at every insertion.
+            // If too many values are unexpired, discard them all. The alternatives are worse: reject new peers, or
+            // search the whole map for expired values at every insertion.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

@@ -18,7 +18,7 @@ pub struct RoomLog {
     epoch: Rc<str>,
     pub last_id: u64, // id of the newest message ever appended; 0 if none
     pub messages: VecDeque<Rc<Message>>,
-    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // kept messages by username and nonce
+    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // kept messages, keyed by username and nonce
     pub bytes: usize,                                 // estimated memory use of the kept messages
 }
 

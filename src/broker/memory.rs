@@ -17,16 +17,16 @@ pub struct MemoryConfig {
     pub bytes: usize,          // maximum memory for all histories together
     pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
     pub rooms: usize,          // maximum number of rooms with members; the default room is always allowed
-    pub rooms_per_user: usize, // maximum rooms with members that one user opened; the default room is always allowed
+    pub rooms_per_user: usize, // maximum number of rooms with members that one user opened; the default room is exempt
     pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
     pub ttl: Duration,         // how long the history of an empty room can be restored
     pub default_room: &'static str,
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Box<Member>>, // boxed, because even an empty slot of the hash table has the size of its value
+    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table is as large as a used slot
     rooms: Rooms,
-    /// Clients by username: (key, whether clients may share it, client). Removal is fast even if many clients share it.
+    /// (username key, whether clients may share the username, client): an entry per client, so that removal is fast.
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -35,7 +35,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // that of the last accepted message, or of the join if there was no message yet
+    username: Rc<str>, // from the last accepted message; before the first message, from the join request
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -61,7 +61,7 @@ impl MemoryBroker {
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
             return Some(RoomEvent::JoinRejected { client, error });
         }
-        // Reuse the client's session: if this connection fails before the welcome, the client never learns a new one.
+        // Reuse the session: the client would never learn a new session if this connection failed before the welcome.
         let session = session.unwrap_or_else(|| {
             let mut new = Session([0; 16]);
             (self.rooms.random)(&mut new.0);
@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Queues `Opened` before the first member's `Joined`: the chat does not know a room that has no members.
+    /// Announces the room to the chat if the joining client is its only member, because the chat forgets empty rooms.
     fn announce_opened(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -214,8 +214,8 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // (whether the room ever had a message, when it became empty, id)
-    opened: BTreeSet<(User, RoomId)>,          // all rooms, by the user who opened the room
+    empty: BTreeSet<(bool, Duration, RoomId)>, // (whether an empty room ever had a message, when it became empty, id)
+    opened: BTreeSet<(User, RoomId)>,          // all rooms, sorted by the user who opened them
     last_id: u64,
     bytes: usize,
     config: MemoryConfig,
@@ -241,7 +241,7 @@ impl Rooms {
             self.rooms.len() - self.empty.len() < self.config.rooms
                 && self.rooms_opened_by(user).filter(is_open).count() < self.config.rooms_per_user
         };
-        // Nobody may lock other users out of the default room.
+        // The default room is exempt from the limits, so that no user can lock others out of it.
         name == self.config.default_room || self.find(name).is_some() || has_place()
     }
 

@@ -21,7 +21,7 @@ use crate::maps::CounterHasher;
 
 /// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing it. Reloading the tokens keeps the id if the username is unchanged.
+/// Identifies an access token without revealing it. The id survives a reload unless the token's username changes.
 pub type CredentialId = std::num::NonZeroU32;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
@@ -54,11 +54,11 @@ pub enum MemberId {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum User {
     Connection(Token),
-    Username(Rc<str>), // the key of the username that the client's token is bound to
+    Username(Rc<str>), // `NameRules::key` of the username that the client's access token is bound to
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// The address by which limits count. An IPv6 /64 counts as one: providers give each customer at least a /64.
+/// The address under which limits count a client. For IPv6, it is the /64: providers give each customer at least a /64.
 pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -81,11 +81,11 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // the access token is bound to `username`, so the client may replace another holder
+    pub is_bound: bool, // the access token is bound to `username`, so the client may replace the username's holder
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
-    pub user: User,                       // counts as the opener if the join creates the room
-    pub client_id: Option<Rc<str>>,       // the client replaces an older one with the same id and credential
+    pub user: User,                       // the room's opener, if the join creates the room
+    pub client_id: Option<Rc<str>>,       // the client replaces an older client with the same id and credential
     pub credential: Option<CredentialId>, // `None`: the client needs no access token
     pub resume: Option<Resume>,
 }
@@ -97,7 +97,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owns a connection. A connection keeps the secret that its join presents, if any.
+/// A secret that proves that a client owns a connection. If a join presents no secret, the broker creates a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -146,7 +146,7 @@ pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
     pub messages: Vec<Rc<Message>>, // the newest messages with ids less than `before`, oldest first
-    pub more: bool,                 // whether the broker keeps older messages
+    pub more: bool,                 // whether the broker has messages older than these
 }
 
 #[derive(Debug)]
@@ -163,7 +163,7 @@ pub enum RoomEvent {
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
     /// The history already has a message with this username and nonce. Only `client` receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
-    /// A private message. `recipients`: the sender and this server's holders of the username, without duplicates.
+    /// A private message. `recipients`: the sender and this server's clients with the username `message.to`, each once.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
     /// The reply to [`Request::History`].
     History { client: Token, page: Page },

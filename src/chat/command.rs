@@ -11,7 +11,7 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 pub enum Command<'a> {
     // A message without `to` or `/msg` goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    SwitchRoom { room: Cow<'a, str> }, // only in the dialect `events`, like `History` and `Ping`
+    SwitchRoom { room: Cow<'a, str> }, // only the dialect `events` has `SwitchRoom`, `History` and `Ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
     Ping, // not a Ping frame: the `ws` module replies to Ping frames

@@ -59,7 +59,7 @@ impl Dialect {
             (Presence, Event::Private(sent)) => {
                 Json::PrivateMessage { from: &sent.from, to: &sent.to, text: &sent.text, timestamp: &sent.time }
             }
-            // Errors in `presence` have no `type`.
+            // In the dialect `presence`, an error is the only event without the field `type`.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
             (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_)) => return,
             (_, Event::Typing { .. } | Event::Pong {}) => return,
@@ -116,7 +116,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Only messages and errors have a nonce. Other commands ignore `nonce`, like any unknown field.
+    // Keep the nonce of a message or an invalid command. Other commands ignore `nonce`, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. }) | Err(_)));
     (command, nonce)
 }
@@ -178,7 +178,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
 
 /// A JSON object with unparsed values. Each value is parsed separately, so that an error can name the field.
 struct Object<'a> {
-    path: &'static str, // for error texts: "data", or "" for the whole message
+    path: &'static str, // where the object is, for error texts: "data", or "" for the whole message
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     repeated_key: Option<Cow<'a, str>>, // the first repeated key, for the error text
 }

@@ -20,7 +20,7 @@ pub enum Event {
         #[serde(flatten)]
         backlog: Backlog,
         session: String,
-        member_count: usize, // includes the members that a truncated `members` omits
+        member_count: usize, // number of all other members, even if the list `members` is truncated
         limits: ClientLimits,
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
@@ -36,7 +36,7 @@ pub enum Event {
         #[serde(skip)]
         active: ActiveUsers,
     },
-    /// A message to the room. The sender receives its own message, too.
+    /// A message to the room. Its sender also receives the event.
     Message(Rc<Message>),
     Switched {
         room: Rc<str>,
@@ -66,7 +66,7 @@ pub enum Event {
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_count: Option<usize>, // only if `active_users` is empty because the room is too large
+    pub active_count: Option<usize>, // present only if the room is too large to list `active_users`
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -89,6 +89,6 @@ pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
 pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
-    SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // from now on, the client receives the events of `to`
+    SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
     Close { client: Token, reason: &'static str, may_retry: bool }, // close the connection, then call `Chat::leave`
 }

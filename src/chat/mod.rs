@@ -65,11 +65,11 @@ pub enum JoinError {
 pub struct Identity {
     pub credential: Option<CredentialId>,
     pub token_line: Option<NonZeroU32>, // line number in the token file or the demo tokens, for the log
-    pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any that is not reserved
+    pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any unreserved username
 }
 
 impl Identity {
-    /// The user who is rate-limited. On a local server, each connection is a user instead (PROTOCOL.md, "Rate limit").
+    /// The user whom rate limits apply to; on a local server, they apply per connection (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
@@ -84,7 +84,7 @@ pub struct Chat {
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
-    reserved: HashSet<Rc<str>>, // keys of the usernames that access tokens are bound to
+    reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // cached: all messages of an event loop turn have the same time
     config: Config,
     is_local: bool, // computed once, because `user_of` reads `is_local` for every message
@@ -176,7 +176,7 @@ impl Chat {
         }
     }
 
-    /// After `join`, `leave` or `receive`, the server calls `next_effect` until it returns `None`.
+    /// Returns the next effect. The server calls this after `join`, `leave` and `receive`, until the result is `None`.
     pub fn next_effect(&mut self) -> Option<Effect> {
         // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
@@ -408,7 +408,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Users to list in the dialect `presence`; in a large room only a count, as n members would each receive n names.
+    /// A room's users for the dialect `presence`; in a large room only their number, as each member receives the list.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

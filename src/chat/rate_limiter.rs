@@ -23,9 +23,9 @@ pub enum Decision {
     Flood,    // close the connection
 }
 
-/// Keeps a bucket per user, so that reconnecting does not reset the limit. On a local server, a user is one connection.
+/// Keeps a bucket per user, so that reconnecting does not reset the limit; on a local server, one per connection.
 pub struct RateLimiter {
-    rate: f64,  // in messages per second; 0: no limit
+    rate: f64,  // in messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages
     users: PeerMap<User, Usage>,
 }
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check(&USER, at(0)), Decision::Pass));
-        // Of nine messages per second, about four are rejected: forty in ten seconds, while a flood is over fifty.
+        // At nine messages per second, about four per second exceed the rate: 40 in ten seconds. A flood is over 50.
         for tick in 1..400 {
             assert_ne!(patient.check(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

@@ -13,7 +13,7 @@ pub struct Room {
     pub usernames: BTreeMap<MemberId, Rc<str>>,
     /// Local members that are not leaving. Broadcasts iterate faster over these small entries than over `usernames`.
     pub recipients: BTreeMap<Token, Dialect>,
-    dialect_counts: [usize; Dialect::ALL.len()], // number of recipients by `Dialect as usize`
+    dialect_counts: [usize; Dialect::ALL.len()], // recipients per dialect, indexed by `Dialect as usize`
 }
 
 impl Room {
@@ -47,7 +47,7 @@ impl Room {
     }
 
     pub fn is_closed(&self) -> bool {
-        // Local members sort before remote members, so only the first member needs a check.
+        // Local members sort before remote members, so if the first member is not local, no member is.
         !matches!(self.usernames.first_key_value(), Some((MemberId::Local(_), _)))
     }
 

@@ -23,7 +23,7 @@ impl Access {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
-        // Allow `Origin: null` for pages opened from disk. Sandboxed frames of any site send it too, so require tokens.
+        // Allow pages opened from disk, but only with tokens: sandboxed iframes of any site also send `Origin: null`.
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
@@ -53,7 +53,7 @@ impl Access {
         normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// Whether pages of `origin` may connect. Pages of `own`, the server's own origin, always may.
+    /// Whether pages from `origin` may connect. Pages from `own`, the server's own origin, always may.
     pub fn allows_origin(&self, origin: &str, own: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
         normalize_origin(origin)
@@ -124,7 +124,7 @@ pub(super) fn normalize_host(authority: &str) -> Option<String> {
 }
 
 fn is_plain(authority: &str) -> bool {
-    // Allow fewer characters than URLs do: an operator may paste the name from a log into a shell.
+    // Allow no characters that run commands in a shell: an operator may paste the name from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }
 
@@ -194,7 +194,7 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https://chat.example"), "behind a proxy with TLS");
     }
 
-    /// Rejections suggest an option value that an operator may paste into a shell.
+    /// An operator may paste an option value from a rejection into a shell, so the value must not run commands there.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
         for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]

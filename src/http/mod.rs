@@ -23,7 +23,7 @@ const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at mo
 pub enum Outcome {
     Response(Vec<u8>),
     Upgrade { response: Vec<u8>, route: Route },
-    Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages of `origin` may read the response
+    Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages from `origin` may read the response
 }
 
 pub enum Route {
@@ -123,7 +123,7 @@ pub fn format_rejection(rejection: &Rejection, is_head: bool, now: SystemTime) -
     format_response(rejection.status, &headers, &format_body(rejection), is_head, now)
 }
 
-/// The response to `/check`, which pages need because browsers hide the response to a rejected handshake from them.
+/// Formats the response to `/check`. Pages need `/check` because browsers hide the response to a rejected handshake.
 pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (status, message) = checked.map_or_else(|error| (error.status, format_body(&error)), |()| (101, "".into()));
     let json = format!("{{\"status\":{status},\"message\":{}}}\n", serde_json::json!(message));
@@ -139,7 +139,7 @@ fn format_body(rejection: &Rejection) -> String {
 }
 
 fn not_found(path: &str) -> Rejection {
-    // Do not quote the text after `=`: it may be an access token, if the client encoded the `?` of its query.
+    // Omit the text after `=`: if the client percent-encoded the `?`, the path contains the query and any access token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
@@ -148,7 +148,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // RFC 6455 §7.2.2: announce that the server closes TCP. A 426 has its own Connection header (RFC 9110 §7.8).
+    // Announce that the server will close TCP (RFC 6455 §7.2.2). A 426 sets Connection itself (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -200,7 +200,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    // An operator may paste the advice into a shell, so it names the normalized origin, not the received one.
+    // Name the normalized origin: an operator may paste this advice into a shell, and the received text is untrusted.
     let advice = match normalize_origin(text) {
         Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
         None => "It is not a valid origin, so --allow-origin cannot name it.".into(),
@@ -277,7 +277,7 @@ fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
 }
 
-/// Returns the decoded value of a parameter, or `Some("")` if the value is not percent-encoded UTF-8.
+/// Returns the decoded value of a parameter, `Some("")` if decoding fails, or `None` if the parameter is missing.
 fn read_parameter(query: &str, wanted: &str) -> Option<String> {
     find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
 }

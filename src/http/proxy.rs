@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Returns the rightmost address in `X-Forwarded-For` that is not a trusted proxy, because each proxy appends its
-/// peer's address. If all are trusted, returns the leftmost one. Ignores a malformed entry and all entries before it.
+/// Each proxy appends its peer's address to `X-Forwarded-For`, so the rightmost address that is not a trusted proxy is
+/// the client's. If all are trusted, returns the leftmost one. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()

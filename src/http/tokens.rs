@@ -1,4 +1,4 @@
-//! Access tokens (RFC 6455 §10.5), either from a file or the built-in demo tokens. A token may be bound to a username.
+//! Access tokens (RFC 6455 §10.5): those in a file, or the built-in demo tokens. A token may be bound to a username.
 
 use std::collections::{HashMap, HashSet};
 use std::{hash::BuildHasher, num::NonZeroU32, rc::Rc};
@@ -12,10 +12,10 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
 pub struct AccessTokens {
-    /// Keyed by the map's randomly seeded hash of the token, so that response times reveal no part of a token.
+    /// The tokens, keyed by their randomly seeded hash, so that response times reveal no part of a token.
     by_hash: HashMap<u64, Vec<(String, Identity)>>,
-    pub usernames: HashMap<Rc<str>, Rc<str>>, // usernames that tokens are bound to, by `username_key`
-    next_id: CredentialId,                    // greater than every id given so far
+    pub usernames: HashMap<Rc<str>, Rc<str>>, // every username that a token is bound to, keyed by `username_key`
+    next_id: CredentialId,                    // the next id to assign, greater than all earlier ids
 }
 
 impl AccessTokens {

@@ -1,7 +1,7 @@
 //! Runs the test cases of `wirechat poke` for inspectors: a client on a helper thread connects to this server, and the
 //! inspector receives the records of that connection. The client is a [`CasePlayer`], which `main` supplies. To bound
-//! the cost, an inspector runs one case at a time and receives only the case's first frames and Closes, and only a few
-//! cases run at once.
+//! the cost, an inspector runs one case at a time, the server runs only a few cases at once, and an inspector receives
+//! only the first frames of a case and any Close.
 //!
 //! A test case's connection needs no access token, because the inspector that started the case has a ticket, which the
 //! server issued to a client that passed the token check. The server recognizes the connection by its client's address
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::inspection::InspectorLink;
 
-/// Maximum number of test cases that run at the same time, because each takes a thread and two file descriptors.
+/// Maximum number of test cases that run at the same time. Each takes a thread and two file descriptors.
 const MAX_PLAYS: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
@@ -150,7 +150,7 @@ impl Plays {
         self.running.iter().any(|play| play.connection == PlayedConnection::Open(connection))
     }
 
-    /// Updates the test cases after the server has removed a connection: a test case's, an inspector's or any other.
+    /// Handles the removal of a connection, which may belong to a test case, to an inspector or to neither.
     pub fn remove(&mut self, connection: Token) {
         for play in &mut self.running {
             if play.connection == PlayedConnection::Open(connection) {

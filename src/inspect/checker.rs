@@ -9,8 +9,8 @@ use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// These limits apply until the checker knows the server's own. They are generous, because it is worse to report a false
-// failure than to miss a real one.
+// These limits apply until `set_limits` is called. They are generous, because it is worse to report a false failure
+// than to miss a real one.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]

@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] has no variant for it: a server never receives one.
+/// Explains a masked frame from the server. [`ProtocolError`] lists only errors of clients, so it has no such variant.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",

@@ -17,8 +17,8 @@ const EXCERPT_BYTES: usize = 16;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
-    /// The first [`MAX_PARTS`] reads or writes: the number of each, and how many bytes of the frame or HTTP head it
-    /// carried. The tap numbers a connection's reads from 1, and its writes too.
+    /// For each of the first [`MAX_PARTS`] reads or writes: its number, and how many bytes of the frame or HTTP head it
+    /// carried. A connection's first read has number 1, and so does its first write.
     pub listed: Vec<(u64, u64)>,
 }
 
@@ -31,7 +31,7 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN`] bytes of the payload, still masked if the frame is. In a record, secrets are redacted.
+    /// The first [`MAX_SHOWN`] bytes of the payload, masked if the frame is masked. The tap redacts secrets in records.
     pub wire: Vec<u8>,
     /// Number of payload bytes observed so far.
     pub received: u64,
@@ -62,18 +62,18 @@ pub struct Header {
 /// How the payload length is encoded (§5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LengthForm {
-    /// The low seven bits of the second byte are the length.
+    /// A length of 0 to 125, in the low seven bits of the header's second byte.
     Bits7,
-    /// The seven length bits are 126, and the next two bytes are the length.
+    /// A 16-bit length after the second byte, whose low seven bits are 126.
     Bits16,
-    /// The seven length bits are 127, and the next eight bytes are the length.
+    /// A 64-bit length after the second byte, whose low seven bits are 127.
     Bits64,
 }
 
 impl Header {
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
-        // Ignore bytes that do not fit: a header has at most `MAX_HEADER` bytes, so they are not part of it.
+        // No header is longer than `MAX_HEADER` bytes, so ignore further bytes: they cannot be part of the header.
         let appended = bytes.len().min(MAX_HEADER - len);
         self.bytes[len..len + appended].copy_from_slice(&bytes[..appended]);
         self.len += appended as u8;
@@ -226,7 +226,7 @@ impl Frame {
 
     /// Returns the payload as text; `None` if this is a Binary or Close frame, or if the payload is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
-        // A fragment without FIN does not count as whole: its last character may continue in the next fragment (§5.6).
+        // §5.6: a fragment without FIN may end inside a character, which then continues in the next fragment.
         let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
         if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
             return None;
@@ -242,7 +242,7 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Check the header too: until it is complete, `payload_len` may be 0.
+        // Check the header's size as well: before the header is complete, `payload_len` and `received` may both be 0.
         self.received == self.payload_len && self.header.bytes().len() == self.header.size()
     }
 
@@ -268,7 +268,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner adds a frame's header and payload separately: merge the two if they arrived in the same read.
+            // The scanner calls `add` once for a frame's header and again for its payload, but one read may carry both.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

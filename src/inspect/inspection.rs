@@ -98,7 +98,7 @@ impl Queue {
     pub fn push(&self, link: &InspectorLink, record: Record) {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
-        // The limit does not apply to `End`: the inspector must receive it, and each connection has only one.
+        // Queue `End` even if the queue is full: the inspector must receive it, and each connection has only one.
         let is_full = queue.len() >= MAX_QUEUED && !matches!(record.kind, RecordKind::End(_));
         if is_full || link.skips(&record) {
             link.missed.set(link.missed.get() + 1);
@@ -106,7 +106,7 @@ impl Queue {
         }
         let missed = link.missed.take();
         if missed > 0 {
-            // Report the gap first, so that the inspector shows the gap where the records are missing.
+            // Report the number of dropped records first, so that the inspector shows the gap in the right place.
             queue.push_back((inspector, Queued::Record(Record { kind: RecordKind::Missed(missed), ..record.clone() })));
         }
         queue.push_back((inspector, Queued::Record(record)));
@@ -223,7 +223,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Report how many frames the inspector missed. A tap that is attached only now reports the number itself.
+        // Tell the inspector how many frames it missed. If `Attach` creates a new tap, that tap reports the number.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -243,7 +243,7 @@ impl Inspection {
             (Some("ping"), Some(queued)) if queued > MAX_QUEUED_FOR_PING => TOO_MANY_QUEUED_BYTES,
             (Some("ping"), Some(_)) => {
                 inspector.pings += 1;
-                // §5.5.3: a Pong repeats its Ping's payload, so a number in it shows which two belong together.
+                // §5.5.3: a Pong repeats its Ping's payload, so a number in the payload shows which Ping a Pong is for.
                 let payload = format!("ping {}", inspector.pings);
                 return self.actions.push_back(Action::Ping(connection, payload));
             }
@@ -264,7 +264,7 @@ impl Inspection {
     }
 
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
-        // Queue the result of a test case behind the records of that case's connection.
+        // Queue a test case's result, so that the inspector receives it after the records of the case's connection.
         while let Some((client, record)) = self.plays.next_finished(now) {
             self.queue.0.borrow_mut().push_back((client, Queued::Cases(record)));
         }
@@ -302,7 +302,7 @@ impl Inspection {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let Some(queued) = queued_bytes(client) else { return self.detach(client) };
         // Drop records while the outbox is over half full: the server's own frames need room, and the server closes a
-        // client whose outbox is full. Always send `End`, after the number of any dropped records.
+        // client whose outbox is full. Never drop `End`: every inspector must receive it.
         if queued > self.max_queued && !matches!(record.kind, RecordKind::End(_)) {
             inspector.missed += if let RecordKind::Missed(count) = record.kind { count } else { 1 };
             return;
@@ -321,7 +321,7 @@ impl Inspection {
     fn detach(&mut self, client: Token) {
         let Some(Inspector { connection, .. }) = self.inspectors.remove(&client) else { return };
         let Some(link) = self.links.get(&connection) else { return };
-        // Clear only the link's inspector, but keep the link, which records that the ticket was used.
+        // Keep the link, because it records that the ticket was used. Remove only its reference to the inspector.
         link.inspector.set(None);
         if !self.taps_all {
             self.actions.push_back(Action::Detach(connection));
@@ -329,8 +329,8 @@ impl Inspection {
     }
 }
 
-/// Parses the code of a `close` command. Returns `None` unless §7.4 lets an endpoint send the code. Excludes 1012–1014,
-/// which `from_wire` accepts because they were registered after the RFC.
+/// Parses the code of a `close` command. Returns `None` unless §7.4 lets an endpoint send the code. Unlike `from_wire`,
+/// this function rejects 1012–1014, which were registered after the RFC.
 fn close_code(code: &Value) -> Option<CloseCode> {
     let code = code.as_u64().and_then(|code| u16::try_from(code).ok())?;
     CloseCode::from_wire(code).ok().filter(|_| !(1012..=1014).contains(&code))
@@ -389,7 +389,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: 256 kept requests would take megabytes.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // End the capture: `upgrade` sets `has_ticket` before the server sends a 101, so this is another response.
+            // End the capture. This response is not a 101: before a 101, `upgrade` would have set `has_ticket`.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };
@@ -405,8 +405,8 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Stores whether the client, whose request was accepted, gets a ticket. Returns `true`, to end the capture, if the
-    /// client gets none: without a ticket, no inspector can ask for the handshake.
+    /// Stores whether an accepted client gets a ticket. If it does not, returns `true` to end the capture: without a
+    /// ticket, no inspector can ask for the handshake.
     pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -44,7 +44,7 @@ pub use frame::{Frame, Header, LengthForm, Parts, Position};
 pub use observer::{InspectObservers, Options, Trace};
 pub use tap::Tap;
 
-/// Maximum bytes that a record keeps from a payload or a response body.
+/// Maximum number of bytes that a record keeps from a payload or a response body.
 pub const MAX_SHOWN: usize = 1024;
 
 // Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 300 bytes.
@@ -95,7 +95,7 @@ pub struct Response {
     pub status: u16,
     /// Up to [`MAX_SHOWN`] bytes of the body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
-    /// The steps to the accept value; `None` unless this is a 101 to a request with a `Sec-WebSocket-Key`.
+    /// How to compute the accept value; `None` unless this is a 101 response to a request with a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
 }
 
@@ -107,7 +107,7 @@ pub struct AcceptSteps {
     /// The key followed by the GUID of §1.3.
     pub key_and_guid: String,
     pub sha1: [u8; 20],
-    /// The SHA-1 in base64: the accept value that the response must contain.
+    /// The SHA-1 hash in base64: the accept value that the response must contain.
     pub accept: String,
     /// The accept value in the response, which may be wrong or absent.
     pub in_response: Option<String>,

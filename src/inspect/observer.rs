@@ -117,8 +117,8 @@ impl Observers for InspectObservers {
             let tap = Tap::new(number, records.clone()).hold_failures();
             Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture the handshake for a possible inspector: the server does not know yet whether this client will get a
-        // ticket. A connection that runs a test case already has its inspector, so capture nothing.
+        // Capture the handshake, to show it if an inspector attaches to this connection later. A connection that runs a
+        // test case needs no capture: its inspector is attached from the start.
         let inspection = self.inspection.as_ref().filter(|_| !is_played);
         let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
@@ -129,7 +129,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // The server has already sent the `welcome` event, so the tap has no secret to redact.
+        // The secrets are in the `welcome` event, which the server has already sent, so the tap has none to redact.
         tap.set_limits(limits);
         tap.skip_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -246,7 +246,7 @@ impl Observer for ConnectionObserver {
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
         let active_tap = self.active_tap.as_ref()?;
-        // §5.5: control frames "MUST NOT be fragmented", so keep `fragment_next` set until the next data frame.
+        // §5.5: control frames "MUST NOT be fragmented", so leave `fragment_next` set for the next data frame.
         let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
         (is_data && active_tap.link.fragment_next.take()).then(|| {
             let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER);
@@ -490,8 +490,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // `+ 2`: the client's Close and the change to CLOSING. The "missed" record precedes the server's Close and does
-        // not count it.
+        // `+ 2`: one record of the client's Close and one of the change to CLOSING. The server's Close came after the
+        // "missed" record, which therefore does not count it.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

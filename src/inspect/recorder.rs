@@ -6,7 +6,7 @@
 //! An access token may be split across two reads. So the recorder buffers the request until the server has processed
 //! the request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the
 //! read boundaries do not move. Client bytes that are not a valid frame may be another request with an access token, so
-//! the recorder redacts them and replaces everything after them with `*`.
+//! the recorder redacts any secrets in these bytes and replaces everything after them with `*`.
 //!
 //! The recorder creates the file when the server has processed the request, or when the connection closes before that.
 //! Only then does the recorder know which part of `--record-limit` the file counts against.
@@ -131,7 +131,7 @@ impl Recorders {
     /// Fails if the directory cannot be created or is not writable.
     pub fn new(dir: &Path, limit: u64) -> Result<Recorders, String> {
         let probe = dir.join(format!(".wirechat-{}", std::process::id()));
-        // 0700: recordings contain private messages.
+        // Mode 0700 keeps other users out, because recordings contain private messages.
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         let tested = created.and_then(|()| create_private_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
         tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
@@ -142,7 +142,7 @@ impl Recorders {
         Ok(Recorders { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
-    /// Starts recording. Returns `None` if both quotas are exhausted.
+    /// Returns a new recorder, or `None` if the quotas for connections with and without an upgrade are both exhausted.
     pub fn start(&mut self, connection: usize, now: SystemTime) -> Option<Recorder> {
         let is_over = self.shared.upgraded.is_exhausted() && self.shared.rejected.is_exhausted();
         (!is_over).then(|| Recorder::new(Rc::clone(&self.shared), connection, now))

@@ -53,7 +53,7 @@ pub enum Step {
     Closing,
     /// The TCP connection closed. The text is the server's explanation.
     End(String),
-    /// The part of `--record-limit` for this kind of connection is used up. No line follows a `Cut`.
+    /// The last line of a recording that `--record-limit` cut short.
     Cut,
 }
 
@@ -100,7 +100,7 @@ impl Recording {
     /// Passes the recorded bytes and state changes to a tap, and calls `show` for each of the tap's records.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, hold each failure, and drop it if the server's Close is for another reason.
+        // As in a live trace, do not report a client's protocol error if the server sends a Close for another reason.
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {

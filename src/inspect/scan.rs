@@ -12,11 +12,11 @@ use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
 
-/// Maximum bytes stored of an HTTP head: the largest value that `--max-head` accepts.
+/// Maximum number of bytes stored of an HTTP head: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of the read or write.
+    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of this read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -51,7 +51,7 @@ impl Head {
         self.first_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
 
-    /// The value of the first header with this name.
+    /// The value of the first header with the given name.
     pub fn header(&self, name: &str) -> Option<String> {
         self.bytes.split(|byte| *byte == b'\n').find_map(|line| {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -68,7 +68,7 @@ pub struct Direction {
     pub parts: u64,
     pub head: Head,
     pub frames: FrameScanner,
-    /// Whether the current frame is already reported, because it broke a rule.
+    /// Whether the current frame is already reported: a frame that breaks a rule is reported even before its end.
     pub is_reported: bool,
     /// Whether later bytes are no longer parsed as frames, for example after an invalid header.
     pub is_out_of_sync: bool,
@@ -91,11 +91,11 @@ pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
     in_payload: bool,
-    // `frames` and `messages` also count a last frame or message that is still incomplete. Only `frames` includes the
-    // frames that passed before the tap was attached.
+    // Both counts include the last frame or message even if it is incomplete. If a tap is attached to an open
+    // connection, `frames` includes all earlier frames, but `messages` starts at 0.
     frames: u64,
     messages: u64,
-    /// Fragments of the current message so far, including an incomplete fragment; 0 between messages.
+    /// Number of fragments of the current message so far, including an incomplete fragment; 0 between messages.
     fragments: u64,
 }
 
@@ -118,7 +118,7 @@ impl FrameScanner {
         self.frames = frames;
     }
 
-    /// Number of frames so far, including skipped and incomplete frames.
+    /// Number of frames so far, including earlier frames (`start_after`) and an incomplete frame.
     pub fn count(&self) -> u64 {
         self.frames
     }
@@ -128,7 +128,7 @@ impl FrameScanner {
         self.current.as_ref()
     }
 
-    /// Consumes `input` up to the end of the current frame. `part` is the number of the read or write.
+    /// Consumes `input` up to the end of the current frame. `part` is the number of this read or write.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> ScanResult {
         if input.is_empty() {
             return ScanResult::More;

@@ -8,10 +8,10 @@ use crate::ws::handshake::access_token_start;
 
 /// Query parameters with secret values.
 const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// Words in the names of secret headers. Search for words, because many products have their own header names.
+/// A header is secret if its name contains one of these words. Many products have their own header names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
-/// Proxies add headers with these prefixes, which may reveal a user's address or name. Cloudflare uses `cf-`, AWS
+/// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
 /// `x-amzn-`.
 const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
 
@@ -30,7 +30,7 @@ pub fn redact(head: &[u8]) -> Vec<u8> {
     let (mut is_secret, mut offers_protocols) = (false, false);
     for line in head.split_mut(|byte| matches!(byte, b'\r' | b'\n')) {
         if line.is_empty() {
-            continue; // The empty string between CR and LF is not a line.
+            continue; // Skip the empty string that the split produces between CR and LF.
         }
         // RFC 9112 §5.2 (obs-fold): a line that starts with a space or tab continues the previous header, so redact it
         // like that header.

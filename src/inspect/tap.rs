@@ -31,7 +31,7 @@ pub struct Tap {
     stage: Stage,
     client: Direction,
     server: Direction,
-    /// Bytes that the client sent after its request but before the response, with the number of each read.
+    /// The client's bytes between its request and the response: one entry per read, with the number of the read.
     early: Vec<(u64, Vec<u8>)>,
     checker: RuleChecker,
     lifecycle: Lifecycle,
@@ -88,8 +88,8 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// Makes the tap hold each failure of the client until the server sends its Close or TCP closes. If the server's
-    /// Close is for another reason, the tap drops the failure.
+    /// Makes the tap hold each failure of the client until the server sends its Close or the TCP connection closes. The
+    /// tap drops the failure if the server's Close has another reason: the server closed before it read the bad frame.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -222,7 +222,7 @@ impl Tap {
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
-        // Hide an inspector's frames: most of them only repeat the records of another connection.
+        // Report no frames of an inspector's connection: most of them only carry records of other connections.
         self.stage = if self.is_private { Stage::Ended } else { Stage::Frames };
         self.reporter.report_change(self.lifecycle.open());
         // Free the memory of the HTTP heads, because a connection may stay open for days.
@@ -278,7 +278,7 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the headers of server frames, because `Protocol` validates only client frames.
+    /// Checks only the headers of server frames: `Protocol`, which checks the other rules, accepts only client frames.
     fn check_server(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),
@@ -342,8 +342,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// A server with a queued Close frame already discards the client's data frames. The bytes do not show a queued
-    /// Close, so the tap relies on a call of `begin_closing`.
+    /// A server with a queued Close frame already discards the client's data frames. A queued Close is
+    /// not on the wire yet, so the tap relies on a call of `begin_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {

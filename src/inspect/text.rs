@@ -1,4 +1,4 @@
-//! Formats a record as one line of text. [`Detail::Full`] adds an HTTP head, or a frame labelled by field (§5.2).
+//! Formats a record as one line of text. [`Detail::Full`] adds the HTTP head, or a diagram of the frame (§5.2).
 //!
 //! ```text
 //! 2026-11-22T12:00:01.204Z  #7 → TEXT  fin mask=37fa213d len=5 (7-bit)  "Hello"                       §5.2 §5.3
@@ -82,7 +82,7 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
     // If the line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.apply(colour(sign), &start), paint.apply(Ansi::new().dimmed(), &sections.join(" ")));
-    // invariant: no `let _` in this file hides an error: writing to a String cannot fail.
+    // invariant: no `let _` in this file hides an error, because writing to a String cannot fail.
     let _ = writeln!(out, "{start}{:gap$}{sections}", "");
     if style.detail == Detail::Full {
         match &record.kind {
@@ -122,7 +122,7 @@ fn state_section(state: State) -> &'static str {
     }
 }
 
-/// Formats a time as in the log and in the inspector's JSON, so that readers can easily compare them.
+/// Formats a time in the same way as the log and the inspector's JSON, so that readers can compare times.
 fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
@@ -158,7 +158,7 @@ fn frame_line(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", hex_digits(&key));
         }
-        // Print no partial key: the header broke a rule, or the connection closed, before the whole key arrived.
+        // Print no partial key. Bytes of the key are missing if the header broke a rule or the connection closed early.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -238,7 +238,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
         Some(value) if value == accept => "  equals Sec-WebSocket-Accept".into(),
         Some(value) => format!("  but Sec-WebSocket-Accept is {}", quote(value)),
     };
-    // The steps of §4.2.2, item 5.4, one per line.
+    // How the server computes the accept value from the key (§4.2.2, item 5.4), one step per line.
     for (name, value) in [
         ("key", escape(&steps.key)),
         ("key + GUID", escape(&steps.key_and_guid)),
@@ -318,7 +318,7 @@ fn write_line(line: &str, out: &mut String) {
     let _ = writeln!(out, "{INDENT}{}", line.trim_end());
 }
 
-/// Writes the remaining rows of the payload. A masked payload appears twice, masked and unmasked.
+/// Writes the payload rows below the first one. After each row of a masked payload, writes the same row unmasked.
 fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();

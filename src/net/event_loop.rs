@@ -35,7 +35,7 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Sets up the listener and server. `config` has passed `Config::validate`. `Err` is a message for the operator.
+    /// Sets up the listener and server. `config` must have passed `validate`. `Err` is a message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let mut listener = Listener::bind(config.listen)?;

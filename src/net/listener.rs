@@ -12,8 +12,8 @@ use socket2::SockRef;
 use crate::config::{Config, RESERVED_DESCRIPTORS};
 use crate::server::connection::Socket;
 
-const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; the default of `somaxconn`, too
-const RETRY_DELAY: Duration = Duration::from_millis(250); // after a failed accept, for example if descriptors run out
+const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; equals Linux's default `somaxconn`
+const RETRY_DELAY: Duration = Duration::from_millis(250); // pause between a failed accept and the next attempt
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener<S = TcpListener> {
@@ -44,7 +44,7 @@ impl Listener {
 }
 
 impl<S> Listener<S> {
-    /// `accept` takes a client from the socket. `has_more` checks whether another client is waiting.
+    /// Returns the next client, if any. `accept` accepts a client; `has_more` checks whether another client is waiting.
     pub fn accept<T>(&mut self, now: Duration, accept: fn(&S) -> io::Result<T>, has_more: fn(&S) -> bool) -> Option<T> {
         while self.next_at.is_some_and(|at| at <= now) {
             let accepted = accept(&self.socket);
@@ -55,7 +55,7 @@ impl<S> Listener<S> {
             };
             match error.kind() {
                 ErrorKind::WouldBlock => self.next_at = None,
-                // accept(2): EINTR, or an error of one pending connection, so accept the next one.
+                // accept(2): a signal interrupted the call, or one pending connection failed. Try the next connection.
                 ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted => {}
                 ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::TimedOut => {}
                 _ => {
@@ -77,7 +77,7 @@ impl Socket for TcpStream {
     }
 }
 
-/// Raises the soft descriptor limit. Returns the maximum number of clients, and of lingering connections.
+/// Raises the soft descriptor limit. Returns the maximum numbers of clients and of rejected connections that linger.
 pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

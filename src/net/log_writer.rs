@@ -16,9 +16,9 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// Only errors and these events may fill more than half of the queue: a flood of rejections must leave space for them.
+/// Errors and these events may fill the whole queue, and other lines only half: a flood of rejections must leave space.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// Lines wait up to this long to share a write: one write per turn would cost 5 % of a short connection's time.
+// Lines wait up to this long to share a write: one per event-loop turn would take 5 % of a short connection's CPU time.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.

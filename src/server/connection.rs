@@ -41,7 +41,7 @@ const WORK_LISTS: usize = Work::Remove as usize + 1;
 
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
-    /// Whether a transport such as TLS holds unread bytes from the client or unsent bytes from the server.
+    /// Whether a transport such as TLS buffers bytes from this role: unread bytes (client) or unsent bytes (server).
     fn has_pending(&self, _from: Role) -> bool {
         false // plain TCP has no buffer in user space
     }
@@ -50,11 +50,11 @@ pub trait Socket: Read + Write {
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
-/// A connection. The rarely used fields are boxed in `cold`, so that those for broadcasts are close in memory.
+/// A connection. Rarely used fields are in `cold`, a separate allocation, so that a broadcast touches less memory.
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
-    pub frames_sent: u64, // including queued frames; an observer attached later numbers its frames from here
+    pub frames_sent: u64, // frames sent or queued; an observer attached later continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
     queued: [bool; WORK_LISTS], // which work lists hold the connection
@@ -64,7 +64,7 @@ pub struct Connection<S> {
 /// The work lists of [`Connections`]: each lists the connections that need one kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    ReadEnding, // read first, so that the server detects a mass disconnect before it sends a batch
+    ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch
     Read,
     Handshake, // a separate list with a lower limit per turn, because handshakes are costly
     Write,
@@ -141,7 +141,7 @@ impl<S: Socket> Connection<S> {
         Connection { socket, outbox, frames_sent: 0, observer, input, queued, cold }
     }
 
-    /// Records an edge. `is_last`: the stream ended or the socket failed, so the poll reports no further edge.
+    /// Records that the poll reported input. `is_last`: the stream ended or the socket failed, so no report follows.
     pub fn set_readable(&mut self, is_last: bool) {
         self.input = self.input.max(if is_last { Input::Ending } else { Input::Readable });
     }
@@ -185,7 +185,7 @@ impl<S: Socket> Connection<S> {
         let result = self.socket.read(buffer);
         self.input = match &result {
             Ok(0) => Input::Ended,
-            // epoll(7): a short read empties the kernel's buffer. Only an ending stream then needs another read.
+            // epoll(7): after a short read, the socket's buffer is empty. Only an ending stream needs another read.
             Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
             _ => self.input, // input may remain, so the server reads again in a later turn

@@ -23,18 +23,18 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 /// The server sends a batch longer than this at once, unless batches are held, so that no outbox becomes too full.
 const BATCH_FLUSH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // if a turn broadcasts more `left` events than this, the server holds all batches
-const MAX_HOLD: Duration = Duration::from_millis(250); // even endless disconnects delay no broadcast longer
+const MAX_HOLD: Duration = Duration::from_millis(250); // limits the delay of broadcasts if disconnects never stop
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batch
 
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their batches' first events, including rooms whose full batch was already taken.
+    /// Rooms in the order of their batches' first events. A room stays listed after its full batch was taken.
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of this turn
     left_events: usize,               // `left` events broadcast in this turn
-    pub held_since: Option<Duration>, // monotonic time; `None` unless batches are held
+    pub held_since: Option<Duration>, // monotonic time when the hold on batches began; `None` without a hold
 }
 
 /// One room's frames since its last batch, rendered in every dialect that its members use.
@@ -90,7 +90,7 @@ impl Fanout {
         &frames[start..]
     }
 
-    /// Removes and returns the room's batch. In this turn, the server reads no more from the room's members.
+    /// Removes and returns the room's batch, and pauses reading from the room's members until the next turn.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
         self.full_rooms.insert(room);
         self.rooms.remove(&room)
@@ -109,7 +109,7 @@ impl Fanout {
 
 /// Appends an event as one frame, or nothing if the dialect has no such event.
 pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
-    let mut json = Vec::with_capacity(256); // bytes; enough for most events
+    let mut json = Vec::with_capacity(256); // initial capacity in bytes; most events fit
     dialect.write(event, &mut json);
     if !json.is_empty() {
         frame::append(out, Opcode::Text, &json);

@@ -12,7 +12,7 @@ use crate::ws::request::{Rejection, Request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // for clients to reply to the server's Close
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // time for clients to reply to the server's Close
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has not read yet
 
 impl<S: Socket> Server<S> {
@@ -31,7 +31,7 @@ impl<S: Socket> Server<S> {
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
-        // A trusted proxy connects for many clients, so count a connection only once its request names the client.
+        // A trusted proxy connects for many clients, so count its connection later, when the request names the client.
         let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
@@ -117,7 +117,7 @@ impl<S: Socket> Server<S> {
         let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.linger(token) {
-            self.write_to(oldest); // send the oldest connection's response if it is still queued
+            self.write_to(oldest); // `abort` drops the outbox, so first try to send the queued response
             self.abort(oldest, "too many rejected connections linger");
         }
     }
@@ -191,7 +191,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // a late check's delay is not the peer's silence
+        connection.cold.last_received = self.now.monotonic - silent; // do not blame the peer if this check is late
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -216,11 +216,11 @@ impl<S: Socket> Server<S> {
         self.apply_protocol_state(token, reason);
     }
 
-    /// Drops the outbox except the rest of a half-sent frame, and closes the connection.
+    /// Drops unsent room events and the outbox, except the rest of a half-sent frame. Then closes the connection.
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
-            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room)); // send no event after a gap
+            self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room));
             self.close(token, code, reason);
         }
     }

@@ -1,5 +1,5 @@
-//! Limits of the whole server: clients, connections per address and second, wrong access tokens, logged rejections,
-//! buffered bytes. If only this machine can reach the server, loopback may exceed the limits on connections and tokens.
+//! Server-wide limits on clients, connections (per address, and per second), wrong access tokens, logged rejections and
+//! buffered bytes. If the server is not public, loopback clients are exempt from the limits on connections and tokens.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -9,7 +9,7 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // burst in seconds: after a server restart, a household's devices reconnect at once
+const CONNECT_BURST: f64 = 5.0; // seconds of `connect_rate` in one burst: a household's devices reconnect together
 const MAX_LOGGED: usize = 5; // logged rejections per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
@@ -26,8 +26,8 @@ pub struct ConnectionLimits {
     max_wrong_tokens: usize,
     wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted wrong token
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary, and rejections per address
-    pub buffered: usize, // bytes that count towards `--max-buffered`, except frames that several outboxes share
-    pub buffered_shared: Rc<Cell<usize>>, // bytes of frames that outboxes share; also count towards `--max-buffered`
+    pub buffered: usize, // bytes not shared between connections; `--max-buffered` limits these plus `buffered_shared`
+    pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share
 }
 
 impl ConnectionLimits {
@@ -56,7 +56,7 @@ impl ConnectionLimits {
     /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
     pub fn linger(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
-        // Leave room for one more, so that the server can accept and reject the next client.
+        // Keep one place free, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
     }
 

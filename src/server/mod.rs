@@ -36,7 +36,7 @@ use timers::Timers;
 
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
-const READS_PER_TURN: usize = 2048; // bounds the delay of writes, which wait for all reads of a few microseconds each
+const READS_PER_TURN: usize = 2048; // each read delays the writes at the end of the turn by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -111,7 +111,7 @@ impl<S: Socket> Server<S> {
         self.fanout.begin_turn(now.monotonic);
     }
 
-    /// Records an edge from the poll. The server reads and writes later, in `finish_turn`.
+    /// Records the readiness that the poll reported. The server reads and writes later, in `finish_turn`.
     pub fn set_ready(&mut self, token: Token, readiness: Readiness) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if readiness.readable || readiness.read_closed || readiness.error {
@@ -119,7 +119,7 @@ impl<S: Socket> Server<S> {
         }
         let wants_read = connection.wants_read(self.config.max_outbox);
         if readiness.readable && !wants_read {
-            // While reads are paused, only an edge shows that the peer is active.
+            // While reads are paused, new readiness is the only sign that the peer is active.
             connection.cold.last_received = self.now.monotonic;
         }
         if readiness.writable && !connection.is_flushed() {
@@ -155,7 +155,7 @@ impl<S: Socket> Server<S> {
             let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
                 let Some(token) = self.connections.next(work) else { break };
-                // Read no more in this turn from members of a room with a full batch: recipients need time to read.
+                // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
                 let full = &self.fanout.full_rooms;
                 if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
                     self.connections.queue(work, token);
@@ -219,7 +219,7 @@ impl<S: Socket> Server<S> {
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
             let (Some(service), Stage::Open(protocol)) = (cold.service, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // A protocol error after the server's Close yields no event but changes the state, so apply it here.
+                // A protocol error after the server's Close yields no event but changes the state. Apply that state.
                 if matches!(protocol.state(), State::OutOfSync | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
@@ -283,7 +283,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Queues an event for one client, after the room's batch so far.
+    /// Sends an event to one client. The client receives the event after all earlier events of its room.
     fn send(&mut self, client: Token, event: &Event) {
         self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));
         let Some(dialect) = self.chat.dialect_of(client) else { return };
@@ -297,14 +297,14 @@ impl<S: Socket> Server<S> {
         let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Move the cursor of `except` before a full batch is sent. Otherwise, that client would receive the event too.
+        // Move the cursor of `except` past the event before sending a full batch: this client must not receive it.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
         }
     }
 
-    /// Queues the room's batch so far for a client, so that any later output follows the batch.
+    /// Queues the room's events that a client has not yet received, so that they arrive before any later output.
     fn catch_up(&mut self, client: Token, room: RoomId) {
         // Do not send a held batch to a closing client: the batch may be long, and the client rarely reads it.
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {

@@ -43,12 +43,12 @@ pub trait Observers {
         None
     }
 
-    /// Whether the client must present an access token, on a server that requires access tokens.
+    /// Returns `false` if the client needs no access token even on a server that requires access tokens.
     fn needs_token(&self, _connection: Token) -> bool {
         true
     }
 
-    /// Returns an observer for an open connection between two messages, after [`Action::Attach`].
+    /// Returns an observer for an open connection. The server calls this between messages, after [`Action::Attach`].
     fn attach(&mut self, _: Token, _: Limits, _frames_received: u64, _frames_sent: u64) -> Option<Box<dyn Observer>> {
         None
     }
@@ -80,7 +80,7 @@ pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 #[derive(Debug)]
 pub enum Action {
     Send(Token, String), // a text message to an inspector
-    Attach(Token),       // takes effect between two messages
+    Attach(Token),       // attach an observer as soon as the connection is between two messages
     Detach(Token),
     Ping(Token, String), // the payload, at most 125 bytes (§5.5)
     Close(Token, CloseCode, &'static str),

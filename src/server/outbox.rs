@@ -1,6 +1,6 @@
-//! The outbox: a bounded queue of whole frames for one socket. Members of a room share most queued broadcasts. If a
-//! partial write leaves a frame half sent, the outbox finishes that frame first, or the peer would read the next
-//! header as payload. Example: three frames, two of them shared, after the socket has accepted seven bytes:
+//! The outbox: a bounded queue of whole frames for one socket. Outboxes share one copy of a broadcast. An outbox that
+//! drops its output still finishes a half-sent frame: otherwise, the peer would read the next frame's header as
+//! payload. Example: three frames, two of them shared, after the socket has accepted seven bytes:
 //!
 //! ```text
 //!   chunk    frames              sent   to finish first
@@ -49,7 +49,7 @@ impl Chunk {
 #[derive(Debug)]
 struct SharedFrames {
     bytes: Box<[u8]>,
-    buffered_shared: Rc<Cell<usize>>, // counts these bytes once towards `--max-buffered`
+    buffered_shared: Rc<Cell<usize>>, // total bytes of all `SharedFrames`, for `--max-buffered`
 }
 
 impl Drop for SharedFrames {
@@ -164,7 +164,7 @@ impl Outbox {
     }
 
     /// Whether more than `bound` bytes follow the next frame. The next frame does not count, because a `welcome` with a
-    /// long history can exceed the bound. Flush first, so that the socket has accepted as many bytes as it can.
+    /// long history can alone exceed the bound. Flush first, so that the socket has accepted as many bytes as it can.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }

@@ -1,6 +1,6 @@
 //! Parses a server's bytes as a client does: the HTTP response (RFC 6455 §4.1), then messages, Pongs and a Close
-//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit. A frame over the limit fails once its
-//! header announces the size. Parsing stops at the first violation of the RFC or of a limit.
+//! (§5, §7). The server may be wrong or hostile, so all stored data has a limit. The parser fails on an oversized frame
+//! as soon as the frame's header is complete. Parsing stops at the first violation of the RFC or of a limit.
 
 use std::borrow::Cow;
 
@@ -166,7 +166,8 @@ pub struct IncomingClose {
 /// The response, messages, Pongs and Close that a server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Inbox {
-    /// Unparsed bytes: an incomplete response head, an incomplete frame, or the bytes that start with a violation.
+    /// Unparsed bytes: an incomplete response head, an incomplete frame, or the rest after a violation stopped the
+    /// parser.
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,

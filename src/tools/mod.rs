@@ -24,7 +24,7 @@ pub enum Tool {
     Explain(explain::Arguments),
     /// Test a WebSocket server with valid and hostile input, and check its responses against RFC 6455
     Poke(poke::Arguments),
-    /// Show a connection that --record saved, and check that this version reacts as the server did then
+    /// Show a connection that --record saved, and check that this version reacts as the recorded server did
     Replay(replay::Arguments),
 }
 

@@ -16,12 +16,12 @@ pub fn is_offer(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // The value is optional. Replace a missing value by "none", which is a valid token.
+    // The value is optional. Instead of a missing value, check "none", which is a valid token.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };
-    // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". Each backslash escapes one
-    // character of the token, so strip a leading backslash; then every piece between backslashes must be a token.
+    // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". A token contains no backslash,
+    // so each backslash must escape a token character. Ignore a leading one, and check the pieces between the others.
     let unquoted = quoted.strip_suffix('"').unwrap_or_default();
     is_token(name) && unquoted.strip_prefix('\\').unwrap_or(unquoted).split('\\').all(is_token)
 }

@@ -21,10 +21,10 @@ const RSV: u8 = 0x70;
 const OPCODE: u8 = 0x0f;
 const MASK: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
-const LENGTH_16: u8 = 126; // in the 7-bit length field: a 16-bit length follows
-const LENGTH_64: u8 = 127; // in the 7-bit length field: a 64-bit length follows
+const LENGTH_16: u8 = 126; // value of the 7-bit length field if a 16-bit length follows
+const LENGTH_64: u8 = 127; // value of the 7-bit length field if a 64-bit length follows
 
-pub const MAX_HEADER: usize = 2 + 8 + 4; // in bytes: two fixed bytes, a 64-bit length, a masking key
+pub const MAX_HEADER: usize = 2 + 8 + 4; // two fixed bytes, an 8-byte length, a 4-byte masking key
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 /// The endpoint that sent a frame. §5.1: a client must mask its frames, and a server must not.
@@ -127,7 +127,7 @@ pub fn server_frame_len(frames: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    /// In the module doc's diagram, a field of n bits is 2n - 1 characters wide.
+    /// Compares the constants with the module doc's diagram, in which a field of n bits is 2n - 1 characters wide.
     #[test]
     fn picture_matches_the_code() {
         let doc = crate::pictures::module_doc(include_str!("frame.rs"));
@@ -163,7 +163,7 @@ mod tests {
         (&[0x88, 0xfd], Ok(Some((true, Opcode::Close, 125)))),
         (&[0x89, 0x80], Ok(Some((true, Opcode::Ping, 0)))),
         (&[0x8a, 0x80], Ok(Some((true, Opcode::Pong, 0)))),
-        // the RSV bits are checked before everything else
+        // an RSV error takes precedence over every other error
         (&[0xc1], Err(ReservedBits)),
         (&[0xa1], Err(ReservedBits)),
         (&[0x91], Err(ReservedBits)),
@@ -180,7 +180,7 @@ mod tests {
         (&[0x88, 0xfe], Err(ControlTooLong)),
         (&[0x89, 0xff], Err(ControlTooLong)),
         (&[0x8a, 0x7e], Err(ControlTooLong)),
-        // the mask bit is checked before an extended length
+        // an unmasked frame fails at its second byte, before any extended length
         (&[0x81, 0x05], Err(Unmasked)),
         (&[0x81, 0x7f], Err(Unmasked)),
         (&[0x81, 0x7e, 0x00, 0x05], Err(Unmasked)),
@@ -189,7 +189,7 @@ mod tests {
         (&[0x81, 0xfe, 0x00, 0x7d], Err(LengthNotMinimal)),
         (&[0x81, 0xfe, 0x00, 0x7e], Ok(Some((true, Opcode::Text, 126)))),
         (&[0x81, 0xfe, 0xff, 0xff], Ok(Some((true, Opcode::Text, 65535)))),
-        // 64-bit lengths: an invalid length fails as early as possible
+        // 64-bit lengths: the first bytes are enough to reject an invalid length
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00], Ok(None)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00], Err(LengthNotMinimal)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00], Ok(Some((true, Opcode::Text, 65536)))),

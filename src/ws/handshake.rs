@@ -30,7 +30,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// Returns the 101 response (§4.2.2 item 5), or a rejection per broken rule. `supported` is the endpoint's subprotocol.
+/// The 101 response (§4.2.2 item 5), or one rejection for each broken rule. `supported` is the endpoint's subprotocol.
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
@@ -104,10 +104,10 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// The prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a page can set. Never log the token.
+/// Prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a web page can set. Never log the token.
 pub const BEARER: &[u8] = b"bearer.";
 
-/// Returns the offset of an access token, which need not be at the start: clients may mistype the comma before it.
+/// Returns the offset of an access token, even in the middle of a name such as `chat;bearer.…` (a mistyped comma).
 pub fn access_token_start(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
     prefix.map(|at| at + BEARER.len())

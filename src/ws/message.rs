@@ -53,12 +53,12 @@ impl Assembler {
         }
     }
 
-    /// Appends `payload`, or fails at an invalid byte of text. `remaining` counts the frame's bytes from `payload` on.
+    /// Appends `payload`, or fails at invalid text. `remaining` is the size of `payload` plus the rest of the frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.size();
         // An announced length alone must not cost memory (§10.4): the capacity is at most twice the *received* size
-        // and never more than the message needs at the end of the frame.
+        // and never more than the size that the message has at the end of this frame.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {

@@ -2,7 +2,7 @@
 //!
 //! # Index: the sections of RFC 6455 that bind a server
 //!
-//! In the last column, `hostile_frames::closes` is a test in `tests/hostile_frames.rs`; a plain name is a unit test.
+//! In the column `test`, `hostile_frames::closes` is in `tests/hostile_frames.rs`; a name without `::` is a unit test.
 //!
 //! | section | where | test |
 //! |---|---|---|

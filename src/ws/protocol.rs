@@ -47,7 +47,7 @@ pub enum State {
     Closed,    // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
-/// Input from the peer. The output already contains the server's reply, if any: a Pong (§5.5.2) or a Close (§5.5.1).
+/// An event caused by the peer's input. `Protocol` has already queued any reply: a Pong (§5.5.2) or a Close (§5.5.1).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     Message(Message<'a>),
@@ -94,7 +94,7 @@ impl Protocol {
         std::mem::take(&mut self.output)
     }
 
-    /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Limits `reason` to 123 bytes.
+    /// Starts the closing handshake (§7.1.2, §7.3), unless a Close was already sent. Truncates `reason` to 123 bytes.
     pub fn close(&mut self, code: CloseCode, reason: &str) {
         if self.send_close(Some(code), reason) {
             self.state = State::Closing;
@@ -120,7 +120,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // no check: a control frame, or a data frame that the closing server skips
+                _ => Ok(()), // accept control frames, and data frames that the server skips because it is closing
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
@@ -179,7 +179,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let CloseFrame { code, reason } = match CloseFrame::parse(payload) {
-            // The server has already sent its only Close and cannot report this error, so treat the Close as empty.
+            // The server has sent its only Close, so it cannot report this error: treat the peer's Close as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -197,9 +197,9 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // Stop reading: after most of these errors, the next frame cannot be found or an oversized payload follows.
+            // Stop reading: after 1002, the start of the next frame may be unknown; after 1009, much data may follow.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
-            // Frames can still be found, so skip them until the peer's Close ends the closing handshake (§7.1.3).
+            // After other errors, the frame boundaries are known, so skip frames until the peer's Close (§7.1.3).
             _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))
@@ -378,7 +378,7 @@ mod tests {
         let failed = |error| format!("{:?}", Event::Failed(error));
         let message = format!("{:?}", text("x"));
         let ping = format!("{:?}", Event::Ping(b"".into()));
-        /// (state before, input, expected events, first byte of each expected frame, state after)
+        /// One test: (state before, input, expected events, first byte of each expected frame, state after).
         type Row<'a> = (State, &'a [u8], &'a [String], &'a [u8], State);
         let table: [Row; 22] = [
             (State::Open, &frame(0x81, b"x"), &[message], &[], State::Open),
@@ -478,7 +478,7 @@ mod tests {
             }
         }
         crate::pictures::assert_in_module_doc(include_str!("protocol.rs"), &table);
-        // The picture must have one arrowhead per transition in the table.
+        // The state diagram in the module doc must have one arrowhead per state transition in the table.
         let doc = crate::pictures::module_doc(include_str!("protocol.rs"));
         let picture = doc.split("```").nth(1).unwrap();
         assert_eq!(picture.matches(['▶', '◀', '▲']).count(), transitions.len(), "{transitions:#?}");

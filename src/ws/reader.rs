@@ -45,7 +45,7 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate without waiting for the masking key, so `validate` may see the same header several times.
+            // To fail early, call `validate` even before the masking key arrives, so perhaps several times per header.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         // A frame with an empty payload needs no more input.

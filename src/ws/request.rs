@@ -80,7 +80,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a first byte that cannot start an HTTP request, before any newline: a TLS ClientHello may contain none.
+    /// Rejects a first byte that cannot start an HTTP request. Needs no newline: a TLS ClientHello may not contain one.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
@@ -267,7 +267,7 @@ mod tests {
                 assert_eq!(read(bytes, size, 8192), Err(400), "{}", quote(bytes));
             }
         }
-        // The server reports the first of two errors, however the head is split.
+        // However the head is split into reads, the server reports the first of its two errors.
         for size in [1, 100] {
             assert_eq!(read(b"GET / HTTP/2.0\r\nHost:\na\r\n\r\n", size, 8192), Err(505));
         }

@@ -39,7 +39,7 @@ The exit code is 0 if the bytes are complete and valid, 1 if not, 2 if the input
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Frames or a handshake, as bytes in any usual notation (none or "-": standard input). Or a topic: key KEY,
+    /// Frames or a handshake, as bytes in any usual notation (omitted or "-": standard input). Or a topic: key KEY,
     /// close CODE, opcode N, section N, ping, masking, 1006
     #[arg(value_name = "BYTES")]
     words: Vec<String>,
@@ -48,7 +48,7 @@ pub struct Arguments {
     #[arg(long)]
     from_server: bool,
 
-    /// Force the notation of the bytes instead of recognizing it by its shape
+    /// Read the bytes in this notation (default: detect the notation)
     #[arg(long = "as", value_name = "NOTATION")]
     notation: Option<Notation>,
 

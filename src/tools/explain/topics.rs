@@ -168,7 +168,7 @@ fn close_code(asked: &str) -> Result<String, String> {
     Ok(format!("Close code {code}: {name}\n{text}\n{wire}\n§7.4; src/ws/close.rs"))
 }
 
-/// Name and meaning of the range of an unregistered close code (§7.4.2).
+/// Returns the name and the meaning of the range that contains an unregistered close code (§7.4.2).
 fn code_range(code: u16) -> (&'static str, &'static str) {
     match code {
         0..=999 => ("not used", "Close codes start at 1000."),

@@ -5,7 +5,7 @@
 
 use super::{Decoded, quote, read_hex};
 
-/// Maximum size of a dump with a `*` line, in bytes. Such a line is a repetition, so a short text could become huge.
+/// Maximum number of bytes in a dump with a `*` line, which repeats the line before it any number of times.
 const MAX_BYTES: usize = 1 << 20;
 /// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
@@ -16,7 +16,7 @@ const GAP_COLUMN: usize = 8;
 /// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely_dump(text: &str) -> bool {
     let Ok(lines) = parse_lines(text) else {
-        // Parsing failed. If the first line is clearly from a dump, return true, so `read` reports the error.
+        // Parsing failed. If the first line is clearly from a dump, return true, so that `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
@@ -34,7 +34,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
-        // Reject 16-bit words: little-endian machines print their bytes swapped, and the last word could be one byte.
+        // Reject 16-bit words: little-endian machines print their bytes swapped, and an odd last byte is padded.
         return Err(format!(
             "line {} has words of 16 bits, whose byte order depends on the machine: use hexdump -C, od -tx1 or xxd \
              (or add --as hex)",
@@ -74,8 +74,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // Suggest that the offset of a single line could also be bytes. This is unlikely: an offset usually starts with
-        // 00, the first byte of a continuation frame, and such a frame cannot start a message (§5.4).
+        // The offset of a single line could also be bytes, so mention `--as hex`. An offset is likelier: it usually
+        // starts with 00, the first byte of a continuation frame, and such a frame cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -257,7 +257,7 @@ fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8
         }
         let after = &tail[group.len()..];
         let gap = after.len() - after.trim_start().len();
-        // Characters that look like bytes are bytes after a single space, but may be the text column after a wider gap.
+        // After one space, characters that look like bytes are bytes; after a wider gap, they may be the text column.
         let is_text = gap >= 2 && shows_text(after, &bytes);
         if after.trim().is_empty() || is_text || !starts_with_group(after, radix) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());

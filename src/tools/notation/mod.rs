@@ -12,14 +12,14 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, PAD}
 use clap::ValueEnum;
 
 const ZERO_MASKING_KEY: &str = "M0";
-/// An error quotes at most this many characters of the input.
+/// Maximum length of the input that an error text quotes, in characters.
 const MAX_QUOTED: usize = 40;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Notation {
-    /// 81 85, 8185, 0x81 0x85, 81-85, 81:85; M0 is a masking key of zeros, 'Hello' is text
+    /// Hexadecimal digits: 81 85, 8185, 0x81 0x85, 81-85, 81:85; also text as 'Hello' and M0, a masking key of zeros
     Hex,
-    /// xxd, hexdump -C, od -tx1, Wireshark: each line is an offset, bytes, and perhaps a text column
+    /// A hex dump by xxd, hexdump -C, od -tx1 or Wireshark: each line has an offset, bytes, and perhaps a text column
     Dump,
     /// Decimal numbers, signed or not: 129 133, [129, 133], [-127, -123]
     Decimal,
@@ -40,7 +40,7 @@ pub struct Decoded {
     pub bytes: Vec<u8>,
     /// The notation as a noun phrase, such as "hexadecimal digits".
     pub read_as: String,
-    /// Another likely way to read the text, usually with the option that forces it.
+    /// Another likely notation of the text, usually with the option that selects it: "decimal numbers: --as decimal".
     pub alternative: Option<String>,
 }
 
@@ -86,8 +86,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        // Suggest hexadecimal only for digits that start with 00 or 01: as the first byte of a frame, 0x10 and 0x11 set
-        // a reserved bit (§5.2).
+        // Digits of 0 and 1 may also be hexadecimal. Suggest that only if the first byte would be 0x00 or 0x01: 0x10
+        // and 0x11 cannot start a frame, because they set a reserved bit (§5.2).
         let is_hex = text.starts_with("00") || text.starts_with("01");
         let decoded = Decoded::new(bytes, "bits");
         return Ok(if is_hex { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded });
@@ -175,7 +175,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(no_byte());
     }
-    // Accept a single digit after 0x. Without a prefix, the user probably forgot the second digit.
+    // Accept a single digit only after 0x. Without the prefix, the user probably forgot the second digit.
     if digits.len() == 1 && has_prefix {
         bytes.extend(hex_byte(digits));
         return Ok(());
@@ -288,7 +288,7 @@ struct List<'t> {
 impl<'t> List<'t> {
     fn find(text: &'t str) -> Option<List<'t>> {
         const PAIRS: [(char, char); 4] = [('[', ']'), ('{', '}'), ('(', ')'), ('<', '>')];
-        // Find the last brackets with content but no nested brackets: `Buffer(2) [Uint8Array] [ 129, 133 ]`.
+        // Find the last brackets with content but no nested brackets: `[ 129 ]` in `Buffer(1) [Uint8Array] [ 129 ]`.
         let innermost = text.rmatch_indices(['[', '{', '(', '<']).find_map(|(start, open)| {
             let (_, close) = PAIRS.iter().find(|(pair, _)| open.starts_with(*pair))?;
             let len = text[start + 1..].find(*close)?;
@@ -359,7 +359,7 @@ impl<'t> List<'t> {
     fn announced_len(&self) -> Option<usize> {
         let is_word = |c: char| c.is_alphanumeric() || c == '_';
         let after = self.after.split(|c| !is_word(c)).rev().find_map(|word| word.parse().ok());
-        // A number before the list is its length only if a closing bracket follows the number, unlike `frame 2: […]`.
+        // A number before the list is its length only if a closing bracket follows: `f[2] = {…}`, not `frame 2: […]`.
         let closings = self.before.rmatch_indices([')', ']', '>']);
         after.or_else(|| {
             closings.into_iter().find_map(|(at, _)| self.before[..at].rsplit(|c| !is_word(c)).next()?.parse().ok())

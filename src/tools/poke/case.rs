@@ -79,7 +79,7 @@ pub enum Step {
     Frame(u8, &'static str),
     /// Sends a frame with this first byte and a payload of this many letters.
     Letters(u8, usize),
-    /// Sends the bytes of these steps this many times, in one write.
+    /// Encodes these steps this many times, and sends all the bytes in one write.
     Repeat(usize, &'static [Step]),
     /// Waits until the server has sent this many messages and Pongs in total.
     Await(usize),
@@ -91,8 +91,8 @@ pub enum Step {
     Flood(u8, usize),
 }
 
-/// A flood ends after this many bytes. They do not fit in socket buffers, so a server that accepts all of them has no
-/// backpressure.
+/// A flood ends when the server has accepted this many bytes. The socket buffers cannot hold so many, so the server
+/// applies no backpressure.
 pub const FLOOD: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +108,7 @@ pub enum Reply {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The connection is still open after a final Ping from the client.
+    /// The connection stays open, even after a final Ping from the client.
     Open,
     /// The server sends at most the 101 response, and waits for more bytes.
     Waits,
@@ -122,7 +122,7 @@ pub enum End {
     HttpError,
     /// An HTTP error whose `Sec-WebSocket-Version` header lists 13.
     ListsVersion,
-    /// The server sends a normal HTTP response, with a status of 200 or above, instead of the upgrade (101).
+    /// Instead of the upgrade (101), the server sends any other final HTTP response: a status of 200 or above.
     NoUpgrade,
     /// Backpressure: the server stops reading from a client that does not read.
     StopsReading,
@@ -133,8 +133,8 @@ impl Case {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// The bytes that all steps send, with only one frame of a flood; `None` if a step half-closes the connection.
-    /// `key` returns the masking key of each frame.
+    /// Returns the bytes that all steps send, but only the first frame of a flood. Returns `None` if a step half-closes
+    /// the connection. `key` generates a masking key for each frame.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         for step in self.steps.iter().filter(|step| !matches!(step, Step::Await(_) | Step::Pause)) {
@@ -145,7 +145,8 @@ impl Case {
 }
 
 impl Step {
-    /// The bytes that the step sends (one frame of a flood); `None` if the step only waits or half-closes.
+    /// Returns the bytes that the step sends, but only the first frame of a flood. Returns `None` if the step only
+    /// waits, or half-closes the connection.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
             Step::Bytes(bytes) | Step::BytesSlowly(bytes) => Some(notation::read_case_bytes(bytes)),

@@ -58,7 +58,7 @@ impl<'s> Connection<'s> {
         let mut written = 0;
         while written < bytes.len() {
             if self.ends_at.is_some_and(|end| end <= Instant::now()) {
-                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`: the server has not stalled
+                return (written, Err(ErrorKind::Other.into())); // `TimedOut` would mean that the server stalled
             }
             match self.stream.write(&bytes[written..]) {
                 Ok(len) => written += len,
@@ -69,7 +69,7 @@ impl<'s> Connection<'s> {
         (written, Ok(()))
     }
 
-    /// Sends one byte per write, `delay` apart. Stops early if the server disconnects or no other reply can follow.
+    /// Sends one byte per write, `delay` apart. Stops early if TCP closes or [`Inbox::is_final`] returns true.
     pub fn send_slowly(&mut self, bytes: &[u8], delay: Duration) {
         for byte in bytes.chunks(1) {
             if self.tcp == TcpState::Open && !self.inbox.is_final() {
@@ -110,7 +110,7 @@ impl<'s> Connection<'s> {
         (accepted, false)
     }
 
-    /// Reads until `is_enough` returns true, no other reply can follow, TCP closes, or the timeout expires.
+    /// Reads until `is_enough` or [`Inbox::is_final`] returns true, TCP closes, or the timeout expires.
     pub fn read_until(&mut self, timeout: Duration, is_enough: impl Fn(&Inbox) -> bool) {
         let deadline = Instant::now() + timeout;
         while !is_enough(&self.inbox) && !self.inbox.is_final() && self.read(deadline) {}

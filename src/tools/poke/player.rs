@@ -14,10 +14,10 @@ use super::{catalogue, find};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
 
 /// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
-/// reply and for a stalled flood.
+/// reply and for a flood of frames that the server stops reading.
 const TIMING: Timing =
     Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
-// These URLs need no access token: the server recognizes the connection of a test case by its client's address. The
+// These URLs need no access token: the server recognizes the connection of a test case by the client's address. The
 // query must not be empty, because the test case `long-target` appends to the query.
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
@@ -73,8 +73,8 @@ fn play(case: &Case, server: SocketAddr, socket: Socket) -> Result<CaseResult, S
     let (verdict, (section, rule)) = (check(case, &transcript), case.rule);
     let violation = match &verdict {
         Verdict::Unexpected(Some(violation)) => format!("; {violation}"),
-        // The test cases assume default limits, and a server that checks access tokens, origins and hosts. So a server
-        // with other options may fail some of them.
+        // The test cases assume default limits, and a server that checks access tokens, origins and hosts. A server
+        // with other options may fail some test cases.
         Verdict::Unexpected(None) if case.is_wirechat_rule() => "; the server's options may explain that".into(),
         _ => String::new(),
     };

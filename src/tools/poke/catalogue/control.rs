@@ -86,7 +86,7 @@ pub(super) const PING_CASES: &[Case] = &[
 /// 125 letters: the longest payload of a control frame (§5.5).
 const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
-/// The defaults of a test case with a valid Close: the server must reply with a Close.
+/// The defaults for test cases that send a valid Close: the server must reply with a Close.
 const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };
 const BAD_CODE: Case =
     Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILS };

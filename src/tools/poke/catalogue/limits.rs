@@ -1,4 +1,5 @@
-//! Test cases about a server's limits (§10.4): long messages, binary messages, many fragments, an unread echo.
+//! Test cases about a server's limits (§10.4): long messages, binary messages, many fragments, and a client that
+//! does not read the echo.
 
 use super::{CASE, DISCONNECTS};
 use crate::tools::poke::case::Step::{Bytes, Flood, Frame, Repeat};
