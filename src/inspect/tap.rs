@@ -33,6 +33,8 @@ pub struct Tap {
     server: Direction,
     /// The client's bytes between its request and the response: one entry per read, with the number of the read.
     early: Vec<(u64, Vec<u8>)>,
+    /// Whether early bytes were dropped because there were too many.
+    has_early_gap: bool,
     checker: RuleChecker,
     lifecycle: Lifecycle,
     /// `Some` from the upgrade to the server's first text frame, if that frame contains secrets.
@@ -58,6 +60,7 @@ impl Tap {
             client: Direction::new(Role::Client),
             server: Direction::new(Role::Server),
             early: Vec::new(),
+            has_early_gap: false,
             checker: RuleChecker::default(),
             lifecycle: Lifecycle::new(State::Connecting),
             welcome: None,
@@ -182,11 +185,9 @@ impl Tap {
             self.report_request();
         }
         let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
-        if held > 0 && held + rest.len() > MAX_EARLY {
-            // Drop the new bytes (`rest`). After this gap, the tap cannot find the start of the next frame.
-            self.client.is_out_of_sync = true;
-            self.reporter.report(RecordKind::Missed(1));
-        } else if !rest.is_empty() {
+        let exceeds = held > 0 && held + rest.len() > MAX_EARLY;
+        self.has_early_gap |= exceeds;
+        if !self.has_early_gap && !rest.is_empty() {
             self.early.push((part, rest.to_vec()));
         }
     }
@@ -230,6 +231,11 @@ impl Tap {
         // Report the early client frames first: the client sent them before this response.
         for (part, bytes) in std::mem::take(&mut self.early) {
             self.read_frames(Role::Client, &bytes, part);
+        }
+        if self.has_early_gap {
+            // After the gap, the tap cannot find the start of the next frame.
+            self.client.is_out_of_sync = true;
+            self.reporter.report(RecordKind::Missed(1));
         }
         self.read_frames(Role::Server, rest, part);
     }
@@ -356,6 +362,22 @@ mod tests {
             records.take().iter().any(|record| matches!(record.kind, RecordKind::Failure(_)))
         };
         assert!(is_broken(false) && !is_broken(true));
+    }
+
+    #[test]
+    fn frames_before_a_gap_in_the_early_bytes_are_reported() {
+        let records = Records::default();
+        let mut tap = Tap::new(1, records.clone());
+        tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
+        for bytes in [&[b'x'; MAX_EARLY][..], b"\x8a\x80\0\0\0\0"] {
+            tap.observe(Role::Client, bytes, SystemTime::UNIX_EPOCH);
+        }
+        tap.observe(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x8a\0", SystemTime::UNIX_EPOCH);
+        let kinds: Vec<_> = records.take().into_iter().map(|record| record.kind).skip(3).collect();
+        let [RecordKind::Frame(ping), RecordKind::Missed(1), RecordKind::Frame(pong)] = &kinds[..] else {
+            panic!("{kinds:?}")
+        };
+        assert_eq!((ping.from, pong.from), (Role::Client, Role::Server));
     }
 
     #[test]
