@@ -60,7 +60,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // counts bytes of the files, whose hex text takes over two bytes per byte on the wire
+    pub record_limit: u64, // in bytes of the files; as hex, each byte on the wire takes more than two of them
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB

@@ -958,11 +958,11 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
         choose(&alice, &[from, "message \"Hello\""]);
         let parts = ["flags", "length", "extended", "key", "payload"].map(|part| bytes(&alice, part)).concat();
         alice.press_button("Copy as hex");
-        alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied {} bytes.')", parts.len()));
+        alice.wait_for(&format!("{DETAIL}.innerText.includes('{} bytes copied.')", parts.len()));
         let hex = alice.text("copied");
         assert_eq!(unhex(&hex), parts);
         alice.press_button("Copy “wirechat explain” command");
-        alice.wait_for(&format!("{DETAIL}.innerText.includes('Copied the command.')"));
+        alice.wait_for(&format!("{DETAIL}.innerText.includes('The command is copied.')"));
         assert_eq!(alice.text("copied"), format!("wirechat explain {option}'{hex}'"));
         let args: Vec<&str> = ["explain"].into_iter().chain(option.split_whitespace()).chain([&hex[..]]).collect();
         let (output, is_valid) = wirechat(&args);

@@ -160,7 +160,7 @@ fn a_link_to_the_room_has_no_token() {
     switch_room(&alice, "tea & cake");
     wait_for_log(&alice, "You are now in #tea & cake.");
     alice.press_button("Copy link to this room");
-    wait_for_log(&alice, "Copied the link to this room.");
+    wait_for_log(&alice, "The link to this room is copied.");
     let link = alice.text("copied");
     assert!(!link.contains("token"), "{link}");
     let carol = browser.open(&link);

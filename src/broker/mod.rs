@@ -178,7 +178,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // a connection with a different credential uses the client id
+    ClientIdInUse, // by another connection, with a different credential
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

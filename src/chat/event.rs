@@ -23,7 +23,7 @@ pub enum Event {
         member_count: usize, // number of all other members, even if the list `members` is truncated
         limits: ClientLimits,
         #[serde(flatten)]
-        extra: BTreeMap<&'static str, String>, // more fields from the server, such as `ticket`
+        extra: BTreeMap<&'static str, String>, // fields that the module `server` adds, such as `ticket`
     },
     /// A member has joined. The new member itself receives the event only if its dialect omits `welcome`.
     Joined {

@@ -260,7 +260,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // The recording of an inspector omits its frames, so `redacted` may be shorter than the reads combined.
+        // Without the frames of an inspector, `redacted` may be shorter than all reads together.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {

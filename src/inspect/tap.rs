@@ -348,8 +348,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// A server with a queued Close frame already discards the client's data frames. A queued Close is
-    /// not on the wire yet, so the tap relies on a call of `begin_closing`.
+    /// A server discards the client's data frames as soon as it has queued a Close. The tap cannot see a queued frame, so
+    /// the server calls `begin_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {

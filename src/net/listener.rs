@@ -77,7 +77,7 @@ impl Socket for TcpStream {
     }
 }
 
-/// Raises the soft descriptor limit. Returns the maximum numbers of clients and of rejected connections that linger.
+/// Raises the soft descriptor limit. Returns how many clients and how many lingering connections the limit allows.
 pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });

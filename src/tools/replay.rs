@@ -46,7 +46,7 @@ struct Reactions {
     closed_first: bool,
 }
 
-/// Draws a recording and compares it with this version. Returns `true` if the protocol reacts as recorded.
+/// Draws a recording, and replays its input to the protocol. Returns `true` if the protocol reacts as recorded.
 ///
 /// # Errors
 /// A one-line message if the file cannot be read or is not a recording.

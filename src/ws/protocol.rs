@@ -21,8 +21,8 @@
 //! | one fragment over the limit | `Failed`, sends Close 1008, → `Closing` |  |  |  |
 //! | a message over the size limit | `Failed`, sends Close 1009, → `OutOfSync` |  |  |  |
 //! | an invalid header | `Failed`, sends Close 1002, → `OutOfSync` | → `OutOfSync` |  |  |
-//! | a call of `close` | sends Close 1001, → `Closing` |  |  |  |
-//! | a call of `ping` | sends Ping |  |  |  |
+//! | a call to `close` | sends Close 1001, → `Closing` |  |  |  |
+//! | a call to `ping` | sends Ping |  |  |  |
 
 use std::borrow::Cow;
 
@@ -449,11 +449,11 @@ mod tests {
             ("one fragment over the limit", &receive(&[frame(0x01, b""), frame(0x00, b"").repeat(4)].concat())),
             ("a message over the size limit", &receive(&frame(0x82, &[0; 201]))),
             ("an invalid header", &receive(&[0x81, 0x05])),
-            ("a call of `close`", &|protocol| {
+            ("a call to `close`", &|protocol| {
                 protocol.close(CloseCode::GOING_AWAY, "");
                 None
             }),
-            ("a call of `ping`", &|protocol| {
+            ("a call to `ping`", &|protocol| {
                 protocol.ping(b"");
                 None
             }),
