@@ -21,6 +21,7 @@ mod script;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ use run::Outcome;
 use script::Script;
 
 const DEFAULT_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
-/// Every so many seeds run twice, and with all their bytes the same.
+/// One seed in this many runs twice. Both runs must send the same bytes.
 const REPLAY_EVERY: u64 = 10;
 
 /// States that a few hundred seeds must reach.
@@ -81,6 +82,11 @@ const RARELY: &[&str] = &[
     "too many rooms",
 ];
 
+thread_local! {
+    /// The message of the last panic, with its place in the source.
+    static LAST_PANIC: Cell<String> = const { Cell::new(String::new()) };
+}
+
 struct Arguments {
     seed: Option<u64>,
     seeds: u64,
@@ -108,19 +114,15 @@ fn arguments() -> Arguments {
 
 /// Runs a script. A panic is a violation too.
 fn run(script: &Script, is_tracing: bool) -> Outcome {
-    panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|cause| {
-        let text = cause.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| cause.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
-        Outcome {
-            violation: Some(Violation { rule: PANIC, text }),
-            step: 0,
-            trace: run::last_trace(),
-            hash: 0,
-            received: BTreeMap::new(),
-            time: Duration::ZERO,
-            messages: 0,
-            counters: BTreeMap::new(),
-        }
+    panic::catch_unwind(AssertUnwindSafe(|| run::run(script, is_tracing))).unwrap_or_else(|_| Outcome {
+        violation: Some(Violation { rule: PANIC, text: LAST_PANIC.take() }),
+        step: script.actions.len(),
+        trace: run::last_trace(),
+        hash: 0,
+        received: BTreeMap::new(),
+        time: Duration::ZERO,
+        messages: 0,
+        counters: BTreeMap::new(),
     })
 }
 
@@ -179,7 +181,7 @@ fn shrink(script: &Script, rule: &'static str) -> Script {
         if size == 1 && shrunk.actions.len() == before {
             break;
         }
-        size = if size == 1 { 1 } else { size / 2 };
+        size = (size / 2).max(1);
     }
     shrunk
 }
@@ -216,7 +218,7 @@ fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
 
 fn main() -> ExitCode {
     let arguments = arguments();
-    panic::set_hook(Box::new(|_| {}));
+    panic::set_hook(Box::new(|panic| LAST_PANIC.set(panic.to_string())));
     if let Some(seed) = arguments.seed {
         let script = Script::new(seed);
         let outcome = check(&script);

@@ -15,7 +15,7 @@ use crate::support::users::Dialect;
 pub const ORDER: &str = "1: every message once, in one order, to every member";
 pub const ACKNOWLEDGEMENT: &str = "2: an echo means that the room has the message, and a nonce is stored once";
 pub const MEMBERS: &str = "3: members + joined - left is a state of the room";
-pub const RESUME: &str = "4: a resume returns exactly what was missed, or says no";
+pub const RESUME: &str = "4: a resume returns exactly what was missed, or `resumed` is false";
 pub const FRAMES: &str = "5: well-formed frames, and at most one Close, which is the last";
 pub const BOUNDS: &str = "6: buffers stay within their bounds, and nothing is left behind";
 pub const LIVENESS: &str = "7: everything pending is delivered, and no turn is without progress";
@@ -65,9 +65,10 @@ pub struct Member {
     pub owed: usize,
     /// The texts that the client has sent and the chat has not submitted yet.
     pub sent: VecDeque<Rc<str>>,
+    /// The number of texts that the chat has passed over. Each must have an error.
+    pub skipped: usize,
     pub is_polite: bool,
     pub has_joined: bool,
-    pub is_rejected: bool,
     username: Rc<str>,
 }
 
@@ -79,7 +80,7 @@ enum Asked {
     Publish { username: Rc<str>, text: Box<str>, nonce: Option<Rc<str>> },
     Private { from: Rc<str>, to: Rc<str>, text: Box<str> },
     History { before: u64, limit: usize },
-    Typing,
+    Typing { username: Rc<str> },
 }
 
 /// The broker's state after all its decisions.
@@ -202,7 +203,7 @@ impl Model {
         }
     }
 
-    // ------------------------------------------------------------------------------------------------ what the chat asks
+    // ----------------------------------------------------------------------------------------------- requests of the chat
 
     /// The chat has submitted a request of a client: it must be the next text that the client sent, or a later one.
     pub fn submitted(&mut self, client: Token, request: &Request) {
@@ -227,6 +228,7 @@ impl Model {
         let at = member.sent.iter().position(|sent| **sent == **text);
         if let Some(at) = at {
             member.sent.drain(..=at);
+            member.skipped += at;
         } else {
             self.fail(ORDER, format!("{username} did not send {text:?}, or not in this order, or only once"));
         }
@@ -256,7 +258,7 @@ impl Model {
                 text: message.text.clone(),
             },
             Request::History { before, limit } => Asked::History { before: *before, limit: *limit },
-            Request::Typing { .. } => Asked::Typing,
+            Request::Typing { username } => Asked::Typing { username: Rc::clone(username) },
         }
     }
 
@@ -279,7 +281,7 @@ impl Model {
         events
     }
 
-    /// How many events of which kind a request must have.
+    /// A request must cause the right events.
     fn check_request(&mut self, client: Token, asked: &Asked, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
@@ -316,7 +318,9 @@ impl Model {
             (Asked::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
                 (ORDER, *by == client && events.len() == 1)
             }
-            (Asked::Typing, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => (ORDER, events.len() == 1),
+            (Asked::Typing { .. }, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => {
+                (ORDER, events.len() == 1)
+            }
             _ => (ORDER, false),
         };
         self.require(rule, holds, || format!("the broker's events for a request of {client:?} are {events:?}"));
@@ -329,7 +333,7 @@ impl Model {
 
     fn check_decision(&mut self, client: Token, asked: &Asked, event: &RoomEvent) {
         match (event, asked) {
-            (RoomEvent::Opened { room, name, members }, _) => {
+            (RoomEvent::Opened { room, name, members }, Asked::Join { .. } | Asked::Switch(_)) => {
                 let place = Place { name: Rc::clone(name), epoch: None, members: 0 };
                 let before = self.decided.rooms.insert(*room, place);
                 let is_new = before.is_none() && members.is_empty();
@@ -385,7 +389,7 @@ impl Model {
                 let is_right = match error {
                     BrokerError::NameInUse => self.rules.unique_names && self.holds_name(username, client),
                     BrokerError::TooManyRooms => !self.rules.is_roomy,
-                    _ => true,
+                    _ => false,
                 };
                 self.require(MEMBERS, is_right, || format!("the join of {username} is rejected: {error:?}"));
                 self.count(if *error == BrokerError::NameInUse { "a name in use" } else { "too many rooms" });
@@ -406,10 +410,9 @@ impl Model {
                 let (kept, is_roomy) = (self.rules.history, self.rules.is_roomy);
                 let log = self.decided.logs.entry(epoch).or_default();
                 let next = log.len() as u64 + 1;
-                let recent = log.iter().rev().take(kept);
-                let is_again = is_roomy
-                    && nonce.is_some()
-                    && recent.clone().any(|old| old.nonce == *nonce && old.username == *username);
+                let mut recent = log.iter().rev().take(kept);
+                let is_again =
+                    is_roomy && nonce.is_some() && recent.any(|old| old.nonce == *nonce && old.username == *username);
                 log.push(Rc::clone(message));
                 self.require(ORDER, message.id == next, || format!("the id {} follows {}", message.id, next - 1));
                 self.require(ACKNOWLEDGEMENT, !is_again, || format!("{nonce:?} is stored twice"));
@@ -463,7 +466,12 @@ impl Model {
                 };
                 self.require(ACKNOWLEDGEMENT, is_right, || format!("{client:?} is rejected: {error:?}"));
             }
-            _ => {}
+            (RoomEvent::Typing { room, client: by, username }, Asked::Typing { username: sent }) => {
+                let is_there = self.decided.members.get(&client).is_some_and(|seat| seat.room == *room);
+                let is_right = is_there && *by == Some(client) && username == sent;
+                self.require(ORDER, is_right, || format!("{client:?} types as {sent}, but the event is {event:?}"));
+            }
+            _ => self.fail(ORDER, format!("{event:?} does not belong to the request")),
         }
     }
 
@@ -549,6 +557,7 @@ impl Model {
         let is_empty_right = page.messages.is_empty() && end <= oldest && (!page.more || !rules.is_roomy);
         let is_named =
             self.decided.members.get(&client).is_some_and(|seat| self.decided.rooms[&seat.room].name == page.room);
+        let is_named = is_named && page.before == before;
         self.require(ORDER, is_named && (is_part && is_right || is_empty_right), || {
             format!(
                 "the page before {before}, limit {limit}, of {} messages has {} from {}, more: {}",
@@ -561,7 +570,7 @@ impl Model {
         self.count("a page of the history");
     }
 
-    // -------------------------------------------------------------------------------------------- what the chat is told
+    // ------------------------------------------------------------------------------------------------- events for the chat
 
     fn expect(&mut self, client: Token, text: String, answers: Option<Rc<str>>, id: Option<u64>) {
         self.expect_shared(client, text.into(), answers, id);
@@ -734,11 +743,7 @@ impl Model {
                     Dialect::Presence => None,
                 });
             }
-            RoomEvent::JoinRejected { client, .. } => {
-                if let Some(member) = self.members.get_mut(client) {
-                    member.is_rejected = true;
-                }
-            }
+            RoomEvent::JoinRejected { .. } => {} // the server closes the connection
             RoomEvent::Rejected { client, error, nonce } => {
                 let message = match error {
                     BrokerError::NameInUse | BrokerError::ClientIdInUse => "username already in use".to_owned(),
@@ -772,9 +777,9 @@ impl Model {
             expected: VecDeque::new(),
             owed: 0,
             sent,
+            skipped: 0,
             is_polite,
             has_joined: false,
-            is_rejected: false,
             username: "".into(),
         };
         self.members.insert(client, member);

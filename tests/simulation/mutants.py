@@ -2,14 +2,14 @@
 """Breaks the server on purpose, one small change at a time, and lets the simulation find each.
 
     tests/simulation/mutants.py             all mutants
-    tests/simulation/mutants.py --sample 2  two of them, another two every day
+    tests/simulation/mutants.py --sample 2  two of them, different ones each day
     tests/simulation/mutants.py NAME …      these
 
 Works on a copy in a temporary folder, and fails if a mutant survives 1,000 seeds. MUTANTS_TARGET names a folder for the build.
 """
 import datetime, os, re, shutil, subprocess, sys, tempfile, time
 
-SEEDS = '1000'
+SEEDS, TIMEOUT = '1000', 1800
 SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
 LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
@@ -41,7 +41,7 @@ MUTANTS = [
     ('a partial write of a broadcast is repeated', OUTBOX,
      'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written);',
      'self.chunks.push_back(Chunk::Shared(broadcast.copy()));\n        self.consume(written.min(0));'),
-    ('the shared copies are not counted', OUTBOX, 'buffered_shared.set(buffered_shared.get() + frames.len());', 'buffered_shared.set(buffered_shared.get() + 2 * frames.len());'),
+    ('the shared copies are counted twice', OUTBOX, 'buffered_shared.set(buffered_shared.get() + frames.len());', 'buffered_shared.set(buffered_shared.get() + 2 * frames.len());'),
     ('a full read counts as the last one', CONNECTION,
      'Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,', 'Ok(_) => Input::Drained,'),
     ('the end of the stream is forgotten after a short read', CONNECTION,
@@ -114,9 +114,11 @@ def main():
         chosen = sample(int(arguments[1]))
     elif arguments:
         chosen = [mutant for mutant in MUTANTS if mutant[0] in arguments]
+        if len(chosen) != len(arguments):
+            sys.exit('There is no mutant of this name.')
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     for name, file, before, _ in MUTANTS:
-        if before not in open(os.path.join(root, file)).read():
+        if open(os.path.join(root, file)).read().count(before) != 1:
             sys.exit(f'The mutant "{name}" no longer fits: {file} has changed.')
     files = subprocess.run(['git', 'ls-files'], cwd=root, check=True, capture_output=True, text=True).stdout.split()
     with tempfile.TemporaryDirectory() as copy:
@@ -126,6 +128,8 @@ def main():
         target = os.environ.get('MUTANTS_TARGET') or os.path.join(copy, 'target')
         environment = dict(os.environ, CARGO_TARGET_DIR=target, CARGO_PROFILE_RELEASE_LTO='off', CARGO_INCREMENTAL='1',
                            CARGO_PROFILE_RELEASE_CODEGEN_UNITS='16', CARGO_PROFILE_RELEASE_OPT_LEVEL='1')
+        if play(copy, environment, 'the original') is not False:
+            sys.exit('The simulation fails without a mutant.')
         survivors = [name for name, *change in chosen if not is_found(copy, environment, name, *change)]
     print(f'{len(chosen) - len(survivors)} of {len(chosen)} mutants found')
     sys.exit(bool(survivors))
@@ -148,12 +152,16 @@ def play(copy, environment, name):
     test = ['cargo', 'test', '--quiet', '--release', '--test', 'simulation']
     built = subprocess.run(test + ['--no-run'], cwd=copy, env=environment, capture_output=True, text=True)
     if built.returncode:
-        print(f'NO BUILD  {name}\n{built.stderr}', flush=True)
-        return False
+        sys.exit(f'NO BUILD  {name}\n{built.stderr}')
     start = time.time()
-    played = subprocess.run(test + ['--', '--seeds', SEEDS, '--no-shrink'], cwd=copy, env=environment, capture_output=True, text=True)
+    run = test + ['--', '--seeds', SEEDS, '--no-shrink']
+    try:
+        played = subprocess.run(run, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        print(f'found     {name}: no end within {TIMEOUT} s', flush=True)
+        return True
     found = re.search(r'seed (\d+) breaks a rule.*?\n  rule     (.*?)\n', played.stdout)
-    verdict = f'found     {name}: seed {found[1]}, rule "{found[2]}"' if found else f'SURVIVES  {name}'
+    verdict = f'found     {name}: seed {found[1]}, rule "{found[2]}"' if found else f'NOT FOUND {name}'
     print(f'{verdict} ({time.time() - start:.0f} s)', flush=True)
     return bool(found)
 

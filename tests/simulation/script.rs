@@ -99,7 +99,7 @@ impl Script {
         let is_independent = !is_crowd && random.u8(..6) == 0;
         let shares_room = is_independent && random.bool();
         let is_public = !is_crowd && random.u8(..4) == 0;
-        // Much is said, and some do not read it.
+        // Many messages, and some clients do not read them.
         let is_busy = !is_crowd && !is_independent && random.u8(..4) == 0;
         let mut options = Vec::new();
         let mut option = |random: &mut Rng, chance: u8, name, values: &[&str]| {
@@ -128,14 +128,11 @@ impl Script {
             option(random, 45, "--max-outbox", &["1024", "2048", "8192", "65536"]);
             option(random, 15, "--max-rooms", &["1", "2"]);
             option(random, 15, "--max-empty-rooms", &["0", "1"]);
-            option(random, 10, "--max-history", &["2000", "5000"]);
+            option(random, 10, "--max-history", &["20000", "50000"]);
             option(random, 15, "--max-connections", &["2", "5", "9"]);
         }
         if options.iter().any(|(name, _)| *name == "--max-buffered") {
             options.extend([("--max-echo", "1000".to_owned()), ("--max-message", "12000".into())]);
-        }
-        if let Some((_, text)) = options.iter_mut().find(|(name, _)| *name == "--max-history") {
-            text.push('0');
         }
         if is_public {
             options.extend([("--listen", "0.0.0.0:3000".to_owned()), ("--open", "true".into())]);

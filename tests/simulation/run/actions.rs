@@ -80,6 +80,8 @@ impl Run<'_> {
             is_silent: false,
             has_paused: false,
             nonces: Vec::new(),
+            errors: 0,
+            long_texts: 0,
             plain: 0,
             pings: 0,
             ping_frames: VecDeque::new(),
@@ -138,8 +140,8 @@ impl Run<'_> {
     pub(super) fn send_text(&mut self, at: usize, text: &str, random: &mut Rng) {
         note!(self, "{} sends {}", self.name(at), text.chars().take(200).collect::<String>());
         let bytes = if text.len() > 2 && random.u8(..12) == 0 {
-            let cut = (1..text.len()).find(|cut| *cut >= text.len() / 2).unwrap_or(1);
-            [masked(0x01, &text.as_bytes()[..cut]), masked(0x80, &text.as_bytes()[cut..])].concat()
+            let (start, end) = text.as_bytes().split_at(text.len() / 2);
+            [masked(0x01, start), masked(0x80, end)].concat()
         } else {
             masked(0x81, text.as_bytes())
         };
@@ -162,6 +164,7 @@ impl Run<'_> {
         let name = self.script.actors[actor].name.clone();
         let Some(dialect) = self.conns[at].dialect else { return };
         self.expect_submit(at, text);
+        self.conns[at].long_texts += usize::from(text.chars().count() > self.script.rules().max_text);
         let nonce = nonce.filter(|_| dialect == Dialect::Events);
         let spaced = if random.u8(..10) == 0 { format!("  {text}\n") } else { text.to_owned() };
         let json = match (dialect, &nonce) {

@@ -72,6 +72,7 @@ impl Run<'_> {
             let Some(member) = model.members.get(&token) else { continue };
             let (is_there, pending, front) =
                 (model.is_member(token), member.expected.len(), member.expected.front().cloned());
+            let without_event = member.skipped + member.sent.len();
             drop(model);
             if is_there != alive && (is_there || conn.is_polite) {
                 return self.fail(MEMBERS, format!("{name} is connected: {alive}, a member: {is_there}"));
@@ -80,10 +81,15 @@ impl Run<'_> {
                 if pending > 0 {
                     return self.fail(LIVENESS, format!("{name} waits for {pending} texts, the first is {front:?}"));
                 }
+                if without_event > conn.errors {
+                    let text =
+                        format!("{name} has sent {without_event} texts in vain, but received {} errors", conn.errors);
+                    return self.fail(ORDER, text);
+                }
                 if !conn.nonces.is_empty() || !conn.ping_frames.is_empty() {
                     return self.fail(LIVENESS, format!("{name} waits for an answer for {:?}", conn.nonces));
                 }
-                if conn.pings > 0 && conn.plain + conn.pings > 0 && self.script.option("--rate-limit") == Some("0") {
+                if conn.pings > 0 && self.script.option("--rate-limit") == Some("0") {
                     return self.fail(LIVENESS, format!("{name} waits for a pong"));
                 }
             }
@@ -114,7 +120,7 @@ impl Run<'_> {
                 return self.fail(LOG, format!("stderr has {line:?}, which was not logged, or not then"));
             }
         }
-        let missing = self.logged.len() * usize::from(self.script.logs_to_stderr) - count;
+        let missing = self.logged.len() - count;
         if missing != dropped || missing > 0 && !self.has_stalled {
             return self.fail(LOG, format!("{missing} lines are missing, and {dropped} are counted as dropped"));
         }
@@ -195,6 +201,7 @@ impl Run<'_> {
 
     pub(super) fn shut_down(&mut self) {
         note!(self, "the server receives the signal to stop");
+        self.is_stopping = true;
         let alive: Vec<usize> = self.active.iter().copied().filter(|at| self.is_alive(*at)).collect();
         self.world.shut_down();
         self.read_log();

@@ -105,6 +105,9 @@ struct Conn {
     has_paused: bool,
     /// The nonces that are not answered.
     nonces: Vec<String>,
+    /// The errors that it has received, and the texts over the limit that it has sent.
+    errors: usize,
+    long_texts: usize,
     /// Commands without a nonce, each of which may cause an error.
     plain: usize,
     pings: usize,
@@ -147,6 +150,7 @@ pub struct Run<'a> {
     logged: Vec<String>,
     has_stalled: bool,
     is_calm: bool,
+    is_stopping: bool,
     has_jumped: bool,
     is_tracing: bool,
     turns: (Duration, usize),
@@ -158,7 +162,6 @@ fn mix(hash: u64, bytes: &[u8]) -> u64 {
 }
 
 pub fn run(script: &Script, is_tracing: bool) -> Outcome {
-    let _ = take_log_lines();
     let mut run = Run::new(script, is_tracing);
     let mut step = 0;
     for timed in &script.actions {
@@ -227,6 +230,7 @@ impl<'a> Run<'a> {
             logged: Vec::new(),
             has_stalled: false,
             is_calm: false,
+            is_stopping: false,
             has_jumped: false,
             is_tracing,
             turns: (Duration::ZERO, 0),
@@ -280,7 +284,7 @@ impl<'a> Run<'a> {
             let now = self.world.now();
             let outgoing =
                 self.active.iter().filter_map(|at| self.conns[*at].outgoing.front().map(|(at, _)| *at)).min();
-            let release = self.control.as_ref().filter(|control| control.pending() > 0).map(|_| self.release_at);
+            let release = self.has_pending_events().then_some(self.release_at);
             let times = [outgoing, release, self.world.next_turn_at()];
             let next = times.into_iter().flatten().min().unwrap_or(end).max(now);
             if next >= end {
@@ -291,11 +295,16 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether the broker has events that the chat has not received.
+    fn has_pending_events(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.pending() > 0)
+    }
+
     fn is_ready(&self) -> bool {
         let now = self.world.now();
         let is_due = || {
             self.active.iter().any(|at| self.conns[*at].outgoing.front().is_some_and(|(at, _)| *at <= now))
-                || self.control.as_ref().is_some_and(|control| control.pending() > 0) && self.release_at <= now
+                || self.has_pending_events() && self.release_at <= now
         };
         self.world.has_work() || is_due()
     }
@@ -329,13 +338,10 @@ impl<'a> Run<'a> {
             }
         }
         let mut releases = 0;
-        if let Some(control) = self.control.as_ref().filter(|control| control.pending() > 0)
-            && self.release_at <= now
-        {
+        if self.has_pending_events() && self.release_at <= now {
             releases = if self.is_calm { usize::MAX } else { self.random.usize(1..4) };
             let delay = if self.is_calm { Duration::ZERO } else { self.script.delay.unwrap_or_default() };
             self.release_at = now + delay.mul_f64(self.random.f64());
-            let _ = control;
         }
         let control = self.control.clone();
         let lefts = self.model.borrow().lefts;

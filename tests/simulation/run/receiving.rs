@@ -150,6 +150,9 @@ impl Run<'_> {
             let text = format!("{} receives {payload:?} after the Close {close:?}", self.name(at));
             return self.fail(FRAMES, text);
         }
+        if frame.first == 0x82 && self.conns[at].dialect.is_some() {
+            return self.fail(FRAMES, "an event of the chat in a binary frame");
+        }
         match frame.first {
             0x89 => {
                 note!(self, "{} receives a Ping", self.name(at));
@@ -259,14 +262,21 @@ impl Run<'_> {
         if !self.conns[at].is_polite {
             return;
         }
-        let is_known = ["Slow down", "Message too long", "Nothing to send", "No such user: "]
-            .iter()
-            .any(|known| message.starts_with(known));
-        if !is_known {
+        let rules = self.script.rules();
+        let conn = &mut self.conns[at];
+        conn.errors += 1;
+        let is_right = match &*message {
+            "Slow down" => rules.rate_limit > 0.0,
+            "Message too long" => conn.long_texts > 0,
+            _ => false,
+        };
+        if !is_right {
             return self.fail(ORDER, wrong);
         }
         if message == "Slow down" {
             self.count("a message over the rate");
+        } else {
+            self.conns[at].long_texts -= 1;
         }
         match json["data"]["nonce"].as_str() {
             Some(nonce) => {
@@ -298,7 +308,7 @@ impl Run<'_> {
         let script = self.script;
         let is_right = match close.0 {
             code if conn.sent_close == Some(code) && close.1.is_empty() => true,
-            1001 => script.ends_with_shutdown && self.world_is_stopping(),
+            1001 => self.is_stopping,
             1008 => policy.contains(&close.1.as_str()),
             1013 => script.is_buffer_tight() || !script.rules().is_roomy || script.delay.is_some(),
             code => {
@@ -346,10 +356,6 @@ impl Run<'_> {
             self.conns[at].sent_close = Some(close.0);
             self.queue_bytes(at, masked(0x88, &payload));
         }
-    }
-
-    pub(super) fn world_is_stopping(&self) -> bool {
-        self.is_calm
     }
 
     pub(super) fn handle_end(&mut self, at: usize, end: End) {
