@@ -108,7 +108,6 @@ impl Crowd {
 
     /// Polls once, and reads everything that has arrived.
     pub fn turn(&mut self) {
-        assert!(Instant::now() < self.end, "the attacks take too long");
         self.poll.poll(&mut self.events, Some(Duration::from_millis(100))).expect("a poll");
         for event in &self.events {
             self.members[event.token().0].read(&mut self.scratch);

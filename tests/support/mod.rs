@@ -110,8 +110,7 @@ impl Server {
 
     /// Sends a signal by its name: `TERM`, `INT`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
-        let done = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status();
-        assert!(done.expect("kill runs").success());
+        signal(self.pid(), name);
     }
 
     /// Waits until the server exits.
@@ -137,6 +136,12 @@ impl Server {
         assert!(head.starts_with("HTTP/1.1 101 "), "not upgraded: {head}");
         client
     }
+}
+
+/// Sends a signal to a process that the test has started.
+pub fn signal(pid: u32, name: &str) {
+    let done = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status();
+    assert!(done.expect("kill runs").success());
 }
 
 impl Drop for Server {
