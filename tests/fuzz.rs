@@ -1,4 +1,4 @@
-//! The oracles of the fuzz targets, on the inputs that are kept: one for each kind of input, and each that failed once. The
+//! Runs the oracle of every fuzz target on its seeds: one for each kind of input, and each input that failed once. The
 //! targets themselves need a nightly compiler: `cargo +nightly fuzz run --fuzz-dir tests/fuzz frames tests/fuzz/seeds/frames`.
 
 #[path = "fuzz/oracles/mod.rs"]

@@ -58,7 +58,7 @@ pub fn check(data: &[u8]) {
         assert_eq!(again.state(), protocol.state());
         let is_open = protocol.state() == State::Open;
         assert!(!is_open || again.is_between_messages() == protocol.is_between_messages());
-        assert!(again.buffered_bytes() <= 2 * limits.message.max(64), "an incomplete message is bounded");
+        assert!(again.buffered_bytes() <= 2 * limits.message, "an incomplete message is bounded");
     }
     check_output(&stream, limits, &output, protocol.state());
     compare(&stream, limits);
@@ -132,11 +132,8 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // Rules that tungstenite does not have: it may read on.
-        Some(LengthNotMinimal | LengthTopBit | UnsupportedData | MessageTooBig | TooManyFragments) => {
-            theirs.truncate(ours.len());
-        }
-        Some(ControlTooLong | InvalidCloseCode(_) | CloseReasonNotUtf8) => theirs.truncate(ours.len()),
+        // Rules that tungstenite does not have, or not in the same order: it may read on.
+        _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");
 }

@@ -1,5 +1,6 @@
 //! What must hold for every input, however it is cut. Each oracle compares the server's code with a second opinion: another
-//! library, plain rules, or the same code with the input in other pieces. A failure is a panic.
+//! library, plain rules, or the same code with the input in other pieces. A failure is a panic. Two tables of Unicode facts are
+//! the server's own: which characters are ignorable, and the keys of usernames in token files.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each fuzz target uses one oracle
 
 pub mod dialects;

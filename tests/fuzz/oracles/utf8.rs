@@ -5,7 +5,7 @@ use std::str::from_utf8;
 
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::message::Message;
-use wirechat::ws::protocol::{Event, Limits, Protocol};
+use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::{cuts, frames::frame};
 
@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits { message: 1 << 20, fragments: u32::MAX, accepts_b
 pub fn check(data: &[u8]) {
     let &[fragment_cuts, read_cuts, ref payload @ ..] = data else { return };
     check_fragments(payload, fragment_cuts, read_cuts);
+    check_first_byte(&payload[..payload.len().min(125)]);
     check_reason(&payload[..payload.len().min(123)], read_cuts);
 }
 
@@ -25,18 +26,30 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
         let first = u8::from(fin) << 7 | u8::from(index == 0);
         let bytes = frame(first, &payload[end..end + len], [1, 2, 3, 4]);
         end += len;
-        let is_repairable = from_utf8(&payload[..end]).err().is_none_or(|error| error.error_len().is_none() && !fin);
         let (events, _) = receive(&mut protocol, &bytes, read_cuts);
         let expected = match from_utf8(&payload[..end]) {
             Ok(text) if fin => vec![format!("{:?}", Event::Message(Message::Text(text.into())))],
-            _ if is_repairable => vec![],
-            _ => vec![format!("{:?}", Event::Failed(ProtocolError::TextNotUtf8))],
+            Err(error) if error.error_len().is_some() || fin => {
+                vec![format!("{:?}", Event::Failed(ProtocolError::TextNotUtf8))]
+            }
+            _ => vec![],
         };
         assert_eq!(events, expected, "fragment {index} of {payload:02x?}");
-        if !is_repairable {
+        if protocol.state() != State::Open {
             return;
         }
     }
+}
+
+/// Byte by byte, text fails at the first byte that no later byte can repair.
+fn check_first_byte(payload: &[u8]) {
+    let mut protocol = Protocol::new(LIMITS);
+    let mut bytes = frame(0x01, payload, [5, 6, 7, 8]);
+    let header = bytes.len() - payload.len();
+    let is_lost = |end: &usize| from_utf8(&payload[..*end]).is_err_and(|error| error.error_len().is_some());
+    let expected = (1..=payload.len()).find(is_lost).map(|end| header + end);
+    let failed = (1..=bytes.len()).find(|end| protocol.receive(&mut &mut bytes[end - 1..*end]).is_some());
+    assert_eq!(failed, expected, "{payload:02x?}");
 }
 
 fn check_reason(reason: &[u8], read_cuts: u8) {
@@ -53,7 +66,7 @@ fn check_reason(reason: &[u8], read_cuts: u8) {
     }
 }
 
-/// Gives bytes to the protocol in pieces. Returns the events in words, and the output.
+/// Gives bytes to the protocol in pieces. Returns the events as `Debug` texts, and the output.
 pub fn receive(protocol: &mut Protocol, bytes: &[u8], read_cuts: u8) -> (Vec<String>, Vec<u8>) {
     let (mut events, mut output, mut start) = (Vec::new(), Vec::new(), 0);
     for len in cuts(read_cuts, bytes.len()) {
