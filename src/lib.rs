@@ -45,7 +45,7 @@
 //! | 4 | [`Broker::submit`](broker::Broker::submit) | gives the request its place in the order of the room, gives the message its id, stores it, and returns a *room event* |
 //! | 5 | [`Chat::next_effect`](chat::Chat::next_effect) | applies the event to the tables, and returns an *effect*: what to send, and to whom |
 //! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
-//! | 7 | [`Outbox::send_shared`](server::outbox::Outbox::send_shared) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
+//! | 7 | [`Outbox::send_broadcast`](server::outbox::Outbox::send_broadcast) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
 //!
 //! Hops 2 to 5, from the frame to the effect, need no socket. This test passes a message through them:
 //! ```
@@ -78,10 +78,10 @@
 //! | 4 | add a command `topic`: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
 //! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `MemoryConfig` and `MemoryBroker` in `src/broker/memory.rs` | next to `limit_of_rooms` in `tests/limits.rs` |
 //! | 6 | reply to `GET /stats` with the number of connections, as JSON | `route_request` and `Outcome` (a new variant) in `src/http/mod.rs`; the number comes from `Server` in `src/server/mod.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
-//! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |
+//! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control_chunk` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |
 //! | 8 | send messages over 1,000 bytes in fragments. What must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | next to `rfc_6_1_server_frames` in `src/ws/frame.rs` |
 //! | 9 | add a dialect of plain lines: `alice: hi` | `Dialect` in `src/chat/dialect.rs`, `dialect_at` in `src/http/mod.rs` | next to `rooms_word_for_word` in `tests/dialects.rs` |
-//! | 10 | negotiate an extension that reverses each payload with RSV1 set | `is_offer` in `src/ws/extension.rs`, `accept_handshake` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
+//! | 10 | negotiate an extension that reverses each payload with RSV1 set | `is_extension_list` in `src/ws/extension.rs`, `accept_handshake` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
 
 pub mod broker;

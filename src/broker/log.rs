@@ -29,7 +29,7 @@ impl RoomLog {
 
     /// Assigns the next id to the message.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
-        debug_assert_eq!(self.find(&message), None, "a nonce names one message");
+        debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         self.last_id += 1;
         message.id = self.last_id;
         let message = Rc::new(message);
@@ -40,7 +40,7 @@ impl RoomLog {
     }
 
     /// Finds the kept message with the same username and nonce.
-    pub fn find(&self, message: &Message) -> Option<&Rc<Message>> {
+    pub fn find_duplicate(&self, message: &Message) -> Option<&Rc<Message>> {
         self.nonces.get(&nonce_key(message)?)
     }
 
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_nonce_is_found_as_long_as_its_message_is_kept() {
         let find = |log: &RoomLog, username: &str, nonce: &str| {
-            log.find(&message(username, "", Some(nonce))).map(|message| message.id)
+            log.find_duplicate(&message(username, "", Some(nonce))).map(|message| message.id)
         };
         let mut log = log_of(&["one", "two", "three"]);
         assert_eq!((find(&log, "a", "one"), find(&log, "a", "three")), (Some(1), Some(3)));

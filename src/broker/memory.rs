@@ -51,7 +51,7 @@ impl MemoryBroker {
 
     fn join(&mut self, client: Token, join: Join, now: Duration) -> Option<RoomEvent> {
         debug_assert!(!self.members.contains_key(&client), "a client joins once");
-        let checked = self.check(&join);
+        let checked = self.check_join(&join);
         let Join { username, is_bound, session, room, user, client_id, credential, resume } = join;
         let older = client_id.as_ref().and_then(|id| self.client_ids.get(id).copied());
         let holder = self.find_holder(&username);
@@ -71,7 +71,7 @@ impl MemoryBroker {
         let (to, backlog) = self.add_member(&room, user, resume, now);
         // If one old connection holds both the client id and the username, the second `Leave` has no effect.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
-        self.announce_opened(to);
+        self.announce_room(to);
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
         self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
@@ -97,7 +97,7 @@ impl MemoryBroker {
         }
         // Join the new room before leaving the old one: emptying the old room could evict the new room's history.
         let (to, backlog) = self.add_member(name, user, None, now);
-        self.announce_opened(to);
+        self.announce_room(to);
         self.rooms.remove_member(from, now);
         self.members.get_mut(&client)?.room = to;
         Some(RoomEvent::Joined { client, session, from: Some(from), to, backlog })
@@ -111,7 +111,7 @@ impl MemoryBroker {
     }
 
     /// Announces the room to the chat if the joining client is its only member, because the chat forgets empty rooms.
-    fn announce_opened(&mut self, room: RoomId) {
+    fn announce_room(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
         self.events.extend((*members == 1).then_some(opened));
@@ -119,7 +119,7 @@ impl MemoryBroker {
 
     fn publish(&mut self, client: Token, message: Message) -> Option<RoomEvent> {
         let room = self.authorize(client, &message.username, message.nonce.as_ref())?;
-        if let Some(message) = self.rooms.rooms[&room].log.find(&message) {
+        if let Some(message) = self.rooms.rooms[&room].log.find_duplicate(&message) {
             return Some(RoomEvent::Duplicate { client, message: Rc::clone(message) });
         }
         self.set_username(client, &message.username);
@@ -180,7 +180,7 @@ impl MemoryBroker {
 }
 
 impl Broker for MemoryBroker {
-    fn check(&self, join: &Join) -> Result<(), BrokerError> {
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
         let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
         if older.is_some_and(|older| self.members[older].credential != join.credential) {
             return Err(BrokerError::ClientIdInUse);
@@ -261,7 +261,7 @@ impl Rooms {
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
-        while self.rooms_opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_of(&user) {}
+        while self.rooms_opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_room_of(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
@@ -283,7 +283,7 @@ impl Rooms {
             room.emptied_at = now;
             let (user, has_messages) = (room.user.clone(), room.log.last_id > 0);
             self.empty.insert((has_messages, now, id));
-            while self.empty.len() > self.config.empty_rooms && self.evict(&user) {}
+            while self.empty.len() > self.config.empty_rooms && self.evict_room(&user) {}
         }
     }
 
@@ -293,7 +293,7 @@ impl Rooms {
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + memory_bytes(&message) - freed;
         // Evict empty rooms first, then shrink the largest history: a busy room must not shrink a quiet room's history.
-        while self.bytes > self.config.bytes && self.evict(&user) {}
+        while self.bytes > self.config.bytes && self.evict_room(&user) {}
         while self.bytes > self.config.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
             self.bytes -= largest.log.drop_oldest();
@@ -303,13 +303,13 @@ impl Rooms {
 
     /// Evicts one empty room: a room that never had a message; else, if `user` opened several empty rooms, the last of
     /// these; else the room that has been empty longest.
-    fn evict(&mut self, user: &User) -> bool {
+    fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
-        has_messages && self.evict_last_of(user) || self.remove(oldest).is_some()
+        has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()
     }
 
     /// Evicts the empty room that the user opened last, unless the user has no other empty room.
-    fn evict_last_of(&mut self, user: &User) -> bool {
+    fn evict_last_room_of(&mut self, user: &User) -> bool {
         let empty = self.rooms_opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };
         self.remove(last).is_some()
@@ -468,7 +468,7 @@ mod tests {
         }
         assert_eq!(texts(&join_room(&mut broker, 5, "quiet", NOW)), ["one"], "the room that holds most drops messages");
         (2..=5).for_each(|client| leave(&mut broker, client, NOW));
-        while broker.rooms.evict(&user(9)) {}
+        while broker.rooms.evict_room(&user(9)) {}
         assert_eq!(broker.rooms.bytes, 0, "evicted bytes are subtracted");
     }
 
@@ -537,8 +537,8 @@ mod tests {
             |client, number| Join { client_id: Some("id".into()), credential: credential(number), ..join(client, "a") };
         broker.submit(Token(1), Request::Join(join(1, 7)), NOW);
         events(&mut broker);
-        assert_eq!(broker.check(&join(2, 8)), Err(BrokerError::ClientIdInUse));
-        assert_eq!(broker.check(&join(2, 7)), Ok(()));
+        assert_eq!(broker.check_join(&join(2, 8)), Err(BrokerError::ClientIdInUse));
+        assert_eq!(broker.check_join(&join(2, 7)), Ok(()));
         broker.submit(Token(2), Request::Join(join(2, 8)), NOW);
         let rejected = events(&mut broker);
         assert!(matches!(rejected[..], [RoomEvent::JoinRejected { error: BrokerError::ClientIdInUse, .. }]));
@@ -577,11 +577,11 @@ mod tests {
         for (client, room, number) in [(1, "a", 1), (2, "b", 1), (3, "c", 2), (4, "d", 3)] {
             broker.submit(Token(client), Request::Join(by(client, room, number)), NOW);
         }
-        assert_eq!(broker.check(&by(5, "e", 9)), Err(BrokerError::TooManyRooms), "four rooms");
+        assert_eq!(broker.check_join(&by(5, "e", 9)), Err(BrokerError::TooManyRooms), "four rooms");
         leave(&mut broker, 4, NOW);
-        assert_eq!(broker.check(&by(5, "e", 1)), Err(BrokerError::TooManyRooms), "two of this user");
+        assert_eq!(broker.check_join(&by(5, "e", 1)), Err(BrokerError::TooManyRooms), "two of this user");
         for (room, number) in [("e", 9), ("a", 1), ("general", 1)] {
-            assert_eq!(broker.check(&by(5, room, number)), Ok(()), "{room}");
+            assert_eq!(broker.check_join(&by(5, room, number)), Ok(()), "{room}");
         }
         broker.submit(Token(5), Request::Join(by(5, "general", 1)), NOW);
         leave(&mut broker, 1, NOW);

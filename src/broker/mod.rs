@@ -33,7 +33,7 @@ pub struct NameRules {
 
 pub trait Broker {
     /// Checks a join before the handshake succeeds. A later `submit` may still reject the join.
-    fn check(&self, join: &Join) -> Result<(), BrokerError>;
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError>;
     /// Submits a request, whose events may arrive later. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;

@@ -122,7 +122,7 @@ impl Chat {
         if self.is_reserved(&request.join.username, &request.identity) {
             return Err(JoinError::Reserved);
         }
-        self.broker.check(&request.join).map_err(JoinError::Broker)?;
+        self.broker.check_join(&request.join).map_err(JoinError::Broker)?;
         // On a local server, every connection is its own user, so a limit on joins would have no effect.
         let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
         if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }

@@ -12,7 +12,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use percent_encoding::percent_decode_str;
 
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Session, User, dialect::Dialect, names};
-use crate::ws::handshake::{BEARER, accept_handshake, method_rejection, upgrade_required};
+use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, upgrade_required};
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
@@ -186,7 +186,7 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
 
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
-    let mut origins = request.header("Origin");
+    let mut origins = request.header_values("Origin");
     // Allow a missing Origin: this check protects only browser users, and browsers always send one (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(None) };
     if origins.next().is_some() {
@@ -226,11 +226,12 @@ pub fn find_token(request: &Request) -> Option<String> {
         scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
     };
     let in_subprotocol = |name: &[u8]| {
-        let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER)?).unwrap_or_default();
+        let decoded = URL_SAFE_NO_PAD.decode(name.strip_prefix(BEARER_PREFIX)?).unwrap_or_default();
         Some(String::from_utf8(decoded).unwrap_or_default())
     };
-    let token = read_parameter(request.query, "token").or_else(|| request.header("Authorization").find_map(in_header));
-    token.or_else(|| request.list("Sec-WebSocket-Protocol").find_map(in_subprotocol))
+    let token =
+        read_parameter(request.query, "token").or_else(|| request.header_values("Authorization").find_map(in_header));
+    token.or_else(|| request.list_elements("Sec-WebSocket-Protocol").find_map(in_subprotocol))
 }
 
 fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: User) -> Result<Join, Rejection> {

@@ -10,7 +10,7 @@ use crate::ws::request::Request;
 /// Each proxy appends its peer's address to `X-Forwarded-For`, so the rightmost address that is not a trusted proxy is
 /// the client's. If all are trusted, returns the leftmost one. Ignores a malformed entry and all entries before it.
 pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
-    let addresses: Vec<IpAddr> = request.list("X-Forwarded-For").rev().map_while(parse_address).collect();
+    let addresses: Vec<IpAddr> = request.list_elements("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()
 }
 
@@ -20,7 +20,7 @@ pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {
 
 /// Returns the scheme that the client used: the proxy may speak TLS with the client but plain HTTP with this server.
 pub fn scheme(request: &Request) -> &'static str {
-    let last = request.list("X-Forwarded-Proto").next_back();
+    let last = request.list_elements("X-Forwarded-Proto").next_back();
     if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
 }
 

@@ -4,7 +4,7 @@
 use super::MAX_SHOWN;
 use super::escape::{first_chars, hex, quote};
 use crate::ws::close::CloseFrame;
-use crate::ws::frame::{MAX_HEADER, Opcode, Role};
+use crate::ws::frame::{MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
 
 /// Maximum number of reads or writes listed per record: a frame sent byte by byte must not make its record huge.
@@ -55,7 +55,7 @@ pub struct Position {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Header {
     // An array avoids a heap allocation per frame.
-    bytes: [u8; MAX_HEADER],
+    bytes: [u8; MAX_HEADER_SIZE],
     len: u8,
 }
 
@@ -73,8 +73,8 @@ pub enum LengthForm {
 impl Header {
     pub fn push(&mut self, bytes: &[u8]) {
         let len = usize::from(self.len);
-        // No header is longer than `MAX_HEADER` bytes, so ignore further bytes: they cannot be part of the header.
-        let appended = bytes.len().min(MAX_HEADER - len);
+        // No header is longer than `MAX_HEADER_SIZE` bytes, so ignore further bytes: they cannot be part of the header.
+        let appended = bytes.len().min(MAX_HEADER_SIZE - len);
         self.bytes[len..len + appended].copy_from_slice(&bytes[..appended]);
         self.len += appended as u8;
     }

@@ -249,7 +249,7 @@ impl Observer for ConnectionObserver {
         // §5.5: control frames "MUST NOT be fragmented", so leave `fragment_next` set for the next data frame.
         let is_data = frames.first().is_some_and(|first| first & 0x8 == 0);
         (is_data && active_tap.link.fragment_next.take()).then(|| {
-            let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER);
+            let mut fragments = Vec::with_capacity(frames.len() + 2 * frame::MAX_HEADER_SIZE);
             reframe::append_in_fragments(&mut fragments, frames);
             fragments
         })

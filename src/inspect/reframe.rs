@@ -2,7 +2,7 @@
 
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};
 
-const FIN: u8 = 0x80;
+const FIN_BIT: u8 = 0x80;
 
 /// Appends `frames` to `out`. Splits the first frame, which must be an unfragmented data frame, into three fragments.
 pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
@@ -15,8 +15,8 @@ pub fn append_in_fragments(out: &mut Vec<u8>, frames: &[u8]) {
     let payload = &frame[size..];
     let (first, others) = payload.split_at(payload.len() / 3);
     let (second, third) = others.split_at(first.len());
-    // §5.4: only the first fragment carries the opcode, and only the last carries FIN.
-    let fragments = [(opcode, 0, first), (Opcode::Continuation, 0, second), (Opcode::Continuation, FIN, third)];
+    // §5.4: only the first fragment carries the opcode, and only the last carries FIN_BIT.
+    let fragments = [(opcode, 0, first), (Opcode::Continuation, 0, second), (Opcode::Continuation, FIN_BIT, third)];
     for (opcode, fin, payload) in fragments {
         let start = out.len();
         frame::append(out, opcode, payload);

@@ -10,7 +10,7 @@
 
 use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
 use crate::ws::close::ProtocolError;
-use crate::ws::frame::{FrameHeader, MAX_HEADER, Opcode, Role};
+use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 
 /// Maximum number of bytes stored of an HTTP head: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
@@ -173,7 +173,7 @@ impl FrameScanner {
     /// Consumes as much of the header as has arrived.
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
-        frame.header.push(&input[..input.len().min(MAX_HEADER)]);
+        frame.header.push(&input[..input.len().min(MAX_HEADER_SIZE)]);
         let parsed = FrameHeader::parse(self.from, frame.header.bytes());
         frame.header.cut_to_size();
         let consumed = frame.header.bytes().len() - before;

@@ -4,7 +4,7 @@
 
 use percent_encoding::percent_decode;
 
-use crate::ws::handshake::access_token_start;
+use crate::ws::handshake::find_access_token;
 
 /// Query parameters with secret values.
 const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
@@ -52,7 +52,7 @@ pub fn redact(head: &[u8]) -> Vec<u8> {
 }
 
 fn redact_access_token(subprotocol: &mut [u8]) {
-    if let Some(start) = access_token_start(subprotocol) {
+    if let Some(start) = find_access_token(subprotocol) {
         subprotocol[start..].fill(b'*');
     }
 }

@@ -104,9 +104,8 @@ impl EventLoop {
     fn accept(&mut self, now: Duration) {
         for _ in 0..MAX_ACCEPTS {
             let Some(listener) = self.listener.as_mut().filter(|_| self.server.may_accept()) else { return };
-            let accepted =
-                listener.accept(now, mio::net::TcpListener::accept, |socket| is_ready(socket, PollFlags::IN));
-            let Some((mut stream, peer)) = accepted else { return };
+            let client = listener.accept(now, mio::net::TcpListener::accept, |socket| is_ready(socket, PollFlags::IN));
+            let Some((mut stream, peer)) = client else { return };
             let interest = Interest::READABLE | Interest::WRITABLE;
             match self.poll.registry().register(&mut stream, self.server.next_token(), interest) {
                 Ok(()) => self.server.accept(stream, peer),

@@ -214,13 +214,13 @@ impl<S: Socket> Connection<S> {
         Ok(())
     }
 
-    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>) -> io::Result<()> {
+    pub fn send_broadcast(&mut self, broadcast: &mut Broadcast<'_>) -> io::Result<()> {
         if self.observer.is_some() {
             self.push_frames(broadcast.frames);
             return self.flush();
         }
         self.frames_sent += broadcast.count;
-        self.outbox.send_shared(broadcast, &mut self.socket)
+        self.outbox.send_broadcast(broadcast, &mut self.socket)
     }
 
     pub fn push_frames<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {
@@ -432,7 +432,7 @@ mod tests {
     fn every_queued_frame_is_counted_for_later_observers() {
         let mut connection = connection(open(), Service::Chat, 0);
         let frames = b"\x81\x01a\x81\x01b";
-        connection.send_shared(&mut Broadcast::new(frames, &Rc::default())).unwrap();
+        connection.send_broadcast(&mut Broadcast::new(frames, &Rc::default())).unwrap();
         connection.push_frames(frames);
         connection.protocol_if_open().unwrap().ping(b"");
         connection.apply_protocol_state();

@@ -53,7 +53,7 @@ impl<S: Socket> Server<S> {
         let is_head = head.head().starts_with(b"HEAD ");
         let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
-            let (address, is_forwarded) = (peer.ip(), request.header("X-Forwarded-For").next().is_some());
+            let (address, is_forwarded) = (peer.ip(), request.header_values("X-Forwarded-For").next().is_some());
             let is_proxied = is_trusted(address, proxies);
             if is_proxied && let Some(client) = client_address(&request, proxies) {
                 peer.set_ip(client);

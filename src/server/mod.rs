@@ -363,7 +363,7 @@ impl<S: Socket> Server<S> {
                 _ if connection.is_queued(Work::Remove) => continue, // an aborted connection receives nothing
                 // The member has received or skipped the whole batch, or its dialect omits every event in it.
                 _ if cursor == broadcast.frames.len() => continue,
-                0 => connection.send_shared(broadcast),
+                0 => connection.send_broadcast(broadcast),
                 _ => {
                     connection.push_frames(&broadcast.frames[cursor..]);
                     connection.flush()

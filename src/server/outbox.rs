@@ -111,7 +111,7 @@ impl Outbox {
     }
 
     /// Sends a broadcast after the queued output. Usually the socket accepts all bytes, so no copy is needed.
-    pub fn send_shared(&mut self, broadcast: &mut Broadcast<'_>, socket: &mut impl Socket) -> io::Result<()> {
+    pub fn send_broadcast(&mut self, broadcast: &mut Broadcast<'_>, socket: &mut impl Socket) -> io::Result<()> {
         let frames = broadcast.frames;
         let result = if self.is_empty() { socket.write(frames) } else { Ok(0) };
         let written = match result {
@@ -261,7 +261,7 @@ mod tests {
     fn outbox() -> (Outbox, Vec<u8>) {
         let mut outbox = Outbox::default();
         let shared = [frame(3), frame(200)].concat();
-        outbox.send_shared(&mut Broadcast::new(&shared, &Rc::default()), &mut pipe(0)).unwrap();
+        outbox.send_broadcast(&mut Broadcast::new(&shared, &Rc::default()), &mut pipe(0)).unwrap();
         outbox.push(frame(1));
         (outbox, [shared, frame(1)].concat())
     }
@@ -320,11 +320,11 @@ mod tests {
             let mut broadcast = Broadcast::new(&frames, &buffered_shared);
             let (mut quick, mut slow, mut slower) = (Outbox::default(), Outbox::default(), Outbox::default());
             let mut socket = pipe(usize::MAX);
-            quick.send_shared(&mut broadcast, &mut socket).unwrap();
+            quick.send_broadcast(&mut broadcast, &mut socket).unwrap();
             assert!(quick.is_empty() && buffered_shared.get() == 0 && socket.written == frames);
             let mut socket = pipe(cut);
-            slow.send_shared(&mut broadcast, &mut socket).unwrap();
-            slower.send_shared(&mut broadcast, &mut pipe(0)).unwrap();
+            slow.send_broadcast(&mut broadcast, &mut socket).unwrap();
+            slower.send_broadcast(&mut broadcast, &mut pipe(0)).unwrap();
             assert_eq!((slow.len(), slower.len()), (frames.len() - cut, frames.len()));
             assert_eq!(
                 (buffered_shared.get(), slow.owned_len(), slower.owned_len()),
@@ -395,7 +395,7 @@ mod tests {
         let mut outbox = Outbox::default();
         outbox.push(frame(100));
         assert!(!outbox.is_over_bound(10));
-        outbox.send_shared(&mut Broadcast::new(&frame(0), &Rc::default()), &mut pipe(0)).unwrap();
+        outbox.send_broadcast(&mut Broadcast::new(&frame(0), &Rc::default()), &mut pipe(0)).unwrap();
         assert!(outbox.is_over_bound(1) && !outbox.is_over_bound(2));
     }
 

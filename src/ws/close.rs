@@ -78,7 +78,7 @@ pub enum ProtocolError {
 
 impl ProtocolError {
     /// Returns the close code, the section of RFC 6455, and the error text for the peer.
-    fn rule(self) -> (u16, &'static str, Cow<'static, str>) {
+    fn code_section_text(self) -> (u16, &'static str, Cow<'static, str>) {
         use ProtocolError::*;
         match self {
             ReservedBits => (1002, "5.2", "RSV bits must be 0: no extension was negotiated".into()),
@@ -105,17 +105,17 @@ impl ProtocolError {
     }
 
     pub fn code(self) -> CloseCode {
-        CloseCode(self.rule().0)
+        CloseCode(self.code_section_text().0)
     }
 
     pub fn section(self) -> &'static str {
-        self.rule().1
+        self.code_section_text().1
     }
 }
 
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, section, sentence) = self.rule();
+        let (_, section, sentence) = self.code_section_text();
         write!(f, "{sentence} (RFC 6455 §{section})")
     }
 }

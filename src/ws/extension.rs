@@ -4,7 +4,7 @@
 use super::request::is_token;
 
 /// Whether `value` matches the grammar of §9.1: a list of `name; parameter; parameter=value`.
-pub fn is_offer(value: &str) -> bool {
+pub fn is_extension_list(value: &str) -> bool {
     // Splitting inside quotes is harmless: a quoted value must be a token, and a token contains no separator.
     // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
     let mut offers = value.split(',').map(str::trim_ascii).filter(|offer| !offer.is_empty()).peekable();
@@ -28,7 +28,7 @@ fn is_parameter(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_offer;
+    use super::is_extension_list;
 
     #[test]
     fn rfc_9_1_offers() {
@@ -62,16 +62,16 @@ mod tests {
             "f\u{f6}o",
         ];
         for offer in good {
-            assert!(is_offer(offer), "{offer}");
+            assert!(is_extension_list(offer), "{offer}");
         }
         for offer in bad {
-            assert!(!is_offer(offer), "{offer}");
+            assert!(!is_extension_list(offer), "{offer}");
         }
     }
 
     #[test]
     fn white_space_takes_linear_time() {
         let blanks = " ".repeat(100_000);
-        assert!(!is_offer(&format!("b{blanks}x")));
+        assert!(!is_extension_list(&format!("b{blanks}x")));
     }
 }

@@ -16,15 +16,15 @@
 
 use super::close::ProtocolError::{self, *};
 
-const FIN: u8 = 0x80;
-const RSV: u8 = 0x70;
-const OPCODE: u8 = 0x0f;
-const MASK: u8 = 0x80;
-const LENGTH: u8 = 0x7f;
+const FIN_BIT: u8 = 0x80;
+const RSV_BITS: u8 = 0x70;
+const OPCODE_MASK: u8 = 0x0f;
+const MASK_BIT: u8 = 0x80;
+const LENGTH_MASK: u8 = 0x7f;
 const LENGTH_16: u8 = 126; // value of the 7-bit length field if a 16-bit length follows
 const LENGTH_64: u8 = 127; // value of the 7-bit length field if a 64-bit length follows
 
-pub const MAX_HEADER: usize = 2 + 8 + 4; // two fixed bytes, an 8-byte length, a 4-byte masking key
+pub const MAX_HEADER_SIZE: usize = 2 + 8 + 4; // two fixed bytes, an 8-byte length, a 4-byte masking key
 pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 /// The endpoint that sent a frame. §5.1: a client must mask its frames, and a server must not.
@@ -74,16 +74,16 @@ impl FrameHeader {
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
-        ReservedBits.err_unless(first & RSV == 0)?;
-        let opcode = Opcode::from_bits(first & OPCODE)?;
-        let fin = first & FIN != 0;
+        ReservedBits.err_unless(first & RSV_BITS == 0)?;
+        let opcode = Opcode::from_bits(first & OPCODE_MASK)?;
+        let fin = first & FIN_BIT != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
         FragmentedControl.err_unless(fin || !opcode.is_control())?;
         let Some(&second) = bytes.get(1) else { return Ok(None) };
-        let short_len = second & LENGTH;
+        let short_len = second & LENGTH_MASK;
         // A control frame with a 7-bit length of 126 or 127 is invalid, so do not wait for the extended length.
         ControlTooLong.err_unless(!opcode.is_control() || usize::from(short_len) <= MAX_CONTROL_PAYLOAD)?;
-        let is_masked = second & MASK != 0;
+        let is_masked = second & MASK_BIT != 0;
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
@@ -105,8 +105,8 @@ impl FrameHeader {
 /// Appends one complete server frame to `out` (§6.1): unfragmented, unmasked, with the shortest length encoding.
 pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     debug_assert!(!opcode.is_control() || payload.len() <= MAX_CONTROL_PAYLOAD, "§5.5");
-    out.reserve(MAX_HEADER + payload.len());
-    out.push(FIN | opcode as u8);
+    out.reserve(MAX_HEADER_SIZE + payload.len());
+    out.push(FIN_BIT | opcode as u8);
     // §5.1: "A server MUST NOT mask any frames that it sends to the client." The mask bit is 0 in all three branches.
     match payload.len() {
         len @ 0..=125 => out.push(len as u8),
@@ -140,13 +140,17 @@ mod tests {
         }
         let mask = |bits: std::ops::Range<usize>| bits.fold(0u8, |mask, bit| mask | 0x80 >> (bit % 8));
         let drawn: Vec<u8> = fields[..6].iter().cloned().map(mask).collect();
-        assert_eq!(drawn, [FIN, 0x40, 0x20, 0x10, OPCODE, MASK], "the first byte, and the mask bit of the second");
-        assert_eq!((drawn[1] | drawn[2] | drawn[3], mask(fields[6].clone())), (RSV, LENGTH));
+        assert_eq!(
+            drawn,
+            [FIN_BIT, 0x40, 0x20, 0x10, OPCODE_MASK, MASK_BIT],
+            "the first byte, and the mask bit of the second"
+        );
+        assert_eq!((drawn[1] | drawn[2] | drawn[3], mask(fields[6].clone())), (RSV_BITS, LENGTH_MASK));
         assert_eq!((fields[4].end, fields[6].end, fields[7].end), (8, 16, 32), "bytes end where boxes end");
         for form in [format!("{LENGTH_16}: 16 bits"), format!("{LENGTH_64}: 64 bits"), "masking_key, 32 bits".into()] {
             assert!(doc.contains(&form), "{form}");
         }
-        assert_eq!(MAX_HEADER * 8, 16 + 64 + 32);
+        assert_eq!(MAX_HEADER_SIZE * 8, 16 + 64 + 32);
     }
 
     type Parsed = Result<Option<(bool, Opcode, u64)>, ProtocolError>;

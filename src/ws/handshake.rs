@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use sha1::{Digest, Sha1};
 
-use super::extension;
+use super::extension::is_extension_list;
 use super::request::{Rejection, Request, bad_request, is_token, quote};
 
 /// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, and RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it
@@ -34,8 +34,8 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
-    let offers: Vec<&[u8]> = request.header("Sec-WebSocket-Extensions").collect();
-    let is_valid = offers.is_empty() || str::from_utf8(&offers.join(&b", "[..])).is_ok_and(extension::is_offer);
+    let offers: Vec<&[u8]> = request.header_values("Sec-WebSocket-Extensions").collect();
+    let is_valid = offers.is_empty() || str::from_utf8(&offers.join(&b", "[..])).is_ok_and(is_extension_list);
     let rules = [
         // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
         (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
@@ -66,7 +66,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
 
 /// Checks §4.2.1 item 4: "A |Connection| header field that includes the token "Upgrade"".
 fn check_connection(request: &Request) -> Option<Rejection> {
-    let received: Vec<_> = request.header("Connection").map(quote).collect();
+    let received: Vec<_> = request.header_values("Connection").map(quote).collect();
     let received = if received.is_empty() { "missing".into() } else { received.join(", ") };
     let rejection = || bad_request(format!("Connection must contain Upgrade; it is {received} (RFC 6455 §4.2.1)."));
     (!request.has_token("Connection", "upgrade")).then(rejection)
@@ -76,7 +76,7 @@ fn check_connection(request: &Request) -> Option<Rejection> {
 fn check_version(request: &Request) -> Option<Rejection> {
     // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
     let rejection = |body| Some(Rejection { body, ..upgrade_required() });
-    match request.header("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
+    match request.header_values("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
         [b"13"] => None,
         [] => rejection("Sec-WebSocket-Version: 13 is missing (RFC 6455 §4.2.1).".into()),
         [other] => rejection(format!("Sec-WebSocket-Version must be 13; it is {} (RFC 6455 §4.4).", quote(other))),
@@ -86,7 +86,7 @@ fn check_version(request: &Request) -> Option<Rejection> {
 
 /// Reads a key "that, when decoded, is 16 bytes in length" (§4.2.1 item 5). §11.3.1 allows the header only once.
 fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
-    let keys: Vec<&[u8]> = request.header("Sec-WebSocket-Key").collect();
+    let keys: Vec<&[u8]> = request.header_values("Sec-WebSocket-Key").collect();
     let error = match (&keys[..], keys.first().and_then(|key| decoded_key_len(key))) {
         ([key], Some(16)) => return Ok(key),
         ([_], Some(len)) => format!("must decode to 16 bytes, not {len}"),
@@ -105,32 +105,32 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 }
 
 /// Prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a web page can set. Never log the token.
-pub const BEARER: &[u8] = b"bearer.";
+pub const BEARER_PREFIX: &[u8] = b"bearer.";
 
 /// Returns the offset of an access token, even in the middle of a name such as `chat;bearer.…` (a mistyped comma).
-pub fn access_token_start(subprotocol: &[u8]) -> Option<usize> {
-    let prefix = subprotocol.windows(BEARER.len()).position(|part| part.eq_ignore_ascii_case(BEARER));
-    prefix.map(|at| at + BEARER.len())
+pub fn find_access_token(subprotocol: &[u8]) -> Option<usize> {
+    let prefix = subprotocol.windows(BEARER_PREFIX.len()).position(|part| part.eq_ignore_ascii_case(BEARER_PREFIX));
+    prefix.map(|at| at + BEARER_PREFIX.len())
 }
 
 /// Reads the offered subprotocols (§4.2.1 item 8, §4.3). §4.1 item 10: they "MUST all be unique strings".
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
-    const NAME: &str = "Sec-WebSocket-Protocol";
-    let error = |what: &str, section: &str| Err(bad_request(format!("{NAME} {what} (RFC 6455 §{section}).")));
-    let redact = |name| if access_token_start(name).is_some() { "a bearer token".into() } else { quote(name) };
-    let mut offered = Vec::new();
-    for element in request.header(NAME).flat_map(|line| line.split(|&byte| byte == b',')) {
+    const FIELD: &str = "Sec-WebSocket-Protocol";
+    let error = |what: &str, section: &str| Err(bad_request(format!("{FIELD} {what} (RFC 6455 §{section}).")));
+    let redact = |name| if find_access_token(name).is_some() { "a bearer token".into() } else { quote(name) };
+    let mut names = Vec::new();
+    for element in request.header_values(FIELD).flat_map(|line| line.split(|&byte| byte == b',')) {
         match str::from_utf8(element.trim_ascii()) {
             // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
             Ok("") => {}
             // Limit the number of names (§10.4), because the duplicate check takes quadratic time.
-            Ok(_) if offered.len() == 32 => return error("has over 32 names", "10.4"),
-            Ok(name) if offered.contains(&name) => return error(&format!("has {} twice", redact(element)), "4.1"),
-            Ok(name) if is_token(name) => offered.push(name),
+            Ok(_) if names.len() == 32 => return error("has over 32 names", "10.4"),
+            Ok(name) if names.contains(&name) => return error(&format!("has {} twice", redact(element)), "4.1"),
+            Ok(name) if is_token(name) => names.push(name),
             _ => return error(&format!("is malformed: {}", redact(element)), "4.3"),
         }
     }
-    if offered.is_empty() && request.header(NAME).next().is_some() { error("is empty", "4.3") } else { Ok(offered) }
+    if names.is_empty() && request.header_values(FIELD).next().is_some() { error("is empty", "4.3") } else { Ok(names) }
 }
 
 /// A GUID that is "unlikely to be used by network endpoints that do not understand the WebSocket Protocol" (§1.3).

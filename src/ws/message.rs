@@ -46,7 +46,7 @@ impl Assembler {
     }
 
     /// Returns the number of bytes received and the capacity that is allocated for them.
-    pub fn size(&self) -> (usize, usize) {
+    pub fn len_and_capacity(&self) -> (usize, usize) {
         match self {
             Assembler::Text { valid, incomplete } => (valid.len() + incomplete.len(), valid.capacity()),
             Assembler::Binary(bytes) => (bytes.len(), bytes.capacity()),
@@ -56,7 +56,7 @@ impl Assembler {
     /// Appends `payload`, or fails at invalid text. `remaining` is the size of `payload` plus the rest of the frame.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
-        let (received, capacity) = self.size();
+        let (received, capacity) = self.len_and_capacity();
         // An announced length alone must not cost memory (§10.4): the capacity is at most twice the *received* size
         // and never more than the size that the message has at the end of this frame.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
@@ -200,7 +200,7 @@ mod tests {
         message.push(b"\xff\xfe", 2).unwrap();
         message.push(b"", 0).unwrap();
         message.push(b"\xc0", 1).unwrap();
-        assert_eq!(message.size().0, 3);
+        assert_eq!(message.len_and_capacity().0, 3);
         assert_eq!(message.finish(), Ok(Message::Binary(Cow::Owned(b"\xff\xfe\xc0".to_vec()))));
     }
 
@@ -210,8 +210,9 @@ mod tests {
         let announced = 1000;
         for received in (10..=announced).step_by(10) {
             message.push(&[0; 10], announced - (received - 10)).unwrap();
-            assert!(message.size().1 <= 2 * received && message.size().1 <= announced, "{received}");
+            let (_, capacity) = message.len_and_capacity();
+            assert!(capacity <= 2 * received && capacity <= announced, "{received}");
         }
-        assert_eq!(message.size().1, announced);
+        assert_eq!(message.len_and_capacity().1, announced);
     }
 }

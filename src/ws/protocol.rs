@@ -87,7 +87,7 @@ impl Protocol {
 
     /// Bytes allocated for an incomplete message.
     pub fn buffered_bytes(&self) -> usize {
-        self.message.as_ref().map_or(0, |message| message.0.size().1)
+        self.message.as_ref().map_or(0, |message| message.0.len_and_capacity().1)
     }
 
     pub fn take_output(&mut self) -> Vec<u8> {
@@ -123,8 +123,8 @@ impl Protocol {
                 _ => Ok(()), // accept control frames, and data frames that the server skips because it is closing
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
-                _ if chunk.header.opcode.is_control() => self.receive_control(&chunk),
-                State::Open => self.receive_data(&chunk),
+                _ if chunk.header.opcode.is_control() => self.receive_control_chunk(&chunk),
+                State::Open => self.receive_data_chunk(&chunk),
                 _ => Ok(None), // the closing server skips data frames until the peer's Close
             });
             if let Some(event) = result.unwrap_or_else(|error| self.fail(error)) {
@@ -133,7 +133,7 @@ impl Protocol {
         }
     }
 
-    fn receive_data<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+    fn receive_data_chunk<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
         let FrameHeader { fin, opcode, .. } = chunk.header;
         let is_complete = fin && chunk.is_last;
         debug_assert_eq!(chunk.is_first && opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
@@ -153,7 +153,7 @@ impl Protocol {
         Ok(None)
     }
 
-    fn receive_control<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
+    fn receive_control_chunk<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
         let payload = if chunk.is_first && chunk.is_last {
             Cow::Borrowed(chunk.payload)
         } else {
@@ -223,7 +223,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::ExpectedContinuation.err_unless(is_continuation || message.is_none())?;
     // §7.4.1: "an endpoint that understands only text data MAY send" 1003 on a binary message.
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
-    let (received, fragments) = message.map_or((0, 0), |(message, fragments)| (message.size().0, *fragments));
+    let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
     // Check the announced length: a frame that exceeds the message limit fails before its payload arrives.
     ProtocolError::MessageTooBig.err_unless(header.payload_len <= (limits.message - received) as u64)?;

@@ -11,12 +11,12 @@
 //! ```
 
 use super::close::ProtocolError;
-use super::frame::{FrameHeader, MAX_HEADER, Role};
+use super::frame::{FrameHeader, MAX_HEADER_SIZE, Role};
 use super::mask;
 
 #[derive(Debug, Default)]
 pub struct FrameReader {
-    header: [u8; MAX_HEADER],
+    header: [u8; MAX_HEADER_SIZE],
     header_len: u8,             // 0 unless `header` holds an incomplete header
     frame: Option<FrameHeader>, // the current frame, once its masking key is complete
     received: u64,              // payload bytes of the current frame received so far
@@ -65,7 +65,7 @@ impl FrameReader {
     fn read_header(&mut self, input: &mut &mut [u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let kept = usize::from(self.header_len);
         self.frames_received += u64::from(kept == 0);
-        let added = input.len().min(MAX_HEADER - kept);
+        let added = input.len().min(MAX_HEADER_SIZE - kept);
         self.header[kept..kept + added].copy_from_slice(&input[..added]);
         let header = FrameHeader::parse(Role::Client, &self.header[..kept + added])?;
         self.frame = header.filter(|header| header.masking_key.is_some());

@@ -83,11 +83,11 @@ impl HeadReader {
     /// Rejects a first byte that cannot start an HTTP request. Needs no newline: a TLS ClientHello may not contain one.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
-        if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(not_http(self.head())) }
+        if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(reject_non_http(self.head())) }
     }
 }
 
-fn not_http(bytes: &[u8]) -> Rejection {
+fn reject_non_http(bytes: &[u8]) -> Rejection {
     // Cut at the first `?` or `:`, because the server logs this body, and later bytes may hold an access token.
     let bytes = bytes.split(|byte| b"?:".contains(byte)).next().unwrap_or_default();
     let what = match bytes {
@@ -132,34 +132,34 @@ impl<'h> Request<'h> {
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
         let request = Request { method, authority, path, query, minor_version, headers: parsed.headers.to_vec() };
         // Reject requests with a body: the server would mistake the body for WebSocket frames.
-        let has_length = request.header("Content-Length").any(|value| value != b"0");
-        if has_length || request.header("Transfer-Encoding").next().is_some() {
+        let has_length = request.header_values("Content-Length").any(|value| value != b"0");
+        if has_length || request.header_values("Transfer-Encoding").next().is_some() {
             return Err(bad_request("This server accepts no request with a body (RFC 6455 §4.1, RFC 9112 §6)."));
         }
         Ok(request)
     }
 
     /// The trimmed values of all header lines called `name`, in order.
-    pub fn header(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+    pub fn header_values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
         // §4.2.1: "as per [RFC2616], the order of the header fields is not important", and names are case-insensitive.
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
     /// The trimmed elements of the list in all header lines called `name` (RFC 9110 §5.3).
-    pub fn list(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
-        self.header(name).flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+    pub fn list_elements(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
+        self.header_values(name).flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
     }
 
     /// Whether the header `name` lists `token`, ignoring case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.list(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
+        self.list_elements(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// The value of `Host` (§4.2.1 item 2), which is empty if the header is missing from an HTTP/1.0 request.
     pub fn host(&self) -> Result<&'h str, Rejection> {
         // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
         // that lacks a Host header field and to any request message that contains more than one".
-        let value = match self.header("Host").collect::<Vec<_>>()[..] {
+        let value = match self.header_values("Host").collect::<Vec<_>>()[..] {
             [value] => value,
             [] if self.minor_version == 0 => b"",
             _ => return Err(bad_request("Host must be sent once (RFC 9112 §3.2).")),
@@ -182,7 +182,7 @@ fn reject_parse_error(head: &[u8], limit: usize, error: httparse::Error) -> Reje
         (Version, Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'])) => {
             Rejection::new(505, "This server speaks HTTP/1.1 and HTTP/1.0 (RFC 9110 §15.6.6).")
         }
-        _ => not_http(line),
+        _ => reject_non_http(line),
     }
 }
 

@@ -212,7 +212,7 @@ fn fan_out(c: &mut Criterion) {
                     let buffered_shared = Rc::default();
                     let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize], &buffered_shared);
                     for (member, _) in chat.recipients(room) {
-                        let sent = connections[member.0].send_shared(&mut broadcast);
+                        let sent = connections[member.0].send_broadcast(&mut broadcast);
                         sent.expect("the socket accepts everything");
                     }
                 });

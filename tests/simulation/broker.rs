@@ -18,8 +18,8 @@ pub struct Decisions {
 }
 
 impl Broker for Decisions {
-    fn check(&self, join: &Join) -> Result<(), BrokerError> {
-        self.broker.check(join)
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check_join(join)
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
@@ -42,8 +42,8 @@ pub struct Events {
 }
 
 impl Broker for Events {
-    fn check(&self, join: &Join) -> Result<(), BrokerError> {
-        self.broker.check(join)
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check_join(join)
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {

@@ -68,7 +68,7 @@ MUTANTS = [
     ('a name outlives its client', MEMORY, 'self.by_username.remove(&self.username_entry(&username, client));', 'let _ = username;'),
     ('a client id outlives its client', MEMORY, 'client_id.and_then(|id| self.client_ids.remove(&id));', 'drop(client_id);'),
     ('a replaced client stays', MEMORY, '.for_each(|replaced| self.submit(replaced, Request::Leave, now));', '.for_each(drop);'),
-    ('a switch leaves the old room full', MEMORY, 'self.announce_opened(to);\n        self.rooms.remove_member(from, now);', 'self.announce_opened(to);'),
+    ('a switch leaves the old room full', MEMORY, 'self.announce_room(to);\n        self.rooms.remove_member(from, now);', 'self.announce_room(to);'),
     ('the sender receives a private message twice', MEMORY, 'recipients.retain(|recipient| *recipient != client);', ''),
     ('a history never expires', MEMORY, 'now.saturating_sub(room.emptied_at) <= self.config.ttl', 'room.emptied_at <= now'),
     ('two clients may hold one name', MEMORY, '(!may_share).then_some(*client)', '(!may_share && *client == Token(0)).then_some(*client)'),

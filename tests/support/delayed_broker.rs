@@ -62,8 +62,8 @@ impl DelayedBroker {
 }
 
 impl Broker for DelayedBroker {
-    fn check(&self, join: &Join) -> Result<(), BrokerError> {
-        self.0.borrow().decisions.check(join)
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
+        self.0.borrow().decisions.check_join(join)
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
