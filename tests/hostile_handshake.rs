@@ -170,7 +170,7 @@ fn run(mut server: Watched, rows: &[Row]) {
 #[test]
 fn the_catalogue() {
     let url = Url::parse("ws://127.0.0.1/echo?token=dev-token").unwrap();
-    let rows: Vec<Row> = catalogue::all().filter_map(|case| row_of(case, &url)).collect();
+    let rows: Vec<Row> = catalogue::all_cases().filter_map(|case| row_of(case, &url)).collect();
     assert!(rows.len() >= 30, "{} cases", rows.len());
     run(Watched::start(&[]), &rows);
 }
@@ -188,7 +188,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
         End::Status(status) => rejects(&[status], &[chapter(case.rule.0)]),
         _ => return None,
     };
-    Some(row(case.name, request::build(url, KEY, edits), expected))
+    Some(row(case.name, request::build_request(url, KEY, edits), expected))
 }
 
 /// `§4` of `§4.2.1`: the body may name another section of the chapter.

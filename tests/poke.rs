@@ -42,7 +42,7 @@ fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
 fn this_server_passes_every_case() {
     let mut server = Watched::start(&[]);
     let target = Target::wirechat(&format!("ws://{}/", server.addr())).unwrap();
-    let cases: Vec<&Case> = catalogue::all().collect();
+    let cases: Vec<&Case> = catalogue::all_cases().collect();
     each_row(
         &cases,
         |case| case.name.to_owned(),
@@ -62,7 +62,7 @@ fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let server = Server::start(&[]);
     let target = Target::wirechat(&format!("ws://{}/", server.addr())).unwrap();
     let mut closed = 0;
-    for case in catalogue::all().filter(|case| case.end == End::Open) {
+    for case in catalogue::all_cases().filter(|case| case.end == End::Open) {
         let transcript = target.play(case, UNHURRIED, &mut |_| {}).unwrap();
         assert_eq!(transcript.closing, Some(Closing::Completed), "{}", case.name);
         closed += 1;
@@ -70,7 +70,7 @@ fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     assert!(closed > 30, "{closed}");
     // A half-closed connection and a frame that stays unfinished leave no room for a Close.
     for name in ["half-close", "slow-reader", "no-key"] {
-        let case = catalogue::all().find(|case| case.name == name).unwrap();
+        let case = catalogue::all_cases().find(|case| case.name == name).unwrap();
         let transcript = target.play(case, UNHURRIED, &mut |_| {}).unwrap();
         assert_eq!(transcript.closing, None, "{name}");
     }
@@ -101,10 +101,10 @@ fn number(error: ProtocolError) -> usize {
 
 #[test]
 fn every_rule_has_a_case() {
-    let broken: BTreeSet<usize> = catalogue::all().filter_map(|case| case.error).map(number).collect();
+    let broken: BTreeSet<usize> = catalogue::all_cases().filter_map(|case| case.error).map(number).collect();
     assert_eq!(broken, (0..16).collect());
     let section = |error: ProtocolError| error.section().split('.').next().unwrap().to_owned();
-    for case in catalogue::all() {
+    for case in catalogue::all_cases() {
         if let Some(error) = case.error {
             assert!(case.rule.0.contains(&section(error)), "{}: {} or {error}", case.name, case.rule.0);
         }
@@ -155,7 +155,7 @@ fn npm_ws_passes_every_case_but_the_known_ones() {
     let target = Target::echo(&format!("ws://{address}/")).unwrap();
     // Where ws deviates, a case may use up the whole timeout.
     let timing = Timing { timeout: Duration::from_secs(10), ..UNHURRIED };
-    let cases: Vec<&Case> = catalogue::all().filter(|case| target.supports(case)).collect();
+    let cases: Vec<&Case> = catalogue::all_cases().filter(|case| target.supports(case)).collect();
     let deviations: BTreeMap<&str, Deviation> =
         WS_DEVIATIONS.iter().map(|(case, deviation, _)| (*case, *deviation)).collect();
     assert!(deviations.keys().all(|name| cases.iter().any(|case| case.name == *name)), "each is a case that is played");
@@ -230,7 +230,7 @@ fn url(server: &Server) -> String {
 #[test]
 fn the_list_has_every_case_with_its_summary() {
     let list = printed(&poke(&["list"]), 0);
-    for case in catalogue::all() {
+    for case in catalogue::all_cases() {
         holds(&list, &[case.name, case.summary]);
     }
     holds(&list, &["Frames (§5.1–§5.3)", "(wirechat only)"]);
@@ -308,8 +308,8 @@ fn all_of_them_and_a_table() {
     let server = Server::start(&[]);
     let server_url = format!("ws://{}/", server.addr());
     let own = printed(&poke(&["all", "--wirechat", "--delay", "1ms", &server_url]), 0);
-    let count = catalogue::all().count();
-    let policy = catalogue::all().filter(|case| case.is_wirechat_rule()).count();
+    let count = catalogue::all_cases().count();
+    let policy = catalogue::all_cases().filter(|case| case.is_wirechat_rule()).count();
     holds(&own, &[&format!("\n{count} as expected, 0 allowed by the RFC, 0 not as expected, 0 skipped\n")]);
     // Without --wirechat, the rules of wirechat's own are skipped.
     let foreign = printed(&poke(&["all", "--delay", "1ms", &url(&server)]), 0);
@@ -435,7 +435,7 @@ fn a_total_time_limits_a_case() {
     let target = Target::echo(&format!("ws://{}/", silent.local_addr().unwrap())).unwrap();
     let timing = Timing { total: Some(Duration::from_millis(300)), ..UNHURRIED };
     for name in ["hello", "slow-request", "tls"] {
-        let case = catalogue::all().find(|case| case.name == name).unwrap();
+        let case = catalogue::all_cases().find(|case| case.name == name).unwrap();
         let start = Instant::now();
         play(&target, case, timing);
         assert!(start.elapsed() < DEADLINE / 2, "{name}: {:?}", start.elapsed());
@@ -447,7 +447,7 @@ fn a_server_may_validate_late() {
     let target = Target::echo(&listen(serve_late)).unwrap();
     let timing = Timing { timeout: Duration::from_secs(5), ..UNHURRIED };
     // All in parallel: some cases use up the whole timeout.
-    let played: Vec<(&Case, JoinHandle<_>)> = catalogue::all()
+    let played: Vec<(&Case, JoinHandle<_>)> = catalogue::all_cases()
         .filter(|case| target.supports(case))
         .map(|case| {
             let target = target.clone();

@@ -51,10 +51,10 @@ fn what_explain_tells_agrees_with_the_index() {
     let (rows, _) = rows(&module_doc(include_str!("../src/ws/mod.rs")));
     let binding = rows.iter().filter(|row| !row.places.is_empty()).flat_map(|row| row.sections.iter().copied());
     let binding: Vec<&str> = binding.collect();
-    let untold: Vec<_> = binding.iter().filter(|section| sections::find(section).is_empty()).collect();
+    let untold: Vec<_> = binding.iter().filter(|section| sections::find_sections(section).is_empty()).collect();
     assert!(untold.is_empty(), "explain has no word about {untold:?}");
     for section in contents() {
-        let is_explained = !sections::find(section).is_empty();
+        let is_explained = !sections::find_sections(section).is_empty();
         assert_ne!(is_explained, sections::informative_title(section).is_some(), "§{section}");
     }
     for told in SECTIONS {

@@ -10,7 +10,7 @@ use crate::ws::frame::{FrameHeader, Opcode, Role};
 use crate::ws::handshake::accept_value;
 
 /// Maximum size of an incomplete response head, and of the stored part of a response body, in bytes.
-const MAX_RESPONSE: usize = 64 * 1024;
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
 /// Maximum total size of all frames, in bytes. No `poke` test case needs to read a larger echo.
 const MAX_FRAME_BYTES: u64 = 4 << 20;
 /// Maximum number of frames. `MAX_FRAME_BYTES` alone would permit two million empty frames.
@@ -41,13 +41,14 @@ pub struct Offer {
 }
 
 impl Offer {
-    pub fn of_key(key: &str) -> Offer {
+    pub fn from_key(key: &str) -> Offer {
         Offer { key: Some(key.to_owned()), ..Offer::default() }
     }
 
-    pub fn of_request(head: &[u8]) -> Offer {
+    pub fn from_request(head: &[u8]) -> Offer {
         let head = String::from_utf8_lossy(head);
-        let lines: Lines = head.lines().filter_map(|line| line.split_once(':')).map(|(n, v)| (n, v.into())).collect();
+        let lines: HeaderLines =
+            head.lines().filter_map(|line| line.split_once(':')).map(|(n, v)| (n, v.into())).collect();
         let value = |name| Some(join_values(&lines, name).unwrap_or_default());
         Offer {
             key: join_values(&lines, "Sec-WebSocket-Key"),
@@ -71,7 +72,8 @@ impl Response {
             Err(error) => return Err(format!("the response is not HTTP ({error}); it begins with {}", shorten(bytes))),
         };
         let status = parsed.code.unwrap_or_default();
-        let lines: Lines = parsed.headers.iter().map(|line| (line.name, String::from_utf8_lossy(line.value))).collect();
+        let lines: HeaderLines =
+            parsed.headers.iter().map(|line| (line.name, String::from_utf8_lossy(line.value))).collect();
         let content_length = join_values(&lines, "Content-Length").and_then(|length| length.parse().ok());
         let violations = if status == 101 { find_violations(&lines, offer) } else { Vec::new() };
         let versions = join_values(&lines, "Sec-WebSocket-Version");
@@ -83,18 +85,19 @@ impl Response {
         versions.split(',').any(|version| version.trim() == "13")
     }
 
-    /// Whether the whole body of a rejection has arrived, or as much of it as fits in `MAX_RESPONSE`. Returns `false`
-    /// if the response has no Content-Length.
+    /// Whether the whole body of a rejection has arrived, or as much of it as fits in `MAX_RESPONSE_BYTES`. Returns
+    /// `false` if the response has no Content-Length.
     pub fn is_complete(&self) -> bool {
-        self.status != 101 && self.content_length.is_some_and(|length| self.body.len() >= length.min(MAX_RESPONSE))
+        self.status != 101
+            && self.content_length.is_some_and(|length| self.body.len() >= length.min(MAX_RESPONSE_BYTES))
     }
 }
 
 /// The name and value of each header line.
-type Lines<'h> = Vec<(&'h str, Cow<'h, str>)>;
+type HeaderLines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
 /// Joins a header's values with commas: per RFC 9110 §5.3, this is equivalent to several lines with this name.
-fn join_values(lines: &Lines, name: &str) -> Option<String> {
+fn join_values(lines: &HeaderLines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
     (!values.is_empty()).then(|| values.join(", "))
@@ -107,7 +110,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Returns the reasons why a client must fail the connection after this 101 response (§4.1).
-fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
+fn find_violations(response: &HeaderLines, offer: &Offer) -> Vec<String> {
     let value = |name: &str| join_values(response, name);
     let has = |name: &str, token: &str| {
         elements(&value(name).unwrap_or_default()).any(|found| found.eq_ignore_ascii_case(token))
@@ -150,7 +153,7 @@ fn find_violations(response: &Lines, offer: &Offer) -> Vec<String> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Incoming {
+pub enum IncomingPayload {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Pong(Vec<u8>),
@@ -174,7 +177,7 @@ pub struct Inbox {
     unfinished: Option<(Opcode, Vec<u8>)>,
     frame_bytes: u64,
     frames: u32,
-    pub received: Vec<Incoming>,
+    pub received: Vec<IncomingPayload>,
     pub close: Option<IncomingClose>,
     /// The first violation of the RFC or of a limit. The parser ignores all later bytes.
     pub violation: Option<String>,
@@ -182,7 +185,7 @@ pub struct Inbox {
 
 impl Inbox {
     pub fn new(request: &[u8]) -> Inbox {
-        Inbox { offer: Offer::of_request(request), ..Inbox::default() }
+        Inbox { offer: Offer::from_request(request), ..Inbox::default() }
     }
 
     /// An inbox that expects frames, as after a handshake.
@@ -201,7 +204,7 @@ impl Inbox {
         match &mut self.response {
             Some(response) if response.status == 101 => self.read_frames(),
             Some(response) => {
-                let room = MAX_RESPONSE.saturating_sub(response.body.len());
+                let room = MAX_RESPONSE_BYTES.saturating_sub(response.body.len());
                 response.body.extend(self.unread.drain(..).take(room));
             }
             None => {}
@@ -232,8 +235,9 @@ impl Inbox {
                 self.violation = response.violations.first().cloned();
                 self.response = Some(response);
             }
-            Ok(None) if self.unread.len() > MAX_RESPONSE => {
-                self.violation = Some(format!("the head of the response does not end within {MAX_RESPONSE} bytes"));
+            Ok(None) if self.unread.len() > MAX_RESPONSE_BYTES => {
+                self.violation =
+                    Some(format!("the head of the response does not end within {MAX_RESPONSE_BYTES} bytes"));
             }
             Ok(None) => {}
             Err(violation) => self.violation = Some(violation),
@@ -284,7 +288,7 @@ impl Inbox {
     fn store_frame(&mut self, header: &FrameHeader, payload: &[u8]) -> Result<(), ProtocolError> {
         match (header.opcode, self.unfinished.is_some()) {
             (Opcode::Ping, _) => return Ok(()),
-            (Opcode::Pong, _) => self.received.push(Incoming::Pong(payload.to_vec())),
+            (Opcode::Pong, _) => self.received.push(IncomingPayload::Pong(payload.to_vec())),
             (Opcode::Close, _) => {
                 let close = CloseFrame::parse(payload)?;
                 let code = close.code.map_or(NO_CODE, |code| code.get());
@@ -309,8 +313,8 @@ impl Inbox {
             Some((Opcode::Text, text)) if std::str::from_utf8(&text).is_err() => {
                 return Err(ProtocolError::TextNotUtf8);
             }
-            Some((Opcode::Text, text)) => self.received.push(Incoming::Text(text)),
-            Some((_, binary)) => self.received.push(Incoming::Binary(binary)),
+            Some((Opcode::Text, text)) => self.received.push(IncomingPayload::Text(text)),
+            Some((_, binary)) => self.received.push(IncomingPayload::Binary(binary)),
             None => {}
         }
         Ok(())
@@ -342,8 +346,11 @@ mod tests {
     #[test]
     fn frames_become_messages_wherever_they_are_cut() {
         let inbox = inbox(b"\x81\x02hi\x8a\x01?\x02\x01\xff\x89\x00\x80\x01\xfe\x88\x05\x03\xe8bye");
-        let expected =
-            [Incoming::Text(b"hi".to_vec()), Incoming::Pong(b"?".to_vec()), Incoming::Binary(b"\xff\xfe".to_vec())];
+        let expected = [
+            IncomingPayload::Text(b"hi".to_vec()),
+            IncomingPayload::Pong(b"?".to_vec()),
+            IncomingPayload::Binary(b"\xff\xfe".to_vec()),
+        ];
         assert_eq!(inbox.received, expected);
         assert_eq!(inbox.close, Some(IncomingClose { code: 1000, reason: "bye".into() }));
         assert_eq!(inbox.violation, None);
@@ -372,7 +379,7 @@ mod tests {
         let request = format!("GET / HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{request}\r\n");
         let response = format!("HTTP/1.1 101 Switching Protocols\r\n{response}\r\n");
         let (parsed, len) =
-            Response::parse(response.as_bytes(), &Offer::of_request(request.as_bytes())).unwrap().unwrap();
+            Response::parse(response.as_bytes(), &Offer::from_request(request.as_bytes())).unwrap().unwrap();
         assert_eq!(len, response.len());
         parsed.violations
     }

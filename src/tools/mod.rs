@@ -53,16 +53,16 @@ impl Tracer {
     /// A tracer that expects the opening handshake first.
     pub fn new() -> Tracer {
         let records = Records::default();
-        Tracer::with(Tap::new(1, records.clone()), records)
+        Tracer::from_parts(Tap::new(1, records.clone()), records)
     }
 
     /// A tracer that expects frames, not a handshake.
     pub fn open() -> Tracer {
         let records = Records::default();
-        Tracer::with(Tap::open(1, records.clone()), records)
+        Tracer::from_parts(Tap::open(1, records.clone()), records)
     }
 
-    fn with(mut tap: Tap, records: Records) -> Tracer {
+    fn from_parts(mut tap: Tap, records: Records) -> Tracer {
         // Lift the limits: each server chooses its own limits, so a tool's trace reports only violations of the RFC.
         tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
         Tracer { tap, records }

@@ -53,7 +53,7 @@ struct Reactions {
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let path = arguments.file.display().to_string();
     let bytes = fs::read(&arguments.file).map_err(|error| format!("cannot read {path}: {error}"))?;
-    let recording = parse(&path, bytes)?;
+    let recording = parse_recording(&path, bytes)?;
     let screen = Screen::new(if arguments.line { Detail::Line } else { Detail::Full });
     recording.replay(|record| screen.print(&screen.format_record(record)));
     match recording.entries.last().map(|entry| &entry.step) {
@@ -70,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(difference.is_none())
 }
 
-fn parse(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
+fn parse_recording(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
     let not_one = |seen: &str| {
         format!(
             "{path} is not a wirechat recording: its first line must be like {{\"connection\":7,\"wirechat\":\"0.1.0\"}}, \
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_a_recording_is_named_as_such() {
-        let error = |bytes: &[u8]| parse("f", bytes.to_vec()).unwrap_err();
+        let error = |bytes: &[u8]| parse_recording("f", bytes.to_vec()).unwrap_err();
         let start = "f is not a wirechat recording: its first line must be like {\"connection\":7,\"wirechat\":\"0.1.0\"}, and ";
         let end = ". Make recordings with wirechat --record DIR";
         assert_eq!(error(b"root:x:0\nbin:x:1\n"), format!("{start}it is \"root:x:0\"{end}"));

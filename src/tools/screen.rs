@@ -74,11 +74,11 @@ pub fn quote(text: &str) -> String {
 pub fn shorten(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => quote(text),
-        Err(_) => hex(bytes),
+        Err(_) => format_hex(bytes),
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn format_hex(bytes: &[u8]) -> String {
     let dots = if bytes.len() > MAX_HEX { " …" } else { "" };
     escape::hex(&bytes[..bytes.len().min(MAX_HEX)]) + dots
 }

@@ -53,15 +53,15 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
 
 /// Returns the summary lines to print after the frames, and whether the frames are complete and valid.
 fn summarize(records: &[Record], len: usize, role: Role) -> (Vec<String>, bool) {
-    let frames: Vec<&Frame> = records.iter().filter_map(frame).collect();
-    let failures: Vec<&Failure> = records.iter().filter_map(failure).collect();
+    let frames: Vec<&Frame> = records.iter().filter_map(as_frame).collect();
+    let failures: Vec<&Failure> = records.iter().filter_map(as_failure).collect();
     let mut notes = Vec::new();
     if failures.iter().any(|failure| failure.section == "5.1") {
         notes.push(wrong_role_hint(role).to_owned());
     }
     let fails_last = matches!(records.last(), Some(Record { kind: RecordKind::Failure(_), .. }));
-    let missing = frames.last().filter(|_| !fails_last).and_then(|frame| describe_missing(frame));
-    let unread = describe_unread(records, &frames, len).map(|count| match failures[..] {
+    let missing = frames.last().filter(|_| !fails_last).and_then(|frame| describe_missing_bytes(frame));
+    let unread = describe_unread_bytes(records, &frames, len).map(|count| match failures[..] {
         [] => format!("{count} not read: no frame may follow a Close (§5.5.1)."),
         _ => format!("{count} not read: the connection has failed (§7.1.7)."),
     });
@@ -90,22 +90,22 @@ fn wrong_role_hint(role: Role) -> &'static str {
 }
 
 /// Says how many bytes follow the last frame. Returns `None` if that number is zero or unknown.
-fn describe_unread(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
+fn describe_unread_bytes(records: &[Record], frames: &[&Frame], len: usize) -> Option<String> {
     // If the tracer dropped records (`Missed`), the total length of the frames is unknown.
     let is_known = !records.iter().any(|record| matches!(record.kind, RecordKind::Missed(_)));
     let read: u64 = frames.iter().map(|frame| frame.header.bytes().len() as u64 + frame.received).sum();
     let count = (len as u64).saturating_sub(read);
-    (is_known && count > 0).then(|| more_bytes(count))
+    (is_known && count > 0).then(|| format_more_bytes(count))
 }
 
-fn frame(record: &Record) -> Option<&Frame> {
+fn as_frame(record: &Record) -> Option<&Frame> {
     match &record.kind {
         RecordKind::Frame(frame) => Some(frame),
         _ => None,
     }
 }
 
-fn failure(record: &Record) -> Option<&Failure> {
+fn as_failure(record: &Record) -> Option<&Failure> {
     match &record.kind {
         RecordKind::Failure(failure) => Some(failure),
         _ => None,
@@ -113,7 +113,7 @@ fn failure(record: &Record) -> Option<&Failure> {
 }
 
 /// Describes the missing part of a frame. Returns `None` if the frame is complete.
-fn describe_missing(frame: &Frame) -> Option<String> {
+fn describe_missing_bytes(frame: &Frame) -> Option<String> {
     let header = &frame.header;
     let (have, form) = (header.bytes().len(), header.length_form());
     // §5.2: a header is two bytes, then any extended length, then any masking key.
@@ -124,12 +124,12 @@ fn describe_missing(frame: &Frame) -> Option<String> {
         _ if have < header.size() => (header.size() - have, "the masking key".into()),
         _ => {
             let left = frame.payload_len.saturating_sub(frame.received);
-            return (left > 0).then(|| format!("{} missing from the payload.", more_bytes(left)));
+            return (left > 0).then(|| format!("{} missing from the payload.", format_more_bytes(left)));
         }
     };
-    Some(format!("{} missing from {part}.", more_bytes(count as u64)))
+    Some(format!("{} missing from {part}.", format_more_bytes(count as u64)))
 }
 
-fn more_bytes(count: u64) -> String {
+fn format_more_bytes(count: u64) -> String {
     if count == 1 { "1 more byte is".into() } else { format!("{count} more bytes are") }
 }

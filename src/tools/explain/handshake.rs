@@ -13,7 +13,7 @@ const RESPONSE_PREFIX: &[u8] = b"HTTP/1.";
 const METHODS: [&[u8]; 8] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT ", b"DELETE ", b"PATCH "];
 
 #[derive(Debug)]
-pub struct Handshake<'b> {
+pub struct HandshakeReport<'b> {
     pub lines: Vec<String>,
     pub is_valid: bool,
     /// The endpoint that sent the bytes after the handshake; `None` if there is no handshake.
@@ -40,15 +40,15 @@ fn is_request(bytes: &[u8]) -> bool {
 
 /// Explains a request, a response, or a request followed by its response. To check a response without its request, pass
 /// the request's `Sec-WebSocket-Key` as `key`.
-pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> Handshake<'b> {
-    let mut handshake = Handshake { lines: Vec::new(), is_valid: true, role: None, rest: bytes };
-    let mut offer = key.map(Offer::of_key);
+pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> HandshakeReport<'b> {
+    let mut handshake = HandshakeReport { lines: Vec::new(), is_valid: true, role: None, rest: bytes };
+    let mut offer = key.map(Offer::from_key);
     let blank = bytes.iter().take_while(|byte| b"\r\n".contains(byte)).count();
     if is_request(&bytes[blank..]) {
         let head = Head::split(bytes);
         handshake.add_head(&head, "request");
         handshake.check_request(&head);
-        offer = Some(Offer::of_request(head.bytes));
+        offer = Some(Offer::from_request(head.bytes));
         handshake.role = Some(Role::Client);
     }
     if handshake.rest.starts_with(RESPONSE_PREFIX) {
@@ -60,14 +60,14 @@ pub fn explain<'b>(bytes: &'b [u8], key: Option<&str>) -> Handshake<'b> {
     handshake
 }
 
-impl<'b> Handshake<'b> {
+impl<'b> HandshakeReport<'b> {
     fn add_head(&mut self, head: &Head<'b>, kind: &str) {
         self.lines.push(format!("HTTP {kind}, the opening handshake (§4): {} bytes.", head.bytes.len()));
         self.rest = head.rest;
     }
 
     fn check_request(&mut self, head: &Head) {
-        let rejections = all_rejections(head);
+        let rejections = find_rejections(head);
         self.is_valid &= rejections.is_empty();
         self.lines.extend(rejections.iter().map(|rejection| format!("! {} {}", rejection.status, rejection.body)));
         self.lines.push(match rejections.len() {
@@ -80,7 +80,7 @@ impl<'b> Handshake<'b> {
                 "(Copying text often turns CR LF into LF. If so, the rule about line ends is not broken.)".into(),
             );
         }
-        let key = Offer::of_request(head.bytes).key.filter(|key| decoded_key_len(key.as_bytes()) == Some(16));
+        let key = Offer::from_request(head.bytes).key.filter(|key| decoded_key_len(key.as_bytes()) == Some(16));
         if let Some(key) = key {
             let accept = accept_value(key.as_bytes());
             self.lines.push(format!("The response to this key has Sec-WebSocket-Accept: {accept} (§4.2.2)."));
@@ -163,7 +163,7 @@ impl<'b> Head<'b> {
 }
 
 /// Lists the rules that a request breaks: first HTTP rules, line by line, then the rules of RFC 6455 §4.2.1.
-fn all_rejections(head: &Head) -> Vec<Rejection> {
+fn find_rejections(head: &Head) -> Vec<Rejection> {
     let mut found: Vec<Rejection> = Vec::new();
     let mut add = |rejection: Rejection| {
         if !found.contains(&rejection) {

@@ -64,7 +64,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let screen = Screen::new(Detail::Full);
     let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
-    let topic = if arguments.notation.is_none() { topics::find(&words)? } else { None };
+    let topic = if arguments.notation.is_none() { topics::explain_topic(&words)? } else { None };
     if let Some(topic) = topic {
         screen.print(&topic);
         return Ok(true);

@@ -1,5 +1,5 @@
 //! Answers questions about a key, a close code (RFC 6455 §7.4 and the IANA registry), an opcode (§5.2), a section or a
-//! word. [`find`] also recognizes a question without its keyword, as in `explain ping` or `explain 1006`.
+//! word. [`explain_topic`] also recognizes a question without its keyword, as in `explain ping` or `explain 1006`.
 
 use super::sections::{self, Section};
 use crate::inspect::AcceptSteps;
@@ -44,16 +44,18 @@ const OPCODES: &[(Opcode, &str, &str)] = &[
 ///
 /// # Errors
 /// A one-line message if the question has no answer, for example about a section that does not exist.
-pub fn find(words: &[&str]) -> Result<Option<String>, String> {
+pub fn explain_topic(words: &[&str]) -> Result<Option<String>, String> {
     match words {
-        ["key", key] => Ok(Some(key_steps(key))),
+        ["key", key] => Ok(Some(explain_key(key))),
         ["key", ..] => Err("explain key needs one Sec-WebSocket-Key, as sent in the request".into()),
-        ["close" | "code" | "codes"] => Ok(Some(format!("{}\n\nClose codes:\n{}", opcode("close")?, codes()))),
-        ["close" | "code", asked] => close_code(asked).map(Some),
-        ["opcode" | "opcodes"] => Ok(Some(opcodes())),
-        ["opcode", asked] => opcode(asked).map(Some),
-        ["section" | "sections"] => Ok(Some(titles(sections::SECTIONS.iter()))),
-        ["section", number] => section(number).map(Some),
+        ["close" | "code" | "codes"] => {
+            Ok(Some(format!("{}\n\nClose codes:\n{}", explain_opcode("close")?, list_close_codes())))
+        }
+        ["close" | "code", asked] => explain_close_code(asked).map(Some),
+        ["opcode" | "opcodes"] => Ok(Some(list_opcodes())),
+        ["opcode", asked] => explain_opcode(asked).map(Some),
+        ["section" | "sections"] => Ok(Some(list_titles(sections::SECTIONS.iter()))),
+        ["section", number] => explain_section(number).map(Some),
         ["close" | "code" | "opcode" | "section", _, extra, ..] => Err(format!("{extra:?} is one word too many")),
         [word] => explain_word(word),
         _ => Ok(None),
@@ -65,13 +67,13 @@ pub fn find(words: &[&str]) -> Result<Option<String>, String> {
 fn explain_word(word: &str) -> Result<Option<String>, String> {
     let with = |topic: Result<String, String>, others: &str| topic.map(|topic| Some(format!("{topic}\n{others}")));
     if opcode_by_name(word).is_some() {
-        return opcode(word).map(Some);
+        return explain_opcode(word).map(Some);
     }
     if word.starts_with('§') || is_section_number(word) {
-        return section(word).map(Some);
+        return explain_section(word).map(Some);
     }
     if decoded_key_len(word.as_bytes()) == Some(16) && word.ends_with("==") {
-        return with(Ok(key_steps(word)), "Read as a Sec-WebSocket-Key. If it is frames in base64: --as base64.");
+        return with(Ok(explain_key(word)), "Read as a Sec-WebSocket-Key. If it is frames in base64: --as base64.");
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
@@ -80,20 +82,21 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(
-                opcode(word),
+                explain_opcode(word),
                 &format!("Read as an opcode. If it is a section: explain §{word}; a byte: explain {byte}."),
             )
         }
         // Read four digits as a close code. They could also be two bytes, but no valid frame starts with 0x10 to 0x49:
         // these bytes set a reserved bit (§5.2).
-        (true, 4, Ok(1000..=4999)) => {
-            with(close_code(word), &format!("Read as a close code. If it is two bytes: explain --as hex {word}."))
-        }
+        (true, 4, Ok(1000..=4999)) => with(
+            explain_close_code(word),
+            &format!("Read as a close code. If it is two bytes: explain --as hex {word}."),
+        ),
         (true, 3, Ok(_)) => with(
-            close_code(word),
+            explain_close_code(word),
             "Read as a close code. The HTTP statuses of a handshake are in §4.2.2: explain 4.2.2.",
         ),
-        (true, 5, Ok(_)) => close_code(word).map(Some),
+        (true, 5, Ok(_)) => explain_close_code(word).map(Some),
         _ => Ok(find_mentions(word)),
     }
 }
@@ -122,19 +125,19 @@ fn find_mentions(word: &str) -> Option<String> {
         .partition(|section| has_word(section.title));
     match (&in_title[..], &in_text[..]) {
         ([], []) => None,
-        ([only], _) => Some(format!("{}{}", describe(only), see_also(&in_text))),
+        ([only], _) => Some(format!("{}{}", format_section(only), format_see_also(&in_text))),
         ([], found) | (found, _) => {
-            Some(format!("Sections of RFC 6455 about {word:?}:\n{}", titles(found.iter().copied())))
+            Some(format!("Sections of RFC 6455 about {word:?}:\n{}", list_titles(found.iter().copied())))
         }
     }
 }
 
-fn see_also(sections: &[&Section]) -> String {
-    if sections.is_empty() { String::new() } else { format!("\n\nAlso in:\n{}", titles(sections.iter().copied())) }
+fn format_see_also(sections: &[&Section]) -> String {
+    if sections.is_empty() { String::new() } else { format!("\n\nAlso in:\n{}", list_titles(sections.iter().copied())) }
 }
 
 /// Shows each step in computing the accept value (§1.3, §4.2.2).
-fn key_steps(key: &str) -> String {
+fn explain_key(key: &str) -> String {
     let AcceptSteps { key_and_guid, sha1, accept, .. } = AcceptSteps::from_key(key);
     let objection = match decoded_key_len(key.as_bytes()) {
         Some(16) => String::new(),
@@ -148,11 +151,11 @@ fn key_steps(key: &str) -> String {
     )
 }
 
-fn codes() -> String {
+fn list_close_codes() -> String {
     CLOSE_CODES.iter().map(|(code, name, _)| format!("{code}  {name}")).collect::<Vec<_>>().join("\n")
 }
 
-fn close_code(asked: &str) -> Result<String, String> {
+fn explain_close_code(asked: &str) -> Result<String, String> {
     let code: u16 = asked.parse().map_err(|_| {
         format!("{asked:?} is not a close code: write a number up to 65535 (explain close lists the codes)")
     })?;
@@ -181,14 +184,14 @@ fn code_range(code: u16) -> (&'static str, &'static str) {
     }
 }
 
-fn opcodes() -> String {
+fn list_opcodes() -> String {
     let line = |(opcode, section, text): &(Opcode, &str, &str)| {
         format!("{:x}  {:<7} {text} §{section}", *opcode as u8, opcode_name(*opcode))
     };
     OPCODES.iter().map(line).collect::<Vec<_>>().join("\n") + "\nAll others are reserved (§5.2)."
 }
 
-fn opcode(asked: &str) -> Result<String, String> {
+fn explain_opcode(asked: &str) -> Result<String, String> {
     let error = || format!("{asked:?} is not an opcode: write a number from 0 to 15, or a name such as ping");
     let bits = opcode_by_name(asked).or_else(|| opcode_by_number(asked)).ok_or_else(error)?;
     let Some((opcode, section, text)) = OPCODES.iter().find(|(opcode, ..)| *opcode as u8 == bits) else {
@@ -231,28 +234,28 @@ fn opcode_by_number(asked: &str) -> Option<u8> {
     number.filter(|number| *number < 16)
 }
 
-fn section(asked: &str) -> Result<String, String> {
+fn explain_section(asked: &str) -> Result<String, String> {
     let number = asked.trim_start_matches('§').trim_end_matches('.');
-    let found = sections::find(number);
+    let found = sections::find_sections(number);
     match found[..] {
         [] => match sections::informative_title(number) {
             Some(title) => Ok(format!("§{number} {title}\nIt has no rule for an endpoint.")),
             None => Err(format!("RFC 6455 has no section {asked:?} (wirechat explain section lists them)")),
         },
-        [only] => Ok(describe(only)),
+        [only] => Ok(format_section(only)),
         [first, ref below @ ..] if first.number == number => {
-            Ok(format!("{}\n\nIts subsections:\n{}", describe(first), titles(below.iter().copied())))
+            Ok(format!("{}\n\nIts subsections:\n{}", format_section(first), list_titles(below.iter().copied())))
         }
-        _ => Ok(titles(found.into_iter())),
+        _ => Ok(list_titles(found.into_iter())),
     }
 }
 
-fn describe(section: &Section) -> String {
+fn format_section(section: &Section) -> String {
     let files = if section.files.is_empty() { String::new() } else { format!("\nIn wirechat: {}", section.files) };
     format!("§{} {}\n{}{files}", section.number, section.title, wrap(section.text))
 }
 
-fn titles<'s>(sections: impl Iterator<Item = &'s Section>) -> String {
+fn list_titles<'s>(sections: impl Iterator<Item = &'s Section>) -> String {
     sections.map(|section| format!("§{:<7} {}", section.number, section.title)).collect::<Vec<_>>().join("\n")
 }
 
@@ -282,22 +285,22 @@ mod tests {
             assert_eq!(is_sent, !text.contains("never sent") && !text.contains("must not be sent"), "{code}");
         }
         for code in [0, 999, 1016, 2999, 3000, 3999, 4000, 4999, 5000, 65535] {
-            assert!(close_code(&code.to_string()).unwrap().starts_with(&format!("Close code {code}: ")));
+            assert!(explain_close_code(&code.to_string()).unwrap().starts_with(&format!("Close code {code}: ")));
         }
     }
 
     #[test]
     fn an_opcode_by_any_name() {
         for asked in ["9", "0x9", "0x09", "ping", "PING", "Ping"] {
-            assert!(opcode(asked).unwrap().starts_with("Opcode 9 (0x9, 1001): PING\n"), "{asked}");
+            assert!(explain_opcode(asked).unwrap().starts_with("Opcode 9 (0x9, 1001): PING\n"), "{asked}");
         }
         for asked in ["10", "a", "0xA", "pong"] {
-            assert!(opcode(asked).unwrap().contains("PONG"), "{asked}");
+            assert!(explain_opcode(asked).unwrap().contains("PONG"), "{asked}");
         }
-        assert!(opcode("continuation").unwrap().contains("CONT"));
-        assert!(opcode("3").unwrap().contains("reserved") && opcode("b").unwrap().contains("control"));
+        assert!(explain_opcode("continuation").unwrap().contains("CONT"));
+        assert!(explain_opcode("3").unwrap().contains("reserved") && explain_opcode("b").unwrap().contains("control"));
         for asked in ["16", "0x10", "-1", "+1", "pang", "", "0x"] {
-            assert!(opcode(asked).is_err(), "{asked}");
+            assert!(explain_opcode(asked).is_err(), "{asked}");
         }
     }
 
@@ -321,15 +324,15 @@ mod tests {
             ("dGhlIHNhbXBsZSBub25jZQ==", "key          dGhl"),
         ];
         for (word, start) in cases {
-            let reply = find(&[word]).unwrap().unwrap_or_else(|| panic!("{word} is a question"));
+            let reply = explain_topic(&[word]).unwrap().unwrap_or_else(|| panic!("{word} is a question"));
             assert!(reply.starts_with(start), "{word}: {reply}");
         }
         for word in ["81", "8105", "818537", "0x81", "decade", "hello8", "gYU3+iE9f59NUVg=", "16"] {
-            assert_eq!(find(&[word]), Ok(None), "{word}");
+            assert_eq!(explain_topic(&[word]), Ok(None), "{word}");
         }
         for (word, other) in [("10", "explain §10"), ("9", "a byte: explain 09"), ("1006", "explain --as hex 1006")] {
-            assert!(find(&[word]).unwrap().unwrap().contains(other), "{word}");
+            assert!(explain_topic(&[word]).unwrap().unwrap().contains(other), "{word}");
         }
-        assert!(find(&["5.99"]).is_err());
+        assert!(explain_topic(&["5.99"]).is_err());
     }
 }

@@ -48,7 +48,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let mut errors: Vec<Mismatch> = Vec::new();
     for radix in Radix::ALL {
         for base in bases {
-            match read_with(&lines, radix, base) {
+            match read_lines(&lines, radix, base) {
                 Ok(bytes) if found.iter().all(|(other, ..)| *other != bytes) => found.push((bytes, radix, base)),
                 Err(error) if base == bases[0] => errors.push(error),
                 _ => {}
@@ -196,7 +196,7 @@ struct Mismatch {
     text: String,
 }
 
-fn read_with(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismatch> {
+fn read_lines(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismatch> {
     let mismatch = |line: &Line, read: usize, text: String| {
         let text = format!("line {}: {text}", line.number);
         Mismatch { line: line.number, read, text }
@@ -298,14 +298,14 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
         let mut without_gap = chars.clone();
         let has_gap = chars.get(GAP_COLUMN) == Some(&' ');
         has_gap.then(|| without_gap.remove(GAP_COLUMN));
-        matches(&chars, bytes) || (has_gap && matches(&without_gap, bytes))
+        column_matches(&chars, bytes) || (has_gap && column_matches(&without_gap, bytes))
     })
 }
 
 /// Whether each character of `column` shows its byte. Printable ASCII must appear as itself, any other byte as a dot or
 /// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more bytes for text. Leading and
 /// trailing spaces may be missing.
-fn matches(column: &[char], bytes: &[u8]) -> bool {
+fn column_matches(column: &[char], bytes: &[u8]) -> bool {
     let is_blank = |byte: &u8| *byte == b' ';
     let column = column.iter().copied().skip_while(|c| *c == ' ').collect::<Vec<char>>();
     let start = bytes.iter().take_while(|byte| is_blank(byte)).count();

@@ -70,7 +70,7 @@ impl Decoded {
 /// A one-line message that says why the text cannot be read.
 pub fn read(text: &str) -> Result<Decoded, String> {
     let text = text.trim();
-    if let Some(literals) = literals(text) {
+    if let Some(literals) = find_literals(text) {
         // Text in quotes without escapes, such as "81 05", probably contains another notation, so try other notations
         // first. The characters themselves cannot be a frame: a printable first byte sets a reserved bit (§5.2).
         let is_plain = text.starts_with('"') && !text.contains('\\');
@@ -110,12 +110,12 @@ pub fn read_as(notation: Notation, text: &str) -> Result<Decoded, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
         Notation::Dump => return dump::read(text),
-        Notation::Decimal => (read_radix(text, 10)?, "decimal numbers"),
-        Notation::Octal => (read_radix(text, 8)?, "octal numbers"),
+        Notation::Decimal => (read_in_radix(text, 10)?, "decimal numbers"),
+        Notation::Octal => (read_in_radix(text, 8)?, "octal numbers"),
         Notation::Bits => {
             (read_bits(text).ok_or("these are not bits: write each byte as eight digits of 0 and 1")?, "bits")
         }
-        Notation::String => match literals(text.trim()) {
+        Notation::String => match find_literals(text.trim()) {
             Some(literals) => (unescape_all(&literals)?, "a string literal"),
             None => (unescape(text.trim())?, "a string literal"),
         },
@@ -166,7 +166,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     let no_byte = || format!("{} is not a byte; write bytes as two hexadecimal digits, text as 'Hello'", quote(word));
     if let Some(pairs) = word.strip_prefix("\\x") {
         for pair in pairs.split("\\x") {
-            bytes.push(hex_byte(pair).ok_or_else(no_byte)?);
+            bytes.push(parse_hex_byte(pair).ok_or_else(no_byte)?);
         }
         return Ok(());
     }
@@ -177,17 +177,17 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     }
     // Accept a single digit only after 0x. Without the prefix, the user probably forgot the second digit.
     if digits.len() == 1 && has_prefix {
-        bytes.extend(hex_byte(digits));
+        bytes.extend(parse_hex_byte(digits));
         return Ok(());
     }
     if !digits.len().is_multiple_of(2) {
         return Err(format!("{} has an odd number of hexadecimal digits; a byte has two", quote(word)));
     }
-    bytes.extend((0..digits.len()).step_by(2).filter_map(|at| hex_byte(&digits[at..at + 2])));
+    bytes.extend((0..digits.len()).step_by(2).filter_map(|at| parse_hex_byte(&digits[at..at + 2])));
     Ok(())
 }
 
-fn hex_byte(digits: &str) -> Option<u8> {
+fn parse_hex_byte(digits: &str) -> Option<u8> {
     let is_hex = digits.len() <= 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     is_hex.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
@@ -211,7 +211,7 @@ fn read_bits(text: &str) -> Option<Vec<u8>> {
 /// Reads percent-encoded bytes, such as `%81%85` or `%81 %85`. Returns `None` if the text contains anything else.
 fn read_percent_encoded(text: &str) -> Option<Vec<u8>> {
     let pairs = text.strip_prefix('%')?.split('%').map(str::trim_end);
-    pairs.map(|pair| hex_byte(pair).filter(|_| pair.len() == 2)).collect()
+    pairs.map(|pair| parse_hex_byte(pair).filter(|_| pair.len() == 2)).collect()
 }
 
 /// Whether text that is not hexadecimal is probably base64, not a word: it decodes, and has padding, `+`, `/`, or a
@@ -242,15 +242,15 @@ fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
     let is_number = |digits: &str| (1..=3).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     if words.iter().any(|word| word.starts_with('-')) {
         let are_signed = words.iter().all(|word| is_number(word.strip_prefix('-').unwrap_or(word)));
-        return are_signed.then(|| Ok(Decoded::new(read_radix(text, 10)?, "signed decimal numbers")));
+        return are_signed.then(|| Ok(Decoded::new(read_in_radix(text, 10)?, "signed decimal numbers")));
     }
     let are_numbers = words.iter().all(|word| is_number(word));
     if words.len() < 2 || !are_numbers || words.iter().all(|word| word.len() == 2) {
         return None;
     }
     let is_padded = words.iter().any(|word| word.len() > 1 && word.starts_with('0'));
-    let decimal = read_radix(text, 10).ok().filter(|_| !is_padded);
-    let octal = read_radix(text, 8).ok().filter(|_| words.iter().all(|word| word.len() == 3));
+    let decimal = read_in_radix(text, 10).ok().filter(|_| !is_padded);
+    let octal = read_in_radix(text, 8).ok().filter(|_| words.iter().all(|word| word.len() == 3));
     match (decimal, octal) {
         (Some(decimal), None) => Some(Ok(Decoded::new(decimal, "decimal numbers"))),
         (None, Some(octal)) => Some(Ok(Decoded::new(octal, "octal numbers"))),
@@ -261,7 +261,7 @@ fn read_numbers(text: &str) -> Option<Result<Decoded, String>> {
     }
 }
 
-fn read_radix(text: &str, radix: u32) -> Result<Vec<u8>, String> {
+fn read_in_radix(text: &str, radix: u32) -> Result<Vec<u8>, String> {
     let words: Vec<&str> = text.split(|c: char| is_separator(c) && c != '-').filter(|word| !word.is_empty()).collect();
     // Accept negative numbers: bytes are signed in Java, which prints 0x81 as -127.
     let is_signed = words.iter().any(|word| word.starts_with('-'));
@@ -314,7 +314,7 @@ impl<'t> List<'t> {
     }
 
     fn read(&self) -> Result<Decoded, String> {
-        if let Some(literals) = literals(self.inside.trim()) {
+        if let Some(literals) = find_literals(self.inside.trim()) {
             return Ok(Decoded::new(unescape_all(&literals)?, "a string literal"));
         }
         if self.inside.contains("...") || self.inside.contains('…') {
@@ -347,7 +347,7 @@ impl<'t> List<'t> {
         if !items.iter().all(is_decimal) {
             return Ok(Decoded::new(read_hex(self.inside)?, "a list of hexadecimal numbers"));
         }
-        let decoded = Decoded::new(read_radix(self.inside, 10)?, "a list of decimal numbers");
+        let decoded = Decoded::new(read_in_radix(self.inside, 10)?, "a list of decimal numbers");
         // Suggest hexadecimal for an unnamed list of two-digit numbers. Programming languages print decimal lists, but
         // people also write hexadecimal digits in brackets.
         let is_ambiguous = self.before.trim().is_empty() && items.iter().all(|item| item.len() == 2);
@@ -369,7 +369,7 @@ impl<'t> List<'t> {
 
 /// Returns the contents of adjacent string literals: `"…"`, `b"…"`, `b'…'`, `$'…'`, and `'…'` with an escape inside.
 /// C and Python join adjacent literals, even if a backslash and a line break separate the literals.
-fn literals(text: &str) -> Option<Vec<&str>> {
+fn find_literals(text: &str) -> Option<Vec<&str>> {
     let (mut found, mut rest) = (Vec::new(), text);
     while !rest.is_empty() {
         let (prefix, start) = match rest.find(['"', '\'']) {
@@ -377,7 +377,7 @@ fn literals(text: &str) -> Option<Vec<&str>> {
             _ => return None,
         };
         let quote = &start[..1];
-        let end = end_of_literal(&start[1..], quote)?;
+        let end = find_literal_end(&start[1..], quote)?;
         let inside = &start[1..=end];
         // Without a backslash, leave single quotes to `read_hex`, as in 'a' 81 'b'.
         let is_literal = match (prefix, quote) {
@@ -395,7 +395,7 @@ fn literals(text: &str) -> Option<Vec<&str>> {
 }
 
 /// Returns the position of the closing quote: the first one that no backslash escapes.
-fn end_of_literal(text: &str, quote: &str) -> Option<usize> {
+fn find_literal_end(text: &str, quote: &str) -> Option<usize> {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {
         if !is_escaped && quote.starts_with(c) {
@@ -441,7 +441,7 @@ fn read_escape(rest: &str) -> Result<(u8, usize), String> {
         Some('v') => simple(11),
         Some(c @ ('\\' | '"' | '\'')) => simple(c as u8),
         Some('x') => {
-            let byte = rest.get(1..3).and_then(hex_byte);
+            let byte = rest.get(1..3).and_then(parse_hex_byte);
             let shown = rest.chars().skip(1).take(2).collect::<String>();
             byte.map(|byte| (byte, 3))
                 .ok_or_else(|| format!("\\x must have two hexadecimal digits, not {}", quote(&shown)))

@@ -87,13 +87,13 @@ pub enum Step {
     /// Sends a TCP FIN and continues to read.
     HalfClose,
     /// Sends a frame of letters repeatedly and does not read, until the server accepts no more bytes, disconnects, or
-    /// has accepted [`FLOOD`] bytes.
+    /// has accepted [`FLOOD_BYTES`].
     Flood(u8, usize),
 }
 
 /// A flood ends when the server has accepted this many bytes. The socket buffers cannot hold so many, so the server
 /// applies no backpressure.
-pub const FLOOD: u64 = 96 << 20;
+pub const FLOOD_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
 pub enum Reply {
@@ -150,8 +150,10 @@ impl Step {
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {
             Step::Bytes(bytes) | Step::BytesSlowly(bytes) => Some(notation::read_case_bytes(bytes)),
-            Step::Frame(first, payload) => Some(mask_frame(first, notation::read_case_bytes(payload), key())),
-            Step::Letters(first, len) | Step::Flood(first, len) => Some(mask_frame(first, letters(len), key())),
+            Step::Frame(first, payload) => Some(encode_masked_frame(first, notation::read_case_bytes(payload), key())),
+            Step::Letters(first, len) | Step::Flood(first, len) => {
+                Some(encode_masked_frame(first, letters(len), key()))
+            }
             Step::Repeat(times, steps) => {
                 let mut bytes = Vec::new();
                 for step in std::iter::repeat_n(steps, times).flatten() {
@@ -165,7 +167,7 @@ impl Step {
 }
 
 /// Encodes a masked client frame (§5.2, §5.3). `first` is the byte with FIN, RSV and opcode.
-pub fn mask_frame(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
+pub fn encode_masked_frame(first: u8, mut payload: Vec<u8>, key: [u8; 4]) -> Vec<u8> {
     let mut frame = vec![first];
     // §5.2: "the minimal number of bytes MUST be used to encode the length"
     match payload.len() {

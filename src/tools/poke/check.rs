@@ -5,15 +5,15 @@
 
 use super::case::{Case, End, Needs, Reply, letters};
 use super::connection::TcpState;
-use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe};
-use crate::tools::inbox::{Incoming, IncomingClose, NO_CODE, Response};
+use super::play::{Closing, Flood, Transcript, has_probe_pong, is_probe_reply};
+use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
 use crate::tools::notation;
 use crate::tools::screen::{escape, quote, shorten};
 
 /// The report describes at most this many messages and Pongs.
-const MAX_DESCRIBED: usize = 4;
+const MAX_DESCRIBED_REPLIES: usize = 4;
 /// Longest payload to show, in bytes. For a longer payload, the report shows the length instead.
-const MAX_SHOWN: usize = 60;
+const MAX_SHOWN_BYTES: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -29,18 +29,18 @@ pub fn check(case: &Case, transcript: &Transcript) -> Verdict {
     if let Some(violation) = &transcript.inbox.violation {
         return Verdict::Unexpected(Some(violation.clone()));
     }
-    if matches(case.end, transcript) && replies_match(case, transcript, true) {
+    if end_matches(case.end, transcript) && replies_match(case, transcript, true) {
         return Verdict::Expected;
     }
     // If the server ended the connection early, the last expected messages may be missing.
-    let fits = |end: End| matches(end, transcript) && replies_match(case, transcript, end == End::Open);
+    let fits = |end: End| end_matches(end, transcript) && replies_match(case, transcript, end == End::Open);
     match case.allowed.iter().find(|(end, _)| fits(*end)) {
         Some((_, sentence)) => Verdict::Allowed(sentence),
         None => Verdict::Unexpected(None),
     }
 }
 
-fn matches(end: End, transcript: &Transcript) -> bool {
+fn end_matches(end: End, transcript: &Transcript) -> bool {
     let inbox = &transcript.inbox;
     let status = inbox.response.as_ref().map_or(0, |response| response.status);
     let is_over = transcript.tcp != TcpState::Open;
@@ -64,10 +64,11 @@ fn matches(end: End, transcript: &Transcript) -> bool {
 
 /// Whether the expected messages and Pongs arrived. If `all` is false, Pongs and the last messages may be missing.
 fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
-    let is_message = |incoming: &&Incoming| !matches!(incoming, Incoming::Pong(_)) && !is_probe(incoming);
-    let replies: Vec<Incoming> = case.replies.iter().map(expected_reply).collect();
-    let expected: Vec<&Incoming> = replies.iter().filter(is_message).collect();
-    let received: Vec<&Incoming> = transcript.inbox.received.iter().filter(is_message).collect();
+    let is_message =
+        |incoming: &&IncomingPayload| !matches!(incoming, IncomingPayload::Pong(_)) && !is_probe_reply(incoming);
+    let replies: Vec<IncomingPayload> = case.replies.iter().map(to_payload).collect();
+    let expected: Vec<&IncomingPayload> = replies.iter().filter(is_message).collect();
+    let received: Vec<&IncomingPayload> = transcript.inbox.received.iter().filter(is_message).collect();
     // Ignore messages if the test case needs no echo and expects no messages, or if the client floods without reading.
     let is_relevant = (case.needs == Needs::Echo || !expected.is_empty()) && case.end != End::StopsReading;
     let fits = if all { received == expected } else { expected.starts_with(&received) };
@@ -75,25 +76,25 @@ fn replies_match(case: &Case, transcript: &Transcript, all: bool) -> bool {
 }
 
 /// Whether all required Pongs arrived, in order. Extra Pongs are permitted.
-fn pongs_match(case: &Case, received: &[Incoming]) -> bool {
+fn pongs_match(case: &Case, received: &[IncomingPayload]) -> bool {
     let mut received = received.iter();
     let required = case.replies.iter().filter(|reply| matches!(reply, Reply::Pong(_)));
-    required.map(expected_reply).all(|pong| received.any(|incoming| *incoming == pong))
+    required.map(to_payload).all(|pong| received.any(|incoming| *incoming == pong))
 }
 
-fn expected_reply(reply: &Reply) -> Incoming {
+fn to_payload(reply: &Reply) -> IncomingPayload {
     match *reply {
-        Reply::Text(bytes) => Incoming::Text(notation::read_case_bytes(bytes)),
-        Reply::Binary(bytes) => Incoming::Binary(notation::read_case_bytes(bytes)),
-        Reply::Letters(1, len) => Incoming::Text(letters(len)),
-        Reply::Letters(_, len) => Incoming::Binary(letters(len)),
-        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => Incoming::Pong(notation::read_case_bytes(bytes)),
+        Reply::Text(bytes) => IncomingPayload::Text(notation::read_case_bytes(bytes)),
+        Reply::Binary(bytes) => IncomingPayload::Binary(notation::read_case_bytes(bytes)),
+        Reply::Letters(1, len) => IncomingPayload::Text(letters(len)),
+        Reply::Letters(_, len) => IncomingPayload::Binary(letters(len)),
+        Reply::Pong(bytes) | Reply::OptionalPong(bytes) => IncomingPayload::Pong(notation::read_case_bytes(bytes)),
     }
 }
 
 pub fn describe_expected(case: &Case) -> String {
-    let replies: Vec<Incoming> = case.replies.iter().map(expected_reply).collect();
-    with_replies(&replies, describe_end(case.end))
+    let replies: Vec<IncomingPayload> = case.replies.iter().map(to_payload).collect();
+    join_replies(&replies, describe_end(case.end))
 }
 
 fn describe_end(end: End) -> String {
@@ -120,10 +121,11 @@ fn describe_close(code: u16) -> String {
 
 pub fn describe_received(transcript: &Transcript) -> String {
     let inbox = &transcript.inbox;
-    let replies: Vec<Incoming> = inbox.received.iter().filter(|incoming| !is_probe(incoming)).cloned().collect();
+    let replies: Vec<IncomingPayload> =
+        inbox.received.iter().filter(|incoming| !is_probe_reply(incoming)).cloned().collect();
     if inbox.violation.is_some() {
         // Omit details: `Verdict::Unexpected` already describes the violation.
-        return with_replies(&replies, "something that breaks a rule; nothing after it was read".into());
+        return join_replies(&replies, "something that breaks a rule; nothing after it was read".into());
     }
     let end = describe_actual_end(transcript);
     if let Some(Flood { accepted, has_stalled }) = transcript.flood {
@@ -140,7 +142,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
         let line = quote_after_space(body.lines().next().unwrap_or_default());
         return format!("HTTP {}{}{line}", response.status, escape(&versions.unwrap_or_default()));
     }
-    with_replies(&replies, end)
+    join_replies(&replies, end)
 }
 
 fn describe_actual_end(transcript: &Transcript) -> String {
@@ -187,24 +189,24 @@ fn quote_after_space(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(" {}", quote(text)) }
 }
 
-fn with_replies(replies: &[Incoming], end: String) -> String {
-    let mut parts: Vec<String> = replies.iter().take(MAX_DESCRIBED).map(describe_reply).collect();
-    if replies.len() > MAX_DESCRIBED {
-        parts.push(format!("{} more", replies.len() - MAX_DESCRIBED));
+fn join_replies(replies: &[IncomingPayload], end: String) -> String {
+    let mut parts: Vec<String> = replies.iter().take(MAX_DESCRIBED_REPLIES).map(describe_reply).collect();
+    if replies.len() > MAX_DESCRIBED_REPLIES {
+        parts.push(format!("{} more", replies.len() - MAX_DESCRIBED_REPLIES));
     }
     parts.push(end);
     parts.join(", ")
 }
 
-fn describe_reply(incoming: &Incoming) -> String {
+fn describe_reply(incoming: &IncomingPayload) -> String {
     let (kind, empty, payload) = match incoming {
-        Incoming::Text(text) => ("text", "an empty text message", text),
-        Incoming::Binary(bytes) => ("binary", "an empty binary message", bytes),
-        Incoming::Pong(payload) => ("Pong", "an empty Pong", payload),
+        IncomingPayload::Text(text) => ("text", "an empty text message", text),
+        IncomingPayload::Binary(bytes) => ("binary", "an empty binary message", bytes),
+        IncomingPayload::Pong(payload) => ("Pong", "an empty Pong", payload),
     };
     match payload.len() {
         0 => empty.into(),
-        len if len > MAX_SHOWN => format!("{kind} of {len} bytes"),
+        len if len > MAX_SHOWN_BYTES => format!("{kind} of {len} bytes"),
         _ => format!("{kind} {}", shorten(payload)),
     }
 }

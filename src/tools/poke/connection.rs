@@ -81,7 +81,7 @@ impl<'s> Connection<'s> {
 
     /// Reads incoming bytes until `delay` has passed.
     pub fn pause(&mut self, delay: Duration) {
-        let deadline = self.limit(Instant::now() + delay);
+        let deadline = self.cap_deadline(Instant::now() + delay);
         while self.read(deadline) {}
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
     }
@@ -124,7 +124,7 @@ impl<'s> Connection<'s> {
 
     /// Reads once. Returns `false` if TCP is closed or the deadline has passed.
     fn read(&mut self, deadline: Instant) -> bool {
-        let left = self.limit(deadline).saturating_duration_since(Instant::now());
+        let left = self.cap_deadline(deadline).saturating_duration_since(Instant::now());
         if self.tcp != TcpState::Open || left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
             return false;
         }
@@ -142,12 +142,12 @@ impl<'s> Connection<'s> {
         self.tcp == TcpState::Open
     }
 
-    fn limit(&self, deadline: Instant) -> Instant {
+    fn cap_deadline(&self, deadline: Instant) -> Instant {
         self.ends_at.map_or(deadline, |end| end.min(deadline))
     }
 
     /// Traces how the connection closed.
-    pub fn end(&mut self) {
+    pub fn trace_end(&mut self) {
         let cause = match self.tcp {
             TcpState::Open => "the client disconnected",
             TcpState::Ended => "the server ended TCP",

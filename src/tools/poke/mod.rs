@@ -25,9 +25,9 @@ use self::report::Report;
 use self::request::Url;
 use crate::inspect::Record;
 
-const LOCAL_WIRECHAT: &str = "ws://127.0.0.1:3000/";
-const WIRECHAT_ECHO: &str = "/echo?token=dev-token";
-const WIRECHAT_CHAT: &str = "/?token=dev-token&username=poke&room=poke";
+const LOCAL_URL: &str = "ws://127.0.0.1:3000/";
+const ECHO_TARGET: &str = "/echo?token=dev-token";
+const CHAT_TARGET: &str = "/?token=dev-token&username=poke&room=poke";
 
 const AFTER_HELP: &str = "\
 Try:  wirechat poke list                                   the cases
@@ -94,7 +94,7 @@ impl Target {
     /// A one-line message if the URL is invalid, does not resolve, or names another machine.
     pub fn wirechat(url: &str) -> Result<Target, String> {
         let url = Url::parse(url)?;
-        Ok(Target { addresses: url.addresses(false)?, url, is_wirechat: true, is_echo: true })
+        Ok(Target { addresses: url.resolve(false)?, url, is_wirechat: true, is_echo: true })
     }
 
     pub fn echo(url: &str) -> Result<Target, String> {
@@ -102,9 +102,9 @@ impl Target {
     }
 
     fn from_arguments(arguments: &Arguments) -> Result<Target, String> {
-        let url = Url::parse(arguments.url.as_deref().unwrap_or(LOCAL_WIRECHAT))?;
+        let url = Url::parse(arguments.url.as_deref().unwrap_or(LOCAL_URL))?;
         Ok(Target {
-            addresses: url.addresses(arguments.yes_i_may)?,
+            addresses: url.resolve(arguments.yes_i_may)?,
             url,
             is_wirechat: arguments.wirechat || arguments.url.is_none(),
             is_echo: !arguments.no_echo,
@@ -119,8 +119,8 @@ impl Target {
                 Err("it tests a rule of wirechat's own; if the server is a wirechat, add --wirechat")
             }
             (_, false) => Ok(self.url.clone()),
-            (Needs::WirechatChat, true) => Ok(self.url.with_target(WIRECHAT_CHAT)),
-            (_, true) => Ok(self.url.with_target(WIRECHAT_ECHO)),
+            (Needs::WirechatChat, true) => Ok(self.url.with_target(CHAT_TARGET)),
+            (_, true) => Ok(self.url.with_target(ECHO_TARGET)),
         }
     }
 
@@ -154,7 +154,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let timing = Timing { timeout: arguments.timeout, delay: arguments.delay, total: None };
     let result = match arguments.case.as_str() {
         "all" => report.play_all(&target, timing),
-        name => report.play_one(&target, find(name)?, timing),
+        name => report.play_one(&target, find_case(name)?, timing),
     };
     result.map_err(|error| match arguments.url {
         Some(_) => error,
@@ -174,10 +174,10 @@ fn connect(addresses: &[SocketAddr], timeout: Duration) -> std::io::Result<TcpSt
     Err(last)
 }
 
-fn find(name: &str) -> Result<&'static Case, String> {
-    catalogue::all().find(|case| case.name == name).ok_or_else(|| {
+fn find_case(name: &str) -> Result<&'static Case, String> {
+    catalogue::all_cases().find(|case| case.name == name).ok_or_else(|| {
         let similar: Vec<&str> =
-            catalogue::all().map(|case| case.name).filter(|other| is_similar(name, other)).collect();
+            catalogue::all_cases().map(|case| case.name).filter(|other| is_similar(name, other)).collect();
         let hint = if similar.is_empty() { String::new() } else { format!("; similar: {}", similar.join(", ")) };
         format!("there is no case {name:?}{hint} (wirechat poke list prints all)")
     })

@@ -8,23 +8,23 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::case::{Case, Edit, End, FLOOD, Opening, Reply, Step, mask_frame};
+use super::case::{Case, Edit, End, FLOOD_BYTES, Opening, Reply, Step, encode_masked_frame};
 use super::connection::{Connection, TcpState};
 use super::request::{self, Url};
 use crate::inspect::Record;
-use crate::tools::inbox::{Inbox, Incoming, NO_CODE};
+use crate::tools::inbox::{Inbox, IncomingPayload, NO_CODE};
 
 /// The payload of the Ping that tests whether a connection still works.
-pub const PROBE: &[u8] = b"still there?";
+pub const PROBE_PAYLOAD: &[u8] = b"still there?";
 /// The first byte of a Ping: FIN and opcode 9.
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
 /// Timeout for the reply to the final Ping or Close. It is short because `poke all` waits this long in many test cases
 /// if the server does not support these frames yet.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for this long, or for `--timeout` if that is shorter.
-const STALL: Duration = Duration::from_secs(2);
+const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -41,7 +41,7 @@ pub struct Transcript {
     pub inbox: Inbox,
     /// The state of TCP before the final closing handshake.
     pub tcp: TcpState,
-    /// Whether the client sent the [`PROBE`] Ping.
+    /// Whether the client sent the Ping with [`PROBE_PAYLOAD`].
     pub is_probed: bool,
     pub flood: Option<Flood>,
     /// The result of the final closing handshake; `None` if the client did not start one.
@@ -77,7 +77,7 @@ pub fn play(
     let mut player = Player { connection, timing, flood: None, has_sent_close: false };
     let is_open = player.open(case.opening, url);
     if is_open {
-        case.steps.iter().for_each(|step| player.step(step));
+        case.steps.iter().for_each(|step| player.run_step(step));
     }
     // If the server sent no response, `open` has already waited for the timeout: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
@@ -87,22 +87,22 @@ pub fn play(
     let closing = player.try_closing_handshake(is_probed);
     // `inbox` is a copy from before the closing handshake, so add any violation found later.
     inbox.violation = player.connection.inbox.violation.take();
-    player.connection.end();
+    player.connection.trace_end();
     Ok(Transcript { inbox, tcp, is_probed, flood: player.flood, closing })
 }
 
 pub fn has_probe_pong(inbox: &Inbox) -> bool {
-    inbox.received.iter().any(|incoming| matches!(incoming, Incoming::Pong(payload) if payload == PROBE))
+    inbox.received.iter().any(|incoming| matches!(incoming, IncomingPayload::Pong(payload) if payload == PROBE_PAYLOAD))
 }
 
-/// Whether `incoming` replies to the [`PROBE`] Ping. A server without Ping support may echo the payload as a message.
-pub fn is_probe(incoming: &Incoming) -> bool {
-    let (Incoming::Pong(payload) | Incoming::Text(payload) | Incoming::Binary(payload)) = incoming;
-    payload == PROBE
+/// Whether `incoming` is [`PROBE_PAYLOAD`]. A server without Ping support may echo the payload as a message.
+pub fn is_probe_reply(incoming: &IncomingPayload) -> bool {
+    let (IncomingPayload::Pong(payload) | IncomingPayload::Text(payload) | IncomingPayload::Binary(payload)) = incoming;
+    payload == PROBE_PAYLOAD
 }
 
 /// Returns random bytes. §5.3: a masking key MUST be "derived from a strong source of entropy".
-fn random<const N: usize>() -> [u8; N] {
+fn random_bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     // Ignore a failure: a frame with any masking key is valid, and a test client has no secrets to protect.
     let _ = getrandom::fill(&mut bytes);
@@ -124,8 +124,8 @@ impl Player<'_> {
             Opening::Edited(edits) => edits,
             Opening::Skipped => return true,
         };
-        let key = STANDARD.encode(random::<16>());
-        let request = request::build(url, &key, edits);
+        let key = STANDARD.encode(random_bytes::<16>());
+        let request = request::build_request(url, &key, edits);
         self.connection.inbox = Inbox::new(&request);
         if edits.iter().any(|edit| matches!(edit, Edit::ByteByByte)) {
             self.connection.send_slowly(&request, self.timing.delay);
@@ -136,16 +136,16 @@ impl Player<'_> {
         self.connection.inbox.is_upgraded()
     }
 
-    fn step(&mut self, step: &Step) {
+    fn run_step(&mut self, step: &Step) {
         let Timing { timeout, delay, .. } = self.timing;
-        let bytes = step.bytes(&mut random).unwrap_or_default();
+        let bytes = step.bytes(&mut random_bytes).unwrap_or_default();
         match *step {
             Step::Await(count) => self.connection.read_until(timeout, |inbox| inbox.received.len() >= count),
             Step::Pause => self.connection.pause(delay),
             Step::HalfClose => self.connection.half_close(),
             Step::BytesSlowly(_) => self.connection.send_slowly(&bytes, delay),
             Step::Flood(..) => {
-                let (accepted, has_stalled) = self.connection.flood(&bytes, FLOOD, timeout.min(STALL));
+                let (accepted, has_stalled) = self.connection.flood(&bytes, FLOOD_BYTES, timeout.min(STALL_TIMEOUT));
                 self.flood = Some(Flood { accepted, has_stalled });
             }
             Step::Bytes(_) | Step::Frame(..) | Step::Letters(..) | Step::Repeat(..) => {
@@ -155,21 +155,22 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies, then tests an open connection with a Ping ([`PROBE`]). Returns `true` if the
-    /// client sent this Ping.
+    /// Waits for the expected replies, then tests an open connection with a Ping ([`PROBE_PAYLOAD`]). Returns `true` if
+    /// the client sent this Ping.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
         match self.flood {
             // The flood stalled or reached its maximum: the result is known, so leave the echo unread.
-            Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD => false,
+            Some(Flood { accepted, has_stalled }) if has_stalled || accepted >= FLOOD_BYTES => false,
             // Send the test Ping even if the test case expects a rejection: the case may also permit an upgrade.
             None if self.connection.inbox.is_upgraded() && (case.end == End::Open || expects_http) => {
                 let is_required = |reply: &&Reply| !matches!(reply, Reply::OptionalPong(_));
                 let required = case.replies.iter().filter(is_required).count();
                 self.connection.read_until(timeout, |inbox| inbox.received.len() >= required);
-                self.connection.send(&mask_frame(PING_FIRST_BYTE, PROBE.to_vec(), random()));
-                self.connection.read_until(timeout.min(SILENCE), |inbox| inbox.received.iter().any(is_probe));
+                self.connection.send(&encode_masked_frame(PING_FIRST_BYTE, PROBE_PAYLOAD.to_vec(), random_bytes()));
+                self.connection
+                    .read_until(timeout.min(SILENCE_TIMEOUT), |inbox| inbox.received.iter().any(is_probe_reply));
                 true
             }
             _ => {
@@ -186,7 +187,7 @@ impl Player<'_> {
         let Some(close) = self.connection.inbox.close.clone() else { return };
         if !self.has_sent_close {
             let code = if close.code == NO_CODE { vec![] } else { close.code.to_be_bytes().to_vec() };
-            self.connection.send(&mask_frame(CLOSE_FIRST_BYTE, code, random()));
+            self.connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, code, random_bytes()));
         }
         if case.error.is_some() {
             // After an invalid frame, the server may be unable to parse this Close, but it still notices the TCP FIN.
@@ -203,12 +204,12 @@ impl Player<'_> {
         if !is_probed || !is_open || self.has_sent_close {
             return None;
         }
-        connection.send(&mask_frame(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random()));
-        connection.read_until(self.timing.timeout.min(SILENCE), |_| false);
+        connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, NORMAL_CLOSURE.to_vec(), random_bytes()));
+        connection.read_until(self.timing.timeout.min(SILENCE_TIMEOUT), |_| false);
         if connection.inbox.close.is_none() {
             return Some(Closing::Unanswered);
         }
-        connection.read_to_end(self.timing.timeout.min(SILENCE));
+        connection.read_to_end(self.timing.timeout.min(SILENCE_TIMEOUT));
         Some(Closing::Completed)
     }
 }

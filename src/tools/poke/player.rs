@@ -10,7 +10,7 @@ use super::case::{Case, Needs};
 use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{self, Timing};
 use super::request::Url;
-use super::{catalogue, find};
+use super::{catalogue, find_case};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
 
 /// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
@@ -28,11 +28,13 @@ pub struct LoopbackPlayer;
 
 impl CasePlayer for LoopbackPlayer {
     fn cases(&self) -> Vec<CaseSummary> {
-        catalogue::all().map(|case| CaseSummary { name: case.name, title: case.summary, rule: case.rule.0 }).collect()
+        catalogue::all_cases()
+            .map(|case| CaseSummary { name: case.name, title: case.summary, rule: case.rule.0 })
+            .collect()
     }
 
     fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
-        let (case, server) = (find(case)?, resolve_unspecified(server));
+        let (case, server) = (find_case(case)?, resolve_unspecified(server));
         let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
         let thread = std::thread::Builder::new().name(format!("play {}", case.name));
         // Catch a panic: the inspector must always learn that its test case is over.

@@ -13,9 +13,9 @@ use crate::inspect::{Record, RecordKind};
 use crate::tools::screen::{Screen, Tone, escape};
 
 /// `poke` prints at most this many records of an exchange as they happen.
-const MAX_FIRST: usize = 30;
+const MAX_FIRST_RECORDS: usize = 30;
 /// After the exchange, `poke` prints at most this many of the last records.
-const MAX_LAST: usize = 10;
+const MAX_LAST_RECORDS: usize = 10;
 const NO_RESPONSE: &str = "The server sent nothing at all, so the other cases are skipped. Is it a WebSocket server?";
 
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Report {
         let transcript = target.play(case, timing, &mut |record| exchange.add(&self.screen, &record))?;
         exchange.finish(&self.screen);
         self.screen.print("");
-        details(case, &transcript).iter().for_each(|line| self.screen.print(line));
+        format_details(case, &transcript).iter().for_each(|line| self.screen.print(line));
         let verdict = check(case, &transcript);
         self.screen.print(&self.describe(&verdict));
         Ok(!matches!(verdict, Verdict::Unexpected(_)))
@@ -80,7 +80,7 @@ impl Report {
                 }
             }
         }
-        debug_assert_eq!(counts.count_played() + counts.skipped, catalogue::all().count());
+        debug_assert_eq!(counts.count_played() + counts.skipped, catalogue::all_cases().count());
         let Counts { expected, allowed, unexpected, skipped } = counts;
         self.screen.print(&format!(
             "\n{expected} as expected, {allowed} allowed by the RFC, {unexpected} not as expected, {skipped} skipped"
@@ -116,7 +116,7 @@ impl Report {
             Verdict::Allowed(_) => counts.allowed += 1,
             Verdict::Unexpected(_) => {
                 counts.unexpected += 1;
-                details(case, &transcript).iter().for_each(|line| self.screen.print(&format!("      {line}")));
+                format_details(case, &transcript).iter().for_each(|line| self.screen.print(&format!("      {line}")));
             }
         }
         Ok(true)
@@ -136,7 +136,7 @@ impl Report {
     }
 }
 
-fn details(case: &Case, transcript: &Transcript) -> [String; 3] {
+fn format_details(case: &Case, transcript: &Transcript) -> [String; 3] {
     let (section, rule) = case.rule;
     [
         format!("expected: {}", describe_expected(case)),
@@ -157,11 +157,11 @@ impl Exchange {
     fn add(&mut self, screen: &Screen, record: &Record) {
         if let RecordKind::Missed(count) = record.kind {
             self.skipped += count;
-        } else if self.shown < MAX_FIRST {
+        } else if self.shown < MAX_FIRST_RECORDS {
             self.shown += 1;
             screen.print(&screen.format_record(record));
         } else {
-            if self.last.len() == MAX_LAST {
+            if self.last.len() == MAX_LAST_RECORDS {
                 self.last.pop_front();
                 self.skipped += 1;
             }

@@ -63,7 +63,7 @@ impl Url {
 
     /// Resolves the host. Unless `anywhere` is true, every address must be loopback: sending invalid frames to another
     /// machine requires its owner's permission.
-    pub fn addresses(&self, anywhere: bool) -> Result<Vec<SocketAddr>, String> {
+    pub fn resolve(&self, anywhere: bool) -> Result<Vec<SocketAddr>, String> {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         let found = (host, self.port).to_socket_addrs();
         let found: Vec<SocketAddr> = found.map_err(|error| format!("cannot resolve {}: {error}", self.host))?.collect();
@@ -104,11 +104,11 @@ impl std::fmt::Display for Url {
 /// ```
 /// use wirechat::tools::poke::{case::Edit, request::{self, Url}};
 /// let url = Url::parse("ws://127.0.0.1:3000/echo").unwrap();
-/// let request = request::build(&url, "dGhlIHNhbXBsZSBub25jZQ==", &[Edit::Remove("Sec-WebSocket-Version")]);
+/// let request = request::build_request(&url, "dGhlIHNhbXBsZSBub25jZQ==", &[Edit::Remove("Sec-WebSocket-Version")]);
 /// assert_eq!(request, b"GET /echo HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUpgrade: websocket\r\n\
 ///     Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n");
 /// ```
-pub fn build(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
+pub fn build_request(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
     let mut lines = vec![
         "GET {target} HTTP/1.1".to_owned(),
         "Host: {host}".to_owned(),
@@ -121,7 +121,7 @@ pub fn build(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
     for edit in edits {
         match *edit {
             Edit::RequestLine(line) => lines[0] = line.to_owned(),
-            Edit::Set(line) => match lines.iter_mut().find(|old| is_named(old, name_of(line))) {
+            Edit::Set(line) => match lines.iter_mut().find(|old| is_named(old, header_name(line))) {
                 Some(old) => *old = line.to_owned(),
                 None => lines.push(line.to_owned()),
             },
@@ -150,12 +150,12 @@ pub fn build(url: &Url, key: &str, edits: &[Edit]) -> Vec<u8> {
     request
 }
 
-fn name_of(line: &str) -> &str {
+fn header_name(line: &str) -> &str {
     line.split(':').next().unwrap_or_default()
 }
 
 fn is_named(line: &str, name: &str) -> bool {
-    name_of(line).eq_ignore_ascii_case(name)
+    header_name(line).eq_ignore_ascii_case(name)
 }
 
 #[cfg(test)]
@@ -201,10 +201,10 @@ mod tests {
     #[test]
     fn another_machine_needs_permission() {
         let url = Url::parse("ws://192.0.2.1/").unwrap();
-        assert!(url.addresses(false).unwrap_err().contains("--yes-i-may"));
-        assert!(url.addresses(true).is_ok());
-        assert!(Url::parse("ws://127.0.0.1:1/").unwrap().addresses(false).is_ok());
-        assert!(Url::parse("ws://[::1]/").unwrap().addresses(false).is_ok());
-        assert!(Url::parse("ws://[::ffff:127.0.0.1]/").unwrap().addresses(false).is_ok());
+        assert!(url.resolve(false).unwrap_err().contains("--yes-i-may"));
+        assert!(url.resolve(true).is_ok());
+        assert!(Url::parse("ws://127.0.0.1:1/").unwrap().resolve(false).is_ok());
+        assert!(Url::parse("ws://[::1]/").unwrap().resolve(false).is_ok());
+        assert!(Url::parse("ws://[::ffff:127.0.0.1]/").unwrap().resolve(false).is_ok());
     }
 }

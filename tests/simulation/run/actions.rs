@@ -400,7 +400,7 @@ impl Run<'_> {
 
     /// Plays a case of `wirechat poke`.
     pub(super) fn be_rude(&mut self, actor: usize, action: Action, random: &mut Rng) {
-        let cases: Vec<_> = catalogue::all().collect();
+        let cases: Vec<_> = catalogue::all_cases().collect();
         let case = cases[random.usize(..cases.len())];
         let chat = self.script.shares_room || !self.script.is_independent && random.bool();
         let target = if chat {
@@ -410,7 +410,7 @@ impl Run<'_> {
         };
         let Ok(url) = Url::parse(&format!("ws://127.0.0.1:3000{target}")) else { return };
         let edits = if let (Opening::Edited(edits), Action::BreakHead) = (case.opening, action) { edits } else { &[] };
-        let mut request = request::build(&url, KEY, edits);
+        let mut request = request::build_request(&url, KEY, edits);
         if action == Action::BreakHead && random.u8(..5) == 0 {
             request.truncate(random.usize(1..request.len())); // the rest never comes
         }

@@ -1,6 +1,6 @@
 //! Test cases about control frames (§5.5): Ping, Pong, and the Close frame with its codes and reasons (§7).
 
-use super::{CASE, DISCONNECTS, FAILS, WAITS_FOR_THE_FRAME};
+use super::{DEFAULT_CASE, FAILING_CASE, MAY_DISCONNECT, MAY_WAIT_FOR_FRAME};
 use crate::tools::poke::case::Step::{Bytes, Frame, HalfClose, Letters};
 use crate::tools::poke::case::{Case, End, Needs, Reply};
 use crate::ws::close::ProtocolError;
@@ -15,7 +15,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Bytes("89 85 37 fa 21 3d 7f 9f 4d 51 58")],
         replies: &[Reply::Pong("'Hello'")],
         rule: PONG_RULE,
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "empty-ping",
@@ -23,7 +23,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Frame(0x89, "")],
         replies: &[Reply::Pong("")],
         rule: PONG_RULE,
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "binary-ping",
@@ -31,7 +31,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Frame(0x89, "ff 00 fe 80")],
         replies: &[Reply::Pong("ff 00 fe 80")],
         rule: PONG_RULE,
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "ping-of-125-bytes",
@@ -39,7 +39,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Frame(0x89, LONGEST_PAYLOAD)],
         replies: &[Reply::Pong(LONGEST_PAYLOAD)],
         rule: PONG_RULE,
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "three-pings",
@@ -47,14 +47,14 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Bytes("89 81 M0 '1' 89 81 M0 '2' 89 81 M0 '3'")],
         replies: &[Reply::OptionalPong("'1'"), Reply::OptionalPong("'2'"), Reply::Pong("'3'")],
         rule: ("§5.5.3", "of several Pings, only the most recent one needs a Pong"),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "unasked-pong",
         summary: "A Pong without a Ping",
         steps: &[Frame(0x8a, "'hi'")],
         rule: ("§5.5.3", "a Pong may be sent without a Ping, as a heartbeat; it gets no reply"),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "ping-of-126-bytes",
@@ -62,7 +62,7 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Letters(0x89, 126)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "pong-of-126-bytes",
@@ -70,16 +70,16 @@ pub(super) const PING_CASES: &[Case] = &[
         steps: &[Letters(0x8a, 126)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "huge-ping",
         summary: "A Ping that announces 2^62 bytes",
         steps: &[Bytes("89 ff 40 00 00 00 00 00 00 00")],
-        allowed: &[DISCONNECTS, WAITS_FOR_THE_FRAME],
+        allowed: &[MAY_DISCONNECT, MAY_WAIT_FOR_FRAME],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILS
+        ..FAILING_CASE
     },
 ];
 
@@ -87,11 +87,11 @@ pub(super) const PING_CASES: &[Case] = &[
 const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstu'";
 
 /// The defaults for test cases that send a valid Close: the server must reply with a Close.
-const CLOSES: Case = Case { allowed: &[ANY_CODE], ..CASE };
-const BAD_CODE: Case =
-    Case { allowed: &[DISCONNECTS, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILS };
+const VALID_CLOSE_CASE: Case = Case { allowed: &[MAY_USE_ANY_CODE], ..DEFAULT_CASE };
+const BAD_CODE_CASE: Case =
+    Case { allowed: &[MAY_DISCONNECT, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILING_CASE };
 
-const ANY_CODE: (End, &str) =
+const MAY_USE_ANY_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", and need not");
 const CODE_NOT_SPECIFIED: &str =
     "§7.4 says which codes must not be sent, and not which code they fail the connection with";
@@ -108,7 +108,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Bytes("88 82 37 fa 21 3d 34 12")],
         end: End::Closes(&[1000]),
         rule: ECHOED_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "empty-close",
@@ -116,7 +116,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, "")],
         end: End::Closes(&[1005]),
         rule: ECHOED_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "close-with-a-reason",
@@ -124,7 +124,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, "03 e8 'bye'")],
         end: End::Closes(&[1000]),
         rule: ECHOED_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "close-with-the-longest-reason",
@@ -132,7 +132,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, LONGEST)],
         end: End::Closes(&[1000]),
         rule: ECHOED_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "close-4999",
@@ -140,7 +140,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, "13 87")],
         end: End::Closes(&[4999]),
         rule: ("§7.4.2", "codes 3000–3999 are for libraries and applications, 4000–4999 for private use"),
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "close-of-one-byte",
@@ -148,66 +148,66 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, "03")],
         rule: ("§5.5.1", "the payload of a Close is empty, or starts with a code of two bytes"),
         error: Some(ProtocolError::ClosePayloadOfOneByte),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "close-0",
         summary: "A Close with code 0",
         steps: &[Frame(0x88, "00 00")],
         error: Some(ProtocolError::InvalidCloseCode(0)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-999",
         summary: "A Close with code 999, below the first one",
         steps: &[Frame(0x88, "03 e7")],
         error: Some(ProtocolError::InvalidCloseCode(999)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-1005",
         summary: "A Close with code 1005, which means \"no code\" and is never sent",
         steps: &[Frame(0x88, "03 ed")],
         error: Some(ProtocolError::InvalidCloseCode(1005)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-1006",
         summary: "A Close with code 1006, which means \"no Close arrived\" and is never sent",
         steps: &[Frame(0x88, "03 ee")],
         error: Some(ProtocolError::InvalidCloseCode(1006)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-1015",
         summary: "A Close with code 1015, which means that TLS failed and is never sent",
         steps: &[Frame(0x88, "03 f7")],
         error: Some(ProtocolError::InvalidCloseCode(1015)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-2999",
         summary: "A Close with code 2999, reserved for the RFC and its extensions",
         steps: &[Frame(0x88, "0b b7")],
         error: Some(ProtocolError::InvalidCloseCode(2999)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-5000",
         summary: "A Close with code 5000, above the last one",
         steps: &[Frame(0x88, "13 88")],
         error: Some(ProtocolError::InvalidCloseCode(5000)),
-        ..BAD_CODE
+        ..BAD_CODE_CASE
     },
     Case {
         name: "close-with-a-bad-reason",
         summary: "A Close whose reason is not UTF-8",
         steps: &[Frame(0x88, "03 e8 c3 28")],
         end: End::Closes(&[1007]),
-        allowed: &[DISCONNECTS, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
+        allowed: &[MAY_DISCONNECT, (End::Closes(&[1002]), "§8.1 demands to fail the connection and names no code")],
         rule: ("§8.1", "the reason of a Close is UTF-8, like a text message"),
         error: Some(ProtocolError::CloseReasonNotUtf8),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "close-too-long",
@@ -215,7 +215,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Frame(0x88, TOO_LONG)],
         rule: CONTROL_LEN_RULE,
         error: Some(ProtocolError::ControlTooLong),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "text-after-close",
@@ -224,7 +224,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Bytes("88 82 M0 03 e8 81 81 M0 'a'")],
         end: End::Closes(&[1000]),
         rule: NO_FRAME_AFTER_CLOSE_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "ping-after-close",
@@ -232,7 +232,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Bytes("88 82 M0 03 e8 89 80 M0")],
         end: End::Closes(&[1000]),
         rule: NO_FRAME_AFTER_CLOSE_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "two-closes",
@@ -240,7 +240,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         steps: &[Bytes("88 82 M0 03 e8 88 82 M0 03 e9")],
         end: End::Closes(&[1000]),
         rule: NO_FRAME_AFTER_CLOSE_RULE,
-        ..CLOSES
+        ..VALID_CLOSE_CASE
     },
     Case {
         name: "half-close",
@@ -249,7 +249,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
         end: End::Disconnects,
         allowed: &[(End::ClosesWithAnyCode, "§7.3: \"Servers MAY close the WebSocket connection whenever desired\"")],
         rule: ("§7.1.5", "TCP may end without a Close; an application then sees code 1006"),
-        ..CASE
+        ..DEFAULT_CASE
     },
 ];
 

@@ -1,6 +1,6 @@
 //! Test cases about single frames: header, length, mask, opcode (§5.1–§5.3).
 
-use super::{DISCONNECTS, ECHO, FAILS, WAITS_FOR_THE_FRAME};
+use super::{ECHO_CASE, FAILING_CASE, MAY_DISCONNECT, MAY_WAIT_FOR_FRAME};
 use crate::tools::poke::case::Step::{Await, Bytes, BytesSlowly, Frame, Letters, Pause};
 use crate::tools::poke::case::{Case, End, Reply};
 use crate::ws::close::ProtocolError;
@@ -23,7 +23,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 85 M0 'Hello'")],
         replies: &[Reply::Text("'Hello'")],
         rule: ("§5.3", "the masking key is any 32-bit value, 0 included"),
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "new-key-each-frame",
@@ -31,7 +31,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 82 01 02 03 04 69 6b"), Bytes("81 82 ff ff ff ff 97 96")],
         replies: &[Reply::Text("'hi'"), Reply::Text("'hi'")],
         rule: ("§5.3", "a client uses a fresh key for every frame"),
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "binary",
@@ -39,7 +39,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0x82, "00 ff 80")],
         replies: &[Reply::Binary("00 ff 80")],
         rule: ("§5.6", "a binary message is any bytes, and is echoed as binary"),
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "empty-text",
@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Frame(0x81, "")],
         replies: &[Reply::Text("")],
         rule: ("§5.2", "a payload may be empty"),
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "length-125",
@@ -55,7 +55,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Letters(0x81, 125)],
         replies: &[Reply::Letters(1, 125)],
         rule: LENGTH_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "length-126",
@@ -63,7 +63,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Letters(0x81, 126)],
         replies: &[Reply::Letters(1, 126)],
         rule: LENGTH_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "length-65535",
@@ -71,7 +71,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Letters(0x81, 65535)],
         replies: &[Reply::Letters(1, 65535)],
         rule: LENGTH_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "length-65536",
@@ -79,7 +79,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Letters(0x82, 65536)],
         replies: &[Reply::Letters(2, 65536)],
         rule: LENGTH_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "one-byte-at-a-time",
@@ -87,7 +87,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[BytesSlowly("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
         replies: &[Reply::Text("'Hello'")],
         rule: STREAM_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "half-a-header",
@@ -95,7 +95,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 85 37 fa"), Pause, Bytes("21 3d 7f 9f 4d 51 58")],
         replies: &[Reply::Text("'Hello'")],
         rule: STREAM_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "two-frames-and-a-half",
@@ -103,7 +103,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 81 M0 'a' 81 81 M0 'b' 81 82 M0 'c'"), Await(2), Bytes("'d'")],
         replies: &[Reply::Text("'a'"), Reply::Text("'b'"), Reply::Text("'cd'")],
         rule: STREAM_RULE,
-        ..ECHO
+        ..ECHO_CASE
     },
     Case {
         name: "unmasked-frame",
@@ -111,7 +111,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 05 'Hello'")],
         rule: MASK_RULE,
         error: Some(ProtocolError::Unmasked),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "unmasked-ping",
@@ -119,7 +119,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("89 00")],
         rule: MASK_RULE,
         error: Some(ProtocolError::Unmasked),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "rsv1",
@@ -127,7 +127,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("c1 85 M0 'Hello'")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "rsv2",
@@ -135,7 +135,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("a1 85 M0 'Hello'")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "rsv3-on-a-ping",
@@ -143,7 +143,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("99 80 M0")],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "opcode-3",
@@ -151,7 +151,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("83 82 M0 'hi'")],
         rule: OPCODE_RULE,
         error: Some(ProtocolError::ReservedOpcode(3)),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "opcode-11",
@@ -159,7 +159,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("8b 80 M0")],
         rule: OPCODE_RULE,
         error: Some(ProtocolError::ReservedOpcode(11)),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "http-after-the-upgrade",
@@ -172,7 +172,7 @@ pub(super) const CASES: &[Case] = &[
         )],
         rule: RSV_RULE,
         error: Some(ProtocolError::ReservedBits),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "length-5-in-16-bits",
@@ -180,7 +180,7 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 fe 00 05 M0 'Hello'")],
         rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "length-5-in-64-bits",
@@ -188,24 +188,24 @@ pub(super) const CASES: &[Case] = &[
         steps: &[Bytes("81 ff 00 00 00 00 00 00 00 05 M0 'Hello'")],
         rule: SHORTEST_LENGTH_RULE,
         error: Some(ProtocolError::LengthNotMinimal),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "length-top-bit",
         summary: "A 64-bit length with its most significant bit set",
         steps: &[Bytes("81 ff 80 00 00 00 00 00 00 00")],
-        allowed: &[DISCONNECTS, TOO_BIG, WAITS_FOR_THE_FRAME],
+        allowed: &[MAY_DISCONNECT, TOO_BIG, MAY_WAIT_FOR_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
-        ..FAILS
+        ..FAILING_CASE
     },
     Case {
         name: "length-all-bits",
         summary: "A 64-bit length of all ones, which is -1 as a signed number",
         steps: &[Bytes("81 ff ff ff ff ff ff ff ff ff")],
-        allowed: &[DISCONNECTS, TOO_BIG, WAITS_FOR_THE_FRAME],
+        allowed: &[MAY_DISCONNECT, TOO_BIG, MAY_WAIT_FOR_FRAME],
         rule: TOP_BIT_RULE,
         error: Some(ProtocolError::LengthTopBit),
-        ..FAILS
+        ..FAILING_CASE
     },
 ];

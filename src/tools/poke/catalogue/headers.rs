@@ -1,6 +1,6 @@
 //! Test cases about the upgrade request as HTTP (RFC 9112): syntax, Host, bodies, sizes, and bytes that are not HTTP.
 
-use super::CASE;
+use super::DEFAULT_CASE;
 use crate::tools::poke::case::Edit::{
     Add, Append, LineEnd, LongLine, LongTarget, ManyLines, Prepend, Remove, RequestLine, Set,
 };
@@ -8,21 +8,22 @@ use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
 /// The defaults of a test case with a request that the server should reject.
-const REJECTED: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..CASE };
+const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
     (End::HttpError, "§4.2.1 demands \"an HTTP response with an appropriate error code (such as 400 Bad Request)\"");
 const HOST_RULE: (&str, &str) = ("RFC 9112 §3.2", "an HTTP/1.1 request has exactly one Host, or gets a 400");
 const BODY_RULE: (&str, &str) = ("RFC 9112 §6.3", "a server must not read the body of a request as frames");
-const WAITS: (End, &str) = (End::Waits, "RFC 9112 §2.2: lines end with CR LF, and a server may wait for it");
-const NO_RESPONSE: (End, &str) = (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
-const NOT_HTTP: Case = Case {
+const MAY_WAIT_FOR_CRLF: (End, &str) =
+    (End::Waits, "RFC 9112 §2.2: lines end with CR LF, and a server may wait for it");
+const MAY_OMIT_RESPONSE: (End, &str) = (End::Disconnects, "RFC 9112 §3: bytes that are not HTTP need no HTTP response");
+const NOT_HTTP_CASE: Case = Case {
     opening: Opening::Skipped,
-    allowed: &[ANY_HTTP_ERROR, NO_RESPONSE],
+    allowed: &[ANY_HTTP_ERROR, MAY_OMIT_RESPONSE],
     rule: ("RFC 9112 §3", "a request starts with a request line"),
-    ..REJECTED
+    ..REJECTED_CASE
 };
-const BODY_ALLOWED: &[(End, &str)] =
+const ALLOWED_BODY_ENDS: &[(End, &str)] =
     &[ANY_HTTP_ERROR, (End::Open, "RFC 9110 §9.3.1: the body of a GET has no meaning, and may be read and discarded")];
 
 pub(super) const CASES: &[Case] = &[
@@ -31,14 +32,14 @@ pub(super) const CASES: &[Case] = &[
         summary: "No Host header",
         opening: Opening::Edited(&[Remove("Host")]),
         rule: HOST_RULE,
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "two-hosts",
         summary: "Two Host headers",
         opening: Opening::Edited(&[Add("Host: {host}")]),
         rule: HOST_RULE,
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "foreign-host",
@@ -47,7 +48,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Set("Host: elsewhere.example")]),
         end: End::Status(403),
         rule: ("§4.2.1", "Host names the server; on loopback, wirechat rejects other names than its own"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "absolute-target",
@@ -55,7 +56,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[RequestLine("GET http://{host}{target} HTTP/1.1")]),
         end: End::Open,
         rule: ("RFC 9112 §3.2.2", "a server must accept a target in absolute form"),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "blank-lines-first",
@@ -64,7 +65,7 @@ pub(super) const CASES: &[Case] = &[
         end: End::Open,
         allowed: &[(End::HttpError, "RFC 9112 §2.2: a server should ignore one such line, and need not ignore more")],
         rule: ("RFC 9112 §2.2", "blank lines before a request line should be ignored"),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "bare-lf",
@@ -73,10 +74,10 @@ pub(super) const CASES: &[Case] = &[
         allowed: &[
             ANY_HTTP_ERROR,
             (End::Open, "RFC 9112 §2.2: a server may accept a lone LF as the end of a line"),
-            WAITS,
+            MAY_WAIT_FOR_CRLF,
         ],
         rule: ("RFC 9112 §2.2", "lines end with CR LF"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "folded-line",
@@ -84,14 +85,14 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Add("X-Odd: a\r\n b")]),
         allowed: &[ANY_HTTP_ERROR, (End::Open, "RFC 9112 §5.2: a server may replace a folded line by blanks")],
         rule: ("RFC 9112 §5.2", "a server rejects a folded line, or replaces the fold by blanks"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "blank-before-the-colon",
         summary: "X-Odd : a",
         opening: Opening::Edited(&[Add("X-Odd : a")]),
         rule: ("RFC 9112 §5.1", "a blank between a header's name and its colon must get a 400"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "nul-in-a-header",
@@ -99,23 +100,23 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[Add("X-Odd: a\0b")]),
         allowed: &[ANY_HTTP_ERROR, (End::Open, "RFC 9110 §5.5: a server may replace the byte by a blank")],
         rule: ("RFC 9110 §5.5", "CR, LF and NUL are invalid in a value"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "body",
         summary: "Content-Length: 5, and five bytes after the request",
         opening: Opening::Edited(&[Add("Content-Length: 5"), Append("'hello'")]),
-        allowed: BODY_ALLOWED,
+        allowed: ALLOWED_BODY_ENDS,
         rule: BODY_RULE,
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "chunked-body",
         summary: "Transfer-Encoding: chunked, and an empty body after the request",
         opening: Opening::Edited(&[Add("Transfer-Encoding: chunked"), Append("'0' 0d 0a 0d 0a")]),
-        allowed: BODY_ALLOWED,
+        allowed: ALLOWED_BODY_ENDS,
         rule: BODY_RULE,
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "long-header",
@@ -124,7 +125,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[LongLine(9 * 1024)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "many-headers",
@@ -133,7 +134,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[ManyLines(60)]),
         end: End::Status(431),
         rule: ("RFC 6585 §5", "a request head that is too large for the server gets a 431"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "long-target",
@@ -142,7 +143,7 @@ pub(super) const CASES: &[Case] = &[
         opening: Opening::Edited(&[LongTarget(9 * 1024)]),
         end: End::Status(414),
         rule: ("RFC 9110 §15.5.15", "a target that is too long for the server gets a 414"),
-        ..REJECTED
+        ..REJECTED_CASE
     },
     Case {
         name: "tls",
@@ -150,20 +151,20 @@ pub(super) const CASES: &[Case] = &[
         // The start of a 200-byte TLS 1.0 handshake record (type 22): a ClientHello (type 1) of 196 bytes. Two
         // CR LFs follow, because a server that reads whole lines waits for the end of a line.
         steps: &[Bytes("16 03 01 00 c8 01 00 00 c4 03 03"), Bytes("0d 0a 0d 0a")],
-        ..NOT_HTTP
+        ..NOT_HTTP_CASE
     },
     Case {
         name: "ssh",
         summary: "The banner of SSH",
         steps: &[Bytes("'SSH-2.0-OpenSSH_9.6' 0d 0a"), Bytes("0d 0a")],
-        ..NOT_HTTP
+        ..NOT_HTTP_CASE
     },
     Case {
         name: "frame-without-a-handshake",
         summary: "A valid frame without a handshake",
         steps: &[Bytes("81 85 37 fa 21 3d 7f 9f 4d 51 58")],
-        allowed: &[ANY_HTTP_ERROR, NO_RESPONSE, WAITS],
+        allowed: &[ANY_HTTP_ERROR, MAY_OMIT_RESPONSE, MAY_WAIT_FOR_CRLF],
         rule: ("§4.1", "frames come after the opening handshake"),
-        ..NOT_HTTP
+        ..NOT_HTTP_CASE
     },
 ];

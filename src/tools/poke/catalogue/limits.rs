@@ -1,15 +1,16 @@
 //! Test cases about a server's limits (§10.4): long messages, binary messages, many fragments, and a client that
 //! does not read the echo.
 
-use super::{CASE, DISCONNECTS};
+use super::{DEFAULT_CASE, MAY_DISCONNECT};
 use crate::tools::poke::case::Step::{Bytes, Flood, Frame, Repeat};
 use crate::tools::poke::case::{Case, End, Needs};
 use crate::ws::close::ProtocolError;
 
 const LIMITS_RULE: (&str, &str) = ("§10.4", "a server with limits protects itself against clients that exceed them");
-const WAITS: (End, &str) =
+const MAY_WAIT_FOR_PAYLOAD: (End, &str) =
     (End::Waits, "§10.4 demands protection; a server that allocates nothing in advance may wait for the payload");
-const ANY_CODE: (End, &str) = (End::ClosesWithAnyCode, "§7.4.1: 1009 means too big; the RFC does not demand that code");
+const MAY_USE_ANY_CODE: (End, &str) =
+    (End::ClosesWithAnyCode, "§7.4.1: 1009 means too big; the RFC does not demand that code");
 
 pub(super) const CASES: &[Case] = &[
     Case {
@@ -17,20 +18,20 @@ pub(super) const CASES: &[Case] = &[
         summary: "A frame that announces 2^62 bytes",
         steps: &[Bytes("82 ff 40 00 00 00 00 00 00 00")],
         end: End::Closes(&[1009]),
-        allowed: &[DISCONNECTS, ANY_CODE, WAITS],
+        allowed: &[MAY_DISCONNECT, MAY_USE_ANY_CODE, MAY_WAIT_FOR_PAYLOAD],
         rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "huge-length-in-a-fragment",
         summary: "A fragment of one byte, then one that announces 2^62",
         steps: &[Bytes("02 81 M0 'a' 80 ff 40 00 00 00 00 00 00 00")],
         end: End::Closes(&[1009]),
-        allowed: &[DISCONNECTS, ANY_CODE, WAITS],
+        allowed: &[MAY_DISCONNECT, MAY_USE_ANY_CODE, MAY_WAIT_FOR_PAYLOAD],
         rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "one-over-the-limit",
@@ -40,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
         end: End::Closes(&[1009]),
         rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "one-over-the-limit-on-the-chat",
@@ -50,7 +51,7 @@ pub(super) const CASES: &[Case] = &[
         end: End::Closes(&[1009]),
         rule: LIMITS_RULE,
         error: Some(ProtocolError::MessageTooBig),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "binary-on-the-chat",
@@ -60,7 +61,7 @@ pub(super) const CASES: &[Case] = &[
         end: End::Closes(&[1003]),
         rule: ("§7.4.1", "1003 is for a type of data that the endpoint does not accept"),
         error: Some(ProtocolError::UnsupportedData),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "too-many-fragments",
@@ -70,7 +71,7 @@ pub(super) const CASES: &[Case] = &[
         end: End::Closes(&[1008]),
         rule: LIMITS_RULE,
         error: Some(ProtocolError::TooManyFragments),
-        ..CASE
+        ..DEFAULT_CASE
     },
     Case {
         name: "slow-reader",
@@ -78,8 +79,8 @@ pub(super) const CASES: &[Case] = &[
         needs: Needs::Echo,
         steps: &[Flood(0x82, 64 * 1024)],
         end: End::StopsReading,
-        allowed: &[DISCONNECTS, ANY_CODE],
+        allowed: &[MAY_DISCONNECT, MAY_USE_ANY_CODE],
         rule: ("§10.4", "a server must bound what it buffers for a slow consumer: stop reading, or close"),
-        ..CASE
+        ..DEFAULT_CASE
     },
 ];

@@ -22,11 +22,11 @@ pub const GROUPS: &[(&str, &[Case])] = &[
     ("Limits (§10.4)", limits::CASES),
 ];
 
-pub fn all() -> impl Iterator<Item = &'static Case> {
+pub fn all_cases() -> impl Iterator<Item = &'static Case> {
     GROUPS.iter().flat_map(|(_, cases)| cases.iter())
 }
 
-const CASE: Case = Case {
+const DEFAULT_CASE: Case = Case {
     name: "",
     summary: "",
     needs: Needs::Upgrade,
@@ -39,16 +39,16 @@ const CASE: Case = Case {
     error: None,
 };
 
-const ECHO: Case = Case { needs: Needs::Echo, ..CASE };
+const ECHO_CASE: Case = Case { needs: Needs::Echo, ..DEFAULT_CASE };
 
 /// The defaults of a test case that breaks a rule: the server must fail the connection (§7.1.7).
-const FAILS: Case = Case { end: PROTOCOL_ERROR, allowed: &[DISCONNECTS], ..CASE };
+const FAILING_CASE: Case = Case { end: PROTOCOL_ERROR, allowed: &[MAY_DISCONNECT], ..DEFAULT_CASE };
 
 const PROTOCOL_ERROR: End = End::Closes(&[1002]);
-const DISCONNECTS: (End, &str) =
+const MAY_DISCONNECT: (End, &str) =
     (End::Disconnects, "§7.1.7: an endpoint that fails the connection should send a Close first, and may omit it");
 
-const WAITS_FOR_THE_FRAME: (End, &str) =
+const MAY_WAIT_FOR_FRAME: (End, &str) =
     (End::Waits, "§5.2 does not say when a rule is checked; a server may wait for the whole frame");
 
 #[cfg(test)]
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn every_case_can_be_read() {
         let url = Url::parse("ws://127.0.0.1:3000/").unwrap();
-        for case in all() {
+        for case in all_cases() {
             let _ = case.bytes(&mut || [0; 4]);
             for reply in case.replies {
                 match reply {
@@ -74,7 +74,7 @@ mod tests {
                 }
             }
             if let Opening::Edited(edits) = case.opening {
-                assert!(!request::build(&url, "", edits).is_empty());
+                assert!(!request::build_request(&url, "", edits).is_empty());
                 for edit in edits {
                     assert!(!matches!(edit, Edit::Set("") | Edit::Add("")), "{}", case.name);
                 }
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn every_case_has_a_unique_name_a_summary_and_a_rule() {
         let mut names = BTreeSet::new();
-        for case in all() {
+        for case in all_cases() {
             assert!(names.insert(case.name), "{} twice", case.name);
             assert!(case.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.'));
             assert!(!["list", "all"].contains(&case.name));
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_case_that_breaks_a_rule_expects_the_code_of_that_rule() {
-        for case in all() {
+        for case in all_cases() {
             let Some(error) = case.error else { continue };
             assert!(matches!(case.end, End::Closes([code]) if *code == error.code().get()), "{}", case.name);
         }
