@@ -337,7 +337,7 @@ fn golden_a_connection_from_its_request_to_its_end() {
         (Role::Server, &close),
     ];
     life.iter().for_each(|(from, bytes)| tap.observe(*from, bytes, noon()));
-    tap.end("done", noon());
+    tap.finish("done", noon());
     let taken = records.take();
     for (name, golden, detail) in [
         ("life.txt", include_str!("golden/life.txt"), Detail::Line),
@@ -396,7 +396,7 @@ fn a_clean_end_has_a_cause() {
     let mut tap = Tap::open(7, records.clone());
     tap.observe(Role::Client, &hex("88 85 M0 03 e8 'bye'"), noon());
     tap.observe(Role::Server, &hex("88 02 03 e8"), noon());
-    tap.end("both Closes passed; the server ended TCP (§7.1.1)", noon());
+    tap.finish("both Closes passed; the server ended TCP (§7.1.1)", noon());
     let end = records.take().pop().expect("the end");
     let mut text = String::new();
     text::write(&end, Style { detail: Detail::Line, colour: false }, &mut text);
@@ -405,7 +405,7 @@ fn a_clean_end_has_a_cause() {
         "2026-11-22T12:00:01.204Z  #7 = over, cleanly: the client sent the first Close (1000 \"bye\"); both Closes passed; \
          the server ended TCP (§7.1.1)\n"
     );
-    let json = json::record_value(&end);
+    let json = json::record_to_json(&end);
     assert_eq!(
         (&json["clean"], &json["how"]),
         (&true.into(), &"both Closes passed; the server ended TCP (§7.1.1)".into())

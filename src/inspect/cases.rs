@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::inspection::InspectorLink;
 
 /// Maximum number of test cases that run at the same time. Each takes a thread and two file descriptors.
-const MAX_PLAYS: usize = 4;
+const MAX_RUNNING_CASES: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
 const NO_NAME: &str = "The command names no case. Send {\"do\":\"play\",\"case\":\"hello\"}.";
@@ -35,13 +35,13 @@ pub trait CasePlayer {
     ///
     /// # Errors
     /// Returns a clause that says why the test case cannot run, for example that there is no case with this name.
-    fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String>;
+    fn start(&self, case: &str, server: SocketAddr, finish: OnFinish) -> Result<SocketAddr, String>;
 }
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
 /// A callback for the end of a test case. It receives the result, or a clause that says why there is no result.
-pub type Finish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
+pub type OnFinish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct CaseSummary {
@@ -70,37 +70,37 @@ pub struct PlayOptions {
 }
 
 /// The test cases that are running for inspectors, and the channel that carries their results.
-pub struct Plays {
+pub struct RunningCases {
     options: Option<PlayOptions>,
-    running: Vec<Play>,
-    sender: Sender<Finished>,
-    finished: Receiver<Finished>,
+    running: Vec<RunningCase>,
+    sender: Sender<FinishedCase>,
+    finished: Receiver<FinishedCase>,
 }
 
 /// The inspector that started a test case, and the result of that case.
-type Finished = (Token, Result<CaseResult, String>);
+type FinishedCase = (Token, Result<CaseResult, String>);
 
-struct Play {
+struct RunningCase {
     inspector: Token,
     case: String,
     link: Rc<InspectorLink>,
-    connection: PlayedConnection,
+    connection: CaseConnection,
     result: Option<Result<CaseResult, String>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum PlayedConnection {
+enum CaseConnection {
     /// The server has not accepted the connection from this address yet.
     Expected(SocketAddr),
     Open(Token),
     Removed(Token),
 }
 
-impl Plays {
+impl RunningCases {
     /// Creates an empty list of running test cases. Without `options`, inspectors cannot start any.
-    pub fn new(options: Option<PlayOptions>) -> Plays {
+    pub fn new(options: Option<PlayOptions>) -> RunningCases {
         let (sender, finished) = mpsc::channel();
-        Plays { options, running: Vec::new(), sender, finished }
+        RunningCases { options, running: Vec::new(), sender, finished }
     }
 
     /// Returns the record that lists all test cases; `None` if inspectors cannot run any.
@@ -120,7 +120,7 @@ impl Plays {
         if self.running.iter().any(|play| play.inspector == inspector) {
             return Err(ALREADY_PLAYING.into());
         }
-        if self.running.len() >= MAX_PLAYS {
+        if self.running.len() >= MAX_RUNNING_CASES {
             return Err(TOO_MANY_PLAYS.into());
         }
         let (sender, wake) = (self.sender.clone(), Arc::clone(wake));
@@ -129,9 +129,9 @@ impl Plays {
             wake();
         };
         let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;
-        let connection = PlayedConnection::Expected(canonicalize(address));
+        let connection = CaseConnection::Expected(canonicalize(address));
         let (case, link) = (case.to_owned(), Rc::new(InspectorLink::of_played_connection(inspector)));
-        self.running.push(Play { inspector, case, link, connection, result: None });
+        self.running.push(RunningCase { inspector, case, link, connection, result: None });
         Ok(())
     }
 
@@ -140,21 +140,21 @@ impl Plays {
         // Mark finished test cases first: their clients have closed their sockets, so a new connection from such an
         // address may belong to another program.
         self.receive_results();
-        let expected = PlayedConnection::Expected(canonicalize(peer));
+        let expected = CaseConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
-        play.connection = PlayedConnection::Open(connection);
+        play.connection = CaseConnection::Open(connection);
         Some(Rc::clone(&play.link))
     }
 
     pub fn contains(&self, connection: Token) -> bool {
-        self.running.iter().any(|play| play.connection == PlayedConnection::Open(connection))
+        self.running.iter().any(|play| play.connection == CaseConnection::Open(connection))
     }
 
     /// Handles the removal of a connection, which may belong to a test case, to an inspector or to neither.
     pub fn remove(&mut self, connection: Token) {
         for play in &mut self.running {
-            if play.connection == PlayedConnection::Open(connection) {
-                play.connection = PlayedConnection::Removed(connection);
+            if play.connection == CaseConnection::Open(connection) {
+                play.connection = CaseConnection::Removed(connection);
             }
             if play.inspector == connection {
                 play.link.inspector.set(None); // the test case continues, but no inspector receives its records
@@ -166,9 +166,10 @@ impl Plays {
     /// arrived and the server has removed its connection, if there was one.
     pub fn next_finished(&mut self, now: SystemTime) -> Option<(Token, Value)> {
         self.receive_results();
-        let is_finished = |play: &Play| play.result.is_some() && !matches!(play.connection, PlayedConnection::Open(_));
+        let is_finished =
+            |play: &RunningCase| play.result.is_some() && !matches!(play.connection, CaseConnection::Open(_));
         let at = self.running.iter().position(is_finished)?;
-        let Play { inspector, case, connection, result, .. } = self.running.swap_remove(at);
+        let RunningCase { inspector, case, connection, result, .. } = self.running.swap_remove(at);
         let record = match result? {
             Ok(CaseResult { expected, received, rule, passed }) => json!({
                 "record": "played",
@@ -177,7 +178,7 @@ impl Plays {
                 "came": received,
                 "rule": rule,
                 "passed": passed,
-                "connection": if let PlayedConnection::Removed(token) = connection { Some(token.0) } else { None },
+                "connection": if let CaseConnection::Removed(token) = connection { Some(token.0) } else { None },
                 "time": humantime::format_rfc3339_millis(now).to_string(),
             }),
             Err(error) => json!({ "record": "error", "message": format_error(error) }),
@@ -210,16 +211,16 @@ mod tests {
 
     use super::*;
 
-    /// A fake [`CasePlayer`] that runs nothing: it stores each `Finish` callback for the test to call.
+    /// A fake [`CasePlayer`] that runs nothing: it stores each `OnFinish` callback for the test to call.
     #[derive(Default, Clone)]
-    struct FakePlayer(Rc<RefCell<Vec<Finish>>>);
+    struct FakePlayer(Rc<RefCell<Vec<OnFinish>>>);
 
     impl CasePlayer for FakePlayer {
         fn cases(&self) -> Vec<CaseSummary> {
             vec![CaseSummary { name: "hello", title: "A greeting", rule: "§1.3" }]
         }
 
-        fn start(&self, case: &str, _: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
+        fn start(&self, case: &str, _: SocketAddr, finish: OnFinish) -> Result<SocketAddr, String> {
             let mut started = self.0.borrow_mut();
             started.push(finish);
             if case == "hello" { Ok(address(started.len() as u16)) } else { Err("it is unknown".into()) }
@@ -230,10 +231,10 @@ mod tests {
         SocketAddr::new([127, 0, 0, 1].into(), port)
     }
 
-    fn plays() -> (Plays, FakePlayer) {
+    fn plays() -> (RunningCases, FakePlayer) {
         let player = FakePlayer::default();
         let options = PlayOptions { player: Box::new(player.clone()), server: address(3000), wake: Arc::new(|| {}) };
-        (Plays::new(Some(options)), player)
+        (RunningCases::new(Some(options)), player)
     }
 
     fn finish(player: &FakePlayer, result: Result<CaseResult, String>) {
@@ -279,7 +280,7 @@ mod tests {
         let (mut plays, player) = plays();
         assert_eq!(plays.start(ALICE, Some("x")).unwrap_err(), "The case cannot be played: it is unknown.");
         player.0.borrow_mut().clear();
-        for number in 0..MAX_PLAYS {
+        for number in 0..MAX_RUNNING_CASES {
             plays.start(Token(number), Some("hello")).unwrap();
         }
         assert_eq!(plays.start(ALICE, Some("hello")).unwrap_err(), ALREADY_PLAYING);

@@ -65,7 +65,7 @@ impl RuleChecker {
     }
 
     /// Holds the failure if `awaits_close` is set. Otherwise, returns the failure, for the caller to report now.
-    pub fn hold(&mut self, error: ProtocolError, failure: Failure) -> Option<Failure> {
+    pub fn hold_failure(&mut self, error: ProtocolError, failure: Failure) -> Option<Failure> {
         if !self.awaits_close {
             return Some(failure);
         }
@@ -75,7 +75,7 @@ impl RuleChecker {
 
     /// Returns the held failure, or drops it if the server closed for another reason. `close` is the payload of the
     /// server's Close; `None` if the server sent none.
-    pub fn release(&mut self, close: Option<&[u8]>) -> Option<Failure> {
+    pub fn release_failure(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         close.is_none_or(|payload| payload == expected).then_some(failure)
@@ -94,10 +94,10 @@ mod tests {
         let agreeing = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();
         for (close, is_released) in [(Some(&agreeing[..]), true), (Some(b"\x03\xf0flooding"), false), (None, true)] {
             let mut checker = RuleChecker { awaits_close: true, ..RuleChecker::default() };
-            assert_eq!(checker.hold(error, failure.clone()), None);
-            assert_eq!(checker.release(close).is_some(), is_released, "{close:?}");
-            assert_eq!(checker.release(None), None, "once");
+            assert_eq!(checker.hold_failure(error, failure.clone()), None);
+            assert_eq!(checker.release_failure(close).is_some(), is_released, "{close:?}");
+            assert_eq!(checker.release_failure(None), None, "once");
         }
-        assert!(RuleChecker::default().hold(error, failure).is_some(), "without a server: at once");
+        assert!(RuleChecker::default().hold_failure(error, failure).is_some(), "without a server: at once");
     }
 }

@@ -13,15 +13,15 @@ impl Paint {
 }
 
 /// Formats bytes in hexadecimal, without separators.
-pub fn hex_digits(bytes: &[u8]) -> String {
+pub fn plain_hex(bytes: &[u8]) -> String {
     // Use a table, which is faster than `format!`: this function runs for every inspected frame.
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| DIGITS[usize::from(digit)]).collect()
+    const HEX_DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| HEX_DIGITS[usize::from(digit)]).collect()
 }
 
 /// Formats bytes in hexadecimal, separated by spaces.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| hex_digits(&[*byte])).collect::<Vec<_>>().join(" ")
+pub fn spaced_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| plain_hex(&[*byte])).collect::<Vec<_>>().join(" ")
 }
 
 pub fn quote(text: &str) -> String {

@@ -2,14 +2,14 @@
 //! breaks and which bytes show it. The peer receives only the short text of the [`ProtocolError`], as the close reason.
 //! Other modules detect the errors.
 
-use super::escape::{hex, quote};
+use super::escape::{quote, spaced_hex};
 use super::{Failure, Frame};
 use crate::ws::close::ProtocolError;
 use crate::ws::protocol::Limits;
 
 /// Explains the protocol error that `frame`, which may be incomplete, caused. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
-    let reason = match detect_protocol(frame) {
+    let reason = match describe_http_or_tls(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
         None => describe(error, frame, limits),
     };
@@ -20,18 +20,18 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
-        byte(frame, 1)
+        format_byte(frame, 1)
     );
     Failure { by: frame.from, frame: frame.number, code: 1002, section: "5.1", reason }
 }
 
-fn byte(frame: &Frame, index: usize) -> String {
+fn format_byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
 /// Describes the error and, where possible, the rule and the bytes that break the rule.
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
-    let (name, first, second) = (frame.header.name(), byte(frame, 0), byte(frame, 1));
+    let (name, first, second) = (frame.header.name(), format_byte(frame, 0), format_byte(frame, 1));
     match error {
         ProtocolError::ReservedBits => describe_rsv(frame),
         ProtocolError::ReservedOpcode(opcode) => format!(
@@ -49,11 +49,11 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::Unmasked => format!(
             "this frame is not masked; a client must mask every frame; the second byte was {second}, its top bit is 0"
         ),
-        ProtocolError::LengthNotMinimal => describe_length(frame),
+        ProtocolError::LengthNotMinimal => describe_long_form(frame),
         // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
         ProtocolError::LengthTopBit => format!(
             "the top bit of the 64-bit length is 1; it must be 0; the length began with {}",
-            hex(&frame.header.extended_length()[..1])
+            spaced_hex(&frame.header.extended_length()[..1])
         ),
         ProtocolError::UnexpectedContinuation => format!(
             "this frame continues a message, and none is open; a message begins with TEXT or BINARY; the first byte was \
@@ -77,21 +77,21 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
         ProtocolError::TooManyFragments => {
             format!("this message has too many fragments; the limit of this server is {}", limits.fragments)
         }
-        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", describe_bad_text(frame, 0)),
+        ProtocolError::TextNotUtf8 => format!("the text is not UTF-8; {}", describe_invalid_utf8(frame, 0)),
         // §5.5.1: if a Close has a body, "the first two bytes of the body MUST be a 2-byte unsigned integer".
         ProtocolError::ClosePayloadOfOneByte => format!(
             "this CLOSE has a payload of one byte, {}; it must be empty or begin with a code of two bytes",
-            hex(&frame.unmasked_payload())
+            spaced_hex(&frame.unmasked_payload())
         ),
         ProtocolError::InvalidCloseCode(code) => format!(
             "close code {code} must not be sent; 1000–1003, 1007–1014 and 3000–4999 may be; the payload began with {}",
-            hex(&code.to_be_bytes())
+            spaced_hex(&code.to_be_bytes())
         ),
-        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", describe_bad_text(frame, 2)),
+        ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", describe_invalid_utf8(frame, 2)),
     }
 }
 
-fn describe_length(frame: &Frame) -> String {
+fn describe_long_form(frame: &Frame) -> String {
     let (form, extended) = (frame.header.length_form(), frame.header.extended_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
     // Six zero bytes already prove that a 64-bit length is not minimal, so its last two bytes may not have arrived yet.
@@ -102,12 +102,12 @@ fn describe_length(frame: &Frame) -> String {
     format!(
         "the length is not in its shortest form; {rule}; it was written in {} bits, as {}",
         form.bits(),
-        hex(extended)
+        spaced_hex(extended)
     )
 }
 
 /// Describes the bytes of a payload that are not UTF-8. `skip` is the number of payload bytes before the text.
-fn describe_bad_text(frame: &Frame, skip: usize) -> String {
+fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
@@ -118,7 +118,7 @@ fn describe_bad_text(frame: &Frame, skip: usize) -> String {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
             let what = if error.error_len().is_some() { "not a character" } else { "an incomplete character" };
-            format!("at byte {} of the payload, {} is {what}", at + 1, hex(bad))
+            format!("at byte {} of the payload, {} is {what}", at + 1, spaced_hex(bad))
         }
         _ => {
             "a character is split between two fragments that do not fit together, or the error is further on than the \
@@ -129,7 +129,7 @@ fn describe_bad_text(frame: &Frame, skip: usize) -> String {
 }
 
 /// Returns a description of the bytes if the peer sent HTTP or TLS instead of a WebSocket frame.
-fn detect_protocol(frame: &Frame) -> Option<String> {
+fn describe_http_or_tls(frame: &Frame) -> Option<String> {
     let bytes = [frame.header.bytes(), &frame.wire].concat();
     // A proxy without WebSocket support, or a client that reuses the connection, may send HTTP in place of a frame.
     const METHODS: [&[u8]; 6] = [b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"CONNECT "];
@@ -138,7 +138,7 @@ fn detect_protocol(frame: &Frame) -> Option<String> {
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
         // Redact the line: the request target may contain an access token.
-        let line = super::secret::redact(&line[..line.len().min(40)]);
+        let line = super::secret::redact_head(&line[..line.len().min(40)]);
         Some(format!("these bytes are an HTTP request, {},", quote(&String::from_utf8_lossy(&line))))
     } else if is_tls(&bytes) {
         Some("these bytes are TLS (wss://)".into())
@@ -158,11 +158,11 @@ fn describe_rsv(frame: &Frame) -> String {
     format!(
         "{names} {verb} set; the reserved bits must be 0 unless an extension was negotiated, and none was; the first byte \
          was {}, {}",
-        byte(frame, 0),
-        bits(frame.header.bytes()[0])
+        format_byte(frame, 0),
+        format_bits(frame.header.bytes()[0])
     )
 }
 
-fn bits(byte: u8) -> String {
+fn format_bits(byte: u8) -> String {
     format!("{:04b} {:04b}", byte >> 4, byte & 0xf)
 }

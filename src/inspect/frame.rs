@@ -2,7 +2,7 @@
 //! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
 
 use super::MAX_SHOWN;
-use super::escape::{first_chars, hex, quote};
+use super::escape::{first_chars, quote, spaced_hex};
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
@@ -10,8 +10,8 @@ use crate::ws::mask;
 /// Maximum number of reads or writes listed per record: a frame sent byte by byte must not make its record huge.
 pub const MAX_PARTS: usize = 16;
 /// Maximum number of characters in a text excerpt.
-const EXCERPT: usize = 60;
-const EXCERPT_BYTES: usize = 16;
+const MAX_TEXT_EXCERPT: usize = 60;
+const MAX_HEX_EXCERPT: usize = 16;
 
 /// The reads (of client bytes) or writes (of server bytes) that carried a frame, a request head or a response head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -212,14 +212,14 @@ impl Frame {
         let is_cut = self.payload_len > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
-                let shown = first_chars(text, EXCERPT);
+                let shown = first_chars(text, MAX_TEXT_EXCERPT);
                 let dots = if is_cut || shown.len() < text.len() { "…" } else { "" };
                 format!("{}{dots}", quote(shown))
             }
             None => {
-                let shown = &payload[..payload.len().min(EXCERPT_BYTES)];
+                let shown = &payload[..payload.len().min(MAX_HEX_EXCERPT)];
                 let dots = if is_cut || shown.len() < payload.len() { " …" } else { "" };
-                format!("{}{dots}", hex(shown))
+                format!("{}{dots}", spaced_hex(shown))
             }
         }
     }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
-use super::cases::Plays;
+use super::cases::RunningCases;
 use super::{Head, Record, RecordKind, Records, Tap, json};
 use crate::maps::TokenMap;
 use crate::server::observer::{Action, QueuedBytes};
@@ -34,10 +34,10 @@ const MAX_HANDSHAKES: usize = 256;
 const MAX_REQUEST: usize = 8 * 1024;
 /// Maximum length of the queue for all inspectors. The queue needs a limit, because one read can produce thousands of
 /// records. A full queue drops new records except `End`, which every inspector must receive.
-const MAX_QUEUED: usize = 16 * 1024;
+const MAX_QUEUED_RECORDS: usize = 16 * 1024;
 /// The server rejects an inspector's `ping` command while more bytes than this limit are queued for the inspected
 /// connection.
-const MAX_QUEUED_FOR_PING: usize = 4096;
+const MAX_QUEUED_BYTES_FOR_PING: usize = 4096;
 /// Maximum number of frames, besides Closes, that an inspector receives in each direction of a test case's connection.
 /// The case may send 100,000 frames, but a learner reads only the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
@@ -46,14 +46,15 @@ const SECRET_LEN: usize = 16;
 
 const UNKNOWN_COMMAND: &str = "There is no command like this. Send {\"do\":\"ping\"}, {\"do\":\"fragment\"}, \
                                {\"do\":\"close\",\"code\":1000} or {\"do\":\"play\",\"case\":\"hello\"}.";
-const WRONG_CODE: &str = "An endpoint must not send this close code (RFC 6455 §7.4). Send a code from 1000 to 1003, from \
+const INVALID_CLOSE_CODE: &str = "An endpoint must not send this close code (RFC 6455 §7.4). Send a code from 1000 to 1003, from \
                           1007 to 1011, or from 3000 to 4999.";
 const TOO_MANY_QUEUED_BYTES: &str = "Too many bytes are queued for the connection already. Try again later.";
 const CONNECTION_ENDED: &str = "The connection is over.";
-const WRONG_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
+const INVALID_TICKET: &str = "The ticket is wrong or was already used. Each welcome contains a new one while inspection is \
                             enabled.";
 
-/// State that a connection's tap shares with [`Inspection`] or, if a test case uses the connection, with [`Plays`].
+/// State that a connection's tap shares with [`Inspection`] or, if a test case uses the connection, with
+/// [`RunningCases`].
 #[derive(Debug, Default)]
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
@@ -82,11 +83,11 @@ impl InspectorLink {
 
 /// Records queued for inspectors, oldest first, each with the mio `Token` of the inspector's connection.
 #[derive(Debug, Default)]
-pub struct Queue(RefCell<VecDeque<(Token, Queued)>>);
+pub struct RecordQueue(RefCell<VecDeque<(Token, QueueEntry)>>);
 
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "almost every entry is a record")]
-enum Queued {
+enum QueueEntry {
     Record(Record),
     /// A record about test cases, which the server sends even if the inspector's outbox is over half full.
     Cases(Value),
@@ -94,12 +95,12 @@ enum Queued {
     Ended,
 }
 
-impl Queue {
+impl RecordQueue {
     pub fn push(&self, link: &InspectorLink, record: Record) {
         let Some(inspector) = link.inspector.get() else { return };
         let mut queue = self.0.borrow_mut();
         // Queue `End` even if the queue is full: the inspector must receive it, and each connection has only one.
-        let is_full = queue.len() >= MAX_QUEUED && !matches!(record.kind, RecordKind::End(_));
+        let is_full = queue.len() >= MAX_QUEUED_RECORDS && !matches!(record.kind, RecordKind::End(_));
         if is_full || link.skips(&record) {
             link.missed.set(link.missed.get() + 1);
             return;
@@ -107,9 +108,12 @@ impl Queue {
         let missed = link.missed.take();
         if missed > 0 {
             // Report the number of dropped records first, so that the inspector shows the gap in the right place.
-            queue.push_back((inspector, Queued::Record(Record { kind: RecordKind::Missed(missed), ..record.clone() })));
+            queue.push_back((
+                inspector,
+                QueueEntry::Record(Record { kind: RecordKind::Missed(missed), ..record.clone() }),
+            ));
         }
-        queue.push_back((inspector, Queued::Record(record)));
+        queue.push_back((inspector, QueueEntry::Record(record)));
     }
 }
 
@@ -128,19 +132,24 @@ pub struct Inspection {
     max_queued: usize,
     /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
     taps_all: bool,
-    queue: Rc<Queue>,
+    queue: Rc<RecordQueue>,
     handshakes: Rc<RefCell<Handshakes>>,
     /// Links to inspectors, by inspected connection. A link outlives its inspector, to remember that a ticket was used.
     links: TokenMap<Rc<InspectorLink>>,
     /// Inspectors, by the inspector's own connection (not by the inspected connection).
     inspectors: TokenMap<Inspector>,
-    pub plays: Plays,
+    pub plays: RunningCases,
     actions: VecDeque<Action>,
 }
 
 impl Inspection {
     /// Creates the state for serving inspectors. `max_outbox` is the maximum size of an inspector's outbox, in bytes.
-    pub fn new(max_outbox: usize, taps_all: bool, queue: Rc<Queue>, random: &mut dyn FnMut(&mut [u8])) -> Inspection {
+    pub fn new(
+        max_outbox: usize,
+        taps_all: bool,
+        queue: Rc<RecordQueue>,
+        random: &mut dyn FnMut(&mut [u8]),
+    ) -> Inspection {
         let mut key = [0; 64];
         random(&mut key);
         Inspection {
@@ -151,7 +160,7 @@ impl Inspection {
             handshakes: Rc::default(),
             links: TokenMap::default(),
             inspectors: TokenMap::default(),
-            plays: Plays::new(None),
+            plays: RunningCases::new(None),
             actions: VecDeque::new(),
         }
     }
@@ -175,11 +184,11 @@ impl Inspection {
         let number = connection.0 as u64;
         let mut bytes = [0; 8 + SECRET_LEN];
         bytes[..8].copy_from_slice(&number.to_be_bytes());
-        bytes[8..].copy_from_slice(&self.secret(number));
+        bytes[8..].copy_from_slice(&self.compute_secret(number));
         BASE64_URL_SAFE.encode(bytes)
     }
 
-    fn secret(&self, number: u64) -> [u8; SECRET_LEN] {
+    fn compute_secret(&self, number: u64) -> [u8; SECRET_LEN] {
         // SHA-1 is safe here. Every input has the same length, so a length-extension attack is impossible. SHA-1's weak
         // collision resistance does not help an attacker guess the secret of another connection.
         let digest = Sha1::new().chain_update(self.key).chain_update(number.to_be_bytes()).finalize();
@@ -188,12 +197,12 @@ impl Inspection {
         secret
     }
 
-    fn connection_of(&self, ticket: &str) -> Option<Token> {
+    fn verify_ticket(&self, ticket: &str) -> Option<Token> {
         let bytes = BASE64_URL_SAFE.decode(ticket).ok()?;
         let (number, secret) = bytes.split_first_chunk()?;
         let number = u64::from_be_bytes(*number);
         // Compare in constant time: the duration must not reveal how many bytes of a guess are correct.
-        bool::from(self.secret(number).ct_eq(secret)).then(|| usize::try_from(number).ok().map(Token))?
+        bool::from(self.compute_secret(number).ct_eq(secret)).then(|| usize::try_from(number).ok().map(Token))?
     }
 
     /// Lets a client inspect the connection that its ticket identifies, starting with the handshake.
@@ -207,9 +216,9 @@ impl Inspection {
         queued_bytes: QueuedBytes<'_>,
         now: SystemTime,
     ) -> Result<(), Rejection> {
-        let wrong = || Rejection::new(403, WRONG_TICKET);
+        let wrong = || Rejection::new(403, INVALID_TICKET);
         // Reject a ticket for a connection that is closing or removed: almost nothing is left to inspect.
-        let connection = self.connection_of(ticket).filter(|connection| queued_bytes(*connection).is_some());
+        let connection = self.verify_ticket(ticket).filter(|connection| queued_bytes(*connection).is_some());
         let connection = connection.ok_or_else(wrong)?;
         let link = self.link(connection);
         // A ticket is valid only once: it is part of a URL, and proxies and developer tools log URLs.
@@ -218,7 +227,7 @@ impl Inspection {
         }
         link.inspector.set(Some(client));
         self.inspectors.insert(client, Inspector { connection, missed: 0, pings: 0 });
-        let catalogue = self.plays.catalogue().map(|record| (client, Queued::Cases(record)));
+        let catalogue = self.plays.catalogue().map(|record| (client, QueueEntry::Cases(record)));
         self.queue.0.borrow_mut().extend(catalogue);
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
@@ -233,14 +242,14 @@ impl Inspection {
         Ok(())
     }
 
-    pub fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
+    pub fn receive_command(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
         let Some(inspector) = self.inspectors.get_mut(&client) else { return };
         let connection = inspector.connection;
         // Treat invalid JSON as `null`: it has no `do` field, so the inspector gets the `UNKNOWN_COMMAND` error.
         let command: Value = serde_json::from_str(text).unwrap_or_default();
         let error = match (command["do"].as_str(), queued_bytes(connection)) {
             (Some("ping" | "fragment" | "close" | "play"), None) => CONNECTION_ENDED,
-            (Some("ping"), Some(queued)) if queued > MAX_QUEUED_FOR_PING => TOO_MANY_QUEUED_BYTES,
+            (Some("ping"), Some(queued)) if queued > MAX_QUEUED_BYTES_FOR_PING => TOO_MANY_QUEUED_BYTES,
             (Some("ping"), Some(_)) => {
                 inspector.pings += 1;
                 // §5.5.3: a Pong repeats its Ping's payload, so a number in the payload shows which Ping a Pong is for.
@@ -248,11 +257,11 @@ impl Inspection {
                 return self.actions.push_back(Action::Ping(connection, payload));
             }
             (Some("fragment"), Some(_)) => return self.link(connection).fragment_next.set(true),
-            (Some("close"), Some(_)) => match close_code(&command["code"]) {
+            (Some("close"), Some(_)) => match parse_close_code(&command["code"]) {
                 Some(code) => {
                     return self.actions.push_back(Action::Close(connection, code, "closed by the inspector"));
                 }
-                None => WRONG_CODE,
+                None => INVALID_CLOSE_CODE,
             },
             (Some("play"), Some(_)) => match self.plays.start(client, command["case"].as_str()) {
                 Ok(()) => return,
@@ -266,7 +275,7 @@ impl Inspection {
     pub fn next_action(&mut self, queued_bytes: QueuedBytes<'_>, now: SystemTime) -> Option<Action> {
         // Queue a test case's result, so that the inspector receives it after the records of the case's connection.
         while let Some((client, record)) = self.plays.next_finished(now) {
-            self.queue.0.borrow_mut().push_back((client, Queued::Cases(record)));
+            self.queue.0.borrow_mut().push_back((client, QueueEntry::Cases(record)));
         }
         loop {
             if let Some(action) = self.actions.pop_front() {
@@ -275,10 +284,10 @@ impl Inspection {
             let (client, record) = self.queue.0.borrow_mut().pop_front()?;
             match record {
                 // `send_record` checks the size of the outbox before each record, because each record increases it.
-                Queued::Record(record) => self.send_record(client, record, queued_bytes),
-                Queued::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
-                Queued::Cases(_) => {} // drop the record, because the inspector's connection is not open
-                Queued::Ended => {
+                QueueEntry::Record(record) => self.send_record(client, record, queued_bytes),
+                QueueEntry::Cases(record) if queued_bytes(client).is_some() => self.send(client, &record),
+                QueueEntry::Cases(_) => {} // drop the record, because the inspector's connection is not open
+                QueueEntry::Ended => {
                     let reason = "the inspected connection is over";
                     self.actions.push_back(Action::Close(client, CloseCode::NORMAL, reason));
                 }
@@ -294,7 +303,7 @@ impl Inspection {
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
         if let Some(inspector) = inspector {
             // Queue `Ended` last, so that the inspector's queued records precede its Close frame.
-            self.queue.0.borrow_mut().push_back((inspector, Queued::Ended));
+            self.queue.0.borrow_mut().push_back((inspector, QueueEntry::Ended));
         }
     }
 
@@ -309,9 +318,9 @@ impl Inspection {
         }
         let missed = std::mem::take(&mut inspector.missed);
         if missed > 0 {
-            self.send(client, &json::record_value(&Record { kind: RecordKind::Missed(missed), ..record.clone() }));
+            self.send(client, &json::record_to_json(&Record { kind: RecordKind::Missed(missed), ..record.clone() }));
         }
-        self.send(client, &json::record_value(&record));
+        self.send(client, &json::record_to_json(&record));
     }
 
     fn send(&mut self, client: Token, record: &Value) {
@@ -331,16 +340,16 @@ impl Inspection {
 
 /// Parses the code of a `close` command. Returns `None` unless §7.4 lets an endpoint send the code. Unlike `from_wire`,
 /// this function rejects 1012–1014, which were registered after the RFC.
-fn close_code(code: &Value) -> Option<CloseCode> {
+fn parse_close_code(code: &Value) -> Option<CloseCode> {
     let code = code.as_u64().and_then(|code| u16::try_from(code).ok())?;
     CloseCode::from_wire(code).ok().filter(|_| !(1012..=1014).contains(&code))
 }
 
 #[derive(Debug, Default)]
-struct Handshakes(VecDeque<Handshake>);
+struct Handshakes(VecDeque<CapturedHandshake>);
 
 #[derive(Debug)]
-struct Handshake {
+struct CapturedHandshake {
     connection: Token,
     time: SystemTime,
     request: Vec<u8>,
@@ -348,7 +357,7 @@ struct Handshake {
 }
 
 impl Handshakes {
-    fn keep(&mut self, handshake: Handshake) {
+    fn push(&mut self, handshake: CapturedHandshake) {
         // Drop the oldest handshake: a page usually opens its inspector soon after it connects.
         if self.0.len() == MAX_HANDSHAKES {
             self.0.pop_front();
@@ -399,8 +408,8 @@ impl HandshakeCapture {
                 head.bytes.shrink_to_fit();
                 std::mem::take(&mut head.bytes)
             });
-            let handshake = Handshake { connection: self.connection, time: now, request, response };
-            self.handshakes.borrow_mut().keep(handshake);
+            let handshake = CapturedHandshake { connection: self.connection, time: now, request, response };
+            self.handshakes.borrow_mut().push(handshake);
         }
         self.response.is_complete
     }

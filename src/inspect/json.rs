@@ -3,18 +3,18 @@
 
 use serde_json::{Value, json};
 
-use super::escape::hex_digits;
+use super::escape::plain_hex;
 use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, Parts, Record, RecordKind, Response, StateChange};
 
-pub fn record_value(record: &Record) -> Value {
+pub fn record_to_json(record: &Record) -> Value {
     let mut value = match &record.kind {
-        RecordKind::Request(head) => request_value(head),
-        RecordKind::Response(response) => response_value(response),
-        RecordKind::Frame(frame) => frame_value(frame),
-        RecordKind::State(change) => state_value(change),
-        RecordKind::Failure(failure) => failure_value(failure),
-        RecordKind::End(end) => end_value(end),
+        RecordKind::Request(head) => request_to_json(head),
+        RecordKind::Response(response) => response_to_json(response),
+        RecordKind::Frame(frame) => frame_to_json(frame),
+        RecordKind::State(change) => state_to_json(change),
+        RecordKind::Failure(failure) => failure_to_json(failure),
+        RecordKind::End(end) => end_to_json(end),
         RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
         // Use the same `record` kind as `Missed`, so that a page that does not know `earlier` still shows a gap.
         RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
@@ -24,22 +24,22 @@ pub fn record_value(record: &Record) -> Value {
     value
 }
 
-fn request_value(head: &Head) -> Value {
+fn request_to_json(head: &Head) -> Value {
     json!({
         "record": "request",
         // Replace bytes that are not UTF-8: an HTTP header value may contain obs-text (RFC 9110 §5.5).
         "head": String::from_utf8_lossy(&head.bytes),
         "complete": head.is_complete,
-        "parts": parts_value(&head.parts),
+        "parts": parts_to_json(&head.parts),
     })
 }
 
-fn response_value(response: &Response) -> Value {
+fn response_to_json(response: &Response) -> Value {
     let accept = response.accept.as_ref().map(|steps| {
         json!({
             "key": steps.key,
             "joined": steps.key_and_guid,
-            "sha1": hex_digits(&steps.sha1),
+            "sha1": plain_hex(&steps.sha1),
             "accept": steps.accept,
             "answered": steps.in_response,
         })
@@ -52,11 +52,11 @@ fn response_value(response: &Response) -> Value {
         "status": response.status,
         "body": String::from_utf8_lossy(&response.body),
         "accept": accept,
-        "parts": parts_value(&response.head.parts),
+        "parts": parts_to_json(&response.head.parts),
     })
 }
 
-fn frame_value(frame: &Frame) -> Value {
+fn frame_to_json(frame: &Frame) -> Value {
     let header = &frame.header;
     let position = frame.position.map(
         |position| json!({ "message": position.message, "fragment": position.fragment, "last": position.is_last }),
@@ -65,31 +65,31 @@ fn frame_value(frame: &Frame) -> Value {
         "record": "frame",
         "from": role_name(frame.from),
         "number": frame.number,
-        "header": hex_digits(header.bytes()),
+        "header": plain_hex(header.bytes()),
         "fin": header.fin(),
         "rsv": header.rsv(),
         "opcode": header.opcode(),
         "name": header.name(),
         "masked": header.is_masked(),
-        "key": header.masking_key().map(|key| hex_digits(&key)),
+        "key": header.masking_key().map(|key| plain_hex(&key)),
         "length_bits": header.length_form().bits(),
         // JavaScript rounds numbers above 2^53, which is harmless: a frame that long is invalid or over the limit.
         "length": frame.payload_len,
-        "wire": hex_digits(&frame.wire),
-        "payload": hex_digits(&frame.unmasked_payload()),
+        "wire": plain_hex(&frame.wire),
+        "payload": plain_hex(&frame.unmasked_payload()),
         "received": frame.received,
         "complete": frame.is_complete(),
         "place": position,
-        "parts": parts_value(&frame.parts),
+        "parts": parts_to_json(&frame.parts),
         "sections": frame.sections(),
     })
 }
 
-fn state_value(change: &StateChange) -> Value {
+fn state_to_json(change: &StateChange) -> Value {
     json!({ "record": "state", "from": change.from.name(), "to": change.to.name(), "because": change.reason })
 }
 
-fn failure_value(failure: &Failure) -> Value {
+fn failure_to_json(failure: &Failure) -> Value {
     json!({
         "record": "refusal",
         "by": role_name(failure.by),
@@ -100,7 +100,7 @@ fn failure_value(failure: &Failure) -> Value {
     })
 }
 
-fn end_value(end: &End) -> Value {
+fn end_to_json(end: &End) -> Value {
     json!({
         "record": "end",
         // Without a Close, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
@@ -112,6 +112,6 @@ fn end_value(end: &End) -> Value {
     })
 }
 
-fn parts_value(parts: &Parts) -> Value {
+fn parts_to_json(parts: &Parts) -> Value {
     json!({ "count": parts.count, "listed": parts.listed })
 }

@@ -41,7 +41,7 @@ use sha1::{Digest, Sha1};
 use crate::ws::frame::Role;
 use crate::ws::handshake::{GUID, accept_value};
 pub use frame::{Frame, Header, LengthForm, Parts, Position};
-pub use observer::{InspectObservers, Options, Trace};
+pub use observer::{InspectObservers, InspectOptions, Trace};
 pub use tap::Tap;
 
 /// Maximum number of bytes that a record keeps from a payload or a response body.

@@ -11,9 +11,9 @@ use std::time::SystemTime;
 
 use mio::Token;
 
-use super::cases::{BoxedPlayer, PlayOptions, Plays};
+use super::cases::{BoxedPlayer, PlayOptions, RunningCases};
 use super::filter::Filter;
-use super::inspection::{HandshakeCapture, Inspection, InspectorLink, Queue};
+use super::inspection::{HandshakeCapture, Inspection, InspectorLink, RecordQueue};
 use super::recorder::{Recorder, Recorders};
 use super::reframe;
 use super::text::{self, Style};
@@ -23,7 +23,7 @@ use crate::ws::frame::{self, Role};
 use crate::ws::protocol::Limits;
 use crate::ws::request::Rejection;
 
-pub struct Options {
+pub struct InspectOptions {
     pub trace: Option<Trace>,
     /// The values of `--record` and `--record-limit` (in bytes).
     pub record: Option<(PathBuf, u64)>,
@@ -62,7 +62,7 @@ struct Context {
     // Set once per event-loop turn, to avoid reading the clock for every read and write.
     now: Cell<SystemTime>,
     trace: Option<Trace>,
-    queue: Rc<Queue>,
+    queue: Rc<RecordQueue>,
 }
 
 impl InspectObservers {
@@ -70,10 +70,10 @@ impl InspectObservers {
     ///
     /// # Errors
     /// Fails if the recordings directory cannot be created or is not writable.
-    pub fn new(options: Options, random: &mut dyn FnMut(&mut [u8])) -> Result<InspectObservers, String> {
+    pub fn new(options: InspectOptions, random: &mut dyn FnMut(&mut [u8])) -> Result<InspectObservers, String> {
         // Report a bad directory at startup rather than at the first connection.
         let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
-        let queue = Rc::<Queue>::default();
+        let queue = Rc::<RecordQueue>::default();
         // Each connection can have only one observer, and a recorded connection has one from the start. An inspector
         // cannot add a second observer later, so the first observer must already contain a tap.
         let taps_all = options.trace.is_some() || recordings.is_some();
@@ -93,7 +93,7 @@ impl InspectObservers {
     ) -> InspectObservers {
         let options = PlayOptions { player, server, wake: Arc::new(wake) };
         if let Some(inspection) = &mut self.inspection {
-            inspection.plays = Plays::new(Some(options));
+            inspection.plays = RunningCases::new(Some(options));
         }
         self
     }
@@ -131,7 +131,7 @@ impl Observers for InspectObservers {
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
         // The secrets are in the `welcome` event, which the server has already sent, so the tap has none to redact.
         tap.set_limits(limits);
-        tap.skip_frames(received, sent, self.context.now.get());
+        tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
         active_tap.deliver_records(&self.context);
         let context = Rc::clone(&self.context);
@@ -160,7 +160,7 @@ impl Observers for InspectObservers {
     }
 
     fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>) {
-        self.inspection.iter_mut().for_each(|inspection| inspection.receive(client, text, queued_bytes));
+        self.inspection.iter_mut().for_each(|inspection| inspection.receive_command(client, text, queued_bytes));
     }
 
     fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action> {
@@ -238,10 +238,10 @@ impl Observer for ConnectionObserver {
         let now = self.context.now.get();
         // Ignore `capture`: without a response, there is no handshake to show to an inspector.
         if let Some(active_tap) = &mut self.active_tap {
-            active_tap.tap.end(reason, now);
+            active_tap.tap.finish(reason, now);
             active_tap.deliver_records(&self.context);
         }
-        self.recorder.iter_mut().for_each(|recorder| recorder.end(reason, now));
+        self.recorder.iter_mut().for_each(|recorder| recorder.finish(reason, now));
     }
 
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>> {
@@ -301,7 +301,7 @@ mod tests {
         fn new(has_trace: bool, record: Option<PathBuf>) -> Server {
             let trace = Rc::<RefCell<String>>::default();
             let written = Rc::clone(&trace);
-            let options = Options {
+            let options = InspectOptions {
                 trace: has_trace.then(|| Trace {
                     style: Style { detail: Detail::Line, colour: false },
                     filter: Filter::default(),
@@ -610,7 +610,7 @@ mod tests {
         std::fs::remove_dir_all(&dir).expect("the folder can be removed");
         assert!(recorded.contains("\"end\":\"both Closes passed; the server ended TCP (§7.1.1)\""), "{recorded}");
         assert!(
-            recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::escape::hex_digits(PING))),
+            recorded.contains(&format!("\"client\":\"{}\"", crate::inspect::escape::plain_hex(PING))),
             "{recorded}"
         );
     }
@@ -633,7 +633,7 @@ mod tests {
 
     #[test]
     fn without_trace_recordings_and_inspection_nothing_is_observed() {
-        let options = Options { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
+        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: MAX_OUTBOX };
         let inspect = InspectObservers::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
         assert!(inspect.create_observer(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());

@@ -27,27 +27,27 @@ use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
 /// Bytes of the quota that each file reserves for a final [`Step::Cut`] line.
-const LAST_LINE_LEN: usize = 80;
+const CUT_LINE_LEN: usize = 80;
 
 /// Maximum number of read boundaries stored per request. Without this limit, a request that arrives one byte at a time
 /// would cost 24 extra bytes of memory per byte.
-const MAX_HELD: usize = 1024;
+const MAX_READS: usize = 1024;
 
 /// Recordings of connections without an upgrade share `--record-limit` divided by this number. Anyone can open such
 /// connections, so their recordings must not use up the quota of upgraded connections.
-const REJECTED_DIVISOR: u64 = 10;
+const REJECTED_QUOTA_DIVISOR: u64 = 10;
 
 /// Minimum interval between log lines about files that cannot be created or written.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub struct Recorders {
-    shared: Rc<Shared>,
+    shared: Rc<SharedState>,
 }
 
 /// State shared by all recorders.
 #[derive(Debug)]
-struct Shared {
+struct SharedState {
     dir: PathBuf,
     upgraded: Quota,
     /// The quota for connections without an upgrade, such as rejected requests.
@@ -66,13 +66,13 @@ struct Quota {
 
 #[derive(Debug)]
 pub struct Recorder {
-    shared: Rc<Shared>,
+    shared: Rc<SharedState>,
     connection: usize,
     accepted_at: SystemTime,
     output: Output,
     is_upgraded: bool,
-    /// Client bytes received before the response. `reads` contains the time and length of up to [`MAX_HELD`] reads.
-    held: Vec<u8>,
+    /// Client bytes received before the response. `reads` contains the time and length of up to [`MAX_READS`] reads.
+    buffered: Vec<u8>,
     reads: Vec<(SystemTime, usize)>,
     response: Head,
     client: Direction,
@@ -114,7 +114,7 @@ impl Quota {
     }
 }
 
-impl Shared {
+impl SharedState {
     fn log_error(&self, path: &Path, error: &io::Error, now: SystemTime) {
         let is_recent = |at| now.duration_since(at).is_ok_and(|passed| passed < LOG_INTERVAL);
         if !self.error_logged_at.get().is_some_and(is_recent) {
@@ -135,11 +135,11 @@ impl Recorders {
         let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
         let tested = created.and_then(|()| create_private_file(&probe, "")).and_then(|_| fs::remove_file(&probe));
         tested.map_err(|error| format!("--record {}: {error}", dir.display()))?;
-        let upgraded = Quota::new(limit - limit / REJECTED_DIVISOR, "--record-limit is reached");
+        let upgraded = Quota::new(limit - limit / REJECTED_QUOTA_DIVISOR, "--record-limit is reached");
         let message = "requests without an upgrade have used their part of --record-limit";
-        let rejected = Quota::new(limit / REJECTED_DIVISOR, message);
+        let rejected = Quota::new(limit / REJECTED_QUOTA_DIVISOR, message);
         let error_logged_at = Cell::default();
-        Ok(Recorders { shared: Rc::new(Shared { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
+        Ok(Recorders { shared: Rc::new(SharedState { dir: dir.to_owned(), upgraded, rejected, error_logged_at }) })
     }
 
     /// Returns a new recorder, or `None` if the quotas for connections with and without an upgrade are both exhausted.
@@ -158,14 +158,14 @@ fn create_private_file(path: &Path, first_line: &str) -> io::Result<File> {
 }
 
 impl Recorder {
-    fn new(shared: Rc<Shared>, connection: usize, accepted_at: SystemTime) -> Recorder {
+    fn new(shared: Rc<SharedState>, connection: usize, accepted_at: SystemTime) -> Recorder {
         Recorder {
             shared,
             connection,
             accepted_at,
             output: Output::NotCreated,
             is_upgraded: false,
-            held: Vec::new(),
+            buffered: Vec::new(),
             reads: Vec::new(),
             response: Head::default(),
             client: Direction::new(Role::Client),
@@ -187,7 +187,7 @@ impl Recorder {
     fn create_file(&self, now: SystemTime) -> Output {
         let first_line = FirstLine { connection: self.connection, wirechat: env!("CARGO_PKG_VERSION").into() };
         let first_line = serde_json::to_string(&first_line).unwrap_or_default() + "\n";
-        let reserved = first_line.len() + LAST_LINE_LEN;
+        let reserved = first_line.len() + CUT_LINE_LEN;
         if !self.quota().reserve(reserved) {
             return Output::Stopped;
         }
@@ -206,7 +206,7 @@ impl Recorder {
     pub fn observe(&mut self, from: Role, bytes: &[u8], now: SystemTime) {
         match from {
             _ if matches!(self.output, Output::Stopped) => {}
-            Role::Client if self.response.bytes.is_empty() => self.hold(bytes, now),
+            Role::Client if self.response.bytes.is_empty() => self.buffer_request(bytes, now),
             Role::Client => self.write_client(bytes, now),
             Role::Server => self.write_server(bytes, now),
         }
@@ -216,7 +216,7 @@ impl Recorder {
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.is_upgraded = true;
-        self.write_held(now);
+        self.flush_request(now);
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
@@ -227,21 +227,21 @@ impl Recorder {
 
     /// Memory used by the buffered request, in bytes.
     pub fn buffered_bytes(&self) -> usize {
-        self.held.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
+        self.buffered.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
     }
 
     pub fn begin_closing(&mut self, now: SystemTime) {
         self.write(Step::Closing, now);
     }
 
-    pub fn end(&mut self, cause: &str, now: SystemTime) {
-        self.write_held(now);
+    pub fn finish(&mut self, cause: &str, now: SystemTime) {
+        self.flush_request(now);
         self.write(Step::End(cause.into()), now);
     }
 
-    fn hold(&mut self, bytes: &[u8], now: SystemTime) {
-        self.held.extend_from_slice(bytes);
-        let is_full = self.reads.len() == MAX_HELD;
+    fn buffer_request(&mut self, bytes: &[u8], now: SystemTime) {
+        self.buffered.extend_from_slice(bytes);
+        let is_full = self.reads.len() == MAX_READS;
         match self.reads.last_mut().filter(|_| is_full) {
             // Merge this read into the previous read: the file then lacks a read boundary, but no bytes.
             Some((_, len)) => *len += bytes.len(),
@@ -249,13 +249,13 @@ impl Recorder {
         }
     }
 
-    fn write_held(&mut self, now: SystemTime) {
-        let (held, reads) = (std::mem::take(&mut self.held), std::mem::take(&mut self.reads));
+    fn flush_request(&mut self, now: SystemTime) {
+        let (buffered, reads) = (std::mem::take(&mut self.buffered), std::mem::take(&mut self.reads));
         if let Output::NotCreated = self.output {
             self.output = self.create_file(now);
         }
-        let rest = self.client.head.read(&held, 0);
-        let head = secret::redact(&held[..held.len() - rest.len()]);
+        let rest = self.client.head.read(&buffered, 0);
+        let head = secret::redact_head(&buffered[..buffered.len() - rest.len()]);
         // Do not record an inspector's frames: its commands are as private as the records that it receives.
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
@@ -279,7 +279,7 @@ impl Recorder {
 
     fn write_server(&mut self, bytes: &[u8], now: SystemTime) {
         // Once the server responds, it reads no more of the request, so redact and write the buffered bytes now.
-        self.write_held(now);
+        self.flush_request(now);
         let mut bytes = bytes.to_vec();
         let rest = self.response.read(&bytes, 0).len();
         if self.is_private {
@@ -303,7 +303,7 @@ impl Recorder {
             let result = self.client.frames.next(&mut rest, 0);
             let passed = &before[..before.len() - rest.len()];
             self.client.is_out_of_sync = matches!(result, ScanResult::Lost(..));
-            kept.extend(if self.client.is_out_of_sync { secret::redact(passed) } else { passed.to_vec() });
+            kept.extend(if self.client.is_out_of_sync { secret::redact_head(passed) } else { passed.to_vec() });
         }
         // Preserve the length, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');
@@ -316,7 +316,7 @@ impl Recorder {
         let mut line_of_step = line(step);
         let has_room = self.quota().reserve(line_of_step.len());
         if !has_room {
-            // A `Cut` line always fits, because `create_file` has reserved `LAST_LINE_LEN` bytes for it.
+            // A `Cut` line always fits, because `create_file` has reserved `CUT_LINE_LEN` bytes for it.
             line_of_step = line(Step::Cut);
         }
         // Write each line immediately: after a crash, the file must include the bytes that caused the crash.
@@ -359,7 +359,7 @@ mod tests {
             recorder.observe(Role::Server, format!("HTTP/1.1 {status} \r\n\r\n").as_bytes(), NOW);
             recorder.observe(Role::Client, PING, NOW);
         }
-        recorder.end("closed", NOW);
+        recorder.finish("closed", NOW);
         fs::read_to_string(recorder.path()).unwrap_or_default()
     }
 

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::escape::hex_digits;
+use super::escape::plain_hex;
 use super::{Record, Records, Tap};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
@@ -109,7 +109,7 @@ impl Recording {
                 // 0 secrets: the recorder has already redacted the secrets in the file.
                 Step::Upgraded { limits, user } => tap.upgrade(*limits, user.as_deref().map(Into::into), 0),
                 Step::Closing => tap.begin_closing(),
-                Step::End(cause) => tap.end(cause, *at),
+                Step::End(cause) => tap.finish(cause, *at),
                 Step::Cut => {}
             }
             // Drain after each step: a long recording may produce more records than `Records` can hold.
@@ -150,7 +150,7 @@ mod bytes {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&super::hex_digits(bytes))
+        serializer.serialize_str(&super::plain_hex(bytes))
     }
 
     pub fn deserialize<'d, D: Deserializer<'d>>(deserializer: D) -> Result<Vec<u8>, D::Error> {

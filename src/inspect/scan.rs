@@ -18,7 +18,7 @@ const MAX_HEAD: usize = 1024 * 1024;
 impl Head {
     /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of this read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
-        const END: &[u8] = b"\r\n\r\n";
+        const HEAD_END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
             return bytes;
         }
@@ -30,9 +30,9 @@ impl Head {
             self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
         // Search only the new bytes and the three before them, so that a head sent byte by byte takes linear time.
-        let from = before.saturating_sub(END.len() - 1).max(self.blank);
-        let found = self.bytes[from..].windows(END.len()).position(|end| end == END);
-        let end = found.map_or(self.bytes.len(), |at| from + at + END.len());
+        let from = before.saturating_sub(HEAD_END.len() - 1).max(self.blank);
+        let found = self.bytes[from..].windows(HEAD_END.len()).position(|end| end == HEAD_END);
+        let end = found.map_or(self.bytes.len(), |at| from + at + HEAD_END.len());
         self.bytes.truncate(end);
         self.is_complete = found.is_some();
         self.parts.add(part, end - before);
@@ -119,12 +119,12 @@ impl FrameScanner {
     }
 
     /// Number of frames so far, including earlier frames (`start_after`) and an incomplete frame.
-    pub fn count(&self) -> u64 {
+    pub fn frame_count(&self) -> u64 {
         self.frames
     }
 
     /// The incomplete frame at the end of the input, if any.
-    pub fn current(&self) -> Option<&Frame> {
+    pub fn partial_frame(&self) -> Option<&Frame> {
         self.current.as_ref()
     }
 
@@ -136,7 +136,7 @@ impl FrameScanner {
         if self.current.is_none() {
             self.frames += 1;
         }
-        let mut frame = self.current.take().unwrap_or_else(|| self.begin());
+        let mut frame = self.current.take().unwrap_or_else(|| self.new_frame());
         if !self.in_payload
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
@@ -157,7 +157,7 @@ impl FrameScanner {
         ScanResult::More
     }
 
-    fn begin(&self) -> Frame {
+    fn new_frame(&self) -> Frame {
         Frame {
             from: self.from,
             number: self.frames,
@@ -253,7 +253,7 @@ mod tests {
                 let mut scanner = FrameScanner::new(Role::Client);
                 let is_complete = match scanner.next(&mut &frame[..len], 1) {
                     ScanResult::Complete(frame) => frame.is_complete(),
-                    ScanResult::More | ScanResult::Lost(..) => scanner.current().is_some_and(Frame::is_complete),
+                    ScanResult::More | ScanResult::Lost(..) => scanner.partial_frame().is_some_and(Frame::is_complete),
                 };
                 assert_eq!(is_complete, len == frame.len(), "{len} bytes of {:02x?}", &frame[..2]);
             }

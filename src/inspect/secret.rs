@@ -7,24 +7,24 @@ use percent_encoding::percent_decode;
 use crate::ws::handshake::find_access_token;
 
 /// Query parameters with secret values.
-const PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
+const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
 /// A header is secret if its name contains one of these words. Many products have their own header names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
 /// `x-amzn-`.
-const PROXY_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
+const PROXY_HEADER_PREFIXES: [&str; 6] = ["x-forwarded-", "forwarded", "x-real-", "x-remote-", "cf-", "x-amzn-"];
 
 fn is_secret_header(name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase();
     // Do not redact the challenge of a 401 or a 407: it contains no credentials.
     let is_challenge = name.ends_with("-authenticate");
     let is_secret = SECRET_WORDS.iter().any(|word| name.contains(word));
-    is_secret && !is_challenge || PROXY_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    is_secret && !is_challenge || PROXY_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// A copy of a request head with the secrets redacted. The head may be incomplete.
-pub fn redact(head: &[u8]) -> Vec<u8> {
+pub fn redact_head(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     redact_parameters(&mut head);
     let (mut is_secret, mut offers_protocols) = (false, false);
@@ -62,17 +62,17 @@ fn redact_access_token(subprotocol: &mut [u8]) {
 pub struct WelcomeRedactor {
     /// Number of secrets not yet redacted.
     remaining: usize,
-    /// For each entry of `FIELDS`, how many of its bytes match the end of the output so far.
-    matched: [usize; Self::FIELDS.len()],
+    /// For each entry of `SECRET_FIELDS`, how many of its bytes match the end of the output so far.
+    matched: [usize; Self::SECRET_FIELDS.len()],
     in_value: bool,
 }
 
 impl WelcomeRedactor {
-    const FIELDS: [&[u8]; 2] = [b"\"session\":\"", b"\"ticket\":\""];
+    const SECRET_FIELDS: [&[u8]; 2] = [b"\"session\":\"", b"\"ticket\":\""];
 
     /// `count` is the number of secrets in the `welcome` event.
     pub fn new(count: usize) -> WelcomeRedactor {
-        WelcomeRedactor { remaining: count, matched: [0; Self::FIELDS.len()], in_value: false }
+        WelcomeRedactor { remaining: count, matched: [0; Self::SECRET_FIELDS.len()], in_value: false }
     }
 
     /// Redacts secrets in the next bytes of the server's output, in place.
@@ -87,7 +87,7 @@ impl WelcomeRedactor {
                 *byte = if self.in_value { b'*' } else { b'"' };
                 continue;
             }
-            for (field, matched) in Self::FIELDS.iter().zip(&mut self.matched) {
+            for (field, matched) in Self::SECRET_FIELDS.iter().zip(&mut self.matched) {
                 // After a mismatch, only a quotation mark can start a new match.
                 *matched = if *byte == field[*matched] { *matched + 1 } else { usize::from(*byte == b'"') };
                 self.in_value |= *matched == field.len();
@@ -108,7 +108,7 @@ fn redact_parameters(head: &mut [u8]) {
             b'?' => name = Some(at + 1),
             b'=' => {
                 let name: Option<Vec<u8>> = name.take().map(|start| percent_decode(&head[start..at]).collect());
-                is_secret = name.is_some_and(|name| PARAMETERS.contains(&&name[..]));
+                is_secret = name.is_some_and(|name| SECRET_PARAMETERS.contains(&&name[..]));
             }
             _ => {}
         }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn redact_text(head: &str) -> String {
-        String::from_utf8(redact(head.as_bytes())).unwrap()
+        String::from_utf8(redact_head(head.as_bytes())).unwrap()
     }
 
     #[test]

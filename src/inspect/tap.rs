@@ -23,12 +23,12 @@ use crate::ws::protocol::Limits;
 
 /// Maximum client bytes buffered until the response is complete. The first read may exceed this limit, because the
 /// server's `--max-read` already bounds a single read.
-const MAX_EARLY: usize = 64 * 1024;
+const MAX_EARLY_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub struct Tap {
     reporter: Reporter,
-    stage: Stage,
+    stage: TapStage,
     client: Direction,
     server: Direction,
     /// The client's bytes between its request and the response: one entry per read, with the number of the read.
@@ -44,7 +44,7 @@ pub struct Tap {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Stage {
+enum TapStage {
     Handshake,
     Frames,
     /// The tap ignores all further bytes.
@@ -56,7 +56,7 @@ impl Tap {
     pub fn new(connection: usize, records: Records) -> Tap {
         Tap {
             reporter: Reporter::new(connection, records),
-            stage: Stage::Handshake,
+            stage: TapStage::Handshake,
             client: Direction::new(Role::Client),
             server: Direction::new(Role::Server),
             early: Vec::new(),
@@ -83,7 +83,7 @@ impl Tap {
     /// assert_eq!((frame.header.name(), frame.unmasked_payload()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
-        Tap { stage: Stage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
+        Tap { stage: TapStage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
     }
 
     /// Sets the server's limits and resets the checker. Must be called before the first frame.
@@ -99,7 +99,7 @@ impl Tap {
     }
 
     /// Reports how many frames passed before the tap was attached ([`RecordKind::Earlier`]), and continues their count.
-    pub fn skip_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
+    pub fn report_earlier_frames(&mut self, received: u64, sent: u64, time: SystemTime) {
         self.client.frames.start_after(received);
         self.server.frames.start_after(sent);
         self.reporter.time = time;
@@ -123,7 +123,7 @@ impl Tap {
 
     /// Number of frames in both directions so far.
     pub fn frame_count(&self) -> u64 {
-        self.client.frames.count() + self.server.frames.count()
+        self.client.frames.frame_count() + self.server.frames.frame_count()
     }
 
     /// Total bytes buffered: an incomplete message, the HTTP heads, and client bytes that arrived before the response.
@@ -139,10 +139,10 @@ impl Tap {
         direction.parts += 1;
         let part = direction.parts;
         match (&self.stage, from) {
-            (Stage::Ended, _) => {}
-            (Stage::Frames, _) => self.read_frames(from, bytes, part),
-            (Stage::Handshake, Role::Client) => self.read_request(bytes, part),
-            (Stage::Handshake, Role::Server) => self.read_response(bytes, part),
+            (TapStage::Ended, _) => {}
+            (TapStage::Frames, _) => self.read_frames(from, bytes, part),
+            (TapStage::Handshake, Role::Client) => self.read_request(bytes, part),
+            (TapStage::Handshake, Role::Server) => self.read_response(bytes, part),
         }
     }
 
@@ -153,19 +153,19 @@ impl Tap {
     }
 
     /// Reports any incomplete frames and the close of the TCP connection. `cause` explains why TCP closed.
-    pub fn end(&mut self, cause: &str, time: SystemTime) {
+    pub fn finish(&mut self, cause: &str, time: SystemTime) {
         self.reporter.time = time;
-        if self.stage == Stage::Handshake {
+        if self.stage == TapStage::Handshake {
             self.report_incomplete_request();
         }
         // Report incomplete frames: they show where the connection broke.
         for from in [Role::Client, Role::Server] {
             let direction = self.direction(from);
-            if let Some(frame) = direction.frames.current().filter(|_| !direction.is_reported).cloned() {
+            if let Some(frame) = direction.frames.partial_frame().filter(|_| !direction.is_reported).cloned() {
                 self.report_frame(frame);
             }
         }
-        self.reporter.report_failure(self.checker.release(None));
+        self.reporter.report_failure(self.checker.release_failure(None));
         let (change, end) = self.lifecycle.close_tcp(cause);
         self.reporter.report_change(change);
         self.reporter.report(RecordKind::End(end));
@@ -185,7 +185,7 @@ impl Tap {
             self.report_request();
         }
         let held: usize = self.early.iter().map(|(_, bytes)| bytes.len()).sum();
-        let exceeds = held > 0 && held + rest.len() > MAX_EARLY;
+        let exceeds = held > 0 && held + rest.len() > MAX_EARLY_BYTES;
         self.has_early_gap |= exceeds;
         if !self.has_early_gap && !rest.is_empty() {
             self.early.push((part, rest.to_vec()));
@@ -200,7 +200,7 @@ impl Tap {
     }
 
     fn report_request(&mut self) {
-        let head = Head { bytes: secret::redact(&self.client.head.bytes), ..self.client.head.clone() };
+        let head = Head { bytes: secret::redact_head(&self.client.head.bytes), ..self.client.head.clone() };
         self.reporter.report(RecordKind::Request(head));
     }
 
@@ -217,14 +217,14 @@ impl Tap {
         // §4.1: "If the status code received from the server is not 101, the client handles the response per HTTP".
         if status != 101 {
             let body = rest[..rest.len().min(MAX_SHOWN)].to_vec();
-            self.stage = Stage::Ended;
+            self.stage = TapStage::Ended;
             self.early = Vec::new();
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
         }
         let accept = AcceptSteps::from_handshake(&self.client.head, &head);
         self.reporter.report(RecordKind::Response(Response { head, status, body: Vec::new(), accept }));
         // Report no frames of an inspector's connection: most of them only carry records of other connections.
-        self.stage = if self.is_private { Stage::Ended } else { Stage::Frames };
+        self.stage = if self.is_private { TapStage::Ended } else { TapStage::Frames };
         self.reporter.report_change(self.lifecycle.open());
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
@@ -241,7 +241,7 @@ impl Tap {
     }
 
     fn read_frames(&mut self, from: Role, mut bytes: &[u8], part: u64) {
-        while !bytes.is_empty() && !self.direction(from).is_out_of_sync && self.stage == Stage::Frames {
+        while !bytes.is_empty() && !self.direction(from).is_out_of_sync && self.stage == TapStage::Frames {
             let before = bytes;
             let result = self.direction(from).frames.next(&mut bytes, part);
             let passed = &before[..before.len() - bytes.len()];
@@ -261,7 +261,7 @@ impl Tap {
         let from = frame.from;
         let close = (frame.header.opcode() == Opcode::Close as u8).then(|| frame.unmasked_payload());
         if let (Role::Server, Some(payload)) = (from, &close) {
-            self.reporter.report_failure(self.checker.release(Some(payload)));
+            self.reporter.report_failure(self.checker.release_failure(Some(payload)));
             // After sending its Close frame (§5.5.1), the server discards everything but the client's Close frame.
             self.checker.begin_closing();
         }
@@ -275,10 +275,10 @@ impl Tap {
 
     fn check_client(&mut self, passed: &[u8], result: &ScanResult) {
         if let Some(error) = self.checker.check(passed)
-            && let Some(frame) = self.report_broken(Role::Client, result)
+            && let Some(frame) = self.report_invalid_frame(Role::Client, result)
         {
             let failure = failure::explain(error, &frame, &self.checker.limits);
-            self.reporter.report_failure(self.checker.hold(error, failure));
+            self.reporter.report_failure(self.checker.hold_failure(error, failure));
         }
         // §7.1.7: "An endpoint MUST NOT continue to attempt to process data" after it has failed the connection.
         self.client.is_out_of_sync |= self.checker.is_finished();
@@ -291,7 +291,7 @@ impl Tap {
             ScanResult::Complete(frame) if frame.header.is_masked() => None,
             _ => return,
         };
-        if let Some(frame) = self.report_broken(Role::Server, result) {
+        if let Some(frame) = self.report_invalid_frame(Role::Server, result) {
             let explained = broken.map(|error| failure::explain(error, &frame, &self.checker.limits));
             self.reporter
                 .report(RecordKind::Failure(explained.unwrap_or_else(|| failure::explain_masked_server_frame(&frame))));
@@ -299,11 +299,11 @@ impl Tap {
     }
 
     /// Reports and returns the frame that broke a rule, even if the frame is incomplete.
-    fn report_broken(&mut self, from: Role, result: &ScanResult) -> Option<Frame> {
+    fn report_invalid_frame(&mut self, from: Role, result: &ScanResult) -> Option<Frame> {
         let frame = match result {
             ScanResult::Complete(frame) | ScanResult::Lost(frame, _) => frame.clone(),
             // Do not wait for the end of the frame: the bytes so far already break a rule.
-            ScanResult::More => self.direction(from).frames.current()?.clone(),
+            ScanResult::More => self.direction(from).frames.partial_frame()?.clone(),
         };
         self.direction(from).is_reported = true;
         self.report_frame(frame.clone());
@@ -323,7 +323,7 @@ impl Tap {
             // An unmasked frame may be the start of an HTTP request with an access token, so redact secrets.
             Role::Client => {
                 let header = frame.header.bytes();
-                frame.wire = secret::redact(&[header, &frame.wire].concat()).split_off(header.len());
+                frame.wire = secret::redact_head(&[header, &frame.wire].concat()).split_off(header.len());
             }
         }
         self.reporter.report(RecordKind::Frame(frame));
@@ -369,7 +369,7 @@ mod tests {
         let records = Records::default();
         let mut tap = Tap::new(1, records.clone());
         tap.observe(Role::Client, b"GET / HTTP/1.1\r\n\r\n\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
-        for bytes in [&[b'x'; MAX_EARLY][..], b"\x8a\x80\0\0\0\0"] {
+        for bytes in [&[b'x'; MAX_EARLY_BYTES][..], b"\x8a\x80\0\0\0\0"] {
             tap.observe(Role::Client, bytes, SystemTime::UNIX_EPOCH);
         }
         tap.observe(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x8a\0", SystemTime::UNIX_EPOCH);
@@ -384,7 +384,7 @@ mod tests {
     fn numbers_continue_after_the_frames_that_passed_before() {
         let records = Records::default();
         let mut tap = Tap::open(1, records.clone());
-        tap.skip_frames(5, 7, SystemTime::UNIX_EPOCH);
+        tap.report_earlier_frames(5, 7, SystemTime::UNIX_EPOCH);
         tap.observe(Role::Client, b"\x89\x80\0\0\0\0", SystemTime::UNIX_EPOCH);
         tap.observe(Role::Server, b"\x8a\0", SystemTime::UNIX_EPOCH);
         let numbers: Vec<_> = records.take().into_iter().map(|record| record.kind).collect();

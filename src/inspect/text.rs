@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style as Ansi};
 
-use super::escape::{Paint, escape, first_chars, hex, hex_digits, quote};
+use super::escape::{Paint, escape, first_chars, plain_hex, quote, spaced_hex};
 use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, LengthForm, Position, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
@@ -26,10 +26,10 @@ const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
 /// Maximum characters shown from a request line or status line. For a response body, the limit is twice as high in the
 /// record's first line, and three times as high in [`Detail::Full`].
-const EXCERPT: usize = 120;
+const MAX_HEAD_EXCERPT: usize = 120;
 const INDENT: &str = "  ";
 /// Payload bytes per row of a frame diagram.
-const ROW: usize = 16;
+const ROW_BYTES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
@@ -55,27 +55,27 @@ impl Style {
 
 /// Appends a record to `out` as one or more newline-terminated lines.
 pub fn write(record: &Record, style: Style, out: &mut String) {
-    let prefix = format!("{}  #{} ", rfc3339(record.time), record.connection);
-    write_after(&prefix, SECTIONS_COLUMN, record, style, out);
+    let prefix = format!("{}  #{} ", format_time(record.time), record.connection);
+    write_with_prefix(&prefix, SECTIONS_COLUMN, record, style, out);
 }
 
 /// Appends a record without time and connection number, for bytes that do not come from a live connection.
 pub fn write_without_time(record: &Record, style: Style, out: &mut String) {
-    write_after("", SECTIONS_COLUMN_WITHOUT_TIME, record, style, out);
+    write_with_prefix("", SECTIONS_COLUMN_WITHOUT_TIME, record, style, out);
 }
 
-fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
+fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: Style, out: &mut String) {
     let paint = Paint(style.colour);
     let (sign, text, sections) = match &record.kind {
-        RecordKind::Request(head) => ('→', head_line(head) + &parts_suffix(head.parts.count, "reads"), vec!["4.1"]),
-        RecordKind::Response(response) => ('←', response_line(response), vec!["4.2.2"]),
-        RecordKind::Frame(frame) => (arrow(frame.from), frame_line(frame), frame.sections()),
-        RecordKind::State(change) => ('=', state_line(change), vec![state_section(change.to)]),
-        // Add no section, because `failure_line` already includes the section of the broken rule.
-        RecordKind::Failure(failure) => ('!', failure_line(failure), Vec::new()),
-        RecordKind::End(end) => ('=', end_line(end), Vec::new()),
-        RecordKind::Missed(count) => ('·', format!("{} not shown", count_noun(*count, "record")), Vec::new()),
-        RecordKind::Earlier(count) => ('·', format!("{} not shown", count_noun(*count, "earlier frame")), Vec::new()),
+        RecordKind::Request(head) => ('→', format_head(head) + &format_parts(head.parts.count, "reads"), vec!["4.1"]),
+        RecordKind::Response(response) => ('←', format_response(response), vec!["4.2.2"]),
+        RecordKind::Frame(frame) => (arrow(frame.from), format_frame(frame), frame.sections()),
+        RecordKind::State(change) => ('=', format_state(change), vec![state_section(change.to)]),
+        // Add no section, because `format_failure` already includes the section of the broken rule.
+        RecordKind::Failure(failure) => ('!', format_failure(failure), Vec::new()),
+        RecordKind::End(end) => ('=', format_end(end), Vec::new()),
+        RecordKind::Missed(count) => ('·', format!("{} not shown", format_count(*count, "record")), Vec::new()),
+        RecordKind::Earlier(count) => ('·', format!("{} not shown", format_count(*count, "earlier frame")), Vec::new()),
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
@@ -88,13 +88,13 @@ fn write_after(prefix: &str, sections_at: usize, record: &Record, style: Style, 
         match &record.kind {
             RecordKind::Request(head) => write_head(head, out),
             RecordKind::Response(response) => write_response(response, paint, out),
-            RecordKind::Frame(frame) => write_figure(frame, paint, out),
+            RecordKind::Frame(frame) => write_diagram(frame, paint, out),
             _ => {}
         }
     }
 }
 
-fn count_noun(count: u64, name: &str) -> String {
+fn format_count(count: u64, name: &str) -> String {
     if count == 1 { format!("1 {name} is") } else { format!("{count} {name}s are") }
 }
 
@@ -123,25 +123,25 @@ fn state_section(state: State) -> &'static str {
 }
 
 /// Formats a time in the same way as the log and the inspector's JSON, so that readers can compare times.
-fn rfc3339(time: SystemTime) -> String {
+fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-fn head_line(head: &Head) -> String {
+fn format_head(head: &Head) -> String {
     let line = head.first_line();
     let end = if head.is_complete { "" } else { ", the blank line is missing" };
     // Truncate before escaping, to avoid cutting an escape sequence such as `\u{1b}` in half.
-    format!("{}  {} bytes{end}", escape(first_chars(&line, EXCERPT)), head.bytes.len())
+    format!("{}  {} bytes{end}", escape(first_chars(&line, MAX_HEAD_EXCERPT)), head.bytes.len())
 }
 
 /// Formats a response on one line. For an error status, includes an excerpt of the body, which explains the error.
-fn response_line(Response { head, status, body, .. }: &Response) -> String {
-    let line = head_line(head) + &parts_suffix(head.parts.count, "writes");
+fn format_response(Response { head, status, body, .. }: &Response) -> String {
+    let line = format_head(head) + &format_parts(head.parts.count, "writes");
     let body = String::from_utf8_lossy(body);
-    if *status >= 400 { format!("{line}  {}", quote(first_chars(body.trim_end(), EXCERPT * 2))) } else { line }
+    if *status >= 400 { format!("{line}  {}", quote(first_chars(body.trim_end(), MAX_HEAD_EXCERPT * 2))) } else { line }
 }
 
-fn frame_line(frame: &Frame) -> String {
+fn format_frame(frame: &Frame) -> String {
     let header = &frame.header;
     let mut text = format!("{} ", header.name());
     // Reserved opcodes have no name, so print the number.
@@ -156,7 +156,7 @@ fn frame_line(frame: &Frame) -> String {
     }
     match header.masking_key() {
         Some(key) => {
-            let _ = write!(text, " mask={}", hex_digits(&key));
+            let _ = write!(text, " mask={}", plain_hex(&key));
         }
         // Print no partial key. Bytes of the key are missing if the header broke a rule or the connection closed early.
         None if header.is_masked() => text.push_str(" mask=…"),
@@ -182,27 +182,27 @@ fn frame_line(frame: &Frame) -> String {
     if !frame.is_complete() && header.payload_len().is_some() {
         let _ = write!(text, "  incomplete: {} of {} bytes", frame.received, frame.payload_len);
     }
-    text + &parts_suffix(frame.parts.count, parts_name(frame))
+    text + &format_parts(frame.parts.count, part_noun(frame))
 }
 
-fn parts_name(frame: &Frame) -> &'static str {
+fn part_noun(frame: &Frame) -> &'static str {
     if frame.from == Role::Client { "reads" } else { "writes" }
 }
 
-fn parts_suffix(count: u64, name: &str) -> String {
+fn format_parts(count: u64, name: &str) -> String {
     // Point out a split, because beginners may not expect TCP to split a frame or head.
     if count > 1 { format!("  in {count} {name}") } else { String::new() }
 }
 
-fn state_line(change: &StateChange) -> String {
+fn format_state(change: &StateChange) -> String {
     format!("{} ⇒ {}  {}", change.from.name(), change.to.name(), change.reason)
 }
 
-fn failure_line(failure: &Failure) -> String {
+fn format_failure(failure: &Failure) -> String {
     format!("{} §{} {}", failure.code, failure.section, failure.reason)
 }
 
-fn end_line(end: &End) -> String {
+fn format_end(end: &End) -> String {
     let first_close = match end.first_close {
         None => "no Close was sent".into(),
         Some(by) => {
@@ -229,7 +229,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     write_head(&response.head, out);
     if !response.body.is_empty() {
         let body = String::from_utf8_lossy(&response.body);
-        let _ = writeln!(out, "{INDENT}{}", quote(first_chars(&body, EXCERPT * 3)));
+        let _ = writeln!(out, "{INDENT}{}", quote(first_chars(&body, MAX_HEAD_EXCERPT * 3)));
     }
     let Some(steps) = &response.accept else { return };
     let accept = &steps.accept[..];
@@ -242,7 +242,7 @@ fn write_response(response: &Response, paint: Paint, out: &mut String) {
     for (name, value) in [
         ("key", escape(&steps.key)),
         ("key + GUID", escape(&steps.key_and_guid)),
-        ("its SHA-1", hex(&steps.sha1)),
+        ("its SHA-1", spaced_hex(&steps.sha1)),
         ("in base64", format!("{accept}{comparison}")),
     ] {
         let name = paint.apply(Ansi::new().dimmed(), &format!("{name:<12}"));
@@ -257,7 +257,7 @@ struct Field {
     colour: AnsiColor,
 }
 
-fn fields(frame: &Frame) -> Vec<Field> {
+fn header_fields(frame: &Frame) -> Vec<Field> {
     let header = &frame.header;
     let bytes = header.bytes();
     let set = |is_set: bool, name: &str| if is_set { format!("{name} ") } else { String::new() };
@@ -274,7 +274,7 @@ fn fields(frame: &Frame) -> Vec<Field> {
     // §5.2: the masking key is the last header field, so it consists of all bytes after the length.
     let key = bytes.get(2 + extended.len()..).unwrap_or_default();
     let key_name = if key.len() == 4 { "masking key" } else { "masking key, incomplete" };
-    let field = |bytes: &[u8], name: &str, colour| Field { bytes: hex(bytes), name: name.into(), colour };
+    let field = |bytes: &[u8], name: &str, colour| Field { bytes: spaced_hex(bytes), name: name.into(), colour };
     let fields = [
         field(&bytes[..bytes.len().min(1)], &first, AnsiColor::Yellow),
         field(bytes.get(1..bytes.len().min(2)).unwrap_or_default(), &second, AnsiColor::Blue),
@@ -285,9 +285,9 @@ fn fields(frame: &Frame) -> Vec<Field> {
 }
 
 /// Draws a frame: the header bytes with field names below, then the payload in rows.
-fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
+fn write_diagram(frame: &Frame, paint: Paint, out: &mut String) {
     let (mut bytes, mut names, mut column) = (String::new(), String::new(), 0);
-    for field in fields(frame) {
+    for field in header_fields(frame) {
         let width = field.bytes.chars().count().max(field.name.chars().count()) + 2;
         // Pad by hand: `{:width$}` would count colour escape sequences as visible characters.
         let padding = |text: &str| " ".repeat(width - text.chars().count());
@@ -298,19 +298,19 @@ fn write_figure(frame: &Frame, paint: Paint, out: &mut String) {
     let unmasked = frame.unmasked_payload();
     // Check all shown bytes, because a single row of binary data may happen to be valid UTF-8.
     let is_text = frame.text(&unmasked).is_some();
-    let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW).zip(unmasked.chunks(ROW)).collect();
+    let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW_BYTES).zip(unmasked.chunks(ROW_BYTES)).collect();
     if let Some((wire, plain)) = rows.first() {
         let is_masked = frame.header.masking_key().is_some();
-        (bytes, names, column) = (bytes + " " + &hex(wire), names + " ", column + 1);
+        (bytes, names, column) = (bytes + " " + &spaced_hex(wire), names + " ", column + 1);
         match (is_masked, rows.len()) {
             (true, _) => names.push_str("payload, masked"),
-            (false, 1) => names += &format!("payload  {}", payload_excerpt(frame)),
-            (false, _) => names += &format!("payload  {}", row_text(is_text, plain)),
+            (false, 1) => names += &format!("payload  {}", format_excerpt(frame)),
+            (false, _) => names += &format!("payload  {}", format_row(is_text, plain)),
         }
     }
     write_line(&bytes, out);
     write_line(&names, out);
-    write_rows(frame, &rows, is_text, column, out);
+    write_payload_rows(frame, &rows, is_text, column, out);
     write_parts(frame, out);
 }
 
@@ -319,19 +319,19 @@ fn write_line(line: &str, out: &mut String) {
 }
 
 /// Writes the payload rows below the first one. After each row of a masked payload, writes the same row unmasked.
-fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
+fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
     for (index, (wire, plain)) in rows.iter().enumerate() {
-        let text = if rows.len() == 1 { payload_excerpt(frame) } else { row_text(is_text, plain) };
+        let text = if rows.len() == 1 { format_excerpt(frame) } else { format_row(is_text, plain) };
         match (is_masked, index) {
             (false, 0) => {} // The frame diagram already shows the first row, next to the header.
-            (false, _) => write_line(&format!("{blank}{}   {text}", hex(wire)), out),
+            (false, _) => write_line(&format!("{blank}{}   {text}", spaced_hex(wire)), out),
             (true, _) => {
                 if index > 0 {
-                    write_line(&format!("{blank}{}", hex(wire)), out);
+                    write_line(&format!("{blank}{}", spaced_hex(wire)), out);
                 }
-                write_line(&format!("{blank}{}   unmasked  {text}", hex(plain)), out);
+                write_line(&format!("{blank}{}   unmasked  {text}", spaced_hex(plain)), out);
             }
         }
     }
@@ -342,14 +342,14 @@ fn write_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usi
 }
 
 /// The payload excerpt; empty if the excerpt would only repeat the hex bytes.
-fn payload_excerpt(frame: &Frame) -> String {
+fn format_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
-    if excerpt == hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
+    if excerpt == spaced_hex(&frame.unmasked_payload()) { String::new() } else { excerpt }
 }
 
 /// A payload row as text; empty if the payload is not text. Dots replace control characters and characters split
 /// across rows.
-fn row_text(is_text: bool, row: &[u8]) -> String {
+fn format_row(is_text: bool, row: &[u8]) -> String {
     if !is_text {
         return String::new();
     }
@@ -362,7 +362,7 @@ fn write_parts(frame: &Frame, out: &mut String) {
     if frame.parts.count > 1 {
         let sizes: Vec<_> = frame.parts.listed.iter().map(|(_, bytes)| bytes.to_string()).collect();
         let more = if frame.parts.count > frame.parts.listed.len() as u64 { " + …" } else { "" };
-        let line = format!("in {} {}: {}{more} bytes", frame.parts.count, parts_name(frame), sizes.join(" + "));
+        let line = format!("in {} {}: {}{more} bytes", frame.parts.count, part_noun(frame), sizes.join(" + "));
         write_line(&line, out);
     }
 }

@@ -9,7 +9,7 @@ use std::{io::IsTerminal, os::fd::AsFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::inspect::text::{Detail, Style};
-use crate::inspect::{InspectObservers, Options, Trace, filter::Filter};
+use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter};
 use crate::{broker::Random, config::Config, config::TraceDetail};
 use log_writer::LogWriter;
 
@@ -28,7 +28,7 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
     });
     let record = config.record.clone().map(|dir| (dir, config.record_limit));
     let inspection = config.inspect || config.is_local();
-    InspectObservers::new(Options { trace, record, inspection, max_outbox: config.max_outbox }, random)
+    InspectObservers::new(InspectOptions { trace, record, inspection, max_outbox: config.max_outbox }, random)
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {

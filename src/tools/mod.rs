@@ -75,7 +75,7 @@ impl Tracer {
 
     /// Ends the trace, and returns the last records. The final record shows `cause`.
     pub fn end(&mut self, cause: &str, time: SystemTime) -> Vec<Record> {
-        self.tap.end(cause, time);
+        self.tap.finish(cause, time);
         self.records.take()
     }
 }

@@ -155,7 +155,7 @@ impl Reactions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inspect::escape::hex_digits;
+    use crate::inspect::escape::plain_hex;
 
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
@@ -166,7 +166,7 @@ mod tests {
         for (name, bytes) in handshake.iter().chain(steps) {
             file += &match bytes {
                 [] if *name == "closing" => format!("\n{{\"at\":\"{at}\",\"{name}\":null}}"),
-                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", hex_digits(bytes)),
+                bytes => format!("\n{{\"at\":\"{at}\",\"{name}\":\"{}\"}}", plain_hex(bytes)),
             };
         }
         Recording::parse(&file).unwrap()

@@ -80,7 +80,7 @@ pub fn shorten(bytes: &[u8]) -> String {
 
 fn format_hex(bytes: &[u8]) -> String {
     let dots = if bytes.len() > MAX_HEX { " …" } else { "" };
-    escape::hex(&bytes[..bytes.len().min(MAX_HEX)]) + dots
+    escape::spaced_hex(&bytes[..bytes.len().min(MAX_HEX)]) + dots
 }
 
 #[cfg(test)]

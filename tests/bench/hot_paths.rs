@@ -21,7 +21,7 @@ use wirechat::config::Config;
 use wirechat::http::access::Access;
 use wirechat::inspect::filter::Filter;
 use wirechat::inspect::text::{Detail, Style};
-use wirechat::inspect::{InspectObservers, Options, Records, Tap, Trace};
+use wirechat::inspect::{InspectObservers, InspectOptions, Records, Tap, Trace};
 use wirechat::server::connection::{Connection, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::ConnectionLimits as ServerLimits;
@@ -230,7 +230,7 @@ fn tracer() -> Box<dyn Observer> {
     let style = Style { detail: Detail::Line, colour: false };
     let write = Box::new(|line: &str| _ = black_box(line));
     let trace = Some(Trace { style, filter: Filter::default(), write });
-    let options = Options { trace, record: None, inspection: false, max_outbox: 1 << 20 };
+    let options = InspectOptions { trace, record: None, inspection: false, max_outbox: 1 << 20 };
     let mut inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
     let mut observer = inspect.create_observer(Token(0), ADDRESS).expect("every connection is traced");
     observer.observe(Role::Client, REQUEST);

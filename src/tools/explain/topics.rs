@@ -3,7 +3,7 @@
 
 use super::sections::{self, Section};
 use crate::inspect::AcceptSteps;
-use crate::inspect::escape::hex;
+use crate::inspect::escape::spaced_hex;
 use crate::inspect::frame::opcode_name;
 use crate::ws::close::CloseCode;
 use crate::ws::frame::Opcode;
@@ -147,7 +147,7 @@ fn explain_key(key: &str) -> String {
     format!(
         "key          {key}\nkey + GUID   {key_and_guid}\nits SHA-1    {}\nin base64    {accept}\n\
          The last line is the accept value, Sec-WebSocket-Accept (§1.3, §4.2.2; src/ws/handshake.rs).{objection}",
-        hex(&sha1)
+        spaced_hex(&sha1)
     )
 }
 

@@ -11,7 +11,7 @@ use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{self, Timing};
 use super::request::Url;
 use super::{catalogue, find_case};
-use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, Finish};
+use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, OnFinish};
 
 /// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
 /// reply and for a flood of frames that the server stops reading.
@@ -33,7 +33,7 @@ impl CasePlayer for LoopbackPlayer {
             .collect()
     }
 
-    fn start(&self, case: &str, server: SocketAddr, finish: Finish) -> Result<SocketAddr, String> {
+    fn start(&self, case: &str, server: SocketAddr, finish: OnFinish) -> Result<SocketAddr, String> {
         let (case, server) = (find_case(case)?, resolve_unspecified(server));
         let (socket, address) = bind(server.ip()).map_err(|error| format!("there is no socket for it: {error}"))?;
         let thread = std::thread::Builder::new().name(format!("play {}", case.name));
