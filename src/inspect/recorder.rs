@@ -58,7 +58,8 @@ struct SharedState {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// `None` after a line did not fit. Each recorder with an open file then writes only a final [`Step::Cut`] line.
+    /// Number of bytes left; `None` once a line did not fit in them. Each recorder with an open file then writes only a
+    /// final [`Step::Cut`] line.
     remaining: Cell<Option<u64>>,
     /// The text of the warning that is logged when the quota is exhausted.
     message: &'static str,

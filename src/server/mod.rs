@@ -219,7 +219,7 @@ impl<S: Socket> Server<S> {
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
             let (Some(service), Stage::Open(protocol)) = (cold.service, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // A protocol error after the server's Close yields no event but changes the state. Apply that state.
+                // A protocol error after the server's Close yields no event, but the protocol's new state matters.
                 if matches!(protocol.state(), State::OutOfSync | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }

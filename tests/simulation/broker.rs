@@ -47,7 +47,7 @@ impl Broker for Events {
     }
 
     fn submit(&mut self, client: Token, request: Request, now: Duration) {
-        self.model.borrow_mut().submitted(client, &request);
+        self.model.borrow_mut().see_request(client, &request);
         self.broker.submit(client, request, now);
     }
 

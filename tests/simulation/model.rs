@@ -73,7 +73,7 @@ pub struct Member {
 }
 
 /// A request without what only the server knows.
-enum Asked {
+enum Submitted {
     Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
     Leave,
     Switch(Rc<str>),
@@ -206,7 +206,7 @@ impl Model {
     // ----------------------------------------------------------------------------------------------- requests of the chat
 
     /// The chat has submitted a request of a client: it must be the next text that the client sent, or a later one.
-    pub fn submitted(&mut self, client: Token, request: &Request) {
+    pub fn see_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
             Request::Publish(message) => (&message.text, &message.username),
             Request::Private(message) => (&message.text, &message.from),
@@ -236,29 +236,29 @@ impl Model {
 
     // ------------------------------------------------------------------------------------------- what the broker decides
 
-    fn asked(request: &Request) -> Asked {
+    fn simplify(request: &Request) -> Submitted {
         match request {
-            Request::Join(join) => Asked::Join {
+            Request::Join(join) => Submitted::Join {
                 username: Rc::clone(&join.username),
                 room: Rc::clone(&join.room),
                 client_id: join.client_id.clone(),
                 resume: join.resume.clone(),
                 may_replace: join.is_bound || join.session.is_some() || join.client_id.is_some(),
             },
-            Request::Leave => Asked::Leave,
-            Request::Switch { room, .. } => Asked::Switch(Rc::clone(room)),
-            Request::Publish(message) => Asked::Publish {
+            Request::Leave => Submitted::Leave,
+            Request::Switch { room, .. } => Submitted::Switch(Rc::clone(room)),
+            Request::Publish(message) => Submitted::Publish {
                 username: Rc::clone(&message.username),
                 text: message.text.clone(),
                 nonce: message.nonce.clone(),
             },
-            Request::Private(message) => Asked::Private {
+            Request::Private(message) => Submitted::Private {
                 from: Rc::clone(&message.from),
                 to: Rc::clone(&message.to),
                 text: message.text.clone(),
             },
-            Request::History { before, limit } => Asked::History { before: *before, limit: *limit },
-            Request::Typing { username } => Asked::Typing { username: Rc::clone(username) },
+            Request::History { before, limit } => Submitted::History { before: *before, limit: *limit },
+            Request::Typing { username } => Submitted::Typing { username: Rc::clone(username) },
         }
     }
 
@@ -270,55 +270,55 @@ impl Model {
         now: Duration,
         execute: impl FnOnce(Request) -> Vec<RoomEvent>,
     ) -> Vec<RoomEvent> {
-        let asked = Model::asked(&request);
+        let submitted = Model::simplify(&request);
         let events = execute(request);
         let model = &mut *this.borrow_mut();
         model.decided.now = now;
-        model.check_request(client, &asked, &events);
+        model.check_request(client, &submitted, &events);
         for event in &events {
-            model.check_decision(client, &asked, event);
+            model.check_decision(client, &submitted, event);
         }
         events
     }
 
     /// A request must cause the right events.
-    fn check_request(&mut self, client: Token, asked: &Asked, events: &[RoomEvent]) {
+    fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
-        let (rule, holds) = match (asked, last) {
-            (Asked::Join { .. }, Some(RoomEvent::Joined { client: joined, from: None, .. })) => {
+        let (rule, holds) = match (submitted, last) {
+            (Submitted::Join { .. }, Some(RoomEvent::Joined { client: joined, from: None, .. })) => {
                 (MEMBERS, *joined == client)
             }
-            (Asked::Join { .. }, Some(RoomEvent::JoinRejected { client: rejected, .. })) => {
+            (Submitted::Join { .. }, Some(RoomEvent::JoinRejected { client: rejected, .. })) => {
                 (MEMBERS, *rejected == client && events.len() == 1)
             }
-            (Asked::Join { .. }, _) => (MEMBERS, false),
+            (Submitted::Join { .. }, _) => (MEMBERS, false),
             (_, None) if seat.is_none() => (MEMBERS, true),
             (_, Some(_)) if seat.is_none() => (MEMBERS, false),
-            (Asked::Leave, Some(RoomEvent::Left { member, .. })) => {
+            (Submitted::Leave, Some(RoomEvent::Left { member, .. })) => {
                 (MEMBERS, *member == MemberId::Local(client) && events.len() == 1)
             }
-            (Asked::Switch(name), None) => {
+            (Submitted::Switch(name), None) => {
                 (MEMBERS, seat.is_some_and(|seat| self.decided.rooms[&seat.room].name == *name))
             }
-            (Asked::Switch(_), Some(RoomEvent::Joined { from, client: joined, .. })) => {
+            (Submitted::Switch(_), Some(RoomEvent::Joined { from, client: joined, .. })) => {
                 (MEMBERS, *joined == client && *from == seat.map(|seat| seat.room))
             }
-            (Asked::Switch(_), Some(RoomEvent::Rejected { .. })) => (MEMBERS, events.len() == 1),
-            (Asked::Publish { .. }, Some(RoomEvent::Published { client: by, .. })) => {
+            (Submitted::Switch(_), Some(RoomEvent::Rejected { .. })) => (MEMBERS, events.len() == 1),
+            (Submitted::Publish { .. }, Some(RoomEvent::Published { client: by, .. })) => {
                 (ORDER, *by == Some(client) && events.len() == 1)
             }
             (
-                Asked::Publish { .. },
+                Submitted::Publish { .. },
                 Some(RoomEvent::Duplicate { client: by, .. } | RoomEvent::Rejected { client: by, .. }),
             ) => (ACKNOWLEDGEMENT, *by == client && events.len() == 1),
-            (Asked::Private { .. }, Some(RoomEvent::Private { .. } | RoomEvent::Rejected { .. })) => {
+            (Submitted::Private { .. }, Some(RoomEvent::Private { .. } | RoomEvent::Rejected { .. })) => {
                 (ORDER, events.len() == 1)
             }
-            (Asked::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
+            (Submitted::History { .. }, Some(RoomEvent::History { client: by, .. })) => {
                 (ORDER, *by == client && events.len() == 1)
             }
-            (Asked::Typing { .. }, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => {
+            (Submitted::Typing { .. }, Some(RoomEvent::Typing { .. } | RoomEvent::Rejected { .. })) => {
                 (ORDER, events.len() == 1)
             }
             _ => (ORDER, false),
@@ -331,9 +331,9 @@ impl Model {
         seats.any(|(token, seat)| *token != but && key(&seat.username) == key(name))
     }
 
-    fn check_decision(&mut self, client: Token, asked: &Asked, event: &RoomEvent) {
-        match (event, asked) {
-            (RoomEvent::Opened { room, name, members }, Asked::Join { .. } | Asked::Switch(_)) => {
+    fn check_decision(&mut self, client: Token, submitted: &Submitted, event: &RoomEvent) {
+        match (event, submitted) {
+            (RoomEvent::Opened { room, name, members }, Submitted::Join { .. } | Submitted::Switch(_)) => {
                 let place = Place { name: Rc::clone(name), epoch: None, members: 0 };
                 let before = self.decided.rooms.insert(*room, place);
                 let is_new = before.is_none() && members.is_empty();
@@ -341,8 +341,8 @@ impl Model {
                 self.require(MEMBERS, is_new && names == 1, || format!("{name} opens twice"));
             }
             (RoomEvent::Left { room, member: MemberId::Local(token) }, _) => {
-                let is_replaced = match asked {
-                    Asked::Join { username, client_id, may_replace, .. } => {
+                let is_replaced = match submitted {
+                    Submitted::Join { username, client_id, may_replace, .. } => {
                         self.decided.members.get(token).is_some_and(|seat| {
                             *may_replace
                                 && (key(&seat.username) == key(username)
@@ -360,11 +360,11 @@ impl Model {
                 self.vacate(*room);
             }
             (RoomEvent::Joined { client: token, from, to, backlog, .. }, _) => {
-                let (username, client_id, name, resume) = match asked {
-                    Asked::Join { username, client_id, room, resume, .. } => {
+                let (username, client_id, name, resume) = match submitted {
+                    Submitted::Join { username, client_id, room, resume, .. } => {
                         (Rc::clone(username), client_id.clone(), room, resume.as_ref())
                     }
-                    Asked::Switch(room) => {
+                    Submitted::Switch(room) => {
                         let Some(seat) = self.decided.members.remove(token) else {
                             return self.fail(MEMBERS, "a switch of nobody");
                         };
@@ -385,7 +385,7 @@ impl Model {
                 self.decided.members.insert(*token, Seat { room: *to, username, client_id });
                 from.iter().for_each(|room| self.vacate(*room));
             }
-            (RoomEvent::JoinRejected { error, .. }, Asked::Join { username, .. }) => {
+            (RoomEvent::JoinRejected { error, .. }, Submitted::Join { username, .. }) => {
                 let is_right = match error {
                     BrokerError::NameInUse => self.rules.unique_names && self.holds_name(username, client),
                     BrokerError::TooManyRooms => !self.rules.is_roomy,
@@ -394,7 +394,7 @@ impl Model {
                 self.require(MEMBERS, is_right, || format!("the join of {username} is rejected: {error:?}"));
                 self.count(if *error == BrokerError::NameInUse { "a name in use" } else { "too many rooms" });
             }
-            (RoomEvent::Published { room, message, .. }, Asked::Publish { username, text, nonce }) => {
+            (RoomEvent::Published { room, message, .. }, Submitted::Publish { username, text, nonce }) => {
                 let sent = (username, text, nonce);
                 let is_sent = (&message.username, &message.text, &message.nonce) == sent;
                 self.require(ORDER, is_sent, || format!("{message:?} is not what {username} sent"));
@@ -417,7 +417,7 @@ impl Model {
                 self.require(ORDER, message.id == next, || format!("the id {} follows {}", message.id, next - 1));
                 self.require(ACKNOWLEDGEMENT, !is_again, || format!("{nonce:?} is stored twice"));
             }
-            (RoomEvent::Duplicate { message, .. }, Asked::Publish { username, nonce, .. }) => {
+            (RoomEvent::Duplicate { message, .. }, Submitted::Publish { username, nonce, .. }) => {
                 let log = self.log_of(client);
                 let stored = log.and_then(|log| log.get(message.id as usize - 1));
                 let is_stored = stored == Some(message)
@@ -427,7 +427,7 @@ impl Model {
                 self.require(ACKNOWLEDGEMENT, is_stored, || format!("{nonce:?} was never stored as {message:?}"));
                 self.count("a duplicate nonce");
             }
-            (RoomEvent::Private { recipients, message }, Asked::Private { from, to, text }) => {
+            (RoomEvent::Private { recipients, message }, Submitted::Private { from, to, text }) => {
                 let is_sent = message.from == *from && message.to == *to && message.text == *text;
                 let holders = self.decided.members.iter().filter(|(_, seat)| key(&seat.username) == key(to));
                 let mut expected: Vec<Token> =
@@ -443,12 +443,12 @@ impl Model {
                 }
                 self.count("a private message");
             }
-            (RoomEvent::History { page, .. }, Asked::History { before, limit }) => {
+            (RoomEvent::History { page, .. }, Submitted::History { before, limit }) => {
                 self.check_page(client, *before, *limit, page)
             }
             (RoomEvent::Rejected { error, .. }, _) => {
-                let username = match asked {
-                    Asked::Publish { username, .. } | Asked::Private { from: username, .. } => Some(username),
+                let username = match submitted {
+                    Submitted::Publish { username, .. } | Submitted::Private { from: username, .. } => Some(username),
                     _ => None,
                 };
                 let is_right = match error {
@@ -466,7 +466,7 @@ impl Model {
                 };
                 self.require(ACKNOWLEDGEMENT, is_right, || format!("{client:?} is rejected: {error:?}"));
             }
-            (RoomEvent::Typing { room, client: by, username }, Asked::Typing { username: sent }) => {
+            (RoomEvent::Typing { room, client: by, username }, Submitted::Typing { username: sent }) => {
                 let is_there = self.decided.members.get(&client).is_some_and(|seat| seat.room == *room);
                 let is_right = is_there && *by == Some(client) && username == sent;
                 self.require(ORDER, is_right, || format!("{client:?} types as {sent}, but the event is {event:?}"));

@@ -59,9 +59,9 @@ pub struct Timed {
 pub enum Action {
     Connect,
     Resume,
-    Say,
-    SayLong,
-    SayAgain,
+    Send,
+    SendLong,
+    Resend,
     Burst,
     Private,
     Switch,
@@ -230,9 +230,9 @@ impl Script {
         for (action, weight, chance) in [
             (Connect, 6, 100),
             (Resume, 8, 80),
-            (Say, 40, 95),
-            (SayLong, 8, 60),
-            (SayAgain, 8, 60),
+            (Send, 40, 95),
+            (SendLong, 8, 60),
+            (Resend, 8, 60),
             (Burst, 5, 50),
             (Private, 8, 60),
             (Switch, 8, 70),
@@ -260,7 +260,7 @@ impl Script {
         }
         weights.push((Connect, 4));
         if is_busy {
-            weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SayLong, 20)]);
+            weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SendLong, 20)]);
         }
         if self.is_independent {
             // The server handles a bounded number of handshakes in a turn, for all clients together.

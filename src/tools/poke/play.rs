@@ -117,7 +117,7 @@ struct Player<'s> {
 }
 
 impl Player<'_> {
-    /// Sends the request, if the test case has one, and reads the response. Returns `false` if it is not an upgrade.
+    /// Sends the request, if the test case has one, and reads the response. Returns `false` if the response is no 101.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
             Opening::Valid => &[],
@@ -155,8 +155,8 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies, then tests an open connection with a Ping ([`PROBE_PAYLOAD`]). Returns `true` if
-    /// the client sent this Ping.
+    /// Waits for the expected replies. If the connection is then still open, tests it with a Ping ([`PROBE_PAYLOAD`]),
+    /// and returns `true`.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);

@@ -204,7 +204,7 @@ impl Run<'_> {
         text.trim_end().to_owned()
     }
 
-    pub(super) fn say(&mut self, actor: usize, len: usize, random: &mut Rng) {
+    pub(super) fn send_new(&mut self, actor: usize, len: usize, random: &mut Rng) {
         let Some(at) = self.open_conn(actor) else { return };
         let text = self.new_text(actor, len, random);
         let nonce = (random.u8(..3) > 0).then(|| format!("n{}", self.knowledge[actor].texts));
@@ -228,12 +228,12 @@ impl Run<'_> {
             Action::Connect if open.is_none() || random.u8(..3) == 0 => self.join(actor, false, random),
             Action::Connect => {}
             Action::Resume => self.join(actor, true, random),
-            Action::Say => self.say(actor, 12, random),
-            Action::SayLong => {
+            Action::Send => self.send_new(actor, 12, random),
+            Action::SendLong => {
                 let len = if random.u8(..4) == 0 { max_text + 3 } else { max_text };
-                self.say(actor, len, random);
+                self.send_new(actor, len, random);
             }
-            Action::SayAgain => {
+            Action::Resend => {
                 let Some(at) = open else { return };
                 let known = &self.knowledge[actor];
                 if let Some((nonce, text)) = random.choice(known.unanswered.clone()) {
@@ -253,7 +253,7 @@ impl Run<'_> {
             }
             Action::Burst => {
                 for _ in 0..random.usize(5..60) {
-                    self.say(actor, random.usize(10..200).min(max_text), random);
+                    self.send_new(actor, random.usize(10..200).min(max_text), random);
                 }
             }
             Action::Private => {
@@ -360,7 +360,7 @@ impl Run<'_> {
                     self.conns[at].outgoing.clear();
                 }
             }
-            Action::BreakHead | Action::BreakRule => self.be_rude(actor, action, random),
+            Action::BreakHead | Action::BreakRule => self.run_poke_case(actor, action, random),
             Action::PauseAccept => {
                 note!(self, "no descriptor is left for a while");
                 self.world.backlog().is_out_of_descriptors.set(true);
@@ -398,8 +398,8 @@ impl Run<'_> {
         }
     }
 
-    /// Plays a case of `wirechat poke`.
-    pub(super) fn be_rude(&mut self, actor: usize, action: Action, random: &mut Rng) {
+    /// Runs a test case of `wirechat poke`.
+    pub(super) fn run_poke_case(&mut self, actor: usize, action: Action, random: &mut Rng) {
         let cases: Vec<_> = catalogue::all_cases().collect();
         let case = cases[random.usize(..cases.len())];
         let chat = self.script.shares_room || !self.script.is_independent && random.bool();
@@ -416,7 +416,7 @@ impl Run<'_> {
         }
         let mut keys = random.clone();
         let bytes = case.bytes(&mut || keys.u32(..).to_le_bytes()).unwrap_or_default();
-        note!(self, "{} plays {}", self.script.actors[actor].name, case.name);
+        note!(self, "{} runs the test case {}", self.script.actors[actor].name, case.name);
         let dialect = chat.then_some(Dialect::Events);
         let at = self.connect(actor, request, dialect, random);
         if bytes.len() <= 70_000 && action == Action::BreakRule {
