@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use wirechat::tools::{explain::sections, poke::catalogue};
 use wirechat::ws::close::ProtocolError;
+use wirechat::ws::handshake::accept_value;
 
 /// Runs `wirechat explain` with these arguments, and `input` on its standard input.
 fn explain(args: &[&str], input: &[u8]) -> Output {
@@ -244,6 +245,15 @@ fn a_response_is_checked_against_its_request_or_key() {
     assert!(wrong.contains("\n! Sec-WebSocket-Accept must be s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{wrong}");
     let rejected = output_of(&[], b"HTTP/1.1 400 Bad Request\r\n\r\n", 1);
     assert!(rejected.contains("\n! the status is 400, not 101"), "{rejected}");
+}
+
+#[test]
+fn a_key_cannot_send_an_escape_sequence_to_the_terminal() {
+    let (key, accept) = ("\u{1b}[31mred", accept_value(b"\x1b[31mred"));
+    let both = [REQUEST, RESPONSE].concat().replace("dGhlIHNhbXBsZSBub25jZQ==", key);
+    let both = both.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &accept);
+    let output = output_of(&["--as", "raw"], both.as_bytes(), 1);
+    assert!(output.contains("is the accept value for the key \\u{1b}[31mred (§4.1)"), "{output}");
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub trait Broker {
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
 
-/// Identifies a room while it has members on this server. No two rooms have the same id.
+/// Identifies a room while it has members on this server. The server never uses an id again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 

@@ -365,6 +365,16 @@ mod tests {
     }
 
     #[test]
+    fn the_heads_count_until_the_upgrade() {
+        let mut tap = Tap::new(1, Records::default());
+        tap.observe(Role::Client, &[b'x'; 5000], SystemTime::UNIX_EPOCH);
+        assert!(tap.buffered_bytes() >= 5000);
+        tap.observe(Role::Client, b"\r\n\r\n", SystemTime::UNIX_EPOCH);
+        tap.observe(Role::Server, b"HTTP/1.1 101 Switching Protocols\r\n\r\n", SystemTime::UNIX_EPOCH);
+        assert_eq!(tap.buffered_bytes(), 0);
+    }
+
+    #[test]
     fn frames_before_a_gap_in_the_early_bytes_are_reported() {
         let records = Records::default();
         let mut tap = Tap::new(1, records.clone());

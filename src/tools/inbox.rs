@@ -432,6 +432,15 @@ mod tests {
     }
 
     #[test]
+    fn a_long_body_is_complete_when_no_more_of_it_is_stored() {
+        let mut inbox = Inbox::new(b"GET / HTTP/1.1\r\n\r\n");
+        inbox.receive(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 99999999\r\n\r\n");
+        assert!(!inbox.is_final());
+        inbox.receive(&[b'x'; MAX_RESPONSE_BYTES]);
+        assert!(inbox.is_final());
+    }
+
+    #[test]
     fn a_response_may_come_in_pieces() {
         let response = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno";
         let offer = Offer::default();

@@ -303,8 +303,8 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
 }
 
 /// Whether each character of `column` shows its byte. Printable ASCII must appear as itself, any other byte as a dot or
-/// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more bytes for text. Leading and
-/// trailing spaces may be missing.
+/// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for
+/// this column. Leading and trailing spaces may be missing.
 fn column_matches(column: &[char], bytes: &[u8]) -> bool {
     let is_blank = |byte: &u8| *byte == b' ';
     let column = column.iter().copied().skip_while(|c| *c == ' ').collect::<Vec<char>>();
