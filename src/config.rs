@@ -11,7 +11,7 @@ const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 pub const RESERVED_DESCRIPTORS: usize = 16; // descriptors: half for stdio, listener and so on, half to reject clients
 
-const LOGGING: &str = "Logging and help";
+const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
 Without --tokens and --open, the demo tokens work on a local server. Try:
@@ -141,13 +141,13 @@ pub struct Config {
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub close_timeout: Duration, // 5 s suffice, because a reply takes only one round trip
     /// Also log every message (its first 64 characters)
-    #[arg(short, long, help_heading = LOGGING)]
+    #[arg(short, long, help_heading = LOGGING_HEADING)]
     pub verbose: bool,
     /// Print this help
-    #[arg(short, long, action = ArgAction::HelpShort, help_heading = LOGGING)]
+    #[arg(short, long, action = ArgAction::HelpShort, help_heading = LOGGING_HEADING)]
     help: Option<bool>,
     /// Log only warnings and errors
-    #[arg(short, long, conflicts_with = "verbose", help_heading = LOGGING)]
+    #[arg(short, long, conflicts_with = "verbose", help_heading = LOGGING_HEADING)]
     pub quiet: bool,
 }
 
@@ -221,9 +221,9 @@ pub fn is_loopback_name(host: &str) -> bool {
 pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
-        let is_set = std::env::var_os(&name).is_some_and(|value| !value.is_empty()); // an empty value means the default
-        // Leak each name, once at start, because clap requires `'static` names.
-        if is_set && arg.get_help_heading() != Some(LOGGING) { arg.env(&*name.leak()).hide_env(true) } else { arg }
+        let value = std::env::var_os(&name).filter(|_| arg.get_help_heading() != Some(LOGGING_HEADING));
+        // An empty value means the default. Leak each name, once at start, because clap requires `'static` names.
+        if value.is_some_and(|value| !value.is_empty()) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
 }
 

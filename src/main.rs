@@ -65,7 +65,7 @@ fn format_error(error: &str) -> String {
 
 fn serve(config: &Config) -> Result<u8, (u8, String)> {
     let usage_error = |error| (EXIT_USAGE, error);
-    net::trace_filter(config).map_err(usage_error)?;
+    net::parse_trace_filter(config).map_err(usage_error)?;
     let tokens = config.read_token_file().map_err(usage_error)?;
     let access = Access::new(config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;

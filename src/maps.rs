@@ -27,10 +27,10 @@ impl Hasher for CounterHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        const TAG: u64 = 0x7f << 57;
+        const TAG_MASK: u64 = 0x7f << 57;
         // Fibonacci hashing: multiply by 2^64 divided by the golden ratio (Knuth, volume 3, §6.4).
         let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = number & !TAG | mixed & TAG;
+        self.0 = number & !TAG_MASK | mixed & TAG_MASK;
     }
 
     fn finish(&self) -> u64 {

@@ -145,7 +145,7 @@ fn with(request: JoinRequest, change: impl FnOnce(&mut Join)) -> JoinRequest {
 }
 
 fn can_join(harness: &Harness, room: &str) -> bool {
-    harness.chat.check(&request(Dialect::Events, "late", room), NOW)
+    harness.chat.check_join(&request(Dialect::Events, "late", room), NOW)
         != Err(JoinError::Broker(BrokerError::TooManyRooms))
 }
 
@@ -531,11 +531,11 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
         harness.chat.set_reserved_usernames(["Ann".into()].into_iter());
         for look_alike in ["Ann", "ann", "ＡＮＮ"] {
             let request = request(Dialect::Events, look_alike, "general");
-            assert_eq!(harness.chat.check(&request, NOW), Err(JoinError::Reserved), "{look_alike}");
+            assert_eq!(harness.chat.check_join(&request, NOW), Err(JoinError::Reserved), "{look_alike}");
         }
         let identity = Identity { credential: CredentialId::new(2), token_line: None, username: Some("Ann".into()) };
         let own = JoinRequest { identity, ..request(Dialect::Rooms, "Ann", "general") };
-        assert_eq!(harness.chat.check(&own, NOW), Ok(()));
+        assert_eq!(harness.chat.check_join(&own, NOW), Ok(()));
         harness.join(ALICE, own);
         assert!(sent(&harness.receive(ALICE, r#"{"text":"hi"}"#))[0].1.contains(r#""username":"Ann""#));
         harness.join(BOB, request(Dialect::Rooms, "Anonymous", "general"));
@@ -575,15 +575,15 @@ fn users_share_a_bucket_that_outlives_the_connection_except_on_a_local_server() 
             slowed
         };
         let reconnect = request(Dialect::Presence, "alice", "general");
-        (0..9).for_each(|_| assert_eq!(harness.chat.check(&reconnect, NOW), Ok(()), "a check draws nothing"));
+        (0..9).for_each(|_| assert_eq!(harness.chat.check_join(&reconnect, NOW), Ok(()), "a check draws nothing"));
         let first = is_slowed(&mut harness, ALICE);
         assert_eq!(first, if is_local { [false, false, true] } else { [false, true, true] }, "a join draws, too");
         let again = is_slowed(&mut harness, BOB);
         assert_eq!(again, if is_local { [false, false, true] } else { [true, true, true] });
         let slowed = if is_local { Ok(()) } else { Err(JoinError::TooManyJoins) };
-        assert_eq!(harness.chat.check(&reconnect, NOW), slowed);
+        assert_eq!(harness.chat.check_join(&reconnect, NOW), slowed);
         let other = request(Dialect::Presence, "another address", "general");
-        assert_eq!(harness.chat.check(&other, NOW), Ok(()));
+        assert_eq!(harness.chat.check_join(&other, NOW), Ok(()));
     }
 }
 

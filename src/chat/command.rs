@@ -18,7 +18,7 @@ pub enum Command<'a> {
 }
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.
-pub fn split_private(text: &str) -> Option<(&str, &str)> {
+pub fn split_private_message(text: &str) -> Option<(&str, &str)> {
     // `/msg` must be a whole word: `/message` is ordinary text.
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;
     let words = words.trim_start();
@@ -48,7 +48,7 @@ mod tests {
             ("/MSG ann hi", None),
         ];
         for (text, split) in cases {
-            assert_eq!(split_private(text), split, "{text}");
+            assert_eq!(split_private_message(text), split, "{text}");
         }
     }
 }

@@ -45,19 +45,19 @@ impl Dialect {
         let json = match (self, event) {
             (Events, Event::Message(message)) => return write_message(message, out),
             (Events, _) => return write_json(event, out),
-            (Rooms, Event::Joined { .. }) => Json::System { message: "A user joined the chat" },
-            (Rooms, Event::Left { .. }) => Json::System { message: "A user left the chat" },
-            (Rooms, Event::Message(sent)) => Json::Message { username: &sent.username, text: &sent.text },
-            (Rooms, Event::Typing { username }) => Json::Typing { username },
-            (Rooms, Event::Private(sent)) => Json::Private { from: &sent.from, to: &sent.to, text: &sent.text },
-            (Rooms, Event::Error { message, .. }) => Json::Error { message },
-            (Presence, Event::Joined { username, active }) => Json::UserJoined(UserEvent { username, active }),
-            (Presence, Event::Left { username, active }) => Json::UserLeft(UserEvent { username, active }),
+            (Rooms, Event::Joined { .. }) => WireEvent::System { message: "A user joined the chat" },
+            (Rooms, Event::Left { .. }) => WireEvent::System { message: "A user left the chat" },
+            (Rooms, Event::Message(sent)) => WireEvent::Message { username: &sent.username, text: &sent.text },
+            (Rooms, Event::Typing { username }) => WireEvent::Typing { username },
+            (Rooms, Event::Private(sent)) => WireEvent::Private { from: &sent.from, to: &sent.to, text: &sent.text },
+            (Rooms, Event::Error { message, .. }) => WireEvent::Error { message },
+            (Presence, Event::Joined { username, active }) => WireEvent::UserJoined(UserEvent { username, active }),
+            (Presence, Event::Left { username, active }) => WireEvent::UserLeft(UserEvent { username, active }),
             (Presence, Event::Message(sent)) => {
-                Json::ChatMessage { username: &sent.username, text: &sent.text, timestamp: &sent.time }
+                WireEvent::ChatMessage { username: &sent.username, text: &sent.text, timestamp: &sent.time }
             }
             (Presence, Event::Private(sent)) => {
-                Json::PrivateMessage { from: &sent.from, to: &sent.to, text: &sent.text, timestamp: &sent.time }
+                WireEvent::PrivateMessage { from: &sent.from, to: &sent.to, text: &sent.text, timestamp: &sent.time }
             }
             // In the dialect `presence`, an error is the only event without the field `type`.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
@@ -71,7 +71,7 @@ impl Dialect {
 /// An event in the dialects `rooms` (`System` to `Error`) and `presence` (`UserJoined` to `PrivateMessage`).
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Json<'a> {
+enum WireEvent<'a> {
     System { message: &'a str },
     Message { username: &'a str, text: &'a str },
     Typing { username: &'a str },
@@ -111,7 +111,7 @@ fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mu
 }
 
 fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
-    if let Some(text) = parse_compact(text) {
+    if let Some(text) = parse_compact_message(text) {
         return (Ok(Command::Message { username: None, to: None, text }), None);
     }
     let mut nonce = None;
@@ -122,7 +122,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
 }
 
 /// Fast path for a message without a nonce, as `JSON.stringify` writes it: 29 ns. The general parser takes 215 ns.
-fn parse_compact(text: &str) -> Option<Cow<'_, str>> {
+fn parse_compact_message(text: &str) -> Option<Cow<'_, str>> {
     let text = text.strip_prefix(r#"{"event":"message","data":{"text":"#)?.strip_suffix("}}")?;
     serde_json::from_str(text).ok().map(|Text(text)| text)
 }
@@ -153,14 +153,14 @@ fn parse_command<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Comma
 fn parse_nonce(data: &Object<'_>) -> Result<Option<Rc<str>>, ErrorText> {
     let Some(nonce) = data.string("nonce")? else { return Ok(None) };
     let is_valid = (1..=64).contains(&nonce.chars().take(65).count());
-    if is_valid { Ok(Some((*nonce).into())) } else { Err(data.invalid("nonce", "a nonce has 1 to 64 characters")) }
+    if is_valid { Ok(Some((*nonce).into())) } else { Err(data.error_at("nonce", "a nonce has 1 to 64 characters")) }
 }
 
 fn parse_history<'a>(data: &Object<'a>) -> Result<Command<'a>, ErrorText> {
-    let before = data.integer("before")?.ok_or_else(|| data.invalid("before", "the id of a message is required"))?;
+    let before = data.integer("before")?.ok_or_else(|| data.error_at("before", "the id of a message is required"))?;
     let limit = data.integer("limit")?.unwrap_or(50);
     let command = Command::History { before, limit: limit as usize };
-    if (1..=100).contains(&limit) { Ok(command) } else { Err(data.invalid("limit", "a limit is from 1 to 100")) }
+    if (1..=100).contains(&limit) { Ok(command) } else { Err(data.error_at("limit", "a limit is from 1 to 100")) }
 }
 
 fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
@@ -200,7 +200,7 @@ impl<'a> Object<'a> {
     /// Rejects repeated keys: the server and a filter in front of it could use different values (RFC 8259 §4).
     fn check_keys(self) -> Result<Object<'a>, ErrorText> {
         let Some(key) = &self.repeated_key else { return Ok(self) };
-        Err(self.invalid("", &format!("duplicate field `{}`", excerpt(key))))
+        Err(self.error_at("", &format!("duplicate field `{}`", excerpt(key))))
     }
 
     /// Returns the field's string, `None` if the field is missing, and an error if the value is not a string.
@@ -209,7 +209,7 @@ impl<'a> Object<'a> {
         let text = serde_json::from_str(value.get()).map(|Text(text)| Some(text));
         text.map_err(|error| match error.to_string().split_once(" at line ") {
             // Omit serde's line and column, because serde counts from the start of the value, not of the message.
-            Some((what, _)) if error.is_data() => self.invalid(name, what),
+            Some((what, _)) if error.is_data() => self.error_at(name, what),
             // serde detects some invalid JSON, such as a lone surrogate, only when it decodes the string.
             _ => "Invalid JSON".into(),
         })
@@ -220,10 +220,10 @@ impl<'a> Object<'a> {
         let Some(value) = self.fields.get(name).map(|value| value.get()) else { return Ok(None) };
         let is_integer = value.bytes().all(|byte| byte.is_ascii_digit());
         let number = is_integer.then(|| Some(value.parse().unwrap_or(u64::MAX)));
-        number.ok_or_else(|| self.invalid(name, "expected an integer, 0 or more"))
+        number.ok_or_else(|| self.error_at(name, "expected an integer, 0 or more"))
     }
 
-    fn invalid(&self, name: &str, what: &str) -> ErrorText {
+    fn error_at(&self, name: &str, what: &str) -> ErrorText {
         let place = format!("{}.{name}", self.path);
         let place = place.trim_matches('.');
         if place.is_empty() { what.to_owned().into() } else { format!("{place}: {what}").into() }
@@ -340,7 +340,7 @@ mod tests {
                 let end = text.ceil_char_boundary(start + random.usize(0..3)).min(text.len());
                 text.replace_range(start..end, changes[random.usize(0..changes.len())]);
             }
-            compact += usize::from(parse_compact(&text).is_some());
+            compact += usize::from(parse_compact_message(&text).is_some());
             assert_eq!(parse_events_dialect(&text), parse_events_dialect(&format!(" {text}")), "{text}");
         }
         assert!(compact > 100, "{compact} were compact");

@@ -36,7 +36,7 @@ use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const MAX_HELD: usize = 64; // maximum number of events in `Membership::Joining::held`
+const MAX_HELD_EVENTS: usize = 64; // in `Membership::Joining::held`
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -118,7 +118,7 @@ impl Chat {
     }
 
     /// Checks a join before the handshake succeeds. The broker may still reject the join later.
-    pub fn check(&self, request: &JoinRequest, now: Now) -> Result<(), JoinError> {
+    pub fn check_join(&self, request: &JoinRequest, now: Now) -> Result<(), JoinError> {
         if self.is_reserved(&request.join.username, &request.identity) {
             return Err(JoinError::Reserved);
         }
@@ -159,12 +159,12 @@ impl Chat {
 
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some(record) = self.active_client(client) else { return };
-        let (parsed, nonce) = record.dialect.parse(text);
+        let ((parsed, nonce), user) = (record.dialect.parse(text), self.user_of(client));
         // The rate limit also counts invalid texts, because parsing them takes as much time as parsing commands.
         let decision = match parsed {
-            Ok(Command::Typing { .. }) if !self.limiter.check_typing(&self.user_of(client), now.monotonic) => return,
+            Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
-            _ => self.limiter.check(&self.user_of(client), now.monotonic),
+            _ => self.limiter.check_message(&user, now.monotonic),
         };
         let result = match decision {
             Decision::Pass => parsed.and_then(|command| self.submit(client, command, nonce.clone(), now)),
@@ -209,7 +209,7 @@ impl Chat {
             Command::Message { username, to, text } => {
                 let text = text.trim();
                 let username = self.resolve_username(client, username)?;
-                let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private(text));
+                let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private_message(text));
                 let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
@@ -222,7 +222,7 @@ impl Chat {
                 if let Some(to) = to {
                     let name = names::parse_username(to).ok().map(Rc::from);
                     // Many clients may share a default username, so a message to it would reach strangers.
-                    let name = name.filter(|name| !names::is_default(&names::username_key(name)));
+                    let name = name.filter(|name| !names::is_default_username(&names::username_key(name)));
                     let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
                 } else {
@@ -387,7 +387,7 @@ impl Chat {
     fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.membership) {
             Some(Membership::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
-            Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD => held.push(event),
+            Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD_EVENTS => held.push(event),
             Some(Membership::Joining { .. }) => self.close(client, event::FLOODING),
             Some(Membership::Leaving(_)) | None => {}
         }

@@ -8,15 +8,15 @@ use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 use super::dialect::Dialect;
 
 pub fn parse_username(text: &str) -> Result<Cow<'_, str>, String> {
-    parse("username", text, 32, 128)
+    parse_name("username", text, 32, 128)
 }
 
 pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
-    parse("room", text, 64, 256)
+    parse_name("room", text, 64, 256)
 }
 
 /// Trims, normalizes (NFC) and validates a name. The client, or the author of the token file, reads the error text.
-fn parse<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
+fn parse_name<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
     let name: Cow<'_, str> = if is_nfc { name.into() } else { name.nfc().collect::<String>().into() };
@@ -64,7 +64,7 @@ pub fn username_key(username: &Rc<str>) -> Rc<str> {
 }
 
 /// Whether the username is a dialect's default, which many clients may share.
-pub fn is_default(username: &str) -> bool {
+pub fn is_default_username(username: &str) -> bool {
     Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username))
 }
 
@@ -127,6 +127,8 @@ mod tests {
         assert_eq!(key_of("\u{37a}\u{200b}\u{33a}"), key_of("\u{37a}\u{33a}"), "NFKC reorders the two marks");
         assert_ne!(key_of("alice"), key_of("аlice"), "a Cyrillic а is another letter");
         assert_ne!(key_of("alice"), key_of("bob"));
-        assert!(is_default("anonymous") && is_default("Anonymous") && !is_default("ANONYMOUS"));
+        assert!(
+            is_default_username("anonymous") && is_default_username("Anonymous") && !is_default_username("ANONYMOUS")
+        );
     }
 }

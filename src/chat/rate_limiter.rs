@@ -11,8 +11,8 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // a flood is more than this many bursts of rejected messages within `FLOOD_TIME`
-const FLOOD_TIME: Duration = Duration::from_secs(10);
+const FLOOD_BURSTS: f64 = 5.0; // a flood is more than this many bursts of rejected messages within `FLOOD_WINDOW`
+const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 const TYPING_RATE: f64 = 1.0; // `typing` commands per second, without bursts
 const BUCKET_TTL: Duration = Duration::from_secs(60);
 
@@ -31,27 +31,27 @@ pub struct RateLimiter {
 }
 
 struct Usage {
-    bucket: Bucket,
-    typing: Bucket,
-    rejections: VecDeque<Duration>, // times of messages rejected within the last `FLOOD_TIME`
+    bucket: TokenBucket,
+    typing: TokenBucket,
+    rejections: VecDeque<Duration>, // times of messages rejected within the last `FLOOD_WINDOW`
 }
 
 /// A token bucket. The caller passes the rate (tokens per second), the burst (tokens) and the monotonic time.
 #[derive(Debug, Clone, Copy)]
-pub struct Bucket {
+pub struct TokenBucket {
     tokens: f64,
     refilled_at: Duration,
 }
 
-impl Bucket {
-    pub fn full(burst: f64, now: Duration) -> Bucket {
-        Bucket { tokens: burst, refilled_at: now }
+impl TokenBucket {
+    pub fn full(burst: f64, now: Duration) -> TokenBucket {
+        TokenBucket { tokens: burst, refilled_at: now }
     }
 
     /// Takes one token. Returns `false` if the bucket holds less than one token.
     pub fn take(&mut self, rate: f64, burst: f64, now: Duration) -> bool {
         let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
-        *self = Bucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
+        *self = TokenBucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
         let has_token = self.tokens >= 1.0;
         self.tokens -= f64::from(has_token);
         has_token
@@ -71,12 +71,12 @@ impl RateLimiter {
     }
 
     /// Takes one token from the user's bucket for a message, or rejects the message.
-    pub fn check(&mut self, user: &User, now: Duration) -> Decision {
+    pub fn check_message(&mut self, user: &User, now: Duration) -> Decision {
         if self.take_token(user, now) {
             return Decision::Pass;
         }
         let (burst, Usage { rejections, .. }) = (self.burst, self.usage(user, now));
-        while rejections.pop_front_if(|at| now.saturating_sub(*at) > FLOOD_TIME).is_some() {}
+        while rejections.pop_front_if(|at| now.saturating_sub(*at) > FLOOD_WINDOW).is_some() {}
         if rejections.len() as f64 >= burst * FLOOD_BURSTS {
             return Decision::Flood;
         }
@@ -96,7 +96,7 @@ impl RateLimiter {
         rate == 0.0 || self.usage(user, now).bucket.take(rate, burst, now)
     }
 
-    pub fn check_typing(&mut self, user: &User, now: Duration) -> bool {
+    pub fn take_typing_token(&mut self, user: &User, now: Duration) -> bool {
         self.usage(user, now).typing.take(TYPING_RATE, 1.0, now)
     }
 
@@ -106,7 +106,7 @@ impl RateLimiter {
 
     fn usage(&mut self, user: &User, now: Duration) -> &mut Usage {
         let RateLimiter { rate, burst, .. } = *self;
-        let (bucket, typing) = (Bucket::full(burst, now), Bucket::full(1.0, now));
+        let (bucket, typing) = (TokenBucket::full(burst, now), TokenBucket::full(1.0, now));
         let new = Usage { bucket, typing, rejections: VecDeque::new() };
         self.users.entry(user.clone(), new, |usage| usage.bucket.is_expired(rate, burst, BUCKET_TTL, now))
     }
@@ -129,7 +129,7 @@ mod tests {
         let mut limiter = RateLimiter::new(1.0);
         let mut rows = ["  at second", "  decision", "  tokens left"].map(|name| format!("{name:14}"));
         for now in [0, 0, 0, 500, 1000, 5000] {
-            let decision = limiter.check(&USER, at(now));
+            let decision = limiter.check_message(&USER, at(now));
             let tokens = limiter.users.get(&USER).unwrap().bucket.tokens;
             let cells = [(now as f64 / 1000.0).to_string(), format!("{decision:?}"), tokens.to_string()];
             rows.iter_mut().zip(cells).for_each(|(row, cell)| *row += &format!("{cell:10}"));
@@ -140,27 +140,27 @@ mod tests {
     #[test]
     fn a_burst_passes_and_then_the_rate() {
         let mut limiter = RateLimiter::new(5.0);
-        let decisions: Vec<_> = (0..11).map(|_| limiter.check(&USER, at(0))).collect();
+        let decisions: Vec<_> = (0..11).map(|_| limiter.check_message(&USER, at(0))).collect();
         assert_eq!(decisions[..10], [Decision::Pass; 10]);
         assert_eq!(decisions[10], Decision::SlowDown);
-        assert_eq!(limiter.check(&USER, at(199)), Decision::SlowDown);
-        assert_eq!(limiter.check(&USER, at(200)), Decision::Pass);
-        assert_eq!(limiter.check(&USER, at(201)), Decision::SlowDown);
-        let later: Vec<_> = (0..11).map(|_| limiter.check(&USER, at(60_000))).collect();
+        assert_eq!(limiter.check_message(&USER, at(199)), Decision::SlowDown);
+        assert_eq!(limiter.check_message(&USER, at(200)), Decision::Pass);
+        assert_eq!(limiter.check_message(&USER, at(201)), Decision::SlowDown);
+        let later: Vec<_> = (0..11).map(|_| limiter.check_message(&USER, at(60_000))).collect();
         assert_eq!((later[9], later[10]), (Decision::Pass, Decision::SlowDown), "never more than a burst");
     }
 
     #[test]
     fn a_flood_is_five_bursts_of_rejections_within_ten_seconds() {
         let mut limiter = RateLimiter::new(5.0);
-        let decisions: Vec<_> = (0..61).map(|_| limiter.check(&USER, at(0))).collect();
+        let decisions: Vec<_> = (0..61).map(|_| limiter.check_message(&USER, at(0))).collect();
         assert_eq!(decisions[10..60], [Decision::SlowDown; 50]);
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
-        (0..10).for_each(|_| assert_eq!(patient.check(&USER, at(0)), Decision::Pass));
+        (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
         // At nine messages per second, about four per second exceed the rate: 40 in ten seconds. A flood is over 50.
         for tick in 1..400 {
-            assert_ne!(patient.check(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
+            assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }
     }
 
@@ -169,26 +169,28 @@ mod tests {
         let mut limiter = RateLimiter::new(5.0);
         let join = |limiter: &mut RateLimiter| limiter.has_token(&USER, at(0)) && limiter.take_token(&USER, at(0));
         let passed = (0..1000).filter(|_| join(&mut limiter)).count();
-        assert_eq!((passed, limiter.check(&USER, at(0))), (10, Decision::SlowDown));
+        assert_eq!((passed, limiter.check_message(&USER, at(0))), (10, Decision::SlowDown));
     }
 
     #[test]
     fn zero_is_no_limit_and_a_slow_rate_lets_one_pass() {
         let mut free = RateLimiter::new(0.0);
-        assert!((0..1000).all(|_| free.check(&USER, at(0)) == Decision::Pass));
+        assert!((0..1000).all(|_| free.check_message(&USER, at(0)) == Decision::Pass));
         assert!(
-            free.check_typing(&USER, at(0)) && !free.check_typing(&USER, at(999)) && free.check_typing(&USER, at(1000))
+            free.take_typing_token(&USER, at(0))
+                && !free.take_typing_token(&USER, at(999))
+                && free.take_typing_token(&USER, at(1000))
         );
         let mut slow = RateLimiter::new(0.1);
-        assert_eq!(slow.check(&USER, at(0)), Decision::Pass);
-        assert_eq!(slow.check(&USER, at(9_999)), Decision::SlowDown);
-        assert_eq!(slow.check(&USER, at(10_000)), Decision::Pass);
+        assert_eq!(slow.check_message(&USER, at(0)), Decision::Pass);
+        assert_eq!(slow.check_message(&USER, at(9_999)), Decision::SlowDown);
+        assert_eq!(slow.check_message(&USER, at(10_000)), Decision::Pass);
     }
 
     #[test]
     fn a_bucket_is_kept_until_it_is_full_again_and_for_a_minute() {
         let expired = |rate, burst, seconds: u64| {
-            let mut bucket = Bucket::full(burst, at(0));
+            let mut bucket = TokenBucket::full(burst, at(0));
             assert!(bucket.take(rate, burst, at(0)));
             bucket.is_expired(rate, burst, BUCKET_TTL, at(1000 * seconds))
         };

@@ -27,10 +27,10 @@ impl Access {
         if config.is_local() && access.tokens.is_some() {
             origins.push("null".into());
         }
-        access.origins = parse_all(&origins, parse_allowed_origin)?;
+        access.origins = parse_allowed(&origins, parse_allowed_origin)?;
         // By default, allow only loopback names on loopback. A public server cannot know its names, so it allows all.
         let allows_all = config.allow_host.is_empty() && !config.is_loopback();
-        access.hosts = if allows_all { None } else { parse_all(&config.allow_host, parse_allowed_host)? };
+        access.hosts = if allows_all { None } else { parse_allowed(&config.allow_host, parse_allowed_host)? };
         Ok(access)
     }
 
@@ -68,7 +68,7 @@ impl Access {
 }
 
 /// Parses the values of an option. Returns `Ok(None)` if one of them is `*`, which allows everything.
-fn parse_all(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
+fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
 }
@@ -83,17 +83,17 @@ fn parse_allowed_origin(value: &str) -> Result<String, String> {
     };
     let suggestion = normalize_origin(&format!("{scheme}://{authority}"));
     let rule = "an origin is the scheme, host and port of a page, such as https://chat.example";
-    normalize_origin(value).ok_or_else(|| option_error("--allow-origin", value, rule, suggestion))
+    normalize_origin(value).ok_or_else(|| format_option_error("--allow-origin", value, rule, suggestion))
 }
 
 fn parse_allowed_host(value: &str) -> Result<String, String> {
     // Accept an IPv6 address without brackets: `::1` as well as `[::1]`.
     let host = normalize_host(value).or_else(|| normalize_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
-    host.ok_or_else(|| option_error("--allow-host", value, rule, normalize_host(split_url(value).1)))
+    host.ok_or_else(|| format_option_error("--allow-host", value, rule, normalize_host(split_url(value).1)))
 }
 
-fn option_error(option: &str, value: &str, rule: &str, suggestion: Option<String>) -> String {
+fn format_option_error(option: &str, value: &str, rule: &str, suggestion: Option<String>) -> String {
     let advice = suggestion.map_or("in ASCII; only * alone is a wildcard".into(), |value| format!("write {value}"));
     format!("invalid value '{value}' for '{option}': {rule}; {advice}")
 }
@@ -111,7 +111,7 @@ pub(super) fn normalize_origin(text: &str) -> Option<String> {
     }
     let (_, authority) = text.split_once("://")?;
     // Unlike a URL, an origin has no path, username or extra slashes (RFC 6454 §6.2).
-    let url = Url::parse(text).ok().filter(|_| is_plain(authority))?;
+    let url = Url::parse(text).ok().filter(|_| is_plain_authority(authority))?;
     // Reject ws:// and wss://: no page has such an origin, so allowing one would have no effect.
     (!matches!(url.scheme(), "ws" | "wss")).then(|| format!("{}://{}", url.scheme(), url.authority()))
 }
@@ -120,10 +120,10 @@ pub(super) fn normalize_origin(text: &str) -> Option<String> {
 pub(super) fn normalize_host(authority: &str) -> Option<String> {
     let name = authority.trim_end_matches(|c: char| c.is_ascii_digit()).strip_suffix(':').unwrap_or(authority);
     let name = name.strip_suffix('.').unwrap_or(name); // a fully qualified name may end with a dot
-    Host::parse(name).ok().filter(|_| is_plain(authority)).map(|host| host.to_string())
+    Host::parse(name).ok().filter(|_| is_plain_authority(authority)).map(|host| host.to_string())
 }
 
-fn is_plain(authority: &str) -> bool {
+fn is_plain_authority(authority: &str) -> bool {
     // Allow no characters that run commands in a shell: an operator may paste the name from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }

@@ -18,7 +18,7 @@ use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
 const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
-const MAX_ORIGIN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
+const MAX_ORIGIN_LEN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
 
 pub enum Outcome {
     Response(Vec<u8>),
@@ -35,12 +35,12 @@ pub enum Route {
 pub struct Client {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_guess: bool, // `false` after too many wrong access tokens from this address
+    pub may_try_token: bool, // `false` after too many wrong access tokens from this address
     pub needs_token: bool,
 }
 
 pub fn route_request(request: &Request, access: &Access, client: Client, now: Now) -> Result<Outcome, Rejection> {
-    let scheme = if client.is_proxied { proxy::scheme(request) } else { "http" };
+    let scheme = if client.is_proxied { proxy::find_scheme(request) } else { "http" };
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");
@@ -63,7 +63,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     check_origin(request, access, &own_origin)?;
-    Ok(Outcome::Upgrade { response, route: route(request, access, &client)? })
+    Ok(Outcome::Upgrade { response, route: select_route(request, access, &client)? })
 }
 
 /// Checks the origin, the token and the parameters as a handshake for the path in `?endpoint=` would.
@@ -72,7 +72,7 @@ fn check_handshake(request: &Request, access: &Access, client: &Client, own_orig
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
     let endpoint = find_parameter(request.query, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
     let route = endpoint.and_then(|path| match dialect_at(&path) {
-        Some(_) => checked.and_then(|_| route(&Request { path: &path, ..request.clone() }, access, client)),
+        Some(_) => checked.and_then(|_| select_route(&Request { path: &path, ..request.clone() }, access, client)),
         None => Err(not_found(&path)),
     });
     Outcome::Check { route, origin }
@@ -88,24 +88,24 @@ fn dialect_at(path: &str) -> Option<Dialect> {
 }
 
 /// Checks the access token, then the parameters, and returns the route.
-fn route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
+fn select_route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: only chat clients that passed the token check get one (in `welcome`).
-    let has_ticket = request.path == "/inspect";
+    let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
-    let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_guess)? };
-    percent_decode(request.query)?; // reject a malformed parameter even if its name is unknown
+    let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_try_token)? };
+    percent_decode(query)?; // reject a malformed parameter even if its name is unknown
     Ok(match dialect_at(request.path) {
         Some(dialect) => {
             let join = parse_join(request, dialect, &identity, identity.user(client.address))?;
             Route::Chat(JoinRequest { dialect, identity, address: client.address, join, extra: None })
         }
-        None if has_ticket => Route::Inspect { ticket: require("ticket", read_parameter(request.query, "ticket"))? },
+        None if has_ticket => Route::Inspect { ticket: require_parameter("ticket", read_parameter(query, "ticket"))? },
         None => Route::Echo(identity),
     })
 }
 
 /// A 503 for a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
-pub fn unavailable(what: &str) -> Rejection {
+pub fn service_unavailable(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
 }
@@ -193,8 +193,8 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
         return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
     }
     let length = origin.len();
-    if length > MAX_ORIGIN {
-        return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN} (RFC 6454 §7).")));
+    if length > MAX_ORIGIN_LEN {
+        return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN_LEN} (RFC 6454 §7).")));
     }
     let text = str::from_utf8(origin).unwrap_or_default(); // only the wildcard `*` allows an origin that is not UTF-8
     if access.allows_origin(text, own) {
@@ -209,8 +209,8 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
 }
 
-fn check_token(request: &Request, access: &Access, may_guess: bool) -> Result<Identity, Rejection> {
-    if !may_guess {
+fn check_token(request: &Request, access: &Access, may_try_token: bool) -> Result<Identity, Rejection> {
+    if !may_try_token {
         return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
     // The response must not reveal why the token is wrong, not even that its percent-encoding is malformed.
@@ -240,7 +240,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     let room = request.path.strip_prefix("/ws/").map(percent_decode).transpose()?;
     let room = room.or_else(|| query("room"));
     let room = names::parse_room_name(room.as_deref().unwrap_or(DEFAULT_ROOM)).map_err(name_error)?;
-    let client_id = (dialect == Dialect::Presence).then(|| require("client_id", query("client_id")));
+    let client_id = (dialect == Dialect::Presence).then(|| require_parameter("client_id", query("client_id")));
     let client_id: Option<Rc<str>> = client_id.transpose()?.map(|id| id.trim().into());
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
         return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
@@ -254,7 +254,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
         let seen = quote(username.as_bytes());
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
-    let username = require("username", bound.or(username).or(dialect.default_username()))?;
+    let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
     // Only clients of the dialect `events` can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
@@ -287,7 +287,7 @@ fn decode_parameter(text: &str) -> Result<String, Rejection> {
     percent_decode(&text.replace('+', " ")) // in a query, unlike in a path, + means a space
 }
 
-fn require<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
+fn require_parameter<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
     value.ok_or_else(|| bad_request(format!("The query parameter {parameter} is missing.")))
 }
 
@@ -316,7 +316,7 @@ mod tests {
         let head = format!("{request_line}\r\nHost: localhost\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
         let client =
-            Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
+            Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_try_token: true, needs_token: true };
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         match route_request(&request, &access, client, now) {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),

@@ -9,17 +9,17 @@ use crate::ws::request::Request;
 
 /// Each proxy appends its peer's address to `X-Forwarded-For`, so the rightmost address that is not a trusted proxy is
 /// the client's. If all are trusted, returns the leftmost one. Ignores a malformed entry and all entries before it.
-pub fn client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
+pub fn find_client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list_elements("X-Forwarded-For").rev().map_while(parse_address).collect();
-    addresses.iter().find(|address| !is_trusted(**address, proxies)).or(addresses.last()).copied()
+    addresses.iter().find(|address| !is_trusted_proxy(**address, proxies)).or(addresses.last()).copied()
 }
 
-pub fn is_trusted(address: IpAddr, proxies: &[IpNet]) -> bool {
+pub fn is_trusted_proxy(address: IpAddr, proxies: &[IpNet]) -> bool {
     proxies.iter().any(|network| network.contains(&address))
 }
 
 /// Returns the scheme that the client used: the proxy may speak TLS with the client but plain HTTP with this server.
-pub fn scheme(request: &Request) -> &'static str {
+pub fn find_scheme(request: &Request) -> &'static str {
     let last = request.list_elements("X-Forwarded-Proto").next_back();
     if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
 }
@@ -39,7 +39,7 @@ mod tests {
         let proxies = ["127.0.0.0/8", "10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().unwrap());
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
         let request = Request::parse(head.as_bytes(), 64).unwrap();
-        client_address(&request, &proxies).map(|address| address.to_string())
+        find_client_address(&request, &proxies).map(|address| address.to_string())
     }
 
     #[test]
@@ -69,7 +69,7 @@ mod tests {
     fn the_last_scheme_decides() {
         let scheme_of = |headers: &str| {
             let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
-            scheme(&Request::parse(head.as_bytes(), 64).unwrap())
+            find_scheme(&Request::parse(head.as_bytes(), 64).unwrap())
         };
         assert_eq!(scheme_of(""), "http");
         assert_eq!(scheme_of("X-Forwarded-Proto: HTTPS\r\n"), "https");

@@ -18,7 +18,7 @@ use super::recorder::{Recorder, Recorders};
 use super::reframe;
 use super::text::{self, Style};
 use super::{Record, Records, Tap};
-use crate::server::observer::{Action, Observer, Observers, QueuedBytes, Stage};
+use crate::server::observer::{Action, ObservedStage, Observer, Observers, QueuedBytes};
 use crate::ws::frame::{self, Role};
 use crate::ws::protocol::Limits;
 use crate::ws::request::Rejection;
@@ -152,7 +152,7 @@ impl Observers for InspectObservers {
         self.inspection.as_ref().map(|inspection| ("ticket", inspection.ticket(connection)))
     }
 
-    fn admit(&mut self, client: Token, ticket: &str, queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
+    fn admit_inspector(&mut self, client: Token, ticket: &str, queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         match &mut self.inspection {
             Some(inspection) => inspection.admit(client, ticket, queued_bytes, self.context.now.get()),
             None => Err(Rejection::new(403, "Inspection is not enabled on this server. Start it with --inspect.")),
@@ -207,9 +207,9 @@ impl Observer for ConnectionObserver {
         self.capture.take_if(|capture| capture.observe(from, bytes, now));
     }
 
-    fn set_stage(&mut self, stage: Stage<'_>) {
+    fn set_stage(&mut self, stage: ObservedStage<'_>) {
         match stage {
-            Stage::Upgraded { limits, username, is_inspector, has_welcome, has_ticket } => {
+            ObservedStage::Upgraded { limits, username, is_inspector, has_welcome, has_ticket } => {
                 let secrets = usize::from(has_welcome) + usize::from(has_ticket);
                 if let Some(active_tap) = &mut self.active_tap {
                     active_tap.tap.upgrade(limits, username.cloned(), secrets);
@@ -227,7 +227,7 @@ impl Observer for ConnectionObserver {
                 }
                 self.capture.take_if(|capture| capture.upgrade(has_ticket));
             }
-            Stage::Closing => {
+            ObservedStage::Closing => {
                 self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.begin_closing());
                 self.recorder.iter_mut().for_each(|recorder| recorder.begin_closing(self.context.now.get()));
             }
@@ -346,7 +346,7 @@ mod tests {
 
         fn upgrade(&mut self, connection: Token, is_chat: bool) {
             self.queued_bytes.insert(connection, 0);
-            let stage = Stage::Upgraded {
+            let stage = ObservedStage::Upgraded {
                 limits: LIMITS,
                 username: None,
                 is_inspector: !is_chat,
@@ -358,7 +358,7 @@ mod tests {
 
         fn admit(&mut self, client: Token, ticket: &str) -> Result<(), Rejection> {
             let queued_bytes = &self.queued_bytes;
-            self.inspect.admit(client, ticket, &|token| queued_bytes.get(&token).copied())
+            self.inspect.admit_inspector(client, ticket, &|token| queued_bytes.get(&token).copied())
         }
 
         fn inspect(&mut self, ticket: &str) -> Token {
@@ -637,6 +637,6 @@ mod tests {
         let inspect = InspectObservers::new(options, &mut |_| panic!("no ticket, no randomness"));
         let mut inspect = inspect.expect("no folder is needed");
         assert!(inspect.create_observer(FIRST, PEER).is_none() && inspect.welcome_field(FIRST).is_none());
-        assert_eq!(inspect.admit(Token(5), "", &|_| Some(0)).map_err(|rejection| rejection.status), Err(403));
+        assert_eq!(inspect.admit_inspector(Token(5), "", &|_| Some(0)).map_err(|rejection| rejection.status), Err(403));
     }
 }

@@ -15,11 +15,11 @@ use super::is_ready;
 use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
-const MAX_QUEUED: usize = 64 * 1024; // maximum bytes queued while stderr is full
+const MAX_QUEUED_BYTES: usize = 64 * 1024; // while stderr is full
 /// Errors and these events may fill the whole queue, and other lines only half: a flood of rejections must leave space.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // Lines wait up to this long to share a write: one per event-loop turn would take 5 % of a short connection's CPU time.
-const MAX_WAIT: Duration = Duration::from_millis(5);
+const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
 #[derive(Clone)]
@@ -68,7 +68,7 @@ impl LogWriter {
     /// Queues whole trace lines, whatever the log level.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
-        text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED / 2));
+        text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED_BYTES / 2));
     }
 
     pub fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -89,11 +89,11 @@ impl Log for LogWriter {
 }
 
 impl Lines {
-    /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_WAIT`.
+    /// Writes queued lines if the loop is idle, if 4 KiB are queued, or if a line has waited for `MAX_LINE_WAIT`.
     pub fn begin_turn(&mut self, now: Now, is_idle: bool) {
         self.now = now;
         // If lines are queued but `waiting_since` is `None`, stderr was full at the last flush: retry in every turn.
-        let has_waited = self.waiting_since.is_none_or(|since| now.monotonic - since >= MAX_WAIT);
+        let has_waited = self.waiting_since.is_none_or(|since| now.monotonic - since >= MAX_LINE_WAIT);
         if is_idle || has_waited || self.queued.len() >= PIPE_BUF {
             self.flush();
         }
@@ -101,13 +101,13 @@ impl Lines {
 
     /// The monotonic time by which the next turn must begin, to write queued lines. `None`: no limit.
     pub fn deadline(&self) -> Option<Duration> {
-        self.waiting_since.map(|since| since + MAX_WAIT)
+        self.waiting_since.map(|since| since + MAX_LINE_WAIT)
     }
 
     fn log(&mut self, record: &Record) {
         let (time, message) = (humantime::format_rfc3339_millis(self.now.time), record.args().to_string());
         let is_urgent = record.level() == Level::Error || PRIORITY_EVENTS.iter().any(|name| message.starts_with(name));
-        let max = if is_urgent { MAX_QUEUED } else { MAX_QUEUED / 2 };
+        let max = if is_urgent { MAX_QUEUED_BYTES } else { MAX_QUEUED_BYTES / 2 };
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
@@ -139,7 +139,7 @@ impl Lines {
         self.queued.drain(..written);
         if self.queued.is_empty() && self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
-            self.push(format!("{dropped} log lines were dropped: stderr was full\n").as_bytes(), MAX_QUEUED);
+            self.push(format!("{dropped} log lines were dropped: stderr was full\n").as_bytes(), MAX_QUEUED_BYTES);
         }
     }
 }
@@ -208,22 +208,22 @@ mod tests {
     #[test]
     fn lines_are_written_together_when_there_is_nothing_else_to_do() {
         let mut lines = lines(usize::MAX);
-        lines.push(b"one\n", MAX_QUEUED);
+        lines.push(b"one\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, false), b"");
-        lines.push(b"two\n", MAX_QUEUED);
+        lines.push(b"two\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, true), b"one\ntwo\n");
     }
 
     #[test]
     fn a_busy_loop_writes_full_batches_and_lines_that_have_waited() {
         let mut lines = lines(usize::MAX);
-        lines.push(b"one\n", MAX_QUEUED);
+        lines.push(b"one\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 4, false), b"");
-        lines.push(b"two\n", MAX_QUEUED);
+        lines.push(b"two\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 1, false), b"one\ntwo\n");
-        lines.push(&[b'x'; PIPE_BUF - 1], MAX_QUEUED);
+        lines.push(&[b'x'; PIPE_BUF - 1], MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, false), b"");
-        lines.push(b"\n", MAX_QUEUED);
+        lines.push(b"\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, false).len(), PIPE_BUF);
     }
 
@@ -232,12 +232,12 @@ mod tests {
         let mut by_push = lines(usize::MAX);
         let mut by_log = lines(usize::MAX);
         for lines in [&mut by_push, &mut by_log] {
-            lines.push(&[b'x'; MAX_QUEUED], MAX_QUEUED);
+            lines.push(&[b'x'; MAX_QUEUED_BYTES], MAX_QUEUED_BYTES);
         }
-        by_push.push(b"one\n", MAX_QUEUED);
+        by_push.push(b"one\n", MAX_QUEUED_BYTES);
         by_log.log(&Record::builder().args(format_args!("one")).build());
         for lines in [by_push, by_log] {
-            assert_eq!(lines.stderr().taken.len(), MAX_QUEUED);
+            assert_eq!(lines.stderr().taken.len(), MAX_QUEUED_BYTES);
             assert!(lines.waiting_since.is_some() && lines.queued.ends_with(b"one\n"));
         }
     }
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_full_stderr_is_retried_in_every_turn() {
         let mut lines = lines(0);
-        lines.push(b"one\n", MAX_QUEUED);
+        lines.push(b"one\n", MAX_QUEUED_BYTES);
         assert_eq!(turn(&mut lines, 0, true), b"");
         assert_eq!(lines.waiting_since, None, "the loop does not stay awake for it");
         lines.stderr().space = usize::MAX;
@@ -273,14 +273,14 @@ mod tests {
     fn a_blocked_stderr_loses_lines_and_later_shows_their_number() {
         let mut lines = lines(0);
         for _ in 0..100 {
-            lines.push(&[b'x'; 1024], MAX_QUEUED);
+            lines.push(&[b'x'; 1024], MAX_QUEUED_BYTES);
             lines.flush();
         }
-        assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED, 36));
+        assert_eq!((lines.queued.len(), lines.dropped), (MAX_QUEUED_BYTES, 36));
         lines.stderr().space = usize::MAX;
         lines.flush();
         lines.flush();
-        assert_eq!(lines.stderr().taken.len(), MAX_QUEUED + "36 log lines were dropped: stderr was full\n".len());
+        assert_eq!(lines.stderr().taken.len(), MAX_QUEUED_BYTES + "36 log lines were dropped: stderr was full\n".len());
     }
 
     #[test]
@@ -292,19 +292,19 @@ mod tests {
         for level in [Level::Info, Level::Warn].into_iter().cycle().take(2000) {
             log(&mut lines, level, "REJECT 192.0.2.1:5000 404 Not Found");
         }
-        lines.push(&[b'x'; 1024], MAX_QUEUED / 2);
+        lines.push(&[b'x'; 1024], MAX_QUEUED_BYTES / 2);
         for message in ["JOIN room=a", "SWITCH from=a to=b", "LEAVE room=b", "RELOAD"] {
             let level = if message == "RELOAD" { Level::Error } else { Level::Info };
             log(&mut lines, level, message);
             assert!(lines.queued.ends_with(format!("{message}\n").as_bytes()), "{message}");
         }
-        assert!(lines.queued.len() < MAX_QUEUED / 2 + 200 && lines.dropped > 1000);
+        assert!(lines.queued.len() < MAX_QUEUED_BYTES / 2 + 200 && lines.dropped > 1000);
     }
 
     #[test]
     fn a_long_turn_loses_nothing_if_stderr_takes_it() {
         let mut lines = lines(usize::MAX);
-        (0..1000).for_each(|_| lines.push(&[b'x'; 1024], MAX_QUEUED));
+        (0..1000).for_each(|_| lines.push(&[b'x'; 1024], MAX_QUEUED_BYTES));
         lines.flush();
         assert_eq!((lines.stderr().taken.len(), lines.dropped), (1000 * 1024, 0));
     }

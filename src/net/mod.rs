@@ -14,13 +14,13 @@ use crate::{broker::Random, config::Config, config::TraceDetail};
 use log_writer::LogWriter;
 
 /// Parses `--trace-filter`. `Err` is a one-line message that names the option.
-pub fn trace_filter(config: &Config) -> Result<Filter, String> {
+pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
     let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
 fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Result<InspectObservers, String> {
-    let (filter, writer) = (trace_filter(config)?, log.clone());
+    let (filter, writer) = (parse_trace_filter(config)?, log.clone());
     let trace = config.trace.map(|detail| {
         let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
         let style = Style::new(detail, std::io::stderr().is_terminal());

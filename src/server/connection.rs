@@ -36,8 +36,8 @@ use crate::ws::protocol::{Limits, Protocol, State};
 use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::frame::Role, ws::request::HeadReader};
 
 /// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
-const MAX_QUEUED_ECHO: usize = 64 * 1024;
-const WORK_LISTS: usize = Work::Remove as usize + 1;
+const MAX_ECHO_OUTBOX: usize = 64 * 1024;
+const WORK_LIST_COUNT: usize = Work::Remove as usize + 1;
 
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
@@ -57,7 +57,7 @@ pub struct Connection<S> {
     pub frames_sent: u64, // frames sent or queued; an observer attached later continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    queued: [bool; WORK_LISTS], // which work lists hold the connection
+    queued: [bool; WORK_LIST_COUNT], // which work lists hold the connection
     pub cold: Box<ColdFields>,
 }
 
@@ -160,7 +160,7 @@ impl<S: Socket> Connection<S> {
 
     /// Whether the outbox is too full to process another frame, which may cause a reply.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
-        self.outbox.len() > if self.is_echo() { MAX_QUEUED_ECHO } else { max_outbox / 2 }
+        self.outbox.len() > if self.is_echo() { MAX_ECHO_OUTBOX } else { max_outbox / 2 }
     }
 
     pub fn is_queued(&self, work: Work) -> bool {
@@ -288,7 +288,7 @@ impl<S: Socket> Connection<S> {
 pub struct Connections<S> {
     pub table: TokenMap<Connection<S>>,
     pub next_token: Token, // the server never reuses a poll token: a late event must not reach a newer connection
-    work: [VecDeque<Token>; WORK_LISTS],
+    work: [VecDeque<Token>; WORK_LIST_COUNT],
 }
 
 impl<S: Socket> Connections<S> {
@@ -333,7 +333,7 @@ impl<S: Socket> Connections<S> {
         }
     }
 
-    pub fn next(&mut self, work: Work) -> Option<Token> {
+    pub fn dequeue(&mut self, work: Work) -> Option<Token> {
         let token = self.work[work as usize].pop_front()?;
         if let Some(connection) = self.table.get_mut(&token) {
             connection.queued[work as usize] = false;

@@ -21,7 +21,7 @@ use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// The server sends a batch longer than this at once, unless batches are held, so that no outbox becomes too full.
-const BATCH_FLUSH_LEN: usize = 64 * 1024;
+const FULL_BATCH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // if a turn broadcasts more `left` events than this, the server holds all batches
 const MAX_HOLD: Duration = Duration::from_millis(250); // limits the delay of broadcasts if disconnects never stop
 const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batch
@@ -73,7 +73,7 @@ impl Fanout {
         if self.left_events > MASS_DISCONNECT {
             self.held_since.get_or_insert(self.now);
         }
-        let max_len = if self.is_held() { MAX_HELD_LEN } else { BATCH_FLUSH_LEN };
+        let max_len = if self.is_held() { MAX_HELD_LEN } else { FULL_BATCH_LEN };
         let batch = self.rooms.entry(room).or_insert_with(|| {
             self.order.push_back(room);
             Batch::default()
@@ -83,7 +83,7 @@ impl Fanout {
     }
 
     /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
-    pub fn catch_up(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
+    pub fn advance_cursor(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
         let frames = &batch.frames[dialect as usize];
         let start = batch.cursors.insert(member, frames.len()).unwrap_or_default();
@@ -97,7 +97,7 @@ impl Fanout {
     }
 
     /// Removes and returns the oldest batch. Returns `None` if there is no batch, or if the batches are held.
-    pub fn take_next(&mut self) -> Option<(RoomId, Batch)> {
+    pub fn take_next_batch(&mut self) -> Option<(RoomId, Batch)> {
         let (is_held, Fanout { rooms, order, .. }) = (self.is_held(), self);
         std::iter::from_fn(|| order.pop_front_if(|_| !is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))
     }
@@ -143,9 +143,9 @@ mod tests {
     fn picture_matches_the_code() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
-        let before = fanout.catch_up(ROOM, ALICE, EVENTS).to_vec();
+        let before = fanout.advance_cursor(ROOM, ALICE, EVENTS).to_vec();
         append(&mut fanout, ROOM, "two");
-        let (_, batch) = fanout.take_next().unwrap();
+        let (_, batch) = fanout.take_next_batch().unwrap();
         let all = &batch.frames[EVENTS as usize];
         let names = |frames: &[u8]| {
             let text = String::from_utf8_lossy(frames);
@@ -163,14 +163,14 @@ mod tests {
     fn a_cursor_skips_what_was_read() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
-        assert_eq!(fanout.catch_up(ROOM, ALICE, EVENTS), &frame("one")[..]);
-        assert_eq!(fanout.catch_up(ROOM, ALICE, EVENTS), b"");
+        assert_eq!(fanout.advance_cursor(ROOM, ALICE, EVENTS), &frame("one")[..]);
+        assert_eq!(fanout.advance_cursor(ROOM, ALICE, EVENTS), b"");
         append(&mut fanout, ROOM, "two");
         append(&mut fanout, ROOM, "three");
-        let (_, batch) = fanout.take_next().unwrap();
+        let (_, batch) = fanout.take_next_batch().unwrap();
         assert_eq!(batch.frames[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
         assert_eq!((batch.cursor(ALICE), batch.cursor(BOB)), (frame("one").len(), 0));
-        assert!(fanout.is_empty() && fanout.take_next().is_none());
+        assert!(fanout.is_empty() && fanout.take_next_batch().is_none());
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
         rooms.into_iter().chain(rooms).for_each(|room| append(&mut fanout, room, "x"));
         assert!(fanout.take_full_batch(rooms[1]).is_some() && fanout.full_rooms.contains(&rooms[1]));
         append(&mut fanout, rooms[1], "x");
-        let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next()).map(|(room, _)| room).collect();
+        let served: Vec<RoomId> = std::iter::from_fn(|| fanout.take_next_batch()).map(|(room, _)| room).collect();
         assert_eq!(served, rooms);
         assert!(fanout.is_empty());
     }
@@ -191,16 +191,16 @@ mod tests {
         let mut append = |event: &Event| fanout.append(ROOM, [EVENTS].into_iter(), event);
         let left = Event::Left { username: "x".into(), active: ActiveUsers::default() };
         assert!((0..=MASS_DISCONNECT).all(|_| !append(&left)));
-        let long = joined(&"x".repeat(BATCH_FLUSH_LEN));
-        assert_eq!((1..1000).find(|_| append(&long)), Some(MAX_HELD_LEN / BATCH_FLUSH_LEN));
-        assert!(fanout.is_held() && fanout.take_next().is_none());
+        let long = joined(&"x".repeat(FULL_BATCH_LEN));
+        assert_eq!((1..1000).find(|_| append(&long)), Some(MAX_HELD_LEN / FULL_BATCH_LEN));
+        assert!(fanout.is_held() && fanout.take_next_batch().is_none());
     }
 
     #[test]
     fn each_dialect_has_its_own_frames_or_none() {
         let mut fanout = Fanout::default();
         fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
-        let (_, batch) = fanout.take_next().unwrap();
+        let (_, batch) = fanout.take_next_batch().unwrap();
         let rendered = |dialect| {
             let frames = &batch.frames[dialect as usize];
             String::from_utf8_lossy(frames.get(2..).unwrap_or_default()).into_owned()

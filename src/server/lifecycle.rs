@@ -5,8 +5,8 @@ use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time:
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
-use super::{READS_PER_TURN, Server, observer::Stage as ObservedStage, outbox::Outbox, timers::plan_check};
-use crate::http::proxy::{client_address, is_trusted};
+use super::{READS_PER_TURN, Server, observer::ObservedStage, outbox::Outbox, timers::plan_check};
+use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
@@ -32,12 +32,12 @@ impl<S: Socket> Server<S> {
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
         // A trusted proxy connects for many clients, so count its connection later, when the request names the client.
-        let is_counted = !is_trusted(peer.ip(), &self.config.trusted_proxy);
+        let is_counted = !is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
         connection.cold.is_counted = is_counted;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
         if is_counted && let Err(what) = self.limits.add_connection(peer.ip(), now) {
-            self.reject(token, &http::unavailable(what), false);
+            self.reject(token, &http::service_unavailable(what), false);
         }
     }
 
@@ -50,21 +50,21 @@ impl<S: Socket> Server<S> {
     pub(super) fn respond(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let ColdFields { stage: Stage::Handshake(head), peer, is_counted, .. } = &mut *connection.cold else { return };
-        let is_head = head.head().starts_with(b"HEAD ");
+        let (is_head, needs_token) = (head.head().starts_with(b"HEAD "), self.observers.needs_token(token));
         let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
             let (address, is_forwarded) = (peer.ip(), request.header_values("X-Forwarded-For").next().is_some());
-            let is_proxied = is_trusted(address, proxies);
-            if is_proxied && let Some(client) = client_address(&request, proxies) {
+            let is_proxied = is_trusted_proxy(address, proxies);
+            if is_proxied && let Some(client) = find_client_address(&request, proxies) {
                 peer.set_ip(client);
                 *is_counted = true;
-                self.limits.add_connection(client, now).map_err(http::unavailable)?;
+                self.limits.add_connection(client, now).map_err(http::service_unavailable)?;
             } else if is_forwarded && proxies.is_empty() && address.is_loopback() {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
-            let (may_guess, needs_token) = (self.limits.may_guess(peer.ip(), now), self.observers.needs_token(token));
-            let client = http::Client { address: peer.ip(), is_proxied, may_guess, needs_token };
+            let may_try_token = self.limits.may_try_token(peer.ip(), now);
+            let client = http::Client { address: peer.ip(), is_proxied, may_try_token, needs_token };
             let outcome = http::route_request(&request, &self.access, client, self.now);
             let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
             if error.status == 401 && http::find_token(&request).is_some() {
@@ -90,15 +90,15 @@ impl<S: Socket> Server<S> {
     /// Runs the access checks that need server state. Changes nothing in the chat, because `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
-        let checked = if let Route::Chat(request) = route { self.chat.check(request, self.now) } else { Ok(()) };
+        let checked = if let Route::Chat(request) = route { self.chat.check_join(request, self.now) } else { Ok(()) };
         Err(match (checked, route) {
             (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
             (Err(Broker(ClientIdInUse)), _) => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
-            (Err(Broker(_)), _) => http::unavailable("There are too many rooms"),
-            _ if self.limits.is_full() => http::unavailable("The server is full"),
+            (Err(Broker(_)), _) => http::service_unavailable("There are too many rooms"),
+            _ if self.limits.is_full() => http::service_unavailable("The server is full"),
             (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
             (Ok(()), Route::Inspect { ticket }) => {
-                return self.observers.admit(token, ticket, &|token| self.connections.queued_bytes(token));
+                return self.observers.admit_inspector(token, ticket, &|token| self.connections.queued_bytes(token));
             }
             (Ok(()), Route::Chat(_) | Route::Echo(_)) => return Ok(()),
         })
@@ -116,7 +116,7 @@ impl<S: Socket> Server<S> {
         }
         let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
-        if let Some(oldest) = self.limits.linger(token) {
+        if let Some(oldest) = self.limits.start_lingering(token) {
             self.write_to(oldest); // `abort` drops the outbox, so first try to send the queued response
             self.abort(oldest, "too many rejected connections linger");
         }
@@ -163,7 +163,7 @@ impl<S: Socket> Server<S> {
     }
 
     pub(super) fn check_timers(&mut self) {
-        for (address, count) in self.limits.rejection_summary(self.now.monotonic) {
+        for (address, count) in self.limits.take_rejection_summary(self.now.monotonic) {
             log::info!("REJECT {address} {count} more in the last minute");
         }
         while let Some((check, token)) = self.timers.pop_expired(self.now.monotonic) {
@@ -353,7 +353,7 @@ impl<S: Socket> Server<S> {
             self.fanout.full_rooms.clear();
             self.read();
             self.fanout.held_since = None;
-            while let Some((room, batch)) = self.fanout.take_next() {
+            while let Some((room, batch)) = self.fanout.take_next_batch() {
                 self.send_batch(room, &batch);
             }
         }

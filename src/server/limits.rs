@@ -6,11 +6,11 @@ use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use mio::Token;
 
-use crate::{broker::network_of, chat::rate_limiter::Bucket, config::Config, maps::PeerMap};
+use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONNECT_BURST: f64 = 5.0; // seconds of `connect_rate` in one burst: a household's devices reconnect together
-const MAX_LOGGED: usize = 5; // logged rejections per address per minute, so that one client cannot fill the log
+const MAX_LOGGED_REJECTIONS: usize = 5; // per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -22,7 +22,7 @@ pub struct ConnectionLimits {
     max_per_address: usize,
     per_address: HashMap<IpAddr, usize>,
     connect_rate: f64,
-    connects: PeerMap<IpAddr, Bucket>,
+    connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
     wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted wrong token
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary, and rejections per address
@@ -54,7 +54,7 @@ impl ConnectionLimits {
     }
 
     /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
-    pub fn linger(&mut self, token: Token) -> Option<Token> {
+    pub fn start_lingering(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
         // Keep one place free, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
@@ -66,21 +66,21 @@ impl ConnectionLimits {
 
     /// Counts a new connection until `remove_connection`, even if it exceeds a limit. `Err` names that limit.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
-        let Some(address) = self.limited_address(address) else { return Ok(()) };
+        let Some(address) = self.limit_key(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();
         *count += 1;
         if *count > self.max_per_address {
             return Err("This address has too many connections");
         }
         let (rate, burst) = (self.connect_rate, (self.connect_rate * CONNECT_BURST).max(1.0));
-        let is_expired = |bucket: &Bucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
-        let may_connect =
-            rate == 0.0 || self.connects.entry(address, Bucket::full(burst, now), is_expired).take(rate, burst, now);
+        let is_expired = |bucket: &TokenBucket| bucket.is_expired(rate, burst, Duration::ZERO, now);
+        let full = TokenBucket::full(burst, now);
+        let may_connect = rate == 0.0 || self.connects.entry(address, full, is_expired).take(rate, burst, now);
         if may_connect { Ok(()) } else { Err("This address connects too fast") }
     }
 
     pub fn remove_connection(&mut self, address: IpAddr) {
-        let Some(address) = self.limited_address(address) else { return };
+        let Some(address) = self.limit_key(address) else { return };
         match self.per_address.get_mut(&address) {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(self.per_address.remove(&address)),
@@ -88,13 +88,13 @@ impl ConnectionLimits {
     }
 
     /// Whether the address may present an access token: `false` after too many wrong tokens in one minute.
-    pub fn may_guess(&self, address: IpAddr, now: Duration) -> bool {
-        let wrong = self.limited_address(address).and_then(|address| self.wrong_tokens.get(&address));
+    pub fn may_try_token(&self, address: IpAddr, now: Duration) -> bool {
+        let wrong = self.limit_key(address).and_then(|address| self.wrong_tokens.get(&address));
         wrong.is_none_or(|(count, since)| *count < self.max_wrong_tokens || now - *since >= MINUTE)
     }
 
     pub fn count_wrong_token(&mut self, address: IpAddr, now: Duration) {
-        let Some(address) = self.limited_address(address) else { return };
+        let Some(address) = self.limit_key(address) else { return };
         let is_expired = |(_, since): &(usize, Duration)| now - *since >= MINUTE;
         let wrong = self.wrong_tokens.entry(address, (0, now), is_expired);
         *wrong = if is_expired(wrong) { (1, now) } else { (wrong.0 + 1, wrong.1) };
@@ -105,14 +105,14 @@ impl ConnectionLimits {
         let (_, counts) = self.rejections.get_or_insert_with(|| (now + MINUTE, PeerMap::default()));
         let count = counts.entry(network_of(address), 0, |_| false);
         *count += 1;
-        *count <= MAX_LOGGED
+        *count <= MAX_LOGGED_REJECTIONS
     }
 
     /// Returns, once a minute, each address with unlogged rejections and their count.
-    pub fn rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
+    pub fn take_rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
         let Some((_, counts)) = self.rejections.take_if(|(at, _)| *at <= now) else { return Vec::new() };
-        let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED);
-        repeated.map(|(address, count)| (address, count - MAX_LOGGED)).collect()
+        let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED_REJECTIONS);
+        repeated.map(|(address, count)| (address, count - MAX_LOGGED_REJECTIONS)).collect()
     }
 
     pub fn next_summary_at(&self) -> Option<Duration> {
@@ -120,7 +120,7 @@ impl ConnectionLimits {
     }
 
     /// The address or network under which the server counts a client; `None` if the client is exempt.
-    fn limited_address(&self, address: IpAddr) -> Option<IpAddr> {
+    fn limit_key(&self, address: IpAddr) -> Option<IpAddr> {
         (!(self.is_local && address.to_canonical().is_loopback())).then(|| network_of(address))
     }
 }
@@ -147,11 +147,11 @@ mod tests {
     #[test]
     fn connections_that_linger_are_bounded_and_only_clients_count() {
         let mut limits = limits(&["--max-per-address", "2"]);
-        assert_eq!([1, 2, 3].map(|token| limits.linger(Token(token))), [None, None, None]);
-        assert_eq!(limits.linger(Token(4)), Some(Token(1)), "the oldest makes room");
+        assert_eq!([1, 2, 3].map(|token| limits.start_lingering(Token(token))), [None, None, None]);
+        assert_eq!(limits.start_lingering(Token(4)), Some(Token(1)), "the oldest makes room");
         limits.stop_lingering(Token(1));
         limits.stop_lingering(Token(3));
-        assert_eq!(limits.linger(Token(5)), None);
+        assert_eq!(limits.start_lingering(Token(5)), None);
         assert!(limits.may_accept(13) && !limits.may_accept(14));
         limits.clients = 9;
         assert!(!limits.is_full());
@@ -199,7 +199,7 @@ mod tests {
             );
             local.count_wrong_token(ip("127.0.0.1"), at(0.0));
         }
-        assert!(local.per_address.is_empty() && local.may_guess(ip("127.0.0.1"), at(0.0)));
+        assert!(local.per_address.is_empty() && local.may_try_token(ip("127.0.0.1"), at(0.0)));
         let mut public = limits(&["--max-per-address", "2", "--open", "--trusted-proxy", "127.0.0.1"]);
         let connects = (0..9).take_while(|_| public.add_connection(ip("127.0.0.2"), at(0.0)).is_ok()).count();
         assert_eq!(connects, 2);
@@ -211,12 +211,12 @@ mod tests {
     fn wrong_tokens_are_counted_for_a_minute() {
         let mut limits = limits(&["--max-per-address", "2"]);
         let guess = |limits: &mut ConnectionLimits, now| {
-            let may_guess = limits.may_guess(ip("192.0.2.1"), at(now));
+            let may_try_token = limits.may_try_token(ip("192.0.2.1"), at(now));
             limits.count_wrong_token(ip("192.0.2.1"), at(now));
-            may_guess
+            may_try_token
         };
         assert_eq!([0.0, 1.0, 2.0, 3.0, 59.0].map(|now| guess(&mut limits, now)), [true, true, true, false, false]);
-        assert!(limits.may_guess(ip("192.0.2.2"), at(3.0)), "another address");
+        assert!(limits.may_try_token(ip("192.0.2.2"), at(3.0)), "another address");
         assert_eq!([60.0, 61.0, 62.0, 63.0].map(|now| guess(&mut limits, now)), [true, true, true, false]);
     }
 
@@ -224,12 +224,12 @@ mod tests {
     fn repeated_rejections_are_summarized_once_a_minute() {
         let mut limits = limits(&["--max-per-address", "2"]);
         let logged = (0..317).filter(|_| limits.should_log_rejection(ip("192.0.2.1"), at(1.0))).count();
-        assert_eq!(logged, MAX_LOGGED);
+        assert_eq!(logged, MAX_LOGGED_REJECTIONS);
         assert!(limits.should_log_rejection(ip("192.0.2.2"), at(2.0)));
         assert_eq!(limits.next_summary_at(), Some(at(61.0)));
-        assert_eq!(limits.rejection_summary(at(60.9)), []);
-        assert_eq!(limits.rejection_summary(at(61.0)), [(ip("192.0.2.1"), 312)]);
-        assert_eq!((limits.rejection_summary(at(200.0)), limits.next_summary_at()), (Vec::new(), None));
+        assert_eq!(limits.take_rejection_summary(at(60.9)), []);
+        assert_eq!(limits.take_rejection_summary(at(61.0)), [(ip("192.0.2.1"), 312)]);
+        assert_eq!((limits.take_rejection_summary(at(200.0)), limits.next_summary_at()), (Vec::new(), None));
         assert!(limits.should_log_rejection(ip("192.0.2.1"), at(200.0)));
     }
 }

@@ -73,7 +73,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
         ttl: config.history_ttl,
         default_room: DEFAULT_ROOM,
     };
-    let may_share = if config.unique_names { names::is_default } else { |_: &str| true };
+    let may_share = if config.unique_names { names::is_default_username } else { |_: &str| true };
     MemoryBroker::new(memory, random, NameRules { key: names::username_key, may_share })
 }
 
@@ -154,7 +154,7 @@ impl<S: Socket> Server<S> {
         for work in [Work::ReadEnding, Work::Read, Work::Handshake] {
             let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
-                let Some(token) = self.connections.next(work) else { break };
+                let Some(token) = self.connections.dequeue(work) else { break };
                 // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
                 let full = &self.fanout.full_rooms;
                 if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
@@ -311,13 +311,13 @@ impl<S: Socket> Server<S> {
             return;
         }
         let Some(dialect) = self.chat.dialect_of(client) else { return };
-        self.connections.send(client, self.fanout.catch_up(room, client, dialect));
+        self.connections.send(client, self.fanout.advance_cursor(room, client, dialect));
     }
 
     /// Skips the room's batch so far: the client receives only later events.
     fn skip(&mut self, client: Token, room: RoomId) {
         if let Some(dialect) = self.chat.dialect_of(client) {
-            self.fanout.catch_up(room, client, dialect);
+            self.fanout.advance_cursor(room, client, dialect);
         }
     }
 
@@ -326,19 +326,19 @@ impl<S: Socket> Server<S> {
     fn write_and_remove(&mut self) {
         loop {
             // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.
-            while let Some(token) = self.connections.next(Work::Remove) {
+            while let Some(token) = self.connections.dequeue(Work::Remove) {
                 self.remove(token);
             }
             self.apply_effects();
             self.fanout.check_hold();
             // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
-            while let Some(token) = self.connections.next(Work::Write) {
+            while let Some(token) = self.connections.dequeue(Work::Write) {
                 self.write_to(token);
             }
-            while let Some((room, batch)) = self.fanout.take_next() {
+            while let Some((room, batch)) = self.fanout.take_next_batch() {
                 self.send_batch(room, &batch);
             }
-            while let Some(token) = self.connections.next(Work::CloseSlow) {
+            while let Some(token) = self.connections.dequeue(Work::CloseSlow) {
                 self.close_slow(token, CloseCode::POLICY_VIOLATION, "too slow to read");
             }
             self.apply_effects();

@@ -11,7 +11,7 @@ pub trait Observer {
     /// Receives the bytes of one read (`from` is the client) or of one write (`from` is the server).
     fn observe(&mut self, from: Role, bytes: &[u8]);
 
-    fn set_stage(&mut self, stage: Stage<'_>);
+    fn set_stage(&mut self, stage: ObservedStage<'_>);
 
     fn finish(&mut self, reason: &str);
 
@@ -26,7 +26,7 @@ pub trait Observer {
 }
 
 #[derive(Debug, Clone, Copy)]
-pub enum Stage<'a> {
+pub enum ObservedStage<'a> {
     /// The server accepted the request and will send the 101. `has_welcome`: after its join, the client receives a
     /// `welcome`, which contains a session. `has_ticket`: the `welcome` also contains [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, is_inspector: bool, has_welcome: bool, has_ticket: bool },
@@ -61,7 +61,7 @@ pub trait Observers {
     }
 
     /// Rejects an inspector (403) if its ticket is wrong or was used before, or if the observed connection is not open.
-    fn admit(&mut self, _inspector: Token, _ticket: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
+    fn admit_inspector(&mut self, _: Token, _ticket: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
         Err(Rejection::new(403, "Inspection is off on this server."))
     }
 

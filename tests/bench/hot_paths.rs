@@ -25,7 +25,7 @@ use wirechat::inspect::{InspectObservers, InspectOptions, Records, Tap, Trace};
 use wirechat::server::connection::{Connection, Socket};
 use wirechat::server::fanout::Fanout;
 use wirechat::server::limits::ConnectionLimits as ServerLimits;
-use wirechat::server::observer::{Observer, Observers, Stage};
+use wirechat::server::observer::{ObservedStage, Observer, Observers};
 use wirechat::server::outbox::Broadcast;
 use wirechat::server::{Readiness, Server, memory_broker};
 use wirechat::ws::frame::{self, FrameHeader, Opcode, Role};
@@ -208,7 +208,7 @@ fn fan_out(c: &mut Criterion) {
                     for _ in 0..messages {
                         fanout.append(room, chat.dialects(room), &event);
                     }
-                    let (_, batch) = fanout.take_next().expect("a batch");
+                    let (_, batch) = fanout.take_next_batch().expect("a batch");
                     let buffered_shared = Rc::default();
                     let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize], &buffered_shared);
                     for (member, _) in chat.recipients(room) {
@@ -234,7 +234,7 @@ fn tracer() -> Box<dyn Observer> {
     let mut inspect = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
     let mut observer = inspect.create_observer(Token(0), ADDRESS).expect("every connection is traced");
     observer.observe(Role::Client, REQUEST);
-    observer.set_stage(Stage::Upgraded {
+    observer.set_stage(ObservedStage::Upgraded {
         limits: LIMITS,
         username: None,
         is_inspector: false,

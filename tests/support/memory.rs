@@ -22,7 +22,7 @@ use wirechat::http::access::Access;
 use wirechat::net::listener::Listener;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
-use wirechat::server::observer::{Observer, Observers, Stage};
+use wirechat::server::observer::{ObservedStage, Observer, Observers};
 use wirechat::server::{Readiness, Server, memory_broker};
 use wirechat::ws::frame::Role;
 
@@ -321,7 +321,7 @@ struct ReasonObserver(Token, Reasons);
 impl Observer for ReasonObserver {
     fn observe(&mut self, _: Role, _: &[u8]) {}
 
-    fn set_stage(&mut self, _: Stage<'_>) {}
+    fn set_stage(&mut self, _: ObservedStage<'_>) {}
 
     fn finish(&mut self, reason: &str) {
         let before = self.1.0.borrow_mut().insert(self.0, reason.to_owned());

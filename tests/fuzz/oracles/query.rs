@@ -32,7 +32,8 @@ pub fn check(data: &[u8]) {
     }
     let head = format!("GET /?token=dev-token&{query} HTTP/1.1\r\n{REST}");
     let request = Request::parse(head.as_bytes(), 64).expect("a request");
-    let client = Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: true };
+    let client =
+        Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_try_token: true, needs_token: true };
     let outcome = route_request(&request, &super::access(None), client, super::NOW);
     let pairs: Vec<_> = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
     let text = |text: &str| decode(text).and_then(|bytes| String::from_utf8(bytes).ok());

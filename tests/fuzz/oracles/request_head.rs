@@ -35,7 +35,8 @@ pub fn check(data: &[u8]) {
     let parsed = Request::parse(reader.head(), MAX_HEADERS);
     assert_eq!(parsed.as_ref().err().map(|error| error.status), head.as_ref().err().copied(), "{lines:?}");
     let (Ok(request), Ok(head)) = (parsed, head) else { return };
-    let client = Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_guess: true, needs_token: false };
+    let client =
+        Client { address: Ipv4Addr::LOCALHOST.into(), is_proxied: false, may_try_token: true, needs_token: false };
     let must_upgrade = head.is_upgrade() && head.target == "/echo" && head.has_no_other_checked_header();
     match route_request(&request, &super::access(None), client, super::NOW) {
         Ok(Outcome::Upgrade { response, .. }) => {
