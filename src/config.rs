@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // descriptors: half for stdio, listener and so on, half to reject clients
+pub const RESERVED_DESCRIPTORS: usize = 16; // descriptors kept back: half for stdio, listener etc., half for rejections
 
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -60,7 +60,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // in bytes of the files; as hex, each byte on the wire takes more than two of them
+    pub record_limit: u64, // counts bytes in the files, which write each byte from the wire as two hex digits
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
@@ -199,7 +199,7 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, and its value. A trusted proxy may forward clients from anywhere.
+    /// The first option that makes the server public, and its value. A trusted proxy's clients may be on any machine.
     fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));

@@ -42,7 +42,8 @@ impl Hasher for CounterHasher {
 #[derive(Debug)]
 pub struct PeerMap<K, V> {
     entries: HashMap<K, V>,
-    /// An insertion at this size removes expired entries, and sets `sweep_at` to twice the new size: amortized O(1).
+    /// When the map has this many entries, inserting a new key removes the expired entries and sets `sweep_at` to twice
+    /// the number of entries that remain. So the cost per insertion is amortized O(1).
     sweep_at: usize,
 }
 

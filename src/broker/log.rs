@@ -27,7 +27,7 @@ impl RoomLog {
         RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
     }
 
-    /// Assigns the next id to the message.
+    /// Adds the message to the log under the next id, and returns it.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
         debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         self.last_id += 1;

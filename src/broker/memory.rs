@@ -26,7 +26,7 @@ pub struct MemoryConfig {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table is as large as a used slot
     rooms: Rooms,
-    /// (username key, whether clients may share the username, client): an entry per client, so that removal is fast.
+    /// (username key, whether clients may share the username, client). With one entry per client, removal is O(log n).
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -35,7 +35,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // from the last accepted message; before the first message, from the join request
+    username: Rc<str>, // the username in the last accepted message or, before the first one, in the join request
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -144,7 +144,7 @@ impl MemoryBroker {
 
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
-        // Commands run only while the client's outbox is at most half full, so a page fits in the other half.
+        // Commands run only while the client's outbox is at most half full. A page of messages fits in the other half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }

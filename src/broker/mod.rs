@@ -43,7 +43,7 @@ pub trait Broker {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 
-/// A connection to this server or to another instance. Local members sort before remote ones.
+/// Identifies a room's member by a connection to this or another server. Local members sort before remote ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MemberId {
     Local(Token),
@@ -81,11 +81,11 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // the access token is bound to `username`, so the client may replace the username's holder
+    pub is_bound: bool, // whether the token is bound to `username`; if so, the client may replace the username's holder
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
-    pub user: User,                       // the room's opener, if the join creates the room
-    pub client_id: Option<Rc<str>>,       // the client replaces an older client with the same id and credential
+    pub user: User,                 // a room that the join creates counts towards this user's room limit
+    pub client_id: Option<Rc<str>>, // `Some`: the client replaces an older one with this id and credential
     pub credential: Option<CredentialId>, // `None`: the client needs no access token
     pub resume: Option<Resume>,
 }
@@ -178,7 +178,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // by another connection, with a different credential
+    ClientIdInUse, // a client with a different credential has joined with this client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

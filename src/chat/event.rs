@@ -79,7 +79,7 @@ pub struct ClientLimits {
 /// The text of an error event. PROTOCOL.md ("Errors") specifies some of the texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
-/// The reasons in the Close frames of [`Effect::Close`].
+// The reasons that `Effect::Close` puts into Close frames.
 pub const FLOODING: &str = "flooding";
 pub const NAME_IN_USE: &str = "username already in use";
 pub const REPLACED: &str = "replaced by a newer connection";

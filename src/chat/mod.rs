@@ -55,7 +55,7 @@ pub struct JoinRequest {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinError {
-    Reserved, // another token is bound to the username
+    Reserved, // the username is reserved for another access token
     Broker(BrokerError),
     TooManyJoins, // the user has reached the rate limit
 }
@@ -85,7 +85,7 @@ pub struct Chat {
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
-    formatted_time: Option<(SystemTime, Rc<str>)>, // cached: all messages of an event loop turn have the same time
+    formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, formatted once per event loop turn
     config: Config,
     is_local: bool, // computed once, because `user_of` reads `is_local` for every message
 }
@@ -93,13 +93,13 @@ pub struct Chat {
 struct Client {
     dialect: Dialect,
     membership: Membership,
-    username: Rc<str>, // the username in the join; a message may carry another one
+    username: Rc<str>, // the username in the join; a later command may carry another username
     identity: Identity,
     address: IpAddr,
 }
 
 enum Membership {
-    // `held`: errors and pongs that must not precede `welcome` or, in the other dialects, `joined` and the backlog.
+    // `held`: errors and pongs to send after `welcome` or, in dialects without it, after `joined` and the backlog.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
     Leaving(Box<str>), // reason for the log; the client receives no more events

@@ -15,7 +15,7 @@ pub fn parse_room_name(text: &str) -> Result<Cow<'_, str>, String> {
     parse_name("room", text, 64, 256)
 }
 
-/// Trims, normalizes (NFC) and validates a name. The client, or the author of the token file, reads the error text.
+/// Trims, normalizes (NFC) and validates a name. The error text is for the client or the author of the token file.
 fn parse_name<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) -> Result<Cow<'a, str>, String> {
     let name = text.trim();
     let is_nfc = is_nfc_quick(name.chars()) == IsNormalized::Yes;
@@ -52,7 +52,7 @@ fn is_visible(character: char) -> bool {
     !(character.is_whitespace() || character == '\u{2800}' || is_ignorable(character))
 }
 
-/// Two usernames with the same key are the same name. The key is case-folded, in NFKC and without ignorable characters.
+/// The form in which usernames are compared: case-folded, in NFKC and without ignorable characters.
 pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Rc::clone(username); // the username is its own key, and sharing saves memory

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // a flood is more than this many bursts of rejected messages within `FLOOD_WINDOW`
+const FLOOD_BURSTS: f64 = 5.0; // in a flood, the rejections within `FLOOD_WINDOW` exceed this many times `burst`
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 const TYPING_RATE: f64 = 1.0; // `typing` commands per second, without bursts
 const BUCKET_TTL: Duration = Duration::from_secs(60);
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At nine messages per second, about four per second exceed the rate: 40 in ten seconds. A flood is over 50.
+        // At nine messages per second, the limiter rejects about four: 40 in ten seconds. A flood is over 50.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

@@ -28,7 +28,7 @@ impl Access {
             origins.push("null".into());
         }
         access.origins = parse_allowed(&origins, parse_allowed_origin)?;
-        // By default, allow only loopback names on loopback. A public server cannot know its names, so it allows all.
+        // By default, a loopback server allows only loopback names. Others cannot know their names, so they allow all.
         let allows_all = config.allow_host.is_empty() && !config.is_loopback();
         access.hosts = if allows_all { None } else { parse_allowed(&config.allow_host, parse_allowed_host)? };
         Ok(access)

@@ -66,7 +66,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     Ok(Outcome::Upgrade { response, route: select_route(request, access, &client)? })
 }
 
-/// Checks the origin, the token and the parameters as a handshake for the path in `?endpoint=` would.
+/// Runs the same origin, token and parameter checks as a handshake for the path in `?endpoint=`.
 fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -139,7 +139,7 @@ fn format_body(rejection: &Rejection) -> String {
 }
 
 fn not_found(path: &str) -> Rejection {
-    // Omit the text after `=`: if the client percent-encoded the `?`, the path contains the query and any access token.
+    // Omit the text after `=`: if the client sent `?` as %3F, the path includes the query, which may hold a token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
@@ -148,7 +148,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // Announce that the server will close TCP (RFC 6455 §7.2.2). A 426 sets Connection itself (RFC 9110 §7.8).
+    // Announce that the server will close TCP (RFC 6455 §7.2.2). A 426 already has `Connection` (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -200,7 +200,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    // Name the normalized origin: an operator may paste this advice into a shell, and the received text is untrusted.
+    // Suggest the normalized origin: the received text is untrusted, and operators may paste the option into a shell.
     let advice = match normalize_origin(text) {
         Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
         None => "It is not a valid origin, so --allow-origin cannot name it.".into(),

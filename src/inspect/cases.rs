@@ -57,7 +57,7 @@ pub struct CaseResult {
     pub received: String,
     /// The RFC section that the case tests, and a summary of its rule.
     pub rule: String,
-    /// Whether the server did what the case expects, or something else that an RFC permits.
+    /// `true` if the server did what the case expects, or something else that an RFC permits.
     pub passed: bool,
 }
 

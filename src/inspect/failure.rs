@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] lists only errors of clients, so it has no such variant.
+/// Explains a masked frame from the server. [`ProtocolError`] lists only client errors, so it has no such variant.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -94,7 +94,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
 fn describe_long_form(frame: &Frame) -> String {
     let (form, extended) = (frame.header.length_form(), frame.header.extended_length());
     let shortest = |length| if length <= 125 { "7 bits" } else { "16 bits" };
-    // Six zero bytes already prove that a 64-bit length is not minimal, so its last two bytes may not have arrived yet.
+    // The last two bytes of a 64-bit length may be missing: six zero bytes already prove that 16 bits are enough.
     let rule = match frame.header.payload_len() {
         Some(length) => format!("{length} fits into {}", shortest(length)),
         None => "a length up to 65535 fits into 16 bits".into(),

@@ -36,7 +36,7 @@ impl Filter {
         let is_about_connection =
             |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
         let (connection, kind): (Vec<_>, Vec<_>) = self.0.iter().partition(is_about_connection);
-        // A filter may name only connections and users, or only kinds. The empty group then matches every record.
+        // A filter that names no connection or user accepts all of them. A filter that names no kind accepts all.
         let holds = |group: &[&Condition]| group.is_empty() || group.iter().any(|condition| condition.matches(record));
         holds(&connection) && holds(&kind)
     }

@@ -31,7 +31,7 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN`] bytes of the payload, masked if the frame is masked. The tap redacts secrets in records.
+    /// The first [`MAX_SHOWN`] bytes of the payload, masked if the frame is masked. The tap redacts secrets in them.
     pub wire: Vec<u8>,
     /// Number of payload bytes observed so far.
     pub received: u64,
@@ -268,7 +268,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner calls `add` once for a frame's header and again for its payload, but one read may carry both.
+            // The scanner calls `add` for a frame's header and for its payload. If one read carried both, list it once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -38,8 +38,8 @@ const MAX_QUEUED_RECORDS: usize = 16 * 1024;
 /// The server rejects an inspector's `ping` command while more bytes than this limit are queued for the inspected
 /// connection.
 const MAX_QUEUED_BYTES_FOR_PING: usize = 4096;
-/// Maximum number of frames, besides Closes, that an inspector receives in each direction of a test case's connection.
-/// The case may send 100,000 frames, but a learner reads only the first few.
+/// Maximum number of frames per direction of a test case that an inspector receives, not counting Closes. A case may
+/// send 100,000 frames, but a learner reads only the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
 /// Size in bytes of the secret in a ticket (128 bits).
 const SECRET_LEN: usize = 16;
@@ -134,9 +134,9 @@ pub struct Inspection {
     taps_all: bool,
     queue: Rc<RecordQueue>,
     handshakes: Rc<RefCell<Handshakes>>,
-    /// Links to inspectors, by inspected connection. A link outlives its inspector, to remember that a ticket was used.
+    /// Links to inspectors, keyed by inspected connection. A link outlives its inspector, to mark the ticket as used.
     links: TokenMap<Rc<InspectorLink>>,
-    /// Inspectors, by the inspector's own connection (not by the inspected connection).
+    /// Inspectors, keyed by the inspector's own connection (not by the inspected connection).
     inspectors: TokenMap<Inspector>,
     pub plays: RunningCases,
     actions: VecDeque<Action>,
@@ -205,7 +205,8 @@ impl Inspection {
         bool::from(self.compute_secret(number).ct_eq(secret)).then(|| usize::try_from(number).ok().map(Token))?
     }
 
-    /// Lets a client inspect the connection that its ticket identifies, starting with the handshake.
+    /// Makes `client` the inspector of the connection that `ticket` identifies, and queues the records of that
+    /// connection's handshake, if the server still has them.
     ///
     /// # Errors
     /// Returns a 403 if the ticket is invalid or already used, or if its connection is no longer open.
@@ -358,7 +359,8 @@ struct CapturedHandshake {
 
 impl Handshakes {
     fn push(&mut self, handshake: CapturedHandshake) {
-        // Drop the oldest handshake: a page usually opens its inspector soon after it connects.
+        // Drop the oldest handshake. It is the least likely to be needed, because a page usually opens its inspector
+        // soon after it connects.
         if self.0.len() == MAX_HANDSHAKES {
             self.0.pop_front();
         }
@@ -414,8 +416,8 @@ impl HandshakeCapture {
         self.response.is_complete
     }
 
-    /// Stores whether an accepted client gets a ticket. If it does not, returns `true` to end the capture: without a
-    /// ticket, no inspector can ask for the handshake.
+    /// Stores whether an accepted client gets a ticket. Returns `true`, to end the capture, if the client gets none:
+    /// without a ticket, no inspector can ask for the handshake.
     pub fn upgrade(&mut self, has_ticket: bool) -> bool {
         self.has_ticket = has_ticket;
         !has_ticket

@@ -16,7 +16,7 @@ pub fn record_to_json(record: &Record) -> Value {
         RecordKind::Failure(failure) => failure_to_json(failure),
         RecordKind::End(end) => end_to_json(end),
         RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
-        // Use the same `record` kind as `Missed`, so that a page that does not know `earlier` still shows a gap.
+        // Send "missed", as for `Missed`: an older page, which ignores `earlier`, still shows that frames are missing.
         RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);

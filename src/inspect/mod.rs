@@ -47,7 +47,7 @@ pub use tap::Tap;
 /// Maximum number of bytes that a record keeps from a payload or a response body.
 pub const MAX_SHOWN: usize = 1024;
 
-// Bounds memory: one read can contain 10,000 empty frames, and each becomes a record of about 300 bytes.
+// Limits the memory of a list: one read can contain 10,000 empty frames, and each adds a record of about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]

@@ -36,7 +36,7 @@ pub struct InspectOptions {
 pub struct Trace {
     pub style: Style,
     pub filter: Filter,
-    /// Outputs the text of one record that matches `filter`: one or more newline-terminated lines.
+    /// Outputs the text of one record. The text has one or more lines, and each line ends with a newline.
     pub write: Box<dyn Fn(&str)>,
 }
 
@@ -129,7 +129,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // The secrets are in the `welcome` event, which the server has already sent, so the tap has none to redact.
+        // The tap has no secrets to redact: they are all in the `welcome` event, which the server has already sent.
         tap.set_limits(limits);
         tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -236,7 +236,7 @@ impl Observer for ConnectionObserver {
 
     fn finish(&mut self, reason: &str) {
         let now = self.context.now.get();
-        // Ignore `capture`: without a response, there is no handshake to show to an inspector.
+        // Ignore an unfinished `capture`: without a complete response, there is no handshake to show to an inspector.
         if let Some(active_tap) = &mut self.active_tap {
             active_tap.tap.finish(reason, now);
             active_tap.deliver_records(&self.context);
@@ -256,7 +256,7 @@ impl Observer for ConnectionObserver {
     }
 
     fn buffered_bytes(&self) -> usize {
-        // These buffers grow with the peer's input, so they count towards `--max-buffered`.
+        // The tap, recorder and capture buffers grow with the peer's input, so they count towards `--max-buffered`.
         self.active_tap.as_ref().map_or(0, |active_tap| active_tap.tap.buffered_bytes())
             + self.recorder.as_ref().map_or(0, |recorder| recorder.buffered_bytes())
             + self.capture.as_ref().map_or(0, HandshakeCapture::buffered_bytes)

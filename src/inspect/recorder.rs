@@ -58,8 +58,8 @@ struct SharedState {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// Number of bytes left; `None` once a line did not fit in them. Each recorder with an open file then writes only a
-    /// final [`Step::Cut`] line.
+    /// Number of bytes left; `None` after a line needed more bytes than were left. From then on, each recorder with an
+    /// open file writes only a final [`Step::Cut`] line.
     remaining: Cell<Option<u64>>,
     /// The text of the warning that is logged when the quota is exhausted.
     message: &'static str,
@@ -244,7 +244,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Merge this read into the previous read: the file then lacks a read boundary, but no bytes.
+            // Too many reads to store every boundary: merge this read into the previous one, which loses no bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -261,7 +261,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // Without the frames of an inspector, `redacted` may be shorter than all reads together.
+        // An inspector's frames are omitted, so `redacted` may be shorter than the reads that contained them.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -341,7 +341,7 @@ mod tests {
     const PING: &[u8] = b"\x89\x80\0\0\0\0";
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-    /// Runs a test with recordings in a new directory.
+    /// Runs a test with a `Recorders` that writes to a new directory.
     fn with_recordings(name: &str, test: impl FnOnce(&mut Recorders)) {
         let dir = std::env::temp_dir().join(format!("wirechat-recorder-{name}-{}", std::process::id()));
         test(&mut Recorders::new(&dir, LIMIT).expect("a writable directory"));

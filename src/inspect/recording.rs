@@ -100,13 +100,13 @@ impl Recording {
     /// Passes the recorded bytes and state changes to a tap, and calls `show` for each of the tap's records.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, do not report a client's protocol error if the server sends a Close for another reason.
+        // As in a live trace, report no protocol error of the client if the server's Close has a different cause.
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
                 Step::Client(bytes) => tap.observe(Role::Client, bytes, *at),
                 Step::Server(bytes) => tap.observe(Role::Server, bytes, *at),
-                // 0 secrets: the recorder has already redacted the secrets in the file.
+                // Pass 0 as the number of secrets to redact: the recorder has already redacted them.
                 Step::Upgraded { limits, user } => tap.upgrade(*limits, user.as_deref().map(Into::into), 0),
                 Step::Closing => tap.begin_closing(),
                 Step::End(cause) => tap.finish(cause, *at),

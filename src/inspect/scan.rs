@@ -12,7 +12,7 @@ use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 
-/// Maximum number of bytes stored of an HTTP head: the largest value that `--max-head` accepts.
+/// Maximum number of bytes of an HTTP head to store: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
@@ -68,7 +68,7 @@ pub struct Direction {
     pub parts: u64,
     pub head: Head,
     pub frames: FrameScanner,
-    /// Whether the current frame is already reported: a frame that breaks a rule is reported even before its end.
+    /// Whether the tap has already reported the current frame: it may report an invalid frame before the frame ends.
     pub is_reported: bool,
     /// Whether later bytes are no longer parsed as frames, for example after an invalid header.
     pub is_out_of_sync: bool,
@@ -91,8 +91,8 @@ pub struct FrameScanner {
     from: Role,
     current: Option<Frame>,
     in_payload: bool,
-    // Both counts include the last frame or message even if it is incomplete. If a tap is attached to an open
-    // connection, `frames` includes all earlier frames, but `messages` starts at 0.
+    // `frames` and `messages` include an incomplete last frame or message. If a tap is attached to an open connection,
+    // `frames` includes all earlier frames, but `messages` starts at 0.
     frames: u64,
     messages: u64,
     /// Number of fragments of the current message so far, including an incomplete fragment; 0 between messages.

@@ -8,7 +8,7 @@ use crate::ws::handshake::find_access_token;
 
 /// Query parameters with secret values.
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words. Many products have their own header names.
+/// A header is secret if its name contains one of these words, because many products define their own header names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS

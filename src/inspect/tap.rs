@@ -33,7 +33,7 @@ pub struct Tap {
     server: Direction,
     /// The client's bytes between its request and the response: one entry per read, with the number of the read.
     early: Vec<(u64, Vec<u8>)>,
-    /// Whether early bytes were dropped because there were too many.
+    /// Whether the tap dropped client bytes that arrived before the response, because of [`MAX_EARLY_BYTES`].
     has_early_gap: bool,
     checker: RuleChecker,
     lifecycle: Lifecycle,
@@ -91,8 +91,8 @@ impl Tap {
         self.checker.set_limits(limits);
     }
 
-    /// Makes the tap hold each failure of the client until the server sends its Close or the TCP connection closes. The
-    /// tap drops the failure if the server's Close has another reason: the server closed before it read the bad frame.
+    /// Makes the tap report a client's protocol error only once the server sends its Close or TCP closes. If the Close
+    /// has another reason, the tap does not report the error: the server began to close before it read the bad frame.
     pub fn hold_failures(mut self) -> Tap {
         self.checker.awaits_close = true;
         self
@@ -147,7 +147,7 @@ impl Tap {
     }
 
     /// Stops checking the client's data frames, because the server discards them once it starts closing. Called at that
-    /// time, possibly before the server's Close frame is on the wire.
+    /// time, because the tap cannot see a Close frame that is still queued.
     pub fn begin_closing(&mut self) {
         self.checker.begin_closing();
     }
@@ -233,7 +233,7 @@ impl Tap {
             self.read_frames(Role::Client, &bytes, part);
         }
         if self.has_early_gap {
-            // After the gap, the tap cannot find the start of the next frame.
+            // Some early client bytes were dropped, so the tap cannot find the start of the client's next frame.
             self.client.is_out_of_sync = true;
             self.reporter.report(RecordKind::Missed(1));
         }
@@ -348,8 +348,8 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("tap.rs"), &picture);
     }
 
-    /// A server discards the client's data frames as soon as it has queued a Close. The tap cannot see a queued frame, so
-    /// the server calls `begin_closing`.
+    /// A server discards the client's data frames as soon as it has queued a Close. The tap cannot see a queued frame,
+    /// so the server calls `begin_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {

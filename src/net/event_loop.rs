@@ -20,7 +20,7 @@ const WAKER: Token = Token(usize::MAX - 2); // lets other threads wake the poll
 
 // Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
 const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // accepts per turn, so that a flood of new clients does not delay the others
+const MAX_ACCEPTS: usize = 64; // maximum per turn, so that a flood of new clients does not delay the others
 
 pub struct EventLoop {
     poll: Poll,

@@ -1,5 +1,5 @@
-//! Accepts clients. The edge-triggered poll reports a waiting client only once. If descriptors run out or the server is
-//! full, clients wait in the kernel's queue. The listener accepts them after a pause or when a connection closes.
+//! Accepts clients. If descriptors run out or the server is full, clients wait in the kernel's queue. The
+//! edge-triggered poll reports them only once, so the listener retries after a pause or when a connection closes.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};

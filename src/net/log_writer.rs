@@ -15,10 +15,10 @@ use super::is_ready;
 use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
-const MAX_QUEUED_BYTES: usize = 64 * 1024; // while stderr is full
-/// Errors and these events may fill the whole queue, and other lines only half: a flood of rejections must leave space.
+const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum bytes queued while stderr is full
+/// Only errors and these events may use the queue's second half: a flood of rejections must not crowd them out.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// Lines wait up to this long to share a write: one per event-loop turn would take 5 % of a short connection's CPU time.
+// Lines wait up to this long to share a write: a write per loop turn would take 5 % of a short connection's CPU time.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
@@ -48,8 +48,8 @@ impl LogWriter {
         let invalid = |error| format!("WIRECHAT_LOG={directives:?}: {error}.");
         let filter = env_filter::Builder::new().filter_level(level).try_parse(&directives).map_err(invalid)?.build();
         log::set_max_level(filter.filter());
-        // Reopen a terminal: the new descriptor can be non-blocking without affecting other processes. A poll would not
-        // suffice, because a terminal polls as writable even if it accepts only a single byte.
+        // If stderr is a terminal, reopen it: the new descriptor can be non-blocking without affecting other processes.
+        // A poll would not suffice, because a terminal polls as writable even if it accepts only a single byte.
         let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let reopen = || open("/proc/self/fd/2", flags, Mode::empty()).ok().map(File::from);
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
@@ -85,7 +85,7 @@ impl Log for LogWriter {
         self.lines().log(record);
     }
 
-    fn flush(&self) {} // only the event loop flushes the queue
+    fn flush(&self) {} // does nothing: the log writer decides when to write the queue
 }
 
 impl Lines {
@@ -132,7 +132,7 @@ impl Lines {
                 Ok(len) => written += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Discard the lines: after stderr is closed, the server cannot report the error.
+                // Discard the lines: if stderr fails, the server has nowhere to report the error.
                 Err(_) => written = self.queued.len(),
             }
         }

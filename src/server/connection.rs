@@ -41,7 +41,7 @@ const WORK_LIST_COUNT: usize = Work::Remove as usize + 1;
 
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
-    /// Whether a transport such as TLS buffers bytes from this role: unread bytes (client) or unsent bytes (server).
+    /// Whether the transport itself (such as TLS) holds bytes from this role: unread (client) or unsent (server) bytes.
     fn has_pending(&self, _from: Role) -> bool {
         false // plain TCP has no buffer in user space
     }
@@ -54,7 +54,7 @@ pub trait Socket: Read + Write {
 pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
-    pub frames_sent: u64, // frames sent or queued; an observer attached later continues this count
+    pub frames_sent: u64, // number of frames sent or queued; an observer attached later continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
     queued: [bool; WORK_LIST_COUNT], // which work lists hold the connection
@@ -158,7 +158,7 @@ impl<S: Socket> Connection<S> {
         reads && (self.has_input() || !self.cold.unprocessed.is_empty())
     }
 
-    /// Whether the outbox is too full to process another frame, which may cause a reply.
+    /// Whether the outbox is so full that the server must stop processing frames, because they may cause replies.
     pub fn is_congested(&self, max_outbox: usize) -> bool {
         self.outbox.len() > if self.is_echo() { MAX_ECHO_OUTBOX } else { max_outbox / 2 }
     }
@@ -185,7 +185,7 @@ impl<S: Socket> Connection<S> {
         let result = self.socket.read(buffer);
         self.input = match &result {
             Ok(0) => Input::Ended,
-            // epoll(7): after a short read, the socket's buffer is empty. Only an ending stream needs another read.
+            // epoll(7): a short read means an empty socket buffer. Read again only if the stream has ended or failed.
             Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
             _ => self.input, // input may remain, so the server reads again in a later turn
@@ -200,7 +200,7 @@ impl<S: Socket> Connection<S> {
         Ok(Some(len))
     }
 
-    /// Writes the outbox. After the last byte, shuts down the write side if the connection drains and discards input.
+    /// Writes the outbox. After the last byte, shuts down the write side if the stage is `Draining` with `discards`.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
@@ -240,7 +240,7 @@ impl<S: Socket> Connection<S> {
         (protocol.state() == State::Open).then_some(protocol)
     }
 
-    /// Whether the client is a slow consumer. Never on `/echo`, which has backpressure, or while the connection closes.
+    /// Whether the client is a slow consumer. Always `false` on `/echo`, which has backpressure, and during closing.
     pub fn is_slow(&self, max_outbox: usize) -> bool {
         self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
@@ -252,7 +252,7 @@ impl<S: Socket> Connection<S> {
         self.push_frames(replies);
         match state {
             State::Open | State::Closing => {}
-            // Without framing, the server cannot recognize the peer's Close, so it discards the input.
+            // The server no longer parses frames and cannot recognize the peer's Close, so it discards the input.
             State::OutOfSync => self.drain(true, "the peer ended the stream after the server's Close"),
             State::Closed => self.drain(self.has_input(), "both Closes passed; the server ended TCP (§7.1.1)"),
         }
@@ -300,7 +300,7 @@ impl<S: Socket> Connections<S> {
         self.table.get_mut(&token)
     }
 
-    /// The length of the connection's outbox; `None` if the connection is not open.
+    /// The number of bytes in the connection's outbox; `None` if the connection is not open.
     pub fn queued_bytes(&self, token: Token) -> Option<usize> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }

@@ -20,7 +20,7 @@ use crate::broker::{RoomId, RoomMap};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
-/// The server sends a batch longer than this at once, unless batches are held, so that no outbox becomes too full.
+/// Maximum bytes in a batch that is not held. The server sends a larger batch immediately, to keep outboxes small.
 const FULL_BATCH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // if a turn broadcasts more `left` events than this, the server holds all batches
 const MAX_HOLD: Duration = Duration::from_millis(250); // limits the delay of broadcasts if disconnects never stop
@@ -29,7 +29,7 @@ const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batc
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their batches' first events. A room stays listed after its full batch was taken.
+    /// Rooms in the order of their batches' first events. `take_next` skips a room whose batch was already taken.
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of this turn

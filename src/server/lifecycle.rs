@@ -87,7 +87,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Runs the access checks that need server state. Changes nothing in the chat, because `/check` runs them too.
+    /// Runs the access checks that need server state. They do not change the chat: `/check` only reports the result.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check_join(request, self.now) } else { Ok(()) };
@@ -191,7 +191,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // do not blame the peer if this check is late
+        connection.cold.last_received = self.now.monotonic - silent; // do not count a late check's delay as silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -227,7 +227,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the protocol's output. If the connection is no longer open, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
-        // Queue the room's batch so far, so that the client receives events and replies in order.
+        // First queue the room events that the client has not yet received, so that they arrive before this output.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
@@ -238,7 +238,7 @@ impl<S: Socket> Server<S> {
         self.connections.queue(Work::Write, token);
     }
 
-    /// Handles the end of the peer's stream. The peer may still read, so an open connection sends its outbox first.
+    /// Handles the end of the peer's stream. The peer may still read, so an open connection still sends its outbox.
     pub(super) fn handle_end_of_stream(&mut self, token: Token) {
         const REASON: &str = "the peer ended the stream without a Close";
         let Some(connection) = self.connections.get_mut(token) else { return };

@@ -9,7 +9,7 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // seconds of `connect_rate` in one burst: a household's devices reconnect together
+const CONNECT_BURST: f64 = 5.0; // a burst is `connect_rate` times this: a household's devices reconnect together
 const MAX_LOGGED_REJECTIONS: usize = 5; // per address per minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // count, and monotonic time of the first counted wrong token
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and when the first arrived (monotonic)
     rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary, and rejections per address
     pub buffered: usize, // bytes not shared between connections; `--max-buffered` limits these plus `buffered_shared`
     pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share

@@ -35,8 +35,8 @@ use outbox::Broadcast;
 use timers::Timers;
 
 const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
-const CLOSES_PER_TURN: usize = 512; // closing is slow: if thousands of clients drop, the other clients must not wait
-const READS_PER_TURN: usize = 2048; // each read delays the writes at the end of the turn by a few microseconds
+const CLOSES_PER_TURN: usize = 512; // closing a socket is slow, and other clients must not wait for thousands of closes
+const READS_PER_TURN: usize = 2048; // limited, because each read delays the turn's writes by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -127,7 +127,7 @@ impl<S: Socket> Server<S> {
         }
         self.connections.queue_read(token, self.config.max_outbox);
         if readiness.error && !wants_read {
-            self.abort(token, "the socket failed"); // reads are paused, so no read will report the failure
+            self.abort(token, "the socket failed"); // while reads are paused, no read can report the socket's error
         }
     }
 
@@ -219,7 +219,7 @@ impl<S: Socket> Server<S> {
             let (was_open, cold) = (connection.is_open(), &mut *connection.cold);
             let (Some(service), Stage::Open(protocol)) = (cold.service, &mut cold.stage) else { break };
             let Some(event) = protocol.receive(&mut input) else {
-                // A protocol error after the server's Close yields no event, but the protocol's new state matters.
+                // A protocol error after the server's Close yields no event, so check the protocol's state instead.
                 if matches!(protocol.state(), State::OutOfSync | State::Closed) {
                     self.apply_protocol_state(token, "");
                 }
@@ -361,7 +361,7 @@ impl<S: Socket> Server<S> {
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
                 _ if connection.is_queued(Work::Remove) => continue, // an aborted connection receives nothing
-                // The member has received or skipped the whole batch, or its dialect omits every event in it.
+                // Nothing to send: the member has received or skipped the batch, or its dialect omits every event.
                 _ if cursor == broadcast.frames.len() => continue,
                 0 => connection.send_broadcast(broadcast),
                 _ => {

@@ -17,7 +17,7 @@ use crate::ws::frame::{self, Role};
 
 /// The outbox adds no frames to a [`Chunk::Owned`] this long, because memory is freed one whole chunk at a time.
 const MAX_OWNED_CHUNK: usize = 4096;
-const MAX_SLICES: usize = 16; // chunks per `writev` call; an outbox rarely has more
+const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
 /// The unsent output of one connection. An empty outbox allocates no memory.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl Drop for SharedFrames {
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
     pub count: u64,                       // the number of frames
-    buffered_shared: &'a Rc<Cell<usize>>, // bytes in the copies of all broadcasts
+    buffered_shared: &'a Rc<Cell<usize>>, // total bytes of all `SharedFrames`
     copy: Option<Rc<SharedFrames>>,
 }
 
@@ -84,7 +84,7 @@ impl Outbox {
         self.len
     }
 
-    /// Bytes that this outbox alone keeps in memory.
+    /// Total size in bytes of the chunks that are not shared with other outboxes.
     pub fn owned_len(&self) -> usize {
         self.owned as usize
     }

@@ -96,7 +96,7 @@ impl Response {
 /// The name and value of each header line.
 type HeaderLines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
-/// Joins a header's values with commas: per RFC 9110 §5.3, this is equivalent to several lines with this name.
+/// Joins the values of a repeated header with commas, which does not change their meaning (RFC 9110 §5.3).
 fn join_values(lines: &HeaderLines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();

@@ -1,7 +1,7 @@
-//! `wirechat replay FILE` draws a recording made by `wirechat --record` and checks it against this version. A fresh
-//! [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close as the server did (RFC 6455
-//! §5.5). The check ignores frames with other causes: messages, Pings, and a Close that the server sent first. The
-//! check also skips the handshake, because the access tokens in a recording are redacted.
+//! `wirechat replay FILE` prints the trace of a recording made by `wirechat --record`, and checks whether this version
+//! reacts as recorded. A fresh [`Protocol`] receives the recorded client bytes, and must send the same Pongs and Close
+//! as the server did (RFC 6455 §5.5). The check ignores frames with other causes: messages, Pings, and a Close that the
+//! server sent first. The check also skips the handshake, because the access tokens in a recording are redacted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ struct Reactions {
     closed_first: bool,
 }
 
-/// Draws a recording, and replays its input to the protocol. Returns `true` if the protocol reacts as recorded.
+/// Prints a recording, and replays its input to the protocol. Returns `true` if the protocol reacts as recorded.
 ///
 /// # Errors
 /// A one-line message if the file cannot be read or is not a recording.
@@ -86,8 +86,8 @@ fn parse_recording(path: &str, bytes: Vec<u8>) -> Result<Recording, String> {
     })
 }
 
-/// Returns the first recorded reaction that differs now. A recording may lack the last reactions: the connection may
-/// have broken, the server may have closed first, or the recording may have been full.
+/// Describes the first recorded reaction that the replay does not reproduce. Extra reactions in the replay are fine:
+/// the recorded connection may have broken, the server may have closed first, or the recording may have been cut short.
 fn find_difference(then: &Reactions, now: &Reactions) -> Option<String> {
     if let Some(at) = (0..then.pongs.len()).find(|at| now.pongs.get(*at) != then.pongs.get(*at)) {
         let text = |reactions: &Reactions| match reactions.pongs.get(at) {
@@ -204,7 +204,7 @@ mod tests {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // put the request before the upgrade, as a server records them
+        recording.entries.swap(0, 1); // put the request before the upgrade: a server records them in this order
         assert_eq!(find_difference(&read_reactions(&recording), &replay_reactions(&recording)), None);
         assert_eq!(replay_reactions(&recording).pongs, [b"p"]);
     }

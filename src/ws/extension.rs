@@ -16,12 +16,12 @@ pub fn is_extension_list(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // The value is optional. Instead of a missing value, check "none", which is a valid token.
+    // A parameter needs no value: "none", a valid token, stands in for a missing value in the checks below.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };
     // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". A token contains no backslash,
-    // so each backslash must escape a token character. Ignore a leading one, and check the pieces between the others.
+    // so a token must follow each backslash. Strip a leading backslash; each piece between the others must be a token.
     let unquoted = quoted.strip_suffix('"').unwrap_or_default();
     is_token(name) && unquoted.strip_prefix('\\').unwrap_or(unquoted).split('\\').all(is_token)
 }

@@ -107,7 +107,7 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 /// Prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a web page can set. Never log the token.
 pub const BEARER_PREFIX: &[u8] = b"bearer.";
 
-/// Returns the offset of an access token in a name. In `chat;bearer.…`, the client typed a semicolon, not a comma.
+/// Finds an access token to redact, even in a malformed name such as `chat;bearer.…`. Returns the token's offset.
 pub fn find_access_token(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER_PREFIX.len()).position(|part| part.eq_ignore_ascii_case(BEARER_PREFIX));
     prefix.map(|at| at + BEARER_PREFIX.len())

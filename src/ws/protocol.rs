@@ -225,7 +225,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length: a frame that exceeds the message limit fails before its payload arrives.
+    // Check the announced length, to fail the connection before the payload of an oversized message arrives.
     ProtocolError::MessageTooBig.err_unless(header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)
 }

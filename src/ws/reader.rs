@@ -17,10 +17,10 @@ use super::mask;
 #[derive(Debug, Default)]
 pub struct FrameReader {
     header: [u8; MAX_HEADER_SIZE],
-    header_len: u8,             // 0 unless `header` holds an incomplete header
+    header_len: u8,             // bytes of an incomplete header in `header`, otherwise 0
     frame: Option<FrameHeader>, // the current frame, once its masking key is complete
     received: u64,              // payload bytes of the current frame received so far
-    pub frames_received: u64,   // counts each frame at its first byte, including control and invalid frames
+    pub frames_received: u64,   // frames whose first byte has arrived, including control and invalid frames
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // To fail early, call `validate` even before the masking key arrives, so perhaps several times per header.
+            // To fail early, do not wait for the masking key. If the key arrives in pieces, `validate` runs for each.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         // A frame with an empty payload needs no more input.

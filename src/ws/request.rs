@@ -80,7 +80,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a first byte that cannot start an HTTP request. Needs no newline: a TLS ClientHello may not contain one.
+    /// Rejects a first byte that cannot start an HTTP request, even before a newline: a TLS ClientHello may have none.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(reject_non_http(self.head())) }

@@ -175,7 +175,7 @@ fn find_rejections(head: &Head) -> Vec<Rejection> {
         Ok(None) => add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..]))),
         Err(rejection) => {
             add(rejection);
-            // `HeadReader` stops at its first error, so it cannot have reported that the final blank line is missing.
+            // `HeadReader` stops at its first error, so it does not also report a missing blank line after the headers.
             if !head.is_complete {
                 add(Rejection::new(400, format!("T{}.", &NO_BLANK_LINE[1..])));
             }

@@ -1,5 +1,6 @@
-//! Answers questions about a key, a close code (RFC 6455 §7.4 and the IANA registry), an opcode (§5.2), a section or a
-//! word. [`explain_topic`] also recognizes a question without its keyword, as in `explain ping` or `explain 1006`.
+//! Answers questions about a `Sec-WebSocket-Key`, a close code (RFC 6455 §7.4 and the IANA registry), an opcode (§5.2),
+//! a section or a word. [`explain_topic`] also recognizes a question without its keyword, as in `explain ping` or
+//! `explain 1006`.
 
 use super::sections::{self, Section};
 use crate::inspect::AcceptSteps;
@@ -77,8 +78,8 @@ fn explain_word(word: &str) -> Result<Option<String>, String> {
     }
     let is_number = word.bytes().all(|digit| digit.is_ascii_digit());
     match (is_number, word.len(), word.parse::<u16>()) {
-        // Read 0 to 15 as an opcode. One digit is not a byte, and no valid frame starts with 0x10 to 0x15: these bytes
-        // set a reserved bit (§5.2).
+        // Read 0 to 15 as an opcode, not as a hexadecimal byte: a byte has two digits, and no valid frame starts with
+        // one of the bytes 0x10 to 0x15, which set a reserved bit (§5.2).
         (true, 1, Ok(_)) | (true, 2, Ok(10..=15)) => {
             let byte = if word.len() == 1 { format!("0{word}") } else { format!("--as hex {word}") };
             with(

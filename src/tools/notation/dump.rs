@@ -41,8 +41,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             line.number
         ));
     }
-    // By default, od prints octal offsets of seven digits, so try octal first for seven digits. Most other programs
-    // print hexadecimal offsets.
+    // By default, od prints octal offsets of seven digits, so if an offset has seven digits, try octal first. Most
+    // other programs print hexadecimal offsets.
     let bases = if first.offset.len() == 7 { [8, 10, 16] } else { [16, 8, 10] };
     let mut found: Vec<(Vec<u8>, Radix, u32)> = Vec::new();
     let mut errors: Vec<Mismatch> = Vec::new();
@@ -74,8 +74,9 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // The offset of a single line could also be bytes, so mention `--as hex`. An offset is likelier: it usually
-        // starts with 00, the first byte of a continuation frame, and such a frame cannot start a message (§5.4).
+        // In a single line, the digits read as an offset could also be bytes, so mention `--as hex`. An offset is
+        // likelier: most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame,
+        // which cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }

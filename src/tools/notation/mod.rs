@@ -12,12 +12,12 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, PAD}
 use clap::ValueEnum;
 
 const ZERO_MASKING_KEY: &str = "M0";
-/// Maximum length of the input that an error text quotes, in characters.
+/// Maximum number of characters that an error text quotes from the input.
 const MAX_QUOTED: usize = 40;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Notation {
-    /// Hexadecimal digits: 81 85, 8185, 0x81 0x85, 81-85, 81:85; also text as 'Hello' and M0, a masking key of zeros
+    /// Hexadecimal digits: 81 85, 8185, 0x81 0x85, 81-85, 81:85; 'Hello' for text, M0 for a masking key of zeros
     Hex,
     /// A hex dump by xxd, hexdump -C, od -tx1 or Wireshark: each line has an offset, bytes, and perhaps a text column
     Dump,
@@ -86,8 +86,8 @@ pub fn read(text: &str) -> Result<Decoded, String> {
         return list.read();
     }
     if let Some(bytes) = read_bits(text) {
-        // Digits of 0 and 1 may also be hexadecimal. Suggest that only if the first byte would be 0x00 or 0x01: 0x10
-        // and 0x11 cannot start a frame, because they set a reserved bit (§5.2).
+        // Digits of 0 and 1 may also be hexadecimal. Suggest hexadecimal only if the first byte would be 0x00 or 0x01:
+        // 0x10 and 0x11 cannot start a frame, because they set a reserved bit (§5.2).
         let is_hex = text.starts_with("00") || text.starts_with("01");
         let decoded = Decoded::new(bytes, "bits");
         return Ok(if is_hex { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded });
@@ -299,8 +299,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the text around the list, if any, is a name or type, not more bytes. The brackets in `81 [85 37] fa` do
-    /// not make a list; `read_hex` skips such brackets.
+    /// Whether the text around the brackets is empty, a name or a type. If it is more bytes, as in `81 [85 37] fa`, the
+    /// brackets do not make a list, and `read_hex` skips them.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();

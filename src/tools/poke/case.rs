@@ -92,7 +92,7 @@ pub enum Step {
 }
 
 /// A flood ends when the server has accepted this many bytes. The socket buffers cannot hold so many, so the server
-/// applies no backpressure.
+/// must have read most of them: it applies no backpressure.
 pub const FLOOD_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +110,7 @@ pub enum Reply {
 pub enum End {
     /// The connection stays open, even after a final Ping from the client.
     Open,
-    /// The server sends at most the 101 response, and waits for more bytes.
+    /// The server sends nothing, except perhaps the 101 response, and waits for more bytes.
     Waits,
     /// The server sends a Close with one of these codes (1005: no code), then closes TCP.
     Closes(&'static [u16]),
@@ -133,7 +133,7 @@ impl Case {
         matches!(self.needs, Needs::WirechatEcho | Needs::WirechatChat)
     }
 
-    /// Returns the bytes that all steps send, but only the first frame of a flood. Returns `None` if a step half-closes
+    /// Returns the bytes that all steps send (for a flood, only its first frame). Returns `None` if a step half-closes
     /// the connection. `key` generates a masking key for each frame.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
@@ -145,7 +145,7 @@ impl Case {
 }
 
 impl Step {
-    /// Returns the bytes that the step sends, but only the first frame of a flood. Returns `None` if the step only
+    /// Returns the bytes that the step sends (for a flood, only its first frame). Returns `None` if the step only
     /// waits, or half-closes the connection.
     pub fn bytes(&self, key: &mut dyn FnMut() -> [u8; 4]) -> Option<Vec<u8>> {
         match *self {

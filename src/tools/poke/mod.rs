@@ -55,7 +55,7 @@ pub struct Arguments {
     #[arg(long)]
     full: bool,
 
-    /// Pause this long after each byte that a test case sends slowly, and at each other pause of a test case
+    /// Pause this long wherever a test case pauses, such as after each byte that it sends slowly
     #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 
@@ -67,7 +67,7 @@ pub struct Arguments {
     #[arg(long)]
     no_echo: bool,
 
-    /// Treat the server at URL as a wirechat server: use wirechat's endpoints, and test its own rules too
+    /// Treat the server at URL as a wirechat server: use wirechat's endpoints, and also test wirechat's own rules
     #[arg(long)]
     wirechat: bool,
 

@@ -117,7 +117,8 @@ struct Player<'s> {
 }
 
 impl Player<'_> {
-    /// Sends the request, if the test case has one, and reads the response. Returns `false` if the response is no 101.
+    /// Sends the request and reads the response. Returns `false` if the server does not send a 101, and `true` without
+    /// sending anything if the test case skips the handshake.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
             Opening::Valid => &[],

@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
-/// The defaults of a test case with a request that the server should reject.
+/// Default values for test cases whose request the server should reject.
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =

@@ -1,5 +1,5 @@
 //! The test cases that `wirechat poke` can run. The integration tests run all of them against wirechat
-//! (`tests/poke.rs`), and most of them also with other test clients (`tests/hostile_frames.rs`,
+//! (`tests/poke.rs`), and most of them also with clients other than `poke` (`tests/hostile_frames.rs`,
 //! `tests/hostile_handshake.rs`).
 
 mod control;
