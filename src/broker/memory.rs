@@ -89,7 +89,7 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
-        // At the limit, a user who is alone in a room and opened it may replace that room, except the default room.
+        // At the limit of rooms, the only member of a room that it opened may open another one instead.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {

@@ -38,8 +38,8 @@ const MAX_QUEUED_RECORDS: usize = 16 * 1024;
 /// The server rejects an inspector's `ping` command while more bytes than this limit are queued for the inspected
 /// connection.
 const MAX_QUEUED_BYTES_FOR_PING: usize = 4096;
-/// Maximum number of frames per direction of a test case that an inspector receives, not counting Closes. A case may
-/// send 100,000 frames, but a learner reads only the first few.
+/// Maximum number of frames that an inspector receives per test case and direction, not counting Close frames. A case
+/// may send 100,000 frames, but a learner reads only the first few.
 const MAX_PLAYED_FRAMES: u64 = 20;
 /// Size in bytes of the secret in a ticket (128 bits).
 const SECRET_LEN: usize = 16;

@@ -64,7 +64,7 @@ impl Head {
 /// The parsing state of one direction of a connection.
 #[derive(Debug)]
 pub struct Direction {
-    /// Number of reads or writes so far.
+    /// Number of reads (from the client) or writes (to the client) so far.
     pub parts: u64,
     pub head: Head,
     pub frames: FrameScanner,

@@ -284,7 +284,7 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the headers of server frames: `Protocol`, which checks the other rules, accepts only client frames.
+    /// Checks the header of a server frame. The other rules are in `Protocol`, which accepts only client frames.
     fn check_server(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),

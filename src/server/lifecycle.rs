@@ -357,7 +357,7 @@ impl<S: Socket> Server<S> {
                 self.send_batch(room, &batch);
             }
         }
-        // Send no `left` events: in a room with n members, a member would receive up to n - 1 events.
+        // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.
         self.chat.clear();
         let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest connection first
         for token in tokens {

@@ -45,7 +45,7 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // To fail early, do not wait for the masking key. If the key arrives in pieces, `validate` runs for each.
+            // Validate without waiting for the masking key, to fail early. `validate` may then see the header again.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         // A frame with an empty payload needs no more input.

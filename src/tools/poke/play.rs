@@ -156,8 +156,8 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. If the connection is then still open, tests it with a Ping ([`PROBE_PAYLOAD`]),
-    /// and returns `true`.
+    /// Waits for the expected replies. If the case expects an open connection, or a rejection that did not come, sends a
+    /// Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
