@@ -41,7 +41,7 @@ fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
 #[test]
 fn this_server_passes_every_case() {
     let mut server = Watched::start(&[]);
-    let target = Target::wirechat(&format!("ws://{}/", server.addr())).unwrap();
+    let target = Target::for_wirechat(&format!("ws://{}/", server.addr())).unwrap();
     let cases: Vec<&Case> = catalogue::all_cases().collect();
     each_row(
         &cases,
@@ -60,7 +60,7 @@ fn this_server_passes_every_case() {
 #[test]
 fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let server = Server::start(&[]);
-    let target = Target::wirechat(&format!("ws://{}/", server.addr())).unwrap();
+    let target = Target::for_wirechat(&format!("ws://{}/", server.addr())).unwrap();
     let mut closed = 0;
     for case in catalogue::all_cases().filter(|case| case.end == End::Open) {
         let transcript = target.play(case, UNHURRIED, &mut |_| {}).unwrap();
@@ -152,7 +152,7 @@ fn npm_ws_passes_every_case_but_the_known_ones() {
         return;
     }
     let (_echo, address) = start_echo(&node, &root.join("tests/npm/echo.js"));
-    let target = Target::echo(&format!("ws://{address}/")).unwrap();
+    let target = Target::for_echo(&format!("ws://{address}/")).unwrap();
     // Where ws deviates, a case may use up the whole timeout.
     let timing = Timing { timeout: Duration::from_secs(10), ..UNHURRIED };
     let cases: Vec<&Case> = catalogue::all_cases().filter(|case| target.supports(case)).collect();
@@ -432,7 +432,7 @@ fn read_whole_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
 #[test]
 fn a_total_time_limits_a_case() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let target = Target::echo(&format!("ws://{}/", silent.local_addr().unwrap())).unwrap();
+    let target = Target::for_echo(&format!("ws://{}/", silent.local_addr().unwrap())).unwrap();
     let timing = Timing { total: Some(Duration::from_millis(300)), ..UNHURRIED };
     for name in ["hello", "slow-request", "tls"] {
         let case = catalogue::all_cases().find(|case| case.name == name).unwrap();
@@ -444,7 +444,7 @@ fn a_total_time_limits_a_case() {
 
 #[test]
 fn a_server_may_validate_late() {
-    let target = Target::echo(&listen(serve_late)).unwrap();
+    let target = Target::for_echo(&listen(serve_late)).unwrap();
     let timing = Timing { timeout: Duration::from_secs(5), ..UNHURRIED };
     // All in parallel: some cases use up the whole timeout.
     let played: Vec<(&Case, JoinHandle<_>)> = catalogue::all_cases()

@@ -63,7 +63,7 @@ impl Fanout {
     }
 
     /// Stops holding batches, unless many members left in this turn.
-    pub fn check_hold(&mut self) {
+    pub fn end_old_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
     }
 

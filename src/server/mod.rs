@@ -330,7 +330,7 @@ impl<S: Socket> Server<S> {
                 self.remove(token);
             }
             self.apply_effects();
-            self.fanout.check_hold();
+            self.fanout.end_old_hold();
             // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
             while let Some(token) = self.connections.dequeue(Work::Write) {
                 self.write_to(token);

@@ -9,7 +9,7 @@ Works on a copy in a temporary folder, and fails if a mutant survives 1,000 seed
 """
 import datetime, os, re, shutil, subprocess, sys, tempfile, time
 
-SEEDS, TIMEOUT = '1000', 1800
+SEEDS, TIMEOUT, ORIGINAL = '1000', 1800, 'the original'
 SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
 LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
@@ -128,7 +128,7 @@ def main():
         target = os.environ.get('MUTANTS_TARGET') or os.path.join(copy, 'target')
         environment = dict(os.environ, CARGO_TARGET_DIR=target, CARGO_PROFILE_RELEASE_LTO='off', CARGO_INCREMENTAL='1',
                            CARGO_PROFILE_RELEASE_CODEGEN_UNITS='16', CARGO_PROFILE_RELEASE_OPT_LEVEL='1')
-        if play(copy, environment, 'the original') is not False:
+        if play(copy, environment, ORIGINAL) is not False:
             sys.exit('The simulation fails without a mutant.')
         survivors = [name for name, *change in chosen if not is_found(copy, environment, name, *change)]
     print(f'{len(chosen) - len(survivors)} of {len(chosen)} mutants found')
@@ -161,7 +161,7 @@ def play(copy, environment, name):
         print(f'found     {name}: no end within {TIMEOUT} s', flush=True)
         return True
     found = re.search(r'seed (\d+) breaks a rule.*?\n  rule     (.*?)\n', played.stdout)
-    verdict = f'found     {name}: seed {found[1]}, rule "{found[2]}"' if found else f'NOT FOUND {name}'
+    verdict = f'found     {name}: seed {found[1]}, rule "{found[2]}"' if found else f'{"passes" if name == ORIGINAL else "SURVIVES":9} {name}'
     print(f'{verdict} ({time.time() - start:.0f} s)', flush=True)
     return bool(found)
 

@@ -92,13 +92,13 @@ impl Target {
     ///
     /// # Errors
     /// A one-line message if the URL is invalid, does not resolve, or names another machine.
-    pub fn wirechat(url: &str) -> Result<Target, String> {
+    pub fn for_wirechat(url: &str) -> Result<Target, String> {
         let url = Url::parse(url)?;
         Ok(Target { addresses: url.resolve(false)?, url, is_wirechat: true, is_echo: true })
     }
 
-    pub fn echo(url: &str) -> Result<Target, String> {
-        Ok(Target { is_wirechat: false, ..Target::wirechat(url)? })
+    pub fn for_echo(url: &str) -> Result<Target, String> {
+        Ok(Target { is_wirechat: false, ..Target::for_wirechat(url)? })
     }
 
     fn from_arguments(arguments: &Arguments) -> Result<Target, String> {
@@ -154,7 +154,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let timing = Timing { timeout: arguments.timeout, delay: arguments.delay, total: None };
     let result = match arguments.case.as_str() {
         "all" => report.play_all(&target, timing),
-        name => report.play_one(&target, find_case(name)?, timing),
+        name => report.run_case(&target, find_case(name)?, timing),
     };
     result.map_err(|error| match arguments.url {
         Some(_) => error,

@@ -56,7 +56,7 @@ impl Report {
     }
 
     /// Runs one test case and prints all details. Returns `true` if the result is expected or allowed.
-    pub fn play_one(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
+    pub fn run_case(&self, target: &Target, case: &Case, timing: Timing) -> Result<bool, String> {
         self.screen.print(&format!("{}: {}", self.screen.paint(Tone::Heading, case.name), case.summary));
         let mut exchange = Exchange::default();
         let transcript = target.play(case, timing, &mut |record| exchange.add(&self.screen, &record))?;

@@ -89,12 +89,11 @@ const LONGEST_PAYLOAD: &str = "'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuv
 /// The defaults for test cases that send a valid Close: the server must reply with a Close.
 const VALID_CLOSE_CASE: Case = Case { allowed: &[MAY_USE_ANY_CODE], ..DEFAULT_CASE };
 const BAD_CODE_CASE: Case =
-    Case { allowed: &[MAY_DISCONNECT, (End::ClosesWithAnyCode, CODE_NOT_SPECIFIED)], rule: CODE_RULE, ..FAILING_CASE };
+    Case { allowed: &[MAY_DISCONNECT, (End::ClosesWithAnyCode, ANY_CODE_RULE)], rule: CODE_RULE, ..FAILING_CASE };
 
 const MAY_USE_ANY_CODE: (End, &str) =
     (End::ClosesWithAnyCode, "§5.5.1: the reply to a Close \"typically echos the status code\", and need not");
-const CODE_NOT_SPECIFIED: &str =
-    "§7.4 says which codes must not be sent, and not which code they fail the connection with";
+const ANY_CODE_RULE: &str = "§7.4 says which codes must not be sent, and not which code they fail the connection with";
 const ECHOED_RULE: (&str, &str) = ("§5.5.1", "the server replies to a Close with a Close, and then ends TCP (§7.1.1)");
 const CODE_RULE: (&str, &str) =
     ("§7.4", "1004–1006, 1015, and all codes outside of 1000–1014 and 3000–4999 must not be sent");
