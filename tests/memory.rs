@@ -1299,6 +1299,22 @@ fn broadcasts_are_held_during_a_mass_disconnect() {
     }
 }
 
+/// The signal to stop arrives in the turn in which a crowd leaves, or in the next one.
+#[test]
+fn a_stop_during_a_mass_disconnect() {
+    let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
+    for (leave, turns) in leave.into_iter().flat_map(|leave| [(leave, 0), (leave, 1)]) {
+        let mut world = calm(&[]);
+        let crowd = crowd_with_witness(&mut world, 300);
+        crowd[1..].iter().for_each(leave);
+        (0..turns).for_each(|_| world.turn());
+        world.shut_down();
+        world.advance(millis(10_000));
+        assert!(world.is_stopped);
+        assert_eq!(crowd[0].read_frames().last().map(|frame| frame.close().0), Some(1001));
+    }
+}
+
 /// Members that leave on purpose, a few hundred in every turn, delay no broadcast for longer than 250 ms.
 #[test]
 fn broadcasts_are_held_for_a_bounded_time() {
