@@ -504,7 +504,7 @@ fn each_line_of_the_handshake_is_explained() {
         let line = lines.as_array().unwrap().iter().find(|line| line[0] == name);
         line.unwrap_or_else(|| panic!("{name}: {lines}"))[1].as_str().unwrap().to_owned()
     };
-    let declined = "The client offered permessage-deflate. The server declined the offer, so the RSV bits stay 0. §9.1";
+    let declined = "permessage-deflate was offered and declined, which is why RSV1 stays 0. §9.1";
     assert!(find(&explained, "Sec-WebSocket-Extensions").starts_with(declined));
     assert!(find(&explained, "Sec-WebSocket-Key").contains("16 random bytes"));
     assert!(explained.as_array().unwrap().iter().all(|line| line[1].as_str().unwrap().contains('§')), "{explained}");
@@ -602,7 +602,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.press_key("Enter", false);
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
     // And back.
-    alice.press_button("Show message");
+    alice.press_button("Show its message");
     alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
     alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
     alice.wait_for("!document.querySelector('.shown-message')");
@@ -611,7 +611,7 @@ fn a_message_and_its_frame_lead_to_each_other() {
     alice.wait_for(&format!("{DETAIL}.innerText.includes('was sent before the Inspector opened')"));
     alice.eval(&format!("{}.remove()", message("from bob")));
     choose(&alice, &["server", "from bob"]);
-    assert_eq!(alice.eval("__button('Show message').disabled"), true);
+    assert_eq!(alice.eval("__button('Show its message').disabled"), true);
     assert!(detail(&alice).contains("This message is not on the page"));
     assert_eq!(browser.page_errors(), [""; 0]);
 }
@@ -624,7 +624,7 @@ fn on_a_phone_a_frame_leads_to_its_message() {
     type_message(&alice, "from alice");
     choose(&alice, &["client", "from alice"]);
     alice.view(390, 844, "light");
-    alice.press_button("Show message");
+    alice.press_button("Show its message");
     alice.wait_for("document.activeElement.classList.contains('shown-message')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
     alice.click("document.querySelector('.show-frame')");
@@ -640,7 +640,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     let alice = inspect(&browser, &server);
     let expect_pair = |words: &[&str], other: &[&str]| {
         choose(&alice, words);
-        alice.wait_for(&format!("/Time between the two frames: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
+        alice.wait_for(&format!("/Round trip: (less than 1|[0-9,]+) ms\\./.test({DETAIL}.innerText)"));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(other)));
     };
@@ -659,7 +659,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     );
     for (ping, pong, ms) in [("server 901", "client 904", "12 ms"), ("server 902", "client 903", "7 ms")] {
         choose(&alice, &[ping]);
-        assert!(detail(&alice).contains(&format!("Time between the two frames: {ms}.")), "{}", detail(&alice));
+        assert!(detail(&alice).contains(&format!("Round trip: {ms}.")), "{}", detail(&alice));
         alice.click("document.querySelector('.pair .jump')");
         alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&[pong])));
     }
@@ -685,14 +685,14 @@ fn a_close_with_a_code_is_requested() {
     alice.wait_for(r#"sockets[1].sent.at(-1) === '{"do":"close","code":1001}'"#);
 }
 
-// ---- “Hello” without JSON ----
+// ---- “Hello” alone ----
 
 #[test]
 fn hello_is_echoed_without_json_around_it() {
     let browser = browser!();
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
-    alice.press_button("Send plain “Hello”");
+    alice.press_button("Send “Hello” alone");
     wait_for_row(&alice, &["Echo", "sent \"Hello\", received \"Hello\""]);
     assert_eq!(alice.text("sockets[2].url.replace(/[?].*/, '').replace(/.*[/]/, '')"), "echo");
     assert_eq!(alice.eval("sockets[2].sent"), json!(["Hello"]));
@@ -726,10 +726,10 @@ fn without_an_echo_the_page_says_what_failed() {
     let alice =
         browser.open_with(&page(&format!("server={}", ws(listener.local_addr().unwrap().port()))), WATCH_SOCKETS);
     alice.press_button("Inspector");
-    alice.press_button("Send plain “Hello”");
+    alice.press_button("Send “Hello” alone");
     drop(listener.accept().unwrap());
     wait_for_row(&alice, &["Echo", "the server did not accept the connection"]);
-    alice.wait_for("!__button('Send plain “Hello”').disabled");
+    alice.wait_for("!__button('Send “Hello” alone').disabled");
 }
 
 // ---- Cases, played by a scripted server ----
@@ -929,7 +929,7 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     wait_for_log(&alice, "still here");
     script.frame(1, "server", 3, 1, event.as_bytes());
     choose(&alice, &["server 3", "still here"]);
-    alice.press_button("Show message");
+    alice.press_button("Show its message");
     alice.wait_for("document.activeElement.innerText.includes('still here')");
     choose(&alice, &["server 1", "CLOSE"]);
     assert!(detail(&alice).contains("The other side has not sent a Close frame."), "not the chat's");
@@ -1148,7 +1148,7 @@ fn when_nothing_matches_the_filter_can_be_removed() {
     let server = Server::start(&[]);
     let alice = inspect(&browser, &server);
     alice.fill("Search", "no such text");
-    alice.wait_for("document.querySelector('#inspector-nothing').innerText.startsWith('No records match the filter.')");
+    alice.wait_for("document.querySelector('#inspector-nothing').innerText.startsWith('No frame matches.')");
     assert!(rows(&alice).is_empty());
     alice.screenshot("inspector-nothing");
     for axe in axe().iter() {
@@ -1303,7 +1303,7 @@ fn every_control_can_be_reached_by_keyboard() {
         "Send 300 bytes",
         "Send 65,536 bytes",
         "Send an emoji",
-        "Send plain “Hello”",
+        "Send “Hello” alone",
         "Ask for a PING",
         "Ask for fragments",
         "Close code",

@@ -320,6 +320,7 @@ fn attempts_never_end_and_become_rare() {
     assert_eq!(alice.eval("Math.max(...waits)"), 27000);
     alice.press_button("Cancel");
     wait_for_state(&alice, "idle");
+    assert!(!words(&alice).contains("You left the chat"), "alice never joined: {}", words(&alice));
 }
 
 #[test]
@@ -358,6 +359,17 @@ fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     wait_for_log(&alice, "The connection closed with code 1006");
     server.signal("CONT");
     wait_for_log(&alice, "Reconnected to #general.");
+}
+
+/// RFC 6455 §7.4, and the IANA registry.
+#[test]
+fn a_close_code_has_a_name() {
+    let browser = browser!();
+    let tab = browser.open(&page(""));
+    let names = tab.eval("[1000, 1010, 1014, 2999, 3000, 3999, 4000, 4999].map(Words.nameCloseCode)");
+    let [library, application] = ["library or framework code", "application code"];
+    let registered = ["normal closure", "extension missing", "bad gateway", "unknown code"];
+    assert_eq!(names, json!([&registered[..], &[library, library, application, application]].concat()));
 }
 
 #[test]
@@ -626,6 +638,3 @@ const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
             this.addEventListener('close', () => { window.closes += 1; });
         }
     };";
-
-/// No timer ever expires.
-const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";

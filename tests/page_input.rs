@@ -368,7 +368,7 @@ fn a_waiting_message_can_be_canceled() {
     let browser = browser!();
     let mut server = start_unlimited(&[]);
     let port = server.port();
-    let alice = join(&browser, port, "alice");
+    let alice = join_with(&browser, port, "alice", ENDLESS_WAITS);
     server.signal("KILL");
     server.wait();
     wait_for_state(&alice, "waiting");
@@ -376,7 +376,7 @@ fn a_waiting_message_can_be_canceled() {
     type_message(&alice, "send this");
     alice.click("document.querySelector('.unsent .cancel')");
     let _server = Server::start_at(&format!("127.0.0.1:{port}"), &[]);
-    alice.press_button("Retry now");
+    alice.press_button("Try now");
     wait_until("only the second is sent", || messages(&alice) == json!([["alice", "send this"]]));
 }
 

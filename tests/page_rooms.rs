@@ -523,7 +523,7 @@ fn every_control_is_reached_by_keyboard() {
     server.signal("KILL");
     server.wait();
     alice.wait_for("document.querySelector('#countdown').textContent.match(/\\d+/) > 8"); // time enough to press Tab
-    tab_to(&alice, "__button('Retry now')");
+    tab_to(&alice, "__button('Try now')");
     let _server = Server::start_at(&format!("127.0.0.1:{}", server.port()), &[]);
     alice.press_key("Enter", false);
     wait_for_state(&alice, "joined");

@@ -129,6 +129,9 @@ pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
 
 // ---- A guest without a browser ----
 
+/// A script: no timer ever expires.
+pub const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
+
 /// A server without Pings: guests do not reply to them, and a test may take a while.
 pub fn start(args: &[&str]) -> Server {
     Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
