@@ -262,15 +262,6 @@ fn start(args: &[&str]) -> Server {
     Server::start(&[&["--rate-limit", "0"], args].concat())
 }
 
-/// Starts the server from a shell, which runs `setup` before it becomes the server, with `redirection`.
-fn start_from_shell(setup: &str, redirection: &str, args: &[&str]) -> Server {
-    let server = Server::command("127.0.0.1:0", &[&["--rate-limit", "0"], args].concat());
-    let mut shell = Command::new("bash");
-    shell.args(["-ec", &format!("{setup}\nexec \"$0\" \"$@\" {redirection}")]);
-    shell.arg(server.get_program()).args(server.get_args()).env_remove("RUST_LOG");
-    Server::launch(&mut shell)
-}
-
 #[test]
 fn storms_of_resets() {
     let _alone = alone();
@@ -401,8 +392,8 @@ fn little_memory() {
     let _alone = alone();
     // The attackers try to make the server keep 256 KiB each, twice the limit of a release build.
     let max_buffered = (CLIENTS * 16 * 1024).to_string();
-    let options = ["--max-echo", "1048576", "--max-buffered", &max_buffered];
-    let server = start_from_shell("ulimit -d 131072", "", &options);
+    let options = ["--rate-limit", "0", "--max-echo", "1048576", "--max-buffered", &max_buffered];
+    let server = Server::start_from_shell("ulimit -d 131072", "", &options);
     let mut clients = Clients::join(&server, CLIENTS / 10);
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let attackers = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned()));
@@ -432,7 +423,7 @@ fn no_stderr() {
     let fill = "dd if=/dev/zero of=/proc/self/fd/9 bs=64K count=1 oflag=nonblock status=none || true";
     let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'; {fill}", fifo.display());
     for (setup, redirection) in [("", "2>&-"), ("", "2>/dev/full"), (&*pipe, &*format!("2>'{}'", fifo.display()))] {
-        let mut server = start_from_shell(setup, redirection, &[]);
+        let mut server = Server::start_from_shell(setup, redirection, &["--rate-limit", "0"]);
         let mut clients = Clients::join(&server, CLIENTS / 2);
         for _ in 0..3 {
             clients.reset_and_resume(CLIENTS / 8);
@@ -474,7 +465,7 @@ fn a_clock_that_is_moved() {
         library.display(),
         file.display()
     );
-    let server = start_from_shell(&setup, "", &[]);
+    let server = Server::start_from_shell(&setup, "", &["--rate-limit", "0"]);
     let mut clients = Clients::join(&server, CLIENTS / 5);
     let mut years = Vec::new();
     for offset in ["+400d", "-4000d", "+0"] {

@@ -8,7 +8,6 @@ mod support;
 
 use std::io::{BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -382,10 +381,8 @@ fn resets_in_the_middle_of_a_broadcast() {
 /// With 64 descriptors and 200 clients, the accepted clients are served, and each that ends makes place for another.
 #[test]
 fn out_of_descriptors() {
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 64; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_wirechat")]);
-    command.args(["--listen", "127.0.0.1:0", "--rate-limit", "0"]);
-    let mut server = Watched::new(Server::launch(&mut command), "dev-token");
+    let server = Server::start_from_shell("ulimit -n 64", "", &["--rate-limit", "0"]);
+    let mut server = Watched::new(server, "dev-token");
     let mut clients: Vec<TcpStream> = Vec::new();
     for _ in 0..200 {
         let mut client = TcpStream::connect_timeout(&server.addr(), DEADLINE).expect("the system accepts a connection");

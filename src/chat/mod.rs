@@ -158,8 +158,8 @@ impl Chat {
     }
 
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
-        let Some(record) = self.active_client(client) else { return };
-        let ((parsed, nonce), user) = (record.dialect.parse(text), self.user_of(client));
+        let Some((parsed, nonce)) = self.active_client(client).map(|record| record.dialect.parse(text)) else { return };
+        let user = self.user_of(client);
         // The rate limit also counts invalid texts, because parsing them takes as much time as parsing commands.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,

@@ -53,7 +53,7 @@ impl Broker for Events {
 
     fn next_event(&mut self) -> Option<RoomEvent> {
         let event = self.broker.next_event()?;
-        self.model.borrow_mut().released(&event);
+        self.model.borrow_mut().see_event(&event);
         Some(event)
     }
 }

@@ -650,7 +650,7 @@ impl Model {
     }
 
     /// The chat receives an event: from it follow the frames of the clients.
-    pub fn released(&mut self, event: &RoomEvent) {
+    pub fn see_event(&mut self, event: &RoomEvent) {
         match event {
             RoomEvent::Opened { room, name, .. } => {
                 self.rooms.insert(*room, Room { name: Rc::clone(name), members: BTreeMap::new() });

@@ -52,6 +52,14 @@ impl Server {
         command
     }
 
+    /// Starts the server from a shell, which runs `setup` before it becomes the server, with `redirection`.
+    pub fn start_from_shell(setup: &str, redirection: &str, args: &[&str]) -> Server {
+        let server = Server::command("127.0.0.1:0", args);
+        let mut shell = Command::new("bash");
+        shell.args(["-ec", &format!("{setup}\nexec \"$0\" \"$@\" {redirection}")]);
+        Server::launch(shell.arg(server.get_program()).args(server.get_args()).env_remove("RUST_LOG"))
+    }
+
     /// Runs a command that becomes the server, and waits until it prints its address.
     pub fn launch(command: &mut Command) -> Server {
         let mut child = command

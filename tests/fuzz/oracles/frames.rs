@@ -5,31 +5,13 @@ use std::io::{self, Cursor, Read, Write};
 
 use tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tungstenite::{Message as Theirs, WebSocket};
+use wirechat::tools::poke::case::encode_masked_frame;
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::frame::server_frame_len;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::utf8::receive;
-
-/// A masked frame from a client.
-pub fn frame(first: u8, payload: &[u8], key: [u8; 4]) -> Vec<u8> {
-    let mut bytes = vec![first];
-    match payload.len() {
-        len @ 0..126 => bytes.push(0x80 | len as u8),
-        len @ 126..65536 => {
-            bytes.push(0xfe);
-            bytes.extend((len as u16).to_be_bytes());
-        }
-        len => {
-            bytes.push(0xff);
-            bytes.extend((len as u64).to_be_bytes());
-        }
-    }
-    bytes.extend(key);
-    bytes.extend(payload.iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
-    bytes
-}
 
 /// Three bytes per frame: the first byte of the frame, and the length of the payload, which follows.
 fn describe(mut data: &[u8]) -> Vec<u8> {
@@ -38,7 +20,7 @@ fn describe(mut data: &[u8]) -> Vec<u8> {
         let len = (usize::from(high & 0x03) << 8 | usize::from(low)).min(rest.len());
         // Without RSV bits, and with a control frame's bit only on a short frame.
         let first = if len > 125 { first & 0x87 } else { first & 0x8f };
-        stream.extend(frame(first, &rest[..len], [high, low, first, 0]));
+        stream.extend(encode_masked_frame(first, rest[..len].to_vec(), [high, low, first, 0]));
         data = &rest[len..];
     }
     stream

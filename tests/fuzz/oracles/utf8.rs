@@ -3,11 +3,12 @@
 
 use std::str::from_utf8;
 
+use wirechat::tools::poke::case::encode_masked_frame;
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
-use super::{cuts, frames::frame};
+use super::cuts;
 
 const LIMITS: Limits = Limits { message: 1 << 20, fragments: u32::MAX, accepts_binary: true };
 
@@ -24,7 +25,7 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
     for (index, len) in lens.iter().enumerate() {
         let fin = index + 1 == lens.len();
         let first = u8::from(fin) << 7 | u8::from(index == 0);
-        let bytes = frame(first, &payload[end..end + len], [1, 2, 3, 4]);
+        let bytes = encode_masked_frame(first, payload[end..end + len].to_vec(), [1, 2, 3, 4]);
         end += len;
         let (events, _) = receive(&mut protocol, &bytes, read_cuts);
         let expected = match from_utf8(&payload[..end]) {
@@ -44,7 +45,7 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
 /// Byte by byte, text fails at the first byte that no later byte can repair.
 fn check_first_byte(payload: &[u8]) {
     let mut protocol = Protocol::new(LIMITS);
-    let mut bytes = frame(0x01, payload, [5, 6, 7, 8]);
+    let mut bytes = encode_masked_frame(0x01, payload.to_vec(), [5, 6, 7, 8]);
     let header = bytes.len() - payload.len();
     let is_lost = |end: &usize| from_utf8(&payload[..*end]).is_err_and(|error| error.error_len().is_some());
     let expected = (1..=payload.len()).find(is_lost).map(|end| header + end);
@@ -53,7 +54,7 @@ fn check_first_byte(payload: &[u8]) {
 }
 
 fn check_reason(reason: &[u8], read_cuts: u8) {
-    let bytes = frame(0x88, &[&[0x03, 0xe8], reason].concat(), [9, 8, 7, 6]);
+    let bytes = encode_masked_frame(0x88, [&[0x03, 0xe8], reason].concat(), [9, 8, 7, 6]);
     let (events, output) = receive(&mut Protocol::new(LIMITS), &bytes, read_cuts);
     match from_utf8(reason) {
         Ok(reason) => {
