@@ -7,9 +7,9 @@ pub mod log_writer;
 use std::{io::IsTerminal, os::fd::AsFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 
-use crate::inspect::text::{Detail, Style};
-use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter};
+use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
 use crate::{broker::Random, config::Config, config::TraceDetail};
 use log_writer::LogWriter;
 
@@ -32,6 +32,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // If the poll fails, return `true`: the operation that follows will report the error.
-    poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default())).map_or(true, |ready| ready > 0)
+    // A pending signal interrupts a poll even if its timeout is zero. A write to a full pipe would then block.
+    retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }
