@@ -9,11 +9,11 @@ use wirechat::http::access::Access;
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
-const EXIT_FAILURE: u8 = 1; // the server cannot run, for example because its port is in use, or a tool found an error
-const EXIT_USAGE: u8 = 2; // the command line or the configuration is invalid, or a tool cannot run
-const EXIT_INTERRUPTED: u8 = 130; // a second signal stopped the server: 128 + SIGINT, the convention of shells
+const EXIT_FAILURE: u8 = 1; // exit status if the server cannot run (port in use, for example) or a tool finds an error
+const EXIT_USAGE: u8 = 2; // exit status if the command line or the configuration is invalid, or a tool cannot run
+const EXIT_INTERRUPTED: u8 = 130; // exit status after a second signal: 128 + SIGINT, the convention of shells
 
-// A doc comment here would replace the description that --help prints.
+// A doc comment on `CommandLine` would replace the description that --help prints.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(subcommand_help_heading = "Tools", subcommand_value_name = "TOOL")]
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Runs the server or a tool. Returns the exit status. An `Err` also contains an error message for stderr.
+/// Returns the exit status of the server or tool. An `Err` also contains an error message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {
@@ -42,7 +42,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
     // An environment variable meant for the server must not make a tool fail.
     let command = if names_a_tool { CommandLine::command() } else { add_environment(CommandLine::command()) };
-    // In `--trace full`, clap takes `full` for the name of a tool. The error should suggest `--trace=full` instead.
+    // Given `--trace full`, clap mistakes `full` for a tool. A special error message suggests `--trace=full` instead.
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(CommandLine { tool: None, config }) => serve(&config),

@@ -42,8 +42,8 @@ impl Hasher for CounterHasher {
 #[derive(Debug)]
 pub struct PeerMap<K, V> {
     entries: HashMap<K, V>,
-    /// When the map has this many entries, inserting a new key removes the expired entries and sets `sweep_at` to twice
-    /// the number of entries that remain. So the cost per insertion is amortized O(1).
+    /// When the map has this many entries, inserting a new key removes the expired entries and sets `sweep_at` to about
+    /// twice the number of entries that remain, so that an insertion takes amortized constant time.
     sweep_at: usize,
 }
 
@@ -54,7 +54,7 @@ impl<K, V> Default for PeerMap<K, V> {
 }
 
 impl<K: Eq + Hash, V> PeerMap<K, V> {
-    /// Returns the value for `key`, after inserting `new` if there is none.
+    /// Returns the value for `key`. If the map has no such key, first inserts `new`.
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));

@@ -18,7 +18,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// Reads the options. `token_file` is the text of the `--tokens` file, if any. Errors name an option and its value.
+    /// `token_file` is the text of the `--tokens` file, if any. An error names the invalid option and its value.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
@@ -28,13 +28,13 @@ impl Access {
             origins.push("null".into());
         }
         access.origins = parse_allowed(&origins, parse_allowed_origin)?;
-        // By default, a loopback server allows only loopback names. Others cannot know their names, so they allow all.
+        // By default, a loopback server allows only loopback names. Other servers, whose names are unknown, allow all.
         let allows_all = config.allow_host.is_empty() && !config.is_loopback();
         access.hosts = if allows_all { None } else { parse_allowed(&config.allow_host, parse_allowed_host)? };
         Ok(access)
     }
 
-    /// Loads the access tokens that the options select. On error, keeps the old tokens.
+    /// Replaces the access tokens. On error, the old tokens stay in force.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
         let parse = || AccessTokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
@@ -42,18 +42,16 @@ impl Access {
         Ok(())
     }
 
-    /// The usernames that tokens are bound to.
     pub fn reserved_usernames(&self) -> impl Iterator<Item = Rc<str>> {
         self.tokens.iter().flat_map(|tokens| tokens.usernames.values().cloned())
     }
 
-    /// Whether the server allows the host in `authority`, which may also contain a port.
     pub fn allows_host(&self, authority: &str) -> bool {
         let Some(hosts) = &self.hosts else { return true };
         normalize_host(authority).is_some_and(|host| is_loopback_name(&host) || hosts.contains(&host))
     }
 
-    /// Whether pages from `origin` may connect. Pages from `own`, the server's own origin, always may.
+    /// Whether pages from `origin` may connect. The server's own origin, `own`, is always allowed.
     pub fn allows_origin(&self, origin: &str, own: &str) -> bool {
         let Some(origins) = &self.origins else { return true };
         normalize_origin(origin)

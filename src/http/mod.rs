@@ -18,24 +18,24 @@ use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
 const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
-const MAX_ORIGIN_LEN: usize = 300; // in bytes: room for a scheme, a DNS name (at most 255 bytes) and a port
+const MAX_ORIGIN_LEN: usize = 300; // in bytes: enough for a scheme, a DNS name of 255 bytes and a port
 
 pub enum Outcome {
     Response(Vec<u8>),
     Upgrade { response: Vec<u8>, route: Route },
-    Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages from `origin` may read the response
+    Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages of `origin` may read the response
 }
 
 pub enum Route {
     Echo(Identity),
     Chat(JoinRequest),
-    Inspect { ticket: String }, // the ticket of the connection to observe
+    Inspect { ticket: String }, // `ticket` identifies the connection to observe
 }
 
 pub struct Client {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_try_token: bool, // `false` after too many wrong access tokens from this address
+    pub may_try_token: bool, // `false` after too many wrong access tokens from the address
     pub needs_token: bool,
 }
 
@@ -87,9 +87,8 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-/// Checks the access token, then the parameters, and returns the route.
 fn select_route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
-    // On /inspect, a ticket replaces the token: only chat clients that passed the token check get one (in `welcome`).
+    // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after its token check.
     let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
     let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_try_token)? };
@@ -160,10 +159,10 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     response.into_bytes()
 }
 
-/// Checks that the target's authority and `Host` are allowed. Returns the authority, or `Host` if there is none.
+/// Checks that the target's authority and `Host` are allowed. Returns the authority, or `Host` if the target has none.
 fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
-    let is_absent = host.is_empty() && request.minor_version == 0; // HTTP/1.0 does not require Host
+    let is_absent = host.is_empty() && request.minor_version == 0; // an HTTP/1.0 request may omit Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
         let seen = quote(authority.as_bytes());
         if !authority.is_empty() && !is_authority(authority) {
@@ -187,7 +186,7 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
     let mut origins = request.header_values("Origin");
-    // Allow a missing Origin: this check protects only browser users, and browsers always send one (RFC 6455 §10.2).
+    // Allow a missing Origin: the check protects only browser users, and browsers send Origin (RFC 6455 §10.2).
     let Some(origin) = origins.next() else { return Ok(None) };
     if origins.next().is_some() {
         return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
@@ -222,7 +221,7 @@ fn check_token(request: &Request, access: &Access, may_try_token: bool) -> Resul
 pub fn find_token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-        // RFC 9110 §11.1: the scheme is case-insensitive.
+        // RFC 9110 §11.1: the name of an authentication scheme is case-insensitive.
         scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
     };
     let in_subprotocol = |name: &[u8]| {
@@ -257,7 +256,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
     // Only clients of the dialect `events` can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
-    let since = parameter("since").and_then(|since| since.parse().ok()); // ignored if not a number
+    let since = parameter("since").and_then(|since| since.parse().ok()); // a `since` that is not a number is ignored
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
     let session = parameter("session").and_then(|hex| parse_session(&hex));
     let (is_bound, credential) = (bound.is_some(), identity.credential);
@@ -270,7 +269,7 @@ fn parse_session(hex: &str) -> Option<Session> {
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Returns the undecoded value of the first parameter called `wanted`: a proxy may have validated only the first.
+/// Returns the undecoded value of the first parameter called `wanted`. A proxy may not have validated later ones.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     let matches_decoded = |name: &str| decode_parameter(name).is_ok_and(|name| name == wanted);
     let is_wanted = |name: &str| name == wanted || name.contains(['%', '+']) && matches_decoded(name);
@@ -296,7 +295,7 @@ fn percent_decode(text: &str) -> Result<String, Rejection> {
     let is_digits = |digits: &[u8; 2]| digits.iter().all(u8::is_ascii_hexdigit);
     let is_well_formed = text.split('%').skip(1).all(|rest| rest.as_bytes().first_chunk().is_some_and(is_digits));
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| is_well_formed);
-    // Do not quote the text in the response body: it may contain a mistyped access token.
+    // Do not quote the invalid text in the response: the text may contain a mistyped access token.
     let body = "A query parameter, or the room in the path, is not percent-encoded UTF-8 (RFC 3986 §2.1).";
     decoded.map(String::from).ok_or_else(|| bad_request(body))
 }

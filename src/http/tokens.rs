@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::chat::{CredentialId, Identity, names};
 
-// These tokens are public knowledge, so they are valid only on a loopback server without a token file.
+// These tokens are public knowledge, so they are valid only on a local server (PROTOCOL.md) without a token file.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct AccessTokens {
     /// The tokens, keyed by their randomly seeded hash, so that response times reveal no part of a token.
     by_hash: HashMap<u64, Vec<(String, Identity)>>,
     pub usernames: HashMap<Rc<str>, Rc<str>>, // every username that a token is bound to, keyed by `username_key`
-    next_id: CredentialId,                    // the next id to assign, greater than all earlier ids
+    next_id: CredentialId,                    // the next token id to assign, greater than all earlier ids
 }
 
 impl AccessTokens {
@@ -24,14 +24,14 @@ impl AccessTokens {
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
-        // Strip the byte-order mark that some editors write. Otherwise `add` would reject the first line.
+        // Strip the byte-order mark that some editors write. Otherwise the first line would be invalid.
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
         }
         (!tokens.by_hash.is_empty()).then_some(tokens).ok_or("the file contains no token; write one per line".into())
     }
 
-    /// Adds the token in a line, optionally followed by the username that the token is bound to.
+    /// Parses a line: a token, optionally followed by the username that the token is bound to.
     fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
         // A # starts a comment only at the start of the line or after whitespace.
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));

@@ -16,26 +16,26 @@ use crate::{broker::Random, chat::Now, config::Config, http::access::Access, ser
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
-const WAKER: Token = Token(usize::MAX - 2); // lets other threads wake the poll
+const WAKER: Token = Token(usize::MAX - 2); // poll token of the waker, which lets other threads wake the poll
 
 // Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
 const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // maximum per turn, so that a flood of new clients does not delay the others
+const MAX_ACCEPTS: usize = 64; // maximum number of new clients per turn, so that a flood of them does not delay others
 
 pub struct EventLoop {
     poll: Poll,
-    listener: Option<Listener>, // `None` once the server is stopping
+    listener: Option<Listener>, // `None` after a shutdown has started, so that no client can connect
     signals: Signals,
     log: LogWriter,
     config: Config,
     server: Server<TcpStream>,
     started: Instant,
-    pub address: SocketAddr, // contains the port that the kernel chose if the configured port is 0
+    pub address: SocketAddr, // the listening address, with the kernel's choice of port if the configured port is 0
     pub max_connections: usize,
 }
 
 impl EventLoop {
-    /// Sets up the listener and server. `config` must have passed `validate`. `Err` is a message for the operator.
+    /// `config` must have passed `Config::validate`. `Err` is an error message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let mut listener = Listener::bind(config.listen)?;
@@ -59,7 +59,7 @@ impl EventLoop {
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal stops the server. `Ok(false)`: a second signal interrupted the shutdown.
+    /// Runs until a signal stops the server. Returns `Ok(false)` if a second signal interrupts the shutdown.
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         let is_clean = loop {

@@ -18,12 +18,11 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Listener<S = TcpListener> {
     pub socket: S,
-    pub next_at: Option<Duration>, // monotonic time of the next accept; `None`: wait for the next readiness edge
-    pub logged_at: Option<Duration>, // when the listener last logged a failed accept
+    pub next_at: Option<Duration>, // monotonic time of the next accept; `None` to wait for a readiness edge
+    pub logged_at: Option<Duration>, // monotonic time when the listener last logged a failed accept
 }
 
 impl Listener {
-    /// Opens and configures the listening socket. `Err` is a message for the operator.
     pub fn bind(address: SocketAddr) -> Result<Listener, String> {
         let open = || -> io::Result<TcpListener> {
             // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
@@ -44,12 +43,12 @@ impl Listener {
 }
 
 impl<S> Listener<S> {
-    /// Returns the next client, if any. `accept` accepts a client; `has_more` checks whether another client is waiting.
+    /// Returns the next client, if any. Calls `has_more` after a success, to learn whether another client is waiting.
     pub fn accept<T>(&mut self, now: Duration, accept: fn(&S) -> io::Result<T>, has_more: fn(&S) -> bool) -> Option<T> {
         while self.next_at.is_some_and(|at| at <= now) {
             let accepted = accept(&self.socket);
             let Err(error) = &accepted else {
-                // `has_more` takes 80 ns, and avoids an `accept` that finds no client but creates a socket (900 ns).
+                // Poll first (80 ns), because an accept(2) that finds no client creates a socket in vain (900 ns).
                 self.next_at = has_more(&self.socket).then_some(now);
                 return accepted.ok();
             };
@@ -83,7 +82,7 @@ pub fn raise_descriptor_limit(config: &Config) -> Result<(usize, usize), String>
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let descriptors = if raised.is_ok() { maximum } else { current }.map_or(usize::MAX, |limit| limit as usize);
     let (spare, most) = (RESERVED_DESCRIPTORS / 2, descriptors.saturating_sub(RESERVED_DESCRIPTORS));
-    // Each recorded connection needs a second descriptor, for its file, even if the server then rejects the client.
+    // Each recorded connection needs a second descriptor, for its recording, even if the server rejects the client.
     let most = if config.record.is_some() { most.saturating_sub(spare) / 2 } else { most };
     let max_connections = config.max_connections.unwrap_or(most);
     if most == 0 || max_connections > most {

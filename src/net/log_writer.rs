@@ -16,7 +16,7 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// Only errors and these events may use the queue's second half: a flood of rejections must not crowd them out.
+/// These events and errors may fill the whole queue, other lines only half: rejections must not crowd out a `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // Lines wait up to this long to share a write: a write per loop turn would take 5 % of a short connection's CPU time.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
@@ -25,7 +25,7 @@ const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct LogWriter(Arc<Mutex<Lines>>);
 
-/// Writes to stderr without blocking, and returns the number of bytes written.
+/// Writes to stderr, if possible without blocking, and returns the number of bytes written.
 pub type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
 pub struct Lines {
@@ -65,7 +65,7 @@ impl LogWriter {
         Ok(writer)
     }
 
-    /// Queues whole trace lines, whatever the log level.
+    /// Queues trace lines, to which the log level does not apply.
     pub fn write(&self, text: &str) {
         let mut lines = self.lines();
         text.split_inclusive('\n').for_each(|line| lines.push(line.as_bytes(), MAX_QUEUED_BYTES / 2));
@@ -78,14 +78,14 @@ impl LogWriter {
 
 impl Log for LogWriter {
     fn enabled(&self, _: &Metadata) -> bool {
-        true // `FilteredLog` has filtered the records already
+        true // `FilteredLog` has already dropped disabled records
     }
 
     fn log(&self, record: &Record) {
         self.lines().log(record);
     }
 
-    fn flush(&self) {} // does nothing: the log writer decides when to write the queue
+    fn flush(&self) {} // a no-op: the event loop decides when to write the queue
 }
 
 impl Lines {
@@ -99,7 +99,7 @@ impl Lines {
         }
     }
 
-    /// The monotonic time by which the next turn must begin, to write queued lines. `None`: no limit.
+    /// The monotonic time by which the next turn must begin, to write queued lines. `None` sets no limit.
     pub fn deadline(&self) -> Option<Duration> {
         self.waiting_since.map(|since| since + MAX_LINE_WAIT)
     }
@@ -111,7 +111,7 @@ impl Lines {
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
-    /// Queues the line, after a flush if the queue would exceed `max` bytes. If there is still no room, drops the line.
+    /// Queues a line, after a flush if the queue would exceed `max` bytes. If there is still no room, drops the line.
     fn push(&mut self, line: &[u8], max: usize) {
         if self.queued.len() + line.len() > max {
             self.flush();

@@ -1,4 +1,4 @@
-//! Connects the server to the operating system. No other server code polls or reads signals, clocks or randomness.
+//! Connects the server to the operating system. No other part of the server polls, handles signals or reads a clock.
 
 pub mod event_loop;
 pub mod listener;
@@ -32,6 +32,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // A pending signal interrupts a poll even if its timeout is zero. A write to a full pipe would then block.
+    // A signal can interrupt even a poll with timeout zero. Without a retry, the listener could overlook a client.
     retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }

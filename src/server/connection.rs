@@ -41,7 +41,7 @@ const WORK_LIST_COUNT: usize = Work::Remove as usize + 1;
 
 /// A non-blocking transport. After `WouldBlock`, the event loop reports when the socket is ready again.
 pub trait Socket: Read + Write {
-    /// Whether the transport itself (such as TLS) holds bytes from this role: unread (client) or unsent (server) bytes.
+    /// Whether a transport with its own buffers, such as TLS, holds unread client bytes or unsent server bytes.
     fn has_pending(&self, _from: Role) -> bool {
         false // plain TCP has no buffer in user space
     }
@@ -57,7 +57,7 @@ pub struct Connection<S> {
     pub frames_sent: u64, // number of frames sent or queued; an observer attached later continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    queued: [bool; WORK_LIST_COUNT], // which work lists hold the connection
+    queued: [bool; WORK_LIST_COUNT], // the work lists that hold the connection
     pub cold: Box<ColdFields>,
 }
 
@@ -66,7 +66,7 @@ pub struct Connection<S> {
 pub enum Work {
     ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch
     Read,
-    Handshake, // a separate list with a lower limit per turn, because handshakes are costly
+    Handshake, // handshakes are costly, so their list has a lower limit per turn
     Write,
     CloseSlow,
     Remove,
@@ -75,8 +75,8 @@ pub enum Work {
 pub struct ColdFields {
     pub peer: SocketAddr, // the client's address, which a trusted proxy may have reported
     pub is_counted: bool, // whether the connection counts towards `--max-per-address`
-    pub credential: Option<CredentialId>, // identifies the client's access token
-    pub service: Option<Service>, // `None` until the upgrade
+    pub credential: Option<CredentialId>, // id of the client's access token
+    pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
     /// Monotonic time of the last received byte, moved forward when the server, not the peer, caused the silence.
     pub last_received: Duration,
@@ -92,7 +92,7 @@ pub enum Stage {
         /// Whether the server shuts down its write side and discards input until the end of the stream. If a socket
         /// closes with unread input, the kernel sends a reset, and the peer can lose bytes that it has not read yet.
         discards: bool,
-        is_shut: bool, // whether the write side is shut down
+        is_shut: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
     },
 }
@@ -104,10 +104,10 @@ pub enum Service {
     Inspect,
 }
 
-/// The state of the input. The edge-triggered poll reports new input only once, so the connection remembers the report.
+/// Whether input is waiting. The edge-triggered poll reports new input only once, so the connection remembers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
-    Drained, // the socket has no unread input, so the next input causes a new edge
+    Drained, // the socket has no unread input, so new input causes a readiness edge
     Readable,
     Ending, // the peer ended the stream or the socket failed: unread input may remain, but no edge follows
     Ended,
@@ -118,7 +118,7 @@ impl Service {
         let message = match self {
             Service::Echo => config.max_echo,
             Service::Chat => config.max_message,
-            Service::Inspect => 1024, // inspectors' commands are short
+            Service::Inspect => 1024, // message limit in bytes: the commands of inspectors are short
         };
         Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
     }
@@ -188,7 +188,7 @@ impl<S: Socket> Connection<S> {
             // epoll(7): a short read means an empty socket buffer. Read again only if the stream has ended or failed.
             Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
             Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
-            _ => self.input, // input may remain, so the server reads again in a later turn
+            _ => self.input, // unread input may remain, so the server reads again in a later turn
         };
         let len = match result {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),
@@ -268,7 +268,7 @@ impl<S: Socket> Connection<S> {
         self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// This connection's bytes that count towards `--max-buffered`. Shared frames count once, in `ConnectionLimits`.
+    /// The bytes that the connection adds to the total for `--max-buffered`. Shared frames count separately, only once.
     pub fn buffered_bytes(&self) -> usize {
         let received = match &self.cold.stage {
             Stage::Handshake(head) => head.byte_count(),

@@ -2,8 +2,8 @@
 //! member usually receives the batch with one write at the end of the turn: many messages cost one system call.
 //!
 //! A *cursor* is the number of bytes of the batch that a member has received or skipped. A member that joins skips
-//! earlier messages and its own `joined`. Before an event for one member alone, the server queues the rest of the batch
-//! for that member, to keep the order. Example: the room receives "one", alice a private message, the room "two":
+//! earlier messages and its own `joined`. Before an event for one member alone, the server queues the unsent part of
+//! the batch for that member, to keep the order. Example: "one" and "two" for the room, and an event for alice between:
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -22,18 +22,18 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
 /// Maximum bytes in a batch that is not held. The server sends a larger batch immediately, to keep outboxes small.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT: usize = 128; // if a turn broadcasts more `left` events than this, the server holds all batches
-const MAX_HOLD: Duration = Duration::from_millis(250); // limits the delay of broadcasts if disconnects never stop
-const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // bounds the memory of a held batch
+const MASS_DISCONNECT: usize = 128; // after more `left` events than this in one turn, the server holds all batches
+const MAX_HOLD: Duration = Duration::from_millis(250); // maximum delay of broadcasts while disconnects continue
+const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum bytes of a held batch per dialect
 
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their batches' first events. `take_next` skips a room whose batch was already taken.
+    /// Rooms in the order of their batches' first events. The batch of a listed room may already be sent.
     order: VecDeque<RoomId>,
     pub full_rooms: HashSet<RoomId>,
-    now: Duration,                    // monotonic time of this turn
-    left_events: usize,               // `left` events broadcast in this turn
+    now: Duration,                    // monotonic time of the current turn
+    left_events: usize,               // number of `left` events in the current turn
     pub held_since: Option<Duration>, // monotonic time when the hold on batches began; `None` without a hold
 }
 
@@ -57,12 +57,12 @@ impl Fanout {
         self.full_rooms.clear();
     }
 
-    /// Whether batches wait for a later turn. If they never did, n members that leave together would cost n² writes.
+    /// Whether all batches wait for a later turn. Without a hold, n members that leave together would cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }
 
-    /// Stops holding batches, unless many members left in this turn.
+    /// Ends the hold on batches, unless many members have left in the current turn.
     pub fn end_old_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
     }

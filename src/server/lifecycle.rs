@@ -12,8 +12,8 @@ use crate::ws::request::{Rejection, Request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // time for clients to reply to the server's Close
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has not read yet
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a client whose input is still unread
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
@@ -191,7 +191,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // do not count a late check's delay as silence
+        connection.cold.last_received = self.now.monotonic - silent; // a late check's delay does not count as silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -227,7 +227,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the protocol's output. If the connection is no longer open, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
-        // First queue the room events that the client has not yet received, so that they arrive before this output.
+        // To keep the order, queue room events that the client has not yet received before the protocol's output.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
@@ -252,7 +252,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Drops the outbox, and removes the connection at the end of this turn.
+    /// Drops the outbox, and removes the connection at the end of the turn.
     pub(super) fn abort(&mut self, token: Token, reason: impl Into<Cow<'static, str>>) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.is_queued(Work::Remove) {
@@ -286,7 +286,7 @@ impl<S: Socket> Server<S> {
         self.removed.push_back(connection);
     }
 
-    /// Counts a connection's buffered bytes. While the total exceeds the bound, frees the largest connection's memory.
+    /// Counts a connection's bytes. While the total exceeds `--max-buffered`, frees memory of the largest connection.
     pub(super) fn enforce_buffer_limit(&mut self, mut token: Token) {
         loop {
             if let Some(connection) = self.connections.get_mut(token) {
@@ -305,7 +305,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Writes the outbox. If that frees no memory, closes the connection if it is open, and aborts it otherwise.
+    /// Writes the outbox. If writing frees no memory, closes the connection, or aborts it if it cannot send a Close.
     fn free_memory(&mut self, token: Token) {
         const REASON: &str = "the server's buffers are full";
         let Some(connection) = self.connections.get_mut(token) else { return };
@@ -331,7 +331,7 @@ impl<S: Socket> Server<S> {
         let now = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
-        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // oldest connection first
+        let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // sorted: oldest connection first
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
         for token in revoked {
@@ -347,7 +347,7 @@ impl<S: Socket> Server<S> {
         const REASON: &str = "the server is shutting down";
         log::info!("STOP connections to close: {}", self.connection_count());
         self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
-        // Read once more, so that the chat publishes and acknowledges messages that arrived before the shutdown.
+        // First read the remaining input, so that the chat publishes messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.full_rooms.clear();
@@ -359,7 +359,7 @@ impl<S: Socket> Server<S> {
         }
         // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.
         self.chat.clear();
-        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect(); // oldest connection first
+        let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect();
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),

@@ -1,5 +1,5 @@
 //! Server-wide limits on clients, connections (per address, and per second), wrong access tokens, logged rejections and
-//! buffered bytes. If the server is not public, loopback clients are exempt from the limits on connections and tokens.
+//! buffered bytes. On a local server, loopback clients are exempt from the limits per address, except on logging.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -9,14 +9,14 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // a burst is `connect_rate` times this: a household's devices reconnect together
-const MAX_LOGGED_REJECTIONS: usize = 5; // per address per minute, so that one client cannot fill the log
+const CONNECT_BURST: f64 = 5.0; // burst size in seconds of `--connect-rate`: devices of a household reconnect together
+const MAX_LOGGED_REJECTIONS: usize = 5; // limit per address and minute: one client must not fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
     is_local: bool,
     max_clients: usize,
-    pub clients: usize, // upgraded connections
+    pub clients: usize, // number of upgraded connections
     max_lingering: usize,
     lingering: VecDeque<Token>, // rejected connections whose clients may still read the response, oldest first
     max_per_address: usize,
@@ -24,8 +24,8 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and when the first arrived (monotonic)
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary, and rejections per address
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and monotonic time of the first
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // monotonic time of the next summary; rejections by address
     pub buffered: usize, // bytes not shared between connections; `--max-buffered` limits these plus `buffered_shared`
     pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share
 }
@@ -44,7 +44,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. A full server accepts a few more, only to reject them.
+    /// Whether to accept another socket while `count` are open. A full server accepts a few more and rejects them.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }
@@ -61,10 +61,10 @@ impl ConnectionLimits {
     }
 
     pub fn stop_lingering(&mut self, token: Token) {
-        self.lingering.retain(|other| *other != token); // a linear search is cheap: at most 256 entries
+        self.lingering.retain(|other| *other != token); // with at most 256 entries, a linear search is cheap
     }
 
-    /// Counts a new connection until `remove_connection`, even if it exceeds a limit. `Err` names that limit.
+    /// Counts a new connection, even one over a limit, until `remove_connection`. `Err` describes the exceeded limit.
     pub fn add_connection(&mut self, address: IpAddr, now: Duration) -> Result<(), &'static str> {
         let Some(address) = self.limit_key(address) else { return Ok(()) };
         let count = self.per_address.entry(address).or_default();

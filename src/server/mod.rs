@@ -5,8 +5,8 @@
 //!   begin_turn ─▶ set_ready, accept … ─▶ finish_turn: read ─▶ check_timers ─▶ write_and_remove
 //! ```
 //!
-//! Each turn reads a bounded number of bytes from connections with input, and writes output at the end. Only the last
-//! step removes connections, so no other step finds a half-removed connection. The server has one thread.
+//! Each turn reads a bounded number of bytes from connections with input, and writes most output at the end. Only the
+//! last step removes connections, so no other step finds a half-removed connection. The server runs in one thread.
 
 pub mod connection;
 pub mod fanout;
@@ -34,9 +34,9 @@ use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
-const HANDSHAKES_PER_TURN: usize = 16; // low, because one join to a large room costs as much as a hundred messages
+const HANDSHAKES_PER_TURN: usize = 16; // few handshakes: one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing a socket is slow, and other clients must not wait for thousands of closes
-const READS_PER_TURN: usize = 2048; // limited, because each read delays the turn's writes by a few microseconds
+const READS_PER_TURN: usize = 2048; // bounds the reads, because each one delays the turn's writes by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -94,7 +94,7 @@ impl<S: Socket> Server<S> {
             scratch: vec![0; config.max_read],
             config,
             access,
-            connections: Connections::new(Token(1)), // counts up from 1; the event loop's own poll tokens count down
+            connections: Connections::new(Token(1)), // the event loop's own poll tokens count down from `usize::MAX`
             removed: VecDeque::new(),
             timers: Timers::default(),
             fanout: Fanout::default(),
@@ -200,7 +200,7 @@ impl<S: Socket> Server<S> {
                 Ok(None) => self.enforce_buffer_limit(token),
                 Ok(Some(end)) => {
                     self.respond(token);
-                    // §4.1 forbids clients to send frames before the response, but early frames do no harm here.
+                    // §4.1 forbids clients to send frames before the response, but accepting early frames does no harm.
                     self.receive_frames(token, &mut input[end..]);
                 }
                 Err(rejection) => self.reject(token, &rejection, false),
@@ -292,7 +292,6 @@ impl<S: Socket> Server<S> {
         self.connections.send(client, frames);
     }
 
-    /// Appends an event to the room's batch. The member `except` does not receive the event.
     fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: &Event) {
         let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
         except.into_iter().for_each(|client| self.catch_up(client, room));
@@ -314,7 +313,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(client, self.fanout.advance_cursor(room, client, dialect));
     }
 
-    /// Skips the room's batch so far: the client receives only later events.
+    /// Makes the client skip the events that the room's batch contains so far.
     fn skip(&mut self, client: Token, room: RoomId) {
         if let Some(dialect) = self.chat.dialect_of(client) {
             self.fanout.advance_cursor(room, client, dialect);

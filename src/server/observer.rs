@@ -48,7 +48,7 @@ pub trait Observers {
         true
     }
 
-    /// Returns an observer for an open connection. The server calls this between messages, after [`Action::Attach`].
+    /// Returns an observer for an open connection. The server calls `attach` only between two messages.
     fn attach(&mut self, _: Token, _: Limits, _frames_received: u64, _frames_sent: u64) -> Option<Box<dyn Observer>> {
         None
     }
@@ -80,8 +80,8 @@ pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;
 #[derive(Debug)]
 pub enum Action {
     Send(Token, String), // a text message to an inspector
-    Attach(Token),       // attach an observer as soon as the connection is between two messages
+    Attach(Token),       // the server attaches an observer once the connection is between two messages
     Detach(Token),
-    Ping(Token, String), // the payload, at most 125 bytes (§5.5)
+    Ping(Token, String), // the payload of a Ping, at most 125 bytes (§5.5)
     Close(Token, CloseCode, &'static str),
 }

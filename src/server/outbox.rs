@@ -23,9 +23,9 @@ const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an 
 #[derive(Debug, Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
-    sent: u32,  // sent bytes of the first chunk; fits a u32, because a chunk is under 4 GiB
-    owned: u32, // bytes of the chunks that are not shared
-    len: usize, // unsent bytes of all chunks
+    sent: u32,  // number of sent bytes of the first chunk; fits a u32, because a chunk is under 4 GiB
+    owned: u32, // total bytes of the chunks that are not shared
+    len: usize, // total unsent bytes of all chunks
 }
 
 /// A buffer of whole frames, or an HTTP response, which counts as one frame.
@@ -60,8 +60,8 @@ impl Drop for SharedFrames {
 
 pub struct Broadcast<'a> {
     pub frames: &'a [u8],
-    pub count: u64,                       // the number of frames
-    buffered_shared: &'a Rc<Cell<usize>>, // total bytes of all `SharedFrames`
+    pub count: u64, // number of frames in `frames`
+    buffered_shared: &'a Rc<Cell<usize>>,
     copy: Option<Rc<SharedFrames>>,
 }
 
@@ -159,7 +159,7 @@ impl Outbox {
             self.owned -= if matches!(chunk, Chunk::Shared(_)) { 0 } else { len };
         }
         if self.is_empty() {
-            self.chunks = VecDeque::new(); // frees the queue's buffer
+            self.chunks = VecDeque::new(); // frees the memory of the empty queue
         }
     }
 

@@ -41,7 +41,6 @@ impl Timers {
         self.0.first().map(|(at, _)| *at)
     }
 
-    /// Removes and returns the earliest deadline, if it is not after `now`.
     pub fn pop_expired(&mut self, now: Duration) -> Option<(Duration, Token)> {
         self.0.first().filter(|(at, _)| *at <= now)?;
         self.0.pop_first()

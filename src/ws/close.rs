@@ -14,7 +14,7 @@ impl CloseCode {
     pub const PROTOCOL_ERROR: CloseCode = CloseCode(1002);
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
-    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // not in RFC 6455, but in the IANA registry (§11.7)
+    pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // 1013 is not in RFC 6455, but in the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {
         // Allow 1000–1003, 1007–1011 (§7.4.1), 1012–1014 (IANA, §11.7), 3000–4999 (libraries, applications, §7.4.2).
@@ -29,8 +29,8 @@ impl CloseCode {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CloseFrame<'a> {
-    pub code: Option<CloseCode>, // `None` if the payload is empty, which browsers report as code 1005 (§7.1.5)
-    pub reason: &'a str,         // empty if `code` is `None`
+    pub code: Option<CloseCode>, // `None` if the Close payload is empty, which browsers report as code 1005 (§7.1.5)
+    pub reason: &'a str,         // the close reason, empty if `code` is `None`
 }
 
 impl<'a> CloseFrame<'a> {
@@ -77,7 +77,6 @@ pub enum ProtocolError {
 }
 
 impl ProtocolError {
-    /// Returns the close code, the section of RFC 6455, and the error text for the peer.
     fn code_section_text(self) -> (u16, &'static str, Cow<'static, str>) {
         use ProtocolError::*;
         match self {

@@ -16,12 +16,12 @@ pub fn is_extension_list(value: &str) -> bool {
 }
 
 fn is_parameter(text: &str) -> bool {
-    // A parameter needs no value: "none", a valid token, stands in for a missing value in the checks below.
+    // §9.1: a parameter may lack a value. The token "none" stands in for it, so that the value check succeeds.
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };
     // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". A token contains no backslash,
-    // so a token must follow each backslash. Strip a leading backslash; each piece between the others must be a token.
+    // so each part between backslashes must itself be a token. One backslash may precede the first part.
     let unquoted = quoted.strip_suffix('"').unwrap_or_default();
     is_token(name) && unquoted.strip_prefix('\\').unwrap_or(unquoted).split('\\').all(is_token)
 }

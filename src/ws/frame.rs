@@ -64,8 +64,8 @@ pub struct FrameHeader {
     pub fin: bool,
     pub opcode: Opcode,
     pub payload_len: u64,
-    pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the key is incomplete
-    pub size: usize,                  // bytes in the header, including the masking key
+    pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the masking key is incomplete
+    pub size: usize,                  // size of the header in bytes, including the masking key
 }
 
 impl FrameHeader {
@@ -116,7 +116,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// Returns the size of the first frame in `frames`, which must start at the header of a server frame.
+/// Returns the size in bytes of the first frame. `frames` must start with the header of a server frame.
 pub fn server_frame_len(frames: &[u8]) -> usize {
     let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
@@ -167,33 +167,30 @@ mod tests {
         (&[0x88, 0xfd], Ok(Some((true, Opcode::Close, 125)))),
         (&[0x89, 0x80], Ok(Some((true, Opcode::Ping, 0)))),
         (&[0x8a, 0x80], Ok(Some((true, Opcode::Pong, 0)))),
-        // an RSV error takes precedence over every other error
+        // An invalid RSV bit takes precedence over every other error in the header.
         (&[0xc1], Err(ReservedBits)),
         (&[0xa1], Err(ReservedBits)),
         (&[0x91], Err(ReservedBits)),
         (&[0xf3, 0x7f], Err(ReservedBits)),
-        // reserved opcodes
         (&[0x83], Err(ReservedOpcode(3))),
         (&[0x07], Err(ReservedOpcode(7))),
         (&[0x8b], Err(ReservedOpcode(11))),
         (&[0x0f, 0x7f], Err(ReservedOpcode(15))),
-        // control frame rules, for all three control opcodes
         (&[0x08], Err(FragmentedControl)),
         (&[0x09], Err(FragmentedControl)),
         (&[0x0a, 0x7f], Err(FragmentedControl)),
         (&[0x88, 0xfe], Err(ControlTooLong)),
         (&[0x89, 0xff], Err(ControlTooLong)),
         (&[0x8a, 0x7e], Err(ControlTooLong)),
-        // an unmasked frame fails at its second byte, before any extended length
+        // An unmasked frame fails at its second byte, before any extended length arrives.
         (&[0x81, 0x05], Err(Unmasked)),
         (&[0x81, 0x7f], Err(Unmasked)),
         (&[0x81, 0x7e, 0x00, 0x05], Err(Unmasked)),
-        // 16-bit lengths
         (&[0x81, 0xfe, 0x00], Ok(None)),
         (&[0x81, 0xfe, 0x00, 0x7d], Err(LengthNotMinimal)),
         (&[0x81, 0xfe, 0x00, 0x7e], Ok(Some((true, Opcode::Text, 126)))),
         (&[0x81, 0xfe, 0xff, 0xff], Ok(Some((true, Opcode::Text, 65535)))),
-        // 64-bit lengths: the first bytes are enough to reject an invalid length
+        // The first bytes of an invalid 64-bit length are enough to reject the frame.
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00], Ok(None)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00], Err(LengthNotMinimal)),
         (&[0x81, 0xff, 0x00, 0x00, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00], Ok(Some((true, Opcode::Text, 65536)))),

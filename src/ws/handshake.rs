@@ -30,7 +30,7 @@ pub fn method_rejection(request: &Request, allow: &'static [(&'static str, &'sta
     Rejection { status: 405, headers: allow, body }
 }
 
-/// The 101 response (§4.2.2 item 5), or one rejection for each broken rule. `supported` is the endpoint's subprotocol.
+/// Returns the 101 response (§4.2.2 item 5) or one rejection per broken rule. `supported`: the endpoint's subprotocol.
 pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, Vec<Rejection>> {
     let (mut accept, mut is_agreed) = (String::new(), false);
     // §11.3.2: the extension header may appear several times, so join its lines into one list.
@@ -74,7 +74,7 @@ fn check_connection(request: &Request) -> Option<Rejection> {
 
 /// Checks §4.2.1 item 6: "A |Sec-WebSocket-Version| header field, with a value of 13."
 fn check_version(request: &Request) -> Option<Rejection> {
-    // 426 rather than 400: the client may retry with a version that the response lists (§4.4).
+    // Send 426 rather than 400, so that the client can retry with a version that the response lists (§4.4).
     let rejection = |body| Some(Rejection { body, ..upgrade_required() });
     match request.header_values("Sec-WebSocket-Version").collect::<Vec<_>>()[..] {
         [b"13"] => None,
@@ -96,18 +96,17 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
     Err(bad_request(format!("Sec-WebSocket-Key {error} (RFC 6455 §4.2.1).")))
 }
 
-/// Returns the length of the decoded key in bytes, or `None` if the key is not base64.
 pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
-    // Ignore the unused bits at the end, as RFC 4648 §3.5 allows, because handwritten keys often set these bits.
+    // Ignore the unused bits at the end of the key, as RFC 4648 §3.5 allows: handwritten keys often set these bits.
     const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
     static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// Prefix of an access token in `Sec-WebSocket-Protocol`, the only header that a web page can set. Never log the token.
+/// Marks an access token in `Sec-WebSocket-Protocol`, the only handshake header whose value a web page can choose.
 pub const BEARER_PREFIX: &[u8] = b"bearer.";
 
-/// Finds an access token to redact, even in a malformed name such as `chat;bearer.…`. Returns the token's offset.
+/// Returns the offset of an access token, even in a malformed name: `chat;bearer.…`. Logs must not show the token.
 pub fn find_access_token(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER_PREFIX.len()).position(|part| part.eq_ignore_ascii_case(BEARER_PREFIX));
     prefix.map(|at| at + BEARER_PREFIX.len())
@@ -145,7 +144,7 @@ pub fn accept_value(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// Builds a request like §1.2's, minus the lines that start with `without`, plus the `|`-separated lines of `with`.
+    /// Builds a request as in §1.2, minus lines that start with `without`, plus the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",
@@ -157,7 +156,7 @@ mod tests {
         ];
         let kept = lines.into_iter().filter(|line| without.is_empty() || !line.starts_with(without));
         let mut head = kept.chain(with.split('|').filter(|line| !line.is_empty())).collect::<Vec<_>>();
-        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line from `with` must come first
+        head.sort_by_key(|line| !line.ends_with("HTTP/1.0")); // a request line in `with` must become the first line
         head.join("\r\n") + "\r\n\r\n"
     }
 

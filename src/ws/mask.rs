@@ -8,9 +8,9 @@
 //!   masked   7f 9f 4d 51 58
 //! ```
 
-/// Masks or unmasks `payload`: XOR is its own inverse. `offset` is the position of this slice in the frame's payload.
+/// Masks or unmasks `payload`: XOR is its own inverse. `offset` is the position of `payload` in the frame's payload.
 pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
-    key.rotate_left(offset % 4); // aligns the key with the first byte of this slice
+    key.rotate_left(offset % 4); // align the key with the first byte of `payload`
     let [a, b, c, d] = key;
     // XOR eight bytes at a time: 0.8 µs for 64 KiB, against 10 µs byte by byte (`cargo bench unmask`).
     let word = u64::from_ne_bytes([a, b, c, d, a, b, c, d]);

@@ -32,12 +32,12 @@ impl<'a> Message<'a> {
 
 #[derive(Debug)]
 pub enum Assembler {
-    Text { valid: String, incomplete: Vec<u8> }, // `incomplete`: the first bytes of a character, at most three
+    Text { valid: String, incomplete: Vec<u8> }, // `incomplete`: at most three bytes of an unfinished character
     Binary(Vec<u8>),
 }
 
 impl Assembler {
-    /// Starts a message. The `opcode` of its first frame sets its type (§5.6).
+    /// The `opcode` of a message's first frame sets the type of the message (§5.6).
     pub fn new(opcode: Opcode) -> Assembler {
         match opcode {
             Opcode::Text => Assembler::Text { valid: String::new(), incomplete: Vec::new() },
@@ -45,7 +45,6 @@ impl Assembler {
         }
     }
 
-    /// Returns the number of bytes received and the capacity that is allocated for them.
     pub fn len_and_capacity(&self) -> (usize, usize) {
         match self {
             Assembler::Text { valid, incomplete } => (valid.len() + incomplete.len(), valid.capacity()),
@@ -53,12 +52,12 @@ impl Assembler {
         }
     }
 
-    /// Appends `payload`, or fails at invalid text. `remaining` is the size of `payload` plus the rest of the frame.
+    /// Appends `payload`, or fails at invalid text. `remaining` counts the frame's bytes from the start of `payload`.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();
         // An announced length alone must not cost memory (§10.4): the capacity is at most twice the *received* size
-        // and never more than the size that the message has at the end of this frame.
+        // and never more than the size that the message has at the end of the current frame.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {
@@ -66,7 +65,7 @@ impl Assembler {
                 let missing = incomplete.first().map_or(0, |first| first.leading_ones() as usize - incomplete.len());
                 let (end_of_char, rest) = payload.split_at(missing.min(payload.len()));
                 end_of_char.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))?;
-                // Split off an incomplete last character: one `from_utf8` call validates the bytes before it.
+                // Split off an incomplete last character, so that one `from_utf8` call can validate all earlier bytes.
                 let (whole, tail) = split_incomplete_char(rest);
                 valid.push_str(str::from_utf8(whole).or(Err(ProtocolError::TextNotUtf8))?);
                 tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))
@@ -101,7 +100,7 @@ fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(),
     incomplete.push(byte);
     match str::from_utf8(incomplete) {
         Ok(character) => text.push_str(character),
-        // `error_len` is `None` if the bytes are valid so far but incomplete.
+        // `error_len` is `None` if further bytes could complete the character.
         Err(error) if error.error_len().is_none() => return Ok(()),
         Err(_) => return Err(ProtocolError::TextNotUtf8),
     }
@@ -157,7 +156,7 @@ mod tests {
 
     #[test]
     fn rfc_8_1_an_invalid_byte_fails_at_once() {
-        // (bytes, number of bytes accepted before the first invalid byte)
+        // Each row: invalid UTF-8, and the number of bytes that are valid before the first invalid byte.
         let cases: [(&[u8], usize); 12] = [
             (b"\x80", 0),
             (b"\xc0\xaf", 0),

@@ -34,8 +34,8 @@ use super::reader::{Chunk, FrameReader};
 /// Limits on one incoming message (§10.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    pub message: usize, // payload in bytes, over all frames of the message
-    pub fragments: u32, // number of frames, limited because a flood of empty frames would never reach the size limit
+    pub message: usize, // maximum payload of a message in bytes, over all its frames
+    pub fragments: u32, // maximum number of frames: a flood of empty frames would never reach the size limit
     pub accepts_binary: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct Limits {
 pub enum State {
     Open,
     Closing,   // the server has sent a Close and is waiting for the peer's Close (§7.1.3)
-    OutOfSync, // the server has sent a Close and no longer reads frames: it may have lost their boundaries
+    OutOfSync, // the server has sent a Close and discards all input, for example because frame boundaries are lost
     Closed,    // both endpoints have sent a Close; the server closes TCP next (§7.1.1, §7.1.4)
 }
 
@@ -54,7 +54,7 @@ pub enum Event<'a> {
     Ping(Cow<'a, [u8]>),
     Pong(Cow<'a, [u8]>),
     Close(Option<CloseCode>, String), // the peer's close code (§7.1.5) and reason (§7.1.6)
-    Failed(ProtocolError),            // the peer broke this rule (§7.1.7)
+    Failed(ProtocolError),            // the rule that the peer broke (§7.1.7)
 }
 
 #[derive(Debug)]
@@ -120,7 +120,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // accept control frames, and data frames that the server skips because it is closing
+                _ => Ok(()), // accept control frames, and data frames that a closing server skips
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control_chunk(&chunk),
@@ -141,7 +141,7 @@ impl Protocol {
         if is_complete && self.message.is_none() {
             return Ok(Some(Event::Message(Message::from_payload(opcode, chunk.payload)?)));
         }
-        // `take` the message, so that an error below also drops the incomplete message.
+        // Take the incomplete message out of `self`, so that an error in the new payload also drops the message.
         let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(opcode), 0)));
         // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
@@ -179,7 +179,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let CloseFrame { code, reason } = match CloseFrame::parse(payload) {
-            // The server has sent its only Close, so it cannot report this error: treat the peer's Close as empty.
+            // The server has sent its only Close, so it cannot report an invalid Close: treat the peer's as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -225,7 +225,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length, to fail the connection before the payload of an oversized message arrives.
+    // Check the announced length, so that the connection fails before the payload of an oversized message arrives.
     ProtocolError::MessageTooBig.err_unless(header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)
 }

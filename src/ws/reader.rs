@@ -17,10 +17,10 @@ use super::mask;
 #[derive(Debug, Default)]
 pub struct FrameReader {
     header: [u8; MAX_HEADER_SIZE],
-    header_len: u8,             // bytes of an incomplete header in `header`, otherwise 0
+    header_len: u8,             // number of bytes in `header` while a header is incomplete, otherwise 0
     frame: Option<FrameHeader>, // the current frame, once its masking key is complete
     received: u64,              // payload bytes of the current frame received so far
-    pub frames_received: u64,   // frames whose first byte has arrived, including control and invalid frames
+    pub frames_received: u64,   // number of frames whose first byte has arrived, including control and invalid frames
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -45,10 +45,10 @@ impl FrameReader {
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate without waiting for the masking key, to fail early. `validate` may then see the header again.
+            // Validate before the masking key arrives, to fail early. `validate` may see one header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
-        // A frame with an empty payload needs no more input.
+        // If the payload is empty, the frame needs no input after its header.
         let frame = self.frame.filter(|header| !input.is_empty() || header.payload_len == 0);
         let Some(header @ FrameHeader { masking_key: Some(key), .. }) = frame else { return Ok(None) };
         let (received, remaining) = (self.received, header.payload_len - self.received);

@@ -30,8 +30,8 @@ pub fn quote(bytes: &[u8]) -> String {
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
-    line: usize,         // offset of the current line
-    request_line: usize, // offset of the request line, after any blank lines
+    line: usize,         // offset of the line that has not ended yet
+    request_line: usize, // offset of the request line, which blank lines may precede
 }
 
 impl HeadReader {
@@ -80,7 +80,7 @@ impl HeadReader {
         self.bytes.len()
     }
 
-    /// Rejects a first byte that cannot start an HTTP request, even before a newline: a TLS ClientHello may have none.
+    /// Rejects a first byte that cannot start a request, without waiting for a newline: a TLS ClientHello may lack one.
     fn check_first_byte(&self) -> Result<(), Rejection> {
         let is_allowed = |&byte: &u8| is_token_byte(byte) || byte == b'\r' || byte == b'\n';
         if self.head().first().is_none_or(is_allowed) { Ok(()) } else { Err(reject_non_http(self.head())) }
@@ -88,7 +88,7 @@ impl HeadReader {
 }
 
 fn reject_non_http(bytes: &[u8]) -> Rejection {
-    // Cut at the first `?` or `:`, because the server logs this body, and later bytes may hold an access token.
+    // Cut at the first `?` or `:`, because the server logs the rejection, and later bytes may hold an access token.
     let bytes = bytes.split(|byte| b"?:".contains(byte)).next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => " but a TLS ClientHello; this is a plain ws:// port, not wss://",
@@ -101,11 +101,11 @@ fn reject_non_http(bytes: &[u8]) -> Rejection {
 
 #[derive(Debug, Clone)]
 pub struct Request<'h> {
-    pub method: &'h str,            // case-sensitive (RFC 9110 §9.1)
-    pub authority: Option<&'h str>, // only in absolute form, such as `http://host:port/path` (RFC 9112 §3.2.2)
-    pub path: &'h str,              // still percent-encoded, as is `query`
-    pub query: &'h str,             // empty if the target has no `?`
-    pub minor_version: u8,          // the x in HTTP/1.x: 0 or 1
+    pub method: &'h str,            // a method name is case-sensitive (RFC 9110 §9.1)
+    pub authority: Option<&'h str>, // present only in absolute form, such as `http://host:port/path` (RFC 9112 §3.2.2)
+    pub path: &'h str,              // path and query are still percent-encoded
+    pub query: &'h str,             // the query string, empty if the target has no `?`
+    pub minor_version: u8,          // the digit after `HTTP/1.`: 0 or 1
     pub headers: Vec<httparse::Header<'h>>,
 }
 
@@ -145,7 +145,7 @@ impl<'h> Request<'h> {
         self.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|h| h.value.trim_ascii())
     }
 
-    /// The trimmed elements of the list in all header lines called `name` (RFC 9110 §5.3).
+    /// The trimmed elements of the comma-separated lists in all header lines called `name` (RFC 9110 §5.3).
     pub fn list_elements(&self, name: &str) -> impl DoubleEndedIterator<Item = &'h [u8]> {
         self.header_values(name).flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
     }
@@ -186,7 +186,7 @@ fn reject_parse_error(head: &[u8], limit: usize, error: httparse::Error) -> Reje
     }
 }
 
-/// Whether `byte` may be part of a token: a `tchar` (RFC 9110 §5.6.2).
+/// Whether a token may contain `byte`, that is, whether `byte` is a `tchar` (RFC 9110 §5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -227,7 +227,7 @@ mod tests {
     fn frames_start_after_the_head() {
         let mut reader = HeadReader::default();
         assert_eq!(reader.receive(b"GET / HTTP/1.1\r\nHost: a\r\n", 8192), Ok(None));
-        assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // 0x81 starts a frame
+        assert_eq!(reader.receive(b"\r\n\x81", 8192), Ok(Some(2))); // 0x81 is the first byte of a frame
     }
 
     #[test]
@@ -267,7 +267,7 @@ mod tests {
                 assert_eq!(read(bytes, size, 8192), Err(400), "{}", quote(bytes));
             }
         }
-        // However the head is split into reads, the server reports the first of its two errors.
+        // If a head contains two errors, the first one decides, however the head is split into reads.
         for size in [1, 100] {
             assert_eq!(read(b"GET / HTTP/2.0\r\nHost:\na\r\n\r\n", size, 8192), Err(505));
         }
