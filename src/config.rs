@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // descriptors kept back: half for stdio, listener etc., half for rejections
+pub const RESERVED_DESCRIPTORS: usize = 16; // reserved file descriptors: half for stdio etc., half for rejections
 
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -30,7 +30,7 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
     /// comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // default: public demo tokens, allowed only if no other machine can reach the server
+    pub tokens: Option<PathBuf>, // without `--tokens`: the public demo tokens, if no other machine can reach the server
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -60,7 +60,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // counts bytes in the files, which write each byte from the wire as two hex digits
+    pub record_limit: u64, // the limit counts bytes in the files, which store each byte from the wire as two hex digits
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
@@ -69,16 +69,16 @@ pub struct Config {
     pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // bounds the buffer for a message; 500 characters fit even if all are JSON escapes
+    pub max_message: usize, // bounds the buffer of a message; 500 characters fit even if all are JSON escapes
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
     /// Limit a chat text to this many characters
     #[arg(long, default_value_t = 500, value_name = "N", value_parser = parse_number(1, MIB), help_heading = "Limits")]
-    pub max_text: usize, // one message must not push all other messages off the screen
+    pub max_text: usize, // a long text must not push all other messages off the screen
     /// Limit a message to this many frames
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
-    pub max_fragments: u32, // bounds the time that empty frames cost; the Autobahn test suite needs at least 65,536
+    pub max_fragments: u32, // bounds the time that empty frames cost; Autobahn sends messages of up to 65,536 frames
     /// Disconnect a client that leaves more bytes than this unread
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = "Limits")]
     pub max_outbox: usize, // 256 KiB lets a client stall for several seconds even in a busy room
@@ -87,7 +87,7 @@ pub struct Config {
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
-    pub max_read: usize, // one read(2) of this size per turn: a peer that never pauses must not delay other peers
+    pub max_read: usize, // the server calls read(2) once per turn: a peer that never pauses must not delay others
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
@@ -96,11 +96,11 @@ pub struct Config {
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // limits handshakes, each as costly as ten messages; still permits ten page reloads a second
+    pub connect_rate: f64, // a handshake costs as much as ten messages; 20 a second permit ten page reloads a second
     /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
-    pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute; a program could guess millions
+    pub max_wrong_tokens: usize, // no user mistypes a token thirty times a minute, but a program could guess millions
     /// Limit the number of rooms that have members
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_rooms: usize, // each room needs memory, and one client can open many rooms
@@ -121,25 +121,25 @@ pub struct Config {
     pub history: usize,
     /// Limit the history of all rooms together
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
-    pub max_history: usize, // 16 MiB is about 50,000 messages
+    pub max_history: usize, // 16 MiB of history hold about 50,000 messages
     /// Keep the history of at most this many empty rooms
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub history_ttl: Duration, // lets members whose connections are lost return within an hour and find the history
+    pub history_ttl: Duration, // a member whose connection is lost can return within an hour and still find the history
     /// Reject a request that is not complete after this long
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub ping_interval: Duration, // detects dead peers, and keeps proxies from cutting connections idle for a minute
+    pub ping_interval: Duration, // Pings detect dead peers, and keep proxies from cutting connections idle for a minute
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub close_timeout: Duration, // 5 s suffice, because a reply takes only one round trip
+    pub close_timeout: Duration, // the reply to a Close takes only one round trip, so 5 s suffice
     /// Also log every message (its first 64 characters)
     #[arg(short, long, help_heading = LOGGING_HEADING)]
     pub verbose: bool,
@@ -186,7 +186,7 @@ impl Config {
 
     pub fn read_token_file(&self) -> Result<Option<String>, String> {
         let Some(path) = &self.tokens else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map(Some); // fails if an editor saved the file as UTF-16
+        let text = std::fs::read_to_string(path).map(Some); // reading fails if an editor saved the file as UTF-16
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
     }
 
@@ -259,7 +259,7 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds)); // 86,400 s are one day
+    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
     seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
 }
 

@@ -16,10 +16,10 @@ use super::{Backlog, Message, Resume};
 
 pub struct RoomLog {
     epoch: Rc<str>,
-    pub last_id: u64, // id of the newest message ever appended; 0 if none
+    pub last_id: u64, // id of the newest message, even if the log has dropped it; 0 before the first message
     pub messages: VecDeque<Rc<Message>>,
-    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // kept messages, keyed by username and nonce
-    pub bytes: usize,                                 // estimated memory use of the kept messages
+    nonces: HashMap<(Rc<str>, Rc<str>), Rc<Message>>, // detects repeated messages: keyed by username and nonce
+    pub bytes: usize,                                 // estimated memory use of all messages in the log, in bytes
 }
 
 impl RoomLog {
@@ -27,7 +27,6 @@ impl RoomLog {
         RoomLog { epoch, last_id: 0, messages: VecDeque::new(), nonces: HashMap::new(), bytes: 0 }
     }
 
-    /// Adds the message to the log under the next id, and returns it.
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
         debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         self.last_id += 1;
@@ -39,7 +38,7 @@ impl RoomLog {
         message
     }
 
-    /// Finds the kept message with the same username and nonce.
+    /// Returns the message in the log with the same username and nonce: the client has sent a message twice.
     pub fn find_duplicate(&self, message: &Message) -> Option<&Rc<Message>> {
         self.nonces.get(&nonce_key(message)?)
     }
@@ -64,7 +63,7 @@ impl RoomLog {
     }
 
     /// Returns the newest messages with ids less than `before`, and whether the log has older ones. `limit` and
-    /// `max_bytes` bound the page, but even a message above `max_bytes` gets a page, so that paging cannot get stuck.
+    /// `max_bytes` bound the page, but a message above `max_bytes` gets its own page, so that paging cannot get stuck.
     pub fn page(&self, before: u64, limit: usize, max_bytes: usize) -> (Vec<Rc<Message>>, bool) {
         let end = self.messages.partition_point(|message| message.id < before);
         let start = end - self.count_fitting(end, max_bytes).min(limit).max(1).min(end);
@@ -91,8 +90,8 @@ fn max_json_len(message: &Message) -> usize {
 }
 
 pub fn memory_bytes(message: &Message) -> usize {
-    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80: one hash-table entry at 50 % load
-    // 160 bytes: structs, reference counts, allocator headers, and part of a timestamp that several messages share.
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: an entry in a half-full HashMap
+    // 160 bytes per message: structs, reference counts, allocator headers, and part of a timestamp shared with others.
     160 + message.username.len() + message.text.len() + nonce
 }
 
@@ -105,7 +104,6 @@ mod tests {
         Message { username: username.into(), text: text.into(), id: 0, time: "t".into(), nonce }
     }
 
-    /// A log that keeps three messages.
     fn log_of(texts: &[&str]) -> RoomLog {
         let mut log = RoomLog::new("e".into());
         for text in texts {

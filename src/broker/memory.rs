@@ -13,20 +13,20 @@ use crate::maps::TokenMap;
 
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryConfig {
-    pub messages: usize,       // maximum number of messages kept per room
-    pub bytes: usize,          // maximum memory for all histories together
+    pub messages: usize,       // maximum number of messages in the history of one room
+    pub bytes: usize,          // maximum memory for the histories of all rooms, in bytes
     pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
     pub rooms: usize,          // maximum number of rooms with members; the default room is always allowed
     pub rooms_per_user: usize, // maximum number of rooms with members that one user opened; the default room is exempt
-    pub empty_rooms: usize,    // maximum number of empty rooms whose history is kept
-    pub ttl: Duration,         // how long the history of an empty room can be restored
+    pub empty_rooms: usize,    // maximum number of empty rooms whose history the broker keeps
+    pub ttl: Duration,         // how long the broker can restore the history of an empty room
     pub default_room: &'static str,
 }
 
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table is as large as a used slot
     rooms: Rooms,
-    /// (username key, whether clients may share the username, client). With one entry per client, removal is O(log n).
+    /// Username key, whether clients may share the username, client. One entry per client, so that removal is O(log n).
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -67,7 +67,7 @@ impl MemoryBroker {
             (self.rooms.random)(&mut new.0);
             new
         });
-        // Join before the older connection leaves: otherwise the room could become empty and lose its history.
+        // Add the new member before the older connection leaves: an empty room could lose its history.
         let (to, backlog) = self.add_member(&room, user, resume, now);
         // If one old connection holds both the client id and the username, the second `Leave` has no effect.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
@@ -89,7 +89,7 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
-        // At the limit of rooms, the only member of a room that it opened may open another one instead.
+        // At the limit of rooms, a client may still switch if it leaves a room empty that its user opened.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {
@@ -135,7 +135,7 @@ impl MemoryBroker {
             let error = BrokerError::NoSuchUser(message.to);
             return Some(RoomEvent::Rejected { client, error, nonce: message.nonce });
         }
-        // The sender receives the message exactly once, even if the sender is also the recipient.
+        // The sender also receives its private message, and exactly once, even if the sender is the recipient.
         recipients.retain(|recipient| *recipient != client);
         recipients.push(client);
         self.set_username(client, &message.from);
@@ -196,7 +196,7 @@ impl Broker for MemoryBroker {
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
-            // Unlike a message, `typing` does not claim the username.
+            // Unlike a message, a `typing` command does not change the username that the client holds.
             Request::Typing { username } => {
                 let room = self.authorize(client, &username, None);
                 room.map(|room| RoomEvent::Typing { room, client: Some(client), username })
@@ -210,12 +210,12 @@ impl Broker for MemoryBroker {
     }
 }
 
-/// The rooms with members, and the empty rooms whose history is kept.
+/// All rooms with members, and empty rooms whose history a client may still want.
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // (whether an empty room ever had a message, when it became empty, id)
-    opened: BTreeSet<(User, RoomId)>,          // all rooms, sorted by the user who opened them
+    empty: BTreeSet<(bool, Duration, RoomId)>, // empty rooms: whether the room had a message, when it became empty, id
+    opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
     config: MemoryConfig,
@@ -224,7 +224,7 @@ struct Rooms {
 
 struct Room {
     name: Rc<str>,
-    user: User, // who opened the room
+    user: User, // the user who opened the room, for the limit of rooms per user
     log: RoomLog,
     members: usize,
     emptied_at: Duration,
@@ -250,10 +250,10 @@ impl Rooms {
         self.opened.range(first..=last).map(|(_, id)| *id)
     }
 
-    /// Opens a room that has no members, and restores the room's kept history unless the history has expired.
+    /// Opens a room that has no members. Restores the room's previous history unless the history has expired.
     fn open(&mut self, name: &Rc<str>, user: User, now: Duration) -> RoomId {
         let kept = self.ids.get(name).copied().and_then(|kept| self.remove(kept));
-        // Drop an expired history here. No timer is needed, because `config.bytes` already bounds the memory.
+        // Drop an expired history only when the room reopens: no timer is needed, because `config.bytes` bounds memory.
         let kept = kept.filter(|room| now.saturating_sub(room.emptied_at) <= self.config.ttl);
         let (log, user) = kept.map(|room| (room.log, room.user)).unwrap_or_else(|| {
             // The epoch is random: after a restart, a reused epoch would let a client resume in the wrong history.
@@ -292,7 +292,7 @@ impl Rooms {
         let (user, message) = (room.user.clone(), room.log.append(message));
         let freed = if room.log.messages.len() > max_messages { room.log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + memory_bytes(&message) - freed;
-        // Evict empty rooms first, then shrink the largest history: a busy room must not shrink a quiet room's history.
+        // First evict empty rooms. Then shrink the largest history: a busy room must not cost a quiet one its history.
         while self.bytes > self.config.bytes && self.evict_room(&user) {}
         while self.bytes > self.config.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { break };
@@ -301,8 +301,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room: a room that never had a message; else, if `user` opened several empty rooms, the last of
-    /// these; else the room that has been empty longest.
+    /// Evicts one empty room: a room that never had a message; else, if `user` opened several empty rooms, the one
+    /// opened last; else the room that has been empty longest.
     fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()

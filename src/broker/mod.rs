@@ -28,7 +28,7 @@ pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
     pub key: fn(&Rc<str>) -> Rc<str>, // returns a username's key; usernames with equal keys are the same
-    pub may_share: fn(&str) -> bool,  // whether several clients may use this username at the same time
+    pub may_share: fn(&str) -> bool,  // whether several clients may use a username at the same time
 }
 
 pub trait Broker {
@@ -39,11 +39,11 @@ pub trait Broker {
     fn next_event(&mut self) -> Option<RoomEvent>;
 }
 
-/// Identifies a room while it has members on this server. The server never uses an id again.
+/// Identifies a room while it has members on this server. The server never reuses an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoomId(pub u64);
 
-/// Identifies a room's member by a connection to this or another server. Local members sort before remote ones.
+/// Identifies a room's member by its connection to this or another server. Local members sort before remote ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum MemberId {
     Local(Token),
@@ -58,7 +58,7 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// The address under which limits count a client. For IPv6, it is the /64: providers give each customer at least a /64.
+/// The address under which limits count a client. For IPv6, it is the /64 network: each customer has at least one.
 pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -71,7 +71,7 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 pub enum Request {
     Join(Join),
     Leave,
-    Switch { room: Rc<str>, user: User }, // a no-op if `room` is the current room
+    Switch { room: Rc<str>, user: User }, // a switch to the client's current room does nothing
     Publish(Message),
     Private(PrivateMessage),
     History { before: u64, limit: usize }, // at most `limit` messages of the current room with ids less than `before`
@@ -84,9 +84,9 @@ pub struct Join {
     pub is_bound: bool, // whether the token is bound to `username`; if so, the client may replace the username's holder
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
-    pub user: User,                 // a room that the join creates counts towards this user's room limit
-    pub client_id: Option<Rc<str>>, // `Some`: the client replaces an older one with this id and credential
-    pub credential: Option<CredentialId>, // `None`: the client needs no access token
+    pub user: User, // a room that the join creates counts towards the room limit of the user
+    pub client_id: Option<Rc<str>>, // if present, the client replaces an older client with the same id and credential
+    pub credential: Option<CredentialId>, // `None` if the client needs no access token
     pub resume: Option<Resume>,
 }
 
@@ -97,7 +97,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owns a connection. If a join presents no secret, the broker creates a new one.
+/// A secret that proves that a client owned an older connection. If a join presents none, the broker creates a new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -113,10 +113,10 @@ pub struct Resume {
 pub struct Message {
     pub username: Rc<str>,
     pub text: Box<str>,
-    pub id: u64,       // counts from 1 in each room; 0 until the broker assigns an id
-    pub time: Rc<str>, // RFC 3339 in UTC, with milliseconds; the same for all messages of an event loop turn
+    pub id: u64,       // message ids count from 1 in each room; 0 until the broker assigns an id
+    pub time: Rc<str>, // UTC in RFC 3339 format, with milliseconds; the same for all messages of one event-loop turn
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Rc<str>>, // chosen by the sender, to recognize the echo of its own message
+    pub nonce: Option<Rc<str>>, // the sender chooses a nonce, to recognize the echo of its own message
 }
 
 /// A message to all connections with one username. The broker never stores private messages.
@@ -137,7 +137,7 @@ pub struct Backlog {
     pub last_id: u64,   // id of the newest message; 0 before the first message
     pub resumed: bool,  // whether `messages` are exactly those that the client missed
     #[serde(rename = "history")]
-    pub messages: Vec<Rc<Message>>, // oldest first
+    pub messages: Vec<Rc<Message>>, // sorted by id, the oldest message first
 }
 
 /// Messages of a room with ids less than `before`. Serializes to the JSON of the `events` dialect.
@@ -146,7 +146,7 @@ pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
     pub messages: Vec<Rc<Message>>, // the newest messages with ids less than `before`, oldest first
-    pub more: bool,                 // whether the broker has messages older than these
+    pub more: bool,                 // whether the broker has still older messages
 }
 
 #[derive(Debug)]
@@ -155,17 +155,17 @@ pub enum RoomEvent {
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },
     /// A client of this server has joined, or has switched from another room.
     Joined { client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog },
-    /// A client of another instance has joined, or has switched to this room.
+    /// A client of another instance has joined, or has switched to the room.
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
-    /// The history already has a message with this username and nonce. Only `client` receives that message again.
+    /// The history already has a message with the same username and nonce. Only `client` receives that message again.
     Duplicate { client: Token, message: Rc<Message> },
     /// A private message. `recipients`: the sender and this server's clients with the username `message.to`, each once.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
-    /// The reply to [`Request::History`].
+    /// Only the client that requested a page of history receives the event.
     History { client: Token, page: Page },
     /// A member is typing. Every other member receives the event. `client` is `None` if the typing member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
@@ -178,7 +178,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // a client with a different credential has joined with this client id
+    ClientIdInUse, // another client, with a different credential, has joined with the same client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again

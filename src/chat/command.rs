@@ -11,10 +11,10 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 pub enum Command<'a> {
     // A message without `to` or `/msg` goes to the room. Only the dialect `rooms` sets `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    SwitchRoom { room: Cow<'a, str> }, // only the dialect `events` has `SwitchRoom`, `History` and `Ping`
+    SwitchRoom { room: Cow<'a, str> }, // only the dialect `events` has room switches, history and `ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    Ping, // not a Ping frame: the `ws` module replies to Ping frames
+    Ping, // the chat's `ping` command; the `ws` module replies to Ping frames
 }
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.

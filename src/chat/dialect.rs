@@ -13,13 +13,12 @@ use crate::broker::Message;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
-    Events,   // at `/`: every message is a JSON object with the field `event` and usually `data`
-    Rooms,    // at `/ws/{room}`: each message from a client may carry a different username
-    Presence, // at `/ws`: clients send plain text and receive lists of active users
+    Events,   // used at the path `/`: every message is a JSON object with the field `event` and usually `data`
+    Rooms,    // used at the path `/ws/{room}`: each message from a client may carry a different username
+    Presence, // used at the path `/ws`: clients send plain text and receive lists of active users
 }
 
 impl Dialect {
-    /// Every dialect, indexed by `dialect as usize`.
     pub const ALL: [Dialect; 3] = [Dialect::Events, Dialect::Rooms, Dialect::Presence];
 
     pub fn subprotocol(self) -> &'static str {
@@ -94,7 +93,7 @@ struct UserEvent<'a> {
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
-        // Few texts need escapes (RFC 8259 §7). The compiler can vectorize this check, because it has no early exit.
+        // Most texts need no escapes (RFC 8259 §7). The check has no early exit, so that the compiler can vectorize it.
         if text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
             out.push(b'"');
             out.extend_from_slice(text.as_bytes());
@@ -121,7 +120,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     (command, nonce)
 }
 
-/// Fast path for a message without a nonce, in the compact form of `JSON.stringify`: 29 ns. General parser: 215 ns.
+/// Fast path for a message without a nonce, in the compact form of `JSON.stringify`: takes 29 ns instead of 215 ns.
 fn parse_compact_message(text: &str) -> Option<Cow<'_, str>> {
     let text = text.strip_prefix(r#"{"event":"message","data":{"text":"#)?.strip_suffix("}}")?;
     serde_json::from_str(text).ok().map(|Text(text)| text)
@@ -178,7 +177,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
 
 /// A JSON object with unparsed values. Each value is parsed separately, so that an error can name the field.
 struct Object<'a> {
-    path: &'static str, // where the object is, for error texts: "data", or "" for the whole message
+    path: &'static str, // the object's place, for error texts: "data", or "" for the whole message
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     repeated_key: Option<Cow<'a, str>>, // the first repeated key, for the error text
 }
@@ -252,7 +251,7 @@ impl<'de> Visitor<'de> for Object<'de> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Shortens a client's text for errors and log lines.
+/// Shortens a client's text to 64 characters, for errors and log lines.
 pub fn excerpt(text: &str) -> String {
     text.chars().take(64).collect()
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::broker::{Backlog, Message, Page, PrivateMessage, RoomId};
 
-/// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", with the fields in this order.
+/// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", so keep the order of the fields.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
@@ -46,7 +46,7 @@ pub enum Event {
         last_id: u64,
         history: Vec<Rc<Message>>,
     },
-    /// The reply to a `history` command.
+    /// Only the client that sent a `history` command receives the event.
     History(Page),
     /// A member is typing. The typing member itself does not receive the event.
     Typing { username: Rc<str> },
@@ -90,5 +90,5 @@ pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
-    Close { client: Token, reason: &'static str, may_retry: bool }, // close the connection, then call `Chat::leave`
+    Close { client: Token, reason: &'static str, may_retry: bool }, // after the close, the server calls `Chat::leave`
 }

@@ -36,7 +36,7 @@ use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const MAX_HELD_EVENTS: usize = 64; // in `Membership::Joining::held`
+const MAX_HELD_EVENTS: usize = 64; // maximum length of `Membership::Joining::held`
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -102,7 +102,7 @@ enum Membership {
     // `held`: errors and pongs to send after `welcome` or, in dialects without it, after `joined` and the backlog.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
-    Leaving(Box<str>), // reason for the log; the client receives no more events
+    Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
 }
 
 impl Chat {
@@ -176,7 +176,7 @@ impl Chat {
         }
     }
 
-    /// Returns the next effect. The server calls this after `join`, `leave` and `receive`, until the result is `None`.
+    /// Returns the next effect. After `join`, `leave` and `receive`, the server repeats the call until it gets `None`.
     pub fn next_effect(&mut self) -> Option<Effect> {
         // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
@@ -338,7 +338,7 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        // Format the fields only if they will be logged: formatting is slow, and a busy server may log only warnings.
+        // Format the log fields only if needed: formatting is slow, and a busy server may log only warnings.
         let fields =
             if log::log_enabled!(log::Level::Info) { record.log_fields(client, &username) } else { String::new() };
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));

@@ -11,21 +11,21 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // in a flood, the rejections within `FLOOD_WINDOW` exceed this many times `burst`
+const FLOOD_BURSTS: f64 = 5.0; // a flood: within `FLOOD_WINDOW`, more rejections than `burst` times this factor
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
-const TYPING_RATE: f64 = 1.0; // `typing` commands per second, without bursts
+const TYPING_RATE: f64 = 1.0; // maximum rate of a user's `typing` commands, in commands per second
 const BUCKET_TTL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Pass,
-    SlowDown, // reject the message
-    Flood,    // close the connection
+    SlowDown, // the chat rejects the message with an error
+    Flood,    // the chat closes the connection
 }
 
 /// Keeps a bucket per user, so that reconnecting does not reset the limit; on a local server, one per connection.
 pub struct RateLimiter {
-    rate: f64,  // in messages per second; 0 means no limit
+    rate: f64,  // messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages
     users: PeerMap<User, Usage>,
 }
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At nine messages per second, the limiter rejects about four: 40 in ten seconds. A flood is over 50.
+        // A client that sends nine messages per second has about 40 rejected in ten seconds. A flood is over 50.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

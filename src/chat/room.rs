@@ -9,7 +9,7 @@ use crate::broker::MemberId;
 
 pub struct Room {
     pub name: Rc<str>,
-    // Local members first, in connection order. Sorting by name would slow down joins, which list the members.
+    // Local members come first, in connection order. Sorting by name would slow down joins, which list members.
     pub usernames: BTreeMap<MemberId, Rc<str>>,
     /// Local members that are not leaving. Broadcasts iterate faster over these small entries than over `usernames`.
     pub recipients: BTreeMap<Token, Dialect>,

@@ -40,7 +40,7 @@ pub trait CasePlayer {
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// A callback for the end of a test case. It receives the result, or a clause that says why there is no result.
+/// A callback for the end of a test case. Its argument is the result, or a clause that says why there is none.
 pub type OnFinish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +55,7 @@ pub struct CaseSummary {
 pub struct CaseResult {
     pub expected: String,
     pub received: String,
-    /// The RFC section that the case tests, and a summary of its rule.
+    /// The RFC section that the case tests, and a summary of the section's rule.
     pub rule: String,
     /// `true` if the server did what the case expects, or something else that an RFC permits.
     pub passed: bool,
@@ -63,7 +63,6 @@ pub struct CaseResult {
 
 pub struct PlayOptions {
     pub player: BoxedPlayer,
-    /// The address on which the server listens.
     pub server: SocketAddr,
     /// Makes the event loop start another turn. The helper thread calls this function when its test case is over.
     pub wake: Arc<dyn Fn() + Send + Sync>,
@@ -77,7 +76,7 @@ pub struct RunningCases {
     finished: Receiver<FinishedCase>,
 }
 
-/// The inspector that started a test case, and the result of that case.
+/// A helper thread sends the inspector that started its test case, and the result.
 type FinishedCase = (Token, Result<CaseResult, String>);
 
 struct RunningCase {
@@ -90,14 +89,14 @@ struct RunningCase {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CaseConnection {
-    /// The server has not accepted the connection from this address yet.
+    /// The client has bound its socket to the address, but the server has not accepted the connection yet.
     Expected(SocketAddr),
     Open(Token),
     Removed(Token),
 }
 
 impl RunningCases {
-    /// Creates an empty list of running test cases. Without `options`, inspectors cannot start any.
+    /// Without `options`, inspectors cannot start any test case.
     pub fn new(options: Option<PlayOptions>) -> RunningCases {
         let (sender, finished) = mpsc::channel();
         RunningCases { options, running: Vec::new(), sender, finished }
@@ -110,7 +109,7 @@ impl RunningCases {
         Some(json!({ "record": "cases", "cases": cases.collect::<Vec<_>>() }))
     }
 
-    /// Starts a test case for an inspector.
+    /// Starts a test case, whose records `inspector` then receives.
     ///
     /// # Errors
     /// Returns the error text to send to the inspector.

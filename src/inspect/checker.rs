@@ -9,8 +9,8 @@ use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// These limits apply until `set_limits` is called. They are generous, because it is worse to report a false failure
-// than to miss a real one.
+// The limits of a checker until `set_limits` is called. They are generous, because it is worse to report a false
+// failure than to miss a real one.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Default for RuleChecker {
 }
 
 impl RuleChecker {
-    /// Sets the limits and resets the protocol, so it must be called before the client's first frame.
+    /// `set_limits` must be called before the client's first frame, because it also resets the protocol.
     pub fn set_limits(&mut self, limits: Limits) {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }

@@ -12,14 +12,12 @@ impl Paint {
     }
 }
 
-/// Formats bytes in hexadecimal, without separators.
 pub fn plain_hex(bytes: &[u8]) -> String {
     // Use a table, which is faster than `format!`: this function runs for every inspected frame.
     const HEX_DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]).map(|digit| HEX_DIGITS[usize::from(digit)]).collect()
 }
 
-/// Formats bytes in hexadecimal, separated by spaces.
 pub fn spaced_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| plain_hex(&[*byte])).collect::<Vec<_>>().join(" ")
 }
@@ -28,7 +26,7 @@ pub fn quote(text: &str) -> String {
     format!("\"{}\"", escape(text))
 }
 
-/// Escapes every non-printable character in a text.
+/// Escapes every non-printable character, so that a terminal executes no escape sequence from a peer.
 pub fn escape(text: &str) -> String {
     // Unlike `escape_debug`, keep quotes and backslashes: they are harmless, and JSON stays readable.
     let visible = |c: char| if matches!(c, '\'' | '"' | '\\') { c.to_string() } else { c.escape_debug().to_string() };

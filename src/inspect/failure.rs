@@ -1,6 +1,6 @@
 //! Explains a protocol error to a person who is debugging: what is wrong and, where possible, which rule the frame
-//! breaks and which bytes show it. The peer receives only the short text of the [`ProtocolError`], as the close reason.
-//! Other modules detect the errors.
+//! breaks and which bytes prove it. The peer receives only the short text of the [`ProtocolError`], as the close
+//! reason. Other modules detect the errors.
 
 use super::escape::{quote, spaced_hex};
 use super::{Failure, Frame};
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] lists only client errors, so it has no such variant.
+/// Explains a masked frame from the server. [`ProtocolError`] has no variant for errors of a server.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -29,7 +29,6 @@ fn format_byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
-/// Describes the error and, where possible, the rule and the bytes that break the rule.
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), format_byte(frame, 0), format_byte(frame, 1));
     match error {
@@ -113,7 +112,7 @@ fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // If the record holds only the start of the payload, its last character may be cut, which is not an error.
+        // If the record holds only the start of the payload, the last character may be cut, which is not an error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];

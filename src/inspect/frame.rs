@@ -22,18 +22,18 @@ pub struct Parts {
     pub listed: Vec<(u64, u64)>,
 }
 
-/// A frame, possibly incomplete.
+/// A frame. The tap may report a frame before the last byte has passed, so the frame may be incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub from: Role,
-    /// The number of this frame among those from the same endpoint, starting at 1.
+    /// The frame's number among all frames from the same endpoint, starting at 1.
     pub number: u64,
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
     /// The first [`MAX_SHOWN`] bytes of the payload, masked if the frame is masked. The tap redacts secrets in them.
     pub wire: Vec<u8>,
-    /// Number of payload bytes observed so far.
+    /// Number of payload bytes that the tap has observed; less than `payload_len` in an incomplete frame.
     pub received: u64,
     /// The frame's position in its message; `None` for a control frame, a continuation without a message, or an invalid
     /// or incomplete header.
@@ -41,12 +41,12 @@ pub struct Frame {
     pub parts: Parts,
 }
 
-/// The position of a data frame within its message (§5.4).
+/// A data frame's place in its message. Control frames between fragments are not part of the message (§5.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The number of this message among those that the tap observed from the same endpoint, starting at 1.
+    /// The message's number among those that the tap observed from the same endpoint, starting at 1.
     pub message: u64,
-    /// The number of this fragment within its message, starting at 1.
+    /// The fragment's number within its message, starting at 1.
     pub fragment: u64,
     pub is_last: bool,
 }
@@ -119,7 +119,6 @@ impl Header {
         self.byte(0) >> 4 & 0x7
     }
 
-    /// The names of the reserved bits that are set.
     pub fn rsv_names(&self) -> impl Iterator<Item = &'static str> {
         let rsv = self.rsv();
         [(4, "RSV1"), (2, "RSV2"), (1, "RSV3")].into_iter().filter(move |(bit, _)| rsv & bit != 0).map(|(_, name)| name)
@@ -167,7 +166,7 @@ impl Header {
 }
 
 impl LengthForm {
-    /// Size of the extended length in bytes.
+    /// Size of the extended length: 0, 2 or 8 bytes.
     pub fn size(self) -> usize {
         match self {
             LengthForm::Bits7 => 0,
@@ -224,7 +223,7 @@ impl Frame {
         }
     }
 
-    /// Returns the payload as text; `None` if this is a Binary or Close frame, or if the payload is not UTF-8.
+    /// Returns the payload as text; `None` for a Binary or Close frame, and for a payload that is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
         // §5.6: a fragment without FIN may end inside a character, which then continues in the next fragment.
         let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
@@ -268,7 +267,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner calls `add` for a frame's header and for its payload. If one read carried both, list it once.
+            // The scanner calls `add` for a frame's header and for its payload. List a read with both only once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

@@ -28,15 +28,14 @@ use crate::ws::close::CloseCode;
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::request::Rejection;
 
-/// Maximum number of handshakes kept for later inspectors.
+/// Maximum number of handshakes stored for inspectors that attach later.
 const MAX_HANDSHAKES: usize = 256;
-/// Maximum size in bytes of a request head kept for inspectors. Browsers usually send far less: under 1,000 bytes.
+/// Maximum size in bytes of a request head stored for inspectors. Browsers usually send less than half as much.
 const MAX_REQUEST: usize = 8 * 1024;
 /// Maximum length of the queue for all inspectors. The queue needs a limit, because one read can produce thousands of
 /// records. A full queue drops new records except `End`, which every inspector must receive.
 const MAX_QUEUED_RECORDS: usize = 16 * 1024;
-/// The server rejects an inspector's `ping` command while more bytes than this limit are queued for the inspected
-/// connection.
+/// The server rejects an inspector's `ping` command while over 4 KiB are queued for the inspected connection.
 const MAX_QUEUED_BYTES_FOR_PING: usize = 4096;
 /// Maximum number of frames that an inspector receives per test case and direction, not counting Close frames. A case
 /// may send 100,000 frames, but a learner reads only the first few.
@@ -59,14 +58,14 @@ const INVALID_TICKET: &str = "The ticket is wrong or was already used. Each welc
 pub struct InspectorLink {
     pub inspector: Cell<Option<Token>>,
     is_ticket_used: Cell<bool>,
-    /// Whether to split the next message that the server sends on this connection into fragments.
+    /// Whether to split the next message that the server sends on the connection into fragments.
     pub fragment_next: Cell<bool>,
     /// Number of frames so far, in both directions, as counted by the tap.
     pub frame_count: Cell<u64>,
     /// Number of records dropped since the last report to the inspector, because the queue was full or because a test
     /// case had too many frames.
     missed: Cell<u64>,
-    /// Whether a test case of `wirechat poke` uses this connection.
+    /// Whether the connection belongs to a test case of `wirechat poke`.
     is_played: bool,
 }
 
@@ -233,7 +232,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Tell the inspector how many frames it missed. If `Attach` creates a new tap, that tap reports the number.
+        // Tell the inspector how many frames it missed. If `Attach` creates a new tap, the new tap reports the number.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -298,7 +297,7 @@ impl Inspection {
 
     /// Handles the removal of a connection, which may be an inspector's, an inspected connection or neither.
     pub fn remove(&mut self, connection: Token) {
-        // No check is needed: `detach` does nothing unless this connection is an inspector's.
+        // `detach` does nothing unless the removed connection is an inspector's, so no check is needed.
         self.detach(connection);
         self.plays.remove(connection);
         let inspector = self.links.remove(&connection).and_then(|link| link.inspector.get());
@@ -381,7 +380,7 @@ impl Handshakes {
 }
 
 /// Captures the handshake of one connection, but no frames, for a later inspector. Frames would cost too much: each
-/// kept frame takes memory, and scanning a small message takes about as long as delivering it.
+/// stored frame takes memory, and scanning a small message takes about as long as delivering it.
 #[derive(Debug)]
 pub struct HandshakeCapture {
     connection: Token,
@@ -397,10 +396,10 @@ impl HandshakeCapture {
         match from {
             Role::Client => {
                 self.request.read(bytes, 0);
-                // Give up on a huge request, for example one with many cookies: 256 kept requests would take megabytes.
+                // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // End the capture. This response is not a 101: before a 101, `upgrade` would have set `has_ticket`.
+            // End the capture: the response is not a 101, because before a 101, `upgrade` sets `has_ticket`.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

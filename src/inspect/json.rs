@@ -44,7 +44,7 @@ fn response_to_json(response: &Response) -> Value {
             "answered": steps.in_response,
         })
     });
-    // Existing pages read `answer`, `refusal` and `answered`, so keep these names.
+    // Existing pages read `answer`, `refusal` and `answered`, so the names of the fields must not change.
     json!({
         "record": "answer",
         "head": String::from_utf8_lossy(&response.head.bytes),

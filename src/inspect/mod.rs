@@ -44,10 +44,10 @@ pub use frame::{Frame, Header, LengthForm, Parts, Position};
 pub use observer::{InspectObservers, InspectOptions, Trace};
 pub use tap::Tap;
 
-/// Maximum number of bytes that a record keeps from a payload or a response body.
+/// Maximum number of bytes that a record stores of a payload or a response body.
 pub const MAX_SHOWN: usize = 1024;
 
-// Limits the memory of a list: one read can contain 10,000 empty frames, and each adds a record of about 300 bytes.
+// Maximum number of records in a list: one read can contain 10,000 empty frames, each a record of about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,7 @@ pub enum RecordKind {
     Failure(Failure),
     /// The TCP connection closes (§7.1.1, §7.1.4).
     End(End),
-    /// The number of records missing here, for example because a list was full; 1 if the tap cannot count them.
+    /// The number of dropped records, for example because a list was full; 1 if the tap cannot count them.
     Missed(u64),
     /// The number of frames, in both directions, that passed before the tap or the inspector was attached.
     Earlier(u64),
@@ -95,7 +95,7 @@ pub struct Response {
     pub status: u16,
     /// Up to [`MAX_SHOWN`] bytes of the body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
-    /// How to compute the accept value; `None` unless this is a 101 response to a request with a `Sec-WebSocket-Key`.
+    /// How to compute the accept value; `None` unless the response is a 101 and the request had a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
 }
 
@@ -190,7 +190,7 @@ impl AcceptSteps {
     }
 }
 
-/// A bounded list of records. Clones share the list.
+/// A bounded list of records. A clone shares the list with the original.
 #[derive(Debug, Clone, Default)]
 pub struct Records(Rc<RefCell<Vec<Record>>>);
 

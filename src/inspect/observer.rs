@@ -57,9 +57,8 @@ pub struct InspectObservers {
     inspection: Option<Inspection>,
 }
 
-/// State shared by the observers of all connections.
 struct Context {
-    // Set once per event-loop turn, to avoid reading the clock for every read and write.
+    // The time is set once per event-loop turn, to avoid reading the clock for every read and write.
     now: Cell<SystemTime>,
     trace: Option<Trace>,
     queue: Rc<RecordQueue>,
@@ -117,8 +116,8 @@ impl Observers for InspectObservers {
             let tap = Tap::new(number, records.clone()).hold_failures();
             Box::new(ActiveTap { tap, records, link, is_temporary: !has_tap })
         });
-        // Capture the handshake, to show it if an inspector attaches to this connection later. A connection that runs a
-        // test case needs no capture: its inspector is attached from the start.
+        // Capture the handshake, to show it if an inspector attaches later. A connection that runs a test case needs no
+        // capture: its inspector is attached from the start.
         let inspection = self.inspection.as_ref().filter(|_| !is_played);
         let capture = inspection.map(|inspection| inspection.capture_handshake(connection));
         let observer = ConnectionObserver { context: Rc::clone(&self.context), active_tap, recorder, capture };
@@ -490,8 +489,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // `+ 2`: one record of the client's Close and one of the change to CLOSING. The server's Close came after the
-        // "missed" record, which therefore does not count it.
+        // 30,000 Pings, the client's Close, and the change to CLOSING. The server's Close came after the "missed"
+        // record, so that record does not count it.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

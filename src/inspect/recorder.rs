@@ -45,7 +45,6 @@ pub struct Recorders {
     shared: Rc<SharedState>,
 }
 
-/// State shared by all recorders.
 #[derive(Debug)]
 struct SharedState {
     dir: PathBuf,
@@ -83,7 +82,7 @@ pub struct Recorder {
 
 #[derive(Debug)]
 enum Output {
-    /// The server has not yet processed the request.
+    /// No file yet, because the server has not processed the request.
     NotCreated,
     File(File),
     /// The quota is exhausted, or the file could not be created or written.
@@ -306,7 +305,7 @@ impl Recorder {
             self.client.is_out_of_sync = matches!(result, ScanResult::Lost(..));
             kept.extend(if self.client.is_out_of_sync { secret::redact_head(passed) } else { passed.to_vec() });
         }
-        // Preserve the length, so that a replay counts the same number of bytes.
+        // Add one `*` per hidden byte, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');
         kept
     }
@@ -341,7 +340,6 @@ mod tests {
     const PING: &[u8] = b"\x89\x80\0\0\0\0";
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-    /// Runs a test with a `Recorders` that writes to a new directory.
     fn with_recordings(name: &str, test: impl FnOnce(&mut Recorders)) {
         let dir = std::env::temp_dir().join(format!("wirechat-recorder-{name}-{}", std::process::id()));
         test(&mut Recorders::new(&dir, LIMIT).expect("a writable directory"));

@@ -20,11 +20,10 @@ use super::{Record, Records, Tap};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
-/// The first line of a recording.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FirstLine {
     pub connection: usize,
-    /// The server version.
+    /// The version of the server that made the recording.
     pub wirechat: String,
 }
 
@@ -118,7 +117,7 @@ impl Recording {
     }
 }
 
-/// The serialized form of [`Limits`], defined here because `ws` does not depend on serde.
+/// The serialized form of [`Limits`]: the module `ws` does not depend on serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Limits")]
 struct LimitsFormat {

@@ -16,7 +16,7 @@ use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 const MAX_HEAD: usize = 1024 * 1024;
 
 impl Head {
-    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of this read or write.
+    /// Stores the bytes of the HTTP head, and returns the bytes after it. `part` is the number of the read or write.
     pub fn read<'b>(&mut self, bytes: &'b [u8], part: u64) -> &'b [u8] {
         const HEAD_END: &[u8] = b"\r\n\r\n";
         if self.is_complete {
@@ -51,7 +51,7 @@ impl Head {
         self.first_line().split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
     }
 
-    /// The value of the first header with the given name.
+    /// The value of the first header with the given name; later headers with the same name are ignored.
     pub fn header(&self, name: &str) -> Option<String> {
         self.bytes.split(|byte| *byte == b'\n').find_map(|line| {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -123,12 +123,11 @@ impl FrameScanner {
         self.frames
     }
 
-    /// The incomplete frame at the end of the input, if any.
     pub fn partial_frame(&self) -> Option<&Frame> {
         self.current.as_ref()
     }
 
-    /// Consumes `input` up to the end of the current frame. `part` is the number of this read or write.
+    /// Consumes `input` up to the end of the current frame. `part` is the number of the read or write.
     pub fn next(&mut self, input: &mut &[u8], part: u64) -> ScanResult {
         if input.is_empty() {
             return ScanResult::More;
@@ -140,7 +139,7 @@ impl FrameScanner {
         if !self.in_payload
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
-            // Show the payload length that the invalid header claims, as a hint to what the peer meant to send.
+            // Show the payload length in the invalid header, which hints at what the peer meant to send.
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             read_payload(&mut frame, input, part);
@@ -170,7 +169,6 @@ impl FrameScanner {
         }
     }
 
-    /// Consumes as much of the header as has arrived.
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
         frame.header.push(&input[..input.len().min(MAX_HEADER_SIZE)]);
@@ -196,7 +194,7 @@ impl FrameScanner {
         match header.opcode {
             // §5.4: control frames "MAY be injected in the middle of a fragmented message", so they are not part of it.
             opcode if opcode.is_control() => return None,
-            Opcode::Continuation if self.fragments == 0 => return None, // Protocol error: no message to continue.
+            Opcode::Continuation if self.fragments == 0 => return None,
             Opcode::Continuation => self.fragments += 1,
             _ => {
                 self.messages += 1;

@@ -6,9 +6,8 @@ use percent_encoding::percent_decode;
 
 use crate::ws::handshake::find_access_token;
 
-/// Query parameters with secret values.
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words, because many products define their own header names.
+/// A header is secret if its name contains one of these words: many products have header names of their own.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
@@ -23,7 +22,7 @@ fn is_secret_header(name: &[u8]) -> bool {
     is_secret && !is_challenge || PROXY_HEADER_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// A copy of a request head with the secrets redacted. The head may be incomplete.
+/// Returns a copy of a request head, possibly incomplete, with the secrets redacted.
 pub fn redact_head(head: &[u8]) -> Vec<u8> {
     let mut head = head.to_vec();
     redact_parameters(&mut head);

@@ -116,12 +116,11 @@ impl Tap {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
     }
 
-    /// Makes the tap report no frames. Must be called before the response.
+    /// Makes the tap report no frames. Must be called before the tap observes the response.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
 
-    /// Number of frames in both directions so far.
     pub fn frame_count(&self) -> u64 {
         self.client.frames.frame_count() + self.server.frames.frame_count()
     }
@@ -146,8 +145,8 @@ impl Tap {
         }
     }
 
-    /// Stops checking the client's data frames, because the server discards them once it starts closing. Called at that
-    /// time, because the tap cannot see a Close frame that is still queued.
+    /// The server calls `begin_closing` when it queues a Close, which the tap cannot see yet. From then on, the server
+    /// discards data frames, so the tap stops checking them.
     pub fn begin_closing(&mut self) {
         self.checker.begin_closing();
     }
@@ -228,7 +227,7 @@ impl Tap {
         self.reporter.report_change(self.lifecycle.open());
         // Free the memory of the HTTP heads, because a connection may stay open for days.
         (self.client.head, self.server.head) = (Head::default(), Head::default());
-        // Report the early client frames first: the client sent them before this response.
+        // Report the early client frames first: the client sent them before the response.
         for (part, bytes) in std::mem::take(&mut self.early) {
             self.read_frames(Role::Client, &bytes, part);
         }

@@ -28,7 +28,6 @@ const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
 /// record's first line, and three times as high in [`Detail::Full`].
 const MAX_HEAD_EXCERPT: usize = 120;
 const INDENT: &str = "  ";
-/// Payload bytes per row of a frame diagram.
 const ROW_BYTES: usize = 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -93,7 +93,6 @@ impl Response {
     }
 }
 
-/// The name and value of each header line.
 type HeaderLines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
 /// Joins the values of a repeated header with commas, which does not change their meaning (RFC 9110 §5.3).
@@ -109,7 +108,7 @@ fn elements(list: &str) -> impl Iterator<Item = &str> {
     elements.filter(|element| !element.is_empty())
 }
 
-/// Returns the reasons why a client must fail the connection after this 101 response (§4.1).
+/// Returns the reasons why a client must fail the connection after a 101 response (§4.1).
 fn find_violations(response: &HeaderLines, offer: &Offer) -> Vec<String> {
     let value = |name: &str| join_values(response, name);
     let has = |name: &str, token: &str| {
@@ -161,7 +160,7 @@ pub enum IncomingPayload {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IncomingClose {
-    /// The code of the Close frame, or [`NO_CODE`].
+    /// The code of the Close frame; [`NO_CODE`] if the Close frame contains none.
     pub code: u16,
     pub reason: String,
 }
@@ -188,7 +187,7 @@ impl Inbox {
         Inbox { offer: Offer::from_request(request), ..Inbox::default() }
     }
 
-    /// An inbox that expects frames, as after a handshake.
+    /// An inbox that expects frames: the handshake is already over.
     pub fn open() -> Inbox {
         Inbox { response: Some(Response { status: 101, ..Response::default() }), ..Inbox::default() }
     }
@@ -259,7 +258,7 @@ impl Inbox {
 
     /// Reads the frame at the start of `bytes` and returns its length; `None` if the frame is incomplete.
     fn read_frame(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
-        // `FrameHeader::parse` accepts a masked server frame, so check the mask bit here, as soon as it arrives.
+        // `FrameHeader::parse` accepts a masked server frame, so check the mask bit separately, as soon as it arrives.
         if bytes.get(1).is_some_and(|second| second & 0x80 != 0) {
             return Err("the server masked a frame (RFC 6455 §5.1)".into());
         }

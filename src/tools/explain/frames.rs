@@ -16,7 +16,7 @@ pub struct Explanation {
     pub handshake: Vec<String>,
     pub records: Vec<Record>,
     pub notes: Vec<String>,
-    /// Whether the bytes are complete and break no rule. The exit code depends on this field.
+    /// Whether the bytes are complete and break no rule. The exit code of `explain` depends on this result.
     pub is_valid: bool,
 }
 

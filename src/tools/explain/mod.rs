@@ -122,8 +122,8 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // The first byte of this text sets a reserved bit (§5.2), so the input is not a frame. A program probably
-        // converted a frame to text, as JSON.stringify(data.toString('latin1')) does: the original bytes are lost.
+        // The input is not a frame: the first byte of a text sets a reserved bit (§5.2). A program probably converted a
+        // frame to text, as JSON.stringify(data.toString('latin1')) does: the original bytes are lost.
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

@@ -9,7 +9,7 @@ use super::{Decoded, quote, read_hex};
 const MAX_BYTES: usize = 1 << 20;
 /// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
-/// Some programs insert a space after this many characters of the text column.
+/// Some programs insert a space after eight characters of the text column.
 const GAP_COLUMN: usize = 8;
 
 /// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
@@ -106,7 +106,7 @@ impl Radix {
         }
     }
 
-    /// Appends a group's bytes to `bytes`, or returns `false` if the group is not a byte in this radix.
+    /// Appends a group's bytes to `bytes`. Returns `false` if the group is not a valid byte in the radix.
     fn read_group(self, group: &str, bytes: &mut Vec<u8>) -> bool {
         let (base, is_right_size) = match self {
             Radix::Bits => (2, group.len() == 8),
@@ -192,7 +192,7 @@ fn parse_lines(text: &str) -> Result<Vec<Line<'_>>, String> {
 
 struct Mismatch {
     line: usize,
-    /// Number of bytes read from this line before the error.
+    /// Number of bytes that the parser read from the invalid line before the error.
     read: usize,
     text: String,
 }
@@ -304,8 +304,8 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
 }
 
 /// Whether each character of `column` shows its byte. Printable ASCII must appear as itself, any other byte as a dot or
-/// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for
-/// this column. Leading and trailing spaces may be missing.
+/// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for a text
+/// column. Leading and trailing spaces may be missing.
 fn column_matches(column: &[char], bytes: &[u8]) -> bool {
     let is_blank = |byte: &u8| *byte == b' ';
     let column = column.iter().copied().skip_while(|c| *c == ' ').collect::<Vec<char>>();

@@ -306,7 +306,7 @@ impl<'t> List<'t> {
         let before: Vec<&str> = words(self.before).collect();
         let is_declared = match before[..] {
             [] => true,
-            // Go syntax: [11]byte{…}
+            // Go puts the type between the brackets and the list: `[11]byte{…}`.
             [_, kind] if self.before.starts_with('[') => is_name(kind),
             [first, ..] => is_name(first),
         };

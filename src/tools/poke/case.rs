@@ -40,13 +40,13 @@ pub enum Needs {
 #[derive(Debug, Clone, Copy)]
 pub enum Opening {
     Valid,
-    /// A request changed by these edits, which may make the request invalid.
+    /// A request changed by the given edits, which may make the request invalid.
     Edited(&'static [Edit]),
     /// No handshake: the client starts with the first step.
     Skipped,
 }
 
-/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to that request's values.
+/// A change to a valid request. `{host}`, `{target}` and `{key}` in a line expand to the values of the request.
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
     RequestLine(&'static str),
@@ -55,15 +55,15 @@ pub enum Edit {
     /// Adds a header line, even if the request already has a header with that name.
     Add(&'static str),
     Remove(&'static str),
-    /// Adds an `X-Long` header whose value has this many bytes.
+    /// Adds an `X-Long` header whose value has the given number of bytes.
     LongLine(usize),
     ManyLines(usize),
-    /// Appends `&` and this many bytes to the query.
+    /// Appends `&` and the given number of bytes to the query.
     LongTarget(usize),
     LineEnd(&'static str),
-    /// Sends these bytes before the request, in the same write.
+    /// Sends the given bytes before the request, in the same write.
     Prepend(&'static str),
-    /// Sends these bytes after the request, in the same write.
+    /// Sends the given bytes after the request, in the same write.
     Append(&'static str),
     /// Sends the request one byte at a time.
     ByteByByte,
@@ -71,17 +71,17 @@ pub enum Edit {
 
 #[derive(Debug, Clone, Copy)]
 pub enum Step {
-    /// Sends these raw bytes in one write.
+    /// Sends the given raw bytes in one write.
     Bytes(&'static str),
-    /// Sends these bytes one per write, with a pause after each.
+    /// Sends the given bytes one per write, with a pause after each.
     BytesSlowly(&'static str),
-    /// Sends a frame with this first byte (FIN, RSV, opcode) and this payload, masked with a random key.
+    /// Sends a frame with the given first byte (FIN, RSV, opcode) and payload, masked with a random key.
     Frame(u8, &'static str),
-    /// Sends a frame with this first byte and a payload of this many letters.
+    /// Sends a frame with the given first byte and a payload of the given number of letters.
     Letters(u8, usize),
-    /// Encodes these steps this many times, and sends all the bytes in one write.
+    /// Encodes the given steps the given number of times, and sends all the bytes in one write.
     Repeat(usize, &'static [Step]),
-    /// Waits until the server has sent this many messages and Pongs in total.
+    /// Waits until the server has sent the given number of messages and Pongs in total.
     Await(usize),
     Pause,
     /// Sends a TCP FIN and continues to read.
@@ -91,15 +91,15 @@ pub enum Step {
     Flood(u8, usize),
 }
 
-/// A flood ends when the server has accepted this many bytes. The socket buffers cannot hold so many, so the server
-/// must have read most of them: it applies no backpressure.
+/// A flood ends after 96 MiB. The socket buffers cannot hold so many bytes, so the server must have read most of them:
+/// it applies no backpressure.
 pub const FLOOD_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]
 pub enum Reply {
     Text(&'static str),
     Binary(&'static str),
-    /// A text (opcode 1) or binary (opcode 2) message of this many letters.
+    /// A text (opcode 1) or binary (opcode 2) message of the given number of letters.
     Letters(u8, usize),
     Pong(&'static str),
     /// A Pong that the server may omit: §5.5.3 permits an endpoint to reply only to the most recent Ping.
@@ -112,7 +112,7 @@ pub enum End {
     Open,
     /// The server sends nothing, except perhaps the 101 response, and waits for more bytes.
     Waits,
-    /// The server sends a Close with one of these codes (1005: no code), then closes TCP.
+    /// The server sends a Close with one of the given codes (1005: no code), then closes TCP.
     Closes(&'static [u16]),
     ClosesWithAnyCode,
     /// The server closes TCP without sending a Close.

@@ -12,13 +12,13 @@ use crate::tools::screen::{escape, quote, shorten};
 
 /// The report describes at most this many messages and Pongs.
 const MAX_DESCRIBED_REPLIES: usize = 4;
-/// Longest payload to show, in bytes. For a longer payload, the report shows the length instead.
+/// Longest payload to show in full, in bytes. Of a longer payload, the report shows only the length.
 const MAX_SHOWN_BYTES: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Expected,
-    /// Unexpected, but permitted by an RFC. The text cites the section.
+    /// The result is unexpected, but an RFC permits it. The text cites the section.
     Allowed(&'static str),
     /// The result is neither expected nor permitted. The text describes a violation, possibly of a rule that the test
     /// case does not test; `None` if the server's bytes violate no rule.

@@ -58,7 +58,7 @@ impl<'s> Connection<'s> {
         let mut written = 0;
         while written < bytes.len() {
             if self.ends_at.is_some_and(|end| end <= Instant::now()) {
-                return (written, Err(ErrorKind::Other.into())); // `TimedOut` would mean that the server stalled
+                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, because the server has not stalled
             }
             match self.stream.write(&bytes[written..]) {
                 Ok(len) => written += len,
@@ -146,7 +146,6 @@ impl<'s> Connection<'s> {
         self.ends_at.map_or(deadline, |end| end.min(deadline))
     }
 
-    /// Traces how the connection closed.
     pub fn trace_end(&mut self) {
         let cause = match self.tcp {
             TcpState::Open => "the client disconnected",

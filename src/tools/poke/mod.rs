@@ -111,7 +111,7 @@ impl Target {
         })
     }
 
-    /// Returns the URL of the endpoint for a test case. The error says why the case does not apply to this server.
+    /// Returns the URL of the endpoint for a test case. The error says why the case does not apply to the server.
     fn endpoint(&self, case: &Case) -> Result<Url, &'static str> {
         match (case.needs, self.is_wirechat) {
             (Needs::Echo, _) if !self.is_echo => Err("it needs an echo, which --no-echo rules out"),

@@ -20,16 +20,16 @@ pub const PROBE_PAYLOAD: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. It is short because `poke all` waits this long in many test cases
-/// if the server does not support these frames yet.
+/// Timeout for the reply to the final Ping or Close. The timeout is short, because `poke all` waits for it in many test
+/// cases if the server does not support these frames yet.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A flood has stalled when the server accepts nothing for this long, or for `--timeout` if that is shorter.
+/// A flood has stalled when the server accepts nothing for two seconds, or for `--timeout` if that is shorter.
 const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     pub timeout: Duration,
-    /// The pause after each byte of a slow send, and the length of a [`Step::Pause`].
+    /// The pause after each byte that is sent slowly, and the length of a [`Step::Pause`].
     pub delay: Duration,
     /// The maximum duration of the whole test case; `None` for no maximum.
     pub total: Option<Duration>,
@@ -156,8 +156,8 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. If the case expects an open connection, or a rejection that did not come, sends a
-    /// Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
+    /// Waits for the expected replies. If the case expects an open connection, or a rejection that did not come, sends
+    /// a Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
@@ -191,7 +191,7 @@ impl Player<'_> {
             self.connection.send(&encode_masked_frame(CLOSE_FIRST_BYTE, code, random_bytes()));
         }
         if case.error.is_some() {
-            // After an invalid frame, the server may be unable to parse this Close, but it still notices the TCP FIN.
+            // After an invalid frame, the server may be unable to parse a Close, but it still notices the TCP FIN.
             self.connection.half_close();
         }
         self.connection.read_to_end(self.timing.timeout);

@@ -13,7 +13,7 @@ pub struct Url {
     /// A host name or an IP address. An IPv6 address includes its brackets.
     host: String,
     port: u16,
-    /// The path and the query.
+    /// The path and the query, not normalized.
     target: String,
 }
 
