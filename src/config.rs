@@ -128,6 +128,18 @@ pub struct Config {
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub history_ttl: Duration, // a member whose connection is lost can return within an hour and still find the history
+    /// Keep the history in this SQLite file, so that no acknowledged message is lost (feature sqlite)
+    #[arg(long, value_name = "FILE", help_heading = "Durable history")]
+    pub history_db: Option<PathBuf>,
+    /// What a stored message survives: "full" also a power failure, "normal" a crash of the server [default: full]
+    #[arg(long, value_name = "full|normal", hide_possible_values = true, help_heading = "Durable history")]
+    pub history_sync: Option<HistorySync>, // `normal` saves an fsync per commit
+    /// Keep this many messages per room in the file; 0: all [default: 10000]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
+    pub history_keep: Option<u64>,
+    /// Delete messages from the file that are older than this many days; 0: never [default: 0]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
+    pub history_days: Option<u32>,
     /// Reject a request that is not complete after this long
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
@@ -157,6 +169,12 @@ pub enum TraceDetail {
     Full,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum HistorySync {
+    Full,
+    Normal,
+}
+
 impl Config {
     /// Checks constraints between options. The error names the options and suggests a fix.
     pub fn validate(&self) -> Result<(), String> {
@@ -165,7 +183,18 @@ impl Config {
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
         // Count one byte per character: few clients send JSON escapes, which need up to 12 bytes per character.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
-        Err(if self.open && self.tokens.is_some() {
+        let history_option = [
+            ("--history-db", self.history_db.is_some()),
+            ("--history-sync", self.history_sync.is_some()),
+            ("--history-keep", self.history_keep.is_some()),
+            ("--history-days", self.history_days.is_some()),
+        ];
+        let history_option = history_option.iter().find(|(_, is_set)| *is_set).map(|(option, _)| option);
+        Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
+            format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
+        } else if let (Some(option), None) = (history_option, &self.history_db) {
+            format!("{option} is for the file of --history-db, which is missing; add --history-db FILE")
+        } else if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
         } else if let (None, false, Some(set)) = (&self.tokens, self.open, self.public_option()) {
             format!("the demo tokens are public, for a local server only, not with {set}; pass --tokens FILE or --open")

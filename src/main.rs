@@ -6,7 +6,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment};
 use wirechat::http::access::Access;
-use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
+use wirechat::net::{self, event_loop::EventLoop, event_loop::Stop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
 const EXIT_FAILURE: u8 = 1; // exit status if the server cannot run (port in use, for example) or a tool finds an error
@@ -86,6 +86,10 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
          \x20 stop:   Ctrl-C\n"
     );
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
-    let is_clean = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
-    Ok(if is_clean { 0 } else { EXIT_INTERRUPTED })
+    let stop = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
+    Ok(match stop {
+        Stop::Clean => 0,
+        Stop::Interrupted => EXIT_INTERRUPTED,
+        Stop::StorageFailed => EXIT_FAILURE,
+    })
 }

@@ -28,14 +28,20 @@ impl RoomLog {
     }
 
     pub fn append(&mut self, mut message: Message) -> Rc<Message> {
-        debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
-        self.last_id += 1;
-        message.id = self.last_id;
+        message.id = self.last_id + 1;
         let message = Rc::new(message);
+        self.push(Rc::clone(&message));
+        message
+    }
+
+    /// Adds a message that already has the next id.
+    pub fn push(&mut self, message: Rc<Message>) {
+        debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
+        debug_assert_eq!(message.id, self.last_id + 1, "ids are consecutive");
+        self.last_id = message.id;
         self.nonces.extend(nonce_key(&message).map(|key| (key, Rc::clone(&message))));
         self.bytes += memory_bytes(&message);
-        self.messages.push_back(Rc::clone(&message));
-        message
+        self.messages.push_back(message);
     }
 
     /// Returns the message in the log with the same username and nonce: the client has sent a message twice.

@@ -10,6 +10,8 @@
 
 pub mod log;
 pub mod memory;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc, time::Duration};
@@ -37,6 +39,10 @@ pub trait Broker {
     /// Submits a request, whose events may arrive later. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
+    /// Memory of requests whose events are still pending, in bytes; 0 only if there are none.
+    fn queued_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Identifies a room while it has members on this server. The server never reuses an id.
@@ -173,6 +179,8 @@ pub enum RoomEvent {
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
+    /// The broker cannot keep messages any more, and returns no more events.
+    StorageFailed { reason: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

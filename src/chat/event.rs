@@ -91,4 +91,5 @@ pub enum Effect {
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
     Close { client: Token, reason: &'static str, may_retry: bool }, // after the close, the server calls `Chat::leave`
+    StorageFailed { reason: String },                            // close all connections and stop
 }

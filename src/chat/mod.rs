@@ -186,6 +186,11 @@ impl Chat {
         self.effects.pop_front()
     }
 
+    /// Memory of requests whose events are still pending, in bytes; 0 only if there are none.
+    pub fn queued_bytes(&self) -> usize {
+        self.broker.queued_bytes()
+    }
+
     pub fn room_of(&self, client: Token) -> Option<RoomId> {
         if let Membership::Member(room) = self.clients.get(&client)?.membership { Some(room) } else { None }
     }
@@ -330,6 +335,7 @@ impl Chat {
                 };
                 self.send(client, Event::Error { message, nonce });
             }
+            RoomEvent::StorageFailed { reason } => self.effects.push_back(Effect::StorageFailed { reason }),
         }
     }
 

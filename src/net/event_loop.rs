@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
@@ -34,6 +35,13 @@ pub struct EventLoop {
     pub max_connections: usize,
 }
 
+/// Why the event loop has ended.
+pub enum Stop {
+    Clean,
+    Interrupted, // by a second signal
+    StorageFailed,
+}
+
 impl EventLoop {
     /// `config` must have passed `Config::validate`. `Err` is an error message for the operator.
     pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
@@ -48,21 +56,22 @@ impl EventLoop {
         // Fail at start if the system has no random bytes: a server with predictable secrets must not run.
         getrandom::fill(&mut [0; 16]).map_err(|error| format!("The system has no random bytes: {error}."))?;
         let mut random: Random = Box::new(|bytes| getrandom::fill(bytes).unwrap_or_else(|error| panic!("{error}")));
-        let waker = Waker::new(poll.registry(), WAKER).map_err(error)?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(error)?);
         let observers = super::new_observers(&config, &log, &mut random)?;
-        let observers = Box::new(observers.with_player(player, address, move || _ = waker.wake()));
+        let wake = move || _ = waker.wake();
+        let observers = Box::new(observers.with_player(player, address, wake.clone()));
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
-        let broker = Box::new(crate::server::memory_broker(&config, random));
+        let broker = super::new_broker(&config, random, wake)?;
         let server = Server::new(config.clone(), access, limits, observers, broker, now);
         let (started, listener) = (Instant::now(), Some(listener));
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal stops the server. Returns `Ok(false)` if a second signal interrupts the shutdown.
-    pub fn run(mut self) -> io::Result<bool> {
+    /// Runs until a signal or a failure of the storage stops the server.
+    pub fn run(mut self) -> io::Result<Stop> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        let is_clean = loop {
+        let stop = loop {
             let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(|socket| socket.next_at);
             let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
@@ -85,7 +94,7 @@ impl EventLoop {
             }
             // Handle signals after readiness events, so that the chat publishes messages that arrived before a signal.
             if has_signal && !self.handle_signals() {
-                break false;
+                break Stop::Interrupted;
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();
@@ -94,11 +103,11 @@ impl EventLoop {
                 listener.next_at = listener.next_at.min(Some(now.monotonic));
             }
             if self.server.is_stopped() {
-                break true;
+                break if self.server.storage_failed { Stop::StorageFailed } else { Stop::Clean };
             }
         };
         self.server.stop_observers();
-        Ok(is_clean)
+        Ok(stop)
     }
 
     fn accept(&mut self, now: Duration) {

@@ -9,14 +9,37 @@ use std::{io::IsTerminal, os::fd::AsFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
+use crate::broker::{Broker, Random};
+#[cfg(feature = "sqlite")]
+use crate::config::HistorySync;
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{broker::Random, config::Config, config::TraceDetail};
+use crate::{config::Config, config::TraceDetail, server::memory_broker};
 use log_writer::LogWriter;
 
 /// Parses `--trace-filter`. `Err` is a one-line message that names the option.
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
     let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
+}
+
+/// Returns the broker that the options select. `wake` starts a turn of the event loop; other threads may call it.
+fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static) -> Result<Box<dyn Broker>, String> {
+    #[cfg(feature = "sqlite")]
+    if let Some(path) = &config.history_db {
+        use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};
+        let options = DatabaseOptions {
+            survives_power_failure: config.history_sync != Some(HistorySync::Normal),
+            keep: config.history_keep.unwrap_or(10_000),
+            max_days: config.history_days.unwrap_or(0),
+        };
+        let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
+        let mut config = config.clone();
+        (config.history, config.max_empty_rooms) = (0, 0); // the file keeps the messages and the empty rooms
+        let memory = |random| Box::new(memory_broker(&config, random));
+        return Ok(Box::new(SqliteBroker::open(path, options, limits, random, memory, wake)?));
+    }
+    drop(wake); // the in-memory broker returns every event at once
+    Ok(Box::new(memory_broker(config, random)))
 }
 
 fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Result<InspectObservers, String> {

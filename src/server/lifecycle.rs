@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time:
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
-use super::{READS_PER_TURN, Server, observer::ObservedStage, outbox::Outbox, timers::plan_check};
+use super::{READS_PER_TURN, Server, Shutdown, observer::ObservedStage, outbox::Outbox, timers::plan_check};
 use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request};
@@ -17,7 +17,7 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a cl
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
-        self.stop_at.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
+        self.shutdown.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
     }
 
     /// Returns the poll token with which the event loop must register the next accepted socket.
@@ -294,7 +294,8 @@ impl<S: Socket> Server<S> {
                 self.limits.buffered += buffered;
                 self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
             }
-            if self.limits.buffered + self.limits.buffered_shared.get() <= self.config.max_buffered {
+            let buffered = self.limits.buffered + self.limits.buffered_shared.get() + self.chat.queued_bytes();
+            if buffered <= self.config.max_buffered {
                 return;
             }
             let remaining = self.connections.table.iter().filter(|(_, connection)| !connection.is_queued(Work::Remove));
@@ -341,38 +342,61 @@ impl<S: Socket> Server<S> {
 
     /// Starts the shutdown. Returns `false` if the server is already shutting down.
     pub fn shut_down(&mut self) -> bool {
-        if self.stop_at.is_some() {
+        if self.shutdown.is_some() {
             return false;
         }
-        const REASON: &str = "the server is shutting down";
         log::info!("STOP connections to close: {}", self.connection_count());
-        self.stop_at = Some(self.now.monotonic + SHUTDOWN_TIMEOUT);
         // First read the remaining input, so that the chat publishes messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
             self.fanout.full_rooms.clear();
             self.read();
-            self.fanout.held_since = None;
-            while let Some((room, batch)) = self.fanout.take_next_batch() {
-                self.send_batch(room, &batch);
-            }
+            self.send_batches();
         }
+        self.shutdown.get_or_insert(Shutdown::Publishing);
+        self.continue_shutdown();
+        true
+    }
+
+    /// Closes all connections once every message received before the shutdown has been stored and sent.
+    pub(super) fn continue_shutdown(&mut self) {
+        if self.shutdown == Some(Shutdown::Publishing) && self.chat.queued_bytes() == 0 {
+            self.send_batches();
+            self.close_all(CloseCode::GOING_AWAY, "the server is shutting down");
+        }
+    }
+
+    fn send_batches(&mut self) {
+        self.fanout.held_since = None;
+        while let Some((room, batch)) = self.fanout.take_next_batch() {
+            self.send_batch(room, &batch);
+        }
+    }
+
+    pub(super) fn fail_storage(&mut self, reason: &str) {
+        log::error!("STORAGE failed: {reason}");
+        self.storage_failed = true;
+        self.close_all(CloseCode::INTERNAL_ERROR, "storage failed");
+    }
+
+    fn close_all(&mut self, code: CloseCode, reason: &'static str) {
+        self.shutdown = Some(Shutdown::Closing { until: self.now.monotonic + SHUTDOWN_TIMEOUT });
         // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.
         self.chat.clear();
         let tokens: BTreeSet<Token> = self.connections.table.keys().copied().collect();
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
-                Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, REASON),
+                Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, reason),
                 // An inspector stays open, so that it can receive the Close of the connection that it observes.
                 Some(ColdFields { service: Some(Service::Inspect), .. }) => {}
-                _ => self.close(token, CloseCode::GOING_AWAY, REASON),
+                _ => self.close(token, code, reason),
             }
         }
-        true
     }
 
     pub fn is_stopped(&self) -> bool {
-        self.stop_at.is_some_and(|at| self.connections.table.is_empty() || at <= self.now.monotonic)
+        let Some(Shutdown::Closing { until }) = self.shutdown else { return false };
+        self.connections.table.is_empty() || until <= self.now.monotonic
     }
 
     pub fn stop_observers(&mut self) {

@@ -50,8 +50,15 @@ pub struct Server<S> {
     observers: Box<dyn Observers>,
     to_observe: Vec<Token>, // connections that get an observer after their current message
     now: Now,
-    scratch: Vec<u8>,          // read buffer that all connections share
-    stop_at: Option<Duration>, // monotonic time when a shutdown stops waiting for clients; `None` before a shutdown
+    scratch: Vec<u8>, // read buffer that all connections share
+    shutdown: Option<Shutdown>,
+    pub storage_failed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shutdown {
+    Publishing, // the messages received before the shutdown are pending in the broker; nothing more is read
+    Closing { until: Duration }, // all connections are closing; monotonic time when the server stops waiting for them
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +108,8 @@ impl<S: Socket> Server<S> {
             observers,
             to_observe: Vec::new(),
             now,
-            stop_at: None,
+            shutdown: None,
+            storage_failed: false,
         }
     }
 
@@ -133,6 +141,7 @@ impl<S: Socket> Server<S> {
 
     pub fn finish_turn(&mut self) {
         self.read();
+        self.continue_shutdown();
         self.check_timers();
         self.write_and_remove();
         self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));
@@ -141,8 +150,10 @@ impl<S: Socket> Server<S> {
     /// Returns the time when the next turn must start even if no socket is ready; `None` if nothing is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
-        let now = (has_input || !self.removed.is_empty() || !self.fanout.is_empty()).then_some(self.now.monotonic);
-        [now, self.timers.next_deadline(), self.limits.next_summary_at(), self.stop_at].into_iter().flatten().min()
+        let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
+        let stop = if let Some(Shutdown::Closing { until }) = self.shutdown { Some(until) } else { None };
+        let now = has_work.then_some(self.now.monotonic);
+        [now, self.timers.next_deadline(), self.limits.next_summary_at(), stop].into_iter().flatten().min()
     }
 
     pub fn connection_count(&self) -> usize {
@@ -154,6 +165,9 @@ impl<S: Socket> Server<S> {
         for work in [Work::ReadEnding, Work::Read, Work::Handshake] {
             let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
+                if self.pauses_reads() {
+                    break;
+                }
                 let Some(token) = self.connections.dequeue(work) else { break };
                 // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
                 let full = &self.fanout.full_rooms;
@@ -166,6 +180,11 @@ impl<S: Socket> Server<S> {
         }
         self.scratch = scratch;
         self.apply_effects();
+    }
+
+    /// A slow disk must not fill memory with messages that it has not stored.
+    fn pauses_reads(&self) -> bool {
+        self.shutdown == Some(Shutdown::Publishing) || self.chat.queued_bytes() > self.config.max_buffered / 2
     }
 
     /// Reads at most once, so that a busy connection does not delay other connections.
@@ -277,6 +296,7 @@ impl<S: Socket> Server<S> {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason);
                 }
+                Effect::StorageFailed { reason } => self.fail_storage(&reason),
                 Effect::Send { client, event } => self.send(client, &event),
                 Effect::Broadcast { room, except, event } => self.broadcast(room, except, &event),
             }

@@ -14,6 +14,7 @@ impl CloseCode {
     pub const PROTOCOL_ERROR: CloseCode = CloseCode(1002);
     pub const POLICY_VIOLATION: CloseCode = CloseCode(1008);
     pub const MESSAGE_TOO_BIG: CloseCode = CloseCode(1009);
+    pub const INTERNAL_ERROR: CloseCode = CloseCode(1011);
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013); // 1013 is not in RFC 6455, but in the IANA registry (§11.7)
 
     pub fn from_wire(code: u16) -> Result<CloseCode, ProtocolError> {

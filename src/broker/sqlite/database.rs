@@ -1,0 +1,422 @@
+//! The history file: its schema, its checks at start, and the operations that one transaction executes.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
+
+const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
+const SCHEMA_VERSION: u32 = 1;
+const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
+const MIN_MESSAGE_LEN: usize = 120; // as JSON; a page of n bytes cannot hold more than n / 120 messages
+/// Each stored message deletes at most this many old ones of its room, so that a lower `--history-keep` blocks no commit.
+const DELETES_PER_MESSAGE: u64 = 16;
+const DELETES_PER_SWEEP: u64 = 1000;
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+const MESSAGES_PER_CHECKPOINT: usize = 1000;
+
+const SCHEMA: &str = "
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE           -- random; sent to clients as the epoch
+) STRICT;
+CREATE TABLE rooms (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    last_id INTEGER NOT NULL,           -- of the newest message ever stored
+    deleted_id INTEGER NOT NULL,        -- of the newest message deleted by retention; 0 if none
+    deleted_run INTEGER NOT NULL        -- the run that stored this message
+) STRICT;
+CREATE TABLE messages (
+    room INTEGER NOT NULL REFERENCES rooms,
+    id INTEGER NOT NULL,                -- consecutive in each room, from 1
+    run INTEGER NOT NULL REFERENCES runs,
+    time TEXT NOT NULL,                 -- RFC 3339, UTC, milliseconds
+    username TEXT NOT NULL,
+    text TEXT NOT NULL,
+    nonce TEXT,
+    PRIMARY KEY (room, id)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX messages_by_nonce ON messages (room, username, nonce) WHERE nonce IS NOT NULL;
+";
+
+#[derive(Debug, Clone)]
+pub struct DatabaseOptions {
+    pub survives_power_failure: bool, // sync the WAL at every commit
+    pub keep: u64,                    // maximum number of messages kept per room; 0: no limit
+    pub max_days: u32,                // delete messages that are older; 0: no limit
+}
+
+/// What the broker needs from the file. The operations of a batch take effect in order.
+#[derive(Debug)]
+pub enum Operation {
+    /// Stores a message under the room's next id, unless the room has a message with its username and nonce.
+    Store { room: Box<str>, message: StoredMessage },
+    /// Reads the newest messages of a room.
+    Load { room: Box<str>, limit: usize },
+    /// Reads what a client missed after message `since`, if that is certain and can fit into `max_bytes`.
+    Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
+    /// Reads the newest messages with ids less than `before`.
+    Page { room: Box<str>, before: u64, limit: usize },
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    Stored(u64), // the message's id
+    Duplicate(StoredMessage),
+    DiskFull,
+    Messages { last_id: u64, messages: Vec<StoredMessage> }, // oldest first
+    NotResumable,
+}
+
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub outcomes: Vec<Outcome>, // one per operation
+    pub deleted: Vec<Deletion>,
+}
+
+/// Retention has deleted the room's messages up to and including `id`.
+#[derive(Debug)]
+pub struct Deletion {
+    pub room: Box<str>,
+    pub id: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredMessage {
+    pub id: u64,
+    pub time: String,
+    pub username: String,
+    pub text: String,
+    pub nonce: Option<String>,
+}
+
+pub struct Database {
+    connection: Connection,
+    options: DatabaseOptions,
+    run: i64,
+    stored: usize, // messages since the last checkpoint
+    next_sweep: Option<SystemTime>,
+}
+
+impl Database {
+    /// Opens or creates the file, and begins a run. `now` decides which messages are too old. `Err` is one line for the
+    /// operator. A file that another program owns is not changed.
+    pub fn open(path: &Path, options: DatabaseOptions, run: &str, now: SystemTime) -> Result<Database, String> {
+        let describe = |error: String| format!("--history-db {}: {error}", path.display());
+        check_header(path).map_err(describe)?;
+        let open = || {
+            let connection = Connection::open(path)?;
+            connection.busy_timeout(Duration::ZERO)?;
+            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
+            Database::begin_run(connection, options.clone(), run, now)
+        };
+        open().map_err(|error| describe(explain(&error)))
+    }
+
+    /// Begins a run on a connection: checks the file, creates the schema if the file is empty, and adds the run.
+    pub fn begin_run(
+        mut connection: Connection,
+        options: DatabaseOptions,
+        run: &str,
+        now: SystemTime,
+    ) -> rusqlite::Result<Database> {
+        debug_assert!(rusqlite::version_number() >= MIN_SQLITE_VERSION, "rusqlite bundles a later version");
+        connection.pragma_update(None, "trusted_schema", false)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        create_schema(&mut connection)?;
+        let damage: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        if damage != "ok" {
+            return Err(failure(ErrorCode::DatabaseCorrupt, damage));
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite would ignore the errors of a checkpoint
+        let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
+        connection.pragma_update(None, "synchronous", sync)?;
+        connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
+        let run = connection.last_insert_rowid();
+        let mut database = Database { connection, options, run, stored: 0, next_sweep: None };
+        while database.sweep(now, &mut Vec::new())? {}
+        database.checkpoint()?;
+        Ok(database)
+    }
+
+    /// Executes operations in order; those that store share one transaction. If the disk is full, no message of the
+    /// batch is stored. `Err`: the file can no longer be trusted; whether the messages are stored is unknown.
+    pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
+        let executed = match self.commit(operations) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+                log::warn!("STORAGE full, messages are not stored: {error}");
+                self.read(operations)
+            }
+            executed => executed,
+        };
+        executed.map_err(|error| explain(&error))
+    }
+
+    fn read(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
+        let mut batch = Batch::default();
+        for operation in operations {
+            batch.outcomes.push(perform(&self.connection, operation, None, &mut Vec::new())?);
+        }
+        Ok(batch)
+    }
+
+    fn commit(&mut self, operations: &[Operation]) -> rusqlite::Result<Batch> {
+        let times = operations.iter().filter_map(|operation| match operation {
+            Operation::Store { message, .. } => Some(message.time.as_str()),
+            _ => None,
+        });
+        let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
+        let Some(newest) = newest else { return self.read(operations) };
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let (mut batch, run) = (Batch::default(), Some((self.run, self.options.keep)));
+        for operation in operations {
+            batch.outcomes.push(perform(&transaction, operation, run, &mut batch.deleted)?);
+        }
+        transaction.commit()?;
+        self.stored += count;
+        if let Ok(now) = humantime::parse_rfc3339(newest) {
+            ignore_full(self.sweep(now, &mut batch.deleted).map(drop))?;
+        }
+        if self.stored >= MESSAGES_PER_CHECKPOINT {
+            ignore_full(self.checkpoint())?;
+        }
+        Ok(batch)
+    }
+
+    /// Copies committed pages from the WAL into the database file, and returns free pages to the file system.
+    fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        self.stored = 0;
+        self.connection.execute_batch("PRAGMA incremental_vacuum(1000); PRAGMA wal_checkpoint(PASSIVE)")
+    }
+
+    /// Deletes some messages that are too old, at most once a minute. Returns whether there may be more of them.
+    fn sweep(&mut self, now: SystemTime, deleted: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
+        let oldest = now.checked_sub(DAY.saturating_mul(self.options.max_days));
+        let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
+        if self.next_sweep.is_some_and(|next| now < next) {
+            return Ok(false);
+        }
+        let oldest = humantime::format_rfc3339_millis(oldest).to_string();
+        let (mut left, mut swept) = (DELETES_PER_SWEEP, Vec::new());
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let rooms: Vec<(i64, Box<str>, u64, u64)> = transaction
+            .prepare_cached("SELECT id, name, last_id, deleted_id FROM rooms WHERE last_id > deleted_id")?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (room, name, last_id, deleted_id) in rooms {
+            // Delete only up to the first message that is new enough, so that the ids that are left are consecutive.
+            let last = last_id.min(deleted_id + left);
+            let kept: Option<u64> = transaction
+                .prepare_cached("SELECT id FROM messages WHERE room = ? AND id <= ? AND time >= ? ORDER BY id LIMIT 1")?
+                .query_row(params![room, last, oldest], |row| row.get(0))
+                .optional()?;
+            let last = kept.map_or(last, |kept| kept - 1);
+            if last > deleted_id {
+                delete_until(&transaction, room, last)?;
+                left -= last - deleted_id;
+                swept.push(Deletion { room: name, id: last });
+            }
+        }
+        transaction.commit()?;
+        deleted.extend(swept);
+        self.next_sweep = (left > 0).then_some(now + SWEEP_INTERVAL);
+        Ok(left == 0)
+    }
+}
+
+/// A full disk delays deletions and checkpoints; committed messages are safe in the WAL.
+fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
+    let is_full = |error: &rusqlite::Error| error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+    result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
+}
+
+/// `run`: the current run and the number of messages to keep per room; `None` if nothing can be stored.
+fn perform(
+    connection: &Connection,
+    operation: &Operation,
+    run: Option<(i64, u64)>,
+    deleted: &mut Vec<Deletion>,
+) -> rusqlite::Result<Outcome> {
+    match operation {
+        Operation::Store { room, message } => match (find_duplicate(connection, room, message)?, run) {
+            (Some(original), _) => Ok(Outcome::Duplicate(original)),
+            (None, Some((run, keep))) => store(connection, room, message, run, keep, deleted),
+            (None, None) => Ok(Outcome::DiskFull),
+        },
+        Operation::Load { room, limit } => read(connection, room, u64::MAX, *limit),
+        Operation::Page { room, before, limit } => read(connection, room, *before, *limit),
+        Operation::Resume { room, epoch, since, max_bytes } => resume(connection, room, epoch, *since, *max_bytes),
+    }
+}
+
+fn find_duplicate(
+    connection: &Connection,
+    room: &str,
+    message: &StoredMessage,
+) -> rusqlite::Result<Option<StoredMessage>> {
+    let Some(nonce) = &message.nonce else { return Ok(None) };
+    let mut statement = connection.prepare_cached(
+        "SELECT id, time, username, text, nonce FROM messages
+         WHERE room = (SELECT id FROM rooms WHERE name = ?1) AND username = ?2 AND nonce = ?3",
+    )?;
+    statement.query_row(params![room, message.username, nonce], read_message).optional()
+}
+
+fn store(
+    connection: &Connection,
+    name: &str,
+    message: &StoredMessage,
+    run: i64,
+    keep: u64,
+    deleted: &mut Vec<Deletion>,
+) -> rusqlite::Result<Outcome> {
+    let (room, id, deleted_id): (i64, u64, u64) = connection
+        .prepare_cached(
+            "INSERT INTO rooms (name, last_id, deleted_id, deleted_run) VALUES (?, 1, 0, 0)
+             ON CONFLICT (name) DO UPDATE SET last_id = last_id + 1 RETURNING id, last_id, deleted_id",
+        )?
+        .query_row([name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let StoredMessage { time, username, text, nonce, .. } = message;
+    connection
+        .prepare_cached(
+            "INSERT INTO messages (room, id, run, time, username, text, nonce) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        )?
+        .execute(params![room, id, run, time, username, text, nonce])?;
+    let surplus = if keep == 0 { 0 } else { id.saturating_sub(keep).saturating_sub(deleted_id) };
+    if surplus > 0 {
+        let last = deleted_id + surplus.min(DELETES_PER_MESSAGE);
+        delete_until(connection, room, last)?;
+        deleted.push(Deletion { room: name.into(), id: last });
+    }
+    Ok(Outcome::Stored(id))
+}
+
+/// Deletes a room's messages up to and including `id`. The room remembers which run stored the last of them.
+fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "UPDATE rooms SET deleted_id = ?2, deleted_run = (SELECT run FROM messages WHERE room = ?1 AND id = ?2)
+             WHERE id = ?1",
+        )?
+        .execute(params![room, id])?;
+    connection.prepare_cached("DELETE FROM messages WHERE room = ?1 AND id <= ?2")?.execute(params![room, id])?;
+    Ok(())
+}
+
+/// Returns the newest messages with ids less than `before`.
+fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusqlite::Result<Outcome> {
+    let Some((room, last_id)) = connection
+        .prepare_cached("SELECT id, last_id FROM rooms WHERE name = ?")?
+        .query_row([room], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
+        .optional()?
+    else {
+        return Ok(Outcome::Messages { last_id: 0, messages: Vec::new() });
+    };
+    let mut statement = connection.prepare_cached(
+        "SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id < ? ORDER BY id DESC LIMIT ?",
+    )?;
+    let before = i64::try_from(before).unwrap_or(i64::MAX);
+    let messages = statement.query_map(params![room, before, limit], read_message)?;
+    let mut messages: Vec<StoredMessage> = messages.collect::<rusqlite::Result<_>>()?;
+    messages.reverse();
+    Ok(Outcome::Messages { last_id, messages })
+}
+
+/// A resume is complete if `epoch` names a run of this file that is not older than message `since`, and if every later
+/// message is still here. The module's figure shows why.
+fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
+    let limit = max_bytes / MIN_MESSAGE_LEN;
+    let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;
+    let Some(known) = statement.query_row([epoch], |row| row.get::<_, i64>(0)).optional()? else {
+        return Ok(Outcome::NotResumable);
+    };
+    let (room, last_id, deleted_id, deleted_run): (i64, u64, u64, i64) = connection
+        .prepare_cached("SELECT id, last_id, deleted_id, deleted_run FROM rooms WHERE name = ?")?
+        .query_row([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .optional()?
+        .unwrap_or_default();
+    if since < deleted_id || since > last_id || last_id - since > limit as u64 {
+        return Ok(Outcome::NotResumable);
+    }
+    let run = if since == deleted_id {
+        deleted_run
+    } else {
+        let mut statement = connection.prepare_cached("SELECT run FROM messages WHERE room = ? AND id = ?")?;
+        statement.query_row(params![room, since], |row| row.get(0))?
+    };
+    if run > known {
+        return Ok(Outcome::NotResumable);
+    }
+    let mut statement = connection
+        .prepare_cached("SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id > ? ORDER BY id")?;
+    let messages = statement.query_map(params![room, since], read_message)?.collect::<rusqlite::Result<_>>()?;
+    Ok(Outcome::Messages { last_id, messages })
+}
+
+pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
+    Ok(StoredMessage {
+        id: row.get(0)?,
+        time: row.get(1)?,
+        username: row.get(2)?,
+        text: row.get(3)?,
+        nonce: row.get(4)?,
+    })
+}
+
+/// Creates the schema in an empty file. The header gets its ids in a rollback journal, not in the WAL, so that
+/// [`check_header`] finds them there even after a crash.
+fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
+    let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
+    if is_empty {
+        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Checks the file's header before SQLite opens the file: even a read by SQLite could change a foreign database.
+pub fn check_header(path: &Path) -> Result<(), String> {
+    let mut header = Vec::new();
+    match File::open(path).and_then(|file| file.take(100).read_to_end(&mut header)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err("this is a directory".into()),
+        Err(error) => return Err(format!("cannot read the file: {error}")),
+        Ok(0) => return Ok(()),
+        Ok(_) => {}
+    }
+    // https://www.sqlite.org/fileformat.html, section 1.3
+    let number =
+        |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
+    match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
+        (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) => Ok(()),
+        (true, Some(APPLICATION_ID), Some(version)) => {
+            Err(format!("a newer wirechat wrote this file (version {version}, this one reads {SCHEMA_VERSION})"))
+        }
+        (true, Some(_), _) => Err("this database belongs to another program".into()),
+        _ => Err("this is not a SQLite database".into()),
+    }
+}
+
+fn failure(code: ErrorCode, message: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error { code, extended_code: 0 }, Some(message))
+}
+
+/// Says what an error means for the operator.
+pub fn explain(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
+        Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
+        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {error}"),
+        Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
+        _ => error.to_string(),
+    }
+}
