@@ -491,7 +491,7 @@ mod tests {
                     Effect::Broadcast { room: id, except, event } => {
                         Some(format!("{}{}: {}", room(*id), except.map_or("", |_| " but bob"), json(event)))
                     }
-                    Effect::SetRoom { .. } | Effect::Close { .. } => None,
+                    Effect::SetRoom { .. } | Effect::Close { .. } | Effect::StorageFailed { .. } => None,
                 }
             });
             format!("\n  {action:20}{}", effects.collect::<Vec<_>>().join("; "))

@@ -763,6 +763,7 @@ impl Model {
                 };
                 self.expect(*client, text, nonce.clone(), None);
             }
+            RoomEvent::StorageFailed { .. } => {} // the server closes all connections
             RoomEvent::RemoteJoined { .. } | RoomEvent::Left { .. } => {
                 self.fail(MEMBERS, "a member on another instance")
             }

@@ -160,7 +160,8 @@ impl State {
             RoomEvent::History { .. }
             | RoomEvent::Duplicate { .. }
             | RoomEvent::JoinRejected { .. }
-            | RoomEvent::Rejected { .. } => {}
+            | RoomEvent::Rejected { .. }
+            | RoomEvent::StorageFailed { .. } => {}
         }
         self.pending.push(Pending { event, keys });
     }
