@@ -147,7 +147,7 @@ pub struct Backlog {
 }
 
 /// Messages of a room with ids less than `before`. Serializes to the JSON of the `events` dialect.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
@@ -155,7 +155,7 @@ pub struct Page {
     pub more: bool,                 // whether the broker has still older messages
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum RoomEvent {
     /// A room is about to get its first member on this server. `members` are the members on other instances.
     Opened { room: RoomId, name: Rc<str>, members: Vec<(MemberId, Rc<str>)> },

@@ -13,6 +13,9 @@
 mod broker;
 #[path = "../support/delayed_broker.rs"]
 mod delayed_broker;
+#[cfg(feature = "sqlite")]
+mod durable;
+mod late;
 #[path = "../support/memory.rs"]
 mod memory;
 mod model;
@@ -66,6 +69,15 @@ const OFTEN: &[&str] = &[
     "a takeover",
     "a stalled stderr",
     "clients that waited for a descriptor",
+];
+/// The same with a broker that stores messages.
+const STORED: &[&str] = &[
+    "a crash",
+    "a crash between a commit and its events",
+    "a disk that fails",
+    "a full disk",
+    "a message that was stored and not acknowledged",
+    "a resume across a restart",
 ];
 /// States that only a thousand seeds must reach.
 const RARELY: &[&str] = &[
@@ -256,7 +268,8 @@ fn main() -> ExitCode {
         let is_missing = |name: &&&'static str| arguments.seeds >= min && !counters.contains_key(**name);
         names.iter().filter(is_missing).copied().collect()
     };
-    let missing = [missing(OFTEN, 300), missing(RARELY, 1000)].concat();
+    let stored = if cfg!(feature = "sqlite") { missing(STORED, 300) } else { Vec::new() };
+    let missing = [missing(OFTEN, 300), missing(RARELY, 1000), stored].concat();
     if !missing.is_empty() {
         println!("These states were never reached: {}", missing.join(", "));
         return ExitCode::FAILURE;

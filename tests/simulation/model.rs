@@ -42,6 +42,8 @@ pub struct Rules {
     pub max_presence: usize,
     pub rate_limit: f64,
     pub unique_names: bool,
+    /// The broker stores messages: the number that it keeps per room, 0 for all.
+    pub durable: Option<usize>,
     /// No limit of the broker forces it to forget a history or to reject a room.
     pub is_roomy: bool,
 }
@@ -73,7 +75,7 @@ pub struct Member {
 }
 
 /// A request without what only the server knows.
-enum Submitted {
+pub enum Submitted {
     Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
     Leave,
     Switch(Rc<str>),
@@ -90,6 +92,11 @@ struct Decided {
     members: BTreeMap<Token, Seat>,
     /// All messages of each history, by epoch.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
+    /// The names of a file's runs, and the run in which each message was stored.
+    runs: Vec<Rc<str>>,
+    stored_in: HashMap<Rc<str>, Vec<usize>>,
+    /// What clients have sent in this run: username, text and nonce.
+    pending: Vec<(Rc<str>, Box<str>, Option<Rc<str>>)>,
     /// The last history of each room, and when the room became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
     now: Duration,
@@ -174,6 +181,17 @@ fn render_message(dialect: Dialect, message: &Message) -> String {
     }
 }
 
+impl Rules {
+    /// The number of a room's messages that the broker keeps.
+    fn kept(&self) -> usize {
+        match self.durable {
+            None => self.history,
+            Some(0) => usize::MAX,
+            Some(keep) => keep,
+        }
+    }
+}
+
 impl Model {
     pub fn new(rules: Rules) -> Model {
         Model {
@@ -208,7 +226,13 @@ impl Model {
     /// The chat has submitted a request of a client: it must be the next text that the client sent, or a later one.
     pub fn see_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
-            Request::Publish(message) => (&message.text, &message.username),
+            Request::Publish(message) => {
+                if self.rules.durable.is_some() {
+                    let Message { username, text, nonce, .. } = message;
+                    self.decided.pending.push((Rc::clone(username), text.clone(), nonce.clone()));
+                }
+                (&message.text, &message.username)
+            }
             Request::Private(message) => (&message.text, &message.from),
             Request::Join(join) => {
                 if let Some(member) = self.members.get_mut(&client) {
@@ -236,7 +260,7 @@ impl Model {
 
     // ------------------------------------------------------------------------------------------- what the broker decides
 
-    fn simplify(request: &Request) -> Submitted {
+    pub fn simplify(request: &Request) -> Submitted {
         match request {
             Request::Join(join) => Submitted::Join {
                 username: Rc::clone(&join.username),
@@ -274,11 +298,118 @@ impl Model {
         let events = execute(request);
         let model = &mut *this.borrow_mut();
         model.decided.now = now;
-        model.check_request(client, &submitted, &events);
-        for event in &events {
-            model.check_decision(client, &submitted, event);
-        }
+        model.check_group(client, &submitted, &events);
         events
+    }
+
+    /// Checks all events of one request.
+    pub fn check_group(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
+        self.check_request(client, submitted, events);
+        for event in events {
+            self.check_decision(client, submitted, event);
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ a broker that stores
+
+    /// The server starts, and begins a run of its file.
+    pub fn begin_run(&mut self, name: &str) {
+        self.decided.runs.push(name.into());
+    }
+
+    /// The server has died. Its file must have every message that anyone received, in the same order. It may have more:
+    /// those that clients have sent, and whose events were still pending.
+    pub fn crash(&mut self, file: BTreeMap<&'static str, (u64, Vec<Message>)>) {
+        self.check_file(&file);
+        for (name, (last_id, messages)) in file {
+            let name: Rc<str> = name.into();
+            let run = self.decided.runs.len() - 1;
+            let log = self.decided.logs.entry(Rc::clone(&name)).or_default();
+            let first = last_id as usize - messages.len();
+            // Nobody has received these, and nobody can: the file has stored and deleted them.
+            for id in log.len() + 1..=first {
+                let (username, text, time) = ("".into(), "".into(), "".into());
+                log.push(Rc::new(Message { username, text, id: id as u64, time, nonce: None }));
+                self.decided.stored_in.entry(Rc::clone(&name)).or_default().push(run);
+            }
+            for message in messages.into_iter().skip(log.len().saturating_sub(first)) {
+                let is_pending = self.decided.pending.iter().any(|(username, text, nonce)| {
+                    (username, text, nonce) == (&message.username, &message.text, &message.nonce)
+                });
+                if !is_pending {
+                    let text = format!("the file has {message:?}, which nobody has sent");
+                    self.violation.get_or_insert(Violation { rule: ACKNOWLEDGEMENT, text });
+                }
+                log.push(Rc::new(message));
+                self.decided.stored_in.entry(Rc::clone(&name)).or_default().push(run);
+                *self.counters.entry("a message that was stored and not acknowledged").or_default() += 1;
+            }
+        }
+        (self.decided.rooms, self.decided.members) = (HashMap::new(), BTreeMap::new());
+        self.decided.pending.clear();
+        (self.rooms, self.members) = (HashMap::new(), HashMap::new());
+    }
+
+    /// The file must have the newest messages of every room, those at the same ids that everyone received.
+    pub fn check_file(&mut self, file: &BTreeMap<&'static str, (u64, Vec<Message>)>) {
+        for (name, (last_id, messages)) in file {
+            let empty = Vec::new();
+            let log = self.decided.logs.get(*name).unwrap_or(&empty);
+            let first = *last_id as usize - messages.len();
+            let keep = self.rules.durable.filter(|keep| *keep > 0).unwrap_or(usize::MAX);
+            let is_complete = messages.len() == (*last_id as usize).min(keep);
+            let is_same =
+                |(at, message): (usize, &Message)| log.get(first + at).is_none_or(|known| **known == *message);
+            let holds = *last_id as usize >= log.len() && is_complete && messages.iter().enumerate().all(is_same);
+            self.require(ACKNOWLEDGEMENT, holds, || {
+                format!("the file has messages {} to {last_id} of {name}, or others than those received", first + 1)
+            });
+        }
+    }
+
+    fn check_durable_backlog(&mut self, name: &Rc<str>, resume: Option<&Resume>, backlog: &Backlog) {
+        let Backlog { epoch, last_id, resumed, messages } = backlog;
+        let rules = self.rules.clone();
+        let is_current = self.decided.runs.last() == Some(epoch);
+        self.require(RESUME, is_current, || format!("the epoch of {name} is {epoch}, which is not the run"));
+        let log = self.decided.logs.entry(Rc::clone(name)).or_default().clone();
+        self.require(RESUME, *last_id == log.len() as u64, || {
+            format!("last_id is {last_id}, after {} messages", log.len())
+        });
+        let len =
+            |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
+        let missed = resume.filter(|resume| resume.since <= *last_id).and_then(|resume| {
+            let run = self.decided.runs.iter().position(|run| **run == *resume.epoch)?;
+            let since = resume.since as usize;
+            let stored_in = since.checked_sub(1).map(|at| self.decided.stored_in[name][at]);
+            (stored_in.is_none_or(|stored_in| stored_in <= run) && log.len() - since <= rules.kept()).then_some(since)
+        });
+        if *resumed {
+            let exact = missed.is_some_and(|since| log[since..] == messages[..]);
+            self.require(RESUME, exact, || format!("{resume:?} of {} messages gets {}", log.len(), messages.len()));
+            self.count("a resume");
+            if !messages.is_empty() {
+                self.count("a resume with missed messages");
+            }
+            if resume.is_some_and(|resume| *resume.epoch != **epoch) {
+                self.count("a resume across a restart");
+            }
+        } else {
+            let kept = rules.history.min(log.len()).min(rules.kept());
+            let is_suffix = log.ends_with(messages) && messages.len() <= kept;
+            let fits = |count: usize| len(&log[log.len() - count..]) <= rules.max_outbox;
+            let is_short = rules.is_roomy && messages.len() < kept && fits(kept);
+            self.require(RESUME, is_suffix && !is_short, || {
+                format!("a new client gets {} of {} messages", messages.len(), log.len())
+            });
+            let could = missed.is_some_and(|since| fits(log.len() - since));
+            self.require(RESUME, !could, || {
+                format!("{resume:?} of {} messages is possible, but did not succeed", log.len())
+            });
+            if resume.is_some() {
+                self.count("a resume that failed");
+            }
+        }
     }
 
     /// A request must cause the right events.
@@ -407,7 +538,9 @@ impl Model {
                 let Some(epoch) = self.decided.rooms.get(room).and_then(|place| place.epoch.clone()) else {
                     return self.fail(ORDER, "a message in a closed room");
                 };
-                let (kept, is_roomy) = (self.rules.history, self.rules.is_roomy);
+                let (kept, is_roomy) = (self.rules.kept(), self.rules.is_roomy || self.rules.durable.is_some());
+                let stored_in = self.decided.stored_in.entry(Rc::clone(&epoch)).or_default();
+                stored_in.push(self.decided.runs.len().saturating_sub(1));
                 let log = self.decided.logs.entry(epoch).or_default();
                 let next = log.len() as u64 + 1;
                 let mut recent = log.iter().rev().take(kept);
@@ -462,7 +595,13 @@ impl Model {
                     BrokerError::NoSuchUser(name) => {
                         !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
                     }
-                    BrokerError::NotStored | BrokerError::ClientIdInUse => false,
+                    BrokerError::NotStored => {
+                        // The sender holds the name from the moment that its message waits for the disk.
+                        let seat = self.decided.members.get_mut(&client).zip(username);
+                        seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
+                        self.rules.durable.is_some()
+                    }
+                    BrokerError::ClientIdInUse => false,
                 };
                 self.require(ACKNOWLEDGEMENT, is_right, || format!("{client:?} is rejected: {error:?}"));
             }
@@ -496,6 +635,10 @@ impl Model {
         let (rules, now) = (self.rules.clone(), self.decided.now);
         let Some(place) = self.decided.rooms.get_mut(&room) else { return };
         let name = Rc::clone(&place.name);
+        if rules.durable.is_some() {
+            place.epoch = Some(Rc::clone(&name)); // a stored history has one log through all runs
+            return self.check_durable_backlog(&name, resume, backlog);
+        }
         let before = place.epoch.replace(Rc::clone(epoch));
         let is_known = self.decided.logs.contains_key(epoch);
         let is_right = match (before, self.decided.kept.get(&name)) {
@@ -547,12 +690,12 @@ impl Model {
         let rules = self.rules.clone();
         let Some(log) = self.log_of(client).cloned() else { return self.fail(ORDER, "a page for nobody") };
         let end = log.len().min(before.saturating_sub(1) as usize);
-        let oldest = log.len().saturating_sub(rules.history);
+        let oldest = log.len().saturating_sub(rules.kept());
         let is_part = log[..end].ends_with(&page.messages) && page.messages.len() <= limit;
         let start = end - page.messages.len().min(end);
         let len = log[..end].iter().rev().take(limit).map(|message| message_fields(message).len() + 60).sum::<usize>();
         let is_full = page.messages.len() == limit.min(end.saturating_sub(oldest));
-        let is_right = !rules.is_roomy
+        let is_right = !rules.is_roomy && rules.durable.is_none()
             || ((is_full || len > rules.max_outbox / 2) && page.more == (start > oldest && end > oldest));
         let is_empty_right = page.messages.is_empty() && end <= oldest && (!page.more || !rules.is_roomy);
         let is_named =
@@ -799,6 +942,11 @@ impl Model {
         let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
         let bound = self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));
+    }
+
+    /// The number of all messages of all rooms.
+    pub fn message_count(&self) -> usize {
+        self.decided.logs.values().map(Vec::len).sum()
     }
 
     pub fn rooms_with_members(&self) -> usize {

@@ -25,6 +25,8 @@ pub struct Script {
     pub latency: Duration,
     /// The longest delay of a broker's event; `None`: the broker is the memory broker alone.
     pub delay: Option<Duration>,
+    /// The broker stores messages in a file: the number that it keeps per room, 0 for all.
+    pub durable: Option<usize>,
     pub is_observed: bool,
     pub is_crowd: bool,
     pub is_public: bool,
@@ -210,6 +212,7 @@ impl Script {
             accept_faults,
             latency: Duration::from_millis(latency),
             delay: delay.map(Duration::from_millis),
+            durable: None,
             is_observed: random.u8(..6) == 0,
             is_crowd,
             is_public,
@@ -219,7 +222,21 @@ impl Script {
             ends_with_shutdown: random.u8(..5) == 0,
         };
         script.write_actions(random, is_busy);
+        if cfg!(feature = "sqlite") && !is_independent && !is_crowd {
+            script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
+        }
         script
+    }
+
+    /// Lets one script in three have a file. Its own generator leaves the other scripts as they are without the feature.
+    fn store_messages(&mut self, random: &mut Rng) {
+        if random.u8(..3) > 0 {
+            return;
+        }
+        self.durable = Some([0, 0, 3, 40][random.usize(..4)]);
+        let delay = [0, 1, 20, 300, 2000][random.usize(..5)];
+        self.delay = Some(Duration::from_millis(delay));
+        self.logs_to_stderr = false; // a crash would lose the lines that wait for it
     }
 
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
@@ -349,6 +366,7 @@ impl Script {
             max_presence: self.number("--max-presence", 100),
             rate_limit: self.option("--rate-limit").and_then(|rate| rate.parse().ok()).unwrap_or(5.0),
             unique_names: self.option("--unique-names").is_some(),
+            durable: self.durable,
             is_roomy: !is_tight,
         }
     }

@@ -74,11 +74,11 @@ pub enum Outcome {
 
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub outcomes: Vec<Outcome>, // one per operation
-    pub deleted: Vec<Deletion>,
+    pub outcomes: Vec<Outcome>,   // one per operation
+    pub deletions: Vec<Deletion>, // after the operations, because of their age
 }
 
-/// Retention has deleted the room's messages up to and including `id`.
+/// The room's messages up to and including `id` are deleted.
 #[derive(Debug)]
 pub struct Deletion {
     pub room: Box<str>,
@@ -95,7 +95,7 @@ pub struct StoredMessage {
 }
 
 pub struct Database {
-    connection: Connection,
+    pub connection: Connection, // tests limit its pages, and begin the next run on it
     options: DatabaseOptions,
     run: i64,
     stored: usize, // messages since the last checkpoint
@@ -160,7 +160,7 @@ impl Database {
     fn read(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
         let mut batch = Batch::default();
         for operation in operations {
-            batch.outcomes.push(perform(&self.connection, operation, None, &mut Vec::new())?);
+            batch.outcomes.push(perform(&self.connection, operation, None)?);
         }
         Ok(batch)
     }
@@ -175,12 +175,12 @@ impl Database {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut batch, run) = (Batch::default(), Some((self.run, self.options.keep)));
         for operation in operations {
-            batch.outcomes.push(perform(&transaction, operation, run, &mut batch.deleted)?);
+            batch.outcomes.push(perform(&transaction, operation, run)?);
         }
         transaction.commit()?;
         self.stored += count;
         if let Ok(now) = humantime::parse_rfc3339(newest) {
-            ignore_full(self.sweep(now, &mut batch.deleted).map(drop))?;
+            ignore_full(self.sweep(now, &mut batch.deletions).map(drop))?;
         }
         if self.stored >= MESSAGES_PER_CHECKPOINT {
             ignore_full(self.checkpoint())?;
@@ -195,7 +195,7 @@ impl Database {
     }
 
     /// Deletes some messages that are too old, at most once a minute. Returns whether there may be more of them.
-    fn sweep(&mut self, now: SystemTime, deleted: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
+    fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let oldest = now.checked_sub(DAY.saturating_mul(self.options.max_days));
         let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
         if self.next_sweep.is_some_and(|next| now < next) {
@@ -223,7 +223,7 @@ impl Database {
             }
         }
         transaction.commit()?;
-        deleted.extend(swept);
+        deletions.extend(swept);
         self.next_sweep = (left > 0).then_some(now + SWEEP_INTERVAL);
         Ok(left == 0)
     }
@@ -236,16 +236,11 @@ fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
 }
 
 /// `run`: the current run and the number of messages to keep per room; `None` if nothing can be stored.
-fn perform(
-    connection: &Connection,
-    operation: &Operation,
-    run: Option<(i64, u64)>,
-    deleted: &mut Vec<Deletion>,
-) -> rusqlite::Result<Outcome> {
+fn perform(connection: &Connection, operation: &Operation, run: Option<(i64, u64)>) -> rusqlite::Result<Outcome> {
     match operation {
         Operation::Store { room, message } => match (find_duplicate(connection, room, message)?, run) {
             (Some(original), _) => Ok(Outcome::Duplicate(original)),
-            (None, Some((run, keep))) => store(connection, room, message, run, keep, deleted),
+            (None, Some((run, keep))) => store(connection, room, message, run, keep),
             (None, None) => Ok(Outcome::DiskFull),
         },
         Operation::Load { room, limit } => read(connection, room, u64::MAX, *limit),
@@ -273,7 +268,6 @@ fn store(
     message: &StoredMessage,
     run: i64,
     keep: u64,
-    deleted: &mut Vec<Deletion>,
 ) -> rusqlite::Result<Outcome> {
     let (room, id, deleted_id): (i64, u64, u64) = connection
         .prepare_cached(
@@ -289,9 +283,7 @@ fn store(
         .execute(params![room, id, run, time, username, text, nonce])?;
     let surplus = if keep == 0 { 0 } else { id.saturating_sub(keep).saturating_sub(deleted_id) };
     if surplus > 0 {
-        let last = deleted_id + surplus.min(DELETES_PER_MESSAGE);
-        delete_until(connection, room, last)?;
-        deleted.push(Deletion { room: name.into(), id: last });
+        delete_until(connection, room, deleted_id + surplus.min(DELETES_PER_MESSAGE))?;
     }
     Ok(Outcome::Stored(id))
 }

@@ -38,7 +38,7 @@ use mio::Token;
 
 use super::log::{RoomLog, memory_bytes};
 use super::{Backlog, Broker, BrokerError, Join, Message, Random, Request, Resume, RoomEvent, RoomId, RoomMap};
-use database::{Batch, Database, DatabaseOptions, Operation, Outcome, StoredMessage};
+use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
 use writer::WriterThread;
 
 /// Executes operations in the order of their submission.
@@ -64,7 +64,8 @@ pub struct SqliteBroker {
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     outcomes: VecDeque<Outcome>,
-    bytes: usize, // memory of the rooms' logs
+    deletions: Vec<Deletion>, // take effect after `outcomes`
+    bytes: usize,             // memory of the rooms' logs
     has_failed: bool,
 }
 
@@ -73,7 +74,7 @@ struct Room {
     name: Rc<str>,
     log: RoomLog, // the newest messages
     members: usize,
-    deleted_id: u64, // retention has deleted the messages up to this id
+    openings: usize, // queued `Opened` events: a client that replaces the only member opens the room again
 }
 
 struct Queued {
@@ -88,7 +89,7 @@ impl SqliteBroker {
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
-        limits: Limits,
+        mut limits: Limits,
         mut random: Random,
         memory: impl FnOnce(Random) -> Box<B>,
         wake: impl Fn() + Send + 'static,
@@ -96,6 +97,9 @@ impl SqliteBroker {
         let mut run = [0; 8];
         random(&mut run);
         let run = format!("{:016x}", u64::from_be_bytes(run));
+        if options.keep > 0 {
+            limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
+        }
         let database = Database::open(path, options, &run, SystemTime::now())?;
         let writer = WriterThread::start(database, wake)?;
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
@@ -103,9 +107,19 @@ impl SqliteBroker {
 
     /// `decisions` decides at once and keeps no messages. `epoch` is the name of the run that the disk has begun.
     pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: Limits) -> SqliteBroker {
-        let (rooms, queue, outcomes) = (RoomMap::default(), VecDeque::new(), VecDeque::new());
-        let (epoch, queued_bytes, bytes, has_failed) = (epoch.into(), 0, 0, false);
-        SqliteBroker { decisions, disk, epoch, limits, rooms, queue, queued_bytes, outcomes, bytes, has_failed }
+        SqliteBroker {
+            decisions,
+            disk,
+            epoch: epoch.into(),
+            limits,
+            rooms: RoomMap::default(),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            outcomes: VecDeque::new(),
+            deletions: Vec::new(),
+            bytes: 0,
+            has_failed: false,
+        }
     }
 }
 
@@ -130,7 +144,10 @@ impl Broker for SqliteBroker {
     fn next_event(&mut self) -> Option<RoomEvent> {
         if self.queue.front()?.needs_outcome && self.outcomes.is_empty() {
             match self.disk.next_batch()? {
-                Ok(batch) => self.receive(batch),
+                Ok(batch) => {
+                    self.outcomes.extend(batch.outcomes);
+                    self.deletions = batch.deletions;
+                }
                 Err(reason) => {
                     self.has_failed = true;
                     self.queue.clear();
@@ -142,7 +159,11 @@ impl Broker for SqliteBroker {
         let Queued { event, needs_outcome, limit, bytes } = self.queue.pop_front()?;
         self.queued_bytes -= bytes;
         let outcome = if needs_outcome { self.outcomes.pop_front() } else { None };
-        Some(self.release(event, outcome, limit))
+        let event = self.release(event, outcome, limit);
+        if self.outcomes.is_empty() {
+            mem::take(&mut self.deletions).into_iter().for_each(|deletion| self.forget(&deletion));
+        }
+        Some(event)
     }
 
     fn queued_bytes(&self) -> usize {
@@ -157,7 +178,8 @@ impl SqliteBroker {
             RoomEvent::Opened { room, name, .. } => {
                 let (name, log) = (Rc::clone(name), RoomLog::new(Rc::clone(&self.epoch)));
                 let load = Operation::Load { room: (&*name).into(), limit: self.limits.messages };
-                self.rooms.insert(*room, Room { name, log, members: 0, deleted_id: 0 });
+                let closed = Room { name, log, members: 0, openings: 0 };
+                self.rooms.entry(*room).or_insert(closed).openings += 1;
                 Some(load)
             }
             RoomEvent::Published { room, message, .. } => {
@@ -182,15 +204,13 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    fn receive(&mut self, batch: Batch) {
-        for deletion in batch.deleted {
-            let id = self.rooms.iter().find(|(_, room)| *room.name == *deletion.room).map(|(id, _)| *id);
-            if let Some(room) = id.and_then(|id| self.rooms.get_mut(&id)) {
-                room.deleted_id = deletion.id;
-                self.bytes -= room.trim(self.limits.messages);
+    /// Drops messages from memory that the file no longer has.
+    fn forget(&mut self, deletion: &Deletion) {
+        for room in self.rooms.values_mut().filter(|room| *room.name == *deletion.room) {
+            while room.log.messages.front().is_some_and(|oldest| oldest.id <= deletion.id) {
+                self.bytes -= room.log.drop_oldest();
             }
         }
-        self.outcomes.extend(batch.outcomes);
     }
 
     /// Completes an event once everything before it has taken effect.
@@ -211,7 +231,10 @@ impl SqliteBroker {
             (RoomEvent::Opened { room, name, members }, Some(Outcome::Messages { last_id, messages })) => {
                 let log = self.log_of(last_id, messages);
                 self.bytes += log.bytes;
-                self.room_mut(room).log = log;
+                let opened = self.room_mut(room);
+                opened.openings -= 1;
+                let before = mem::replace(&mut opened.log, log);
+                self.bytes -= before.bytes;
                 self.enforce_memory_limit();
                 RoomEvent::Opened { room, name, members }
             }
@@ -257,10 +280,10 @@ impl SqliteBroker {
     }
 
     fn append(&mut self, room: RoomId, message: &Rc<Message>) {
-        let messages = self.limits.messages;
-        let room = self.room_mut(room);
-        room.log.push(Rc::clone(message));
-        let freed = room.trim(messages);
+        let max_messages = self.limits.messages;
+        let log = &mut self.room_mut(room).log;
+        log.push(Rc::clone(message));
+        let freed = if log.messages.len() > max_messages { log.drop_oldest() } else { 0 };
         self.bytes = self.bytes + memory_bytes(message) - freed;
         self.enforce_memory_limit();
     }
@@ -276,7 +299,7 @@ impl SqliteBroker {
     fn remove_member(&mut self, id: RoomId) {
         let room = self.room_mut(id);
         room.members -= 1;
-        if room.members == 0 {
+        if room.members == 0 && room.openings == 0 {
             self.bytes -= self.rooms.remove(&id).map_or(0, |room| room.log.bytes);
         }
     }
@@ -284,18 +307,6 @@ impl SqliteBroker {
     fn room_mut(&mut self, room: RoomId) -> &mut Room {
         let Some(room) = self.rooms.get_mut(&room) else { unreachable!("a room is open while its events are queued") };
         room
-    }
-}
-
-impl Room {
-    /// Drops surplus and deleted messages from the log, and returns the number of freed bytes.
-    fn trim(&mut self, max_messages: usize) -> usize {
-        let mut freed = 0;
-        let is_deleted = |log: &RoomLog| log.messages.front().is_some_and(|oldest| oldest.id <= self.deleted_id);
-        while self.log.messages.len() > max_messages || is_deleted(&self.log) {
-            freed += self.log.drop_oldest();
-        }
-        freed
     }
 }
 

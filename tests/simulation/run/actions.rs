@@ -87,6 +87,7 @@ impl Run<'_> {
             ping_frames: VecDeque::new(),
             sent: VecDeque::new(),
             is_over: false,
+            is_of_last_run: false,
             since: None,
         });
         self.active.push(at);
@@ -384,13 +385,16 @@ impl Run<'_> {
                 }
                 self.world.jump(Duration::from_millis(random.u64(1..100_000)));
             }
-            Action::FailPublish => self.control.iter().for_each(Control::fail_next_publish),
-            Action::RejectJoin => {
-                let error = if random.bool() { BrokerError::NameInUse } else { BrokerError::TooManyRooms };
-                if let Some(control) = &self.control {
+            Action::FailPublish | Action::RejectJoin => match self.late.clone() {
+                Some(Late::Broker(control)) if action == Action::FailPublish => control.fail_next_publish(),
+                Some(Late::Broker(control)) => {
+                    let error = if random.bool() { BrokerError::NameInUse } else { BrokerError::TooManyRooms };
                     control.reject_next_join(error);
                 }
-            }
+                #[cfg(feature = "sqlite")]
+                Some(Late::Disk(disk)) => self.harm_disk(&disk, action, random),
+                None => {}
+            },
             Action::Rest => {
                 self.rest();
                 self.restore_faults();

@@ -50,6 +50,10 @@ impl Run<'_> {
                 self.receive(at);
             }
         }
+        #[cfg(feature = "sqlite")]
+        if let Some(Late::Disk(disk)) = &self.late {
+            disk.set_full(false);
+        }
         self.release_at = self.world.now();
         let seconds = 8;
         self.run_until(self.world.now() + seconds * SECOND);
@@ -58,6 +62,9 @@ impl Run<'_> {
         }
         for at in 0..self.conns.len() {
             let conn = &self.conns[at];
+            if conn.is_of_last_run {
+                continue;
+            }
             let Some(token) = conn.token else {
                 if self.world.backlog().len() > 0 && self.script.max_connections().is_some() {
                     continue;
@@ -100,6 +107,8 @@ impl Run<'_> {
             }
         }
         self.check_log();
+        #[cfg(feature = "sqlite")]
+        self.check_file();
         self.count("a rest");
     }
 

@@ -17,6 +17,8 @@ macro_rules! note {
 
 mod actions;
 mod checks;
+#[cfg(feature = "sqlite")]
+mod crash;
 mod receiving;
 
 use std::cell::RefCell;
@@ -35,7 +37,10 @@ use wirechat::tools::poke::catalogue;
 use wirechat::tools::poke::request::{self, Url};
 
 use crate::broker::{Decisions, Events};
-use crate::delayed_broker::{Control, DelayedBroker};
+use crate::delayed_broker::DelayedBroker;
+#[cfg(feature = "sqlite")]
+use crate::durable::DiskControl;
+use crate::late::Late;
 use crate::memory::link::Faults;
 use crate::memory::{Client, End, Stderr, World, take_log_lines};
 use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Model, ORDER, Violation};
@@ -114,6 +119,8 @@ struct Conn {
     ping_frames: VecDeque<Vec<u8>>,
     sent: VecDeque<Rc<str>>,
     is_over: bool,
+    /// The server that it was connected to has died.
+    is_of_last_run: bool,
     /// The id after which it resumes.
     since: Option<u64>,
 }
@@ -133,7 +140,8 @@ pub struct Run<'a> {
     script: &'a Script,
     world: World,
     model: Rc<RefCell<Model>>,
-    control: Option<Control>,
+    late: Option<Late>,
+    args: Vec<String>,
     random: Rng,
     conns: Vec<Conn>,
     by_token: HashMap<Token, usize>,
@@ -185,27 +193,18 @@ pub fn run(script: &Script, is_tracing: bool) -> Outcome {
 impl<'a> Run<'a> {
     fn new(script: &'a Script, is_tracing: bool) -> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
-        let mut args: Vec<&str> = Vec::new();
+        let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
-            args.push(name);
+            // A broker that stores messages decides with one that keeps none.
+            if script.durable.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
+                continue;
+            }
+            args.push((*name).to_owned());
             if value != "true" {
-                args.push(value);
+                args.push(value.clone());
             }
         }
-        let mut control = None;
-        let mut world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
-            let (broker, events) = (Box::new(broker), VecDeque::new());
-            let decisions = Box::new(Decisions { broker, model: Rc::clone(&model), events });
-            let broker: Box<dyn wirechat::broker::Broker> = match script.delay {
-                None => decisions,
-                Some(_) => {
-                    let (broker, its_control) = DelayedBroker::new(decisions, script.seed);
-                    control = Some(its_control);
-                    Box::new(broker)
-                }
-            };
-            Box::new(Events { broker, model: Rc::clone(&model) })
-        });
+        let (late, mut world) = Run::start(script, &args, &model);
         let stderr = Arc::new(Mutex::new(Stderr { space: usize::MAX, ..Stderr::default() }));
         if script.logs_to_stderr {
             world.log_to(&stderr);
@@ -216,7 +215,8 @@ impl<'a> Run<'a> {
             script,
             world,
             model,
-            control,
+            late,
+            args,
             random: Rng::with_seed(script.seed ^ 0x5eed),
             conns: Vec::new(),
             by_token: HashMap::new(),
@@ -238,6 +238,32 @@ impl<'a> Run<'a> {
         };
         run.restore_faults();
         run
+    }
+
+    /// Starts a server with the broker of the script.
+    fn start(script: &Script, args: &[String], model: &Rc<RefCell<Model>>) -> (Option<Late>, World) {
+        #[cfg(feature = "sqlite")]
+        if let Some(keep) = script.durable {
+            let disk = DiskControl::new(keep as u64);
+            let world = Run::start_on(&disk, script, args, model, Duration::ZERO);
+            return (Some(Late::Disk(disk)), world);
+        }
+        let mut late = None;
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let world = World::with_broker(&args, script.seed, script.is_observed, |broker| {
+            let (broker, events) = (Box::new(broker), VecDeque::new());
+            let decisions = Box::new(Decisions { broker, model: Rc::clone(model), events });
+            let broker: Box<dyn wirechat::broker::Broker> = match script.delay {
+                None => decisions,
+                Some(_) => {
+                    let (broker, control) = DelayedBroker::new(decisions, script.seed);
+                    late = Some(Late::Broker(control));
+                    Box::new(broker)
+                }
+            };
+            Box::new(Events { broker, model: Rc::clone(model) })
+        });
+        (late, world)
     }
 
     fn has_failed(&self) -> bool {
@@ -297,7 +323,7 @@ impl<'a> Run<'a> {
 
     /// Whether the broker has events that the chat has not received.
     fn has_pending_events(&self) -> bool {
-        self.control.as_ref().is_some_and(|control| control.pending() > 0)
+        self.late.as_ref().is_some_and(Late::is_pending)
     }
 
     fn is_ready(&self) -> bool {
@@ -343,11 +369,11 @@ impl<'a> Run<'a> {
             let delay = if self.is_calm { Duration::ZERO } else { self.script.delay.unwrap_or_default() };
             self.release_at = now + delay.mul_f64(self.random.f64());
         }
-        let control = self.control.clone();
+        let late = self.late.clone();
         let lefts = self.model.borrow().lefts;
         self.world.turn_with(|server| {
             for _ in 0..releases {
-                if !control.as_ref().is_some_and(Control::release_one) {
+                if !late.as_ref().is_some_and(Late::release_one) {
                     break;
                 }
                 server.apply_effects();
@@ -365,6 +391,10 @@ impl<'a> Run<'a> {
             self.check_owed();
         }
         self.check_buffers();
+        #[cfg(feature = "sqlite")]
+        if self.world.is_stopped && !self.is_stopping {
+            return self.restart();
+        }
         self.active.retain(|at| !self.conns[*at].is_over || self.conns[*at].token.is_none());
     }
 

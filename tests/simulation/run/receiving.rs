@@ -309,6 +309,7 @@ impl Run<'_> {
         let is_right = match close.0 {
             code if conn.sent_close == Some(code) && close.1.is_empty() => true,
             1001 => self.is_stopping,
+            1011 => script.durable.is_some() && close.1 == "storage failed",
             1008 => policy.contains(&close.1.as_str()),
             1013 => script.is_buffer_tight() || !script.rules().is_roomy || script.delay.is_some(),
             code => {

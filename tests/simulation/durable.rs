@@ -1,0 +1,203 @@
+//! The SQLite broker on a simulated disk: commits take virtual time, fail, or are lost in a crash. The database is a real
+//! one, in memory, and outlives the server.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use mio::Token;
+use rusqlite::Connection;
+use wirechat::broker::memory::MemoryBroker;
+use wirechat::broker::sqlite::database::{Batch, Database, DatabaseOptions, Operation, Outcome};
+use wirechat::broker::sqlite::{Disk, Limits, SqliteBroker};
+use wirechat::broker::{Broker, BrokerError, Join, Message, Request, RoomEvent};
+
+use crate::model::{Model, Submitted};
+use crate::script::ROOMS;
+
+/// The test's end of the disk.
+#[derive(Clone)]
+pub struct DiskControl(Rc<RefCell<State>>);
+
+struct State {
+    database: Option<Database>,
+    options: DatabaseOptions,
+    waiting: Vec<Operation>,
+    executed: VecDeque<Result<Batch, String>>,
+    fails: bool,
+    runs: usize,
+}
+
+struct SimulatedDisk(DiskControl);
+
+impl Disk for SimulatedDisk {
+    fn submit(&mut self, operation: Operation) {
+        self.0.0.borrow_mut().waiting.push(operation);
+    }
+
+    fn next_batch(&mut self) -> Option<Result<Batch, String>> {
+        self.0.0.borrow_mut().executed.pop_front()
+    }
+}
+
+impl DiskControl {
+    pub fn new(keep: u64) -> DiskControl {
+        let options = DatabaseOptions { survives_power_failure: true, keep, max_days: 0 };
+        let (waiting, executed) = (Vec::new(), VecDeque::new());
+        let state = State { database: None, options, waiting, executed, fails: false, runs: 0 };
+        DiskControl(Rc::new(RefCell::new(state)))
+    }
+
+    pub fn is_pending(&self) -> bool {
+        !self.0.borrow().waiting.is_empty()
+    }
+
+    /// Executes everything that waits in one transaction.
+    pub fn execute(&self) -> bool {
+        let State { database, waiting, executed, fails, .. } = &mut *self.0.borrow_mut();
+        if waiting.is_empty() {
+            return false;
+        }
+        let operations = std::mem::take(waiting);
+        let result = database.as_mut().expect("a database").execute(&operations);
+        executed.push_back(if *fails { Err("a simulated I/O error".to_owned()) } else { result });
+        true
+    }
+
+    /// From the next transaction on, the disk fails.
+    pub fn fail(&self) {
+        self.0.borrow_mut().fails = true;
+    }
+
+    /// Limits the database to its size, or lifts the limit.
+    pub fn set_full(&self, is_full: bool) {
+        let state = self.0.borrow();
+        let connection = &state.database.as_ref().expect("a database").connection;
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).expect("a number");
+        let max = if is_full { pages } else { 1 << 30 };
+        connection.query_row(&format!("PRAGMA max_page_count = {max}"), [], |_| Ok(())).expect("a pragma");
+    }
+
+    /// The process dies: what waits is lost. What was executed is in the file, whether or not anyone has seen it.
+    pub fn crash(&self) {
+        let mut state = self.0.borrow_mut();
+        state.waiting.clear();
+        state.executed.clear();
+        state.fails = false;
+    }
+
+    /// Begins the next run on the same file. Returns its name.
+    pub fn begin_run(&self) -> String {
+        let mut state = self.0.borrow_mut();
+        state.runs += 1;
+        let name = format!("run{}", state.runs);
+        let connection = match state.database.take() {
+            Some(database) => database.connection,
+            None => Connection::open_in_memory().expect("a database"),
+        };
+        let database = Database::begin_run(connection, state.options.clone(), &name, SystemTime::UNIX_EPOCH);
+        state.database = Some(database.expect("a sound file"));
+        name
+    }
+
+    /// All messages of the file, by room.
+    pub fn messages(&self) -> BTreeMap<&'static str, (u64, Vec<Message>)> {
+        let mut state = self.0.borrow_mut();
+        let load = |room: &&str| Operation::Load { room: (*room).into(), limit: 1 << 30 };
+        let operations: Vec<Operation> = ROOMS.iter().map(load).collect();
+        let batch = state.database.as_mut().expect("a database").execute(&operations).expect("a sound file");
+        let messages = |outcome: Outcome| match outcome {
+            Outcome::Messages { last_id, messages } => (last_id, messages.into_iter().map(Message::from).collect()),
+            other => panic!("{other:?}"),
+        };
+        ROOMS.into_iter().zip(batch.outcomes.into_iter().map(messages)).collect()
+    }
+}
+
+/// The broker of one run. `decisions` keeps no messages.
+pub fn broker(
+    disk: &DiskControl,
+    decisions: MemoryBroker,
+    limits: Limits,
+    model: &Rc<RefCell<Model>>,
+) -> Box<dyn Broker> {
+    let run = disk.begin_run();
+    model.borrow_mut().begin_run(&run);
+    let counts = Rc::new(RefCell::new(0));
+    let decisions = Counted { broker: decisions, events: VecDeque::new(), count: Rc::clone(&counts) };
+    let broker = SqliteBroker::new(Box::new(decisions), Box::new(SimulatedDisk(disk.clone())), &run, limits);
+    let (submitted, released) = (VecDeque::new(), Vec::new());
+    Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
+}
+
+/// Counts the events of each request.
+struct Counted {
+    broker: MemoryBroker,
+    events: VecDeque<RoomEvent>,
+    count: Rc<RefCell<usize>>,
+}
+
+impl Broker for Counted {
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check_join(join)
+    }
+
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        self.broker.submit(client, request, now);
+        self.events.extend(std::iter::from_fn(|| self.broker.next_event()));
+        *self.count.borrow_mut() = self.events.len();
+    }
+
+    fn next_event(&mut self) -> Option<RoomEvent> {
+        self.events.pop_front()
+    }
+}
+
+/// Shows the model the events of each request, once the broker has released all of them.
+struct Released {
+    broker: SqliteBroker,
+    model: Rc<RefCell<Model>>,
+    counts: Rc<RefCell<usize>>,
+    submitted: VecDeque<(Token, Submitted, usize)>,
+    released: Vec<RoomEvent>,
+}
+
+impl Released {
+    fn check(&mut self) {
+        while self.submitted.front().is_some_and(|(.., count)| *count == self.released.len()) {
+            let Some((client, submitted, _)) = self.submitted.pop_front() else { return };
+            self.model.borrow_mut().check_group(client, &submitted, &self.released);
+            self.released.clear();
+        }
+    }
+}
+
+impl Broker for Released {
+    fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
+        self.broker.check_join(join)
+    }
+
+    fn submit(&mut self, client: Token, request: Request, now: Duration) {
+        let submitted = Model::simplify(&request);
+        *self.counts.borrow_mut() = 0;
+        self.broker.submit(client, request, now);
+        self.submitted.push_back((client, submitted, *self.counts.borrow()));
+        self.check();
+    }
+
+    fn next_event(&mut self) -> Option<RoomEvent> {
+        let event = self.broker.next_event()?;
+        if matches!(event, RoomEvent::StorageFailed { .. }) {
+            self.submitted.clear();
+            return Some(event);
+        }
+        self.released.push(event.clone());
+        self.check();
+        Some(event)
+    }
+
+    fn queued_bytes(&self) -> usize {
+        self.broker.queued_bytes()
+    }
+}
