@@ -36,7 +36,15 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
         let mut config = config.clone();
         (config.history, config.max_empty_rooms) = (0, 0); // the file keeps the messages and the empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
-        return Ok(Box::new(SqliteBroker::open(path, options, limits, random, memory, wake)?));
+        return Ok(Box::new(SqliteBroker::open(
+            path,
+            options,
+            limits,
+            random,
+            memory,
+            std::time::SystemTime::now(),
+            wake,
+        )?));
     }
     drop(wake); // the in-memory broker returns every event at once
     Ok(Box::new(memory_broker(config, random)))

@@ -4,6 +4,8 @@
 //! one connection at a time and may block, so no tool needs a poll loop.
 
 pub mod explain;
+#[cfg(feature = "sqlite")]
+pub mod history;
 pub mod inbox;
 pub mod notation;
 pub mod poke;
@@ -26,6 +28,9 @@ pub enum Tool {
     Poke(poke::Arguments),
     /// Show a connection that --record saved, and check that this version reacts as the recorded server did
     Replay(replay::Arguments),
+    /// Export, check or copy the file of --history-db
+    #[cfg(feature = "sqlite")]
+    History(history::Arguments),
 }
 
 impl Tool {
@@ -38,6 +43,8 @@ impl Tool {
             Tool::Explain(arguments) => explain::run(&arguments),
             Tool::Poke(arguments) => poke::run(&arguments),
             Tool::Replay(arguments) => replay::run(&arguments),
+            #[cfg(feature = "sqlite")]
+            Tool::History(arguments) => history::run(&arguments),
         }
     }
 }

@@ -96,11 +96,13 @@ struct Decided {
     runs: Vec<Rc<str>>,
     stored_in: HashMap<Rc<str>, Vec<usize>>,
     /// What clients have sent in this run: username, text and nonce.
-    pending: Vec<(Rc<str>, Box<str>, Option<Rc<str>>)>,
+    pending: Vec<Sent>,
     /// The last history of each room, and when the room became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
     now: Duration,
 }
+
+type Sent = (Rc<str>, Box<str>, Option<Rc<str>>);
 
 struct Place {
     name: Rc<str>,

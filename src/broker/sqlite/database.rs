@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 const SCHEMA_VERSION: u32 = 1;
@@ -108,13 +108,8 @@ impl Database {
     pub fn open(path: &Path, options: DatabaseOptions, run: &str, now: SystemTime) -> Result<Database, String> {
         let describe = |error: String| format!("--history-db {}: {error}", path.display());
         check_header(path).map_err(describe)?;
-        let open = || {
-            let connection = Connection::open(path)?;
-            connection.busy_timeout(Duration::ZERO)?;
-            connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
-            Database::begin_run(connection, options.clone(), run, now)
-        };
-        open().map_err(|error| describe(explain(&error)))
+        let open = |path| Database::begin_run(connect(path, OpenFlags::SQLITE_OPEN_CREATE)?, options, run, now);
+        open(path).map_err(|error| describe(explain(&error)))
     }
 
     /// Begins a run on a connection: checks the file, creates the schema if the file is empty, and adds the run.
@@ -196,12 +191,13 @@ impl Database {
 
     /// Deletes some messages that are too old, at most once a minute. Returns whether there may be more of them.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
-        let oldest = now.checked_sub(DAY.saturating_mul(self.options.max_days));
+        let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let oldest = now_since_1970.checked_sub(DAY.saturating_mul(self.options.max_days));
         let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
         if self.next_sweep.is_some_and(|next| now < next) {
             return Ok(false);
         }
-        let oldest = humantime::format_rfc3339_millis(oldest).to_string();
+        let oldest = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + oldest).to_string();
         let (mut left, mut swept) = (DELETES_PER_SWEEP, Vec::new());
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let rooms: Vec<(i64, Box<str>, u64, u64)> = transaction
@@ -227,6 +223,83 @@ impl Database {
         self.next_sweep = (left > 0).then_some(now + SWEEP_INTERVAL);
         Ok(left == 0)
     }
+}
+
+/// The file of a server that is not running.
+pub struct FileReader(Connection);
+
+impl FileReader {
+    /// `Err` is one line for the user.
+    pub fn open(path: &Path) -> Result<FileReader, String> {
+        if !path.exists() {
+            return Err("there is no such file".into());
+        }
+        check_header(path)?;
+        let open = || {
+            let connection = connect(path, OpenFlags::empty())?;
+            connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?; // fails if a server uses the file
+            Ok(FileReader(connection))
+        };
+        open().map_err(|error| explain(&error))
+    }
+
+    /// Returns the number of rooms and messages, or the damage that the check found.
+    pub fn check(&mut self) -> Result<(u64, u64), String> {
+        let count = |sql: &str| self.0.query_row(sql, [], |row| row.get::<_, u64>(0));
+        let check = || {
+            let result: String = self.0.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
+            let counts = (count("SELECT count(*) FROM rooms")?, count("SELECT count(*) FROM messages")?);
+            Ok(if result == "ok" { Ok(counts) } else { Err(result) })
+        };
+        check().unwrap_or_else(|error: rusqlite::Error| Err(explain(&error)))
+    }
+
+    /// Writes a compact copy to a file that must not exist.
+    pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
+        if path.exists() {
+            return Err(format!("{} already exists", path.display()));
+        }
+        let name = plain_path(path).into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())?;
+        self.0.execute("VACUUM INTO ?", [name]).map(drop).map_err(|error| explain(&error))
+    }
+
+    pub fn room_names(&self) -> Result<Vec<String>, String> {
+        let names = || {
+            let mut statement = self.0.prepare("SELECT name FROM rooms ORDER BY name")?;
+            statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
+        };
+        names().map_err(|error| explain(&error))
+    }
+
+    /// Calls `visit` for each message of a room, oldest first, until it returns `false`.
+    pub fn for_each_message(&self, room: &str, mut visit: impl FnMut(StoredMessage) -> bool) -> Result<(), String> {
+        let mut read = || {
+            let mut statement = self.0.prepare(
+                "SELECT messages.id, time, username, text, nonce FROM messages JOIN rooms ON rooms.id = room
+                 WHERE name = ? ORDER BY messages.id",
+            )?;
+            for message in statement.query_map([room], read_message)? {
+                if !visit(message?) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|error: rusqlite::Error| explain(&error))
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(plain_path(path), flags)?;
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
+    Ok(connection)
+}
+
+/// SQLite gives names such as `:memory:` a meaning, but not if they are in a directory.
+fn plain_path(path: &Path) -> PathBuf {
+    Path::new(".").join(path)
 }
 
 /// A full disk delays deletions and checkpoints; committed messages are safe in the WAL.

@@ -12,17 +12,16 @@
 //!
 //! A join, a leave or a switch that follows a pending message takes effect after it. If nothing is pending, nothing waits.
 //!
-//! The epoch is the random name of a *run*, the time between two starts. Each stored message has the number of its run.
-//! A client that knows epoch E and message S resumes if run E is not older than the message S of this file. In the
-//! example, a backup from the middle of run 1 is restored: its messages 3 and 4 are others than those that clients saw.
+//! The epoch is the random name of a *run*, the time between two starts. The file knows its runs by number, and which run
+//! stored each message. A client that knows epoch E and message S resumes if the file has a run of this name, if that run
+//! is not older than message S, and if every later message is still there. In the example, run a stores the messages 1 to
+//! 3, and run b message 4. Then a backup from the time of message 2 replaces the file, and run c stores other messages 3
+//! and 4:
 //!
 //! ```text
-//!   message      1  2  3  4
-//!   the file     a  a  a  b   runs a = 1, b = 2; clients know (a, 1 … 3) and (b, 4)
-//!   restored     a  a  c  c   runs a = 1, c = 2
-//!   (a, 2)       complete: the message 2 is of run 1
-//!   (a, 3)       not resumed: the message 3 is of run 2, so the client saw another one
-//!   (b, 4)       not resumed: no run of this file is named b
+//!   a client knows     a 1    a 3    b 3    b 4    c 4
+//!   before             yes    yes    yes    yes     no
+//!   after              yes     no     no     no    yes
 //! ```
 
 pub mod database;
@@ -92,6 +91,7 @@ impl SqliteBroker {
         mut limits: Limits,
         mut random: Random,
         memory: impl FnOnce(Random) -> Box<B>,
+        now: SystemTime,
         wake: impl Fn() + Send + 'static,
     ) -> Result<SqliteBroker, String> {
         let mut run = [0; 8];
@@ -100,7 +100,7 @@ impl SqliteBroker {
         if options.keep > 0 {
             limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
         }
-        let database = Database::open(path, options, &run, SystemTime::now())?;
+        let database = Database::open(path, options, &run, now)?;
         let writer = WriterThread::start(database, wake)?;
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
@@ -197,8 +197,12 @@ impl SqliteBroker {
             }
             _ => None,
         };
-        let text = if let RoomEvent::Published { message, .. } = &event { memory_bytes(message) } else { 0 };
-        let bytes = mem::size_of::<Queued>() + text;
+        let text = match &event {
+            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the operation has a copy
+            RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
+            _ => 0,
+        };
+        let bytes = size_of::<Queued>() + text;
         self.queue.push_back(Queued { event, needs_outcome: operation.is_some(), limit, bytes });
         self.queued_bytes += bytes;
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
@@ -322,5 +326,283 @@ impl From<StoredMessage> for Message {
     fn from(message: StoredMessage) -> Message {
         let StoredMessage { id, time, username, text, nonce } = message;
         Message { username: username.into(), text: text.into(), id, time: time.into(), nonce: nonce.map(Rc::from) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::super::memory::{MemoryBroker, MemoryConfig};
+    use super::super::{NameRules, User};
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+    const OPTIONS: DatabaseOptions = DatabaseOptions { survives_power_failure: true, keep: 0, max_days: 0 };
+
+    /// A folder that is removed at the end of the test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("wirechat-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn open(path: &Path, run: &str) -> Database {
+        Database::open(path, OPTIONS, run, NOW).unwrap()
+    }
+
+    fn stored(text: &str, nonce: Option<&str>) -> StoredMessage {
+        let (time, nonce) = ("2026-01-31T12:00:00.000Z".into(), nonce.map(str::to_owned));
+        StoredMessage { id: 0, time, username: "ann".into(), text: text.into(), nonce }
+    }
+
+    fn store(database: &mut Database, text: &str, nonce: Option<&str>) -> Outcome {
+        let store = Operation::Store { room: "tea".into(), message: stored(text, nonce) };
+        database.execute(&[store]).unwrap().outcomes.remove(0)
+    }
+
+    fn is_resumed(database: &mut Database, epoch: &str, since: u64) -> bool {
+        let resume = Operation::Resume { room: "tea".into(), epoch: epoch.into(), since, max_bytes: 10_000 };
+        matches!(database.execute(&[resume]).unwrap().outcomes[..], [Outcome::Messages { .. }])
+    }
+
+    #[test]
+    fn picture_matches_the_code() {
+        let folder = Folder::new("picture");
+        let (file, backup) = (folder.path("file"), folder.path("backup"));
+        let known = [("a", 1), ("a", 3), ("b", 3), ("b", 4), ("c", 4)];
+        let row = |name: &str, database: &mut Database| {
+            let resumed = known.map(|(epoch, since)| if is_resumed(database, epoch, since) { "yes" } else { "no" });
+            format!("\n  {name:15}{}", resumed.map(|resumed| format!("{resumed:>7}")).concat())
+        };
+        let copy = |from: &Path, to: &Path| {
+            for end in ["", "-wal"] {
+                let name = |path: &Path| PathBuf::from(format!("{}{end}", path.display()));
+                fs::copy(name(from), name(to)).unwrap();
+            }
+        };
+        let mut database = open(&file, "a");
+        store(&mut database, "1", None);
+        store(&mut database, "2", None);
+        copy(&file, &backup);
+        store(&mut database, "3", None);
+        drop(database);
+        let mut database = open(&file, "b");
+        store(&mut database, "4", None);
+        let mut picture = "  a client knows ".to_owned();
+        picture += &known.map(|(epoch, since)| format!("{:>7}", format!("{epoch} {since}"))).concat();
+        picture += &row("before", &mut database);
+        drop(database);
+        copy(&backup, &file);
+        let mut database = open(&file, "c");
+        store(&mut database, "other 3", None);
+        store(&mut database, "other 4", None);
+        picture += &row("after", &mut database);
+        let picture = picture.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+        crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
+    }
+
+    /// Executes what a test lets it execute.
+    #[derive(Clone)]
+    struct ManualDisk(Rc<RefCell<DiskState>>);
+
+    struct DiskState {
+        database: Database,
+        waiting: Vec<Operation>,
+        executed: VecDeque<Result<Batch, String>>,
+    }
+
+    impl ManualDisk {
+        fn new() -> ManualDisk {
+            let connection = rusqlite::Connection::open_in_memory().unwrap();
+            let database = Database::begin_run(connection, OPTIONS, "run", NOW).unwrap();
+            let (waiting, executed) = (Vec::new(), VecDeque::new());
+            ManualDisk(Rc::new(RefCell::new(DiskState { database, waiting, executed })))
+        }
+
+        fn execute(&self) {
+            let DiskState { database, waiting, executed } = &mut *self.0.borrow_mut();
+            executed.push_back(database.execute(&mem::take(waiting)));
+        }
+    }
+
+    impl Disk for ManualDisk {
+        fn submit(&mut self, operation: Operation) {
+            self.0.borrow_mut().waiting.push(operation);
+        }
+
+        fn next_batch(&mut self) -> Option<Result<Batch, String>> {
+            self.0.borrow_mut().executed.pop_front()
+        }
+    }
+
+    fn broker(disk: &ManualDisk, limits: Limits) -> SqliteBroker {
+        let config = MemoryConfig {
+            messages: 0,
+            bytes: usize::MAX,
+            backlog: 0,
+            rooms: 100,
+            rooms_per_user: 100,
+            empty_rooms: 0,
+            ttl: Duration::ZERO,
+            default_room: "general",
+        };
+        let names = NameRules { key: Rc::clone, may_share: |_| true };
+        let decisions = MemoryBroker::new(config, Box::new(|bytes| bytes.fill(7)), names);
+        SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits)
+    }
+
+    const LIMITS: Limits = Limits { messages: 50, backlog: 100_000, bytes: 1 << 20 };
+
+    fn submit(broker: &mut SqliteBroker, client: usize, request: Request) {
+        broker.submit(Token(client), request, Duration::ZERO);
+    }
+
+    fn join(client: usize) -> Request {
+        Request::Join(Join::new("ann", "tea", User::Connection(Token(client))))
+    }
+
+    fn publish(text: &str, nonce: Option<&str>) -> Request {
+        Request::Publish(stored(text, nonce).into())
+    }
+
+    /// The names of the events that are ready, with ids and backlogs.
+    fn events(broker: &mut SqliteBroker) -> Vec<String> {
+        let name = |event| match event {
+            RoomEvent::Opened { .. } => "opened".to_owned(),
+            RoomEvent::Joined { backlog, .. } => format!("joined after {}", backlog.last_id),
+            RoomEvent::Published { message, .. } => format!("{} is {}", message.text, message.id),
+            RoomEvent::Duplicate { message, .. } => format!("{} was {}", message.text, message.id),
+            RoomEvent::Rejected { error: BrokerError::NotStored, .. } => "not stored".to_owned(),
+            RoomEvent::Left { .. } => "left".to_owned(),
+            other => format!("{other:?}"),
+        };
+        std::iter::from_fn(|| broker.next_event()).map(name).collect()
+    }
+
+    #[test]
+    fn events_wait_for_the_messages_before_them_and_for_nothing_else() {
+        let disk = ManualDisk::new();
+        let mut broker = broker(&disk, LIMITS);
+        submit(&mut broker, 1, join(1));
+        assert_eq!(events(&mut broker), Vec::<String>::new(), "the room is loaded first");
+        disk.execute();
+        assert_eq!(events(&mut broker), ["opened", "joined after 0"]);
+        submit(&mut broker, 2, join(2));
+        assert_eq!(events(&mut broker), ["joined after 0"], "nothing is pending");
+        submit(&mut broker, 1, publish("one", Some("n")));
+        submit(&mut broker, 3, join(3));
+        submit(&mut broker, 1, Request::Leave);
+        assert!(events(&mut broker).is_empty() && broker.queued_bytes() > 0);
+        disk.execute();
+        submit(&mut broker, 2, publish("two", Some("n")));
+        assert_eq!(events(&mut broker), ["one is 1", "joined after 1", "left"]);
+        disk.execute();
+        assert_eq!(events(&mut broker), ["one was 1"], "the same name and nonce");
+        assert_eq!(broker.queued_bytes(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_stores_nothing_and_loses_nothing() {
+        let disk = ManualDisk::new();
+        let mut broker = broker(&disk, LIMITS);
+        submit(&mut broker, 1, join(1));
+        submit(&mut broker, 1, publish("one", Some("n1")));
+        disk.execute();
+        assert_eq!(events(&mut broker), ["opened", "joined after 0", "one is 1"]);
+        let set_pages = |max: &str| {
+            let sql = format!("PRAGMA max_page_count = {max}");
+            disk.0.borrow().database.connection.query_row(&sql, [], |_| Ok(())).unwrap();
+        };
+        set_pages("1"); // SQLite takes the current size if it is larger
+        submit(&mut broker, 1, publish(&"long".repeat(3000), Some("n2")));
+        submit(&mut broker, 1, publish("one again", Some("n1")));
+        submit(&mut broker, 2, join(2));
+        disk.execute();
+        assert_eq!(events(&mut broker), ["not stored", "one was 1", "joined after 1"]);
+        set_pages("1000000");
+        submit(&mut broker, 1, publish("two", Some("n2")));
+        disk.execute();
+        assert_eq!(events(&mut broker), ["two is 2"], "the id and the nonce are free");
+    }
+
+    #[test]
+    fn a_failed_disk_ends_everything() {
+        let disk = ManualDisk::new();
+        let mut broker = broker(&disk, LIMITS);
+        submit(&mut broker, 1, join(1));
+        disk.execute();
+        events(&mut broker);
+        submit(&mut broker, 1, publish("one", None));
+        submit(&mut broker, 1, Request::Leave);
+        disk.0.borrow_mut().executed.push_back(Err("broken".into()));
+        let [event] = &events(&mut broker)[..] else { panic!("one event") };
+        assert!(event.contains("StorageFailed") && event.contains("broken"));
+        submit(&mut broker, 2, join(2));
+        assert!(events(&mut broker).is_empty() && broker.queued_bytes() == 0);
+    }
+
+    #[test]
+    fn the_logs_in_memory_stay_within_their_bound() {
+        let disk = ManualDisk::new();
+        let bytes = memory_bytes(&stored("1", None).into()) * 5;
+        let mut broker = broker(&disk, Limits { bytes, ..LIMITS });
+        submit(&mut broker, 1, join(1));
+        (1..20).for_each(|number| submit(&mut broker, 1, publish(&(number % 10).to_string(), None)));
+        disk.execute();
+        assert_eq!(events(&mut broker).len(), 21);
+        let room = broker.rooms.values().next().unwrap();
+        assert_eq!((room.log.messages.len(), room.log.last_id, broker.bytes), (5, 19, bytes));
+        submit(&mut broker, 1, Request::Leave);
+        events(&mut broker);
+        assert_eq!((broker.bytes, broker.rooms.len()), (0, 0));
+    }
+
+    #[test]
+    fn retention_deletes_the_oldest_messages() {
+        let database = |options| {
+            let connection = rusqlite::Connection::open_in_memory().unwrap();
+            Database::begin_run(connection, options, "run", NOW).unwrap()
+        };
+        let ids = |database: &mut Database| {
+            let page = Operation::Page { room: "tea".into(), before: 1000, limit: 1000 };
+            match &database.execute(&[page]).unwrap().outcomes[..] {
+                [Outcome::Messages { last_id, messages }] => {
+                    (*last_id, messages.iter().map(|message| message.id).collect::<Vec<_>>())
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut counted = database(DatabaseOptions { keep: 3, ..OPTIONS });
+        (1..=5).for_each(|number| _ = store(&mut counted, "text", Some(&format!("n{number}"))));
+        assert_eq!(ids(&mut counted), (5, vec![3, 4, 5]));
+        assert!(is_resumed(&mut counted, "run", 2) && !is_resumed(&mut counted, "run", 1));
+        assert!(matches!(store(&mut counted, "text", Some("n2")), Outcome::Stored(6)), "a deleted nonce is free");
+
+        let mut aged = database(DatabaseOptions { max_days: 1, ..OPTIONS });
+        let mut at = |time: &str| {
+            let message = StoredMessage { time: time.into(), ..stored("text", None) };
+            aged.execute(&[Operation::Store { room: "tea".into(), message }]).unwrap().deletions.len()
+        };
+        assert_eq!([at("2026-01-01T00:00:00.000Z"), at("2026-01-01T12:00:00.000Z")], [0, 0]);
+        assert_eq!(at("2026-01-02T06:00:00.000Z"), 1, "message 1 is older than a day");
+        assert_eq!(at("2026-01-02T06:00:30.000Z"), 0, "once a minute");
+        assert_eq!(ids(&mut aged), (4, vec![2, 3, 4]));
     }
 }

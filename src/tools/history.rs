@@ -1,0 +1,103 @@
+//! `wirechat history FILE` reads the file of `--history-db` while no server uses it: it exports the messages as text or
+//! JSON, checks the file, or copies it.
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Subcommand};
+use serde::Serialize;
+
+use crate::broker::Message;
+use crate::broker::sqlite::database::{FileReader, StoredMessage};
+
+const AFTER_HELP: &str = "\
+Stop the server first: it locks the file. Clients that reconnect afterwards miss nothing.
+Try:  wirechat history chat.db export --room general
+      wirechat history chat.db backup chat-backup.db
+
+The exit code is 0 if the command succeeds, 1 if the check finds damage, 2 if the file cannot be used.";
+
+#[derive(Debug, Args)]
+#[command(max_term_width = 110, after_help = AFTER_HELP, disable_help_subcommand = true)]
+pub struct Arguments {
+    /// File written by wirechat --history-db FILE
+    file: PathBuf,
+
+    #[command(subcommand)]
+    command: Command,
+
+    #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
+    help: Option<bool>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print all messages, the oldest of each room first
+    Export {
+        /// Print only this room's messages
+        #[arg(long)]
+        room: Option<String>,
+        /// Print one JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the whole file for damage
+    Check,
+    /// Write a compact copy of the file
+    Backup { to: PathBuf },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    room: &'a str,
+    #[serde(flatten)]
+    message: Message,
+}
+
+/// Runs a command. Returns `Ok(false)` if the check finds damage.
+///
+/// # Errors
+/// A one-line message, for example if a server uses the file.
+pub fn run(arguments: &Arguments) -> Result<bool, String> {
+    let name = arguments.file.display();
+    let mut file = FileReader::open(&arguments.file).map_err(|error| format!("{name}: {error}"))?;
+    let done = match &arguments.command {
+        Command::Export { room, json } => export(&file, room.as_deref(), *json),
+        Command::Check => match file.check() {
+            Ok((rooms, messages)) => {
+                let _ = writeln!(io::stdout(), "{name} is sound: {messages} messages in {rooms} rooms");
+                Ok(())
+            }
+            Err(damage) => {
+                let _ = writeln!(io::stdout(), "{name} is damaged: {damage}");
+                return Ok(false);
+            }
+        },
+        Command::Backup { to } => file.copy_to(to),
+    };
+    done.map(|()| true).map_err(|error| format!("{name}: {error}"))
+}
+
+fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), String> {
+    let rooms = file.room_names()?;
+    if let Some(room) = room.filter(|room| !rooms.iter().any(|name| name == room)) {
+        return Err(format!("there is no room {room:?}"));
+    }
+    let mut output = BufWriter::new(io::stdout().lock());
+    let mut write = |room: &str, message: StoredMessage| {
+        if json {
+            let line = serde_json::to_string(&Line { room, message: Message::from(message) })?;
+            writeln!(output, "{line}")
+        } else {
+            let StoredMessage { time, username, text, .. } = message;
+            // A line break in a text must not look like the start of a message.
+            writeln!(output, "{time} #{room} {username}: {}", text.replace('\n', "\n    "))
+        }
+    };
+    for name in rooms.iter().filter(|name| room.is_none_or(|room| *name == room)) {
+        file.for_each_message(name, |message| write(name, message).is_ok())?;
+    }
+    // A reader such as `head` may close the pipe early; that is not an error.
+    let _ = output.flush();
+    Ok(())
+}
