@@ -1,6 +1,6 @@
 //! Drives the server with sockets made of memory and a clock that moves only when a test moves it. A test decides what
 //! happens in which turn, so a timeout of a minute takes microseconds and every race has one outcome.
-#![allow(dead_code)] // each test binary uses its own part
+#![allow(dead_code, unused_imports)] // each test binary uses its own part
 
 pub mod link;
 
@@ -212,6 +212,10 @@ impl World {
     /// A turn in which the signal to stop arrives.
     pub fn shut_down(&mut self) {
         self.turn_with(|server| _ = server.shut_down());
+    }
+
+    pub fn storage_failed(&self) -> bool {
+        self.server.storage_failed
     }
 
     pub fn now(&self) -> Duration {

@@ -1,0 +1,205 @@
+//! A broker that stores messages, on a disk that executes nothing until the test lets it: what waits for the disk, and what
+//! does not. The sockets are made of memory, and the clock is virtual.
+
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/memory.rs"]
+mod memory;
+mod support;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use memory::{Client, World};
+use rusqlite::Connection;
+use serde_json::json;
+use support::masked;
+use support::users::events_path;
+use wirechat::broker::sqlite::database::{Batch, Database, DatabaseOptions, Operation};
+use wirechat::broker::sqlite::{Disk, Limits, SqliteBroker};
+
+/// Pings so rare that none comes between the frames of a test, and no limit of messages per second.
+const CALM: [&str; 10] = [
+    "--ping-interval",
+    "600",
+    "--idle-timeout",
+    "1200",
+    "--rate-limit",
+    "0",
+    "--history",
+    "0",
+    "--max-empty-rooms",
+    "0",
+];
+const STALL: Duration = Duration::from_secs(10);
+
+#[derive(Clone)]
+struct StalledDisk(Rc<RefCell<State>>);
+
+struct State {
+    database: Database,
+    waiting: Vec<Operation>,
+    executed: VecDeque<Result<Batch, String>>,
+}
+
+impl Disk for StalledDisk {
+    fn submit(&mut self, operation: Operation) {
+        self.0.borrow_mut().waiting.push(operation);
+    }
+
+    fn next_batch(&mut self) -> Option<Result<Batch, String>> {
+        self.0.borrow_mut().executed.pop_front()
+    }
+}
+
+impl StalledDisk {
+    fn waiting(&self) -> usize {
+        self.0.borrow().waiting.len()
+    }
+
+    fn fail(&self) {
+        self.0.borrow_mut().executed.push_back(Err("disk I/O error".into()));
+    }
+}
+
+/// A server and its disk.
+struct Stalled {
+    world: World,
+    disk: StalledDisk,
+}
+
+impl Stalled {
+    fn new(args: &[&str]) -> Stalled {
+        let options = DatabaseOptions { survives_power_failure: true, keep: 0, max_days: 0 };
+        let connection = Connection::open_in_memory().unwrap();
+        let database = Database::begin_run(connection, options, "run", SystemTime::UNIX_EPOCH).unwrap();
+        let (waiting, executed) = (Vec::new(), VecDeque::new());
+        let disk = StalledDisk(Rc::new(RefCell::new(State { database, waiting, executed })));
+        let limits = Limits { messages: 50, backlog: 256 * 1024, bytes: 1 << 20 };
+        let world = World::with_broker(&[&CALM, args].concat(), 1, false, |decisions| {
+            Box::new(SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits))
+        });
+        Stalled { world, disk }
+    }
+
+    /// The disk executes everything that waits for it.
+    fn execute(&mut self) {
+        {
+            let State { database, waiting, executed } = &mut *self.disk.0.borrow_mut();
+            executed.push_back(database.execute(&std::mem::take(waiting)));
+        }
+        self.wake();
+    }
+
+    /// As the event loop does when the writer thread wakes it.
+    fn wake(&mut self) {
+        self.world.turn_with(|server| server.apply_effects());
+        self.world.settle();
+    }
+
+    fn join(&mut self, name: &str, room: &str) -> Client {
+        let client = self.world.upgrade(&events_path(name, room));
+        if self.disk.waiting() > 0 {
+            self.execute();
+        }
+        client.read_event("welcome");
+        client
+    }
+}
+
+fn send_message(client: &Client, text: &str) {
+    client.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
+}
+
+#[test]
+fn only_what_follows_a_message_waits_for_the_disk() {
+    let mut stalled = Stalled::new(&[]);
+    let alice = stalled.join("alice", "tea");
+    let bob = stalled.join("bob", "rust");
+    send_message(&alice, "one");
+    for _ in 0..3 {
+        // Private messages, joins and typing of all rooms have one order with the pending message.
+        bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
+        for client in [&alice, &bob] {
+            client.send_text(r#"{"event":"ping"}"#);
+            client.send(&masked(0x89, b"frame"));
+        }
+        stalled.world.settle();
+        for client in [&alice, &bob] {
+            assert_eq!(client.read_json()["event"], "pong");
+            assert_eq!(client.read_frame().first, 0x8a);
+            client.expect_nothing();
+        }
+        stalled.world.advance(STALL);
+    }
+    stalled.execute();
+    assert_eq!(alice.read_event("message")["id"], 1);
+    for _ in 0..3 {
+        assert_eq!(alice.read_event("private")["text"], "psst");
+        assert_eq!(bob.read_event("private")["text"], "psst");
+    }
+}
+
+#[test]
+fn a_stop_waits_for_the_disk() {
+    let mut stalled = Stalled::new(&[]);
+    let alice = stalled.join("alice", "tea");
+    send_message(&alice, "last words");
+    stalled.world.shut_down();
+    send_message(&alice, "too late");
+    stalled.world.advance(STALL);
+    assert!(!stalled.world.is_stopped);
+    alice.expect_nothing();
+    stalled.execute();
+    assert_eq!(alice.read_event("message")["text"], "last words");
+    assert_eq!(alice.read_frame().close(), (1001, "the server is shutting down".into()));
+    alice.send(&masked(0x88, &1001_u16.to_be_bytes()));
+    stalled.world.settle();
+    assert!(stalled.world.is_stopped);
+}
+
+#[test]
+fn a_failed_disk_closes_every_connection() {
+    let mut stalled = Stalled::new(&[]);
+    let alice = stalled.join("alice", "tea");
+    let bob = stalled.join("bob", "rust");
+    let echo = stalled.world.upgrade("/echo?token=dev-token");
+    send_message(&alice, "of unknown fate");
+    send_message(&bob, "of unknown fate");
+    stalled.world.settle();
+    stalled.disk.fail();
+    stalled.wake();
+    for client in [&alice, &bob, &echo] {
+        assert_eq!(client.read_frame().close(), (1011, "storage failed".into()));
+    }
+    stalled.world.advance(STALL);
+    assert!(stalled.world.is_stopped && stalled.world.storage_failed());
+}
+
+/// The queue may hold half of `--max-buffered`. The clients' sockets hold the rest.
+#[test]
+fn a_stalled_disk_does_not_fill_memory() {
+    const MESSAGES: usize = 300;
+    let limits = ["--max-echo", "1000", "--max-message", "20000", "--max-buffered", "40000", "--max-read", "1024"];
+    let mut stalled = Stalled::new(&limits);
+    let alice = stalled.join("alice", "tea");
+    for number in 0..MESSAGES {
+        send_message(&alice, &format!("{number} {}", "x".repeat(200)));
+    }
+    stalled.world.advance(STALL); // fails if the server spins
+    assert!(stalled.disk.waiting() > 5, "{} messages wait for the disk", stalled.disk.waiting());
+    let mut next = 0;
+    while next < MESSAGES {
+        assert!(stalled.disk.waiting() < 40, "{} messages wait for the disk", stalled.disk.waiting());
+        assert!(stalled.disk.waiting() > 0, "the server reads on after {next} messages");
+        stalled.execute();
+        for frame in alice.read_frames() {
+            let text = frame.text().to_owned();
+            assert!(text.contains(&format!(r#""text":"{next} "#)), "message {next}, not {text}");
+            next += 1;
+        }
+    }
+}
