@@ -30,12 +30,17 @@ pub fn check(data: &[u8]) {
             }
             match notation::read(&text) {
                 Ok(reading) => {
-                    // Decimal numbers of two digits, and base64 of only A to F and hyphens, are hexadecimal digits too.
+                    // Decimal numbers of two digits, and base64 of only A to F and hyphens, are hexadecimal digits too. So is
+                    // base64 that starts like 0x4.
                     // Hexadecimal digits that look like bits are no frame if they start with a reserved bit.
                     let is_alike = match notation {
                         Some(Notation::Hex) => reading.read_as == "bits" && data[0] & 0x70 != 0,
                         Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
-                        Some(Notation::Base64) => text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'),
+                        Some(Notation::Base64) => text
+                            .trim_start_matches("0x")
+                            .trim_start_matches("0X")
+                            .bytes()
+                            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-'),
                         _ => false,
                     };
                     let is_ambiguous = reading.alternative.is_some() || is_alike;
