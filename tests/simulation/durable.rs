@@ -61,7 +61,8 @@ impl DiskControl {
         }
         let operations = std::mem::take(waiting);
         let result = database.as_mut().expect("a database").execute(&operations);
-        executed.push_back(if *fails { Err("a simulated I/O error".to_owned()) } else { result });
+        let batch = result.expect("a sound file");
+        executed.push_back(if *fails { Err("a simulated I/O error".to_owned()) } else { Ok(batch) });
         true
     }
 

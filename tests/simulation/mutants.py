@@ -13,6 +13,7 @@ SEEDS, TIMEOUT, ORIGINAL = '1000', 1800, 'the original'
 SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
 LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
+SQLITE, DATABASE = 'src/broker/sqlite/mod.rs', 'src/broker/sqlite/database.rs'
 LOG, MEMORY, CHAT = 'src/broker/log.rs', 'src/broker/memory.rs', 'src/chat/mod.rs'
 
 # Name, file, text, and what replaces its first occurrence.
@@ -98,6 +99,21 @@ MUTANTS = [
     ('lost log lines are not counted', LOG_WRITER, 'self.dropped += 1;', ''),
     ('a stalled stderr loses the queue', LOG_WRITER, 'ErrorKind::WouldBlock => break,', 'ErrorKind::WouldBlock => written = self.queued.len(),'),
     ('a partial write to stderr is repeated', LOG_WRITER, 'self.queued.drain(..written);', 'if written == self.queued.len() { self.queued.clear(); }'),
+    ('a leave overtakes a pending message', SQLITE,
+     'self.queue.push_back(Queued { event, needs_outcome: operation.is_some(), limit, bytes });',
+     'let queued = Queued { event, needs_outcome: operation.is_some(), limit, bytes };\n'
+     'if matches!(queued.event, RoomEvent::Left { .. }) { self.queue.push_front(queued) } else { self.queue.push_back(queued) }'),
+    ('a room with a queued opening is dropped', SQLITE, 'room.members == 0 && room.openings == 0', 'room.members == 0'),
+    ('a stored message is not in the log', SQLITE, 'log.push(Rc::clone(message));', ''),
+    ('a page of the file has no older ones', SQLITE, 'limit: limit + 1', 'limit'),
+    ('no nonce is looked up in the file', DATABASE, 'let Some(nonce) = &message.nonce else { return Ok(None) };',
+     'let Some(nonce) = message.nonce.as_ref().filter(|nonce| nonce.is_empty()) else { return Ok(None) };'),
+    ('a resume ignores the run', DATABASE, 'if run > known {', 'if run > known + 1000 {'),
+    ('a resume ignores deletions', DATABASE, 'if since < deleted_id || since > last_id', 'if since > last_id'),
+    ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        self.stored', 'std::mem::forget(transaction);\n        self.stored'),
+    ('a full disk acknowledges', DATABASE, '(None, None) => Ok(Outcome::DiskFull),', '(None, None) => Ok(Outcome::Stored(1)),'),
+    ('one message too many is deleted', DATABASE, 'id.saturating_sub(keep).saturating_sub(deleted_id)',
+     'id.saturating_sub(keep - 1).saturating_sub(deleted_id)'),
     ('a closed client receives the batch', SERVER, 'let except = except.filter(|client| self.chat.room_of(*client).is_some());', ''),
 ]
 
@@ -149,7 +165,7 @@ def is_found(copy, environment, name, file, before, after):
 
 
 def play(copy, environment, name):
-    test = ['cargo', 'test', '--quiet', '--release', '--test', 'simulation']
+    test = ['cargo', 'test', '--quiet', '--release', '--features', 'full', '--test', 'simulation']
     built = subprocess.run(test + ['--no-run'], cwd=copy, env=environment, capture_output=True, text=True)
     if built.returncode:
         sys.exit(f'NO BUILD  {name}\n{built.stderr}')
