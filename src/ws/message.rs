@@ -64,18 +64,15 @@ impl Assembler {
                 valid.reserve_exact(incomplete.len() + growth);
                 let missing = incomplete.first().map_or(0, |first| first.leading_ones() as usize - incomplete.len());
                 let (end_of_char, rest) = payload.split_at(missing.min(payload.len()));
-                end_of_char.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))?;
-                // Split off an incomplete last character, so that one `from_utf8` call can validate all earlier bytes.
-                let (whole, tail) = split_incomplete_char(rest);
-                valid.push_str(str::from_utf8(whole).or(Err(ProtocolError::TextNotUtf8))?);
-                tail.iter().try_for_each(|&byte| add_byte(incomplete, byte, valid))
+                *incomplete = push_whole_chars(valid, &[incomplete, end_of_char].concat())?.to_vec();
+                incomplete.extend_from_slice(push_whole_chars(valid, rest)?);
             }
             Assembler::Binary(bytes) => {
                 bytes.reserve_exact(growth);
                 bytes.extend_from_slice(payload);
-                Ok(())
             }
         }
+        Ok(())
     }
 
     pub fn finish<'a>(self) -> Result<Message<'a>, ProtocolError> {
@@ -88,24 +85,17 @@ impl Assembler {
     }
 }
 
-fn split_incomplete_char(bytes: &[u8]) -> (&[u8], &[u8]) {
+/// Appends the whole characters of `bytes` to `text`, and returns the bytes of an incomplete last character.
+fn push_whole_chars<'a>(text: &mut String, bytes: &'a [u8]) -> Result<&'a [u8], ProtocolError> {
     // Leading 1 bits: none in ASCII, one in a continuation byte, n in the first byte of an n-byte character (n ≥ 2).
     let first = (bytes.len().saturating_sub(3)..bytes.len()).rfind(|&at| bytes[at].leading_ones() >= 2);
     let is_incomplete = |&at: &usize| bytes[at].leading_ones() as usize > bytes.len() - at;
-    bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()))
-}
-
-/// Adds `byte` to the `incomplete` character, and moves the character to `text` once it is complete.
-fn add_byte(incomplete: &mut Vec<u8>, byte: u8, text: &mut String) -> Result<(), ProtocolError> {
-    incomplete.push(byte);
-    match str::from_utf8(incomplete) {
-        Ok(character) => text.push_str(character),
-        // `error_len` is `None` if further bytes could complete the character.
-        Err(error) if error.error_len().is_none() => return Ok(()),
-        Err(_) => return Err(ProtocolError::TextNotUtf8),
-    }
-    incomplete.clear();
-    Ok(())
+    let (whole, tail) = bytes.split_at(first.filter(is_incomplete).unwrap_or(bytes.len()));
+    // `error_len` is `None` if further bytes could complete the character.
+    let is_invalid = str::from_utf8(tail).is_err_and(|error| error.error_len().is_some());
+    let valid = str::from_utf8(whole).ok().filter(|_| !is_invalid);
+    text.push_str(valid.ok_or(ProtocolError::TextNotUtf8)?);
+    Ok(tail)
 }
 
 #[cfg(test)]
