@@ -1,6 +1,5 @@
-//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. A connection knows
-//! nothing about rooms, usernames, other connections or the clock. The stage, the service and the number of bytes in
-//! the outbox decide whether the server reads and writes:
+//! One connection: its socket, stage, outbox and closing steps; and the table of all connections. The stage, the
+//! service and the number of bytes in the outbox decide whether the server reads and writes:
 //!
 //! | | none | some | over half of the bound |
 //! |---|---|---|---|
@@ -46,7 +45,6 @@ pub trait Socket: Read + Write {
         false // plain TCP has no buffer in user space
     }
 
-    /// Shuts down the write side (TCP FIN). Reading continues.
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
@@ -78,19 +76,17 @@ pub struct ColdFields {
     pub credential: Option<CredentialId>, // id of the client's access token
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
-    /// Monotonic time of the last received byte, moved forward when the server, not the peer, caused the silence.
-    pub last_received: Duration,
+    pub last_received: Duration, // monotonic time of the last byte, moved forward if the server caused the silence
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
-    pub buffered: usize,            // this connection's share of `ConnectionLimits::buffered`
-    pub unprocessed: Box<[u8]>,     // input that waits until the outbox has room for the replies
+    pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
+    pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
 }
 
 pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether the server shuts down its write side and discards input until the end of the stream. If a socket
-        /// closes with unread input, the kernel sends a reset, and the peer can lose bytes that it has not read yet.
+        /// Whether to read until the end of the stream: a close with unread input resets TCP, and the peer loses bytes.
         discards: bool,
         is_shut: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
@@ -150,7 +146,6 @@ impl<S: Socket> Connection<S> {
         let reads = match &self.cold.stage {
             Stage::Handshake(_) => true,
             Stage::Draining { discards, .. } => *discards,
-            // Backpressure: the server must not buffer more for a client that does not read its echoes.
             Stage::Open(_) if self.is_echo() => self.is_flushed(),
             // Replies (mostly Pongs) must not fill the outbox of a peer that sends but does not read.
             Stage::Open(_) => !self.is_congested(max_outbox),
@@ -182,22 +177,20 @@ impl<S: Socket> Connection<S> {
 
     /// Reads once: `None` on `WouldBlock` or `Interrupted`, 0 at the end of the stream, `Err` if the socket has failed.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let result = self.socket.read(buffer);
-        self.input = match &result {
-            Ok(0) => Input::Ended,
+        let (input, len) = match self.socket.read(buffer) {
+            Ok(0) => (Input::Ended, Some(0)),
             // epoll(7): a short read means an empty socket buffer. Read again only if the stream has ended or failed.
-            Ok(len) if *len < buffer.len() && self.input == Input::Readable => Input::Drained,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => Input::Drained,
-            _ => self.input, // unread input may remain, so the server reads again in a later turn
+            Ok(len) if len < buffer.len() && self.input == Input::Readable => (Input::Drained, Some(len)),
+            Ok(len) => (self.input, Some(len)), // unread input may remain, so the server reads again in a later turn
+            Err(error) if error.kind() == ErrorKind::WouldBlock => (Input::Drained, None),
+            Err(error) if error.kind() == ErrorKind::Interrupted => (self.input, None),
+            Err(error) => return Err(error),
         };
-        let len = match result {
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(None),
-            result => result?,
-        };
-        if let Some(observer) = self.observer.as_mut().filter(|_| len > 0) {
+        self.input = input;
+        if let (Some(observer), Some(len @ 1..)) = (&mut self.observer, len) {
             observer.observe(Role::Client, &buffer[..len]);
         }
-        Ok(Some(len))
+        Ok(len)
     }
 
     /// Writes the outbox. After the last byte, shuts down the write side if the stage is `Draining` with `discards`.
@@ -252,7 +245,6 @@ impl<S: Socket> Connection<S> {
         self.push_frames(replies);
         match state {
             State::Open | State::Closing => {}
-            // The server no longer parses frames and cannot recognize the peer's Close, so it discards the input.
             State::OutOfSync => self.drain(true, "the peer ended the stream after the server's Close"),
             State::Closed => self.drain(self.has_input(), "both Closes passed; the server ended TCP (§7.1.1)"),
         }
@@ -262,7 +254,6 @@ impl<S: Socket> Connection<S> {
         self.cold.stage = Stage::Draining { discards, is_shut: false, reason: reason.into() };
     }
 
-    /// Whether draining is complete, so that the server can remove the connection.
     pub fn has_drained(&self) -> bool {
         let Stage::Draining { discards, .. } = self.cold.stage else { return false };
         self.is_flushed() && (!discards || self.input == Input::Ended)
@@ -300,7 +291,6 @@ impl<S: Socket> Connections<S> {
         self.table.get_mut(&token)
     }
 
-    /// The number of bytes in the connection's outbox; `None` if the connection is not open.
     pub fn queued_bytes(&self, token: Token) -> Option<usize> {
         self.table.get(&token).filter(|connection| connection.is_open()).map(|connection| connection.outbox.len())
     }
@@ -324,7 +314,6 @@ impl<S: Socket> Connections<S> {
         self.queue(work, token);
     }
 
-    /// Adds a connection to a work list, unless that list already holds the connection.
     pub fn queue(&mut self, work: Work, token: Token) {
         let Some(connection) = self.table.get_mut(&token) else { return };
         if !std::mem::replace(&mut connection.queued[work as usize], true) {
