@@ -16,8 +16,7 @@ use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, up
 use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
-const PAGE: (&str, &str) = ("text/html; charset=utf-8", include_str!("../../client.html"));
-const HEALTH: (&str, &str) = ("application/json", "{\"status\":\"ok\"}\n");
+const PAGE: &str = include_str!("../../client.html");
 const MAX_ORIGIN_LEN: usize = 300; // in bytes: enough for a scheme, a DNS name of 255 bytes and a port
 
 pub enum Outcome {
@@ -50,16 +49,15 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
-    let page = |(content_type, body)| format_response(200, &[("Content-Type", content_type)], body, is_head, now.time);
+    let page = |content_type, body| format_response(200, &[("Content-Type", content_type)], body, is_head, now.time);
     match request.path {
-        "/health" => return Ok(Outcome::Response(page(HEALTH))),
-        "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page(PAGE))),
+        "/health" => return Ok(Outcome::Response(page("application/json", "{\"status\":\"ok\"}\n"))),
+        "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page("text/html; charset=utf-8", PAGE))),
         "/check" => return Ok(check_handshake(request, access, &client, &own_origin)),
         path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
-    // Outside the chat, the subprotocol is the path without its slash: `echo` or `inspect`.
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     check_origin(request, access, &own_origin)?;
@@ -103,7 +101,6 @@ fn select_route(request: &Request, access: &Access, client: &Client) -> Result<R
     })
 }
 
-/// A 503 for a request that exceeds a limit of the server. `what` is a clause, such as "The server is full".
 pub fn service_unavailable(what: &str) -> Rejection {
     let body = format!("{what}. Try again in a few seconds (RFC 9110 §15.6.4).");
     Rejection { status: 503, headers: &[("Retry-After", "5")], body }
@@ -185,12 +182,12 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
 
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
-    let mut origins = request.header_values("Origin");
-    // Allow a missing Origin: the check protects only browser users, and browsers send Origin (RFC 6455 §10.2).
-    let Some(origin) = origins.next() else { return Ok(None) };
-    if origins.next().is_some() {
-        return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3)."));
-    }
+    let origin = match request.header_values("Origin").collect::<Vec<_>>()[..] {
+        // Allow a missing Origin: the check protects only browser users, and browsers send Origin (RFC 6455 §10.2).
+        [] => return Ok(None),
+        [origin] => origin,
+        _ => return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3).")),
+    };
     let length = origin.len();
     if length > MAX_ORIGIN_LEN {
         return Err(bad_request(format!("Origin has {length} bytes; the limit is {MAX_ORIGIN_LEN} (RFC 6454 §7).")));
@@ -221,7 +218,6 @@ fn check_token(request: &Request, access: &Access, may_try_token: bool) -> Resul
 pub fn find_token(request: &Request) -> Option<String> {
     let in_header = |value| {
         let (scheme, token) = str::from_utf8(value).ok()?.split_once(' ')?;
-        // RFC 9110 §11.1: the name of an authentication scheme is case-insensitive.
         scheme.eq_ignore_ascii_case("Bearer").then(|| token.trim_start_matches(' ').to_owned())
     };
     let in_subprotocol = |name: &[u8]| {
@@ -271,10 +267,8 @@ fn parse_session(hex: &str) -> Option<Session> {
 
 /// Returns the undecoded value of the first parameter called `wanted`. A proxy may not have validated later ones.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
-    let matches_decoded = |name: &str| decode_parameter(name).is_ok_and(|name| name == wanted);
-    let is_wanted = |name: &str| name == wanted || name.contains(['%', '+']) && matches_decoded(name);
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(name, _)| is_wanted(name)).map(|(_, value)| value)
+    pairs.find(|(name, _)| decode_parameter(name).is_ok_and(|name| name == wanted)).map(|(_, value)| value)
 }
 
 /// Returns the decoded value of a parameter, `Some("")` if decoding fails, or `None` if the parameter is missing.
