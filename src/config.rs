@@ -176,7 +176,6 @@ pub enum HistorySync {
 }
 
 impl Config {
-    /// Checks constraints between options. The error names the options and suggests a fix.
     pub fn validate(&self) -> Result<(), String> {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());

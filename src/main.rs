@@ -34,7 +34,6 @@ fn main() -> ExitCode {
 
 /// Returns the exit status of the server or tool. An `Err` also contains an error message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
-    // `wirechat help TOOL` means `wirechat TOOL --help`.
     if arguments.get(1).is_some_and(|first| first == "help") {
         arguments.remove(1);
         arguments.push("--help".into());

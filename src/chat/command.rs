@@ -19,7 +19,6 @@ pub enum Command<'a> {
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.
 pub fn split_private_message(text: &str) -> Option<(&str, &str)> {
-    // `/msg` must be a whole word: `/message` is ordinary text.
     let words = text.strip_prefix("/msg").filter(|words| words.is_empty() || words.starts_with(char::is_whitespace))?;
     let words = words.trim_start();
     let quoted = words.strip_prefix('"').and_then(|quoted| quoted.split_once('"'));

@@ -202,7 +202,6 @@ impl<'a> Object<'a> {
         Err(self.error_at("", &format!("duplicate field `{}`", excerpt(key))))
     }
 
-    /// Returns the field's string, `None` if the field is missing, and an error if the value is not a string.
     fn string(&self, name: &str) -> Result<Option<Cow<'a, str>>, ErrorText> {
         let Some(value) = self.fields.get(name) else { return Ok(None) };
         let text = serde_json::from_str(value.get()).map(|Text(text)| Some(text));
@@ -251,7 +250,6 @@ impl<'de> Visitor<'de> for Object<'de> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Shortens a client's text to 64 characters, for errors and log lines.
 pub fn excerpt(text: &str) -> String {
     text.chars().take(64).collect()
 }

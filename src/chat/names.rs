@@ -38,8 +38,7 @@ fn parse_name<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) ->
     }
 }
 
-/// Whether the character has the property Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17).
-/// Renderers do not show such characters, so two different names could look the same.
+/// Whether renderers hide the character: Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17).
 pub fn is_ignorable(character: char) -> bool {
     matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
         | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
@@ -63,7 +62,6 @@ pub fn username_key(username: &Rc<str>) -> Rc<str> {
     UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()
 }
 
-/// Whether the username is a dialect's default, which many clients may share.
 pub fn is_default_username(username: &str) -> bool {
     Dialect::ALL.iter().any(|dialect| dialect.default_username() == Some(username))
 }

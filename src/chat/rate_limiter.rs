@@ -48,7 +48,6 @@ impl TokenBucket {
         TokenBucket { tokens: burst, refilled_at: now }
     }
 
-    /// Takes one token. Returns `false` if the bucket holds less than one token.
     pub fn take(&mut self, rate: f64, burst: f64, now: Duration) -> bool {
         let refill = now.saturating_sub(self.refilled_at).as_secs_f64() * rate;
         *self = TokenBucket { tokens: (self.tokens + refill).min(burst), refilled_at: now };
@@ -70,7 +69,6 @@ impl RateLimiter {
         RateLimiter { rate, burst: (rate * BURST_SECONDS).max(1.0), users: PeerMap::default() }
     }
 
-    /// Takes one token from the user's bucket for a message, or rejects the message.
     pub fn check_message(&mut self, user: &User, now: Duration) -> Decision {
         if self.take_token(user, now) {
             return Decision::Pass;
@@ -90,7 +88,6 @@ impl RateLimiter {
         self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))
     }
 
-    /// Takes one token from the user's bucket. Returns `false` if the bucket holds less than one token.
     pub fn take_token(&mut self, user: &User, now: Duration) -> bool {
         let RateLimiter { rate, burst, .. } = *self;
         rate == 0.0 || self.usage(user, now).bucket.take(rate, burst, now)

@@ -11,8 +11,7 @@ pub struct Room {
     pub name: Rc<str>,
     // Local members come first, in connection order. Sorting by name would slow down joins, which list members.
     pub usernames: BTreeMap<MemberId, Rc<str>>,
-    /// Local members that are not leaving. Broadcasts iterate faster over these small entries than over `usernames`.
-    pub recipients: BTreeMap<Token, Dialect>,
+    pub recipients: BTreeMap<Token, Dialect>, // local members that are not leaving; small entries are fast to iterate
     dialect_counts: [usize; Dialect::ALL.len()], // recipients per dialect, indexed by `Dialect as usize`
 }
 

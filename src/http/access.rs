@@ -18,7 +18,6 @@ pub struct Access {
 }
 
 impl Access {
-    /// `token_file` is the text of the `--tokens` file, if any. An error names the invalid option and its value.
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let mut access = Access::default();
         access.load_tokens(config, token_file)?;
@@ -28,7 +27,6 @@ impl Access {
             origins.push("null".into());
         }
         access.origins = parse_allowed(&origins, parse_allowed_origin)?;
-        // By default, a loopback server allows only loopback names. Other servers, whose names are unknown, allow all.
         let allows_all = config.allow_host.is_empty() && !config.is_loopback();
         access.hosts = if allows_all { None } else { parse_allowed(&config.allow_host, parse_allowed_host)? };
         Ok(access)
@@ -58,7 +56,6 @@ impl Access {
             .is_some_and(|origin| origins.contains(&origin) || normalize_origin(own) == Some(origin))
     }
 
-    /// Returns the identity of a client, or `None` if the server requires a token and `token` is missing or wrong.
     pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
         tokens.identify(token?).cloned()
@@ -85,7 +82,6 @@ fn parse_allowed_origin(value: &str) -> Result<String, String> {
 }
 
 fn parse_allowed_host(value: &str) -> Result<String, String> {
-    // Accept an IPv6 address without brackets: `::1` as well as `[::1]`.
     let host = normalize_host(value).or_else(|| normalize_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
     host.ok_or_else(|| format_option_error("--allow-host", value, rule, normalize_host(split_url(value).1)))

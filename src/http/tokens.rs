@@ -12,15 +12,13 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
 pub struct AccessTokens {
-    /// The tokens, keyed by their randomly seeded hash, so that response times reveal no part of a token.
-    by_hash: HashMap<u64, Vec<(String, Identity)>>,
-    pub usernames: HashMap<Rc<str>, Rc<str>>, // every username that a token is bound to, keyed by `username_key`
-    next_id: CredentialId,                    // the next token id to assign, greater than all earlier ids
+    by_hash: HashMap<u64, Vec<(String, Identity)>>, // keyed by a randomly seeded hash: response times reveal nothing
+    pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
+    next_id: CredentialId,                          // the next token id to assign, greater than all earlier ids
 }
 
 impl AccessTokens {
-    /// Parses one token per line. A token keeps its id from `previous`, the tokens before a reload, unless its username
-    /// has changed. Errors never quote a token, because errors may end up in a log.
+    /// `previous`: the tokens before a reload, whose ids stay the same. Errors never quote a token: they may be logged.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
@@ -33,7 +31,6 @@ impl AccessTokens {
 
     /// Parses a line: a token, optionally followed by the username that the token is bound to.
     fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
-        // A # starts a comment only at the start of the line or after whitespace.
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
         let text = comment.map_or(text, |(at, _)| &text[..at]).trim();
         let (token, username) = text.split_once(char::is_whitespace).unwrap_or((text, ""));

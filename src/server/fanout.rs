@@ -1,9 +1,8 @@
 //! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. A
 //! member usually receives the batch with one write at the end of the turn: many messages cost one system call.
 //!
-//! A *cursor* is the number of bytes of the batch that a member has received or skipped. A member that joins skips
-//! earlier messages and its own `joined`. Before an event for one member alone, the server queues the unsent part of
-//! the batch for that member, to keep the order. Example: "one" and "two" for the room, and an event for alice between:
+//! A *cursor* is the number of bytes of the batch that a member has received or skipped. Before an event for one member
+//! alone, the server queues the unsent part of the batch for that member. Example: an event for alice after "one":
 //!
 //! ```text
 //!   cursor      before   at the end of the turn
@@ -29,8 +28,7 @@ const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum bytes of a held batch pe
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    /// Rooms in the order of their batches' first events. The batch of a listed room may already be sent.
-    order: VecDeque<RoomId>,
+    order: VecDeque<RoomId>, // rooms in the order of their first events; a listed room's batch may already be sent
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
@@ -45,7 +43,6 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The number of bytes, in the member's dialect, that the member has already received or skipped.
     pub fn cursor(&self, member: Token) -> usize {
         self.cursors.get(&member).copied().unwrap_or_default()
     }
@@ -62,7 +59,6 @@ impl Fanout {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }
 
-    /// Ends the hold on batches, unless many members have left in the current turn.
     pub fn end_old_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
     }
@@ -107,7 +103,6 @@ impl Fanout {
     }
 }
 
-/// Appends an event as one frame, or nothing if the dialect has no such event.
 pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
     let mut json = Vec::with_capacity(256); // initial capacity in bytes; most events fit
     dialect.write(event, &mut json);

@@ -108,7 +108,6 @@ impl ConnectionLimits {
         *count <= MAX_LOGGED_REJECTIONS
     }
 
-    /// Returns, once a minute, each address with unlogged rejections and their count.
     pub fn take_rejection_summary(&mut self, now: Duration) -> Vec<(IpAddr, usize)> {
         let Some((_, counts)) = self.rejections.take_if(|(at, _)| *at <= now) else { return Vec::new() };
         let repeated = counts.into_entries().filter(|(_, count)| *count > MAX_LOGGED_REJECTIONS);

@@ -38,7 +38,6 @@ pub enum ObservedStage<'a> {
 pub trait Observers {
     fn begin_turn(&mut self, _now: SystemTime) {}
 
-    /// Returns an observer for a new connection, or `None` to leave the connection unobserved.
     fn create_observer(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
         None
     }

@@ -20,7 +20,7 @@ const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
 /// The unsent output of one connection. An empty outbox allocates no memory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
     sent: u32,  // number of sent bytes of the first chunk; fits a u32, because a chunk is under 4 GiB
@@ -29,7 +29,6 @@ pub struct Outbox {
 }
 
 /// A buffer of whole frames, or an HTTP response, which counts as one frame.
-#[derive(Debug)]
 enum Chunk {
     Response(Vec<u8>),
     Shared(Rc<SharedFrames>),
@@ -46,7 +45,6 @@ impl Chunk {
 }
 
 /// A copy of a broadcast's frames. Members whose sockets do not accept every byte at once share the copy.
-#[derive(Debug)]
 struct SharedFrames {
     bytes: Box<[u8]>,
     buffered_shared: Rc<Cell<usize>>, // total bytes of all `SharedFrames`, for `--max-buffered`
@@ -84,7 +82,6 @@ impl Outbox {
         self.len
     }
 
-    /// Total size in bytes of the chunks that are not shared with other outboxes.
     pub fn owned_len(&self) -> usize {
         self.owned as usize
     }
@@ -125,7 +122,6 @@ impl Outbox {
         self.flush(socket, None)
     }
 
-    /// Writes until the outbox is empty or the socket would block. `Err`: the socket has failed.
     pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -163,8 +159,7 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes follow the next frame. The next frame does not count, because a `welcome` with a
-    /// long history can alone exceed the bound. Flush first, so that the socket has accepted as many bytes as it can.
+    /// Whether more than `bound` bytes follow the next frame, which alone may exceed the bound. Call `flush` first.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
@@ -177,8 +172,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` in the first chunk up to the end of a frame; 0 stays 0. A response counts as one frame. Do not
-    /// call this after `drop_unsent`, because the first chunk can then start inside a frame.
+    /// Rounds `position` up to the end of a frame or response; 0 stays 0. Not for use after `drop_unsent` cut a frame.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

@@ -1,8 +1,7 @@
 //! Timers: at most one deadline per connection, for the handshake, pings, silence and closing.
 //!
-//! Received bytes do not move a deadline, so a message costs no timer work. When an open client's deadline expires, the
-//! server checks the time of the last received byte and sets the next deadline. Example, with the default options: a
-//! client sends its last byte at second 8, and its deadline expires at second 10.
+//! Received bytes do not move a deadline, so a message costs no timer work. When a deadline expires, the server checks
+//! the time of the last received byte and sets the next deadline. Example: a client sends its last byte at second 8.
 //!
 //! ```text
 //!   check at    10                    38                    68
@@ -14,7 +13,6 @@ use std::{collections::BTreeSet, time::Duration};
 
 use mio::Token;
 
-/// All deadlines in monotonic time, earliest first.
 #[derive(Debug, Default)]
 pub struct Timers(BTreeSet<(Duration, Token)>);
 
@@ -47,8 +45,7 @@ impl Timers {
     }
 }
 
-/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout. The
-/// server pings after every interval of silence, because proxies cut idle connections.
+/// Returns whether to ping the silent peer, and the time until the next check; `None` after the idle timeout.
 pub fn plan_check(silent: Duration, ping_interval: Duration, idle_timeout: Duration) -> Option<(bool, Duration)> {
     let pings = silent >= ping_interval;
     let wait = if pings { ping_interval.min(idle_timeout.saturating_sub(silent)) } else { ping_interval - silent };

@@ -42,7 +42,6 @@ impl<'a> CloseFrame<'a> {
             [_] => return Err(ProtocolError::ClosePayloadOfOneByte),
             [high, low, reason @ ..] => (Some(CloseCode::from_wire(u16::from_be_bytes([*high, *low]))?), reason),
         };
-        // §5.5.1: "the body MAY contain UTF-8-encoded data". §8.1: invalid UTF-8 fails the connection.
         Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
@@ -50,7 +49,6 @@ impl<'a> CloseFrame<'a> {
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };
-        // Truncate at a character boundary, because half a character is invalid UTF-8.
         let end = self.reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2);
         [&code.get().to_be_bytes(), &self.reason.as_bytes()[..end]].concat()
     }

@@ -6,7 +6,6 @@ use super::request::is_token;
 /// Whether `value` matches the grammar of §9.1: a list of `name; parameter; parameter=value`.
 pub fn is_extension_list(value: &str) -> bool {
     // Splitting inside quotes is harmless: a quoted value must be a token, and a token contains no separator.
-    // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
     let mut offers = value.split(',').map(str::trim_ascii).filter(|offer| !offer.is_empty()).peekable();
     offers.peek().is_some()
         && offers.all(|offer| {
@@ -20,8 +19,7 @@ fn is_parameter(text: &str) -> bool {
     let (name, value) = text.split_once('=').unwrap_or((text, "none"));
     let (name, value) = (name.trim_ascii(), value.trim_ascii());
     let Some(quoted) = value.strip_prefix('"') else { return is_token(name) && is_token(value) };
-    // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF". A token contains no backslash,
-    // so each part between backslashes must itself be a token. One backslash may precede the first part.
+    // §9.1: "the value after quoted-string unescaping MUST conform to the 'token' ABNF", and a token has no backslash.
     let unquoted = quoted.strip_suffix('"').unwrap_or_default();
     is_token(name) && unquoted.strip_prefix('\\').unwrap_or(unquoted).split('\\').all(is_token)
 }

@@ -48,8 +48,7 @@ impl Opcode {
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
         use Opcode::*;
         let opcode = [Continuation, Text, Binary, Close, Ping, Pong].into_iter().find(|opcode| *opcode as u8 == bits);
-        // §5.2: an endpoint that receives an unknown opcode "MUST _Fail the WebSocket Connection_". Extensions may
-        // define more opcodes (§5.8), but this server declines every extension.
+        // §5.2: on an unknown opcode, "MUST _Fail the WebSocket Connection_". Only extensions define more (§5.8).
         opcode.ok_or(ReservedOpcode(bits))
     }
 
@@ -70,7 +69,6 @@ pub struct FrameHeader {
 
 impl FrameHeader {
     /// Parses the header at the start of `bytes`, sent by `role`. Returns `Ok(None)` if the length field is incomplete.
-    /// The checks follow the order of the bytes, so the result is the same wherever TCP splits the stream.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
@@ -87,8 +85,7 @@ impl FrameHeader {
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
-            // §5.2: "in all cases, the minimal number of bytes MUST be used to encode the length". Unlike many servers,
-            // this one rejects longer encodings. A 64-bit length that starts with six zero bytes would fit in 16 bits.
+            // §5.2: "the minimal number of bytes MUST be used to encode the length". After six zeros, 16 bits would do.
             (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
             (LENGTH_64, [0x80..=0xff, ..]) => return Err(LengthTopBit),

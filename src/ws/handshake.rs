@@ -15,8 +15,7 @@ use sha1::{Digest, Sha1};
 use super::extension::is_extension_list;
 use super::request::{Rejection, Request, bad_request, is_token, quote};
 
-/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, and RFC 9110 §7.8 requires `Connection`. RFC 6455 §4.4: "it
-/// MUST respond with a |Sec-WebSocket-Version| header field […] containing all versions it is willing to use".
+/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, RFC 9110 §7.8 `Connection`, §4.4 `Sec-WebSocket-Version`.
 pub fn upgrade_required() -> Rejection {
     let headers = &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
@@ -39,7 +38,6 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
     let rules = [
         // §4.2.1 item 1: "An HTTP/1.1 or higher GET request".
         (request.method != "GET").then(|| method_rejection(request, &[("Allow", "GET")])),
-        // RFC 9110 §7.8: "A server MUST ignore an Upgrade header field that is received in an HTTP/1.0 request."
         (request.minor_version == 0)
             .then(|| bad_request("An upgrade requires HTTP/1.1; this request is HTTP/1.0 (RFC 6455 §4.2.1).")),
         request.host().err(),
@@ -56,8 +54,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
     if !rejections.is_empty() {
         return Err(rejections);
     }
-    // §4.2.2: "if the server does not wish to agree to one of the suggested subprotocols, it MUST NOT send back a
-    // |Sec-WebSocket-Protocol| header field". The client may continue without a subprotocol (§1.9).
+    // §4.2.2: without agreement, "it MUST NOT send back a |Sec-WebSocket-Protocol| header field"; see also §1.9.
     let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
     // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
     let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";

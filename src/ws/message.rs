@@ -37,7 +37,6 @@ pub enum Assembler {
 }
 
 impl Assembler {
-    /// The `opcode` of a message's first frame sets the type of the message (§5.6).
     pub fn new(opcode: Opcode) -> Assembler {
         match opcode {
             Opcode::Text => Assembler::Text { valid: String::new(), incomplete: Vec::new() },
@@ -56,8 +55,7 @@ impl Assembler {
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();
-        // An announced length alone must not cost memory (§10.4): the capacity is at most twice the *received* size
-        // and never more than the size that the message has at the end of the current frame.
+        // §10.4: the capacity is at most twice the *received* size, because an announced length must not cost memory.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {

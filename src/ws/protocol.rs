@@ -85,7 +85,6 @@ impl Protocol {
         self.frames.frames_received
     }
 
-    /// Bytes allocated for an incomplete message.
     pub fn buffered_bytes(&self) -> usize {
         self.message.as_ref().map_or(0, |message| message.0.len_and_capacity().1)
     }
@@ -110,8 +109,7 @@ impl Protocol {
     /// Returns the next event and leaves unread bytes in `input` (§6.2). Returns `None` once `input` is empty.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
         loop {
-            // §7.1.7: an endpoint that fails the connection "MUST NOT continue to attempt to process data". §1.4: after
-            // receiving a Close, "a peer discards any further data received".
+            // §7.1.7: it "MUST NOT continue to attempt to process data". §1.4: it "discards any further data received".
             if matches!(self.state, State::OutOfSync | State::Closed) {
                 *input = &mut [];
                 return None;
@@ -137,7 +135,6 @@ impl Protocol {
         let FrameHeader { fin, opcode, .. } = chunk.header;
         let is_complete = fin && chunk.is_last;
         debug_assert_eq!(chunk.is_first && opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
-        // Common case: the whole message is in one chunk, so borrow the payload instead of copying it.
         if is_complete && self.message.is_none() {
             return Ok(Some(Event::Message(Message::from_payload(opcode, chunk.payload)?)));
         }
@@ -183,15 +180,13 @@ impl Protocol {
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
-        // §5.5.1: an endpoint that "did not previously send a Close frame […] MUST send a Close frame in response",
-        // and "typically echos the status code it received".
+        // §5.5.1: an endpoint "MUST send a Close frame in response", and "typically echos the status code it received".
         self.send_close(code, "");
         self.state = State::Closed;
         Ok(Event::Close(code, reason.to_owned()))
     }
 
-    /// Fails the connection (§7.1.7): "the endpoint SHOULD send a Close frame with an appropriate status code". Returns
-    /// `None` if the connection was already closing.
+    /// Fails the connection with "an appropriate status code" (§7.1.7); `None` if it was already closing.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
         let was_open = self.send_close(Some(error.code()), &error.to_string());
         self.state = match (error, error.code()) {

@@ -37,8 +37,7 @@ impl FrameReader {
         self.frame.is_none() && self.header_len == 0
     }
 
-    /// Takes the next chunk from `input`. `None` means that more input is needed. After an error from `validate`, the
-    /// caller can skip the frame and keep reading. After any other error, the start of the next frame is unknown.
+    /// Takes the next chunk from `input`. After an error from `validate`, the caller may skip the frame and read on.
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],

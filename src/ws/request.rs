@@ -1,7 +1,6 @@
 //! §4.2.1, the HTTP layer: parses the bytes of a request head into a [`Request`] or a [`Rejection`]. This module checks
 //! the rules of HTTP (RFC 9110, RFC 9112) and of targets (§3). `handshake.rs` checks the upgrade.
 
-/// An HTTP error response. `body` is plain text for the client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     pub status: u16,
@@ -71,7 +70,6 @@ impl HeadReader {
         Err(Rejection::new(431, format!("The request head is over {max} bytes (RFC 6585 §5).")))
     }
 
-    /// The request head so far, without the blank lines before the request line.
     pub fn head(&self) -> &[u8] {
         &self.bytes[self.request_line..]
     }
@@ -112,7 +110,6 @@ pub struct Request<'h> {
 impl<'h> Request<'h> {
     /// Parses a complete request head, or a request line alone if `max_headers` is 0.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
-        // A head cannot have more headers than lines, so allocate at most one entry per line.
         let mut headers = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', head).count().min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         parsed.parse(head).map_err(|error| reject_parse_error(head, max_headers, error))?;
@@ -150,15 +147,13 @@ impl<'h> Request<'h> {
         self.header_values(name).flat_map(|line| line.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
     }
 
-    /// Whether the header `name` lists `token`, ignoring case (§4.2.1).
     pub fn has_token(&self, name: &str, token: &str) -> bool {
         self.list_elements(name).any(|element| element.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// The value of `Host` (§4.2.1 item 2), which is empty if the header is missing from an HTTP/1.0 request.
     pub fn host(&self) -> Result<&'h str, Rejection> {
-        // RFC 9112 §3.2: "A server MUST respond with a 400 (Bad Request) status code to any HTTP/1.1 request message
-        // that lacks a Host header field and to any request message that contains more than one".
+        // RFC 9112 §3.2: a server "MUST respond with a 400" to an HTTP/1.1 request without Host or with several.
         let value = match self.header_values("Host").collect::<Vec<_>>()[..] {
             [value] => value,
             [] if self.minor_version == 0 => b"",
