@@ -17,7 +17,6 @@ pub fn is_trusted_proxy(address: IpAddr, proxies: &[IpNet]) -> bool {
     proxies.iter().any(|network| network.contains(&address))
 }
 
-/// Returns the scheme that the client used: the proxy may speak TLS with the client but plain HTTP with this server.
 pub fn find_scheme(request: &Request) -> &'static str {
     let last = request.list_elements("X-Forwarded-Proto").next_back();
     if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }

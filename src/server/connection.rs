@@ -59,7 +59,6 @@ pub struct Connection<S> {
     pub cold: Box<ColdFields>,
 }
 
-/// The work lists of [`Connections`]: each lists the connections that need one kind of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
     ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch

@@ -45,11 +45,10 @@ impl<'a> CloseFrame<'a> {
         Ok(CloseFrame { code, reason: str::from_utf8(reason).or(Err(ProtocolError::CloseReasonNotUtf8))? })
     }
 
-    /// Returns the payload, with the reason cut to 123 bytes: §5.5 allows 125 bytes of payload, and the code takes two.
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };
-        let end = self.reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2);
+        let end = self.reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2); // §5.5: 125 bytes, with a code of two
         [&code.get().to_be_bytes(), &self.reason.as_bytes()[..end]].concat()
     }
 }
