@@ -182,13 +182,10 @@ impl Config {
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
         // Count one byte per character: few clients send JSON escapes, which need up to 12 bytes per character.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
-        let history_option = [
-            ("--history-db", self.history_db.is_some()),
-            ("--history-sync", self.history_sync.is_some()),
-            ("--history-keep", self.history_keep.is_some()),
-            ("--history-days", self.history_days.is_some()),
-        ];
-        let history_option = history_option.iter().find(|(_, is_set)| *is_set).map(|(option, _)| option);
+        let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
+            .or(self.history_sync.map(|_| "--history-sync"))
+            .or(self.history_keep.map(|_| "--history-keep"))
+            .or(self.history_days.map(|_| "--history-days"));
         Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
             format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
         } else if let (Some(option), None) = (history_option, &self.history_db) {
