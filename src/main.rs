@@ -54,7 +54,6 @@ fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     }
 }
 
-/// Joins clap's error message and tips into one line, without the usage text.
 fn format_error(error: &str) -> String {
     let is_message = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more");
     let paragraphs = error.trim_start_matches("error: ").split("\n\n").filter(is_message);

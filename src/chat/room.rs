@@ -9,9 +9,8 @@ use crate::broker::MemberId;
 
 pub struct Room {
     pub name: Rc<str>,
-    // Local members come first, in connection order. Sorting by name would slow down joins, which list members.
-    pub usernames: BTreeMap<MemberId, Rc<str>>,
-    pub recipients: BTreeMap<Token, Dialect>, // local members that are not leaving; small entries are fast to iterate
+    pub usernames: BTreeMap<MemberId, Rc<str>>, // local members first, in connection order, which needs no sorting
+    pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries are fast to iterate
     dialect_counts: [usize; Dialect::ALL.len()], // recipients per dialect, indexed by `Dialect as usize`
 }
 

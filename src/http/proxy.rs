@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Each proxy appends its peer's address, so the client's address is the rightmost one that is not a trusted proxy.
+/// Each proxy appends its peer's address to `X-Forwarded-For`, so the rightmost address that is not a trusted proxy is
+/// the client's. If all are trusted, returns the leftmost one. Ignores a malformed entry and all to its left.
 pub fn find_client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list_elements("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted_proxy(**address, proxies)).or(addresses.last()).copied()

@@ -18,7 +18,8 @@ pub struct AccessTokens {
 }
 
 impl AccessTokens {
-    /// `previous`: the tokens before a reload, whose ids stay the same. Errors never quote a token: they may be logged.
+    /// Parses one token per line. A token keeps its id from `previous`, the tokens before a reload, unless its username
+    /// has changed. Errors never quote a token, because errors may end up in a log.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
@@ -29,7 +30,6 @@ impl AccessTokens {
         (!tokens.by_hash.is_empty()).then_some(tokens).ok_or("the file contains no token; write one per line".into())
     }
 
-    /// Parses a line: a token, optionally followed by the username that the token is bound to.
     fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
         let text = comment.map_or(text, |(at, _)| &text[..at]).trim();

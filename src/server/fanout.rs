@@ -92,7 +92,6 @@ impl Fanout {
         self.rooms.remove(&room)
     }
 
-    /// Removes and returns the oldest batch. Returns `None` if there is no batch, or if the batches are held.
     pub fn take_next_batch(&mut self) -> Option<(RoomId, Batch)> {
         let (is_held, Fanout { rooms, order, .. }) = (self.is_held(), self);
         std::iter::from_fn(|| order.pop_front_if(|_| !is_held)).find_map(|room| Some((room, rooms.remove(&room)?)))

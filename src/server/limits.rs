@@ -87,7 +87,6 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether the address may present an access token: `false` after too many wrong tokens in one minute.
     pub fn may_try_token(&self, address: IpAddr, now: Duration) -> bool {
         let wrong = self.limit_key(address).and_then(|address| self.wrong_tokens.get(&address));
         wrong.is_none_or(|(count, since)| *count < self.max_wrong_tokens || now - *since >= MINUTE)

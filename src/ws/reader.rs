@@ -23,7 +23,6 @@ pub struct FrameReader {
     pub frames_received: u64,   // number of frames whose first byte has arrived, including control and invalid frames
 }
 
-#[derive(Debug, PartialEq, Eq)]
 pub struct Chunk<'a> {
     pub header: FrameHeader,
     pub payload: &'a [u8],
