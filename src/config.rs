@@ -132,8 +132,8 @@ pub struct Config {
     #[arg(long, value_name = "FILE", help_heading = "Durable history")]
     pub history_db: Option<PathBuf>,
     /// What a stored message survives: "full" also a power failure, "normal" a crash of the server [default: full]
-    #[arg(long, value_name = "full|normal", hide_possible_values = true, help_heading = "Durable history")]
-    pub history_sync: Option<HistorySync>, // `normal` saves an fsync per commit
+    #[arg(long, value_name = "full|normal", value_parser = ["full", "normal"], hide_possible_values = true, help_heading = "Durable history")]
+    pub history_sync: Option<String>, // `normal` saves an fsync per commit
     /// Keep this many messages per room in the file; 0: all [default: 10000]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
     pub history_keep: Option<u64>,
@@ -169,12 +169,6 @@ pub enum TraceDetail {
     Full,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum HistorySync {
-    Full,
-    Normal,
-}
-
 impl Config {
     pub fn validate(&self) -> Result<(), String> {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
@@ -183,7 +177,7 @@ impl Config {
         // Count one byte per character: few clients send JSON escapes, which need up to 12 bytes per character.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
-            .or(self.history_sync.map(|_| "--history-sync"))
+            .or(self.history_sync.as_ref().map(|_| "--history-sync"))
             .or(self.history_keep.map(|_| "--history-keep"))
             .or(self.history_days.map(|_| "--history-days"));
         Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {

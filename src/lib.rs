@@ -12,7 +12,7 @@
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
-//! tools   ─▶ ws, inspect                         part two: explain, poke, replay
+//! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history
 //! ```
 //! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or open
 //! sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
@@ -30,11 +30,10 @@
 //! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn of the loop; the life cycle of a connection.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
-//! 13. [`net`]: the event loop, the listener, the sockets, the log.
-//! 14. [`config`], and `main.rs`: options and the command line.
-//! 15. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
-//! 16. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
-//! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
+//! 13. [`net`], [`config`], and `main.rs`: the event loop, the listener, the log; options and the command line.
+//! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
+//! 15. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
+//! 16. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops
 //! | | code | what happens to the message |

@@ -6,12 +6,11 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment};
 use wirechat::http::access::Access;
-use wirechat::net::{self, event_loop::EventLoop, event_loop::Stop, log_writer::LogWriter};
+use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
 const EXIT_FAILURE: u8 = 1; // exit status if the server cannot run (port in use, for example) or a tool finds an error
 const EXIT_USAGE: u8 = 2; // exit status if the command line or the configuration is invalid, or a tool cannot run
-const EXIT_INTERRUPTED: u8 = 130; // exit status after a second signal: 128 + SIGINT, the convention of shells
 
 // A doc comment on `CommandLine` would replace the description that --help prints.
 #[derive(Parser)]
@@ -84,10 +83,6 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
          \x20 stop:   Ctrl-C\n"
     );
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
-    let stop = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
-    Ok(match stop {
-        Stop::Clean => 0,
-        Stop::Interrupted => EXIT_INTERRUPTED,
-        Stop::StorageFailed => EXIT_FAILURE,
-    })
+    let is_clean = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
+    Ok(if is_clean { 0 } else { EXIT_FAILURE })
 }

@@ -44,7 +44,6 @@ impl RoomLog {
         self.messages.push_back(message);
     }
 
-    /// Returns the message in the log with the same username and nonce: the client has sent a message twice.
     pub fn find_duplicate(&self, message: &Message) -> Option<&Rc<Message>> {
         self.nonces.get(&nonce_key(message)?)
     }

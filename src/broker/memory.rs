@@ -210,7 +210,6 @@ impl Broker for MemoryBroker {
     }
 }
 
-/// All rooms with members, and empty rooms whose history a client may still want.
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,

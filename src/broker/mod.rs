@@ -21,7 +21,6 @@ use serde::Serialize;
 
 use crate::maps::CounterHasher;
 
-/// Fills a slice with random bytes, for values that must be unguessable or unique.
 pub type Random = Box<dyn FnMut(&mut [u8])>;
 /// Identifies an access token without revealing it. The id survives a reload unless the token's username changes.
 pub type CredentialId = std::num::NonZeroU32;

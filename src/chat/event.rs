@@ -61,7 +61,6 @@ pub enum Event {
     },
 }
 
-/// The members of a room, for the dialect `presence`.
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
@@ -76,7 +75,6 @@ pub struct ClientLimits {
     pub rate_limit: f64,    // maximum rate, in messages per second; 0: no limit
 }
 
-/// The text of an error event. PROTOCOL.md ("Errors") specifies some of the texts word for word.
 pub type ErrorText = Cow<'static, str>;
 
 // The reasons that `Effect::Close` puts into Close frames.

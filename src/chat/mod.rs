@@ -150,7 +150,6 @@ impl Chat {
         self.broker.submit(client, Request::Leave, now.monotonic);
     }
 
-    /// Removes all clients without sending events, because the server is stopping.
     pub fn clear(&mut self) {
         self.clients.clear();
         self.rooms.clear();
@@ -186,7 +185,6 @@ impl Chat {
         self.effects.pop_front()
     }
 
-    /// Memory of requests whose events are still pending, in bytes; 0 only if there are none.
     pub fn queued_bytes(&self) -> usize {
         self.broker.queued_bytes()
     }
@@ -199,7 +197,6 @@ impl Chat {
         self.clients.get(&client).map(|client| client.dialect)
     }
 
-    /// Returns a room's local recipients in token order.
     pub fn recipients(&self, room: RoomId) -> impl Iterator<Item = (Token, Dialect)> {
         let recipients = self.rooms.get(&room).into_iter().flat_map(|room| &room.recipients);
         recipients.map(|(client, dialect)| (*client, *dialect))

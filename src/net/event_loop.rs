@@ -1,9 +1,8 @@
 //! Drives the server with mio: one poll loop for the listener, the signals and every connection.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+use std::{net::SocketAddr, sync::Arc};
 
 use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -19,6 +18,7 @@ const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2); // poll token of the waker, which lets other threads wake the poll
 
+const EXIT_INTERRUPTED: i32 = 130; // a second signal stopped the server: 128 + SIGINT, the convention of shells
 // Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
 const MAX_EVENTS: usize = 65536;
 const MAX_ACCEPTS: usize = 64; // maximum number of new clients per turn, so that a flood of them does not delay others
@@ -33,13 +33,6 @@ pub struct EventLoop {
     started: Instant,
     pub address: SocketAddr, // the listening address, with the kernel's choice of port if the configured port is 0
     pub max_connections: usize,
-}
-
-/// Why the event loop has ended.
-pub enum Stop {
-    Clean,
-    Interrupted, // by a second signal
-    StorageFailed,
 }
 
 impl EventLoop {
@@ -68,10 +61,10 @@ impl EventLoop {
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal or a failure of the storage stops the server.
-    pub fn run(mut self) -> io::Result<Stop> {
+    /// Runs until a signal stops the server. Returns `Ok(false)` if a failure of the storage stops it.
+    pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
-        let stop = loop {
+        loop {
             let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(|socket| socket.next_at);
             let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
@@ -94,7 +87,9 @@ impl EventLoop {
             }
             // Handle signals after readiness events, so that the chat publishes messages that arrived before a signal.
             if has_signal && !self.handle_signals() {
-                break Stop::Interrupted;
+                self.server.stop_observers();
+                self.log.lines().flush();
+                std::process::exit(EXIT_INTERRUPTED); // dropping the broker could wait for a disk that does not respond
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();
@@ -103,11 +98,10 @@ impl EventLoop {
                 listener.next_at = listener.next_at.min(Some(now.monotonic));
             }
             if self.server.is_stopped() {
-                break if self.server.storage_failed { Stop::StorageFailed } else { Stop::Clean };
+                self.server.stop_observers();
+                return Ok(!self.server.storage_failed);
             }
-        };
-        self.server.stop_observers();
-        Ok(stop)
+        }
     }
 
     fn accept(&mut self, now: Duration) {

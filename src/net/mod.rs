@@ -9,14 +9,10 @@ use std::{io::IsTerminal, os::fd::AsFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
-use crate::broker::{Broker, Random};
-#[cfg(feature = "sqlite")]
-use crate::config::HistorySync;
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{config::Config, config::TraceDetail, server::memory_broker};
+use crate::{broker::Broker, broker::Random, config::Config, config::TraceDetail, server::memory_broker};
 use log_writer::LogWriter;
 
-/// Parses `--trace-filter`. `Err` is a one-line message that names the option.
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
     let filter = config.trace_filter.as_deref().map(Filter::parse).transpose();
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
@@ -28,7 +24,7 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
     if let Some(path) = &config.history_db {
         use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};
         let options = DatabaseOptions {
-            survives_power_failure: config.history_sync != Some(HistorySync::Normal),
+            survives_power_failure: config.history_sync.as_deref() != Some("normal"),
             keep: config.history_keep.unwrap_or(10_000),
             max_days: config.history_days.unwrap_or(0),
         };

@@ -165,10 +165,8 @@ impl<S: Socket> Server<S> {
         for work in [Work::ReadEnding, Work::Read, Work::Handshake] {
             let limit = if work == Work::Handshake { HANDSHAKES_PER_TURN } else { READS_PER_TURN };
             for _ in 0..self.connections.queue_len(work).min(limit) {
-                if self.pauses_reads() {
-                    break;
-                }
-                let Some(token) = self.connections.dequeue(work) else { break };
+                let next = if self.pauses_reads() { None } else { self.connections.dequeue(work) };
+                let Some(token) = next else { break };
                 // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
                 let full = &self.fanout.full_rooms;
                 if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {

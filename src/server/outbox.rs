@@ -19,7 +19,6 @@ use crate::ws::frame::{self, Role};
 const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
-/// The unsent output of one connection. An empty outbox allocates no memory.
 #[derive(Default)]
 pub struct Outbox {
     chunks: VecDeque<Chunk>,
