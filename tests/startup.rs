@@ -179,6 +179,32 @@ fn limits_that_exclude_each_other() {
     Server::start(&["--max-text", "20000"]);
 }
 
+/// An option whose feature is missing in this build is rejected, and so is its environment variable.
+#[test]
+#[cfg(not(feature = "sqlite"))]
+fn options_of_the_feature_sqlite() {
+    let rows = [
+        ("--history-db", "history.db"),
+        ("--history-sync", "full"),
+        ("--history-sync", "normal"),
+        ("--history-keep", "5"),
+        ("--history-keep", "0"),
+        ("--history-days", "1"),
+        ("--history-days", "0"),
+    ];
+    each_row(
+        &rows,
+        |(option, value)| format!("{option} {value}"),
+        |(option, value)| {
+            let words = [*option, "feature sqlite"];
+            fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+            let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
+            run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
+        },
+    );
+    assert!(!std::path::Path::new("history.db").exists(), "no file is created");
+}
+
 /// Hosts and origins in a form that no request ever has: the error suggests one that works.
 #[test]
 fn hosts_and_origins_that_match_nothing() {

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
 const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
@@ -127,6 +128,7 @@ impl Database {
         if damage != "ok" {
             return Err(failure(ErrorCode::DatabaseCorrupt, damage));
         }
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite would ignore the errors of a checkpoint
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
@@ -291,7 +293,10 @@ impl FileReader {
 
 fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let has_wal = has_wal(path);
     let connection = Connection::open_with_flags(plain_path(path), flags)?;
+    // A damaged file stays as it is: closing it must not move its WAL into it.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
     connection.busy_timeout(Duration::ZERO)?;
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
     Ok(connection)
@@ -438,8 +443,10 @@ pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
 fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if is_empty {
-        connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // The pragma auto_vacuum writes a header, so it belongs to the transaction that sets the ids: otherwise a crash
+        // could leave a header without them. It has no effect once the transaction has the write lock.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
+        transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.execute_batch(SCHEMA)?;
@@ -451,6 +458,10 @@ fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
 /// Checks the file's header before SQLite opens the file: even a read by SQLite could change a foreign database.
 pub fn check_header(path: &Path) -> Result<(), String> {
     let mut header = Vec::new();
+    // Opening a named pipe would wait for another process.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err("this is not a regular file".into());
+    }
     match File::open(path).and_then(|file| file.take(100).read_to_end(&mut header)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err("this is a directory".into()),
@@ -471,6 +482,13 @@ pub fn check_header(path: &Path) -> Result<(), String> {
     }
 }
 
+/// Whether a killed server has left messages in the write-ahead log (WAL).
+fn has_wal(path: &Path) -> bool {
+    let Ok(mut wal) = path.canonicalize().map(PathBuf::into_os_string) else { return false };
+    wal.push("-wal");
+    Path::new(&wal).metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
 fn failure(code: ErrorCode, message: String) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error { code, extended_code: 0 }, Some(message))
 }
@@ -480,7 +498,8 @@ pub fn explain(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
         Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
-        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {error}"),
+        // The report of a check has several lines.
+        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {}", error.to_string().replace('\n', " ")),
         Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
         _ => error.to_string(),
     }

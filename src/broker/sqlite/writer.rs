@@ -57,7 +57,8 @@ fn run(
         let waiting: Vec<Operation> = iter::once(first).chain(operations.try_iter()).take(MAX_BATCH).collect();
         let batch = database.execute(&waiting);
         // After an error, the file must not be used again: a failed fsync may have lost data that a second one confirms.
-        let is_over = batch.is_err() || batches.send(batch).is_err();
+        let has_failed = batch.is_err();
+        let is_over = batches.send(batch).is_err() || has_failed;
         wake();
         if is_over {
             return;

@@ -1,0 +1,62 @@
+//! A stalled disk: only the server's thread that writes to the disk is suspended, as if the kernel did not return from its
+//! system call.
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::support::{Server, print_skipped, require_tool};
+
+/// Signals stop a whole process; ptrace(2) can stop one thread. The thread continues when the script ends.
+const SCRIPT: &str = r#"
+import ctypes, os, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 0x4206, 0x4207, 0x40000000
+thread = int(sys.argv[1])
+for request in [PTRACE_SEIZE, PTRACE_INTERRUPT]:
+    if libc.ptrace(request, thread, None, None) != 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
+os.waitpid(thread, WALL)
+# The process cannot end before its tracer has seen the end of the thread.
+threading.Thread(target=os.waitpid, args=(thread, WALL), daemon=True).start()
+print("stopped", flush=True)
+sys.stdin.read()
+"#;
+
+pub struct Stall(Child);
+
+impl Stall {
+    /// Suspends the thread. `None` if the test may not do so.
+    pub fn begin(server: &Server) -> Option<Stall> {
+        let python = require_tool("python3", &[])?;
+        let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
+        let mut threads = tasks.map(|task| task.expect("a thread").path());
+        let is_writer =
+            |task: &std::path::PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "history\n");
+        let thread = threads.find(is_writer).expect("the thread that writes");
+        let mut command = Command::new(python);
+        command.args(["-c", SCRIPT]).arg(thread.file_name().expect("a number"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        let stall = Stall(child);
+        if line == "stopped\n" {
+            return Some(stall);
+        }
+        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "ptrace is not allowed and nothing may be skipped");
+        print_skipped("this test needs ptrace(2) for a child of another process");
+        None
+    }
+
+    /// Lets the thread continue.
+    pub fn end(self) {}
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}

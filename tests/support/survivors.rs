@@ -1,0 +1,286 @@
+//! Clients of the dialect `events` that survive their server. They keep every text until it is acknowledged, and send it
+//! again to the next server. A checker holds what each of them receives against PROTOCOL.md, sections 5 and 5.1.
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+
+use crate::crowd::Crowd;
+use crate::history_file::Rows;
+use crate::support::users::events_path;
+use crate::support::{Frame, Server, masked, upgrade_request};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const MAX_UNANSWERED: usize = 3;
+/// A client that missed fewer messages than this must resume: they certainly fit into one welcome.
+const CERTAINLY_FIT: u64 = 500;
+
+/// What a client knows, from its own stream alone.
+pub struct Client {
+    pub name: String,
+    pub room: String,
+    /// The number of its connection in the crowd.
+    connection: Option<usize>,
+    epoch: String,
+    session: String,
+    last_id: u64,
+    /// The messages that it has sent and not received: nonce and text.
+    unanswered: Vec<(String, String)>,
+    /// The nonces that it has sent again on this connection.
+    resent: Vec<String>,
+    has_response: bool,
+    has_joined: bool,
+    /// It sends its unanswered messages with the request, not after the `welcome`.
+    is_hasty: bool,
+}
+
+pub struct Survivors {
+    pub clients: Vec<Client>,
+    /// Every message that anyone has received, by room and id. So all of these are acknowledged.
+    pub messages: BTreeMap<(String, u64), Value>,
+    pub acknowledged: usize,
+    pub resumed: usize,
+    sent: usize,
+    random: Rng,
+}
+
+impl Survivors {
+    pub fn new(count: usize, rooms: usize, seed: u64) -> Survivors {
+        let client = |number: usize| Client {
+            name: format!("user-{number}"),
+            room: format!("room-{}", number % rooms),
+            connection: None,
+            epoch: String::new(),
+            session: String::new(),
+            last_id: 0,
+            unanswered: Vec::new(),
+            resent: Vec::new(),
+            has_response: false,
+            has_joined: false,
+            is_hasty: false,
+        };
+        let clients = (0..count).map(client).collect();
+        let (messages, random) = (BTreeMap::new(), Rng::with_seed(seed));
+        Survivors { clients, messages, acknowledged: 0, resumed: 0, sent: 0, random }
+    }
+
+    /// Connects some clients, and does not wait for their welcomes.
+    pub fn connect(&mut self, crowd: &mut Crowd, server: &Server, numbers: impl IntoIterator<Item = usize>) {
+        for number in numbers {
+            let client = &mut self.clients[number];
+            let mut path = events_path(&client.name, &client.room);
+            if !client.epoch.is_empty() {
+                let Client { epoch, last_id, session, .. } = client;
+                path += &format!("&epoch={epoch}&since={last_id}&session={session}");
+            }
+            let connection = crowd.connect(server, &upgrade_request(&path), true);
+            client.connection = Some(connection);
+            client.resent.clear();
+            (client.has_response, client.has_joined, client.is_hasty) = (false, false, self.random.bool());
+            if client.is_hasty {
+                client.resend(crowd);
+            }
+        }
+    }
+
+    /// One client sends one or more messages, if it has joined and few of its messages are unanswered.
+    pub fn talk(&mut self, crowd: &mut Crowd) {
+        let number = self.random.usize(..self.clients.len());
+        let client = &mut self.clients[number];
+        let Some(connection) = client.connection.filter(|_| client.has_joined) else { return };
+        while client.unanswered.len() < MAX_UNANSWERED {
+            self.sent += 1;
+            let (nonce, text) = (format!("n{}", self.sent), format!("{} of {}", self.sent, client.name));
+            crowd.send(connection, &message(&nonce, &text));
+            client.unanswered.push((nonce, text));
+            if self.random.bool() {
+                break;
+            }
+        }
+    }
+
+    /// Reads everything that has arrived. After the end of the server, its last bytes count too.
+    pub fn read(&mut self, crowd: &mut Crowd) {
+        for number in 0..self.clients.len() {
+            let Some(connection) = self.clients[number].connection else { continue };
+            if !self.clients[number].has_response {
+                let Some(head) = crowd.take_head(connection) else { continue };
+                assert!(head.starts_with("HTTP/1.1 101 "), "not upgraded: {head}");
+                self.clients[number].has_response = true;
+            }
+            for frame in crowd.take_frames(connection) {
+                self.receive(crowd, number, connection, &frame);
+            }
+        }
+    }
+
+    pub fn read_until(&mut self, crowd: &mut Crowd, what: &str, condition: impl Fn(&Survivors) -> bool) {
+        let end = Instant::now() + LIMIT;
+        self.read(crowd);
+        while !condition(self) {
+            assert!(Instant::now() < end, "never happened: {what}");
+            crowd.turn();
+            self.read(crowd);
+        }
+    }
+
+    /// Lets the clients talk until so many messages are acknowledged. If that is so at once, perhaps not even a join is done.
+    pub fn talk_until(&mut self, crowd: &mut Crowd, goal: usize) {
+        let end = Instant::now() + LIMIT;
+        while self.acknowledged < goal {
+            assert!(Instant::now() < end, "only {} of {goal} messages are acknowledged", self.acknowledged);
+            (0..8).for_each(|_| self.talk(crowd));
+            crowd.turn();
+            self.read(crowd);
+        }
+        (0..8).for_each(|_| self.talk(crowd));
+    }
+
+    /// Reads what a killed server has still sent, until all connections have ended.
+    pub fn read_to_end(&mut self, crowd: &mut Crowd) {
+        let connections: Vec<usize> = self.clients.iter().filter_map(|client| client.connection).collect();
+        crowd.turn_until("all connections end", |crowd| connections.iter().all(|id| crowd.members[*id].has_ended));
+        self.read(crowd);
+        self.clients.iter_mut().for_each(|client| client.connection = None);
+    }
+
+    /// Waits until everyone has received everything, and no message is unanswered.
+    pub fn settle(&mut self, crowd: &mut Crowd) {
+        self.read_until(crowd, "everyone has received everything", |survivors| {
+            let last_ids = survivors.last_ids();
+            survivors.clients.iter().all(|client| {
+                let last = last_ids.get(&client.room).copied().unwrap_or_default();
+                client.has_joined && client.unanswered.is_empty() && client.last_id == last
+            })
+        });
+    }
+
+    pub fn has_joined(&self) -> bool {
+        self.clients.iter().all(|client| client.has_joined)
+    }
+
+    fn last_ids(&self) -> BTreeMap<String, u64> {
+        // The keys are sorted, so the last id of a room is inserted last.
+        self.messages.keys().cloned().collect()
+    }
+
+    fn receive(&mut self, crowd: &mut Crowd, number: usize, connection: usize, frame: &Frame) {
+        match frame.first {
+            0x89 => crowd.try_send(connection, &masked(0x8a, &frame.payload)),
+            0x88 => assert_eq!(frame.close().0, 1001, "{:?}", frame.close()),
+            _ => {
+                let mut event: Value = serde_json::from_str(frame.text()).expect("JSON");
+                let data = event["data"].take();
+                match event["event"].as_str().expect("an event") {
+                    "welcome" => self.receive_welcome(crowd, number, &data),
+                    "message" => self.receive_message(number, &data),
+                    "joined" | "left" => {}
+                    other => panic!("{} receives {other} {data}", self.clients[number].name),
+                }
+            }
+        }
+    }
+
+    fn receive_welcome(&mut self, crowd: &mut Crowd, number: usize, data: &Value) {
+        let last_id = data["last_id"].as_u64().expect("an id");
+        let history = data["history"].as_array().expect("a history");
+        let client = &mut self.clients[number];
+        let is_new = client.epoch.is_empty();
+        if data["resumed"] == true {
+            assert!(!is_new, "a new client cannot resume");
+            self.resumed += 1;
+        } else {
+            assert!(client.last_id <= last_id, "{} knows {} > {last_id}", client.name, client.last_id);
+            assert!(is_new || last_id - client.last_id > CERTAINLY_FIT, "{} does not resume", client.name);
+            client.last_id = last_id - history.len() as u64;
+        }
+        (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
+        client.has_joined = true;
+        // A true `resumed` means exactly the missed messages: the ids follow the last one that this client knows.
+        for message in history {
+            self.receive_message(number, message);
+        }
+        let client = &mut self.clients[number];
+        assert_eq!(client.last_id, last_id, "{}: the backlog ends at the last id", client.name);
+        if !client.is_hasty {
+            client.resend(crowd);
+        }
+    }
+
+    fn receive_message(&mut self, number: usize, message: &Value) {
+        let client = &mut self.clients[number];
+        let id = message["id"].as_u64().expect("an id");
+        if message["username"] == *client.name {
+            let nonce = message["nonce"].as_str().expect("each message has a nonce");
+            if let Some(at) = client.unanswered.iter().position(|unanswered| unanswered.0 == nonce) {
+                let (_, text) = client.unanswered.remove(at);
+                assert_eq!(message["text"], *text);
+            }
+        }
+        let key = (client.room.clone(), id);
+        if id <= client.last_id {
+            // The room had the message before the client sent it again.
+            let resent = client.resent.iter().position(|nonce| message["nonce"] == **nonce);
+            client.resent.remove(resent.unwrap_or_else(|| panic!("{} receives {message} twice", client.name)));
+            let known = self.messages.get(&key);
+            assert!(known.is_none_or(|known| known == message), "{message}, not {known:?}");
+            return;
+        }
+        assert_eq!(id, client.last_id + 1, "{} misses no message: {message}", client.name);
+        client.last_id = id;
+        if let Some(known) = self.messages.get(&key) {
+            assert_eq!(known, message, "everyone sees the same message at an id");
+        } else {
+            self.acknowledged += 1;
+            self.messages.insert(key, message.clone());
+        }
+    }
+
+    /// Compares what a stopped server has left with what the clients know: nothing acknowledged is lost, nothing is stored
+    /// twice, and everything else is a message that a client has not received yet.
+    pub fn check(&self, rows: &Rows) {
+        rows.check();
+        let lost: Vec<&Value> = self
+            .messages
+            .iter()
+            .filter(|(key, _)| !rows.messages.contains_key(key))
+            .map(|(_, message)| message)
+            .collect();
+        assert!(lost.is_empty(), "acknowledged messages are lost: {lost:?}");
+        let clients: BTreeMap<&str, &Client> = self.clients.iter().map(|client| (&*client.name, client)).collect();
+        for (key, stored) in &rows.messages {
+            let Some(known) = self.messages.get(key) else {
+                let client = clients[stored["username"].as_str().expect("a name")];
+                let pending = client
+                    .unanswered
+                    .iter()
+                    .any(|(nonce, text)| stored["nonce"] == **nonce && stored["text"] == **text);
+                assert!(pending && client.room == key.0, "nobody has sent {stored}");
+                continue;
+            };
+            assert_eq!(known, stored, "the stored message is the one that the clients know");
+        }
+    }
+}
+
+impl Client {
+    fn resend(&mut self, crowd: &mut Crowd) {
+        let connection = self.connection.expect("a connection");
+        for (nonce, text) in &self.unanswered {
+            crowd.try_send(connection, &message(nonce, text)); // the server may have been killed after its welcome
+            self.resent.push(nonce.clone());
+        }
+    }
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}
+
+pub fn message(nonce: &str, text: &str) -> Vec<u8> {
+    let event = json!({"event": "message", "data": {"text": text, "nonce": nonce}});
+    masked(0x81, event.to_string().as_bytes())
+}
