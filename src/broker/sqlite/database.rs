@@ -108,6 +108,12 @@ impl Database {
     /// operator. A file that another program owns is not changed.
     pub fn open(path: &Path, options: DatabaseOptions, run: &str, now: SystemTime) -> Result<Database, String> {
         let describe = |error: String| format!("--history-db {}: {error}", path.display());
+        if rusqlite::version_number() < MIN_SQLITE_VERSION {
+            return Err(describe(format!(
+                "SQLite {} can corrupt a database; use 3.51.3 or later",
+                rusqlite::version()
+            )));
+        }
         check_header(path).map_err(describe)?;
         let open = |path| Database::begin_run(connect(path, OpenFlags::SQLITE_OPEN_CREATE)?, options, run, now);
         open(path).map_err(|error| describe(explain(&error)))
@@ -120,7 +126,6 @@ impl Database {
         run: &str,
         now: SystemTime,
     ) -> rusqlite::Result<Database> {
-        debug_assert!(rusqlite::version_number() >= MIN_SQLITE_VERSION, "rusqlite bundles a later version");
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "cell_size_check", true)?;
         create_schema(&mut connection)?;

@@ -100,8 +100,8 @@ impl SqliteBroker {
         if options.keep > 0 {
             limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
         }
-        let database = Database::open(path, options, &run, now)?;
-        let writer = WriterThread::start(database, wake)?;
+        let mut database = Database::open(path, options, &run, now)?;
+        let writer = WriterThread::start(move |operations| database.execute(operations), wake)?;
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
 

@@ -1,17 +1,17 @@
-//! The writer thread, the only code that waits for the disk. It takes everything that waits into one transaction (group
-//! commit): while one batch is on its way to the disk, the next one gathers.
+//! The writer thread, the only code that waits for the disk. Each transaction takes all operations that wait (group
+//! commit): while the disk stores one batch, the next one gathers.
 
-use std::iter;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::thread::JoinHandle;
+use std::{iter, thread::JoinHandle};
 
 use super::Disk;
-use super::database::{Batch, Database, Operation};
+use super::database::{Batch, Operation};
 
 const MAX_BATCH: usize = 8192; // bounds the memory of a batch's outcomes
-const MAX_BATCHES: usize = 1; // executed batches that the loop has not received yet; then the writer waits
+const MAX_BATCHES: usize = 1; // executed batches that the event loop has not received; with more, the thread waits
 
-/// Executes operations on a thread of its own. Dropping it waits until the file is closed.
+/// Executes operations on its own thread. Dropping it waits until the thread has closed the file.
 pub struct WriterThread {
     operations: Option<Sender<Operation>>, // `None` only while the thread stops
     batches: Receiver<Result<Batch, String>>,
@@ -19,12 +19,15 @@ pub struct WriterThread {
 }
 
 impl WriterThread {
-    /// Calls `wake` after each batch, so that the event loop fetches its outcomes.
-    pub fn start(database: Database, wake: impl Fn() + Send + 'static) -> Result<WriterThread, String> {
+    /// `execute` executes operations in one transaction. `wake` tells the event loop to receive a batch.
+    pub fn start(
+        execute: impl FnMut(&[Operation]) -> Result<Batch, String> + Send + 'static,
+        wake: impl Fn() + Send + 'static,
+    ) -> Result<WriterThread, String> {
         let (sender, operations) = channel();
         let (batch_sender, batches) = sync_channel(MAX_BATCHES);
         let thread = std::thread::Builder::new().name("history".into());
-        let thread = thread.spawn(move || run(database, &operations, &batch_sender, &wake));
+        let thread = thread.spawn(move || run(execute, &operations, &batch_sender, &wake));
         let thread = thread.map_err(|error| format!("The history thread cannot start: {error}."))?;
         Ok(WriterThread { operations: Some(sender), batches, thread: Some(thread) })
     }
@@ -42,21 +45,22 @@ impl Disk for WriterThread {
         match self.batches.try_recv() {
             Ok(batch) => Some(batch),
             Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => Some(Err("the history thread has panicked".into())),
+            Err(TryRecvError::Disconnected) => Some(Err("the history thread has ended".into())),
         }
     }
 }
 
 fn run(
-    mut database: Database,
+    mut execute: impl FnMut(&[Operation]) -> Result<Batch, String>,
     operations: &Receiver<Operation>,
     batches: &SyncSender<Result<Batch, String>>,
     wake: &impl Fn(),
 ) {
     while let Ok(first) = operations.recv() {
         let waiting: Vec<Operation> = iter::once(first).chain(operations.try_iter()).take(MAX_BATCH).collect();
-        let batch = database.execute(&waiting);
-        // After an error, the file must not be used again: a failed fsync may have lost data that a second one confirms.
+        let batch = catch_unwind(AssertUnwindSafe(|| execute(&waiting)));
+        let batch = batch.unwrap_or_else(|_| Err("the history thread has panicked".into()));
+        // After an error, the file must not be used again: a second fsync can succeed although the first lost data.
         let has_failed = batch.is_err();
         let is_over = batches.send(batch).is_err() || has_failed;
         wake();
@@ -71,5 +75,59 @@ impl Drop for WriterThread {
         self.operations = None;
         while self.batches.recv().is_ok() {}
         self.thread.take().into_iter().for_each(|thread| _ = thread.join());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::database::Outcome;
+    use super::*;
+
+    fn load() -> Operation {
+        Operation::Load { room: "tea".into(), limit: 1 }
+    }
+
+    /// Waits until the thread has executed a batch, and returns it.
+    fn next_batch(writer: &mut WriterThread, woken: &Receiver<()>) -> Result<Batch, String> {
+        woken.recv().unwrap();
+        writer.next_batch().expect("a wake-up has a batch")
+    }
+
+    #[test]
+    fn operations_gather_while_a_batch_is_executed() {
+        let ((wake, woken), (start, started), (finish, finished)) = (channel(), channel(), channel());
+        let execute = move |operations: &[Operation]| {
+            start.send(operations.len()).unwrap();
+            finished.recv().unwrap();
+            let outcomes = operations.iter().map(|_| Outcome::NotResumable).collect();
+            Ok(Batch { outcomes, deletions: Vec::new() })
+        };
+        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+        writer.submit(load());
+        assert_eq!(started.recv(), Ok(1));
+        (0..3).for_each(|_| writer.submit(load()));
+        assert!(writer.next_batch().is_none());
+        for count in [1, 3] {
+            finish.send(()).unwrap();
+            assert_eq!(next_batch(&mut writer, &woken).unwrap().outcomes.len(), count);
+        }
+        assert_eq!(started.recv(), Ok(3));
+    }
+
+    #[test]
+    fn an_error_and_a_panic_end_the_thread_and_reach_the_event_loop() {
+        for (panics, error) in [(false, "disk I/O error"), (true, "the history thread has panicked")] {
+            let (wake, woken) = mpsc::channel();
+            let execute =
+                move |_: &[Operation]| if panics { panic!("on purpose") } else { Err("disk I/O error".into()) };
+            let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+            writer.submit(load());
+            assert_eq!(next_batch(&mut writer, &woken).unwrap_err(), error);
+            assert!(woken.recv().is_err(), "the thread has ended");
+            writer.submit(load());
+            assert!(writer.next_batch().unwrap().is_err());
+        }
     }
 }

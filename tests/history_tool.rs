@@ -1,0 +1,140 @@
+//! `wirechat history`: a file's messages as text and JSON, its check, and its copy.
+
+#![cfg(feature = "sqlite")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use support::users::events_path;
+use support::{RawClient, Server};
+
+/// A new folder, which is removed when dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("history-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn history(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
+        command.arg("history").args(arguments).current_dir(&self.0).output().unwrap()
+    }
+
+    /// What a command prints that must succeed.
+    fn printed(&self, arguments: &[&str]) -> String {
+        let output = self.history(arguments);
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The error of a command that must fail.
+    fn error(&self, arguments: &[&str]) -> String {
+        let output = self.history(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(output.stdout.is_empty());
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn start(&self) -> Server {
+        let args = ["--rate-limit", "0", "--history-db", "chat.db"];
+        Server::launch(Server::command("127.0.0.1:0", &args).current_dir(&self.0))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Sends a message, and returns its data from the event.
+fn say(client: &mut RawClient, text: &str) -> Value {
+    client.send_text(&json!({"event": "message", "data": {"text": text, "nonce": text}}).to_string());
+    client.read_event("message")
+}
+
+/// A file with two rooms, whose server was killed, so that its messages are in the WAL. Returns the messages.
+fn write_history(folder: &Folder) -> [Value; 3] {
+    let server = folder.start();
+    let mut ann = server.upgrade(&events_path("ann", "tea"));
+    let mut bob = server.upgrade(&events_path("bob", "a b"));
+    [say(&mut ann, "one"), say(&mut ann, "two\nlines"), say(&mut bob, "three")]
+}
+
+#[test]
+fn export() {
+    let folder = Folder::new("export");
+    let messages = write_history(&folder);
+    let time = |message: &Value| message["time"].as_str().unwrap().to_owned();
+    let [one, two, three] = &messages;
+    let tea = format!("{} #tea ann: one\n{} #tea ann: two\n    lines\n", time(one), time(two));
+    assert_eq!(folder.printed(&["chat.db", "export", "--room", "tea"]), tea);
+    let all = format!("{} #a b bob: three\n{tea}", time(three));
+    assert_eq!(folder.printed(&["chat.db", "export"]), all);
+    let lines = folder.printed(&["chat.db", "export", "--json"]);
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (line, (room, message)) in lines.iter().zip([("a b", three), ("tea", one), ("tea", two)]) {
+        let mut expected = message.clone();
+        expected["room"] = room.into();
+        assert_eq!(*line, expected);
+    }
+    assert_eq!(lines.len(), 3);
+    assert!(folder.error(&["chat.db", "export", "--room", "Tea"]).contains("there is no room \"Tea\""));
+}
+
+#[test]
+fn backup() {
+    let folder = Folder::new("backup");
+    write_history(&folder);
+    assert_eq!(folder.printed(&["chat.db", "backup", "copy.db"]), "");
+    assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
+    assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
+    assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
+    // A server continues with the copy.
+    std::fs::rename(folder.0.join("copy.db"), folder.0.join("chat.db")).unwrap();
+    let _ = std::fs::remove_file(folder.0.join("chat.db-wal"));
+    let server = folder.start();
+    let mut ann = server.upgrade(&events_path("ann", "tea"));
+    assert_eq!(ann.read_event("welcome")["last_id"], 2);
+    assert_eq!(say(&mut ann, "four")["id"], 3);
+}
+
+#[test]
+fn check() {
+    let folder = Folder::new("check");
+    write_history(&folder);
+    assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
+    folder.printed(&["chat.db", "backup", "copy.db"]);
+    let path = folder.0.join("copy.db"); // without a WAL, which would hide the damage
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0x55);
+    std::fs::write(&path, &bytes).unwrap();
+    let output = folder.history(&["copy.db", "check"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("copy.db is damaged: "));
+}
+
+#[test]
+fn files_that_cannot_be_used() {
+    let folder = Folder::new("unusable");
+    std::fs::write(folder.0.join("text"), "not a database").unwrap();
+    for (file, error) in
+        [("missing.db", "there is no such file"), ("text", "not a SQLite database"), (".", "directory")]
+    {
+        assert!(folder.error(&[file, "check"]).contains(error), "{file}");
+        assert!(folder.error(&[file, "export"]).contains(error), "{file}");
+    }
+    assert!(!folder.0.join("missing.db").exists());
+    let server = folder.start();
+    server.upgrade(&events_path("ann", "tea")).read_event("welcome");
+    assert!(folder.error(&["chat.db", "export"]).contains("another process uses this file"));
+}
