@@ -111,7 +111,7 @@ MUTANTS = [
      'let Some(nonce) = message.nonce.as_ref().filter(|nonce| nonce.is_empty()) else { return Ok(None) };'),
     ('a resume ignores the run', DATABASE, 'if run > known {', 'if run > known + 1000 {'),
     ('a resume ignores deletions', DATABASE, 'if since < deleted_id || since > last_id', 'if since > last_id'),
-    ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        self.stored', 'std::mem::forget(transaction);\n        self.stored'),
+    ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        self.is_full', 'std::mem::forget(transaction);\n        self.is_full'),
     ('a full disk acknowledges', DATABASE, '(None, None) => Ok(Outcome::DiskFull),', '(None, None) => Ok(Outcome::Stored(1)),'),
     ('one message too many is deleted', DATABASE, 'id.saturating_sub(keep).saturating_sub(deleted_id)',
      'id.saturating_sub(keep - 1).saturating_sub(deleted_id)'),

@@ -11,8 +11,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transac
 const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 const SCHEMA_VERSION: u32 = 1;
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
-const MIN_MESSAGE_LEN: usize = 120; // as JSON; a page of n bytes cannot hold more than n / 120 messages
-/// Each stored message deletes at most this many old ones of its room, so that a lower `--history-keep` blocks no commit.
+const MIN_MESSAGE_LEN: usize = 120; // in bytes as JSON, so that n bytes hold at most n / 120 messages
+// Maximum number of old messages that a new one deletes. With a lower `--history-keep`, one commit must not delete thousands.
 const DELETES_PER_MESSAGE: u64 = 16;
 const DELETES_PER_SWEEP: u64 = 1000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -96,10 +96,11 @@ pub struct StoredMessage {
 }
 
 pub struct Database {
-    pub connection: Connection, // tests limit its pages, and begin the next run on it
+    pub connection: Connection, // public so that tests can limit its size, and begin another run on it
     options: DatabaseOptions,
     run: i64,
     stored: usize, // messages since the last checkpoint
+    is_full: bool, // whether the last commit found a full disk, so that the log says so once
     next_sweep: Option<SystemTime>,
 }
 
@@ -140,7 +141,7 @@ impl Database {
         connection.pragma_update(None, "synchronous", sync)?;
         connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
         let run = connection.last_insert_rowid();
-        let mut database = Database { connection, options, run, stored: 0, next_sweep: None };
+        let mut database = Database { connection, options, run, stored: 0, is_full: false, next_sweep: None };
         while database.sweep(now, &mut Vec::new())? {}
         database.checkpoint()?;
         Ok(database)
@@ -149,13 +150,13 @@ impl Database {
     /// Executes operations in order; those that store share one transaction. If the disk is full, no message of the
     /// batch is stored. `Err`: the file can no longer be trusted; whether the messages are stored is unknown.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
-        let executed = match self.commit(operations) {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
-                log::warn!("STORAGE full, messages are not stored: {error}");
-                self.read(operations)
+        let mut executed = self.commit(operations);
+        if executed.as_ref().is_err_and(is_full) {
+            if !std::mem::replace(&mut self.is_full, true) {
+                log::warn!("STORAGE full: messages are rejected until the disk has space");
             }
-            executed => executed,
-        };
+            executed = self.read(operations);
+        }
         executed.map_err(|error| explain(&error))
     }
 
@@ -180,6 +181,7 @@ impl Database {
             batch.outcomes.push(perform(&transaction, operation, run)?);
         }
         transaction.commit()?;
+        self.is_full = false;
         self.stored += count;
         if let Ok(now) = humantime::parse_rfc3339(newest) {
             ignore_full(self.sweep(now, &mut batch.deletions).map(drop))?;
@@ -312,9 +314,12 @@ fn plain_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
 }
 
+fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
 /// A full disk delays deletions and checkpoints; committed messages are safe in the WAL.
 fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
-    let is_full = |error: &rusqlite::Error| error.sqlite_error_code() == Some(ErrorCode::DiskFull);
     result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
 }
 
