@@ -38,7 +38,7 @@ pub trait Broker {
     /// Submits a request, whose events may arrive later. `now` is the monotonic time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
-    /// Memory of requests whose events are still pending, in bytes; 0 only if there are none.
+    /// The memory that requests with pending events hold, in bytes. 0 means that no event is pending.
     fn queued_bytes(&self) -> usize {
         0
     }

@@ -59,7 +59,7 @@ impl RuleChecker {
     }
 
     /// Makes the checker discard later data frames, as the server does once it has queued or sent a Close.
-    pub fn begin_closing(&mut self) {
+    pub fn set_closing(&mut self) {
         self.protocol.close(CloseCode::NORMAL, "");
         self.protocol.take_output();
     }

@@ -88,7 +88,7 @@ pub struct RecordQueue(RefCell<VecDeque<(Token, QueueEntry)>>);
 #[expect(clippy::large_enum_variant, reason = "almost every entry is a record")]
 enum QueueEntry {
     Record(Record),
-    /// A record about test cases, which the server sends even if the inspector's outbox is over half full.
+    /// A test-case record. The server sends it even if the inspector's outbox is over half full.
     Cases(Value),
     /// The server has removed the inspected connection, so the inspector's connection must close too.
     Ended,
@@ -295,7 +295,7 @@ impl Inspection {
         }
     }
 
-    /// Handles the removal of a connection, which may be an inspector's, an inspected connection or neither.
+    /// Handles the removal of any connection: an inspector, an inspected connection or neither.
     pub fn remove(&mut self, connection: Token) {
         // `detach` does nothing unless the removed connection is an inspector's, so no check is needed.
         self.detach(connection);

@@ -227,8 +227,8 @@ impl Observer for ConnectionObserver {
                 self.capture.take_if(|capture| capture.upgrade(has_ticket));
             }
             ObservedStage::Closing => {
-                self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.begin_closing());
-                self.recorder.iter_mut().for_each(|recorder| recorder.begin_closing(self.context.now.get()));
+                self.active_tap.iter_mut().for_each(|active_tap| active_tap.tap.set_closing());
+                self.recorder.iter_mut().for_each(|recorder| recorder.set_closing(self.context.now.get()));
             }
         }
     }

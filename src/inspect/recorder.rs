@@ -230,7 +230,7 @@ impl Recorder {
         self.buffered.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
     }
 
-    pub fn begin_closing(&mut self, now: SystemTime) {
+    pub fn set_closing(&mut self, now: SystemTime) {
         self.write(Step::Closing, now);
     }
 
@@ -407,7 +407,7 @@ mod tests {
         with_recordings("full", |recordings| {
             let mut recorder = recordings.start(1, NOW).expect("a recorder");
             recorder.output = Output::File(File::options().write(true).open("/dev/full").expect("/dev/full"));
-            recorder.begin_closing(NOW);
+            recorder.set_closing(NOW);
             assert!(matches!(recorder.output, Output::Stopped));
             assert!(record(recordings, 2, Some(101)).contains("\"end\""));
         });

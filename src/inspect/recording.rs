@@ -107,7 +107,7 @@ impl Recording {
                 Step::Server(bytes) => tap.observe(Role::Server, bytes, *at),
                 // Pass 0 as the number of secrets to redact: the recorder has already redacted them.
                 Step::Upgraded { limits, user } => tap.upgrade(*limits, user.as_deref().map(Into::into), 0),
-                Step::Closing => tap.begin_closing(),
+                Step::Closing => tap.set_closing(),
                 Step::End(cause) => tap.finish(cause, *at),
                 Step::Cut => {}
             }

@@ -145,10 +145,10 @@ impl Tap {
         }
     }
 
-    /// The server calls `begin_closing` when it queues a Close, which the tap cannot see yet. From then on, the server
+    /// The server calls `set_closing` when it queues a Close, which the tap cannot see yet. From then on, the server
     /// discards data frames, so the tap stops checking them.
-    pub fn begin_closing(&mut self) {
-        self.checker.begin_closing();
+    pub fn set_closing(&mut self) {
+        self.checker.set_closing();
     }
 
     /// Reports any incomplete frames and the close of the TCP connection. `cause` explains why TCP closed.
@@ -262,7 +262,7 @@ impl Tap {
         if let (Role::Server, Some(payload)) = (from, &close) {
             self.reporter.report_failure(self.checker.release_failure(Some(payload)));
             // After sending its Close frame (§5.5.1), the server discards everything but the client's Close frame.
-            self.checker.begin_closing();
+            self.checker.set_closing();
         }
         if !std::mem::take(&mut self.direction(from).is_reported) {
             self.report_frame(frame);
@@ -348,14 +348,14 @@ mod tests {
     }
 
     /// A server discards the client's data frames as soon as it has queued a Close. The tap cannot see a queued frame,
-    /// so the server calls `begin_closing`.
+    /// so the server calls `set_closing`.
     #[test]
     fn frames_after_a_queued_close_are_not_checked() {
         let is_broken = |is_closing: bool| {
             let records = Records::default();
             let mut tap = Tap::open(1, records.clone());
             if is_closing {
-                tap.begin_closing();
+                tap.set_closing();
             }
             tap.observe(Role::Client, b"\x81\x81\0\0\0\0\xff", SystemTime::UNIX_EPOCH);
             records.take().iter().any(|record| matches!(record.kind, RecordKind::Failure(_)))

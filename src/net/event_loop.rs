@@ -18,7 +18,7 @@ const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2); // poll token of the waker, which lets other threads wake the poll
 
-const EXIT_INTERRUPTED: i32 = 130; // a second signal stopped the server: 128 + SIGINT, the convention of shells
+const EXIT_INTERRUPTED: i32 = 130; // a second signal stopped the server: 128 + SIGINT, the shell convention
 // Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
 const MAX_EVENTS: usize = 65536;
 const MAX_ACCEPTS: usize = 64; // maximum number of new clients per turn, so that a flood of them does not delay others

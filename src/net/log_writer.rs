@@ -25,7 +25,7 @@ const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct LogWriter(Arc<Mutex<Lines>>);
 
-/// Writes to stderr, if possible without blocking, and returns the number of bytes written.
+/// Writes to stderr and returns the number of bytes written. May block only where stderr has no non-blocking mode.
 pub type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
 pub struct Lines {

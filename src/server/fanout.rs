@@ -59,7 +59,7 @@ impl Fanout {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }
 
-    pub fn end_old_hold(&mut self) {
+    pub fn expire_hold(&mut self) {
         self.held_since = self.held_since.filter(|_| self.left_events > MASS_DISCONNECT);
     }
 

@@ -347,7 +347,7 @@ impl<S: Socket> Server<S> {
                 self.remove(token);
             }
             self.apply_effects();
-            self.fanout.end_old_hold();
+            self.fanout.expire_hold();
             // Write to single clients before rooms: a Pong must not wait for a batch with thousands of recipients.
             while let Some(token) = self.connections.dequeue(Work::Write) {
                 self.write_to(token);

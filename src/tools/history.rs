@@ -32,7 +32,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print all messages, the oldest of each room first
+    /// Print all messages, room by room, oldest first
     Export {
         /// Print only this room's messages
         #[arg(long)]
@@ -54,7 +54,7 @@ struct Line<'a> {
     message: Message,
 }
 
-/// Runs a command. Returns `Ok(false)` if the check finds damage.
+/// Runs one command. Returns `Ok(false)` only if the command `check` finds a damaged file.
 ///
 /// # Errors
 /// A one-line message, for example if a server uses the file.

@@ -109,7 +109,7 @@ impl Protocol {
     /// Returns the next event and leaves unread bytes in `input` (§6.2). Returns `None` once `input` is empty.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
         loop {
-            // §7.1.7: it "MUST NOT continue to attempt to process data". §1.4: it "discards any further data received".
+            // §7.1.7: after a failure, an endpoint "MUST NOT continue to attempt to process data"; nor after a Close (§1.4).
             if matches!(self.state, State::OutOfSync | State::Closed) {
                 *input = &mut [];
                 return None;

@@ -51,7 +51,7 @@ pub struct DatabaseOptions {
     pub max_days: u32,                // delete messages that are older; 0: no limit
 }
 
-/// What the broker needs from the file. The operations of a batch take effect in order.
+/// A request of the broker to the file. The operations of a batch take effect in order.
 #[derive(Debug)]
 pub enum Operation {
     /// Stores a message under the room's next id, unless the room has a message with its username and nonce.
@@ -263,7 +263,7 @@ impl FileReader {
         check().unwrap_or_else(|error: rusqlite::Error| Err(explain(&error)))
     }
 
-    /// Writes a compact copy to a file that must not exist.
+    /// Writes a compact copy to a new file. Fails if the file already exists.
     pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
         if path.exists() {
             return Err(format!("{} already exists", path.display()));
@@ -302,7 +302,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_wal = has_wal(path);
     let connection = Connection::open_with_flags(plain_path(path), flags)?;
-    // A damaged file stays as it is: closing it must not move its WAL into it.
+    // Leave a damaged file untouched: do not checkpoint its WAL when the connection closes.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
     connection.busy_timeout(Duration::ZERO)?;
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
@@ -407,8 +407,8 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusql
     Ok(Outcome::Messages { last_id, messages })
 }
 
-/// A resume is complete if `epoch` names a run of this file that is not older than message `since`, and if every later
-/// message is still here. The module's figure shows why.
+/// Reads all messages after `since`, if the file still has them, and if it stored message `since` in the run named `epoch`
+/// or before: then the client and the file have the same message under this id. The parent module has a figure of it.
 fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
     let limit = max_bytes / MIN_MESSAGE_LEN;
     let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;

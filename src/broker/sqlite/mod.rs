@@ -50,7 +50,7 @@ pub trait Disk {
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub messages: usize, // maximum number of messages that a client receives when it joins or switches to a room
-    pub backlog: usize,  // maximum bytes of these messages
+    pub backlog: usize,  // maximum total size of the messages that such a client receives, in bytes
     pub bytes: usize,    // maximum memory for the newest messages of all rooms with members
 }
 

@@ -19,7 +19,7 @@ pub struct WriterThread {
 }
 
 impl WriterThread {
-    /// `execute` executes operations in one transaction. `wake` tells the event loop to receive a batch.
+    /// `execute` runs operations in one transaction. `wake` tells the event loop that their outcomes are ready.
     pub fn start(
         execute: impl FnMut(&[Operation]) -> Result<Batch, String> + Send + 'static,
         wake: impl Fn() + Send + 'static,
