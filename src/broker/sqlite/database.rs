@@ -134,6 +134,7 @@ impl Database {
         if damage != "ok" {
             return Err(failure(ErrorCode::DatabaseCorrupt, damage));
         }
+        connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite would ignore the errors of a checkpoint
@@ -155,7 +156,8 @@ impl Database {
             if !std::mem::replace(&mut self.is_full, true) {
                 log::warn!("STORAGE full: messages are rejected until the disk has space");
             }
-            executed = self.read(operations);
+            // The WAL may have filled the disk. A checkpoint lets SQLite write it again from its start.
+            executed = ignore_full(self.checkpoint()).and_then(|()| self.read(operations));
         }
         executed.map_err(|error| explain(&error))
     }
