@@ -24,22 +24,22 @@ and type:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    /// Listen on this address; a port alone means 127.0.0.1, port 0 any free one
+    /// Listen on this address; a port alone means 127.0.0.1, and port 0 means any free port
     #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
     pub listen: SocketAddr,
-    /// Read access tokens from this file: one per line, optionally followed by the username it is bound to; # starts a
-    /// comment
+    /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
+    /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     pub tokens: Option<PathBuf>, // without `--tokens`: the public demo tokens, if no other machine can reach the server
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
-    /// Allow pages from this origin (scheme, host, port); "null" allows pages opened from disk, "*" all (repeatable)
+    /// Allow pages from this origin (scheme, host, port); "null" allows pages opened from disk, "*" any (repeatable)
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty, a server on loopback allows loopback names, any other server all names
+    pub allow_host: Vec<String>, // if empty: on loopback, allow only loopback names; otherwise, allow all names
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -78,7 +78,7 @@ pub struct Config {
     pub max_text: usize, // a long text must not push all other messages off the screen
     /// Limit a message to this many frames
     #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = value_parser!(u32).range(1..), help_heading = "Limits")]
-    pub max_fragments: u32, // bounds the time that empty frames cost; Autobahn sends messages of up to 65,536 frames
+    pub max_fragments: u32, // bounds the time spent on empty frames; Autobahn sends messages of up to 65,536 frames
     /// Disconnect a client that leaves more bytes than this unread
     #[arg(long, default_value_t = 256 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 1024 * MIB), help_heading = "Limits")]
     pub max_outbox: usize, // 256 KiB lets a client stall for several seconds even in a busy room
@@ -87,7 +87,7 @@ pub struct Config {
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
-    pub max_read: usize, // the server calls read(2) once per turn: a peer that never pauses must not delay others
+    pub max_read: usize, // one read(2) per connection and turn: a peer that never pauses must not delay others
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
@@ -96,7 +96,7 @@ pub struct Config {
     pub max_per_address: usize, // a household shares one IPv4 address or IPv6 /64, so IPv6 is limited per /64
     /// Accept this many connections per second from one address, and bursts of five times as many; 0: no limit
     #[arg(long, default_value = "20", value_name = "N", value_parser = parse_rate, help_heading = "Limits")]
-    pub connect_rate: f64, // a handshake costs as much as ten messages; 20 a second permit ten page reloads a second
+    pub connect_rate: f64, // a handshake costs as much as ten messages; a page load opens at most two connections
     /// Allow this many wrong access tokens per minute from one address (loopback is exempt unless the server is
     /// public); 0: no limit
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
@@ -119,9 +119,9 @@ pub struct Config {
     /// Keep this many messages per room for clients that join; 0: none
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_number(0, 10_000), help_heading = "Limits")]
     pub history: usize,
-    /// Limit the history of all rooms together
+    /// Limit the total size of all rooms' histories
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(KIB, usize::MAX), help_heading = "Limits")]
-    pub max_history: usize, // 16 MiB of history hold about 50,000 messages
+    pub max_history: usize, // 16 MiB hold about 50,000 messages
     /// Keep the history of at most this many empty rooms
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_empty_rooms: usize,
@@ -131,13 +131,13 @@ pub struct Config {
     /// Keep the history in this SQLite file, so that no acknowledged message is lost (feature sqlite)
     #[arg(long, value_name = "FILE", help_heading = "Durable history")]
     pub history_db: Option<PathBuf>,
-    /// What a stored message survives: "full" also a power failure, "normal" a crash of the server [default: full]
+    /// Make stored messages survive a power failure ("full") or only a crash of the server ("normal") [default: full]
     #[arg(long, value_name = "full|normal", value_parser = ["full", "normal"], hide_possible_values = true, help_heading = "Durable history")]
     pub history_sync: Option<String>, // `normal` saves an fsync per commit
     /// Keep this many messages per room in the file; 0: all [default: 10000]
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
     pub history_keep: Option<u64>,
-    /// Delete messages from the file that are older than this many days; 0: never [default: 0]
+    /// Delete messages older than this many days from the file; 0: never [default: 0]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
     pub history_days: Option<u32>,
     /// Reject a request that is not complete after this long
@@ -145,7 +145,7 @@ pub struct Config {
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
     #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
-    pub ping_interval: Duration, // Pings detect dead peers, and keep proxies from cutting connections idle for a minute
+    pub ping_interval: Duration, // detects dead peers; proxies often close a connection that is idle for a minute
     /// Drop a client that has sent nothing for this long
     #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub idle_timeout: Duration,
@@ -218,7 +218,7 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, and its value. A trusted proxy's clients may be on any machine.
+    /// The first option that makes the server public, with its value. A trusted proxy may serve other machines.
     fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
@@ -241,7 +241,7 @@ pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
         let value = std::env::var_os(&name).filter(|_| arg.get_help_heading() != Some(LOGGING_HEADING));
-        // An empty value means the default. Leak each name, once at start, because clap requires `'static` names.
+        // An empty variable means the default. Leak each name, once at start, because clap requires `'static` names.
         if value.is_some_and(|value| !value.is_empty()) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
 }

@@ -34,7 +34,7 @@ impl RoomLog {
         message
     }
 
-    /// Adds a message that already has the next id.
+    /// Adds a message whose id is already set, to `last_id + 1`.
     pub fn push(&mut self, message: Rc<Message>) {
         debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         debug_assert_eq!(message.id, self.last_id + 1, "ids are consecutive");
@@ -96,7 +96,7 @@ fn max_json_len(message: &Message) -> usize {
 
 pub fn memory_bytes(message: &Message) -> usize {
     let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: an entry in a half-full HashMap
-    // 160 bytes per message: structs, reference counts, allocator headers, and part of a timestamp shared with others.
+    // 160 bytes per message: structs, reference counts, allocator headers, and a fraction of a shared timestamp.
     160 + message.username.len() + message.text.len() + nonce
 }
 

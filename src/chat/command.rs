@@ -4,7 +4,7 @@ use std::{borrow::Cow, rc::Rc};
 
 use super::event::ErrorText;
 
-/// A command or an error, and the optional nonce (1 to 64 characters), which the resulting event repeats.
+/// A command or an error, and an optional nonce (1 to 64 characters) that the resulting event repeats.
 pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]

@@ -177,7 +177,7 @@ fn parse_rooms_dialect(text: &str) -> Result<Command<'_>, ErrorText> {
 
 /// A JSON object with unparsed values. Each value is parsed separately, so that an error can name the field.
 struct Object<'a> {
-    path: &'static str, // the object's place, for error texts: "data", or "" for the whole message
+    path: &'static str, // the object's name in error texts: "data", or "" for the whole message
     fields: BTreeMap<Cow<'a, str>, &'a RawValue>,
     repeated_key: Option<Cow<'a, str>>, // the first repeated key, for the error text
 }

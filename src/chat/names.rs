@@ -54,7 +54,7 @@ fn is_visible(character: char) -> bool {
 /// The form in which usernames are compared: case-folded, in NFKC and without ignorable characters.
 pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
-        return Rc::clone(username); // the username is its own key, and sharing saves memory
+        return Rc::clone(username); // the key equals the username: share one string to save memory
     }
     // Remove ignorable characters first, because they keep NFKC from reordering the marks around them.
     let visible: String = username.chars().filter(|character| !is_ignorable(*character)).nfkc().collect();

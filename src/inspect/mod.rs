@@ -44,7 +44,7 @@ pub use frame::{Frame, Header, LengthForm, Parts, Position};
 pub use observer::{InspectObservers, InspectOptions, Trace};
 pub use tap::Tap;
 
-/// Maximum number of bytes that a record stores of a payload or a response body.
+/// Maximum number of bytes of a payload or response body that a record stores.
 pub const MAX_SHOWN: usize = 1024;
 
 // Maximum number of records in a list: one read can contain 10,000 empty frames, each a record of about 300 bytes.

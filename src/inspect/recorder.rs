@@ -1,7 +1,7 @@
 //! `--record`: writes the bytes of a connection to a file in the format of [`recording`](super::recording). The
 //! recorder locates the ends of the HTTP heads (§4.1) and the frame boundaries (§5.2) only to decide which bytes to
 //! redact or omit. The event-loop thread writes the file, so a slow disk slows down the server. If a file cannot be
-//! created or written, only its own recording stops.
+//! created or written, only the recording of that connection stops.
 //!
 //! An access token may be split across two reads. So the recorder buffers the request until the server has processed
 //! the request, then redacts the request as a whole and writes one line per read. Redaction preserves lengths, so the
@@ -243,7 +243,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Too many reads to store every boundary: merge this read into the previous one, which loses no bytes.
+            // Too many reads to store every boundary: merge this read into the previous read, without loss of bytes.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -260,7 +260,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // An inspector's frames are omitted, so `redacted` may be shorter than the reads that contained them.
+        // `redacted` may be shorter than all reads together, because an inspector's frames are omitted.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {

@@ -70,7 +70,7 @@ pub struct Direction {
     pub frames: FrameScanner,
     /// Whether the tap has already reported the current frame: it may report an invalid frame before the frame ends.
     pub is_reported: bool,
-    /// Whether later bytes are no longer parsed as frames, for example after an invalid header.
+    /// Whether to stop parsing this direction's bytes as frames, for example after an invalid header.
     pub is_out_of_sync: bool,
 }
 
@@ -139,7 +139,7 @@ impl FrameScanner {
         if !self.in_payload
             && let Err(error) = self.read_header(&mut frame, input, part)
         {
-            // Show the payload length in the invalid header, which hints at what the peer meant to send.
+            // Show the payload length of the invalid frame: the length hints at what the peer meant to send.
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
             read_payload(&mut frame, input, part);

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode;
 use crate::ws::handshake::find_access_token;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header is secret if its name contains one of these words: many products have header names of their own.
+/// Words that mark a header name as secret. Words catch more than full names: many products define their own headers.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS

@@ -24,8 +24,8 @@ use crate::ws::frame::Role;
 /// The column where the RFC section numbers start, with and without a timestamp.
 const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
-/// Maximum characters shown from a request line or status line. For a response body, the limit is twice as high in the
-/// record's first line, and three times as high in [`Detail::Full`].
+/// Maximum number of characters shown of a request line or status line. For a response body, the limit is twice as high
+/// in the record's first line, and three times as high in [`Detail::Full`].
 const MAX_HEAD_EXCERPT: usize = 120;
 const INDENT: &str = "  ";
 const ROW_BYTES: usize = 16;

@@ -1,4 +1,4 @@
-//! The server's part of RFC 6455: bytes go in, events and bytes come out. These modules use no sockets and no clocks.
+//! The server's part of RFC 6455: bytes go in, events and bytes come out. The module uses no sockets and no clocks.
 //!
 //! # Index: the sections of RFC 6455 that bind a server
 //!

@@ -1,8 +1,8 @@
-//! A broker that keeps every message in a SQLite file. An event leaves the broker only after the messages before it are
-//! committed, so nobody ever receives a message that a crash could lose.
+//! A broker that keeps every message in a SQLite file. An event leaves the broker only after all earlier messages
+//! are committed, so nobody ever receives a message that a crash could lose.
 //!
-//! The [`MemoryBroker`](super::memory::MemoryBroker) decides who is a member where, at once and without a history of its
-//! own. Its events wait here in a queue. A [`Disk`] stores their messages, and reads the history that they need:
+//! A [`MemoryBroker`](super::memory::MemoryBroker) decides immediately who is a member of which room, and keeps no
+//! messages. Events wait in a queue until a [`Disk`] has stored the messages and read the history that the events need:
 //!
 //! ```text
 //!   submit ─▶ MemoryBroker ─▶ queue: Published, Left, Joined … ─▶ next_event
@@ -10,13 +10,13 @@
 //!                               └─▶ Disk: one commit ────┘ outcomes, in the same order
 //! ```
 //!
-//! A join, a leave or a switch that follows a pending message takes effect after it. If nothing is pending, nothing waits.
+//! A join, leave or switch waits until all earlier messages are stored. If no operation is pending, no event waits.
 //!
-//! The epoch is the random name of a *run*, the time between two starts. The file knows its runs by number, and which run
-//! stored each message. A client that knows epoch E and message S resumes if the file has a run of this name, if that run
-//! is not older than message S, and if every later message is still there. In the example, run a stores the messages 1 to
-//! 3, and run b message 4. Then a backup from the time of message 2 replaces the file, and run c stores other messages 3
-//! and 4:
+//! Each start of the server begins a *run* with a random name, which is the epoch. The file records which run stored
+//! each message. A client that knows epoch E and message S resumes if the file contains a run named E, if run E or an
+//! earlier run stored message S, and if the file still contains every later message. In the example, run a stores
+//! messages 1 to 3, and run b stores message 4. Then a backup, made after message 2, replaces the file, and run c
+//! stores different messages 3 and 4:
 //!
 //! ```text
 //!   a client knows     a 1    a 3    b 3    b 4    c 4
@@ -43,15 +43,15 @@ use writer::WriterThread;
 /// Executes operations in the order of their submission.
 pub trait Disk {
     fn submit(&mut self, operation: Operation);
-    /// Returns the outcomes of the next operations. After an `Err`, the disk can no longer be used.
+    /// Returns the next batch of outcomes, or `None` if no batch is ready. After an `Err`, the disk is unusable.
     fn next_batch(&mut self) -> Option<Result<Batch, String>>;
 }
 
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    pub messages: usize, // maximum number of messages that a client receives when it joins or switches to a room
-    pub backlog: usize,  // maximum total size of the messages that such a client receives, in bytes
-    pub bytes: usize,    // maximum memory for the newest messages of all rooms with members
+    pub messages: usize, // maximum number of messages sent to a client that joins or switches to a room
+    pub backlog: usize,  // maximum total size of the messages sent on a join or switch, in bytes
+    pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
 }
 
 pub struct SqliteBroker {
@@ -63,28 +63,28 @@ pub struct SqliteBroker {
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     outcomes: VecDeque<Outcome>,
-    deletions: Vec<Deletion>, // take effect after `outcomes`
-    bytes: usize,             // memory of the rooms' logs
+    deletions: Vec<Deletion>, // applied to the rooms' logs once `outcomes` is empty
+    bytes: usize,             // total memory use of the rooms' logs
     has_failed: bool,
 }
 
-/// A room with members.
+/// A room that has members, or that a queued event opens.
 struct Room {
     name: Rc<str>,
-    log: RoomLog, // the newest messages
+    log: RoomLog, // only the newest messages; the file may contain older ones
     members: usize,
-    openings: usize, // queued `Opened` events: a client that replaces the only member opens the room again
+    openings: usize, // number of queued `Opened` events: a client that replaces the only member opens the room again
 }
 
 struct Queued {
     event: RoomEvent,
     needs_outcome: bool,
-    limit: usize, // of a page
+    limit: usize, // maximum number of messages in a page of the history
     bytes: usize,
 }
 
 impl SqliteBroker {
-    /// Opens the file and starts its thread. `memory` makes the broker that decides. `Err` is a line for the operator.
+    /// Opens the file and starts its thread. `memory` creates a `MemoryBroker`. `Err` is one line for the operator.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
@@ -105,7 +105,7 @@ impl SqliteBroker {
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
 
-    /// `decisions` decides at once and keeps no messages. `epoch` is the name of the run that the disk has begun.
+    /// `decisions` must decide immediately and keep no messages. `epoch` is the name of the run that `disk` has begun.
     pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: Limits) -> SqliteBroker {
         SqliteBroker {
             decisions,
@@ -191,14 +191,14 @@ impl SqliteBroker {
                 since,
                 max_bytes,
             }),
-            // One message more than the page can have shows whether there are older ones.
+            // Read one message more than the page may contain, to learn whether older messages exist.
             RoomEvent::History { page, .. } => {
                 Some(Operation::Page { room: (&*page.room).into(), before: page.before, limit: limit + 1 })
             }
             _ => None,
         };
         let text = match &event {
-            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the operation has a copy
+            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the operation has a second copy
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
         };
@@ -208,7 +208,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Drops messages from memory that the file no longer has.
+    /// Applies a deletion in the file to the room's log in memory.
     fn forget(&mut self, deletion: &Deletion) {
         for room in self.rooms.values_mut().filter(|room| *room.name == *deletion.room) {
             while room.log.messages.front().is_some_and(|oldest| oldest.id <= deletion.id) {
@@ -217,7 +217,7 @@ impl SqliteBroker {
         }
     }
 
-    /// Completes an event once everything before it has taken effect.
+    /// Completes an event with the outcome of its operation, and updates the event's rooms.
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
@@ -254,7 +254,7 @@ impl SqliteBroker {
             }
             (RoomEvent::History { client, mut page }, Some(Outcome::Messages { last_id, messages })) => {
                 let newest = messages.last().map_or(last_id, |newest| newest.id);
-                // As in memory, a page fits into the half of the outbox that is free when a command runs.
+                // Commands run only while at least half of the outbox is free. The page must fit in that half.
                 let log = self.log_of(newest, messages);
                 (page.messages, page.more) = log.page(page.before, limit, self.limits.backlog / 2);
                 RoomEvent::History { client, page }
@@ -263,7 +263,7 @@ impl SqliteBroker {
         }
     }
 
-    /// What a client missed, if the disk has read it, otherwise the newest messages.
+    /// Returns the messages that the client missed, if `outcome` contains them and they fit, or else the newest ones.
     fn backlog(&self, room: RoomId, outcome: Option<Outcome>) -> Backlog {
         let missed = match outcome {
             Some(Outcome::Messages { last_id, messages }) => {
@@ -292,7 +292,7 @@ impl SqliteBroker {
         self.enforce_memory_limit();
     }
 
-    /// Shortens the longest log while all logs together are too long: a busy room must not shorten a quiet room's log.
+    /// Drops messages from the largest log until all logs fit: a busy room must not shorten a quiet room's log.
     fn enforce_memory_limit(&mut self) {
         while self.bytes > self.limits.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { return };
@@ -418,7 +418,7 @@ mod tests {
         crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
     }
 
-    /// Executes what a test lets it execute.
+    /// A disk that executes the submitted operations only when the test calls `execute`.
     #[derive(Clone)]
     struct ManualDisk(Rc<RefCell<DiskState>>);
 
@@ -482,7 +482,7 @@ mod tests {
         Request::Publish(stored(text, nonce).into())
     }
 
-    /// The names of the events that are ready, with ids and backlogs.
+    /// Formats each ready event as a short text, with the message id or the last id of the backlog, if any.
     fn events(broker: &mut SqliteBroker) -> Vec<String> {
         let name = |event| match event {
             RoomEvent::Opened { .. } => "opened".to_owned(),
@@ -530,7 +530,7 @@ mod tests {
             let sql = format!("PRAGMA max_page_count = {max}");
             disk.0.borrow().database.connection.query_row(&sql, [], |_| Ok(())).unwrap();
         };
-        set_pages("1"); // SQLite takes the current size if it is larger
+        set_pages("1"); // the database is already larger, so SQLite limits it to its current size
         submit(&mut broker, 1, publish(&"long".repeat(3000), Some("n2")));
         submit(&mut broker, 1, publish("one again", Some("n1")));
         submit(&mut broker, 2, join(2));

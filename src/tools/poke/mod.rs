@@ -43,11 +43,11 @@ reached.";
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Name of a test case; "list" prints all names, "all" runs every test case
+    /// Run this test case; "list" prints all names, "all" runs every test case
     #[arg(value_name = "CASE")]
     case: String,
 
-    /// URL of the server to test, such as ws://127.0.0.1:8080/path [default: wirechat on this machine, port 3000]
+    /// Test the server at this URL, such as ws://127.0.0.1:8080/path [default: wirechat on this machine, port 3000]
     #[arg(value_name = "URL")]
     url: Option<String>,
 
@@ -55,7 +55,7 @@ pub struct Arguments {
     #[arg(long)]
     full: bool,
 
-    /// Pause this long wherever a test case pauses, such as after each byte that it sends slowly
+    /// Pause this long between bytes that a test case sends slowly, and wherever else a test case pauses
     #[arg(long, default_value = "20ms", value_name = "DURATION", value_parser = parse_delay)]
     delay: Duration,
 
