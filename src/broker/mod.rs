@@ -1,6 +1,6 @@
 //! The broker puts the events of each room in order and keeps the room's history. The chat submits a [`Request`] and
-//! does not wait: a broker may return the [`RoomEvent`] later. From one event, the chat derives its own tables, the
-//! sender's echo and the other members' events, so they cannot disagree. Every broker guarantees:
+//! does not wait: a broker may return the [`RoomEvent`] later. For each [`RoomEvent`], the chat updates its tables and
+//! creates both the sender's echo and the events for the other members. Every broker guarantees:
 //!
 //! - All members of a room see the room's events in the same order.
 //! - The requests of one client take effect, and their events arrive, in the order of submission.
@@ -22,23 +22,23 @@ use serde::Serialize;
 use crate::maps::CounterHasher;
 
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing it. The id survives a reload unless the token's username changes.
+/// Identifies an access token without revealing it. A reload keeps the id unless the token's username changes.
 pub type CredentialId = std::num::NonZeroU32;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
-    pub key: fn(&Rc<str>) -> Rc<str>, // returns a username's key; usernames with equal keys are the same
+    pub key: fn(&Rc<str>) -> Rc<str>, // maps a username to its key; usernames with equal keys count as the same
     pub may_share: fn(&str) -> bool,  // whether several clients may use a username at the same time
 }
 
 pub trait Broker {
     /// Checks a join before the handshake succeeds. A later `submit` may still reject the join.
     fn check_join(&self, join: &Join) -> Result<(), BrokerError>;
-    /// Submits a request, whose events may arrive later. `now` is the monotonic time since the server's start.
+    /// Submits a request. `next_event` may return the events later. `now` is the time since the server's start.
     fn submit(&mut self, client: Token, request: Request, now: Duration);
     fn next_event(&mut self) -> Option<RoomEvent>;
-    /// The memory that requests with pending events hold, in bytes. 0 means that no event is pending.
+    /// The total size, in bytes, of the requests whose events the broker has not returned yet. 0 if there are none.
     fn queued_bytes(&self) -> usize {
         0
     }
@@ -63,7 +63,7 @@ pub enum User {
     Peer { credential: Option<CredentialId>, address: IpAddr },
 }
 
-/// The address under which limits count a client. For IPv6, it is the /64 network: each customer has at least one.
+/// The unit that per-address limits count: an IPv4 address or a /64 network. An IPv6 customer controls at least a /64.
 pub fn network_of(address: IpAddr) -> IpAddr {
     let IpAddr::V6(address) = address.to_canonical() else { return address.to_canonical() };
     Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -71,7 +71,7 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 
 /// A client's request; the chat has already validated its names and texts. A client holds one username: that of its
 /// last accepted message, or of its join if it has sent no message. The client receives private messages to that
-/// username. Unless clients may share the username ([`NameRules::may_share`]), no other client can use it meanwhile.
+/// username. No other client can use a held username, unless [`NameRules::may_share`] allows clients to share it.
 #[derive(Debug)]
 pub enum Request {
     Join(Join),
@@ -102,7 +102,7 @@ impl Join {
     }
 }
 
-/// A secret that proves that a client owned an older connection. If a join presents none, the broker creates a new one.
+/// A secret that proves that a client owned an older connection. The broker creates one for a join without a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
@@ -121,7 +121,7 @@ pub struct Message {
     pub id: u64,       // message ids count from 1 in each room; 0 until the broker assigns an id
     pub time: Rc<str>, // UTC in RFC 3339 format, with milliseconds; the same for all messages of one event-loop turn
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Rc<str>>, // the sender chooses a nonce, to recognize the echo of its own message
+    pub nonce: Option<Rc<str>>, // chosen by the sender, to recognize the echo of its own message
 }
 
 /// A message to all connections with one username. The broker never stores private messages.
@@ -151,7 +151,7 @@ pub struct Page {
     pub room: Rc<str>,
     pub before: u64,
     pub messages: Vec<Rc<Message>>, // the newest messages with ids less than `before`, oldest first
-    pub more: bool,                 // whether the broker has still older messages
+    pub more: bool,                 // whether messages older than `messages` exist
 }
 
 #[derive(Debug, Clone)]
@@ -170,7 +170,7 @@ pub enum RoomEvent {
     Duplicate { client: Token, message: Rc<Message> },
     /// A private message. `recipients`: the sender and this server's clients with the username `message.to`, each once.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },
-    /// Only the client that requested a page of history receives the event.
+    /// A page of history. Only `client`, which requested the page, receives the event.
     History { client: Token, page: Page },
     /// A member is typing. Every other member receives the event. `client` is `None` if the typing member is remote.
     Typing { room: RoomId, client: Option<Token>, username: Rc<str> },
@@ -178,7 +178,7 @@ pub enum RoomEvent {
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
-    /// The broker cannot keep messages any more, and returns no more events.
+    /// The broker can no longer store messages, and returns no more events.
     StorageFailed { reason: String },
 }
 

@@ -9,8 +9,8 @@ use crate::broker::MemberId;
 
 pub struct Room {
     pub name: Rc<str>,
-    pub usernames: BTreeMap<MemberId, Rc<str>>, // local members first, in connection order, which needs no sorting
-    pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries are fast to iterate
+    pub usernames: BTreeMap<MemberId, Rc<str>>, // sorted by key: local members first, in connection order
+    pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries speed up broadcasts
     dialect_counts: [usize; Dialect::ALL.len()], // recipients per dialect, indexed by `Dialect as usize`
 }
 

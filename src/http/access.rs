@@ -62,7 +62,7 @@ impl Access {
     }
 }
 
-/// Parses the values of an option. Returns `Ok(None)` if one of them is `*`, which allows everything.
+/// Parses the values of an option. Returns `Ok(None)` if one value is `*`, which allows everything.
 fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
@@ -118,7 +118,7 @@ pub(super) fn normalize_host(authority: &str) -> Option<String> {
 }
 
 fn is_plain_authority(authority: &str) -> bool {
-    // Allow no characters that run commands in a shell: an operator may paste the name from a log into a shell.
+    // Allow no shell metacharacters: an operator may paste the origin or host from a log into a shell.
     authority.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte))
 }
 
@@ -188,7 +188,7 @@ mod tests {
         assert!(default.allows_origin("https://chat.example", "https://chat.example"), "behind a proxy with TLS");
     }
 
-    /// An operator may paste an option value from a rejection into a shell, so the value must not run commands there.
+    /// An operator may paste a value from a rejection into a shell, so the value must contain no shell metacharacters.
     #[test]
     fn no_value_for_a_shell_contains_what_a_shell_would_execute() {
         for hostile in ["http://x$(touch y)", "http://x;`id`", "http://x|y", "http://x&y", "http://x'y", "http://x\"y"]

@@ -22,7 +22,7 @@ pub struct Parts {
     pub listed: Vec<(u64, u64)>,
 }
 
-/// A frame. The tap may report a frame before the last byte has passed, so the frame may be incomplete.
+/// A frame. The tap may report a frame before the frame's last byte has passed, so the frame may be incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     pub from: Role,
@@ -31,7 +31,7 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN`] bytes of the payload, masked if the frame is masked. The tap redacts secrets in them.
+    /// The first [`MAX_SHOWN`] payload bytes, still masked if the frame is masked. The tap has redacted secrets.
     pub wire: Vec<u8>,
     /// Number of payload bytes that the tap has observed; less than `payload_len` in an incomplete frame.
     pub received: u64,
@@ -267,7 +267,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner calls `add` for a frame's header and for its payload. List a read with both only once.
+            // The scanner adds a frame's header and payload separately. If one read contains both, list it once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

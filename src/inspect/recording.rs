@@ -1,6 +1,6 @@
-//! The file format of `--record`: one line for each read, each write, and each state change that the bytes do not show,
-//! in order. A user can attach the file to a bug report: [`Recording::replay`] reproduces the trace without a server.
-//! The first line contains the connection number and the server version.
+//! The file format of `--record`. The first line contains the connection number and the server version. Each other
+//! line is one read, one write, or one state change that the bytes do not show. A user can attach the file to a bug
+//! report: [`Recording::replay`] reproduces the trace without a server.
 //!
 //! ```text
 //! {"connection":7,"wirechat":"0.1.0"}
@@ -50,7 +50,7 @@ pub enum Step {
         user: Option<String>,
     },
     Closing,
-    /// The TCP connection closed. The text is the server's explanation.
+    /// The TCP connection closed, for the reason that the text gives.
     End(String),
     /// The last line of a recording that `--record-limit` cut short.
     Cut,
@@ -78,7 +78,7 @@ impl Recording {
     pub fn parse(text: &str) -> Result<Recording, String> {
         let mut lines = text.lines().enumerate();
         let error_at = |number: usize, error: serde_json::Error| {
-            // Remove the line number that serde_json appends: it is always 1, because the input is a single line.
+            // Remove serde_json's line number from the error: the number is always 1, as each line is parsed alone.
             let error = error.to_string();
             format!("line {}: {}", number + 1, error.split(" at line ").next().unwrap_or_default())
         };

@@ -47,7 +47,7 @@ pub struct Tap {
 enum TapStage {
     Handshake,
     Frames,
-    /// The tap ignores all further bytes.
+    /// The status was not 101, or the connection is private: the tap ignores all further bytes.
     Ended,
 }
 

@@ -1,5 +1,5 @@
-//! Accepts clients. If descriptors run out or the server is full, clients wait in the kernel's queue. The
-//! edge-triggered poll reports them only once, so the listener retries after a pause or when a connection closes.
+//! Accepts clients. If descriptors run out or the server is full, new clients wait in the kernel's queue. The poll is
+//! edge-triggered and reports a client only once, so the listener retries after a pause or when a connection closes.
 
 use std::io::{self, ErrorKind};
 use std::net::{Shutdown, SocketAddr};
@@ -43,7 +43,7 @@ impl Listener {
 }
 
 impl<S> Listener<S> {
-    /// Returns the next client, if any. Calls `has_more` after a success, to learn whether another client is waiting.
+    /// Accepts the next client, if any. After a successful accept, `has_more` tells whether another client is waiting.
     pub fn accept<T>(&mut self, now: Duration, accept: fn(&S) -> io::Result<T>, has_more: fn(&S) -> bool) -> Option<T> {
         while self.next_at.is_some_and(|at| at <= now) {
             let accepted = accept(&self.socket);

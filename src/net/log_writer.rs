@@ -16,7 +16,7 @@ use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
 const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// These events and errors may fill the whole queue, other lines only half: rejections must not crowd out a `JOIN`.
+/// Priority events and errors may fill the whole queue, other lines only half: rejections must not crowd out a `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
 // Lines wait up to this long to share a write: a write per loop turn would take 5 % of a short connection's CPU time.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
@@ -55,7 +55,7 @@ impl LogWriter {
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
         let write = move |bytes: &[u8]| match &mut terminal {
             Some(terminal) => terminal.write(bytes),
-            // This write can still block, if another process fills the pipe between the poll and the write.
+            // The write can still block, if another process fills the pipe between the poll and the write.
             None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         };
@@ -85,7 +85,7 @@ impl Log for LogWriter {
         self.lines().log(record);
     }
 
-    fn flush(&self) {} // a no-op: the event loop decides when to write the queue
+    fn flush(&self) {} // does nothing: the event loop decides when to flush the queue
 }
 
 impl Lines {
@@ -99,7 +99,7 @@ impl Lines {
         }
     }
 
-    /// The monotonic time by which the next turn must begin, to write queued lines. `None` sets no limit.
+    /// The monotonic time by which the next turn must begin, to write queued lines. `None` means no deadline.
     pub fn deadline(&self) -> Option<Duration> {
         self.waiting_since.map(|since| since + MAX_LINE_WAIT)
     }
@@ -111,7 +111,7 @@ impl Lines {
         self.push(format!("{time} {:<5} {message}\n", record.level()).as_bytes(), max);
     }
 
-    /// Queues a line, after a flush if the queue would exceed `max` bytes. If there is still no room, drops the line.
+    /// Queues a line. If the queue would exceed `max` bytes, flushes first. Drops a line that still does not fit.
     fn push(&mut self, line: &[u8], max: usize) {
         if self.queued.len() + line.len() > max {
             self.flush();

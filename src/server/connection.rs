@@ -75,7 +75,7 @@ pub struct ColdFields {
     pub credential: Option<CredentialId>, // id of the client's access token
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
-    pub last_received: Duration, // monotonic time of the last byte, moved forward if the server caused the silence
+    pub last_received: Duration, // monotonic time of the last received byte, plus any delay that the server caused
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
     pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
@@ -85,7 +85,7 @@ pub enum Stage {
     Handshake(HeadReader),
     Open(Protocol),
     Draining {
-        /// Whether to read until the end of the stream: a close with unread input resets TCP, and the peer loses bytes.
+        /// Whether to discard input until the stream ends: a close with unread input resets TCP, and output is lost.
         discards: bool,
         is_shut: bool, // whether the server has already shut down the write side
         reason: Cow<'static, str>,
@@ -99,7 +99,7 @@ pub enum Service {
     Inspect,
 }
 
-/// Whether input is waiting. The edge-triggered poll reports new input only once, so the connection remembers it.
+/// Whether input is waiting. The edge-triggered poll reports new input only once, so the connection stores the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Input {
     Drained, // the socket has no unread input, so new input causes a readiness edge
@@ -113,7 +113,7 @@ impl Service {
         let message = match self {
             Service::Echo => config.max_echo,
             Service::Chat => config.max_message,
-            Service::Inspect => 1024, // message limit in bytes: the commands of inspectors are short
+            Service::Inspect => 1024, // bytes; an inspector sends only short commands
         };
         Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
     }
@@ -192,7 +192,7 @@ impl<S: Socket> Connection<S> {
         Ok(len)
     }
 
-    /// Writes the outbox. After the last byte, shuts down the write side if the stage is `Draining` with `discards`.
+    /// Writes the outbox. After the last byte, shuts down the write side of a draining connection that discards input.
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;

@@ -87,7 +87,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Runs the access checks that need server state. They do not change the chat: `/check` only reports the result.
+    /// Runs the access checks that need server state. `/check` runs the checks too, so they must not change the chat.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check_join(request, self.now) } else { Ok(()) };
@@ -462,8 +462,8 @@ mod tests {
         }
     }
 
-    /// Returns a row of the table in `connection.rs`, without the first cell: output, input and timer after `cause`.
-    /// If the connection is upgraded, the first of two frames is half sent before `cause`.
+    /// Returns the output, the input and the timer after `cause`, as a row of the table of causes in `connection.rs`.
+    /// Calls `cause` before an upgrade, or after an upgrade when the first of two frames is half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();
         let (access, limits) = (Access::new(&config, None).unwrap(), ConnectionLimits::new(&config, 9, 9));

@@ -90,14 +90,14 @@ fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), Strin
             writeln!(output, "{line}")
         } else {
             let StoredMessage { time, username, text, .. } = message;
-            // A line break in a text must not look like the start of a message.
+            // Indent all lines of a text but the first, so that none of them looks like the start of a message.
             writeln!(output, "{time} #{room} {username}: {}", text.replace('\n', "\n    "))
         }
     };
     for name in rooms.iter().filter(|name| room.is_none_or(|room| *name == room)) {
         file.for_each_message(name, |message| write(name, message).is_ok())?;
     }
-    // A reader such as `head` may close the pipe early; that is not an error.
+    // Ignore write errors: a reader such as `head` may close the pipe early.
     let _ = output.flush();
     Ok(())
 }

@@ -95,7 +95,7 @@ impl Response {
 
 type HeaderLines<'h> = Vec<(&'h str, Cow<'h, str>)>;
 
-/// Joins the values of a repeated header with commas, which does not change their meaning (RFC 9110 §5.3).
+/// Joins the values of a repeated header with commas, which preserves the header's meaning (RFC 9110 §5.3).
 fn join_values(lines: &HeaderLines, name: &str) -> Option<String> {
     let lines = lines.iter().filter(|(found, _)| found.trim().eq_ignore_ascii_case(name));
     let values: Vec<&str> = lines.map(|(_, value)| value.trim()).collect();
@@ -328,7 +328,7 @@ mod tests {
     const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-    /// Parses `frames` after a valid response, whole and in pieces of 1 to 8 bytes. The results must be equal.
+    /// Parses a valid response and `frames`, whole and in pieces of 1 to 8 bytes. All results must be equal.
     fn inbox(frames: &[u8]) -> Inbox {
         let bytes = [RESPONSE, frames].concat();
         let mut whole = Inbox::new(REQUEST);

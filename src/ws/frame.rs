@@ -85,7 +85,7 @@ impl FrameHeader {
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
-            // §5.2: "the minimal number of bytes MUST be used to encode the length". After six zeros, 16 bits would do.
+            // §5.2: "the minimal number of bytes MUST be used": a 16-bit length is over 125, a 64-bit one over 65535.
             (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
             (LENGTH_64, [0x80..=0xff, ..]) => return Err(LengthTopBit),

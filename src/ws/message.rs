@@ -51,7 +51,7 @@ impl Assembler {
         }
     }
 
-    /// Appends `payload`, or fails at invalid text. `remaining` counts the frame's bytes from the start of `payload`.
+    /// Appends `payload`, or fails on invalid text. `remaining`: the frame's payload length minus earlier pieces.
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();

@@ -38,7 +38,7 @@ impl Counts {
 }
 
 impl Report {
-    /// A report on standard output, which draws frames field by field if `is_full` is true.
+    /// Creates a report on standard output. If `is_full` is true, the report draws frames field by field.
     pub fn new(is_full: bool) -> Report {
         Report { screen: Screen::new(if is_full { Detail::Full } else { Detail::Line }) }
     }

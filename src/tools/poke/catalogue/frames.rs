@@ -163,8 +163,8 @@ pub(super) const CASES: &[Case] = &[
     },
     Case {
         name: "http-after-the-upgrade",
-        // A server that parses the request as a frame header reads its second byte, `E` (0x45), as a payload length of
-        // 69. Send more than 69 bytes, so that no server waits for the rest of the payload.
+        // A server that parses the HTTP request as a frame takes the request's second byte, `E` (0x45), for a payload
+        // length of 69. Send more than 69 bytes, so that no server waits for the rest of the payload.
         summary: "A second HTTP request after the upgrade: its G is RSV1 and opcode 7",
         steps: &[Bytes(
             "'GET / HTTP/1.1' 0d 0a 'Host: localhost' 0d 0a 'Accept: text/html,application/xhtml+xml' 0d 0a \
