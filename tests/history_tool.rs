@@ -61,6 +61,18 @@ fn say(client: &mut RawClient, text: &str) -> Value {
     client.read_event("message")
 }
 
+/// What a member sends does not reach the operator's terminal as a command.
+#[test]
+fn control_characters() {
+    let folder = Folder::new("controls");
+    let server = folder.start();
+    let mut ann = server.upgrade(&events_path("ann", "tea"));
+    say(&mut ann, "red \u{1b}[31m alert");
+    drop(server);
+    let printed = folder.printed(&["chat.db", "export"]);
+    assert!(printed.contains("alert") && !printed.trim_end().contains(char::is_control), "{printed:?}");
+}
+
 /// A file with two rooms, whose server was killed, so that its messages are in the WAL. Returns the messages.
 fn write_history(folder: &Folder) -> [Value; 3] {
     let server = folder.start();
@@ -87,6 +99,15 @@ fn export() {
         assert_eq!(*line, expected);
     }
     assert_eq!(lines.len(), 3);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let export = Command::new(env!("CARGO_BIN_EXE_wirechat"))
+        .args(["history", "chat.db", "export"])
+        .current_dir(&folder.0)
+        .stdout(full)
+        .output()
+        .unwrap();
+    let error = String::from_utf8(export.stderr).unwrap();
+    assert!(export.status.code() == Some(2) && error.contains("cannot write to stdout"), "{error}");
     assert!(folder.error(&["chat.db", "export", "--room", "Tea"]).contains("there is no room \"Tea\""));
 }
 

@@ -1,7 +1,7 @@
 //! `wirechat history FILE` reads the file of `--history-db` while no server uses it: it exports the messages as text or
 //! JSON, checks the file, or copies it.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand};
@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::broker::Message;
 use crate::broker::sqlite::database::{FileReader, StoredMessage};
+use crate::inspect::escape::escape;
 
 const AFTER_HELP: &str = "\
 Stop the server first: it locks the file. Clients that reconnect afterwards miss nothing.
@@ -91,13 +92,23 @@ fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), Strin
         } else {
             let StoredMessage { time, username, text, .. } = message;
             // Indent all lines of a text but the first, so that none of them looks like the start of a message.
-            writeln!(output, "{time} #{room} {username}: {}", text.replace('\n', "\n    "))
+            let lines = text.split('\n').map(escape).collect::<Vec<_>>().join("\n    ");
+            writeln!(output, "{time} #{room} {username}: {lines}")
         }
     };
+    let mut written = Ok(());
     for name in rooms.iter().filter(|name| room.is_none_or(|room| *name == room)) {
-        file.for_each_message(name, |message| write(name, message).is_ok())?;
+        if written.is_err() {
+            break;
+        }
+        file.for_each_message(name, |message| {
+            written = write(name, message);
+            written.is_ok()
+        })?;
     }
-    // Ignore write errors: a reader such as `head` may close the pipe early.
-    let _ = output.flush();
-    Ok(())
+    match written.and_then(|()| output.flush()) {
+        // A reader such as `head` may close the pipe early.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("cannot write to stdout: {error}")),
+        _ => Ok(()),
+    }
 }
