@@ -9,7 +9,7 @@ use wirechat::http::access::Access;
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
-const EXIT_FAILURE: u8 = 1; // exit status if the server cannot run (port in use, for example) or a tool finds an error
+const EXIT_FAILURE: u8 = 1; // exit status if the server fails (port in use, for example) or a tool finds an error
 const EXIT_USAGE: u8 = 2; // exit status if the command line or the configuration is invalid, or a tool cannot run
 
 // A doc comment on `CommandLine` would replace the description that --help prints.
@@ -25,13 +25,13 @@ struct CommandLine {
 
 fn main() -> ExitCode {
     let status = run(std::env::args_os().collect()).unwrap_or_else(|(status, message)| {
-        let _ = writeln!(std::io::stderr(), "wirechat: {message}"); // eprintln! would panic if stderr is closed
+        let _ = writeln!(std::io::stderr(), "wirechat: {message}"); // `eprintln!` would panic if stderr were closed
         status
     });
     ExitCode::from(status)
 }
 
-/// Returns the exit status of the server or tool. An `Err` also contains an error message for stderr.
+/// Runs the server or a tool and returns the exit status. An `Err` also contains an error message for stderr.
 fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     if arguments.get(1).is_some_and(|first| first == "help") {
         arguments.remove(1);
@@ -40,7 +40,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
     // An environment variable meant for the server must not make a tool fail.
     let command = if names_a_tool { CommandLine::command() } else { add_environment(CommandLine::command()) };
-    // Given `--trace full`, clap mistakes `full` for a tool. A special error message suggests `--trace=full` instead.
+    // clap mistakes the `full` in `--trace full` for a tool. A special error message suggests `--trace=full` instead.
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(CommandLine { tool: None, config }) => serve(&config),

@@ -15,18 +15,18 @@ use crate::maps::TokenMap;
 pub struct MemoryConfig {
     pub messages: usize,       // maximum number of messages in the history of one room
     pub bytes: usize,          // maximum memory for the histories of all rooms, in bytes
-    pub backlog: usize,        // maximum bytes of messages that a client receives when it joins or switches to a room
+    pub backlog: usize,        // maximum size in bytes of the backlog for a client that joins a room or switches rooms
     pub rooms: usize,          // maximum number of rooms with members; the default room is always allowed
     pub rooms_per_user: usize, // maximum number of rooms with members that one user opened; the default room is exempt
     pub empty_rooms: usize,    // maximum number of empty rooms whose history the broker keeps
-    pub ttl: Duration,         // how long the broker can restore the history of an empty room
+    pub ttl: Duration,         // time until the history of an empty room expires
     pub default_room: &'static str,
 }
 
 pub struct MemoryBroker {
-    members: TokenMap<Box<Member>>, // boxed, because an empty slot of the hash table is as large as a used slot
+    members: TokenMap<Box<Member>>, // boxed, to keep unused slots of the hash table small
     rooms: Rooms,
-    /// Username key, whether clients may share the username, client. One entry per client, so that removal is O(log n).
+    /// One entry per client: username key, whether clients may share the username, client. Removal is O(log n).
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -61,7 +61,7 @@ impl MemoryBroker {
         if let Some(error) = checked.err().or(is_taken.then_some(BrokerError::NameInUse)) {
             return Some(RoomEvent::JoinRejected { client, error });
         }
-        // Reuse the session: the client would never learn a new session if this connection failed before the welcome.
+        // Keep the client's session: a new session would be lost if the connection failed before the `welcome` event.
         let session = session.unwrap_or_else(|| {
             let mut new = Session([0; 16]);
             (self.rooms.random)(&mut new.0);
@@ -89,7 +89,7 @@ impl MemoryBroker {
     fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
         let (from, session) = (member.room, member.session);
-        // At the limit of rooms, a client may still switch if it leaves a room empty that its user opened.
+        // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
         if !self.rooms.can_join(name, &user) && !replaces {
@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Announces the room to the chat if the joining client is its only member, because the chat forgets empty rooms.
+    /// Queues `Opened` if the room has exactly one member, because the chat forgets a room that becomes empty.
     fn announce_room(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -135,7 +135,7 @@ impl MemoryBroker {
             let error = BrokerError::NoSuchUser(message.to);
             return Some(RoomEvent::Rejected { client, error, nonce: message.nonce });
         }
-        // The sender also receives its private message, and exactly once, even if the sender is the recipient.
+        // Deliver the private message to the sender too, but only once if the sender is also the recipient.
         recipients.retain(|recipient| *recipient != client);
         recipients.push(client);
         self.set_username(client, &message.from);
@@ -144,7 +144,7 @@ impl MemoryBroker {
 
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
-        // Commands run only while the client's outbox is at most half full. A page of messages fits in the other half.
+        // Commands run only while the client's outbox is at most half full, so limit the page to the other half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }
@@ -213,7 +213,7 @@ impl Broker for MemoryBroker {
 struct Rooms {
     rooms: RoomMap<Room>,
     ids: HashMap<Rc<str>, RoomId>,
-    empty: BTreeSet<(bool, Duration, RoomId)>, // empty rooms: whether the room had a message, when it became empty, id
+    empty: BTreeSet<(bool, Duration, RoomId)>, // per empty room: whether it had a message, when it emptied, its id
     opened: BTreeSet<(User, RoomId)>,          // every room, sorted by the user who opened it
     last_id: u64,
     bytes: usize,
@@ -300,8 +300,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room: a room that never had a message; else, if `user` opened several empty rooms, the one
-    /// opened last; else the room that has been empty longest.
+    /// Evicts one empty room. In order of preference: a room that never had a message, the room that `user` opened last
+    /// (if `user` opened several empty rooms), the room that has been empty longest.
     fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // a flood: within `FLOOD_WINDOW`, more rejections than `burst` times this factor
+const FLOOD_BURSTS: f64 = 5.0; // a flood is over `burst * FLOOD_BURSTS` rejections within `FLOOD_WINDOW`
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 const TYPING_RATE: f64 = 1.0; // maximum rate of a user's `typing` commands, in commands per second
 const BUCKET_TTL: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ pub enum Decision {
     Flood,    // the chat closes the connection
 }
 
-/// Keeps a bucket per user, so that reconnecting does not reset the limit; on a local server, one per connection.
+/// Keeps one bucket per user, so that reconnecting resets no limit. A local server keeps one per connection.
 pub struct RateLimiter {
     rate: f64,  // messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages
@@ -56,7 +56,7 @@ impl TokenBucket {
         has_token
     }
 
-    /// Whether the bucket was last used at least `age` ago, and long enough ago to refill even from empty.
+    /// Whether the bucket has been unused for at least `age`, and long enough to refill from empty.
     pub fn is_expired(&self, rate: f64, burst: f64, age: Duration, now: Duration) -> bool {
         let unused = now.saturating_sub(self.refilled_at);
         unused >= age && (rate == 0.0 || unused.as_secs_f64() * rate >= burst)
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // A client that sends nine messages per second has about 40 rejected in ten seconds. A flood is over 50.
+        // At nine messages per second, the limiter rejects about 40 in ten seconds. A flood is over 50 rejections.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

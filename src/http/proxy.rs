@@ -7,8 +7,8 @@ use ipnet::IpNet;
 
 use crate::ws::request::Request;
 
-/// Each proxy appends its peer's address to `X-Forwarded-For`, so the rightmost address that is not a trusted proxy is
-/// the client's. If all are trusted, returns the leftmost one. Ignores a malformed entry and all to its left.
+/// Returns the rightmost `X-Forwarded-For` address that is not a trusted proxy: each proxy appends its peer's address.
+/// If every address is a trusted proxy, returns the leftmost. Ignores a malformed entry and all entries to its left.
 pub fn find_client_address(request: &Request, proxies: &[IpNet]) -> Option<IpAddr> {
     let addresses: Vec<IpAddr> = request.list_elements("X-Forwarded-For").rev().map_while(parse_address).collect();
     addresses.iter().find(|address| !is_trusted_proxy(**address, proxies)).or(addresses.last()).copied()
@@ -23,7 +23,7 @@ pub fn find_scheme(request: &Request) -> &'static str {
     if last.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https")) { "https" } else { "http" }
 }
 
-/// Parses an address, which some proxies write with a port, or with brackets around IPv6.
+/// Parses an address. Some proxies add a port, or put brackets around an IPv6 address.
 fn parse_address(text: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(text).ok()?.trim();
     let address = text.trim_matches(['[', ']']).parse().ok();

@@ -36,7 +36,7 @@ impl Filter {
         let is_about_connection =
             |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
         let (connection, kind): (Vec<_>, Vec<_>) = self.0.iter().partition(is_about_connection);
-        // A filter that names no connection or user accepts all of them. A filter that names no kind accepts all.
+        // A filter without connections and users accepts every connection. A filter without kinds accepts every kind.
         let holds = |group: &[&Condition]| group.is_empty() || group.iter().any(|condition| condition.matches(record));
         holds(&connection) && holds(&kind)
     }
@@ -69,7 +69,7 @@ impl Condition {
             Condition::Errors => match &record.kind {
                 RecordKind::Failure(_) | RecordKind::Missed(_) => true,
                 RecordKind::Response(response) => response.status >= 400,
-                // An incomplete closing handshake is an error, but closing the TCP connection without any Close is not.
+                // An incomplete closing handshake is an error. A TCP close without any Close frame is not an error.
                 RecordKind::End(end) => !end.is_clean && end.first_close.is_some(),
                 _ => false,
             },

@@ -32,8 +32,8 @@ use crate::ws::request::Rejection;
 const MAX_HANDSHAKES: usize = 256;
 /// Maximum size in bytes of a request head stored for inspectors. Browsers usually send less than half as much.
 const MAX_REQUEST: usize = 8 * 1024;
-/// Maximum length of the queue for all inspectors. The queue needs a limit, because one read can produce thousands of
-/// records. A full queue drops new records except `End`, which every inspector must receive.
+/// Maximum number of records in the queue that all inspectors share: a single read can produce thousands of records. A
+/// full queue drops new records except `End`, which every inspector must receive.
 const MAX_QUEUED_RECORDS: usize = 16 * 1024;
 /// The server rejects an inspector's `ping` command while over 4 KiB are queued for the inspected connection.
 const MAX_QUEUED_BYTES_FOR_PING: usize = 4096;
@@ -232,7 +232,7 @@ impl Inspection {
         // The handshake happened before the inspector attached, so queue its captured records before any frame.
         let handshake = self.handshakes.borrow().records(connection, connection.0);
         handshake.into_iter().for_each(|record| self.queue.push(&link, record));
-        // Tell the inspector how many frames it missed. If `Attach` creates a new tap, the new tap reports the number.
+        // Report how many frames preceded the inspector. If `Attach` creates a new tap, the new tap reports the number.
         if !self.taps_all {
             self.actions.push_back(Action::Attach(connection));
         } else if link.frame_count.get() > 0 {
@@ -399,7 +399,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // End the capture: the response is not a 101, because before a 101, `upgrade` sets `has_ticket`.
+            // `upgrade` sets `has_ticket` before the server sends a 101. The response is not a 101: end the capture.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

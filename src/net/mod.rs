@@ -18,7 +18,7 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
     Ok(filter.map_err(|error| format!("--trace-filter {error}"))?.unwrap_or_default())
 }
 
-/// Returns the broker that the options select. `wake` starts a turn of the event loop; other threads may call it.
+/// Returns the broker that the options select. `wake` starts a turn of the event loop; any thread may call `wake`.
 fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static) -> Result<Box<dyn Broker>, String> {
     #[cfg(feature = "sqlite")]
     if let Some(path) = &config.history_db {
@@ -30,7 +30,7 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
         };
         let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
-        (config.history, config.max_empty_rooms) = (0, 0); // the file keeps the messages and the empty rooms
+        (config.history, config.max_empty_rooms) = (0, 0); // the database keeps the messages and the empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
         return Ok(Box::new(SqliteBroker::open(
             path,
@@ -42,7 +42,7 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
             wake,
         )?));
     }
-    drop(wake); // the in-memory broker returns every event at once
+    drop(wake); // unused: the in-memory broker queues all events during `submit`
     Ok(Box::new(memory_broker(config, random)))
 }
 
@@ -59,6 +59,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // A signal can interrupt even a poll with timeout zero. Without a retry, the listener could overlook a client.
+    // A signal can interrupt even a poll with a zero timeout. Without a retry, the file would seem not ready.
     retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }

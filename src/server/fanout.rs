@@ -19,16 +19,16 @@ use crate::broker::{RoomId, RoomMap};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
-/// Maximum bytes in a batch that is not held. The server sends a larger batch immediately, to keep outboxes small.
+/// Maximum size in bytes of a batch, unless batches are held. The server sends a larger batch immediately.
 const FULL_BATCH_LEN: usize = 64 * 1024;
-const MASS_DISCONNECT: usize = 128; // after more `left` events than this in one turn, the server holds all batches
-const MAX_HOLD: Duration = Duration::from_millis(250); // maximum delay of broadcasts while disconnects continue
-const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum bytes of a held batch per dialect
+const MASS_DISCONNECT: usize = 128; // maximum number of `left` events in a turn before the server holds all batches
+const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
+const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each dialect
 
 #[derive(Debug, Default)]
 pub struct Fanout {
     rooms: RoomMap<Batch>,
-    order: VecDeque<RoomId>, // rooms in the order of their first events; a listed room's batch may already be sent
+    order: VecDeque<RoomId>, // rooms in the order of their first events; a listed room's batch may have been sent
     pub full_rooms: HashSet<RoomId>,
     now: Duration,                    // monotonic time of the current turn
     left_events: usize,               // number of `left` events in the current turn
@@ -54,7 +54,7 @@ impl Fanout {
         self.full_rooms.clear();
     }
 
-    /// Whether all batches wait for a later turn. Without a hold, n members that leave together would cost n² writes.
+    /// Whether the server holds all batches for a later turn. Without a hold, n members leaving at once cost n² writes.
     pub fn is_held(&self) -> bool {
         self.held_since.is_some_and(|since| self.now - since < MAX_HOLD)
     }

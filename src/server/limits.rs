@@ -1,5 +1,5 @@
 //! Server-wide limits on clients, connections (per address, and per second), wrong access tokens, logged rejections and
-//! buffered bytes. On a local server, loopback clients are exempt from the limits per address, except on logging.
+//! buffered bytes. On a local server, loopback clients are exempt from limits per address, except on logged rejections.
 
 use std::collections::{HashMap, VecDeque};
 use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
@@ -9,8 +9,8 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // burst size in seconds of `--connect-rate`: devices of a household reconnect together
-const MAX_LOGGED_REJECTIONS: usize = 5; // limit per address and minute: one client must not fill the log
+const CONNECT_BURST: f64 = 5.0; // burst in seconds of `--connect-rate`: a household's devices may reconnect at once
+const MAX_LOGGED_REJECTIONS: usize = 5; // limit per address and minute, so that one client cannot fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -24,9 +24,9 @@ pub struct ConnectionLimits {
     connect_rate: f64,
     connects: PeerMap<IpAddr, TokenBucket>,
     max_wrong_tokens: usize,
-    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, and monotonic time of the first
-    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // monotonic time of the next summary; rejections by address
-    pub buffered: usize, // bytes not shared between connections; `--max-buffered` limits these plus `buffered_shared`
+    wrong_tokens: PeerMap<IpAddr, (usize, Duration)>, // number of wrong tokens, monotonic time of the first wrong token
+    rejections: Option<(Duration, PeerMap<IpAddr, usize>)>, // time of the next log summary; rejections per address
+    pub buffered: usize, // bytes not shared between connections, counted towards `--max-buffered`
     pub buffered_shared: Rc<Cell<usize>>, // total size of the broadcast copies that outboxes share
 }
 
@@ -44,7 +44,7 @@ impl ConnectionLimits {
         }
     }
 
-    /// Whether to accept another socket while `count` are open. A full server accepts a few more and rejects them.
+    /// Whether to accept another socket while `count` are open. A full server accepts a few more, to send rejections.
     pub fn may_accept(&self, count: usize) -> bool {
         count < self.max_clients + self.max_lingering
     }

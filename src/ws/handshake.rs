@@ -15,7 +15,7 @@ use sha1::{Digest, Sha1};
 use super::extension::is_extension_list;
 use super::request::{Rejection, Request, bad_request, is_token, quote};
 
-/// The 426 response. RFC 9110 §15.5.22 requires `Upgrade`, RFC 9110 §7.8 `Connection`, §4.4 `Sec-WebSocket-Version`.
+/// The 426 response, with the headers that RFC 9110 §15.5.22, RFC 9110 §7.8 and RFC 6455 §4.4 require.
 pub fn upgrade_required() -> Rejection {
     let headers = &[("Upgrade", "websocket"), ("Connection", "Upgrade, close"), ("Sec-WebSocket-Version", "13")];
     let body = "This is a WebSocket endpoint: send Upgrade: websocket, as a browser's `new WebSocket(url)` or \
@@ -54,7 +54,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
     if !rejections.is_empty() {
         return Err(rejections);
     }
-    // §4.2.2: without agreement, "it MUST NOT send back a |Sec-WebSocket-Protocol| header field"; see also §1.9.
+    // Without a common subprotocol, "it MUST NOT send back a |Sec-WebSocket-Protocol| header field" (§4.2.2, §1.9).
     let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
     // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
     let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
@@ -100,16 +100,16 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
-/// Marks an access token in `Sec-WebSocket-Protocol`, the only handshake header whose value a web page can choose.
+/// Marks an access token in `Sec-WebSocket-Protocol`, the only header that `new WebSocket()` lets a web page set.
 pub const BEARER_PREFIX: &[u8] = b"bearer.";
 
-/// Returns the offset of an access token, even in a malformed name: `chat;bearer.…`. Logs must not show the token.
+/// Finds the offset of an access token, even in a malformed subprotocol such as `chat;bearer.…`, to hide it in logs.
 pub fn find_access_token(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER_PREFIX.len()).position(|part| part.eq_ignore_ascii_case(BEARER_PREFIX));
     prefix.map(|at| at + BEARER_PREFIX.len())
 }
 
-/// Reads the offered subprotocols (§4.2.1 item 8, §4.3). §4.1 item 10: they "MUST all be unique strings".
+/// Reads the offered subprotocols (§4.2.1 item 8, §4.3), which "MUST all be unique strings" (§4.1 item 10).
 fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejection> {
     const FIELD: &str = "Sec-WebSocket-Protocol";
     let error = |what: &str, section: &str| Err(bad_request(format!("{FIELD} {what} (RFC 6455 §{section}).")));

@@ -109,7 +109,7 @@ impl Protocol {
     /// Returns the next event and leaves unread bytes in `input` (§6.2). Returns `None` once `input` is empty.
     pub fn receive<'a>(&mut self, input: &mut &'a mut [u8]) -> Option<Event<'a>> {
         loop {
-            // §7.1.7: after a failure, an endpoint "MUST NOT continue to attempt to process data"; nor after a Close (§1.4).
+            // Discard input after a failure (§7.1.7: "MUST NOT continue to attempt to process data") or a Close (§1.4).
             if matches!(self.state, State::OutOfSync | State::Closed) {
                 *input = &mut [];
                 return None;
@@ -118,7 +118,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // accept control frames, and data frames that a closing server skips
+                _ => Ok(()), // accept control frames; a closing server skips data frames later
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control_chunk(&chunk),
@@ -176,7 +176,7 @@ impl Protocol {
 
     fn receive_close<'a>(&mut self, payload: &[u8]) -> Result<Event<'a>, ProtocolError> {
         let CloseFrame { code, reason } = match CloseFrame::parse(payload) {
-            // The server has sent its only Close, so it cannot report an invalid Close: treat the peer's as empty.
+            // The server has sent its only Close and cannot report an error: treat the peer's invalid Close as empty.
             Err(_) if self.state != State::Open => CloseFrame { code: None, reason: "" },
             parsed => parsed?,
         };
@@ -186,7 +186,7 @@ impl Protocol {
         Ok(Event::Close(code, reason.to_owned()))
     }
 
-    /// Fails the connection with "an appropriate status code" (§7.1.7); `None` if it was already closing.
+    /// Fails the connection with "an appropriate status code" (§7.1.7). Returns `None` if a Close was already sent.
     fn fail<'a>(&mut self, error: ProtocolError) -> Option<Event<'a>> {
         let was_open = self.send_close(Some(error.code()), &error.to_string());
         self.state = match (error, error.code()) {

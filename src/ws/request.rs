@@ -25,7 +25,7 @@ pub fn quote(bytes: &[u8]) -> String {
     format!("\"{}{dots}\"", text.escape_debug())
 }
 
-/// Buffers a request head up to its end: parsing after each read would take quadratic time (CVE-2023-43669).
+/// Buffers an incomplete request head, because parsing after each read would take quadratic time (CVE-2023-43669).
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
@@ -99,8 +99,8 @@ fn reject_non_http(bytes: &[u8]) -> Rejection {
 
 #[derive(Debug, Clone)]
 pub struct Request<'h> {
-    pub method: &'h str,            // a method name is case-sensitive (RFC 9110 §9.1)
-    pub authority: Option<&'h str>, // present only in absolute form, such as `http://host:port/path` (RFC 9112 §3.2.2)
+    pub method: &'h str,            // method names are case-sensitive (RFC 9110 §9.1)
+    pub authority: Option<&'h str>, // only if the target is in absolute form: `http://host:port/path` (RFC 9112 §3.2.2)
     pub path: &'h str,              // path and query are still percent-encoded
     pub query: &'h str,             // the query string, empty if the target has no `?`
     pub minor_version: u8,          // the digit after `HTTP/1.`: 0 or 1

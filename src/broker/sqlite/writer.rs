@@ -1,5 +1,5 @@
-//! The writer thread, the only code that waits for the disk. Each transaction takes all operations that wait (group
-//! commit): while the disk stores one batch, the next one gathers.
+//! The writer thread, which executes database operations so that the event loop need not wait for them. Each
+//! transaction executes all queued operations (group commit). Meanwhile, operations for the next batch accumulate.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
@@ -8,18 +8,18 @@ use std::{iter, thread::JoinHandle};
 use super::Disk;
 use super::database::{Batch, Operation};
 
-const MAX_BATCH: usize = 8192; // bounds the memory of a batch's outcomes
-const MAX_BATCHES: usize = 1; // executed batches that the event loop has not received; with more, the thread waits
+const MAX_BATCH: usize = 8192; // maximum operations in one batch; bounds the memory for their outcomes
+const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
-/// Executes operations on its own thread. Dropping it waits until the thread has closed the file.
+/// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
-    operations: Option<Sender<Operation>>, // `None` only while the thread stops
+    operations: Option<Sender<Operation>>, // `None` once the thread must stop
     batches: Receiver<Result<Batch, String>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl WriterThread {
-    /// `execute` runs operations in one transaction. `wake` tells the event loop that their outcomes are ready.
+    /// `execute` runs a batch of operations in one transaction. `wake` tells the event loop that a batch is finished.
     pub fn start(
         execute: impl FnMut(&[Operation]) -> Result<Batch, String> + Send + 'static,
         wake: impl Fn() + Send + 'static,
@@ -35,7 +35,7 @@ impl WriterThread {
 
 impl Disk for WriterThread {
     fn submit(&mut self, operation: Operation) {
-        // After a failure, the thread is gone. `next_batch` returns its error.
+        // Ignore a send error: it means that the thread has failed, and `next_batch` returns the thread's error.
         if let Some(operations) = &self.operations {
             let _ = operations.send(operation);
         }
@@ -60,7 +60,7 @@ fn run(
         let waiting: Vec<Operation> = iter::once(first).chain(operations.try_iter()).take(MAX_BATCH).collect();
         let batch = catch_unwind(AssertUnwindSafe(|| execute(&waiting)));
         let batch = batch.unwrap_or_else(|_| Err("the history thread has panicked".into()));
-        // After an error, the file must not be used again: a second fsync can succeed although the first lost data.
+        // After an error, stop using the database file: a second fsync can succeed although the first one lost data.
         let has_failed = batch.is_err();
         let is_over = batches.send(batch).is_err() || has_failed;
         wake();
@@ -89,7 +89,7 @@ mod tests {
         Operation::Load { room: "tea".into(), limit: 1 }
     }
 
-    /// Waits until the thread has executed a batch, and returns it.
+    /// Waits until the thread has executed a batch, and returns the batch.
     fn next_batch(writer: &mut WriterThread, woken: &Receiver<()>) -> Result<Batch, String> {
         woken.recv().unwrap();
         writer.next_batch().expect("a wake-up has a batch")

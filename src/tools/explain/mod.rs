@@ -39,8 +39,8 @@ The exit code is 0 if the bytes are complete and valid, 1 if not, 2 if the input
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Frames or a handshake, as bytes in any usual notation (omitted or "-": standard input). Or a topic: key KEY,
-    /// close CODE, opcode N, section N, ping, masking, 1006
+    /// Explain frames or a handshake, given as bytes in any usual notation (omitted or "-": standard input), or a
+    /// topic: key KEY, close CODE, opcode N, section N, ping, masking, 1006
     #[arg(value_name = "BYTES")]
     words: Vec<String>,
 
@@ -122,8 +122,8 @@ fn read_stdin(notation: Option<Notation>) -> Result<Decoded, String> {
     let is_control = |c: char| c.is_control() && !c.is_whitespace();
     match std::str::from_utf8(&input) {
         Ok(text) if !text.contains(is_control) => read_text(text, notation),
-        // The input is not a frame: the first byte of a text sets a reserved bit (§5.2). A program probably converted a
-        // frame to text, as JSON.stringify(data.toString('latin1')) does: the original bytes are lost.
+        // Text is not a frame, because the first byte of text sets a reserved bit (§5.2). A program probably converted
+        // the bytes of a frame to characters, for example with JSON.stringify(data.toString('latin1')).
         Ok(text) if !text.starts_with(|c: char| c.is_ascii_control()) => {
             Err("the input is text with control characters, \
             as if bytes had been converted to characters: pass the bytes themselves, or a hex dump (or add --as raw)"

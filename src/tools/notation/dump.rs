@@ -34,7 +34,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
-        // Reject 16-bit words: little-endian machines print their bytes swapped, and an odd last byte is padded.
+        // Reject 16-bit words: a little-endian machine prints the two bytes swapped, and pads an odd last byte.
         return Err(format!(
             "line {} has words of 16 bits, whose byte order depends on the machine: use hexdump -C, od -tx1 or xxd \
              (or add --as hex)",
@@ -56,7 +56,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
         }
     }
     let Some((bytes, radix, base)) = found.first().cloned() else {
-        // Report the error of the notation that got furthest: the user probably meant that notation.
+        // Report the error of the radix that parsed the most input: the user probably meant that radix.
         let best = errors.into_iter().max_by_key(|error| (error.line, error.read));
         return Err(best.map(|error| error.text).unwrap_or_default());
     };

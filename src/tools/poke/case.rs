@@ -92,7 +92,7 @@ pub enum Step {
 }
 
 /// A flood ends after 96 MiB. The socket buffers cannot hold so many bytes, so the server must have read most of them:
-/// it applies no backpressure.
+/// the server applies no backpressure.
 pub const FLOOD_BYTES: u64 = 96 << 20;
 
 #[derive(Debug, Clone, Copy)]

@@ -20,8 +20,8 @@ pub const PROBE_PAYLOAD: &[u8] = b"still there?";
 const PING_FIRST_BYTE: u8 = 0x89;
 const CLOSE_FIRST_BYTE: u8 = 0x88;
 const NORMAL_CLOSURE: [u8; 2] = 1000_u16.to_be_bytes();
-/// Timeout for the reply to the final Ping or Close. The timeout is short, because `poke all` waits for it in many test
-/// cases if the server does not support these frames yet.
+/// Timeout for the reply to the final Ping or Close. The timeout is short, because an unfinished server that never
+/// replies makes `poke all` wait in many test cases.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A flood has stalled when the server accepts nothing for two seconds, or for `--timeout` if that is shorter.
 const STALL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -95,7 +95,7 @@ pub fn has_probe_pong(inbox: &Inbox) -> bool {
     inbox.received.iter().any(|incoming| matches!(incoming, IncomingPayload::Pong(payload) if payload == PROBE_PAYLOAD))
 }
 
-/// Whether `incoming` is [`PROBE_PAYLOAD`]. A server without Ping support may echo the payload as a message.
+/// Whether `incoming` carries [`PROBE_PAYLOAD`]. A server without Ping support may echo the payload as a message.
 pub fn is_probe_reply(incoming: &IncomingPayload) -> bool {
     let (IncomingPayload::Pong(payload) | IncomingPayload::Text(payload) | IncomingPayload::Binary(payload)) = incoming;
     payload == PROBE_PAYLOAD
@@ -197,8 +197,8 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2), but only if the client sent the test Ping. Otherwise, the server may be
-    /// waiting for the rest of a frame, and would read the Close as payload.
+    /// Starts a closing handshake (§7.1.2), but only if the client sent the test Ping. Without a test Ping, the server
+    /// may be waiting for the rest of a frame, and would read the Close as payload.
     fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();
