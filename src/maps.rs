@@ -11,7 +11,7 @@ pub type TokenMap<T> = HashMap<Token, T, BuildHasherDefault<CounterHasher>>;
 
 /// Hashes sequential numbers that the server assigns. No peer can choose a number, so the hash need not resist attacks.
 ///
-/// The map selects the bucket by the low bits of the hash, which equal those of the number. So consecutive numbers are
+/// The low bits of the hash select the bucket, and equal the low bits of the number. So consecutive numbers are
 /// adjacent in memory, and a loop over a room's members visits their connections mostly in memory order. The top seven
 /// bits of the hash are mixed, because the standard map compares those bits before it compares keys.
 #[derive(Debug, Default)]
@@ -58,8 +58,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // If too many values are unexpired, discard them all. The alternatives are worse: reject new peers, or
-            // search the whole map for expired values at every insertion.
+            // If too many values are unexpired, discard all values. The alternatives are worse: to reject new peers, or
+            // to search the whole map for expired values at every insertion.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

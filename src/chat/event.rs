@@ -1,4 +1,4 @@
-//! Events for clients, and effects for the server, which executes the effects in order.
+//! The chat's output: events for clients, and effects, which the server executes in order.
 
 use std::{borrow::Cow, collections::BTreeMap, rc::Rc};
 
@@ -7,11 +7,11 @@ use serde::Serialize;
 
 use crate::broker::{Backlog, Message, Page, PrivateMessage, RoomId};
 
-/// An event for a client. Serializes to the JSON in PROTOCOL.md, "Dialect `events`", so keep the order of the fields.
+/// An event for a client. Do not reorder the fields: PROTOCOL.md ("Dialect `events`") shows the serialized JSON.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
-    /// The first event to a client that uses the dialect `events`. The other dialects omit it.
+    /// The first event to a client that uses the dialect `events`. The other dialects omit `welcome`.
     Welcome {
         message: String,
         members: Vec<Rc<str>>, // usernames of the other members, one per connection
@@ -46,11 +46,11 @@ pub enum Event {
         last_id: u64,
         history: Vec<Rc<Message>>,
     },
-    /// Only the client that sent a `history` command receives the event.
+    /// The reply to a `history` command. Only the client that sent the command receives the reply.
     History(Page),
     /// A member is typing. The typing member itself does not receive the event.
     Typing { username: Rc<str> },
-    /// All connections of the recipient, and the sending connection, receive `private`.
+    /// A private message. All connections of the recipient receive the event, and so does the sending connection.
     Private(Rc<PrivateMessage>),
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
@@ -70,14 +70,14 @@ pub struct ActiveUsers {
 
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ClientLimits {
-    pub max_text: usize,    // maximum length of a text, in characters
-    pub max_message: usize, // maximum length of a message, in bytes
+    pub max_text: usize,    // maximum length of a chat text, in characters
+    pub max_message: usize, // maximum length of a WebSocket message, in bytes
     pub rate_limit: f64,    // maximum rate, in messages per second; 0: no limit
 }
 
 pub type ErrorText = Cow<'static, str>;
 
-// The reasons that `Effect::Close` puts into Close frames.
+// Close reasons: the values of `reason` in `Effect::Close`.
 pub const FLOODING: &str = "flooding";
 pub const NAME_IN_USE: &str = "username already in use";
 pub const REPLACED: &str = "replaced by a newer connection";
@@ -88,6 +88,6 @@ pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
-    Close { client: Token, reason: &'static str, may_retry: bool }, // after the close, the server calls `Chat::leave`
-    StorageFailed { reason: String },                            // close all connections and stop
+    Close { client: Token, reason: &'static str, may_retry: bool }, // the server then calls `Chat::leave`
+    StorageFailed { reason: String },                            // the server closes all connections and stops
 }

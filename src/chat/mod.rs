@@ -1,5 +1,5 @@
 //! The chat: commands in, effects out. [`Chat`] turns commands into [`Request`]s to the broker, and the broker's
-//! [`RoomEvent`]s into [`Effect`]s. It uses no socket and no clock: clients are `mio::Token`s, time is a parameter.
+//! [`RoomEvent`]s into [`Effect`]s. The chat uses no socket or clock: clients are `mio::Token`s, time is a parameter.
 //!
 //! ```text
 //!   bob                 who receives what, in this order
@@ -36,7 +36,7 @@ use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
 pub const DEFAULT_ROOM: &str = "general";
-const MAX_HELD_EVENTS: usize = 64; // maximum length of `Membership::Joining::held`
+const MAX_HELD_EVENTS: usize = 64; // maximum number of events held for a client that is still joining
 
 #[derive(Debug, Clone, Copy)]
 pub struct Now {
@@ -60,7 +60,7 @@ pub enum JoinError {
     TooManyJoins, // the user has reached the rate limit
 }
 
-/// What a client's access token proves. A client that needs no access token has the default identity.
+/// The identity that an access token proves. A client without an access token has the default identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,
@@ -69,7 +69,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The user whom rate limits apply to; on a local server, they apply per connection (PROTOCOL.md, "Rate limit").
+    /// The user to whom rate limits apply. A local server limits each connection instead (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
@@ -93,13 +93,13 @@ pub struct Chat {
 struct Client {
     dialect: Dialect,
     membership: Membership,
-    username: Rc<str>, // the username in the join; a later command may carry another username
+    username: Rc<str>, // the username from the join; a later command may carry another username
     identity: Identity,
     address: IpAddr,
 }
 
 enum Membership {
-    // `held`: errors and pongs to send after `welcome` or, in dialects without it, after `joined` and the backlog.
+    // `held`: errors and pongs to send after `welcome`. Dialects without `welcome`: after `joined` and the backlog.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
     Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
@@ -123,7 +123,7 @@ impl Chat {
             return Err(JoinError::Reserved);
         }
         self.broker.check_join(&request.join).map_err(JoinError::Broker)?;
-        // On a local server, every connection is its own user, so a limit on joins would have no effect.
+        // A local server treats every connection as a different user, so a limit on joins would have no effect.
         let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
         if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }
     }
@@ -159,7 +159,7 @@ impl Chat {
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some((parsed, nonce)) = self.active_client(client).map(|record| record.dialect.parse(text)) else { return };
         let user = self.user_of(client);
-        // The rate limit also counts invalid texts, because parsing them takes as much time as parsing commands.
+        // Also count invalid texts towards the rate limit: parsing an invalid text takes as long as parsing a command.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
@@ -175,7 +175,7 @@ impl Chat {
         }
     }
 
-    /// Returns the next effect. After `join`, `leave` and `receive`, the server repeats the call until it gets `None`.
+    /// Returns the next effect. The server must apply all effects after each `join`, `leave` and `receive`.
     pub fn next_effect(&mut self) -> Option<Effect> {
         // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
@@ -216,14 +216,14 @@ impl Chat {
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
-                // Counting characters is slow, so first compare the number of bytes, which is never smaller.
+                // Counting characters is slow. Do not count if even the number of bytes is within the limit.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     let name = names::parse_username(to).ok().map(Rc::from);
-                    // Many clients may share a default username, so a message to it would reach strangers.
+                    // Reject default usernames: many clients may share one, so a private message would reach strangers.
                     let name = name.filter(|name| !names::is_default_username(&names::username_key(name)));
                     let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
@@ -411,7 +411,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// A room's users for the dialect `presence`; in a large room only their number, as each member receives the list.
+    /// Lists a room's users for the dialect `presence`. Only counts the users of a large room, to keep the event short.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

@@ -1,5 +1,5 @@
 //! [`route_request`] turns a request into a response, an upgrade, a trial handshake (`/check`) or a rejection. Checks
-//! follow the order in PROTOCOL.md ("Rejections"). The server may still reject an upgrade, for example if it is full.
+//! follow the order in PROTOCOL.md ("Rejections"). Later, a full server may still reject an upgrade.
 
 pub mod access;
 pub mod proxy;
@@ -64,7 +64,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     Ok(Outcome::Upgrade { response, route: select_route(request, access, &client)? })
 }
 
-/// Runs the same origin, token and parameter checks as a handshake for the path in `?endpoint=`.
+/// Checks the origin, token and parameters of a trial handshake with the path given in the parameter `endpoint`.
 fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
@@ -129,7 +129,7 @@ pub fn format_check(checked: Result<(), Rejection>, origin: Option<&str>, is_hea
 }
 
 fn format_body(rejection: &Rejection) -> String {
-    // End the body with a newline for terminals, except in a 401: clients may compare its body byte for byte.
+    // End the body with a newline for terminals. A 401 has no newline: clients may compare the body of a 401 exactly.
     let newline = if rejection.status == 401 { "" } else { "\n" };
     format!("{}{newline}", rejection.body)
 }
@@ -144,7 +144,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // Announce that the server will close TCP (RFC 6455 §7.2.2). A 426 already has `Connection` (RFC 9110 §7.8).
+    // The server closes TCP after the response (RFC 6455 §7.2.2). A 426 already has `Connection` (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -156,7 +156,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     response.into_bytes()
 }
 
-/// Checks that the target's authority and `Host` are allowed. Returns the authority, or `Host` if the target has none.
+/// Checks that `Host` and the authority in the request target, if any, are allowed. Returns the authority, else `Host`.
 fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // an HTTP/1.0 request may omit Host
@@ -183,7 +183,7 @@ fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str
 /// Checks that `Origin` is allowed. Returns its value, or `None` if the header is missing, empty or not UTF-8.
 fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result<Option<&'h str>, Rejection> {
     let origin = match request.header_values("Origin").collect::<Vec<_>>()[..] {
-        // Allow a missing Origin: the check protects only browser users, and browsers send Origin (RFC 6455 §10.2).
+        // Allow a missing Origin: only browser users need the origin check, and browsers send Origin (RFC 6455 §10.2).
         [] => return Ok(None),
         [origin] => origin,
         _ => return Err(bad_request("Origin must be sent once, not twice (RFC 6454 §7.3).")),
@@ -265,7 +265,7 @@ fn parse_session(hex: &str) -> Option<Session> {
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Returns the undecoded value of the first parameter called `wanted`. A proxy may not have validated later ones.
+/// Returns the undecoded value of the first parameter named `wanted`: a proxy may have validated only the first.
 fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(name, _)| decode_parameter(name).is_ok_and(|name| name == wanted)).map(|(_, value)| value)

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::inspection::InspectorLink;
 
-/// Maximum number of test cases that run at the same time. Each takes a thread and two file descriptors.
+/// Maximum number of test cases that run at the same time. Each test case takes a thread and two file descriptors.
 const MAX_RUNNING_CASES: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
@@ -34,13 +34,13 @@ pub trait CasePlayer {
     /// must bind the socket before it returns. The thread calls `finish` after it has closed the socket.
     ///
     /// # Errors
-    /// Returns a clause that says why the test case cannot run, for example that there is no case with this name.
+    /// Returns a clause that says why the test case cannot run, for example that no case has the name `case`.
     fn start(&self, case: &str, server: SocketAddr, finish: OnFinish) -> Result<SocketAddr, String>;
 }
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// A callback for the end of a test case. Its argument is the result, or a clause that says why there is none.
+/// A callback for the end of a test case. The argument is the result, or a clause that says why there is no result.
 pub type OnFinish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +64,7 @@ pub struct CaseResult {
 pub struct PlayOptions {
     pub player: BoxedPlayer,
     pub server: SocketAddr,
-    /// Makes the event loop start another turn. The helper thread calls this function when its test case is over.
+    /// Makes the event loop start another turn. A helper thread calls `wake` when its test case is over.
     pub wake: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -76,7 +76,7 @@ pub struct RunningCases {
     finished: Receiver<FinishedCase>,
 }
 
-/// A helper thread sends the inspector that started its test case, and the result.
+/// A message from a helper thread: the inspector that started the test case, and the result of the test case.
 type FinishedCase = (Token, Result<CaseResult, String>);
 
 struct RunningCase {
@@ -102,7 +102,7 @@ impl RunningCases {
         RunningCases { options, running: Vec::new(), sender, finished }
     }
 
-    /// Returns the record that lists all test cases; `None` if inspectors cannot run any.
+    /// Returns the record that lists all test cases; `None` if inspectors cannot run test cases.
     pub fn catalogue(&self) -> Option<Value> {
         let cases = self.options.as_ref()?.player.cases().into_iter();
         let cases = cases.map(|case| json!({ "name": case.name, "title": case.title, "rule": case.rule }));
@@ -134,10 +134,10 @@ impl RunningCases {
         Ok(())
     }
 
-    /// Returns the link to the inspector if a test case uses the new connection; otherwise `None`.
+    /// If a test case opened the new connection, returns the link to the test case's inspector; otherwise `None`.
     pub fn accept(&mut self, connection: Token, peer: SocketAddr) -> Option<Rc<InspectorLink>> {
-        // Mark finished test cases first: their clients have closed their sockets, so a new connection from such an
-        // address may belong to another program.
+        // First mark finished test cases. The client of a finished test case has closed its socket, so a new connection
+        // from the client's address may belong to another program.
         self.receive_results();
         let expected = CaseConnection::Expected(canonicalize(peer));
         let play = self.running.iter_mut().find(|play| play.connection == expected && play.result.is_none())?;
@@ -161,8 +161,8 @@ impl RunningCases {
         }
     }
 
-    /// Removes a finished test case, and returns its inspector and last record. A case is finished when its result has
-    /// arrived and the server has removed its connection, if there was one.
+    /// Removes a finished test case, and returns the case's inspector and last record. A test case is finished when its
+    /// result has arrived and the server has removed the case's connection, if there was one.
     pub fn next_finished(&mut self, now: SystemTime) -> Option<(Token, Value)> {
         self.receive_results();
         let is_finished =

@@ -2,15 +2,15 @@
 //! Other modules format frames and explain failures.
 //!
 //! In a server, the tap checks all bytes of a read before the server processes the first frame. The server may then
-//! close for another reason before it reaches an invalid frame. So the checker holds a failure until the server sends
-//! its Close or the TCP connection closes, and drops the failure if the Close is for another reason.
+//! close the connection for another reason before it reaches an invalid frame. So the checker holds a failure until the
+//! server sends its Close or TCP closes, and drops the failure if the server closed for another reason.
 
 use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// The limits of a checker until `set_limits` is called. They are generous, because it is worse to report a false
-// failure than to miss a real one.
+// The limits of a checker until `set_limits` is called. The default limits are generous, because a false failure is
+// worse than a missed failure.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Default for RuleChecker {
 }
 
 impl RuleChecker {
-    /// `set_limits` must be called before the client's first frame, because it also resets the protocol.
+    /// Sets the limits and resets the protocol. Call `set_limits` before the client's first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         (self.limits, self.protocol) = (limits, Protocol::new(limits));
     }
@@ -73,8 +73,8 @@ impl RuleChecker {
         None
     }
 
-    /// Returns the held failure, or drops it if the server closed for another reason. `close` is the payload of the
-    /// server's Close; `None` if the server sent none.
+    /// Returns the held failure, or drops the failure if the server closed for another reason. `close` is the payload
+    /// of the server's Close frame; `None` if the server sent no Close.
     pub fn release_failure(&mut self, close: Option<&[u8]>) -> Option<Failure> {
         let (error, failure) = self.held.take()?;
         let expected = CloseFrame { code: Some(error.code()), reason: &error.to_string() }.encode();

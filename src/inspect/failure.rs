@@ -7,7 +7,7 @@ use super::{Failure, Frame};
 use crate::ws::close::ProtocolError;
 use crate::ws::protocol::Limits;
 
-/// Explains the protocol error that `frame`, which may be incomplete, caused. `limits` are the server's limits.
+/// Explains the protocol error that `frame` caused; the frame may be incomplete. `limits` are the server's limits.
 pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure {
     let reason = match describe_http_or_tls(frame) {
         Some(what) => format!("{what} in place of a frame; {}", describe(error, frame, limits)),
@@ -16,7 +16,7 @@ pub fn explain(error: ProtocolError, frame: &Frame, limits: &Limits) -> Failure 
     Failure { by: frame.from, frame: frame.number, code: error.code().get(), section: error.section(), reason }
 }
 
-/// Explains a masked frame from the server. [`ProtocolError`] has no variant for errors of a server.
+/// Explains a masked frame from the server. [`ProtocolError`] covers only a client's errors.
 pub fn explain_masked_server_frame(frame: &Frame) -> Failure {
     let reason = format!(
         "this frame is masked; a server must not mask any frame; the second byte was {}, its top bit is 1",
@@ -105,14 +105,14 @@ fn describe_long_form(frame: &Frame) -> String {
     )
 }
 
-/// Describes the bytes of a payload that are not UTF-8. `skip` is the number of payload bytes before the text.
+/// Describes the invalid UTF-8 in a payload. `skip` is the number of payload bytes before the text.
 fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
     let is_cut = frame.received > frame.wire.len() as u64;
     match std::str::from_utf8(text) {
-        // If the record holds only the start of the payload, the last character may be cut, which is not an error.
+        // If the record holds only the start of the payload, an incomplete last character is not an error.
         Err(error) if is_start && (error.error_len().is_some() || !is_cut) => {
             let at = skip + error.valid_up_to();
             let bad = &payload[at..payload.len().min(at + error.error_len().unwrap_or(3))];
@@ -136,7 +136,7 @@ fn describe_http_or_tls(frame: &Frame) -> Option<String> {
         Some("these bytes are an HTTP response".into())
     } else if METHODS.iter().any(|method| bytes.starts_with(method)) {
         let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        // Redact the line: the request target may contain an access token.
+        // Redact the request line: the request target may contain an access token.
         let line = super::secret::redact_head(&line[..line.len().min(40)]);
         Some(format!("these bytes are an HTTP request, {},", quote(&String::from_utf8_lossy(&line))))
     } else if is_tls(&bytes) {

@@ -16,7 +16,7 @@ pub fn record_to_json(record: &Record) -> Value {
         RecordKind::Failure(failure) => failure_to_json(failure),
         RecordKind::End(end) => end_to_json(end),
         RecordKind::Missed(count) => json!({ "record": "missed", "count": count }),
-        // Send "missed", as for `Missed`: an older page, which ignores `earlier`, still shows that frames are missing.
+        // Name the record "missed", so that an older page, which ignores `earlier`, still shows the gap in the frames.
         RecordKind::Earlier(count) => json!({ "record": "missed", "count": count, "earlier": true }),
     };
     value["connection"] = json!(record.connection);
@@ -44,7 +44,7 @@ fn response_to_json(response: &Response) -> Value {
             "answered": steps.in_response,
         })
     });
-    // Existing pages read `answer`, `refusal` and `answered`, so the names of the fields must not change.
+    // Do not rename `answer`, `answered` and `refusal` in the JSON: existing pages depend on the names.
     json!({
         "record": "answer",
         "head": String::from_utf8_lossy(&response.head.bytes),

@@ -58,7 +58,7 @@ pub struct InspectObservers {
 }
 
 struct Context {
-    // The time is set once per event-loop turn, to avoid reading the clock for every read and write.
+    // The current time, set once per event-loop turn, to avoid reading the clock for every read and write.
     now: Cell<SystemTime>,
     trace: Option<Trace>,
     queue: Rc<RecordQueue>,
@@ -70,7 +70,7 @@ impl InspectObservers {
     /// # Errors
     /// Fails if the recordings directory cannot be created or is not writable.
     pub fn new(options: InspectOptions, random: &mut dyn FnMut(&mut [u8])) -> Result<InspectObservers, String> {
-        // Report a bad directory at startup rather than at the first connection.
+        // Report an unusable recordings directory at startup rather than at the first connection.
         let recordings = options.record.map(|(dir, limit)| Recorders::new(&dir, limit)).transpose()?;
         let queue = Rc::<RecordQueue>::default();
         // Each connection can have only one observer, and a recorded connection has one from the start. An inspector
@@ -83,7 +83,7 @@ impl InspectObservers {
     }
 
     /// Lets inspectors run test cases against this server, which listens on the address `server`. When a test case is
-    /// over, its thread calls `wake`, to start another turn of the event loop.
+    /// over, its helper thread calls `wake` to start another turn of the event loop.
     pub fn with_player(
         mut self,
         player: BoxedPlayer,
@@ -128,7 +128,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // The tap has no secrets to redact: they are all in the `welcome` event, which the server has already sent.
+        // The tap need not redact frames: only `welcome` contains secrets, and the server has already sent that event.
         tap.set_limits(limits);
         tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -139,7 +139,7 @@ impl Observers for InspectObservers {
     }
 
     fn needs_token(&self, connection: Token) -> bool {
-        // A connection that runs a test case needs no access token, because its inspector has presented a ticket.
+        // A test case's connection needs no access token: the inspector that started the case has shown a ticket.
         !self.inspection.as_ref().is_some_and(|inspection| inspection.plays.contains(connection))
     }
 
@@ -489,8 +489,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // 30,000 Pings, the client's Close, and the change to CLOSING. The server's Close came after the "missed"
-        // record, so that record does not count it.
+        // Expect 30,000 Pings, the client's Close, and the change to CLOSING. The "missed" record precedes the server's
+        // Close, so the count excludes the server's Close.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

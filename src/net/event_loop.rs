@@ -18,10 +18,10 @@ const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2); // poll token of the waker, which lets other threads wake the poll
 
-const EXIT_INTERRUPTED: i32 = 130; // a second signal stopped the server: 128 + SIGINT, the shell convention
-// Maximum readiness events per turn. A mass disconnect should fit into one turn, so that no turn sends to dead peers.
+const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal: 128 + SIGINT, the shell convention
+// Maximum readiness events per turn. One turn should handle a mass disconnect, to avoid sends to disconnected peers.
 const MAX_EVENTS: usize = 65536;
-const MAX_ACCEPTS: usize = 64; // maximum number of new clients per turn, so that a flood of them does not delay others
+const MAX_ACCEPTS: usize = 64; // maximum accepts per turn, so that a flood of new clients does not delay the others
 
 pub struct EventLoop {
     poll: Poll,
@@ -61,7 +61,7 @@ impl EventLoop {
         Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
     }
 
-    /// Runs until a signal stops the server. Returns `Ok(false)` if a failure of the storage stops it.
+    /// Runs until a signal or a storage failure stops the server. Returns `Ok(false)` after a storage failure.
     pub fn run(mut self) -> io::Result<bool> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         loop {
@@ -89,7 +89,7 @@ impl EventLoop {
             if has_signal && !self.handle_signals() {
                 self.server.stop_observers();
                 self.log.lines().flush();
-                std::process::exit(EXIT_INTERRUPTED); // dropping the broker could wait for a disk that does not respond
+                std::process::exit(EXIT_INTERRUPTED); // returning would drop the broker, which may wait for a hung disk
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();

@@ -34,9 +34,9 @@ use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
-const HANDSHAKES_PER_TURN: usize = 16; // few handshakes: one join to a large room costs as much as a hundred messages
+const HANDSHAKES_PER_TURN: usize = 16; // a low limit: one join to a large room costs as much as a hundred messages
 const CLOSES_PER_TURN: usize = 512; // closing a socket is slow, and other clients must not wait for thousands of closes
-const READS_PER_TURN: usize = 2048; // bounds the reads, because each one delays the turn's writes by a few microseconds
+const READS_PER_TURN: usize = 2048; // a limit, because each read delays the turn's writes by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -57,8 +57,8 @@ pub struct Server<S> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shutdown {
-    Publishing, // the messages received before the shutdown are pending in the broker; nothing more is read
-    Closing { until: Duration }, // all connections are closing; monotonic time when the server stops waiting for them
+    Publishing, // the server reads no more; the broker still publishes the messages already received
+    Closing { until: Duration }, // all connections are closing; the server stops waiting at the monotonic time `until`
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// A slow disk must not fill memory with messages that it has not stored.
+    /// Whether reads are paused. If the disk is slow, messages that are not yet stored must not fill the memory.
     fn pauses_reads(&self) -> bool {
         self.shutdown == Some(Shutdown::Publishing) || self.chat.queued_bytes() > self.config.max_buffered / 2
     }
@@ -282,7 +282,7 @@ impl<S: Socket> Server<S> {
         self.connections.send(token, bytes);
     }
 
-    /// Applies the queued effects of the chat. With an asynchronous broker, call this after each event from the broker.
+    /// Applies the chat's queued effects. With an asynchronous broker, call `apply_effects` after each broker event.
     pub fn apply_effects(&mut self) {
         while let Some(effect) = self.chat.next_effect() {
             match effect {
@@ -314,16 +314,16 @@ impl<S: Socket> Server<S> {
         let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
         except.into_iter().for_each(|client| self.catch_up(client, room));
         let is_full = self.fanout.append(room, self.chat.dialects(room), event);
-        // Move the cursor of `except` past the event before sending a full batch: this client must not receive it.
+        // Make the client `except` skip the event before a full batch is sent: `except` must not receive the event.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
             self.send_batch(room, &batch);
         }
     }
 
-    /// Queues the room's events that a client has not yet received, so that they arrive before any later output.
+    /// Queues a room's events that a client has not yet received, so that the events precede any later output.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // Do not send a held batch to a closing client: the batch may be long, and the client rarely reads it.
+        // Do not send a held batch to a closing client: the batch may be long, and closing clients rarely read.
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
@@ -342,7 +342,7 @@ impl<S: Socket> Server<S> {
     /// sockets, which cause another round: the server closes them, and their rooms receive `left`.
     fn write_and_remove(&mut self) {
         loop {
-            // Remove all clients before the rooms receive `left`. Otherwise n simultaneous drops cause n² writes.
+            // Remove all clients before sending any `left` events. Otherwise n simultaneous drops cause n² writes.
             while let Some(token) = self.connections.dequeue(Work::Remove) {
                 self.remove(token);
             }
@@ -390,7 +390,7 @@ impl<S: Socket> Server<S> {
                 // In the common case, the socket accepts all bytes, and no work remains.
                 Ok(()) if was_empty && connection.outbox.is_empty() => {}
                 Ok(()) => self.connections.queue(Work::Write, token),
-                // Abort after the loop, because `recipients` borrows the chat.
+                // Abort the connection after the loop, because `recipients` borrows the chat.
                 Err(error) => failed.push((token, error)),
             }
         }

@@ -18,7 +18,7 @@ pub trait Observer {
     /// Returns frames to send instead of `frames`, such as the same message in fragments. `None` keeps `frames`.
     fn reframe(&mut self, frames: &[u8]) -> Option<Vec<u8>>;
 
-    /// The memory of the observer's buffers, in bytes, which counts towards `--max-buffered`.
+    /// Returns the size of the observer's buffers in bytes. The server counts the size towards `--max-buffered`.
     fn buffered_bytes(&self) -> usize;
 
     /// Whether the server may drop the observer, because the observer needs no more bytes.
@@ -27,8 +27,8 @@ pub trait Observer {
 
 #[derive(Debug, Clone, Copy)]
 pub enum ObservedStage<'a> {
-    /// The server accepted the request and will send the 101. `has_welcome`: after the join, the client receives a
-    /// `welcome` event with its session. `has_ticket`: the event also contains [`Observers::welcome_field`].
+    /// The server accepted the request and will send the 101 response. `has_welcome`: after the join, the client
+    /// receives a `welcome` event with its session. `has_ticket`: `welcome` also contains [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, is_inspector: bool, has_welcome: bool, has_ticket: bool },
     /// The server starts the closing handshake. The server's Close frame is not on the wire yet.
     Closing,

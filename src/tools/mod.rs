@@ -1,7 +1,7 @@
-//! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server, and
-//! [`replay`] draws a recording. The tools do not depend on each other, but share three modules: [`notation`] parses
-//! bytes given as text, [`inbox`] parses a server's bytes as a client does, and [`screen`] prints. A tool has at most
-//! one connection at a time and may block, so no tool needs a poll loop.
+//! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
+//! [`replay`] draws a recording, and `history` reads a history file. The tools do not depend on each other, but share
+//! modules: [`notation`] parses bytes given as text, [`inbox`] parses a server's bytes as a client does, and [`screen`]
+//! prints. A tool has at most one connection at a time and may block, so no tool needs a poll loop.
 
 pub mod explain;
 #[cfg(feature = "sqlite")]
@@ -26,9 +26,9 @@ pub enum Tool {
     Explain(explain::Arguments),
     /// Test a WebSocket server with valid and hostile input, and check its responses against RFC 6455
     Poke(poke::Arguments),
-    /// Show a connection that --record saved, and check that this version reacts as the recorded server did
+    /// Show a connection recorded with --record, and check that this version reacts as the recorded server did
     Replay(replay::Arguments),
-    /// Export, check or copy the file of --history-db
+    /// Export, check or copy a history file written with --history-db
     #[cfg(feature = "sqlite")]
     History(history::Arguments),
 }

@@ -48,7 +48,7 @@ impl<'a> CloseFrame<'a> {
     pub fn encode(&self) -> Vec<u8> {
         debug_assert!(self.code.is_some() || self.reason.is_empty(), "§5.5.1: a reason follows a code");
         let Some(code) = self.code else { return Vec::new() };
-        let end = self.reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2); // §5.5: 125 bytes, with a code of two
+        let end = self.reason.floor_char_boundary(MAX_CONTROL_PAYLOAD - 2); // §5.5: 125 bytes, including a 2-byte code
         [&code.get().to_be_bytes(), &self.reason.as_bytes()[..end]].concat()
     }
 }

@@ -11,8 +11,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transac
 const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 const SCHEMA_VERSION: u32 = 1;
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
-const MIN_MESSAGE_LEN: usize = 120; // in bytes as JSON, so that n bytes hold at most n / 120 messages
-// Maximum number of old messages that a new one deletes. With a lower `--history-keep`, one commit must not delete thousands.
+const MIN_MESSAGE_LEN: usize = 120; // minimum size that the backlog limit counts for a message, in bytes
+// Maximum deletions per stored message, so that no commit deletes thousands after an operator lowers `--history-keep`.
 const DELETES_PER_MESSAGE: u64 = 16;
 const DELETES_PER_SWEEP: u64 = 1000;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -48,19 +48,19 @@ CREATE UNIQUE INDEX messages_by_nonce ON messages (room, username, nonce) WHERE 
 pub struct DatabaseOptions {
     pub survives_power_failure: bool, // sync the WAL at every commit
     pub keep: u64,                    // maximum number of messages kept per room; 0: no limit
-    pub max_days: u32,                // delete messages that are older; 0: no limit
+    pub max_days: u32,                // maximum age of a message in days; older messages are deleted; 0: no limit
 }
 
-/// A request of the broker to the file. The operations of a batch take effect in order.
+/// An operation on the history file, requested by the broker. The operations of a batch take effect in order.
 #[derive(Debug)]
 pub enum Operation {
-    /// Stores a message under the room's next id, unless the room has a message with its username and nonce.
+    /// Stores a message under the room's next id, unless the room already has one with the same username and nonce.
     Store { room: Box<str>, message: StoredMessage },
     /// Reads the newest messages of a room.
     Load { room: Box<str>, limit: usize },
-    /// Reads what a client missed after message `since`, if that is certain and can fit into `max_bytes`.
+    /// Reads all messages after message `since`, if none is missing and `max_bytes` can hold that many.
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
-    /// Reads the newest messages with ids less than `before`.
+    /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize },
 }
 
@@ -76,10 +76,10 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub outcomes: Vec<Outcome>,   // one per operation
-    pub deletions: Vec<Deletion>, // after the operations, because of their age
+    pub deletions: Vec<Deletion>, // messages deleted for their age, after the operations
 }
 
-/// The room's messages up to and including `id` are deleted.
+/// Reports that the room's messages up to and including `id` were deleted.
 #[derive(Debug)]
 pub struct Deletion {
     pub room: Box<str>,
@@ -96,17 +96,17 @@ pub struct StoredMessage {
 }
 
 pub struct Database {
-    pub connection: Connection, // public so that tests can limit its size, and begin another run on it
+    pub connection: Connection, // public so that tests can limit the database's size and begin another run
     options: DatabaseOptions,
     run: i64,
-    stored: usize, // messages since the last checkpoint
-    is_full: bool, // whether the last commit found a full disk, so that the log says so once
+    stored: usize, // number of messages stored since the last checkpoint
+    is_full: bool, // whether the last commit failed on a full disk; each full disk is logged once
     next_sweep: Option<SystemTime>,
 }
 
 impl Database {
-    /// Opens or creates the file, and begins a run. `now` decides which messages are too old. `Err` is one line for the
-    /// operator. A file that another program owns is not changed.
+    /// Opens or creates the history file, begins a run, and deletes the messages that are too old at time `now`. Never
+    /// changes a file of another program. `Err` is a one-line error text for the operator.
     pub fn open(path: &Path, options: DatabaseOptions, run: &str, now: SystemTime) -> Result<Database, String> {
         let describe = |error: String| format!("--history-db {}: {error}", path.display());
         if rusqlite::version_number() < MIN_SQLITE_VERSION {
@@ -120,7 +120,7 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
-    /// Begins a run on a connection: checks the file, creates the schema if the file is empty, and adds the run.
+    /// Begins a run on an open database: creates the schema if the file is empty, checks the file, and adds the run.
     pub fn begin_run(
         mut connection: Connection,
         options: DatabaseOptions,
@@ -137,7 +137,7 @@ impl Database {
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite would ignore the errors of a checkpoint
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite ignores errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
         connection.pragma_update(None, "synchronous", sync)?;
         connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
@@ -148,8 +148,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Executes operations in order; those that store share one transaction. If the disk is full, no message of the
-    /// batch is stored. `Err`: the file can no longer be trusted; whether the messages are stored is unknown.
+    /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores none of
+    /// them. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
         let mut executed = self.commit(operations);
         if executed.as_ref().is_err_and(is_full) {
@@ -200,7 +200,7 @@ impl Database {
         self.connection.execute_batch("PRAGMA incremental_vacuum(1000); PRAGMA wal_checkpoint(PASSIVE)")
     }
 
-    /// Deletes some messages that are too old, at most once a minute. Returns whether there may be more of them.
+    /// Deletes up to 1,000 expired messages. Returns whether more may remain; if not, `sweep` pauses for a minute.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let oldest = now_since_1970.checked_sub(DAY.saturating_mul(self.options.max_days));
@@ -216,7 +216,7 @@ impl Database {
             .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
             .collect::<rusqlite::Result<_>>()?;
         for (room, name, last_id, deleted_id) in rooms {
-            // Delete only up to the first message that is new enough, so that the ids that are left are consecutive.
+            // Stop at the first message that is not too old, so that the remaining ids are consecutive.
             let last = last_id.min(deleted_id + left);
             let kept: Option<u64> = transaction
                 .prepare_cached("SELECT id FROM messages WHERE room = ? AND id <= ? AND time >= ? ORDER BY id LIMIT 1")?
@@ -236,11 +236,11 @@ impl Database {
     }
 }
 
-/// The file of a server that is not running.
+/// A history file that no server is using.
 pub struct FileReader(Connection);
 
 impl FileReader {
-    /// `Err` is one line for the user.
+    /// Opens a history file. `Err` is a one-line error text for the user.
     pub fn open(path: &Path) -> Result<FileReader, String> {
         if !path.exists() {
             return Err("there is no such file".into());
@@ -254,7 +254,7 @@ impl FileReader {
         open().map_err(|error| explain(&error))
     }
 
-    /// Returns the number of rooms and messages, or the damage that the check found.
+    /// Checks the file for damage. Returns the number of rooms and the number of messages. `Err` describes the damage.
     pub fn check(&mut self) -> Result<(u64, u64), String> {
         let count = |sql: &str| self.0.query_row(sql, [], |row| row.get::<_, u64>(0));
         let check = || {
@@ -265,7 +265,7 @@ impl FileReader {
         check().unwrap_or_else(|error: rusqlite::Error| Err(explain(&error)))
     }
 
-    /// Writes a compact copy to a new file. Fails if the file already exists.
+    /// Writes a compact copy of the database to `path`. Fails if a file with this path already exists.
     pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
         if path.exists() {
             return Err(format!("{} already exists", path.display()));
@@ -282,7 +282,7 @@ impl FileReader {
         names().map_err(|error| explain(&error))
     }
 
-    /// Calls `visit` for each message of a room, oldest first, until it returns `false`.
+    /// Calls `visit` for each message of a room, oldest first, until `visit` returns `false`.
     pub fn for_each_message(&self, room: &str, mut visit: impl FnMut(StoredMessage) -> bool) -> Result<(), String> {
         let mut read = || {
             let mut statement = self.0.prepare(
@@ -304,14 +304,14 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_wal = has_wal(path);
     let connection = Connection::open_with_flags(plain_path(path), flags)?;
-    // Leave a damaged file untouched: do not checkpoint its WAL when the connection closes.
+    // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
     connection.busy_timeout(Duration::ZERO)?;
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // before WAL: no shared-memory file
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // an exclusive WAL needs no shared-memory file
     Ok(connection)
 }
 
-/// SQLite gives names such as `:memory:` a meaning, but not if they are in a directory.
+/// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
 fn plain_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
 }
@@ -320,12 +320,12 @@ fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
-/// A full disk delays deletions and checkpoints; committed messages are safe in the WAL.
+/// Ignores a full disk, which only delays deletions and checkpoints: committed messages are already in the WAL.
 fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
 }
 
-/// `run`: the current run and the number of messages to keep per room; `None` if nothing can be stored.
+/// Executes one operation. `run`: the current run and the maximum number of messages per room; `None`: store nothing.
 fn perform(connection: &Connection, operation: &Operation, run: Option<(i64, u64)>) -> rusqlite::Result<Outcome> {
     match operation {
         Operation::Store { room, message } => match (find_duplicate(connection, room, message)?, run) {
@@ -378,7 +378,7 @@ fn store(
     Ok(Outcome::Stored(id))
 }
 
-/// Deletes a room's messages up to and including `id`. The room remembers which run stored the last of them.
+/// Deletes a room's messages up to and including `id`, and records in `rooms` which run stored message `id`.
 fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -390,7 +390,7 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
     Ok(())
 }
 
-/// Returns the newest messages with ids less than `before`.
+/// Returns a room's newest messages with ids less than `before`, oldest first.
 fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusqlite::Result<Outcome> {
     let Some((room, last_id)) = connection
         .prepare_cached("SELECT id, last_id FROM rooms WHERE name = ?")?
@@ -409,8 +409,8 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusql
     Ok(Outcome::Messages { last_id, messages })
 }
 
-/// Reads all messages after `since`, if the file still has them, and if it stored message `since` in the run named `epoch`
-/// or before: then the client and the file have the same message under this id. The parent module has a figure of it.
+/// Reads all messages after `since`, if none of them is deleted, and if message `since` was stored by run `epoch` or an
+/// earlier run. A later run may have reused the id for another message; see the table in the parent module.
 fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
     let limit = max_bytes / MIN_MESSAGE_LEN;
     let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;
@@ -450,13 +450,13 @@ pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
     })
 }
 
-/// Creates the schema in an empty file. The header gets its ids in a rollback journal, not in the WAL, so that
-/// [`check_header`] finds them there even after a crash.
+/// Creates the schema in an empty file. Must run before WAL mode is on: the application id and schema version must be
+/// in the file's header, where [`check_header`] finds the numbers even after a crash.
 fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if is_empty {
-        // The pragma auto_vacuum writes a header, so it belongs to the transaction that sets the ids: otherwise a crash
-        // could leave a header without them. It has no effect once the transaction has the write lock.
+        // Set `auto_vacuum` in the same transaction as the ids, so that a crash cannot leave a header without ids.
+        // Defer the write lock: `auto_vacuum` has no effect while the transaction holds the lock.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
         transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
@@ -467,10 +467,10 @@ fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Checks the file's header before SQLite opens the file: even a read by SQLite could change a foreign database.
+/// Checks a file's header before SQLite opens the file: even a read by SQLite may change another program's database.
 pub fn check_header(path: &Path) -> Result<(), String> {
     let mut header = Vec::new();
-    // Opening a named pipe would wait for another process.
+    // Reject a named pipe without opening it: `File::open` would block until another process opens the pipe.
     if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         return Err("this is not a regular file".into());
     }
@@ -481,7 +481,7 @@ pub fn check_header(path: &Path) -> Result<(), String> {
         Ok(0) => return Ok(()),
         Ok(_) => {}
     }
-    // https://www.sqlite.org/fileformat.html, section 1.3
+    // The format of the header: https://www.sqlite.org/fileformat.html, section 1.3
     let number =
         |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
     match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
@@ -494,7 +494,7 @@ pub fn check_header(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether a killed server has left messages in the write-ahead log (WAL).
+/// Whether the database has a write-ahead log (WAL) that is not empty, for example because a server was killed.
 fn has_wal(path: &Path) -> bool {
     let Ok(mut wal) = path.canonicalize().map(PathBuf::into_os_string) else { return false };
     wal.push("-wal");
@@ -505,12 +505,12 @@ fn failure(code: ErrorCode, message: String) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error { code, extended_code: 0 }, Some(message))
 }
 
-/// Says what an error means for the operator.
+/// Describes an SQLite error in one line for the operator.
 pub fn explain(error: &rusqlite::Error) -> String {
     match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
         Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
-        // The report of a check has several lines.
+        // Join the lines: SQLite's integrity check reports damage in several lines.
         Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {}", error.to_string().replace('\n', " ")),
         Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
         _ => error.to_string(),

@@ -299,8 +299,8 @@ impl<'t> List<'t> {
         innermost.filter(List::is_named)
     }
 
-    /// Whether the text around the brackets is empty, a name or a type. If it is more bytes, as in `81 [85 37] fa`, the
-    /// brackets do not make a list, and `read_hex` skips them.
+    /// Whether the text around the brackets is empty, a name or a type. Brackets between other bytes do not make a
+    /// list, so `read_hex` skips the brackets in `81 [85 37] fa`.
     fn is_named(&self) -> bool {
         let is_name = |word: &str| read_hex(word).is_err();
         let before: Vec<&str> = words(self.before).collect();

@@ -23,7 +23,7 @@ pub enum TcpState {
 
 pub struct Connection<'s> {
     stream: TcpStream,
-    /// The deadline of the whole connection, if any: no read or write starts later.
+    /// The deadline of the whole connection, if any: no read or write starts after the deadline.
     ends_at: Option<Instant>,
     tracer: Tracer,
     show: &'s mut dyn FnMut(Record),
@@ -92,8 +92,8 @@ impl<'s> Connection<'s> {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Sends `bytes` repeatedly without reading, until a write fails, the server accepts nothing for `patience`, or it
-    /// has accepted `max` bytes. Returns the number of accepted bytes, and whether the last write timed out.
+    /// Sends `bytes` repeatedly without reading, until a write fails, the server accepts nothing for `patience`, or the
+    /// server has accepted `max` bytes. Returns the number of accepted bytes, and whether the last write timed out.
     pub fn flood(&mut self, bytes: &[u8], max: u64, patience: Duration) -> (u64, bool) {
         let mut accepted = 0;
         if self.stream.set_write_timeout(Some(patience)).is_err() {
