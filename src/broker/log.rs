@@ -9,10 +9,11 @@
 //!   since 1          3 4 5   not resumed: message 2 is gone
 //! ```
 
-use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
+use std::{collections::HashMap, collections::VecDeque, rc::Rc};
 
 use super::{Backlog, Message, Resume};
+
+pub const JSON_OVERHEAD: usize = 120; // maximum length of a message as JSON without its texts, in bytes
 
 pub struct RoomLog {
     epoch: Rc<str>,
@@ -87,11 +88,10 @@ fn nonce_key(message: &Message) -> Option<(Rc<str>, Rc<str>)> {
     Some((Rc::clone(&message.username), Rc::clone(message.nonce.as_ref()?)))
 }
 
-/// An upper bound for the length of a message as JSON, in bytes.
 fn max_json_len(message: &Message) -> usize {
     let byte_len = |byte: u8| 1 + usize::from(byte < b' ') * 5 + usize::from(matches!(byte, b'"' | b'\\'));
     let escaped = |text: &str| text.bytes().map(byte_len).sum::<usize>();
-    120 + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
+    JSON_OVERHEAD + escaped(&message.username) + escaped(&message.text) + message.nonce.as_deref().map_or(0, escaped)
 }
 
 pub fn memory_bytes(message: &Message) -> usize {

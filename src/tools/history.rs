@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Subcommand};
 use serde::Serialize;
 
 use crate::broker::Message;
-use crate::broker::sqlite::database::{FileReader, StoredMessage};
+use crate::broker::sqlite::{database::StoredMessage, reader::FileReader};
 use crate::inspect::escape::escape;
 
 const AFTER_HELP: &str = "\

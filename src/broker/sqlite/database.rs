@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
+use crate::broker::log::JSON_OVERHEAD;
+
 const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 const SCHEMA_VERSION: u32 = 1;
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
-const MIN_MESSAGE_LEN: usize = 120; // minimum size that the backlog limit counts for a message, in bytes
 // Maximum deletions per stored message, so that no commit deletes thousands after an operator lowers `--history-keep`.
 const DELETES_PER_MESSAGE: u64 = 16;
 const DELETES_PER_SWEEP: u64 = 1000;
@@ -236,71 +237,7 @@ impl Database {
     }
 }
 
-/// A history file that no server is using.
-pub struct FileReader(Connection);
-
-impl FileReader {
-    /// Opens a history file. `Err` is a one-line error text for the user.
-    pub fn open(path: &Path) -> Result<FileReader, String> {
-        if !path.exists() {
-            return Err("there is no such file".into());
-        }
-        check_header(path)?;
-        let open = || {
-            let connection = connect(path, OpenFlags::empty())?;
-            connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?; // fails if a server uses the file
-            Ok(FileReader(connection))
-        };
-        open().map_err(|error| explain(&error))
-    }
-
-    /// Checks the file for damage. Returns the number of rooms and the number of messages. `Err` describes the damage.
-    pub fn check(&mut self) -> Result<(u64, u64), String> {
-        let count = |sql: &str| self.0.query_row(sql, [], |row| row.get::<_, u64>(0));
-        let check = || {
-            let result: String = self.0.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))?;
-            let counts = (count("SELECT count(*) FROM rooms")?, count("SELECT count(*) FROM messages")?);
-            Ok(if result == "ok" { Ok(counts) } else { Err(result) })
-        };
-        check().unwrap_or_else(|error: rusqlite::Error| Err(explain(&error)))
-    }
-
-    /// Writes a compact copy of the database to `path`. Fails if a file with this path already exists.
-    pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
-        if path.exists() {
-            return Err(format!("{} already exists", path.display()));
-        }
-        let name = plain_path(path).into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())?;
-        self.0.execute("VACUUM INTO ?", [name]).map(drop).map_err(|error| explain(&error))
-    }
-
-    pub fn room_names(&self) -> Result<Vec<String>, String> {
-        let names = || {
-            let mut statement = self.0.prepare("SELECT name FROM rooms ORDER BY name")?;
-            statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()
-        };
-        names().map_err(|error| explain(&error))
-    }
-
-    /// Calls `visit` for each message of a room, oldest first, until `visit` returns `false`.
-    pub fn for_each_message(&self, room: &str, mut visit: impl FnMut(StoredMessage) -> bool) -> Result<(), String> {
-        let mut read = || {
-            let mut statement = self.0.prepare(
-                "SELECT messages.id, time, username, text, nonce FROM messages JOIN rooms ON rooms.id = room
-                 WHERE name = ? ORDER BY messages.id",
-            )?;
-            for message in statement.query_map([room], read_message)? {
-                if !visit(message?) {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        read().map_err(|error: rusqlite::Error| explain(&error))
-    }
-}
-
-fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_wal = has_wal(path);
     let connection = Connection::open_with_flags(plain_path(path), flags)?;
@@ -312,7 +249,7 @@ fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 }
 
 /// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
-fn plain_path(path: &Path) -> PathBuf {
+pub fn plain_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
 }
 
@@ -412,7 +349,7 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusql
 /// Reads all messages after `since`, if none of them is deleted, and if message `since` was stored by run `epoch` or an
 /// earlier run. A later run may have reused the id for another message; see the table in the parent module.
 fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
-    let limit = max_bytes / MIN_MESSAGE_LEN;
+    let limit = max_bytes / JSON_OVERHEAD;
     let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;
     let Some(known) = statement.query_row([epoch], |row| row.get::<_, i64>(0)).optional()? else {
         return Ok(Outcome::NotResumable);

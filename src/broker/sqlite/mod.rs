@@ -25,6 +25,7 @@
 //! ```
 
 pub mod database;
+pub mod reader;
 pub mod writer;
 
 use std::collections::VecDeque;
