@@ -49,7 +49,7 @@ pub struct Config {
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<TraceDetail>,
-    /// Print only matching records, comma-separated: connection=7 (or '#7'), user=NAME, control, errors
+    /// Print only records that match this comma-separated list: connection=7 (or '#7'), user=NAME, control, errors
     #[arg(long, value_name = "FILTER", help_heading = "Tracing and recording")]
     pub trace_filter: Option<String>,
     /// Let each page inspect its own connection; always on if only this machine can reach the server

@@ -73,8 +73,8 @@
 //! |---|---|---|---|
 //! | 1 | make `/echo` reply `polo` to the text `marco` | `receive_message` in `src/server/mod.rs` | a row in `frame_rows` of `tests/hostile_frames.rs` |
 //! | 2 | reject a room named "admin", in upper or lower case | `parse_room_name` in `src/chat/names.rs` | next to `allowed_and_forbidden_names` in `src/chat/names.rs` |
-//! | 3 | add a command `who` that lists the usernames in the room | `Command` in `src/chat/command.rs`, `Event` in `src/chat/event.rs`, `parse` and `write` in `src/chat/dialect.rs`, `Chat` in `src/chat/mod.rs` | next to `joining` in `tests/conversation.rs` |
-//! | 4 | add a command `topic`: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
+//! | 3 | add a `who` command that lists the usernames in the room | `Command` in `src/chat/command.rs`, `Event` in `src/chat/event.rs`, `parse` and `write` in `src/chat/dialect.rs`, `Chat` in `src/chat/mod.rs` | next to `joining` in `tests/conversation.rs` |
+//! | 4 | add a `topic` command: a room has a topic, and a new member receives it | `Request` and `RoomEvent` in `src/broker/mod.rs`, `MemoryBroker` in `src/broker/memory.rs`, `Chat` in `src/chat/mod.rs`, `Room` in `src/chat/room.rs` | next to `joining` in `tests/conversation.rs` |
 //! | 5 | add `--max-members`, a bound on the members of a room | `Config` in `src/config.rs`, `BrokerError` in `src/broker/mod.rs`, `MemoryConfig` and `MemoryBroker` in `src/broker/memory.rs` | next to `limit_of_rooms` in `tests/limits.rs` |
 //! | 6 | reply to `GET /stats` with the number of connections, as JSON | `route_request` and `Outcome` (a new variant) in `src/http/mod.rs`; the number comes from `Server` in `src/server/mod.rs` | a row in `plain_rows` of `tests/hostile_handshake.rs` |
 //! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control_chunk` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |

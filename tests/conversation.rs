@@ -1,4 +1,4 @@
-//! The dialect `events`, word for word: what several users in several rooms send and receive.
+//! The `events` dialect, word for word: what several users in several rooms send and receive.
 //!
 //! One of them is `tungstenite`, an independent WebSocket client, so that a misreading of the RFC in both the server and
 //! these tests cannot go unnoticed.

@@ -335,7 +335,7 @@ fn restored_copies() {
     println!("{} states of clients, {} copies", all_seen.len(), copies.len());
 }
 
-/// The example of the module `broker::sqlite`.
+/// The example of the `broker::sqlite` module.
 #[test]
 fn a_restored_copy() {
     let directory = Directory::new("example");

@@ -53,7 +53,7 @@ struct Client {
     has_joined: bool,
 }
 
-/// Clients of the dialect `events` that talk in rooms, and check what they receive.
+/// Clients of the `events` dialect that talk in rooms, and check what they receive.
 struct Clients<'s> {
     server: &'s Server,
     crowd: Crowd,

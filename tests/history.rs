@@ -1,4 +1,4 @@
-//! The command `history`: a client pages back through the kept messages of its room, and nobody else notices.
+//! The `history` command: a client pages back through the kept messages of its room, and nobody else notices.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

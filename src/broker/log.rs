@@ -35,7 +35,7 @@ impl RoomLog {
         message
     }
 
-    /// Adds a message whose id is already set, to `last_id + 1`.
+    /// Appends a message. The caller has already set its id to `last_id + 1`.
     pub fn push(&mut self, message: Rc<Message>) {
         debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         debug_assert_eq!(message.id, self.last_id + 1, "ids are consecutive");

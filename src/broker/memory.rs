@@ -238,13 +238,13 @@ impl Rooms {
         let is_open = |room: &RoomId| self.rooms[room].members > 0;
         let has_place = || {
             self.rooms.len() - self.empty.len() < self.config.rooms
-                && self.rooms_opened_by(user).filter(is_open).count() < self.config.rooms_per_user
+                && self.rooms_created_by(user).filter(is_open).count() < self.config.rooms_per_user
         };
         // The default room is exempt from the limits, so that no user can lock others out of it.
         name == self.config.default_room || self.find(name).is_some() || has_place()
     }
 
-    fn rooms_opened_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
+    fn rooms_created_by(&self, user: &User) -> impl DoubleEndedIterator<Item = RoomId> {
         let [first, last] = [0, u64::MAX].map(|id| (user.clone(), RoomId(id)));
         self.opened.range(first..=last).map(|(_, id)| *id)
     }
@@ -260,7 +260,7 @@ impl Rooms {
             (self.random)(&mut epoch);
             (RoomLog::new(format!("{:016x}", u64::from_be_bytes(epoch)).into()), user)
         });
-        while self.rooms_opened_by(&user).count() >= self.config.rooms_per_user && self.evict_last_room_of(&user) {}
+        while self.rooms_created_by(&user).count() >= self.config.rooms_per_user && self.evict_last_room_of(&user) {}
         self.last_id += 1;
         let id = RoomId(self.last_id);
         self.bytes += log.bytes;
@@ -307,9 +307,9 @@ impl Rooms {
         has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()
     }
 
-    /// Evicts the empty room that the user opened last, unless the user has no other empty room.
+    /// If the user has opened at least two rooms that are now empty, evicts the newest of them.
     fn evict_last_room_of(&mut self, user: &User) -> bool {
-        let empty = self.rooms_opened_by(user).rev().filter(|id| self.rooms[id].members == 0);
+        let empty = self.rooms_created_by(user).rev().filter(|id| self.rooms[id].members == 0);
         let [last, _] = empty.take(2).collect::<Vec<_>>()[..] else { return false };
         self.remove(last).is_some()
     }
@@ -586,7 +586,7 @@ mod tests {
         leave(&mut broker, 1, NOW);
         leave(&mut broker, 2, NOW);
         join_room(&mut broker, 1, "new", NOW);
-        assert!(broker.rooms.rooms_opened_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
+        assert!(broker.rooms.rooms_created_by(&user(1)).count() <= 3, "kept rooms make room for new ones");
     }
 
     #[test]

@@ -9,9 +9,9 @@ pub type ParsedCommand<'a> = (Result<Command<'a>, ErrorText>, Option<Rc<str>>);
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command<'a> {
-    // A message without `to` or `/msg` goes to the room. Only the dialect `rooms` sets `username`.
+    // A message without `to` or `/msg` goes to the room. Only clients of the `rooms` dialect send `username`.
     Message { username: Option<Cow<'a, str>>, to: Option<Cow<'a, str>>, text: Cow<'a, str> },
-    SwitchRoom { room: Cow<'a, str> }, // only the dialect `events` has room switches, history and `ping`
+    SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has room switches, history and `ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
     Ping, // the chat's `ping` command; the `ws` module replies to Ping frames

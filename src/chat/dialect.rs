@@ -58,7 +58,7 @@ impl Dialect {
             (Presence, Event::Private(sent)) => {
                 WireEvent::PrivateMessage { from: &sent.from, to: &sent.to, text: &sent.text, timestamp: &sent.time }
             }
-            // In the dialect `presence`, an error is the only event without the field `type`.
+            // In the `presence` dialect, an error is the only event without the `type` field.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
             (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_)) => return,
             (_, Event::Typing { .. } | Event::Pong {}) => return,
@@ -89,7 +89,7 @@ struct UserEvent<'a> {
     active: &'a ActiveUsers,
 }
 
-/// Writes a message in the dialect `events`. Hand-written for speed: 2,000 bytes take 97 ns; with serde, 564 ns.
+/// Writes a message in the `events` dialect. Hand-written for speed: 2,000 bytes take 97 ns; with serde, 564 ns.
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());

@@ -11,7 +11,7 @@ use crate::broker::{Backlog, Message, Page, PrivateMessage, RoomId};
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(tag = "event", content = "data", rename_all = "snake_case")]
 pub enum Event {
-    /// The first event to a client that uses the dialect `events`. The other dialects omit `welcome`.
+    /// The first event to a client that uses the `events` dialect. The other dialects omit `welcome`.
     Welcome {
         message: String,
         members: Vec<Rc<str>>, // usernames of the other members, one per connection
@@ -23,7 +23,7 @@ pub enum Event {
         member_count: usize, // number of all other members, even if the list `members` is truncated
         limits: ClientLimits,
         #[serde(flatten)]
-        extra: BTreeMap<&'static str, String>, // fields that the module `server` adds, such as `ticket`
+        extra: BTreeMap<&'static str, String>, // fields that the `server` module adds, such as `ticket`
     },
     /// A member has joined. The new member itself receives the event only if its dialect omits `welcome`.
     Joined {

@@ -216,7 +216,7 @@ impl Chat {
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
-                // Counting characters is slow. Do not count if even the number of bytes is within the limit.
+                // A text never has more characters than bytes. Counting characters is slow, so first compare the bytes.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
@@ -411,7 +411,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists a room's users for the dialect `presence`. Only counts the users of a large room, to keep the event short.
+    /// Lists a room's users for the `presence` dialect. Only counts the users of a large room, to keep the event short.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

@@ -240,7 +240,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     if let Some(count) = client_id.as_ref().map(|id| id.chars().count()).filter(|count| !(1..=64).contains(count)) {
         return Err(bad_request(format!("The parameter client_id must have 1 to 64 characters, not {count}.")));
     }
-    // In the dialect `rooms`, each message may carry its own username, so ignore the query parameter `username`.
+    // In the `rooms` dialect, each message may carry its own username, so ignore the query parameter `username`.
     let username = query("username").filter(|_| dialect != Dialect::Rooms);
     let username = username.as_deref().map(names::parse_username).transpose().map_err(name_error)?;
     // An invalid parameter (400) takes precedence over a username that the token does not allow (403).
@@ -250,7 +250,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
     let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
-    // Only clients of the dialect `events` can resume, because only `events` sends message ids and a session.
+    // Only clients of the `events` dialect can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // a `since` that is not a number is ignored
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });

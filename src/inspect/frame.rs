@@ -106,7 +106,7 @@ impl Header {
     }
 
     fn byte(&self, index: usize) -> u8 {
-        // Treat a missing byte as 0: no FIN, no mask, zero length.
+        // The header may still be incomplete. Treat a missing byte as 0: no FIN, no mask, zero length.
         self.bytes().get(index).copied().unwrap_or_default()
     }
 
@@ -241,7 +241,7 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Check the header's size as well: before the header is complete, `payload_len` and `received` may both be 0.
+        // Check the header's size too: before the header is complete, `payload_len` and `received` may both be 0.
         self.received == self.payload_len && self.header.bytes().len() == self.header.size()
     }
 

@@ -1,7 +1,7 @@
 //! Shows what is on the wire, for `--trace`, `--record`, the page's inspector and the command-line tools. A [`Tap`]
 //! turns the raw bytes of one connection, in both directions, into [`Record`]s. The tap parses frames with the
 //! protocol's [`FrameHeader`](crate::ws::frame::FrameHeader), but tracks its own position in the stream, so the
-//! protocol knows nothing about taps. The modules `text` and `json` format the records.
+//! protocol knows nothing about taps. The `text` and `json` modules format the records.
 //!
 //! ```text
 //!   bytes of each read ───▶ ┌─────┐           ┌─ text   one line per frame, or its header drawn field by field

@@ -296,7 +296,7 @@ impl Recorder {
     fn redact_non_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;
-        // After a response other than 101, the client's bytes are not frames but perhaps a request, so hide all bytes.
+        // After a response other than 101, the client may send another request with an access token, so hide its bytes.
         self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
         while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;

@@ -117,7 +117,7 @@ impl Recording {
     }
 }
 
-/// The serialized form of [`Limits`]: the module `ws` does not depend on serde.
+/// The serialized form of [`Limits`]: the `ws` module does not depend on serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Limits")]
 struct LimitsFormat {

@@ -56,7 +56,7 @@ fn redact_access_token(subprotocol: &mut [u8]) {
     }
 }
 
-/// Redacts the fields `session` and `ticket` of a `welcome` event, even if the event is split across several writes.
+/// Redacts the `session` and `ticket` fields of a `welcome` event, even if the event is split across several writes.
 #[derive(Debug)]
 pub struct WelcomeRedactor {
     /// Number of secrets not yet redacted.

@@ -26,18 +26,18 @@ const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 pub struct LogWriter(Arc<Mutex<Lines>>);
 
 /// Writes to stderr and returns the number of bytes written. May block only where stderr has no non-blocking mode.
-pub type WriteBytes = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
+pub type WriteFn = Box<dyn FnMut(&[u8]) -> io::Result<usize> + Send>;
 
 pub struct Lines {
     queued: Vec<u8>,
     dropped: usize,
     waiting_since: Option<Duration>, // monotonic time of the first line queued since the last flush
     now: Now,
-    write: WriteBytes,
+    write: WriteFn,
 }
 
 impl LogWriter {
-    pub fn new(write: WriteBytes) -> LogWriter {
+    pub fn new(write: WriteFn) -> LogWriter {
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         LogWriter(Arc::new(Mutex::new(Lines { queued: Vec::new(), dropped: 0, waiting_since: None, now, write })))
     }

@@ -63,7 +63,7 @@ pub struct Connection<S> {
 pub enum Work {
     ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch
     Read,
-    Handshake, // handshakes are costly, so their list has a lower limit per turn
+    Handshake, // handshakes are expensive, so each turn processes fewer of them
     Write,
     CloseSlow,
     Remove,

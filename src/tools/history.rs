@@ -4,7 +4,7 @@
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args, Subcommand};
+use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use crate::broker::Message;
@@ -25,14 +25,14 @@ pub struct Arguments {
     file: PathBuf,
 
     #[command(subcommand)]
-    command: Command,
+    command: Subcommand,
 
     #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
     help: Option<bool>,
 }
 
-#[derive(Debug, Subcommand)]
-enum Command {
+#[derive(Debug, clap::Subcommand)]
+enum Subcommand {
     /// Print all messages, room by room, oldest first
     Export {
         /// Print only this room's messages
@@ -55,7 +55,7 @@ struct Line<'a> {
     message: Message,
 }
 
-/// Runs one command. Returns `Ok(false)` only if the command `check` finds a damaged file.
+/// Runs one command. Returns `Ok(false)` only if the `check` command finds a damaged file.
 ///
 /// # Errors
 /// A one-line message, for example if a server uses the file.
@@ -63,8 +63,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let name = arguments.file.display();
     let mut file = FileReader::open(&arguments.file).map_err(|error| format!("{name}: {error}"))?;
     let done = match &arguments.command {
-        Command::Export { room, json } => export(&file, room.as_deref(), *json),
-        Command::Check => match file.check() {
+        Subcommand::Export { room, json } => export(&file, room.as_deref(), *json),
+        Subcommand::Check => match file.check() {
             Ok((rooms, messages)) => {
                 let _ = writeln!(io::stdout(), "{name} is sound: {messages} messages in {rooms} rooms");
                 Ok(())
@@ -74,7 +74,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
                 return Ok(false);
             }
         },
-        Command::Backup { to } => file.copy_to(to),
+        Subcommand::Backup { to } => file.copy_to(to),
     };
     done.map(|()| true).map_err(|error| format!("{name}: {error}"))
 }

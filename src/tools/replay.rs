@@ -204,7 +204,7 @@ mod tests {
         let mut recording = recording(&[("server", b"\x8a\x01p")]);
         let Step::Client(request) = &mut recording.entries[1].step else { panic!("the request") };
         request.extend_from_slice(b"\x89\x81\0\0\0\0p");
-        recording.entries.swap(0, 1); // in a real recording, too, the request precedes the upgrade
+        recording.entries.swap(0, 1); // the order of a real recording: request, then upgrade
         assert_eq!(find_difference(&read_reactions(&recording), &replay_reactions(&recording)), None);
         assert_eq!(replay_reactions(&recording).pongs, [b"p"]);
     }

@@ -152,7 +152,7 @@ impl Script {
         }
         let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
-        // In the dialect `rooms`, a join has no name, so nobody could tell whose it is.
+        // In the `rooms` dialect, a join has no name, so nobody could tell whose it is.
         let named = [Dialect::Events, Dialect::Presence];
         let dialect =
             |random: &mut Rng| if shares_room { named[random.usize(..2)] } else { DIALECTS[random.usize(..3)] };

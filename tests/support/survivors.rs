@@ -1,4 +1,4 @@
-//! Clients of the dialect `events` that survive their server. They keep every text until it is acknowledged, and send it
+//! Clients of the `events` dialect that survive their server. They keep every text until it is acknowledged, and send it
 //! again to the next server. A checker holds what each of them receives against PROTOCOL.md, sections 5 and 5.1.
 #![allow(dead_code)] // each test binary uses its own part
 

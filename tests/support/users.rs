@@ -34,7 +34,7 @@ pub enum End {
 pub struct User {
     pub client: RawClient,
     dialect: Dialect,
-    /// The name in each message of the dialect `rooms`; empty for none.
+    /// The name in each message of the `rooms` dialect; empty for none.
     pub name: String,
     /// Numbers the Pings of [`User::receives_nothing`].
     pings: u32,

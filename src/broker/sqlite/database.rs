@@ -158,12 +158,12 @@ impl Database {
                 log::warn!("STORAGE full: messages are rejected until the disk has space");
             }
             // The WAL may have filled the disk. A checkpoint lets SQLite write it again from its start.
-            executed = ignore_full(self.checkpoint()).and_then(|()| self.read(operations));
+            executed = ignore_full(self.checkpoint()).and_then(|()| self.execute_reads(operations));
         }
         executed.map_err(|error| explain(&error))
     }
 
-    fn read(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
+    fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
         let mut batch = Batch::default();
         for operation in operations {
             batch.outcomes.push(perform(&self.connection, operation, None)?);
@@ -177,7 +177,7 @@ impl Database {
             _ => None,
         });
         let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
-        let Some(newest) = newest else { return self.read(operations) };
+        let Some(newest) = newest else { return self.execute_reads(operations) };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut batch, run) = (Batch::default(), Some((self.run, self.options.keep)));
         for operation in operations {

@@ -9,7 +9,7 @@ use super::{Decoded, quote, read_hex};
 const MAX_BYTES: usize = 1 << 20;
 /// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
 const MIN_OFFSET_DIGITS: usize = 4;
-/// Some programs insert a space after eight characters of the text column.
+/// Some hex dump tools put a space in the middle of the ASCII column, after the eighth character.
 const GAP_COLUMN: usize = 8;
 
 /// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
@@ -160,7 +160,7 @@ impl<'t> Line<'t> {
         !self.is_repetition() && self.rest.is_empty()
     }
 
-    /// Whether the form of the offset alone identifies the text as a dump.
+    /// Whether the offset column alone, such as `0000:`, shows that the text is a hex dump.
     fn has_offset_marker(&self) -> bool {
         self.has_colon || self.offset.bytes().all(|digit| digit == b'0')
     }

@@ -54,7 +54,7 @@ impl Decoded {
     }
 }
 
-/// Recognizes the notation of `text` by its shape and reads the bytes.
+/// Detects how `text` writes bytes, for example as a hex dump or a decimal list, and decodes the bytes.
 ///
 /// ```
 /// use wirechat::tools::notation;
@@ -195,7 +195,7 @@ fn parse_hex_byte(digits: &str) -> Option<u8> {
 fn label_hex(text: &str, bytes: Vec<u8>) -> Decoded {
     let decoded =
         Decoded::new(bytes, if text.contains('\'') { "hexadecimal digits and text" } else { "hexadecimal digits" });
-    // Programs print decimal lists with commas, so `81, 85` could also be decimal.
+    // `81, 85` is ambiguous: it is hexadecimal, or a byte array printed in decimal.
     let is_decimal_list = text.contains(',') && words(text).all(|word| word.bytes().all(|b| b.is_ascii_digit()));
     if is_decimal_list { decoded.with_alternative("decimal numbers: --as decimal") } else { decoded }
 }

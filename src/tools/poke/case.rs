@@ -42,7 +42,7 @@ pub enum Opening {
     Valid,
     /// A request changed by the given edits, which may make the request invalid.
     Edited(&'static [Edit]),
-    /// No handshake: the client starts with the first step.
+    /// Skips the opening handshake: the client runs the first step of the case as soon as TCP connects.
     Skipped,
 }
 

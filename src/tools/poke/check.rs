@@ -139,7 +139,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
     if let Some(response) = inbox.response.as_ref().filter(|response| response.status != 101) {
         let body = String::from_utf8_lossy(&response.body);
         let versions = response.versions.as_ref().map(|versions| format!(" with Sec-WebSocket-Version: {versions}"));
-        let line = quote_after_space(body.lines().next().unwrap_or_default());
+        let line = quote_with_leading_space(body.lines().next().unwrap_or_default());
         return format!("HTTP {}{}{line}", response.status, escape(&versions.unwrap_or_default()));
     }
     join_replies(&replies, end)
@@ -169,7 +169,7 @@ fn describe_actual_end(transcript: &Transcript) -> String {
                 TcpState::Ended => "then the end of TCP",
                 TcpState::Reset => "then a reset of TCP",
             };
-            format!("{}{}, {then}", describe_close(*code), quote_after_space(reason))
+            format!("{}{}, {then}", describe_close(*code), quote_with_leading_space(reason))
         }
     }
 }
@@ -185,7 +185,7 @@ fn describe_silence(transcript: &Transcript) -> &'static str {
     }
 }
 
-fn quote_after_space(text: &str) -> String {
+fn quote_with_leading_space(text: &str) -> String {
     if text.is_empty() { String::new() } else { format!(" {}", quote(text)) }
 }
 

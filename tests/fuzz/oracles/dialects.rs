@@ -140,7 +140,7 @@ fn text_command<'a>(data: &'a Map<String, Value>, to: Option<Cow<'a, str>>) -> R
     Ok(Command::Message { username: None, to, text: string(data, "text")?.unwrap_or_default() })
 }
 
-/// The text of the field `data`.
+/// The text of the `data` field.
 fn raw_data(text: &str) -> Option<String> {
     let fields: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
         serde_json::from_str(text).ok()?;

@@ -128,7 +128,7 @@ pub(super) const CLOSE_CASES: &[Case] = &[
     Case {
         name: "close-with-the-longest-reason",
         summary: "A Close with a reason of 123 bytes",
-        steps: &[Frame(0x88, LONGEST)],
+        steps: &[Frame(0x88, LONGEST_CLOSE_PAYLOAD)],
         end: End::Closes(&[1000]),
         rule: ECHOED_RULE,
         ..VALID_CLOSE_CASE
@@ -253,6 +253,6 @@ pub(super) const CLOSE_CASES: &[Case] = &[
 ];
 
 /// Close payload: code 1000 and a reason of 123 bytes, the maximum (§5.5).
-const LONGEST: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
+const LONGEST_CLOSE_PAYLOAD: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrs'";
 /// Close payload: code 1000 and a reason of 124 bytes, one more than the maximum (§5.5).
 const TOO_LONG: &str = "03 e8 'abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrst'";
