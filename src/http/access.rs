@@ -69,7 +69,7 @@ fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -
 }
 
 fn parse_allowed_origin(value: &str) -> Result<String, String> {
-    let (scheme, authority) = split_scheme_and_authority(value);
+    let (scheme, authority) = split_scheme(value);
     let scheme = match scheme {
         "ws" => "http",
         "" if normalize_host(authority).is_some_and(|host| is_loopback_name(&host)) => "http",
@@ -84,9 +84,7 @@ fn parse_allowed_origin(value: &str) -> Result<String, String> {
 fn parse_allowed_host(value: &str) -> Result<String, String> {
     let host = normalize_host(value).or_else(|| normalize_host(&format!("[{value}]")));
     let rule = "a host is a name without scheme and path, such as chat.example";
-    host.ok_or_else(|| {
-        format_option_error("--allow-host", value, rule, normalize_host(split_scheme_and_authority(value).1))
-    })
+    host.ok_or_else(|| format_option_error("--allow-host", value, rule, normalize_host(split_scheme(value).1)))
 }
 
 fn format_option_error(option: &str, value: &str, rule: &str, suggestion: Option<String>) -> String {
@@ -95,7 +93,7 @@ fn format_option_error(option: &str, value: &str, rule: &str, suggestion: Option
 }
 
 /// Returns the scheme (or "") and the authority of `text`, which need not be a valid URL.
-fn split_scheme_and_authority(text: &str) -> (&str, &str) {
+fn split_scheme(text: &str) -> (&str, &str) {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     (scheme, rest.split(['/', '?', '#']).next().unwrap_or_default())
 }

@@ -361,7 +361,6 @@ impl<S: Socket> Server<S> {
     /// Closes all connections once every message received before the shutdown has been stored and sent.
     pub(super) fn continue_shutdown(&mut self) {
         if self.shutdown == Some(Shutdown::Publishing) && self.chat.queued_bytes() == 0 {
-            self.send_batches();
             self.close_all(CloseCode::GOING_AWAY, "the server is shutting down");
         }
     }
@@ -380,6 +379,7 @@ impl<S: Socket> Server<S> {
     }
 
     fn close_all(&mut self, code: CloseCode, reason: &'static str) {
+        self.send_batches();
         self.shutdown = Some(Shutdown::Closing { until: self.now.monotonic + SHUTDOWN_TIMEOUT });
         // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.
         self.chat.clear();

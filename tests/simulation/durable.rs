@@ -105,7 +105,7 @@ impl DiskControl {
     /// All messages of the file, by room.
     pub fn messages(&self) -> BTreeMap<&'static str, (u64, Vec<Message>)> {
         let mut state = self.0.borrow_mut();
-        let load = |room: &&str| Operation::Load { room: (*room).into(), limit: 1 << 30 };
+        let load = |room: &&str| Operation::Load { room: (*room).into(), limit: 1 << 30, max_bytes: 1 << 30 };
         let operations: Vec<Operation> = ROOMS.iter().map(load).collect();
         let batch = state.database.as_mut().expect("a database").execute(&operations).expect("a sound file");
         let messages = |outcome: Outcome| match outcome {

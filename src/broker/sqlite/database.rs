@@ -1,24 +1,23 @@
 //! The history file: its schema, its checks at start, and the operations that one transaction executes.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
 
+use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, explain, failure};
 use crate::broker::log::JSON_OVERHEAD;
 
-const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
-const SCHEMA_VERSION: u32 = 1;
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
 // Maximum deletions per stored message, so that no commit deletes thousands after an operator lowers `--history-keep`.
 const DELETES_PER_MESSAGE: u64 = 16;
 const DELETES_PER_SWEEP: u64 = 1000;
+const ROOMS_PER_SWEEP: usize = 200;
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-const MESSAGES_PER_CHECKPOINT: usize = 1000;
+const CHANGES_PER_CHECKPOINT: usize = 1000;
+pub const MAX_BATCH_COST: usize = 64 * 1024;
 
 const SCHEMA: &str = "
 CREATE TABLE runs (
@@ -58,11 +57,13 @@ pub enum Operation {
     /// Stores a message under the room's next id, unless the room already has one with the same username and nonce.
     Store { room: Box<str>, message: StoredMessage },
     /// Reads the newest messages of a room.
-    Load { room: Box<str>, limit: usize },
+    Load { room: Box<str>, limit: usize, max_bytes: usize },
     /// Reads all messages after message `since`, if none is missing and `max_bytes` can hold that many.
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
-    Page { room: Box<str>, before: u64, limit: usize },
+    Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
+    /// Does nothing. A join that follows a pending message waits with this operation: see `Operation::cost`.
+    Wait,
 }
 
 #[derive(Debug)]
@@ -72,6 +73,7 @@ pub enum Outcome {
     DiskFull,
     Messages { last_id: u64, messages: Vec<StoredMessage> }, // oldest first
     NotResumable,
+    Waited,
 }
 
 #[derive(Debug, Default)]
@@ -96,13 +98,29 @@ pub struct StoredMessage {
     pub nonce: Option<String>,
 }
 
+impl Operation {
+    /// The operation's share of a batch, in bytes. A turn of the event loop applies few batches, so the cost of a batch
+    /// is bounded: after a stall of the disk, a turn must not send a client more than its outbox can hold.
+    pub fn cost(&self) -> usize {
+        if let Operation::Store { message, .. } = self { message.len() } else { MAX_BATCH_COST / 16 }
+    }
+}
+
+impl StoredMessage {
+    /// The length of the message as JSON, if no character needs an escape, in bytes.
+    fn len(&self) -> usize {
+        JSON_OVERHEAD + self.username.len() + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
+    }
+}
+
 pub struct Database {
     pub connection: Connection, // public so that tests can limit the database's size and begin another run
     options: DatabaseOptions,
     run: i64,
-    stored: usize, // number of messages stored since the last checkpoint
-    is_full: bool, // whether the last commit failed on a full disk; each full disk is logged once
+    changes: usize, // number of messages stored or expired since the last checkpoint
+    is_full: bool,  // whether the last commit failed on a full disk; each full disk is logged once
     next_sweep: Option<SystemTime>,
+    swept_room: i64, // the last room that the current sweep has finished; 0 if none
 }
 
 impl Database {
@@ -143,8 +161,12 @@ impl Database {
         connection.pragma_update(None, "synchronous", sync)?;
         connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
         let run = connection.last_insert_rowid();
-        let mut database = Database { connection, options, run, stored: 0, is_full: false, next_sweep: None };
-        while database.sweep(now, &mut Vec::new())? {}
+        let (changes, is_full, next_sweep, swept_room) = (0, false, None, 0);
+        let mut database = Database { connection, options, run, changes, is_full, next_sweep, swept_room };
+        while database.sweep(now, &mut Vec::new())? {
+            database.checkpoint()?; // otherwise the WAL would become much larger than the file
+        }
+        database.vacuum()?;
         database.checkpoint()?;
         Ok(database)
     }
@@ -152,6 +174,9 @@ impl Database {
     /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores none of
     /// them. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
+        // After an error or a panic, closing the connection must not sync the file again: the second fsync may succeed
+        // although the first has lost data.
+        self.checkpoint_on_close(false).map_err(|error| explain(&error))?;
         let mut executed = self.commit(operations);
         if executed.as_ref().is_err_and(is_full) {
             if !std::mem::replace(&mut self.is_full, true) {
@@ -160,7 +185,11 @@ impl Database {
             // The WAL may have filled the disk. A checkpoint lets SQLite write it again from its start.
             executed = ignore_full(self.checkpoint()).and_then(|()| self.execute_reads(operations));
         }
-        executed.map_err(|error| explain(&error))
+        executed.and_then(|batch| self.checkpoint_on_close(true).map(|()| batch)).map_err(|error| explain(&error))
+    }
+
+    fn checkpoint_on_close(&self, enables: bool) -> rusqlite::Result<()> {
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !enables).map(drop)
     }
 
     fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
@@ -185,37 +214,50 @@ impl Database {
         }
         transaction.commit()?;
         self.is_full = false;
-        self.stored += count;
+        self.changes += count;
         if let Ok(now) = humantime::parse_rfc3339(newest) {
             ignore_full(self.sweep(now, &mut batch.deletions).map(drop))?;
         }
-        if self.stored >= MESSAGES_PER_CHECKPOINT {
+        if self.changes >= CHANGES_PER_CHECKPOINT {
+            ignore_full(self.vacuum())?;
             ignore_full(self.checkpoint())?;
         }
         Ok(batch)
     }
 
-    /// Copies committed pages from the WAL into the database file, and returns free pages to the file system.
+    /// Copies committed pages from the WAL into the database file, so that SQLite can overwrite the WAL.
     fn checkpoint(&mut self) -> rusqlite::Result<()> {
-        self.stored = 0;
-        self.connection.execute_batch("PRAGMA incremental_vacuum(1000); PRAGMA wal_checkpoint(PASSIVE)")
+        self.changes = 0;
+        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
     }
 
-    /// Deletes up to 1,000 expired messages. Returns whether more may remain; if not, `sweep` pauses for a minute.
+    /// Returns free pages to the file system.
+    fn vacuum(&self) -> rusqlite::Result<()> {
+        let mut statement = self.connection.prepare_cached("PRAGMA incremental_vacuum(1000)")?;
+        let mut rows = statement.query([])?;
+        while rows.next()?.is_some() {} // each step frees one page
+        Ok(())
+    }
+
+    /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next one begins after a minute.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let oldest = now_since_1970.checked_sub(DAY.saturating_mul(self.options.max_days));
         let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
-        if self.next_sweep.is_some_and(|next| now < next) {
+        // If the clock was set back, do not wait until it reaches `next_sweep` again.
+        if self.next_sweep.is_some_and(|next| now < next && next <= now + SWEEP_INTERVAL) {
             return Ok(false);
         }
         let oldest = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + oldest).to_string();
-        let (mut left, mut swept) = (DELETES_PER_SWEEP, Vec::new());
+        let (mut left, mut swept, mut swept_room) = (DELETES_PER_SWEEP, Vec::new(), self.swept_room);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let rooms: Vec<(i64, Box<str>, u64, u64)> = transaction
-            .prepare_cached("SELECT id, name, last_id, deleted_id FROM rooms WHERE last_id > deleted_id")?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
+            .prepare_cached("SELECT id, name, last_id, deleted_id FROM rooms WHERE id > ? ORDER BY id LIMIT ?")?
+            .query_map(params![swept_room, ROOMS_PER_SWEEP], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?
             .collect::<rusqlite::Result<_>>()?;
+        let count = rooms.len();
         for (room, name, last_id, deleted_id) in rooms {
             // Stop at the first message that is not too old, so that the remaining ids are consecutive.
             let last = last_id.min(deleted_id + left);
@@ -223,34 +265,26 @@ impl Database {
                 .prepare_cached("SELECT id FROM messages WHERE room = ? AND id <= ? AND time >= ? ORDER BY id LIMIT 1")?
                 .query_row(params![room, last, oldest], |row| row.get(0))
                 .optional()?;
+            let is_finished = kept.is_some() || last == last_id;
             let last = kept.map_or(last, |kept| kept - 1);
             if last > deleted_id {
                 delete_until(&transaction, room, last)?;
                 left -= last - deleted_id;
                 swept.push(Deletion { room: name, id: last });
             }
+            if !is_finished {
+                break;
+            }
+            swept_room = room;
         }
         transaction.commit()?;
+        self.changes += (DELETES_PER_SWEEP - left) as usize;
         deletions.extend(swept);
-        self.next_sweep = (left > 0).then_some(now + SWEEP_INTERVAL);
-        Ok(left == 0)
+        let goes_on = left == 0 || count == ROOMS_PER_SWEEP;
+        self.swept_room = if goes_on { swept_room } else { 0 };
+        self.next_sweep = (!goes_on).then_some(now + SWEEP_INTERVAL);
+        Ok(goes_on)
     }
-}
-
-pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
-    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let has_wal = has_wal(path);
-    let connection = Connection::open_with_flags(plain_path(path), flags)?;
-    // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
-    connection.busy_timeout(Duration::ZERO)?;
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // an exclusive WAL needs no shared-memory file
-    Ok(connection)
-}
-
-/// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
-pub fn plain_path(path: &Path) -> PathBuf {
-    Path::new(".").join(path)
 }
 
 fn is_full(error: &rusqlite::Error) -> bool {
@@ -270,9 +304,10 @@ fn perform(connection: &Connection, operation: &Operation, run: Option<(i64, u64
             (None, Some((run, keep))) => store(connection, room, message, run, keep),
             (None, None) => Ok(Outcome::DiskFull),
         },
-        Operation::Load { room, limit } => read(connection, room, u64::MAX, *limit),
-        Operation::Page { room, before, limit } => read(connection, room, *before, *limit),
+        Operation::Load { room, limit, max_bytes } => read(connection, room, u64::MAX, *limit, *max_bytes),
+        Operation::Page { room, before, limit, max_bytes } => read(connection, room, *before, *limit, *max_bytes),
         Operation::Resume { room, epoch, since, max_bytes } => resume(connection, room, epoch, *since, *max_bytes),
+        Operation::Wait => Ok(Outcome::Waited),
     }
 }
 
@@ -327,21 +362,27 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
     Ok(())
 }
 
-/// Returns a room's newest messages with ids less than `before`, oldest first.
-fn read(connection: &Connection, room: &str, before: u64, limit: usize) -> rusqlite::Result<Outcome> {
-    let Some((room, last_id)) = connection
+/// Reads a room's newest messages with ids less than `before`, until `limit` or `max_bytes` is reached. Returns them oldest
+/// first.
+fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_bytes: usize) -> rusqlite::Result<Outcome> {
+    let (room, last_id): (i64, u64) = connection
         .prepare_cached("SELECT id, last_id FROM rooms WHERE name = ?")?
-        .query_row([room], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))
+        .query_row([room], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?
-    else {
-        return Ok(Outcome::Messages { last_id: 0, messages: Vec::new() });
-    };
+        .unwrap_or_default();
+    let (before, mut messages, mut bytes) = (before.min(last_id + 1), Vec::<StoredMessage>::new(), 0);
     let mut statement = connection.prepare_cached(
         "SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id < ? ORDER BY id DESC LIMIT ?",
     )?;
-    let before = i64::try_from(before).unwrap_or(i64::MAX);
-    let messages = statement.query_map(params![room, before, limit], read_message)?;
-    let mut messages: Vec<StoredMessage> = messages.collect::<rusqlite::Result<_>>()?;
+    for message in statement.query_map(params![room, before, limit], read_message)? {
+        let message = message?;
+        // A gap in the ids: somebody has edited the file. One message beyond `max_bytes` shows that there are older ones.
+        if message.id + messages.len() as u64 + 1 != before || bytes > max_bytes && messages.len() > 1 {
+            break;
+        }
+        bytes += message.len();
+        messages.push(message);
+    }
     messages.reverse();
     Ok(Outcome::Messages { last_id, messages })
 }
@@ -366,15 +407,24 @@ fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_byte
         deleted_run
     } else {
         let mut statement = connection.prepare_cached("SELECT run FROM messages WHERE room = ? AND id = ?")?;
-        statement.query_row(params![room, since], |row| row.get(0))?
+        statement.query_row(params![room, since], |row| row.get(0)).optional()?.unwrap_or(i64::MAX)
     };
     if run > known {
         return Ok(Outcome::NotResumable);
     }
     let mut statement = connection
         .prepare_cached("SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id > ? ORDER BY id")?;
-    let messages = statement.query_map(params![room, since], read_message)?.collect::<rusqlite::Result<_>>()?;
-    Ok(Outcome::Messages { last_id, messages })
+    let (mut messages, mut bytes) = (Vec::<StoredMessage>::new(), 0);
+    for message in statement.query_map(params![room, since], read_message)? {
+        let message = message?;
+        bytes += message.len();
+        if bytes > max_bytes || message.id != since + messages.len() as u64 + 1 {
+            return Ok(Outcome::NotResumable);
+        }
+        messages.push(message);
+    }
+    let is_complete = messages.len() as u64 == last_id - since;
+    Ok(if is_complete { Outcome::Messages { last_id, messages } } else { Outcome::NotResumable })
 }
 
 pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
@@ -402,54 +452,4 @@ fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
         transaction.commit()?;
     }
     Ok(())
-}
-
-/// Checks a file's header before SQLite opens the file: even a read by SQLite may change another program's database.
-pub fn check_header(path: &Path) -> Result<(), String> {
-    let mut header = Vec::new();
-    // Reject a named pipe without opening it: `File::open` would block until another process opens the pipe.
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
-        return Err("this is not a regular file".into());
-    }
-    match File::open(path).and_then(|file| file.take(100).read_to_end(&mut header)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err("this is a directory".into()),
-        Err(error) => return Err(format!("cannot read the file: {error}")),
-        Ok(0) => return Ok(()),
-        Ok(_) => {}
-    }
-    // The format of the header: https://www.sqlite.org/fileformat.html, section 1.3
-    let number =
-        |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
-    match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
-        (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) => Ok(()),
-        (true, Some(APPLICATION_ID), Some(version)) => {
-            Err(format!("a newer wirechat wrote this file (version {version}, this one reads {SCHEMA_VERSION})"))
-        }
-        (true, Some(_), _) => Err("this database belongs to another program".into()),
-        _ => Err("this is not a SQLite database".into()),
-    }
-}
-
-/// Whether the database has a write-ahead log (WAL) that is not empty, for example because a server was killed.
-fn has_wal(path: &Path) -> bool {
-    let Ok(mut wal) = path.canonicalize().map(PathBuf::into_os_string) else { return false };
-    wal.push("-wal");
-    Path::new(&wal).metadata().is_ok_and(|metadata| metadata.len() > 0)
-}
-
-fn failure(code: ErrorCode, message: String) -> rusqlite::Error {
-    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error { code, extended_code: 0 }, Some(message))
-}
-
-/// Describes an SQLite error in one line for the operator.
-pub fn explain(error: &rusqlite::Error) -> String {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
-        Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
-        // Join the lines: SQLite's integrity check reports damage in several lines.
-        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {}", error.to_string().replace('\n', " ")),
-        Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
-        _ => error.to_string(),
-    }
 }

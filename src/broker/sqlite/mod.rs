@@ -25,6 +25,7 @@
 //! ```
 
 pub mod database;
+pub mod file;
 pub mod reader;
 pub mod writer;
 
@@ -178,7 +179,7 @@ impl SqliteBroker {
         let operation = match &event {
             RoomEvent::Opened { room, name, .. } => {
                 let (name, log) = (Rc::clone(name), RoomLog::new(Rc::clone(&self.epoch)));
-                let load = Operation::Load { room: (&*name).into(), limit: self.limits.messages };
+                let load = Operation::Load { room: (&*name).into(), limit: self.limits.messages, max_bytes };
                 let closed = Room { name, log, members: 0, openings: 0 };
                 self.rooms.entry(*room).or_insert(closed).openings += 1;
                 Some(load)
@@ -186,16 +187,19 @@ impl SqliteBroker {
             RoomEvent::Published { room, message, .. } => {
                 Some(Operation::Store { room: (&*self.rooms[room].name).into(), message: message.as_ref().into() })
             }
-            RoomEvent::Joined { to, .. } => resume.map(|Resume { epoch, since }| Operation::Resume {
-                room: (&*self.rooms[to].name).into(),
-                epoch,
-                since,
-                max_bytes,
-            }),
+            RoomEvent::Joined { to, .. } => match resume {
+                Some(Resume { epoch, since }) => {
+                    Some(Operation::Resume { room: (&*self.rooms[to].name).into(), epoch, since, max_bytes })
+                }
+                None => (!self.queue.is_empty()).then_some(Operation::Wait),
+            },
             // Read one message more than the page may contain, to learn whether older messages exist.
-            RoomEvent::History { page, .. } => {
-                Some(Operation::Page { room: (&*page.room).into(), before: page.before, limit: limit + 1 })
-            }
+            RoomEvent::History { page, .. } => Some(Operation::Page {
+                room: (&*page.room).into(),
+                before: page.before,
+                limit: limit + 1,
+                max_bytes: max_bytes / 2,
+            }),
             _ => None,
         };
         let text = match &event {
@@ -575,6 +579,83 @@ mod tests {
         assert_eq!((broker.bytes, broker.rooms.len()), (0, 0));
     }
 
+    fn page(database: &mut Database, before: u64, limit: usize, max_bytes: usize) -> Vec<u64> {
+        let page = Operation::Page { room: "tea".into(), before, limit, max_bytes };
+        match &database.execute(&[page]).unwrap().outcomes[..] {
+            [Outcome::Messages { messages, .. }] => messages.iter().map(|message| message.id).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn reads_are_bounded_and_stop_at_a_gap() {
+        let connection = rusqlite::Connection::open_in_memory().unwrap();
+        let mut database = Database::begin_run(connection, OPTIONS, "run", NOW).unwrap();
+        (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // about 1,000 bytes each
+        assert_eq!(page(&mut database, u64::MAX, 100, 100_000).len(), 9);
+        assert_eq!(page(&mut database, 6, 2, 100_000), [4, 5]);
+        assert_eq!(page(&mut database, 6, 100, 2500), [3, 4, 5], "one more than fits");
+        assert_eq!(page(&mut database, 6, 100, 0), [4, 5]);
+        assert!(is_resumed(&mut database, "run", 0) && is_resumed(&mut database, "run", 9));
+        database.connection.execute("DELETE FROM messages WHERE id = 4", []).unwrap();
+        assert_eq!(page(&mut database, u64::MAX, 100, 100_000), [5, 6, 7, 8, 9]);
+        assert_eq!(page(&mut database, 5, 100, 100_000), [0; 0]);
+        assert!(!is_resumed(&mut database, "run", 3) && !is_resumed(&mut database, "run", 4));
+        assert!(is_resumed(&mut database, "run", 5));
+        (10..=12).for_each(|_| _ = store(&mut database, &"x".repeat(2000), None));
+        assert!(!is_resumed(&mut database, "run", 5), "more than 10,000 bytes");
+    }
+
+    #[test]
+    fn free_pages_return_to_the_file_system_and_the_wal_stays_small() {
+        let folder = Folder::new("vacuum");
+        let path = folder.path("file");
+        let mut database = Database::open(&path, OPTIONS, "a", NOW).unwrap();
+        let nonce = |number: usize| format!("{:016x}", number.wrapping_mul(0x9e37_79b9_7f4a_7c15_usize));
+        for batch in 0..20_usize {
+            let store = |number| {
+                let message = stored(&"x".repeat(400), Some(&nonce(batch * 500 + number)));
+                Operation::Store { room: format!("room {}", number % 50).into(), message }
+            };
+            database.execute(&(0..500_usize).map(store).collect::<Vec<_>>()).unwrap();
+        }
+        drop(database);
+        let before = fs::metadata(&path).unwrap().len();
+        let (options, now) = (DatabaseOptions { max_days: 1, ..OPTIONS }, NOW + Duration::from_secs(1 << 31));
+        let mut database = Database::open(&path, options, "b", now).unwrap();
+        assert_eq!(page(&mut database, u64::MAX, 100, 100_000), [0; 0]);
+        let wal = fs::metadata(folder.path("file-wal")).unwrap().len();
+        assert!(wal < before, "the WAL has {wal} bytes, the file had {before}");
+        drop(database);
+        (0..3).for_each(|run| drop(open(&path, &run.to_string()))); // each start frees up to 1,000 pages
+        let after = fs::metadata(&path).unwrap().len();
+        assert!(after < before / 4, "{after} of {before} bytes are left");
+    }
+
+    #[test]
+    fn a_wal_of_another_copy_is_rejected() {
+        let folder = Folder::new("wal");
+        let (path, copy) = (folder.path("file"), folder.path("copy"));
+        drop(open(&path, "a"));
+        let mut reader = reader::FileReader::open(&path).unwrap();
+        reader.copy_to(&copy).unwrap();
+        drop(reader);
+        let mut database = open(&path, "b");
+        store(&mut database, "one", None);
+        let wal = fs::read(folder.path("file-wal")).unwrap();
+        drop(database);
+        fs::copy(&copy, &path).unwrap();
+        fs::write(folder.path("file-wal"), wal).unwrap();
+        for error in [Database::open(&path, OPTIONS, "c", NOW).err(), reader::FileReader::open(&path).err()] {
+            assert!(
+                error.as_ref().is_some_and(|error| error.contains("file-wal belongs to another copy")),
+                "{error:?}"
+            );
+        }
+        fs::remove_file(folder.path("file-wal")).unwrap();
+        open(&path, "c");
+    }
+
     #[test]
     fn retention_deletes_the_oldest_messages() {
         let database = |options| {
@@ -582,7 +663,7 @@ mod tests {
             Database::begin_run(connection, options, "run", NOW).unwrap()
         };
         let ids = |database: &mut Database| {
-            let page = Operation::Page { room: "tea".into(), before: 1000, limit: 1000 };
+            let page = Operation::Page { room: "tea".into(), before: 1000, limit: 1000, max_bytes: 100_000 };
             match &database.execute(&[page]).unwrap().outcomes[..] {
                 [Outcome::Messages { last_id, messages }] => {
                     (*last_id, messages.iter().map(|message| message.id).collect::<Vec<_>>())

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::database::{StoredMessage, check_header, connect, explain, plain_path, read_message};
+use super::database::{StoredMessage, read_message};
+use super::file::{check_header, connect, explain, plain_path};
 
 /// A history file that no server is using.
 pub struct FileReader(Connection);

@@ -3,12 +3,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::{iter, thread::JoinHandle};
+use std::sync::{Arc, atomic::AtomicBool};
+use std::thread::JoinHandle;
+
+use signal_hook::{consts::SIGINT, consts::SIGTERM, flag::register_conditional_shutdown};
 
 use super::Disk;
-use super::database::{Batch, Operation};
+use super::database::{Batch, MAX_BATCH_COST, Operation};
 
-const MAX_BATCH: usize = 8192; // maximum operations in one batch; bounds the memory for their outcomes
+const EXIT_INTERRUPTED: i32 = 130; // as in the event loop
 const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
@@ -57,7 +60,13 @@ fn run(
     wake: &impl Fn(),
 ) {
     while let Ok(first) = operations.recv() {
-        let waiting: Vec<Operation> = iter::once(first).chain(operations.try_iter()).take(MAX_BATCH).collect();
+        let (mut cost, mut waiting) = (first.cost(), vec![first]);
+        while cost < MAX_BATCH_COST
+            && let Ok(next) = operations.try_recv()
+        {
+            cost += next.cost();
+            waiting.push(next);
+        }
         let batch = catch_unwind(AssertUnwindSafe(|| execute(&waiting)));
         let batch = batch.unwrap_or_else(|_| Err("the history thread has panicked".into()));
         // After an error, stop using the database file: a second fsync can succeed although the first one lost data.
@@ -72,6 +81,10 @@ fn run(
 
 impl Drop for WriterThread {
     fn drop(&mut self) {
+        // The thread may wait for a disk that does not respond. From now on, another signal ends the process at once.
+        for signal in [SIGINT, SIGTERM] {
+            let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
+        }
         self.operations = None;
         while self.batches.recv().is_ok() {}
         self.thread.take().into_iter().for_each(|thread| _ = thread.join());
@@ -86,7 +99,7 @@ mod tests {
     use super::*;
 
     fn load() -> Operation {
-        Operation::Load { room: "tea".into(), limit: 1 }
+        Operation::Load { room: "tea".into(), limit: 1, max_bytes: 1000 }
     }
 
     /// Waits until the thread has executed a batch, and returns the batch.
@@ -114,6 +127,26 @@ mod tests {
             assert_eq!(next_batch(&mut writer, &woken).unwrap().outcomes.len(), count);
         }
         assert_eq!(started.recv(), Ok(3));
+    }
+
+    /// After a stall, a turn must not apply thousands of joins, or send more than an outbox holds.
+    #[test]
+    fn a_batch_has_a_bounded_cost() {
+        let ((wake, woken), (finish, finished)) = (channel(), channel::<()>());
+        let execute = move |operations: &[Operation]| {
+            finished.recv().unwrap();
+            let outcomes = operations.iter().map(|_| Outcome::Waited).collect();
+            Ok(Batch { outcomes, deletions: Vec::new() })
+        };
+        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+        (0..100).for_each(|_| writer.submit(Operation::Wait));
+        (0..100).for_each(|_| finish.send(()).unwrap());
+        let mut left = 100;
+        while left > 0 {
+            let count = next_batch(&mut writer, &woken).unwrap().outcomes.len();
+            assert!((1..=16).contains(&count), "{count}");
+            left -= count;
+        }
     }
 
     #[test]

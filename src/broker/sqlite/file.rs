@@ -1,0 +1,83 @@
+//! Opens a history file, and checks it before SQLite can change it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+pub const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
+pub const SCHEMA_VERSION: u32 = 1;
+const LEGACY_FORMAT: u8 = 1; // write version in the header of a database without WAL
+
+pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let has_wal = has_wal(path);
+    let connection = Connection::open_with_flags(plain_path(path), flags)?;
+    // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // an exclusive WAL needs no shared-memory file
+    Ok(connection)
+}
+
+/// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
+pub fn plain_path(path: &Path) -> PathBuf {
+    Path::new(".").join(path)
+}
+
+/// Checks a file's header before SQLite opens the file: even a read by SQLite may change another program's database.
+pub fn check_header(path: &Path) -> Result<(), String> {
+    let mut header = Vec::new();
+    // Reject a named pipe without opening it: `File::open` would block until another process opens the pipe.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return Err("this is not a regular file".into());
+    }
+    match File::open(path).and_then(|file| file.take(100).read_to_end(&mut header)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Err("this is a directory".into()),
+        Err(error) => return Err(format!("cannot read the file: {error}")),
+        Ok(0) => return Ok(()),
+        Ok(_) => {}
+    }
+    // The format of the header: https://www.sqlite.org/fileformat.html, section 1.3
+    let number =
+        |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
+    match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
+        // SQLite would apply the WAL to a file that it does not belong to, and so damage the file.
+        (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) if header[18] == LEGACY_FORMAT && has_wal(path) => {
+            Err(format!("{}-wal belongs to another copy of this file; remove it", path.display()))
+        }
+        (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) => Ok(()),
+        (true, Some(APPLICATION_ID), Some(version)) => {
+            Err(format!("a newer wirechat wrote this file (version {version}, this one reads {SCHEMA_VERSION})"))
+        }
+        (true, Some(_), _) => Err("this database belongs to another program".into()),
+        _ => Err("this is not a SQLite database".into()),
+    }
+}
+
+/// Whether the database has a write-ahead log (WAL) that is not empty, for example because a server was killed.
+fn has_wal(path: &Path) -> bool {
+    let Ok(mut wal) = path.canonicalize().map(PathBuf::into_os_string) else { return false };
+    wal.push("-wal");
+    Path::new(&wal).metadata().is_ok_and(|metadata| metadata.len() > 0)
+}
+
+pub fn failure(code: ErrorCode, message: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error { code, extended_code: 0 }, Some(message))
+}
+
+/// Describes an SQLite error in one line for the operator.
+pub fn explain(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
+        Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
+        // Join the lines: SQLite's integrity check reports damage in several lines.
+        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {}", error.to_string().replace('\n', " ")),
+        Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
+        _ => error.to_string(),
+    }
+}
