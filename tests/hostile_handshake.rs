@@ -14,7 +14,8 @@ use support::watched::Watched;
 use support::{ACCEPT, KEY};
 use wirechat::tools::poke::case::{Case, End, Opening};
 use wirechat::tools::poke::catalogue;
-use wirechat::tools::poke::request::{self, Url};
+use wirechat::tools::poke::request;
+use wirechat::tools::url::Url;
 
 struct Row {
     id: &'static str,

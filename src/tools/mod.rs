@@ -1,7 +1,8 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
 //! [`replay`] draws a recording, and `history` reads a history file. The tools do not depend on each other, but share
-//! modules: [`notation`] parses bytes given as text, [`inbox`] parses a server's bytes as a client does, and [`screen`]
-//! prints. A tool has at most one connection at a time and may block, so no tool needs a poll loop.
+//! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as a
+//! client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a poll
+//! loop.
 
 pub mod explain;
 #[cfg(feature = "sqlite")]
@@ -11,8 +12,9 @@ pub mod notation;
 pub mod poke;
 pub mod replay;
 pub mod screen;
+pub mod url;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 
@@ -90,5 +92,20 @@ impl Tracer {
 impl Default for Tracer {
     fn default() -> Tracer {
         Tracer::new()
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    parse_duration(text, Duration::from_millis(10), Duration::from_secs(600))
+}
+
+fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if (min..=max).contains(&duration) => Ok(duration),
+        Ok(_) => {
+            let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+            Err(format!("must be from {min} to {max}"))
+        }
+        Err(_) => Err("must be a duration, such as 200ms or 5s".into()),
     }
 }

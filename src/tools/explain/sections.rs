@@ -30,7 +30,7 @@ pub const SECTIONS: &[Section] = &[
          receiving one, it discards what follows. Either side may start, and both may start at once."),
     Section::new("1.9", "overview of subprotocols", "src/ws/handshake.rs",
         "A client offers names of subprotocols in its order of preference. The server selects one of them, or none."),
-    Section::new("3", "URLs", "src/tools/poke/request.rs",
+    Section::new("3", "URLs", "src/tools/url.rs",
         "ws://host:port/path?query, with port 80 by default. wss:// is the same inside TLS, with port 443. There is no \
          fragment: a # must be written as %23."),
     Section::new("4.1", "client requirements", "src/tools/poke/request.rs, src/tools/inbox.rs",

@@ -22,8 +22,9 @@ use clap::{ArgAction, Args};
 use self::case::{Case, Needs};
 use self::play::{Timing, Transcript};
 use self::report::Report;
-use self::request::Url;
 use crate::inspect::Record;
+use crate::tools::url::Url;
+use crate::tools::{parse_duration, parse_timeout};
 
 const LOCAL_URL: &str = "ws://127.0.0.1:3000/";
 const ECHO_TARGET: &str = "/echo?token=dev-token";
@@ -190,19 +191,4 @@ fn is_similar(name: &str, other: &str) -> bool {
 
 fn parse_delay(text: &str) -> Result<Duration, String> {
     parse_duration(text, Duration::ZERO, Duration::from_secs(10))
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    parse_duration(text, Duration::from_millis(10), Duration::from_secs(600))
-}
-
-fn parse_duration(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if (min..=max).contains(&duration) => Ok(duration),
-        Ok(_) => {
-            let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
-            Err(format!("must be from {min} to {max}"))
-        }
-        Err(_) => Err("must be a duration, such as 200ms or 5s".into()),
-    }
 }

@@ -10,9 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::case::{Case, Edit, End, FLOOD_BYTES, Opening, Reply, Step, encode_masked_frame};
 use super::connection::{Connection, TcpState};
-use super::request::{self, Url};
+use super::request;
 use crate::inspect::Record;
 use crate::tools::inbox::{Inbox, IncomingPayload, NO_CODE};
+use crate::tools::url::Url;
 
 /// The payload of the Ping that tests whether a connection still works.
 pub const PROBE_PAYLOAD: &[u8] = b"still there?";

@@ -9,9 +9,9 @@ use socket2::{Domain, Socket, Type};
 use super::case::{Case, Needs};
 use super::check::{Verdict, check, describe_expected, describe_received};
 use super::play::{self, Timing};
-use super::request::Url;
 use super::{catalogue, find_case};
 use crate::inspect::cases::{CasePlayer, CaseResult, CaseSummary, OnFinish};
+use crate::tools::url::Url;
 
 /// The timeouts of a test case. They are short because a user is waiting, but `total` leaves enough time for one late
 /// reply and for a flood of frames that the server stops reading.

@@ -34,7 +34,8 @@ use serde_json::{Value, json};
 use wirechat::broker::BrokerError;
 use wirechat::tools::poke::case::Opening;
 use wirechat::tools::poke::catalogue;
-use wirechat::tools::poke::request::{self, Url};
+use wirechat::tools::poke::request;
+use wirechat::tools::url::Url;
 
 use crate::broker::{Decisions, Events};
 use crate::delayed_broker::DelayedBroker;

@@ -58,7 +58,8 @@ mod tests {
     use super::*;
     use crate::tools::notation;
     use crate::tools::poke::case::{Edit, Reply};
-    use crate::tools::poke::request::{self, Url};
+    use crate::tools::poke::request;
+    use crate::tools::url::Url;
 
     #[test]
     fn every_case_can_be_read() {
