@@ -12,7 +12,7 @@
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
-//! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history
+//! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, health
 //! ```
 //! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or open
 //! sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
@@ -32,7 +32,7 @@
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
 //! 13. [`net`], [`config`], and `main.rs`: the event loop, the listener, the log; options and the command line.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
-//! 15. [`tools`], [`tools::replay`], [`tools::explain`]: recordings and frames on the terminal.
+//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`]: the other tools.
 //! 16. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops

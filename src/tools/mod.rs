@@ -1,10 +1,12 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
-//! [`replay`] draws a recording, and `history` reads a history file. The tools do not depend on each other, but share
+//! [`replay`] draws a recording, `history` reads a history file, and [`health`] checks that a server responds. The
+//! tools do not depend on each other, but share
 //! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as a
 //! client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a poll
 //! loop.
 
 pub mod explain;
+pub mod health;
 #[cfg(feature = "sqlite")]
 pub mod history;
 pub mod inbox;
@@ -33,6 +35,8 @@ pub enum Tool {
     /// Export, check or copy a history file written with --history-db
     #[cfg(feature = "sqlite")]
     History(history::Arguments),
+    /// Check that a server responds, for health checks of containers and proxies
+    Health(health::Arguments),
 }
 
 impl Tool {
@@ -47,6 +51,7 @@ impl Tool {
             Tool::Replay(arguments) => replay::run(&arguments),
             #[cfg(feature = "sqlite")]
             Tool::History(arguments) => history::run(&arguments),
+            Tool::Health(arguments) => health::run(&arguments),
         }
     }
 }
