@@ -32,7 +32,7 @@
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
 //! 13. [`net`], [`config`], and `main.rs`: the event loop, the listener, the log; options and the command line.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
-//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`]: the other tools.
+//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
 //! 16. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops

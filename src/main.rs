@@ -24,15 +24,16 @@ struct CommandLine {
 }
 
 fn main() -> ExitCode {
-    let status = run(std::env::args_os().collect()).unwrap_or_else(|(status, message)| {
+    let status = run(std::env::args_os().collect()).map(|succeeded| if succeeded { 0 } else { EXIT_FAILURE });
+    let status = status.unwrap_or_else(|(status, message)| {
         let _ = writeln!(std::io::stderr(), "wirechat: {message}"); // `eprintln!` would panic if stderr were closed
         status
     });
     ExitCode::from(status)
 }
 
-/// Runs the server or a tool and returns the exit status. An `Err` also contains an error message for stderr.
-fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
+/// Runs the server or a tool. `Ok(false)` is a failure that is already reported; `Err` has the exit status and message.
+fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
     if arguments.get(1).is_some_and(|first| first == "help") {
         arguments.remove(1);
         arguments.push("--help".into());
@@ -44,9 +45,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<u8, (u8, String)> {
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
         Ok(CommandLine { tool: None, config }) => serve(&config),
-        Ok(CommandLine { tool: Some(tool), .. }) => {
-            tool.run().map(|succeeded| if succeeded { 0 } else { EXIT_FAILURE }).map_err(|error| (EXIT_USAGE, error))
-        }
+        Ok(CommandLine { tool: Some(tool), .. }) => tool.run(CommandLine::command()).map_err(|why| (EXIT_USAGE, why)),
         Err(help) if !help.use_stderr() => help.exit(),
         Err(_) if has_trace_full => Err((EXIT_USAGE, "write --trace=full as one word (see --help)".into())),
         Err(error) => Err((EXIT_USAGE, format_error(&error.to_string()))),
@@ -60,7 +59,7 @@ fn format_error(error: &str) -> String {
     lines.collect::<Vec<_>>().join("; ") + " (see --help)"
 }
 
-fn serve(config: &Config) -> Result<u8, (u8, String)> {
+fn serve(config: &Config) -> Result<bool, (u8, String)> {
     let usage_error = |error| (EXIT_USAGE, error);
     net::parse_trace_filter(config).map_err(usage_error)?;
     let tokens = config.read_token_file().map_err(usage_error)?;
@@ -83,6 +82,5 @@ fn serve(config: &Config) -> Result<u8, (u8, String)> {
          \x20 stop:   Ctrl-C\n"
     );
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
-    let is_clean = event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))?;
-    Ok(if is_clean { 0 } else { EXIT_FAILURE })
+    event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))
 }

@@ -370,8 +370,8 @@ fn tools_and_server_options_are_separate() {
     );
     let help = String::from_utf8(run(program().arg("--help")).stdout).expect("UTF-8");
     for words in [
-        "\nTools:\n  explain  Draw WebSocket frames",
-        "\n  poke     Test a WebSocket server",
+        "\nTools:\n  explain      Draw WebSocket frames",
+        "\n  poke         Test a WebSocket server",
         "\n      --listen <HOST:PORT>",
     ] {
         assert!(help.contains(words), "{words:?} in\n{help}");

@@ -527,7 +527,7 @@ fn help() {
     assert!(help.contains("\nUsage: wirechat [OPTIONS]"), "{help}");
     assert_eq!(output(&["help"]), help);
     assert_eq!(output(&["-h"]), help);
-    for tool in ["explain", "poke", "replay", "health"] {
+    for tool in ["explain", "poke", "replay", "health", "completions", "man"] {
         let help = output(&[tool, "--help"]);
         assert!(help.contains(&format!("\nUsage: wirechat {tool}")), "{help}");
         assert_eq!(output(&["help", tool]), help);

@@ -1,7 +1,7 @@
 //! `wirechat history FILE` reads the file of `--history-db` while no server uses it: it exports the messages as text or
 //! JSON, checks the file, or copies it.
 
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::broker::Message;
 use crate::broker::sqlite::{database::StoredMessage, reader::FileReader};
 use crate::inspect::escape::escape;
+use crate::tools::screen::check_written;
 
 const AFTER_HELP: &str = "\
 Stop the server first: it locks the file. Clients that reconnect afterwards miss nothing.
@@ -106,9 +107,5 @@ fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), Strin
             written.is_ok()
         })?;
     }
-    match written.and_then(|()| output.flush()) {
-        // A reader such as `head` may close the pipe early.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("cannot write to stdout: {error}")),
-        _ => Ok(()),
-    }
+    check_written(written.and_then(|()| output.flush()))
 }

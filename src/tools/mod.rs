@@ -1,6 +1,6 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
-//! [`replay`] draws a recording, `history` reads a history file, and [`health`] checks that a server responds. The
-//! tools do not depend on each other, but share
+//! [`replay`] draws a recording, `history` reads a history file, [`health`] checks that a server responds, and
+//! [`packaging`] prints completion scripts and the man page. The tools do not depend on each other, but share
 //! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as a
 //! client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a poll
 //! loop.
@@ -11,6 +11,7 @@ pub mod health;
 pub mod history;
 pub mod inbox;
 pub mod notation;
+pub mod packaging;
 pub mod poke;
 pub mod replay;
 pub mod screen;
@@ -18,7 +19,7 @@ pub mod url;
 
 use std::time::{Duration, SystemTime};
 
-use clap::Subcommand;
+use clap::{Command, Subcommand};
 
 use crate::inspect::{Record, Records, Tap};
 use crate::ws::frame::Role;
@@ -37,14 +38,19 @@ pub enum Tool {
     History(history::Arguments),
     /// Check that a server responds, for health checks of containers and proxies
     Health(health::Arguments),
+    /// Print a completion script for bash, zsh, fish, PowerShell or elvish
+    Completions(packaging::CompletionArguments),
+    /// Print the man page
+    Man(packaging::ManArguments),
 }
 
 impl Tool {
-    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed.
+    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed. `command` is the
+    /// whole command line, for the tools that describe it.
     ///
     /// # Errors
     /// A one-line message, for example if an argument is invalid, a file is unreadable or the server is unreachable.
-    pub fn run(self) -> Result<bool, String> {
+    pub fn run(self, command: Command) -> Result<bool, String> {
         match self {
             Tool::Explain(arguments) => explain::run(&arguments),
             Tool::Poke(arguments) => poke::run(&arguments),
@@ -52,6 +58,8 @@ impl Tool {
             #[cfg(feature = "sqlite")]
             Tool::History(arguments) => history::run(&arguments),
             Tool::Health(arguments) => health::run(&arguments),
+            Tool::Completions(arguments) => packaging::print_completions(&arguments, command),
+            Tool::Man(_) => packaging::print_man_page(command),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Prints a tool's output, in colour on a terminal. Terminals execute escape sequences, so tools must pass bytes from
 //! the wire through [`quote()`], [`escape()`] or [`shorten()`]. [`Screen::format_record`] does its own escaping.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 
 use anstyle::{AnsiColor, Style as Ansi};
 
@@ -60,6 +60,15 @@ impl Screen {
         text::write_without_time(record, self.style, &mut drawn);
         drawn.truncate(drawn.trim_end().len());
         drawn
+    }
+}
+
+/// Turns the result of writing a file's content to stdout into a one-line message. Unlike a full disk, a closed pipe is
+/// not an error: a reader such as `head` may close it early.
+pub fn check_written(result: io::Result<()>) -> Result<(), String> {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(format!("cannot write to stdout: {error}")),
+        _ => Ok(()),
     }
 }
 
