@@ -1,4 +1,5 @@
-//! The files for packages that the program prints: completion scripts and the man page.
+//! The files for packages: completion scripts and the man page, which the program prints, and `.dist/`, whose files name
+//! options, paths and commands that must exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,8 +9,15 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::require_tool;
+use clap::{CommandFactory, Parser};
 use support::table::each_row;
+use support::{Server, require_tool};
+use wirechat::config::Config;
+
+const UNIT: &str = include_str!("../.dist/wirechat.service");
+const ENVIRONMENT: &str = include_str!("../.dist/wirechat.env");
+const CONTAINERFILE: &str = include_str!("../.dist/Containerfile");
+const MANIFEST: &str = include_str!("../Cargo.toml");
 
 const SHELLS: [&str; 5] = ["bash", "elvish", "fish", "powershell", "zsh"];
 
@@ -150,4 +158,130 @@ fn output_that_cannot_be_written() {
         let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(arguments).stdout(writer).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
     }
+}
+
+/// The value of a setting of the unit.
+fn setting(name: &str) -> &'static str {
+    let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    values.next().unwrap_or_else(|| panic!("the unit sets {name}"))
+}
+
+#[test]
+fn the_unit_is_valid_and_hardened() {
+    let Some(analyze) = require_tool("systemd-analyze", &[]) else { return };
+    let unit = UNIT.replace("ExecStart=/usr/local/bin/wirechat", concat!("ExecStart=", env!("CARGO_BIN_EXE_wirechat")));
+    assert_ne!(unit, UNIT);
+    let unit = TemporaryFile::new("wirechat.service", &unit);
+    // From 0 to 100: a service without any protection has 96.
+    let checks: [&[&str]; 2] = [&["verify", "--man=no"], &["security", "--offline=yes", "--threshold=15"]];
+    for arguments in checks {
+        let output = Command::new(&analyze).args(arguments).arg(&unit.0).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn the_unit_names_paths_that_belong_together() {
+    assert_eq!(setting("ExecStart"), "/usr/local/bin/wirechat");
+    assert_eq!(setting("ExecReload"), "kill -HUP $MAINPID");
+    assert_eq!(setting("EnvironmentFile"), "/etc/wirechat/wirechat.env");
+    let state = format!("/var/lib/{}/", setting("StateDirectory"));
+    for (name, value) in variables(ENVIRONMENT.lines().map(|line| line.trim_start_matches('#'))) {
+        let is_file = value.starts_with('/');
+        assert!(!is_file || value.starts_with(&state), "the server can read and write {state} only: {name}={value}");
+    }
+}
+
+/// The options in lines such as `WIRECHAT_LISTEN=127.0.0.1:3000`, as variables and values.
+fn variables<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(&'a str, &'a str)> {
+    lines.filter(|line| line.starts_with("WIRECHAT_")).map(|line| line.split_once('=').expect(line)).collect()
+}
+
+/// Checks that these variables are options, and that each value is accepted.
+#[track_caller]
+fn assert_options(variables: &[(&str, &str)]) {
+    let command = Config::command();
+    assert!(!variables.is_empty());
+    for (variable, value) in variables {
+        let id = variable.trim_start_matches("WIRECHAT_").to_lowercase();
+        let option = command.get_arguments().find(|option| option.get_id() == &id);
+        let option = option.and_then(|option| option.get_long()).unwrap_or_else(|| panic!("{variable} is no option"));
+        let config = Config::try_parse_from(["wirechat", &format!("--{option}={value}")]);
+        assert!(config.is_ok(), "{variable}={value}");
+    }
+}
+
+/// The settings that the environment file suggests, and those that it has.
+#[test]
+fn the_environment_file_names_options() {
+    let suggested = variables(ENVIRONMENT.lines().map(|line| line.trim_start_matches('#')));
+    assert!(suggested.len() > 4, "{suggested:?}");
+    assert_options(&suggested);
+    let active = variables(ENVIRONMENT.lines());
+    assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
+    // Comments may name commands and variables, too.
+    for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
+        let is_option = || suggested.iter().any(|(name, _)| *name == word) || word == "WIRECHAT_MAX_TEXT";
+        assert!(!word.starts_with("WIRECHAT_") || is_option(), "{word}");
+    }
+}
+
+/// The instructions of the Containerfile, with continued lines joined.
+fn instructions() -> Vec<(String, String)> {
+    let lines: String =
+        CONTAINERFILE.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
+    let lines = lines.replace("\\\n", " ");
+    let lines = lines.lines().filter_map(|line| line.split_once(' '));
+    lines.map(|(instruction, rest)| (instruction.to_owned(), rest.trim().to_owned())).collect()
+}
+
+/// The arguments of the only instruction of this name.
+fn instruction(name: &str) -> String {
+    let mut found = instructions().into_iter().filter(|(instruction, _)| instruction == name);
+    let (_, arguments) = found.next().unwrap_or_else(|| panic!("no {name}"));
+    assert!(found.next().is_none(), "{name} twice");
+    arguments
+}
+
+#[test]
+fn the_containerfile_builds_from_files_and_features_that_exist() {
+    let copies = instructions().into_iter().filter(|(name, rest)| name == "COPY" && !rest.starts_with("--from"));
+    for (_, copy) in copies {
+        let (sources, _) = copy.rsplit_once(' ').unwrap();
+        for source in sources.split(' ') {
+            assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(source).exists(), "{source}");
+        }
+    }
+    let feature = CONTAINERFILE.split("--features ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+    assert!(MANIFEST.contains(&format!("\n{feature} = [")), "{feature}");
+    let version = MANIFEST.split("rust-version = \"").nth(1).unwrap().split('"').next().unwrap();
+    assert!(CONTAINERFILE.contains(&format!("/rust:{version}-")), "the image has Rust {version}");
+}
+
+#[test]
+fn the_container_runs_commands_that_exist() {
+    let environment = instruction("ENV");
+    let variables = variables(environment.split(' '));
+    assert_options(&variables);
+    let value = |name| variables.iter().find(|(found, _)| *found == name).unwrap().1;
+    let port = value("WIRECHAT_LISTEN").rsplit(':').next().unwrap();
+    assert_eq!(instruction("EXPOSE"), port);
+    let volume = instruction("VOLUME");
+    assert!(value("WIRECHAT_HISTORY_DB").starts_with(&format!("{volume}/")));
+    let user = instruction("USER");
+    assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "not root: {user}");
+    let owned = instructions()
+        .into_iter()
+        .any(|(_, rest)| rest.ends_with(&volume) && rest.contains(&format!("--chown={user} ")));
+    assert!(owned, "the user may write to the volume");
+
+    let program: Vec<String> = serde_json::from_str(&instruction("ENTRYPOINT")).unwrap();
+    let check: Vec<String> = serde_json::from_str(instruction("HEALTHCHECK").split_once(" CMD ").unwrap().1).unwrap();
+    assert_eq!(check[0], program[0]);
+    let server = Server::start_at("0.0.0.0:0", &["--open"]);
+    let arguments: Vec<String> = check[1..].iter().map(|word| word.replace(port, &server.port().to_string())).collect();
+    assert_ne!(arguments, check[1..], "the health check asks port {port}");
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    assert_eq!(wirechat(&arguments), "");
 }
