@@ -32,10 +32,14 @@ fn links(text: &str) -> Vec<&str> {
     targets.filter(|target| !target.starts_with("http") && !target.starts_with('#')).collect()
 }
 
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 #[test]
 fn links_lead_to_files() {
     for target in links(README) {
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(target).exists(), "{target}");
+        assert!(repository().join(target).exists(), "{target}");
     }
 }
 
@@ -154,7 +158,7 @@ fn commands_work() {
         assert!(!line.contains('#'), "{line}");
         const FEATURE: &str = " --features sqlite";
         let is_other_build = line.contains(FEATURE) && !cfg!(feature = "sqlite");
-        let line = line.replace(FEATURE, "");
+        let line = &*line.replace(FEATURE, "");
         if let Some(arguments) = line.strip_prefix("cargo run -q --release -- ") {
             let arguments: Vec<&str> = arguments.split(' ').collect();
             match arguments[0] {
@@ -170,13 +174,49 @@ fn commands_work() {
             assert_eq!(result.err().is_some_and(|error| error.contains("feature sqlite")), is_other_build, "{line}");
         } else if let Some(url) = line.strip_prefix("wscat -c 'ws://127.0.0.1:3000") {
             server.upgrade(url.trim_end_matches('\''));
-        } else {
+        } else if !is_installation(line, &server) {
             let is_other = ["npm install -g wscat", "curl -i ", "echo "].iter().any(|other| line.starts_with(other));
             assert!(is_other, "no test knows this command: {line}");
         }
         count += 1;
     }
     assert!(count > 10, "the README has commands");
+}
+
+/// Checks a command of "Install it". Returns `false` if the command is another one.
+fn is_installation(line: &str, server: &Server) -> bool {
+    let unit = include_str!("../.dist/wirechat.service");
+    let words: Vec<&str> = line.split(' ').collect();
+    match words[..] {
+        ["cargo", "build", "--release", "--features", feature] => {
+            assert!(include_str!("../Cargo.toml").contains(&format!("\n{feature} = [")), "{line}");
+        }
+        ["sudo", "install", "-D", .., "-t", folder, file] => {
+            let path = Path::new(file);
+            let installed = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
+            let is_unit = installed == "/etc/systemd/system/wirechat.service";
+            let is_named = || unit.lines().any(|line| line.ends_with(&format!("={installed}")));
+            assert!(is_unit || is_named(), "the unit does not name {installed}");
+            assert!(file == "target/release/wirechat" || repository().join(file).exists(), "{file}");
+        }
+        ["sudo", "systemctl", "enable", "--now", "wirechat"] => assert!(unit.contains("\n[Install]\n")),
+        ["podman", "build", "--format", "docker", "--file", file, "--tag", "wirechat", "."] => {
+            assert!(repository().join(file).exists(), "{file}");
+        }
+        ["podman", "run", .., "wirechat", "--tokens", tokens] => {
+            let containerfile = include_str!("../.dist/Containerfile");
+            for mount in words.iter().zip(&words[1..]).filter(|(option, _)| **option == "-v").map(|(_, mount)| mount) {
+                let path = mount.split(':').nth(1).unwrap();
+                assert!(path == tokens || containerfile.contains(&format!("\nVOLUME {path}\n")), "{mount}");
+            }
+        }
+        ["wirechat", "health", url] => {
+            assert_eq!(run(&["health", &url.replace("127.0.0.1:3000", &server.addr().to_string())]), "");
+        }
+        ["source", "<(wirechat", "completions", "bash)"] => assert!(!run(&["completions", "bash"]).is_empty()),
+        _ => return false,
+    }
+    true
 }
 
 /// A reader who chose no name has the page open, and types the lines one after the other.
