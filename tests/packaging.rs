@@ -256,7 +256,7 @@ fn the_containerfile_builds_from_files_and_features_that_exist() {
     let feature = CONTAINERFILE.split("--features ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
     assert!(MANIFEST.contains(&format!("\n{feature} = [")), "{feature}");
     let version = MANIFEST.split("rust-version = \"").nth(1).unwrap().split('"').next().unwrap();
-    assert!(CONTAINERFILE.contains(&format!("/rust:{version}-")), "the image has Rust {version}");
+    assert!(CONTAINERFILE.contains(&format!("FROM rust:{version}-")), "the image has Rust {version}");
 }
 
 #[test]
