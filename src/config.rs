@@ -60,7 +60,7 @@ pub struct Config {
     pub record: Option<PathBuf>,
     /// Stop recording after this many bytes in total, at most a tenth of them for rejected or unfinished requests
     #[arg(long, default_value_t = 64 * MIB as u64, value_name = "BYTES", value_parser = value_parser!(u64).range(KIB as u64..), help_heading = "Tracing and recording")]
-    pub record_limit: u64, // the limit counts bytes in the files, which store each byte from the wire as two hex digits
+    pub record_limit: u64, // counts bytes in recording files, which store each byte from the wire as two hex digits
     /// Limit a request head to this many bytes
     #[arg(long, default_value_t = 8 * KIB, value_name = "BYTES", value_parser = parse_number(140, MIB), help_heading = "Limits")]
     pub max_head: usize, // an endless request head must not fill memory; browsers usually send under 4 KiB
@@ -174,7 +174,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // Count one byte per character: few clients send JSON escapes, which need up to 12 bytes per character.
+        // Require one byte per character of `--max-text`: few clients send JSON escapes, which need up to 12.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
             .or(self.history_sync.as_ref().map(|_| "--history-sync"))
@@ -205,7 +205,7 @@ impl Config {
 
     pub fn read_token_file(&self) -> Result<Option<String>, String> {
         let Some(path) = &self.tokens else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map(Some); // reading fails if an editor saved the file as UTF-16
+        let text = std::fs::read_to_string(path).map(Some); // fails on a token file saved as UTF-16
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
     }
 
@@ -241,7 +241,7 @@ pub fn add_environment(command: Command) -> Command {
     command.mut_args(|arg| {
         let name = format!("WIRECHAT_{}", arg.get_id().as_str().to_uppercase());
         let value = std::env::var_os(&name).filter(|_| arg.get_help_heading() != Some(LOGGING_HEADING));
-        // An empty variable means the default. Leak each name, once at start, because clap requires `'static` names.
+        // Ignore empty environment variables. clap requires `'static` names, so leak each name, once at start.
         if value.is_some_and(|value| !value.is_empty()) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
 }

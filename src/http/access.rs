@@ -62,7 +62,7 @@ impl Access {
     }
 }
 
-/// Parses the values of an option. Returns `Ok(None)` if one value is `*`, which allows everything.
+/// Parses the values of `--allow-origin` or `--allow-host`. Returns `Ok(None)` if one is `*`, which allows everything.
 fn parse_allowed(values: &[String], parse: fn(&str) -> Result<String, String>) -> Result<Option<Vec<String>>, String> {
     let allowed = values.iter().filter(|text| *text != "*").map(|text| parse(text)).collect::<Result<Vec<_>, _>>()?;
     Ok((allowed.len() == values.len()).then_some(allowed))
@@ -232,7 +232,7 @@ mod tests {
         assert!(!listed.allows_host("evil.example"));
     }
 
-    /// Each row: an option, an invalid value, and the value that the error suggests, if any.
+    /// Each test row: an option, an invalid value, and the value that the error suggests, if any.
     #[test]
     fn an_error_suggests_a_value_that_is_accepted() {
         let rows = [

@@ -9,8 +9,8 @@ use super::Failure;
 use crate::ws::close::{CloseCode, CloseFrame, ProtocolError};
 use crate::ws::protocol::{Event, Limits, Protocol, State};
 
-// The limits of a checker until `set_limits` is called. The default limits are generous, because a false failure is
-// worse than a missed failure.
+// The limits of a checker until `set_limits` is called. They are generous, because it is worse to report a false
+// protocol error than to miss one.
 const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
 
 #[derive(Debug)]

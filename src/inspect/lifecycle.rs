@@ -34,7 +34,7 @@ impl Lifecycle {
 
     /// Records a Close sent by `from`, and returns the resulting state change, if any. `payload` must be unmasked.
     pub fn record_close(&mut self, from: Role, payload: &[u8]) -> Option<StateChange> {
-        // Record every code, even a reserved code that `CloseFrame::parse` rejects, which "MUST NOT be set" (§7.4.1).
+        // Record every close code, even one that `CloseFrame::parse` rejects because it "MUST NOT be set" (§7.4.1).
         let code = payload.first_chunk().map(|code| u16::from_be_bytes(*code));
         let close_reason = CloseFrame::parse(payload).map(|close| close.reason.to_owned()).unwrap_or_default();
         let code_text = code.map(|code| format!(" {code}")).unwrap_or_default();

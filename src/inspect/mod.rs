@@ -47,7 +47,7 @@ pub use tap::Tap;
 /// Maximum number of bytes of a payload or response body that a record stores.
 pub const MAX_SHOWN: usize = 1024;
 
-// Maximum number of records in a list: one read can contain 10,000 empty frames, each a record of about 300 bytes.
+// Maximum length of a record list: one read can contain 10,000 empty frames, each a record of about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -71,7 +71,7 @@ pub enum RecordKind {
     Failure(Failure),
     /// The TCP connection closes (§7.1.1, §7.1.4).
     End(End),
-    /// The number of dropped records, for example because a list was full; 1 if the tap cannot count them.
+    /// The number of missing records, for example because a record list was full; 1 if the number is unknown.
     Missed(u64),
     /// The number of frames, in both directions, that passed before the tap or the inspector was attached.
     Earlier(u64),
@@ -93,7 +93,7 @@ pub struct Response {
     pub head: Head,
     /// The HTTP status code; 0 if the status line contains none.
     pub status: u16,
-    /// Up to [`MAX_SHOWN`] bytes of the body, from the write that completed the head; empty for a 101.
+    /// Up to [`MAX_SHOWN`] bytes of the response body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
     /// How to compute the accept value; `None` unless the response is a 101 and the request had a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,
@@ -136,7 +136,7 @@ pub enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub by: Role,
-    /// [`Frame::number`] of the frame that broke the rule.
+    /// The [`Frame::number`] of the frame that caused the protocol error.
     pub frame: u64,
     pub code: u16,
     pub section: &'static str,
@@ -195,7 +195,7 @@ impl AcceptSteps {
 pub struct Records(Rc<RefCell<Vec<Record>>>);
 
 impl Records {
-    /// Drops the record and returns `false` if the list is full.
+    /// Appends a record to the list, or drops the record and returns `false` if the list is full.
     fn push(&self, record: Record) -> bool {
         // Drop the new record, not the oldest: the older records may show what filled the list.
         let mut records = self.0.borrow_mut();
@@ -228,7 +228,7 @@ impl Reporter {
 
     pub fn report(&mut self, kind: RecordKind) {
         let record = |kind| Record { connection: self.connection, user: self.user.clone(), time: self.time, kind };
-        // Report the gap first, so that a reader sees where the records are missing.
+        // Report the number of missed records first, so that a reader sees where the records are missing.
         if self.missed > 0 && self.records.push(record(RecordKind::Missed(self.missed))) {
             self.missed = 0;
         }

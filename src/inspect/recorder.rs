@@ -57,8 +57,8 @@ struct SharedState {
 /// The number of bytes that a group of recordings may still write.
 #[derive(Debug)]
 struct Quota {
-    /// Number of bytes left; `None` after a line needed more bytes than were left. From then on, each recorder with an
-    /// open file writes only a final [`Step::Cut`] line.
+    /// Bytes left in the quota; `None` after a line needed more bytes than were left. From then on, each recorder with
+    /// an open file writes only a final [`Step::Cut`] line.
     remaining: Cell<Option<u64>>,
     /// The text of the warning that is logged when the quota is exhausted.
     message: &'static str,
@@ -82,10 +82,10 @@ pub struct Recorder {
 
 #[derive(Debug)]
 enum Output {
-    /// No file yet, because the server has not processed the request.
+    /// The recording has no file yet, because the server has not processed the request.
     NotCreated,
     File(File),
-    /// The quota is exhausted, or the file could not be created or written.
+    /// The recording has stopped: the quota is exhausted, or the file could not be created or written.
     Stopped,
 }
 
@@ -98,7 +98,7 @@ impl Quota {
         self.remaining.get().is_none()
     }
 
-    /// Reserves `len` bytes. If fewer remain, logs a warning once and returns `false` from then on.
+    /// Reserves `len` bytes of the quota. If fewer remain, logs a warning once and returns `false` from then on.
     fn reserve(&self, len: usize) -> bool {
         let Some(remaining) = self.remaining.get() else { return false };
         self.remaining.set(remaining.checked_sub(len as u64));
@@ -108,7 +108,7 @@ impl Quota {
         !self.is_exhausted()
     }
 
-    /// Gives back `len` reserved bytes that the recorder did not write.
+    /// Returns `len` reserved bytes, which the recorder did not write, to the quota.
     fn release(&self, len: usize) {
         self.remaining.set(self.remaining.get().map(|remaining| remaining + len as u64));
     }
@@ -125,7 +125,7 @@ impl SharedState {
 }
 
 impl Recorders {
-    /// Creates the directory if necessary. `limit` is the maximum total size of all new recordings, in bytes.
+    /// Creates the directory of recordings if necessary. `limit` is the maximum total size of new recordings, in bytes.
     ///
     /// # Errors
     /// Fails if the directory cannot be created or is not writable.
@@ -149,10 +149,10 @@ impl Recorders {
     }
 }
 
-/// Creates a file that only its owner can read. Never overwrites an existing file.
+/// Creates a file for `--record` that only its owner can read. Never overwrites an existing file.
 fn create_private_file(path: &Path, first_line: &str) -> io::Result<File> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    // On a full disk, remove the file: otherwise, each connection would leave an empty file.
+    // If the disk is full, remove the new file: otherwise, each connection would leave an empty file.
     file.write_all(first_line.as_bytes()).inspect_err(|_| drop(fs::remove_file(path)))?;
     Ok(file)
 }
@@ -179,7 +179,7 @@ impl Recorder {
     }
 
     fn path(&self) -> PathBuf {
-        // Some file systems and archive tools do not allow colons in file names.
+        // Replace colons: some file systems and archive tools do not allow them in file names.
         let stamp = humantime::format_rfc3339_millis(self.accepted_at).to_string().replace(':', "-");
         self.shared.dir.join(format!("{stamp}-{}.wire", self.connection))
     }
@@ -220,7 +220,7 @@ impl Recorder {
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
 
-    /// Makes the recorder omit all frames, in both directions.
+    /// Makes the recorder omit all frames of an inspector's connection, in both directions.
     pub fn set_private(&mut self) {
         self.is_private = true;
     }
@@ -260,7 +260,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // `redacted` may be shorter than all reads together, because an inspector's frames are omitted.
+        // The redacted bytes may be fewer than all reads together, because an inspector's frames are omitted.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {
@@ -291,8 +291,8 @@ impl Recorder {
         }
     }
 
-    /// Copies the frames up to the first invalid header. Redacts the secrets in the frame with the invalid header, and
-    /// replaces all later bytes with `*`.
+    /// Copies the client's frames up to the first invalid header. Redacts the secrets in the frame with that header,
+    /// and replaces all later bytes with `*`.
     fn redact_non_frames(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut kept = Vec::with_capacity(bytes.len());
         let mut rest = bytes;

@@ -21,7 +21,7 @@ use super::lifecycle::role_name;
 use super::{End, Failure, Frame, Head, LengthForm, Position, Record, RecordKind, Response, State, StateChange};
 use crate::ws::frame::Role;
 
-/// The column where the RFC section numbers start, with and without a timestamp.
+/// The column where the RFC section numbers start in a trace line, with and without a timestamp.
 const SECTIONS_COLUMN: usize = 100;
 const SECTIONS_COLUMN_WITHOUT_TIME: usize = 71;
 /// Maximum number of characters shown of a request line or status line. For a response body, the limit is twice as high
@@ -70,7 +70,7 @@ fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: S
         RecordKind::Response(response) => ('←', format_response(response), vec!["4.2.2"]),
         RecordKind::Frame(frame) => (arrow(frame.from), format_frame(frame), frame.sections()),
         RecordKind::State(change) => ('=', format_state(change), vec![state_section(change.to)]),
-        // Add no section, because `format_failure` already includes the section of the broken rule.
+        // Append no section number: `format_failure` already includes the section of the broken rule.
         RecordKind::Failure(failure) => ('!', format_failure(failure), Vec::new()),
         RecordKind::End(end) => ('=', format_end(end), Vec::new()),
         RecordKind::Missed(count) => ('·', format!("{} not shown", format_count(*count, "record")), Vec::new()),
@@ -78,7 +78,7 @@ fn write_with_prefix(prefix: &str, sections_at: usize, record: &Record, style: S
     };
     let start = format!("{prefix}{sign} {text}");
     let sections: Vec<_> = sections.iter().map(|section| format!("§{section}")).collect();
-    // If the line is long, move the section numbers to the right instead of truncating the line.
+    // If a trace line is long, move the section numbers to the right instead of truncating the line.
     let gap = if sections.is_empty() { 0 } else { sections_at.saturating_sub(start.chars().count()).max(2) };
     let (start, sections) = (paint.apply(colour(sign), &start), paint.apply(Ansi::new().dimmed(), &sections.join(" ")));
     // invariant: no `let _` in this file hides an error, because writing to a String cannot fail.
@@ -143,7 +143,7 @@ fn format_response(Response { head, status, body, .. }: &Response) -> String {
 fn format_frame(frame: &Frame) -> String {
     let header = &frame.header;
     let mut text = format!("{} ", header.name());
-    // Reserved opcodes have no name, so print the number.
+    // Reserved opcodes have no name, so print the opcode as a number.
     if header.name() == "RESERVED" {
         let _ = write!(text, " opcode={:x}", header.opcode());
     }
@@ -157,7 +157,7 @@ fn format_frame(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", plain_hex(&key));
         }
-        // Print no partial key. Bytes of the key are missing if the header broke a rule or the connection closed early.
+        // Print no partial masking key. Bytes are missing if the header broke a rule or the connection closed early.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }
@@ -211,7 +211,7 @@ fn format_end(end: &End) -> String {
         }
     };
     let cleanly = if end.is_clean { "cleanly" } else { "not cleanly" };
-    // Print no empty cause: old recordings omit the cause of a clean close. Escape the cause: it may quote a peer.
+    // Old recordings omit the cause of a clean close, so print no empty cause. Escape a cause: it may quote a peer.
     let cause = if end.cause.is_empty() { String::new() } else { format!("; {}", escape(&end.cause)) };
     format!("over, {cleanly}: {first_close}{cause}")
 }
@@ -295,7 +295,7 @@ fn write_diagram(frame: &Frame, paint: Paint, out: &mut String) {
         column += width;
     }
     let unmasked = frame.unmasked_payload();
-    // Check all shown bytes, because a single row of binary data may happen to be valid UTF-8.
+    // Check all shown payload bytes, because a single row of binary data may happen to be valid UTF-8.
     let is_text = frame.text(&unmasked).is_some();
     let rows: Vec<(&[u8], &[u8])> = frame.wire.chunks(ROW_BYTES).zip(unmasked.chunks(ROW_BYTES)).collect();
     if let Some((wire, plain)) = rows.first() {
@@ -317,7 +317,7 @@ fn write_line(line: &str, out: &mut String) {
     let _ = writeln!(out, "{INDENT}{}", line.trim_end());
 }
 
-/// Writes the payload rows below the first one. After each row of a masked payload, writes the same row unmasked.
+/// Writes a frame diagram's payload rows after the first. Below each masked row, writes the same row unmasked.
 fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, column: usize, out: &mut String) {
     let blank = " ".repeat(column);
     let is_masked = frame.header.masking_key().is_some();
@@ -340,7 +340,7 @@ fn write_payload_rows(frame: &Frame, rows: &[(&[u8], &[u8])], is_text: bool, col
     }
 }
 
-/// The payload excerpt; empty if the excerpt would only repeat the hex bytes.
+/// Formats a payload excerpt. Returns "" if the excerpt would only repeat the hex bytes of the payload.
 fn format_excerpt(frame: &Frame) -> String {
     let excerpt = frame.excerpt();
     if excerpt == spaced_hex(&frame.unmasked_payload()) { String::new() } else { excerpt }

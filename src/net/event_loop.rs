@@ -25,7 +25,7 @@ const MAX_ACCEPTS: usize = 64; // maximum accepts per turn, so that a flood of n
 
 pub struct EventLoop {
     poll: Poll,
-    listener: Option<Listener>, // `None` after a shutdown has started, so that no client can connect
+    listener: Option<Listener>, // `None` once a shutdown has closed the listener, so that no client can connect
     signals: Signals,
     log: LogWriter,
     config: Config,
@@ -89,7 +89,7 @@ impl EventLoop {
             if has_signal && !self.handle_signals() {
                 self.server.stop_observers();
                 self.log.lines().flush();
-                std::process::exit(EXIT_INTERRUPTED); // returning would drop the broker, which may wait for a hung disk
+                std::process::exit(EXIT_INTERRUPTED); // exit at once: dropping the broker may block on a hung disk
             }
             self.accept(now.monotonic);
             let count = self.server.connection_count();

@@ -13,7 +13,7 @@ use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a client whose input is still unread
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
@@ -87,7 +87,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Runs the access checks that need server state. `/check` runs the checks too, so they must not change the chat.
+    /// Runs the access checks that need server state. The checks must not change the chat: `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
         let checked = if let Route::Chat(request) = route { self.chat.check_join(request, self.now) } else { Ok(()) };
@@ -191,7 +191,7 @@ impl<S: Socket> Server<S> {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let last_received = if connection.is_queued(Work::Read) { check } else { connection.cold.last_received };
         let silent = check.saturating_sub(last_received);
-        connection.cold.last_received = self.now.monotonic - silent; // a late check's delay does not count as silence
+        connection.cold.last_received = self.now.monotonic - silent; // a late timer's delay is not the peer's silence
         let Some((pings, wait)) = plan_check(silent, self.config.ping_interval, self.config.idle_timeout) else {
             return self.abort(token, format!("the peer was silent for {:.0} seconds", silent.as_secs_f64()));
         };
@@ -227,7 +227,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues the protocol's output. If the connection is no longer open, the client leaves the chat with `reason`.
     pub(super) fn apply_protocol_state(&mut self, token: Token, reason: &str) {
-        // To keep the order, queue room events that the client has not yet received before the protocol's output.
+        // First queue the client's pending room events, so that they precede the protocol's output, such as a Close.
         self.chat.room_of(token).into_iter().for_each(|room| self.catch_up(token, room));
         let Some(connection) = self.connections.get_mut(token) else { return };
         connection.apply_protocol_state();
@@ -262,7 +262,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Removes a connection from all tables. The socket closes at the end of this or a later turn.
+    /// Removes a connection from all tables. Its socket closes later: a turn closes at most `CLOSES_PER_TURN` sockets.
     pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
         let ColdFields { ref mut stage, peer, service, buffered, is_counted, .. } = *connection.cold;
@@ -387,7 +387,7 @@ impl<S: Socket> Server<S> {
         for token in tokens {
             match self.connections.table.get(&token).map(|connection| &*connection.cold) {
                 Some(ColdFields { stage: Stage::Handshake(_), .. }) => self.abort(token, reason),
-                // An inspector stays open, so that it can receive the Close of the connection that it observes.
+                // Do not close an inspector, so that it can receive the Close of the connection that it observes.
                 Some(ColdFields { service: Some(Service::Inspect), .. }) => {}
                 _ => self.close(token, code, reason),
             }
@@ -462,7 +462,7 @@ mod tests {
         }
     }
 
-    /// Returns the output, the input and the timer after `cause`, as a row of the table of causes in `connection.rs`.
+    /// Returns a connection's output, input and timer after `cause`, as a row of the table in `connection.rs`.
     /// Calls `cause` before an upgrade, or after an upgrade when the first of two frames is half sent.
     fn ending(is_upgraded: bool, cause: impl FnOnce(&mut Server<Pipe>, Token)) -> String {
         let config = Config::try_parse_from(["wirechat"]).unwrap();

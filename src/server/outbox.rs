@@ -15,7 +15,7 @@ use std::{borrow::Cow, cell::Cell, collections::VecDeque, rc::Rc};
 use super::{connection::Socket, observer::Observer};
 use crate::ws::frame::{self, Role};
 
-/// The outbox adds no frames to a [`Chunk::Owned`] of this many bytes or more: sent bytes are freed by whole chunks.
+/// The outbox adds no frames to a [`Chunk::Owned`] of this size: a chunk is freed only once all of its bytes are sent.
 const MAX_OWNED_CHUNK: usize = 4096;
 const MAX_SLICES: usize = 16; // maximum number of chunks per `writev` call; an outbox rarely has more
 
@@ -158,7 +158,7 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes follow the next frame. That frame alone may exceed `bound`. Call `flush` first.
+    /// Whether more than `bound` bytes follow the next unsent frame, which alone may exceed it. Call `flush` first.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
@@ -171,7 +171,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response; 0 stays 0. Do not call after `drop_unsent` cut a frame.
+    /// Rounds `position` up to the end of a frame or response. Do not call once `drop_unsent` has cut off a header.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

@@ -1,5 +1,5 @@
-//! `wirechat health URL` sends one request over plain HTTP and reports the status as an exit code. Containers and proxies
-//! call it for their health checks: an image without a shell has no curl either.
+//! `wirechat health URL` sends one request over plain HTTP and reports the status as an exit code. Containers and
+//! proxies can use it for their health checks: a container image without a shell usually has no curl either.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -52,8 +52,8 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
     Ok(false)
 }
 
-/// Runs [`request_status`] on another thread, because no timeout applies to resolving a name, and none of a socket to the
-/// whole exchange. A thread that is late ends with the process.
+/// Runs [`request_status`] on another thread, to limit its total time: name resolution has no timeout, and a socket's
+/// timeouts limit only single calls. A thread that is late ends with the process.
 fn request_status_within(timeout: Duration, url: Url) -> Result<u16, String> {
     let (sender, receiver) = mpsc::channel();
     let spawned = thread::Builder::new().spawn(move || sender.send(request_status(&url)));
@@ -68,11 +68,11 @@ fn request_status(url: &Url) -> Result<u16, String> {
     let mut stream = TcpStream::connect(&addresses[..]).map_err(|error| format!("cannot connect: {error}"))?;
     let (target, host) = (url.target(), url.authority());
     let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    // Ignore the error: a server that is full may respond and close without reading, and its response matters.
+    // Ignore a write error: a full server may respond and close without reading the request, so read its response.
     let _ = stream.write_all(request.as_bytes());
     let mut inbox = Inbox::new(request.as_bytes());
     let mut bytes = [0; 4096];
-    // The inbox limits the size of the head. The body does not matter.
+    // The inbox limits the size of the response head. The response body does not matter.
     loop {
         match (&inbox.response, inbox.violation.take()) {
             (Some(response), _) => return Ok(response.status),

@@ -25,7 +25,7 @@ The exit code is 0 if the protocol reacts as it did then, 1 if not, 2 if the fil
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP)]
 pub struct Arguments {
-    /// Recording file written by wirechat --record DIR
+    /// Replay this recording file, written by wirechat --record DIR
     file: PathBuf,
 
     /// Print one line per frame instead of every byte

@@ -48,7 +48,7 @@ impl Opcode {
     pub fn from_bits(bits: u8) -> Result<Opcode, ProtocolError> {
         use Opcode::*;
         let opcode = [Continuation, Text, Binary, Close, Ping, Pong].into_iter().find(|opcode| *opcode as u8 == bits);
-        // §5.2: on an unknown opcode, "MUST _Fail the WebSocket Connection_". Only extensions define more (§5.8).
+        // §5.2: on an unknown opcode, "MUST _Fail the WebSocket Connection_". Only extensions may add opcodes (§5.8).
         opcode.ok_or(ReservedOpcode(bits))
     }
 
@@ -85,7 +85,7 @@ impl FrameHeader {
         // §5.1: "The server MUST close the connection upon receiving a frame that is not masked."
         Unmasked.err_unless(is_masked || role == Role::Server)?;
         let (payload_len, key_at) = match (short_len, &bytes[2..]) {
-            // §5.2: "the minimal number of bytes MUST be used": a 16-bit length is over 125, a 64-bit one over 65535.
+            // §5.2: "the minimal number of bytes MUST be used": a 16-bit length must exceed 125, a 64-bit one 65,535.
             (LENGTH_16, [0, 0..=125, ..]) | (LENGTH_64, [0, 0, 0, 0, 0, 0, ..]) => return Err(LengthNotMinimal),
             // §5.2: in a 64-bit length, "the most significant bit MUST be 0".
             (LENGTH_64, [0x80..=0xff, ..]) => return Err(LengthTopBit),
@@ -152,7 +152,7 @@ mod tests {
 
     type Parsed = Result<Option<(bool, Opcode, u64)>, ProtocolError>;
 
-    /// Headers, without masking keys, and their expected results. No rule depends on the masking key.
+    /// Frame headers and their expected results. The headers omit the masking key, because no rule depends on it.
     const HEADERS: &[(&[u8], Parsed)] = &[
         (&[], Ok(None)),
         (&[0x81], Ok(None)),
@@ -179,7 +179,7 @@ mod tests {
         (&[0x88, 0xfe], Err(ControlTooLong)),
         (&[0x89, 0xff], Err(ControlTooLong)),
         (&[0x8a, 0x7e], Err(ControlTooLong)),
-        // An unmasked frame fails at its second byte, before any extended length arrives.
+        // An unmasked client frame fails at its second byte, before any extended length arrives.
         (&[0x81, 0x05], Err(Unmasked)),
         (&[0x81, 0x7f], Err(Unmasked)),
         (&[0x81, 0x7e, 0x00, 0x05], Err(Unmasked)),

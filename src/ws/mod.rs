@@ -2,7 +2,7 @@
 //!
 //! # Index: the sections of RFC 6455 that bind a server
 //!
-//! In the column `test`, `file::name` is the test `name` in `tests/file.rs`, and a name without `::` is a unit test.
+//! In the index's `test` column, `file::name` is the test `name` in `tests/file.rs`; a name alone is a unit test.
 //!
 //! | section | where | test |
 //! |---|---|---|

@@ -1,22 +1,22 @@
 //! Parses hex dumps from `xxd`, `hexdump -C`, `od`, `tcpdump -X` and Wireshark. A line has an offset, bytes, and
-//! optionally the same bytes as text. Programs separate these columns differently, and text can look like bytes.
-//! So the parser checks that each offset grows by the number of bytes in the previous line, and that a text column
+//! optionally an ASCII column. Programs separate these columns differently, and an ASCII column can look like bytes.
+//! So the parser checks that each offset grows by the number of bytes in the previous line, and that an ASCII column
 //! matches its bytes. A dump that fails a check is an error.
 
 use super::{Decoded, quote, read_hex};
 
-/// Maximum number of bytes in a dump with a `*` line, which repeats the line before it any number of times.
+/// Maximum number of bytes in a hex dump with a `*` line, which repeats the line before it any number of times.
 const MAX_BYTES: usize = 1 << 20;
-/// Of the supported programs, Wireshark and tcpdump print the shortest offsets: four digits.
+/// Wireshark and tcpdump print four-digit offsets, the shortest of all supported hex dump programs.
 const MIN_OFFSET_DIGITS: usize = 4;
 /// Some hex dump tools put a space in the middle of the ASCII column, after the eighth character.
 const GAP_COLUMN: usize = 8;
 
-/// Whether `text` looks like a dump. The first line must have an offset and a group of bytes. In addition, the offset
-/// must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
+/// Whether `text` is likely a hex dump. The first line must have an offset and a group of bytes. In addition, the
+/// offset must be zero or followed by a colon, or the text must have several lines, all of which `read` accepts.
 pub fn is_likely_dump(text: &str) -> bool {
     let Ok(lines) = parse_lines(text) else {
-        // Parsing failed. If the first line is clearly from a dump, return true, so that `read` reports the error.
+        // Parsing failed. If the first line is clearly from a hex dump, return true, so that `read` reports the error.
         return text.lines().next().and_then(Line::parse).is_some_and(|line| line.has_colon && line.has_group());
     };
     match &lines[..] {
@@ -26,7 +26,7 @@ pub fn is_likely_dump(text: &str) -> bool {
     }
 }
 
-/// Reads a dump, and detects the notation of its bytes and offsets.
+/// Reads a hex dump, and detects the notation of its bytes and offsets.
 ///
 /// # Errors
 /// A one-line message, for example about an offset out of sequence, or a column that is neither bytes nor their text.
@@ -74,9 +74,9 @@ pub fn read(text: &str) -> Result<Decoded, String> {
             });
             Ok(decoded.with_alternative(format!("a dump with {other} offsets; {this} ones were assumed")))
         }
-        // In a single line, the digits read as an offset could also be bytes, so mention `--as hex`. An offset is
-        // likelier: most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame,
-        // which cannot start a message (§5.4).
+        // In a hex dump of one line, the offset could also be bytes, so mention `--as hex`. An offset is likelier:
+        // most offsets start with 00, and a frame that starts with the byte 00 is a continuation frame, which
+        // cannot start a message (§5.4).
         None if lines.len() == 1 && read_hex(text).is_ok() => {
             Ok(decoded.with_alternative("bytes from the first digit on: --as hex"))
         }
@@ -93,8 +93,8 @@ enum Radix {
 }
 
 impl Radix {
-    /// All radixes, in the order to try them. Binary is first, because eight digits of 0 and 1 are more likely to be
-    /// one binary byte than four hexadecimal bytes.
+    /// The radixes of a hex dump's bytes, in the order to try them. Binary is first, because eight digits of 0 and 1
+    /// are more likely to be one binary byte than four hexadecimal bytes.
     const ALL: [Radix; 4] = [Radix::Bits, Radix::Hex, Radix::Octal, Radix::Decimal];
 
     fn name(self) -> &'static str {
@@ -106,7 +106,7 @@ impl Radix {
         }
     }
 
-    /// Appends a group's bytes to `bytes`. Returns `false` if the group is not a valid byte in the radix.
+    /// Appends the bytes of a group of digits to `bytes`. Returns `false` if the group is not valid in the radix.
     fn read_group(self, group: &str, bytes: &mut Vec<u8>) -> bool {
         let (base, is_right_size) = match self {
             Radix::Bits => (2, group.len() == 8),
@@ -130,10 +130,10 @@ impl Radix {
 #[derive(Debug)]
 struct Line<'t> {
     number: usize,
-    /// The offset, in octal, decimal or hexadecimal digits; empty for a `*` line, which repeats the previous line.
+    /// The line's offset in octal, decimal or hexadecimal; empty for a `*` line, which repeats the previous line.
     offset: &'t str,
     has_colon: bool,
-    /// The bytes and the text column; empty for a `*` line, and for the last line of `od` and `hexdump -C`, which has
+    /// The bytes and the ASCII column; empty for a `*` line, and for the last line of `od` and `hexdump -C`, which has
     /// only an offset.
     rest: &'t str,
 }
@@ -170,8 +170,8 @@ impl<'t> Line<'t> {
         Radix::ALL.iter().any(|radix| radix.read_group(first, &mut Vec::new()))
     }
 
-    /// Whether the line consists of 16-bit words, as `hexdump` and `od -x` print them. `xxd` and `tcpdump` also print
-    /// groups of four digits, but in byte order and with a colon after the offset.
+    /// Whether a hex dump line consists of 16-bit words, as `hexdump` and `od -x` print them. `xxd` and `tcpdump` also
+    /// print groups of four digits, but in byte order and with a colon after the offset.
     fn has_16_bit_words(&self) -> bool {
         let mut groups = self.rest.split_whitespace().peekable();
         !self.has_colon && groups.peek().is_some() && groups.all(|group| group.len() == 4)
@@ -192,7 +192,7 @@ fn parse_lines(text: &str) -> Result<Vec<Line<'_>>, String> {
 
 struct Mismatch {
     line: usize,
-    /// Number of bytes that the parser read from the invalid line before the error.
+    /// Number of bytes that the parser read from the invalid dump line before the error.
     read: usize,
     text: String,
 }
@@ -245,9 +245,9 @@ fn read_lines(lines: &[Line], radix: Radix, base: u32) -> Result<Vec<u8>, Mismat
     Ok(bytes)
 }
 
-/// Reads the bytes of a line after its offset. The text column starts where the rest of the line matches the bytes read
-/// so far. `count` is the number of bytes in this line according to the next line's offset; `None` if unknown. An error
-/// includes the number of bytes read before the error.
+/// Reads the bytes of a dump line after its offset. The ASCII column starts where the rest of the line matches the
+/// bytes read so far. `count` is the number of bytes in this line according to the next line's offset; `None` if
+/// unknown. An error includes the number of bytes read before the error.
 fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8>, (usize, String)> {
     let (mut bytes, mut found) = (Vec::new(), None);
     let mut tail = rest.trim_start();
@@ -258,7 +258,7 @@ fn read_columns(rest: &str, radix: Radix, count: Option<usize>) -> Result<Vec<u8
         }
         let after = &tail[group.len()..];
         let gap = after.len() - after.trim_start().len();
-        // After one space, characters that look like bytes are bytes; after a wider gap, they may be the text column.
+        // After one space, characters that look like bytes are bytes. After a wider gap, they may be the ASCII column.
         let is_text = gap >= 2 && shows_text(after, &bytes);
         if after.trim().is_empty() || is_text || !starts_with_group(after, radix) && shows_text(after, &bytes) {
             let is_better = found.is_none() || count == Some(bytes.len());
@@ -289,7 +289,7 @@ fn starts_with_group(text: &str, radix: Radix) -> bool {
     !group.is_empty() && radix.read_group(group, &mut Vec::new())
 }
 
-/// Whether `column` shows `bytes` as text: bare, between bars (`hexdump`), or between angle brackets (`od`).
+/// Whether the ASCII column `column` shows `bytes`: bare, between bars (`hexdump`), or between angle brackets (`od`).
 fn shows_text(column: &str, bytes: &[u8]) -> bool {
     let column = column.trim();
     let unwrap = |open, close| column.strip_prefix(open).and_then(|column| column.strip_suffix(close));
@@ -303,9 +303,9 @@ fn shows_text(column: &str, bytes: &[u8]) -> bool {
     })
 }
 
-/// Whether each character of `column` shows its byte. Printable ASCII must appear as itself, any other byte as a dot or
-/// a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for a text
-/// column. Leading and trailing spaces may be missing.
+/// Whether each character of an ASCII column shows its byte. Printable ASCII must appear as itself, any other byte as a
+/// dot or a non-ASCII character (Wireshark prints bullets). A looser check would mistake more hexadecimal digits for an
+/// ASCII column. Leading and trailing spaces may be missing.
 fn column_matches(column: &[char], bytes: &[u8]) -> bool {
     let is_blank = |byte: &u8| *byte == b' ';
     let column = column.iter().copied().skip_while(|c| *c == ' ').collect::<Vec<char>>();

@@ -17,7 +17,7 @@ use crate::tools::url::Url;
 /// reply and for a flood of frames that the server stops reading.
 const TIMING: Timing =
     Timing { timeout: Duration::from_secs(3), delay: Duration::from_millis(5), total: Some(Duration::from_secs(10)) };
-// `ECHO` and `CHAT` need no access token: the server recognizes the connection of a test case by the client's address.
+// The targets of test cases. They need no access token: the server recognizes a test case by the client's address.
 // The query must not be empty, because the test case `long-target` appends to the query.
 const ECHO: &str = "/echo?from=poke";
 const CHAT: &str = "/?username=poke&room=poke";
