@@ -26,7 +26,7 @@ pub struct MemoryConfig {
 pub struct MemoryBroker {
     members: TokenMap<Box<Member>>, // boxed, to keep unused slots of the hash table small
     rooms: Rooms,
-    /// One entry per client: username key, whether clients may share the username, client. Removal is O(log n).
+    /// One entry per client: username key, whether clients may share the username, client token. Removal is O(log n).
     by_username: BTreeSet<(Rc<str>, bool, Token)>,
     client_ids: HashMap<Rc<str>, Token>,
     names: NameRules,
@@ -35,7 +35,7 @@ pub struct MemoryBroker {
 
 struct Member {
     room: RoomId,
-    username: Rc<str>, // the username in the last accepted message or, before the first one, in the join request
+    username: Rc<str>, // from the client's last accepted message or, before the first message, from its join request
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -110,7 +110,7 @@ impl MemoryBroker {
         (id, room.log.backlog(resume.as_ref(), max_bytes))
     }
 
-    /// Queues `Opened` if the room has exactly one member, because the chat forgets a room that becomes empty.
+    /// Queues `Opened` if the room has exactly one member: the chat forgets empty rooms, so it does not know the room.
     fn announce_room(&mut self, room: RoomId) {
         let Room { name, members, .. } = &self.rooms.rooms[&room];
         let opened = RoomEvent::Opened { room, name: Rc::clone(name), members: Vec::new() };
@@ -144,7 +144,7 @@ impl MemoryBroker {
 
     fn read_history(&self, client: Token, before: u64, limit: usize) -> Option<RoomEvent> {
         let Room { name, log, .. } = &self.rooms.rooms[&self.members.get(&client)?.room];
-        // Commands run only while the client's outbox is at most half full, so limit the page to the other half.
+        // Commands run only while the client's outbox is at least half free, so a history page may fill only that half.
         let (messages, more) = log.page(before, limit, self.rooms.config.backlog / 2);
         Some(RoomEvent::History { client, page: Page { room: Rc::clone(name), before, messages, more } })
     }
@@ -300,8 +300,8 @@ impl Rooms {
         message
     }
 
-    /// Evicts one empty room. In order of preference: a room that never had a message, the room that `user` opened last
-    /// (if `user` opened several empty rooms), the room that has been empty longest.
+    /// Evicts one empty room. In order of preference: a room that never had a message, the newest of the empty rooms
+    /// that `user` opened (if there are several), the room that has been empty longest.
     fn evict_room(&mut self, user: &User) -> bool {
         let Some((has_messages, _, oldest)) = self.empty.first().copied() else { return false };
         has_messages && self.evict_last_room_of(user) || self.remove(oldest).is_some()

@@ -89,7 +89,7 @@ struct RunningCase {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CaseConnection {
-    /// The client has bound its socket to the address, but the server has not accepted the connection yet.
+    /// The test case's client has bound its socket to this address, but the server has not accepted the connection yet.
     Expected(SocketAddr),
     Open(Token),
     Removed(Token),
@@ -124,7 +124,7 @@ impl RunningCases {
         }
         let (sender, wake) = (self.sender.clone(), Arc::clone(wake));
         let finish = move |result| {
-            let _ = sender.send((inspector, result)); // ignore the error: it only means that the server has stopped
+            let _ = sender.send((inspector, result)); // ignore a send error: it means that the server has stopped
             wake();
         };
         let address = player.start(case, *server, Box::new(finish)).map_err(format_error)?;

@@ -68,7 +68,7 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
                 "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
             )
         }
-        // The RFC leaves limits to the implementation (§10.4), so the text states the server's limit.
+        // The RFC leaves limits to the implementation (§10.4), so the explanation states the server's limit.
         ProtocolError::MessageTooBig => format!(
             "this frame is {} bytes long, which makes its message too long; the limit of this server is {} bytes",
             frame.payload_len, limits.message
@@ -105,7 +105,7 @@ fn describe_long_form(frame: &Frame) -> String {
     )
 }
 
-/// Describes the invalid UTF-8 in a payload. `skip` is the number of payload bytes before the text.
+/// Describes the invalid UTF-8 in a payload. `skip` is the number of payload bytes before the text: 2 in a Close.
 fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();

@@ -60,7 +60,7 @@ pub struct InspectorLink {
     is_ticket_used: Cell<bool>,
     /// Whether to split the next message that the server sends on the connection into fragments.
     pub fragment_next: Cell<bool>,
-    /// Number of frames so far, in both directions, as counted by the tap.
+    /// Number of frames on the connection so far, in both directions, as counted by the tap.
     pub frame_count: Cell<u64>,
     /// Number of records dropped since the last report to the inspector, because the queue was full or because a test
     /// case had too many frames.
@@ -126,7 +126,7 @@ struct Inspector {
 }
 
 pub struct Inspection {
-    // The server chooses this key at random when it starts, so a ticket from an earlier run is invalid.
+    // The server chooses its ticket key at random when it starts, so a ticket from an earlier run is invalid.
     key: [u8; 64],
     max_queued: usize,
     /// Whether every connection has a tap from its first byte. Otherwise, only an inspected connection has a tap.
@@ -188,8 +188,8 @@ impl Inspection {
     }
 
     fn compute_secret(&self, number: u64) -> [u8; SECRET_LEN] {
-        // SHA-1 is safe here. Every input has the same length, so a length-extension attack is impossible. SHA-1's weak
-        // collision resistance does not help an attacker guess the secret of another connection.
+        // SHA-1 is safe for tickets. Every input has the same length, so a length-extension attack is impossible.
+        // SHA-1's weak collision resistance does not help an attacker guess the secret of another connection.
         let digest = Sha1::new().chain_update(self.key).chain_update(number.to_be_bytes()).finalize();
         let mut secret = [0; SECRET_LEN];
         secret.copy_from_slice(&digest[..SECRET_LEN]);
@@ -399,7 +399,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101. The response is not a 101: end the capture.
+            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is no 101: end the capture.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

@@ -103,7 +103,7 @@ fn failure_to_json(failure: &Failure) -> Value {
 fn end_to_json(end: &End) -> Value {
     json!({
         "record": "end",
-        // Without a Close, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
+        // Without a Close frame, `code` is `null`, not 1006: 1006 (§7.1.5) is never on the wire.
         "began": end.first_close.map(role_name),
         "code": end.code,
         "reason": end.reason,

@@ -50,7 +50,7 @@ pub enum Step {
         user: Option<String>,
     },
     Closing,
-    /// The TCP connection closed, for the reason that the text gives.
+    /// The TCP connection closed; the string is the reason.
     End(String),
     /// The last line of a recording that `--record-limit` cut short.
     Cut,
@@ -99,7 +99,7 @@ impl Recording {
     /// Passes the recorded bytes and state changes to a tap, and calls `show` for each of the tap's records.
     pub fn replay(&self, mut show: impl FnMut(&Record)) {
         let records = Records::default();
-        // As in a live trace, report no protocol error of the client if the server's Close has a different cause.
+        // As in a live trace, omit a client's protocol error if the server closed before it read the invalid frame.
         let mut tap = Tap::new(self.connection, records.clone()).hold_failures();
         for Entry { at, step } in &self.entries {
             match step {
@@ -111,13 +111,13 @@ impl Recording {
                 Step::End(cause) => tap.finish(cause, *at),
                 Step::Cut => {}
             }
-            // Drain after each step: a long recording may produce more records than `Records` can hold.
+            // Drain the records after each entry: a long recording may produce more records than `Records` can hold.
             records.take().iter().for_each(&mut show);
         }
     }
 }
 
-/// The serialized form of [`Limits`]: the `ws` module does not depend on serde.
+/// Serializes [`Limits`], which cannot derive serde's traits: the `ws` module does not depend on serde.
 #[derive(Serialize, Deserialize)]
 #[serde(remote = "Limits")]
 struct LimitsFormat {

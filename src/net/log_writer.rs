@@ -15,10 +15,10 @@ use super::is_ready;
 use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
-const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum bytes queued while stderr is full
-/// Priority events and errors may fill the whole queue, other lines only half: rejections must not crowd out a `JOIN`.
+const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum size in bytes of the log queue
+/// Priority events and errors may fill the log queue, other lines only half: rejections must not crowd out a `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// Lines wait up to this long to share a write: a write per loop turn would take 5 % of a short connection's CPU time.
+// Log lines wait up to this long to share a write: one per loop turn takes 5 % of a short connection's CPU time.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.
@@ -55,7 +55,7 @@ impl LogWriter {
         let mut terminal = io::stderr().is_terminal().then(reopen).flatten();
         let write = move |bytes: &[u8]| match &mut terminal {
             Some(terminal) => terminal.write(bytes),
-            // The write can still block, if another process fills the pipe between the poll and the write.
+            // Despite the poll, the write can block: another process may fill the pipe between the poll and the write.
             None if is_ready(&io::stderr(), PollFlags::OUT) => io::stderr().write(&bytes[..bytes.len().min(PIPE_BUF)]),
             None => Err(io::ErrorKind::WouldBlock.into()),
         };
@@ -99,7 +99,7 @@ impl Lines {
         }
     }
 
-    /// The monotonic time by which the next turn must begin, to write queued lines. `None` means no deadline.
+    /// The monotonic time by which the next loop turn must begin, to write queued log lines. `None` means no deadline.
     pub fn deadline(&self) -> Option<Duration> {
         self.waiting_since.map(|since| since + MAX_LINE_WAIT)
     }
@@ -132,7 +132,7 @@ impl Lines {
                 Ok(len) => written += len,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Discard the lines: if stderr fails, the server has nowhere to report the error.
+                // Discard the log lines: if stderr fails, the server has nowhere to report the error.
                 Err(_) => written = self.queued.len(),
             }
         }

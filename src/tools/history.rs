@@ -22,7 +22,7 @@ The exit code is 0 if the command succeeds, 1 if the check finds damage, 2 if th
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP, disable_help_subcommand = true)]
 pub struct Arguments {
-    /// File written by wirechat --history-db FILE
+    /// Read this history file, which wirechat --history-db FILE wrote
     file: PathBuf,
 
     #[command(subcommand)]
@@ -39,13 +39,13 @@ enum Subcommand {
         /// Print only this room's messages
         #[arg(long)]
         room: Option<String>,
-        /// Print one JSON object per line
+        /// Print each message as a JSON object on its own line
         #[arg(long)]
         json: bool,
     },
-    /// Check the whole file for damage
+    /// Check the whole history file for damage
     Check,
-    /// Write a compact copy of the file
+    /// Write a compact copy of the history file
     Backup { to: PathBuf },
 }
 
@@ -56,7 +56,7 @@ struct Line<'a> {
     message: Message,
 }
 
-/// Runs one command. Returns `Ok(false)` only if the `check` command finds a damaged file.
+/// Runs one `wirechat history` command. Returns `Ok(false)` only if the `check` command finds a damaged file.
 ///
 /// # Errors
 /// A one-line message, for example if a server uses the file.
@@ -92,7 +92,7 @@ fn export(file: &FileReader, room: Option<&str>, json: bool) -> Result<(), Strin
             writeln!(output, "{line}")
         } else {
             let StoredMessage { time, username, text, .. } = message;
-            // Indent all lines of a text but the first, so that none of them looks like the start of a message.
+            // Indent all lines of a message but the first, so that no other line looks like the start of a message.
             let lines = text.split('\n').map(escape).collect::<Vec<_>>().join("\n    ");
             writeln!(output, "{time} #{room} {username}: {lines}")
         }

@@ -102,7 +102,7 @@ fn join_values(lines: &HeaderLines, name: &str) -> Option<String> {
     (!values.is_empty()).then(|| values.join(", "))
 }
 
-/// The elements of a comma-separated list, without their parameters.
+/// Returns the elements of a comma-separated header value, without their parameters (such as `; a=1`).
 fn elements(list: &str) -> impl Iterator<Item = &str> {
     let elements = list.split(',').map(|element| element.split(';').next().unwrap_or_default().trim());
     elements.filter(|element| !element.is_empty())
@@ -409,8 +409,8 @@ mod tests {
         assert!(violation(&good.replace(", upgrade", ""), "").contains("Connection: Upgrade"));
     }
 
-    /// RFC 9110 §5.3: a header may appear twice only if its value is a list. Connection is a list, Sec-WebSocket-Accept
-    /// is not.
+    /// RFC 9110 §5.3: a header may appear twice only if its value is a list. The value of Connection is a list, but the
+    /// value of Sec-WebSocket-Accept is not.
     #[test]
     fn several_lines_of_one_name() {
         let accept = "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";

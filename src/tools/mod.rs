@@ -1,9 +1,9 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
 //! [`replay`] draws a recording, `history` reads a history file, [`health`] checks that a server responds, and
 //! [`packaging`] prints completion scripts and the man page. The tools do not depend on each other, but share
-//! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as a
-//! client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a poll
-//! loop.
+//! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as
+//! a client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a
+//! poll loop.
 
 pub mod explain;
 pub mod health;
@@ -27,7 +27,7 @@ use crate::ws::protocol::Limits;
 
 #[derive(Debug, Subcommand)]
 pub enum Tool {
-    /// Draw WebSocket frames from their bytes, check a handshake, look up a close code, an opcode or a section
+    /// Draw WebSocket frames from their bytes, check a handshake, or look up a close code, opcode or RFC section
     Explain(explain::Arguments),
     /// Test a WebSocket server with valid and hostile input, and check its responses against RFC 6455
     Poke(poke::Arguments),
@@ -45,8 +45,8 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed. `command` is the
-    /// whole command line, for the tools that describe it.
+    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed. `command` is
+    /// the whole command line, for the tools that describe it.
     ///
     /// # Errors
     /// A one-line message, for example if an argument is invalid, a file is unreadable or the server is unreachable.
@@ -95,7 +95,7 @@ impl Tracer {
         self.records.take()
     }
 
-    /// Ends the trace, and returns the last records. The final record shows `cause`.
+    /// Ends the trace, and returns the last records. The final record shows `cause`, the reason for the end.
     pub fn end(&mut self, cause: &str, time: SystemTime) -> Vec<Record> {
         self.tap.finish(cause, time);
         self.records.take()

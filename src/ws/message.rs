@@ -55,7 +55,7 @@ impl Assembler {
     pub fn push(&mut self, payload: &[u8], remaining: usize) -> Result<(), ProtocolError> {
         debug_assert!(payload.len() <= remaining);
         let (received, capacity) = self.len_and_capacity();
-        // §10.4: the capacity is at most twice the *received* size, because an announced length must not cost memory.
+        // §10.4: the buffer's capacity is at most twice the *received* size: an announced length must not cost memory.
         let growth = if received + payload.len() <= capacity { 0 } else { payload.len().max(received.min(remaining)) };
         match self {
             Assembler::Text { valid, incomplete } => {
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(message.finish(), Ok(Message::Text("Hé€!".into())));
     }
 
-    /// Ordinary characters, noncharacters, and the characters next to each UTF-8 length limit and the surrogate gap.
+    /// Ordinary characters, noncharacters, and the neighbours of every UTF-8 length limit and of the surrogate gap.
     const VALID: &str = "a\u{7f}\u{80}é\u{7ff}\u{800}€\u{d7ff}\u{e000}\u{fffe}\u{ffff}\u{10000}😀\u{10ffff}";
 
     #[test]

@@ -7,7 +7,7 @@
 //!   Open ──▶ OutOfSync ◀── Closing    the peer sends an invalid header, and the server cannot find the next frame
 //! ```
 //!
-//! Each table cell lists the event, the frame sent and the next state. For an empty cell, the server ignores the input.
+//! Each cell of the state table lists the event, the frame sent and the next state. An empty cell means no effect.
 //!
 //! | | `Open` | `Closing` | `OutOfSync` | `Closed` |
 //! |---|---|---|---|---|
@@ -34,7 +34,7 @@ use super::reader::{Chunk, FrameReader};
 /// Limits on one incoming message (§10.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    pub message: usize, // maximum payload of a message in bytes, over all its frames
+    pub message: usize, // maximum size of a message in bytes, over all its frames
     pub fragments: u32, // maximum number of frames: a flood of empty frames would never reach the size limit
     pub accepts_binary: bool,
 }
@@ -118,7 +118,7 @@ impl Protocol {
             let validate = |header: &FrameHeader| match state {
                 // §5.4: control frames "MAY be injected in the middle of a fragmented message".
                 State::Open if !header.opcode.is_control() => check_data(header, message.as_deref(), limits),
-                _ => Ok(()), // accept control frames; a closing server skips data frames later
+                _ => Ok(()), // accept every control frame, and the data frames that a closing server will skip
             };
             let result = self.frames.next(input, validate).transpose()?.and_then(|chunk| match self.state {
                 _ if chunk.header.opcode.is_control() => self.receive_control_chunk(&chunk),
@@ -192,7 +192,7 @@ impl Protocol {
         self.state = match (error, error.code()) {
             // The invalid frame is the peer's Close, so both endpoints have now sent a Close.
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
-            // Stop reading: after 1002, the start of the next frame may be unknown; after 1009, much data may follow.
+            // Discard all input: after a 1002 error, frame boundaries may be lost; after a 1009, much data may follow.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
             // After other errors, the frame boundaries are known, so skip frames until the peer's Close (§7.1.3).
             _ => State::Closing,

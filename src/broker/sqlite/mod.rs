@@ -10,7 +10,7 @@
 //!                               └─▶ Disk: one commit ────┘ outcomes, in the same order
 //! ```
 //!
-//! A join, leave or switch waits until all earlier messages are stored. If no operation is pending, no event waits.
+//! A join, leave or switch waits until all earlier messages are stored. If the disk has nothing to do, no event waits.
 //!
 //! Each start of the server begins a *run* with a random name, which is the epoch. The file records which run stored
 //! each message. A client that knows epoch E and message S resumes if the file contains a run named E, if run E or an
@@ -42,7 +42,7 @@ use super::{Backlog, Broker, BrokerError, Join, Message, Random, Request, Resume
 use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
 use writer::WriterThread;
 
-/// Executes operations in the order of their submission.
+/// Executes database operations in the order of their submission.
 pub trait Disk {
     fn submit(&mut self, operation: Operation);
     /// Returns the next batch of outcomes, or `None` if no batch is ready. After an `Err`, the disk is unusable.
@@ -59,21 +59,21 @@ pub struct Limits {
 pub struct SqliteBroker {
     decisions: Box<dyn Broker>,
     disk: Box<dyn Disk>,
-    epoch: Rc<str>, // the name of the current run
+    epoch: Rc<str>, // the name of the server's current run
     limits: Limits,
     rooms: RoomMap<Room>,
     queue: VecDeque<Queued>,
     queued_bytes: usize,
     outcomes: VecDeque<Outcome>,
-    deletions: Vec<Deletion>, // applied to the rooms' logs once `outcomes` is empty
-    bytes: usize,             // total memory use of the rooms' logs
+    deletions: Vec<Deletion>, // a batch's deletions, to apply to the rooms' logs once `outcomes` is empty
+    bytes: usize,             // total memory use of the rooms' logs, in bytes
     has_failed: bool,
 }
 
 /// A room that has members, or that a queued event opens.
 struct Room {
     name: Rc<str>,
-    log: RoomLog, // only the newest messages; the file may contain older ones
+    log: RoomLog, // only the room's newest messages; the database file may contain older ones
     members: usize,
     openings: usize, // number of queued `Opened` events: a client that replaces the only member opens the room again
 }
@@ -86,7 +86,7 @@ struct Queued {
 }
 
 impl SqliteBroker {
-    /// Opens the file and starts its thread. `memory` creates a `MemoryBroker`. `Err` is one line for the operator.
+    /// Opens the database and starts the writer thread. `memory` creates a `MemoryBroker`. `Err` is for the operator.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
@@ -107,7 +107,7 @@ impl SqliteBroker {
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
 
-    /// `decisions` must decide immediately and keep no messages. `epoch` is the name of the run that `disk` has begun.
+    /// `decisions` is a broker that never waits and keeps no messages. `epoch` is the name of the current run.
     pub fn new(decisions: Box<dyn Broker>, disk: Box<dyn Disk>, epoch: &str, limits: Limits) -> SqliteBroker {
         SqliteBroker {
             decisions,
@@ -193,7 +193,7 @@ impl SqliteBroker {
                 }
                 None => (!self.queue.is_empty()).then_some(Operation::Wait),
             },
-            // Read one message more than the page may contain, to learn whether older messages exist.
+            // Read one message more than the history page may contain, to learn whether older messages exist.
             RoomEvent::History { page, .. } => Some(Operation::Page {
                 room: (&*page.room).into(),
                 before: page.before,
@@ -203,7 +203,7 @@ impl SqliteBroker {
             _ => None,
         };
         let text = match &event {
-            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the operation has a second copy
+            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the disk operation copies the message
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
         };
@@ -213,7 +213,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Applies a deletion in the file to the room's log in memory.
+    /// Applies a deletion in the database file to the room's log in memory.
     fn forget(&mut self, deletion: &Deletion) {
         for room in self.rooms.values_mut().filter(|room| *room.name == *deletion.room) {
             while room.log.messages.front().is_some_and(|oldest| oldest.id <= deletion.id) {
@@ -222,7 +222,7 @@ impl SqliteBroker {
         }
     }
 
-    /// Completes an event with the outcome of its operation, and updates the event's rooms.
+    /// Completes an event with the outcome of its database operation, and updates the event's rooms.
     fn release(&mut self, event: RoomEvent, outcome: Option<Outcome>, limit: usize) -> RoomEvent {
         match (event, outcome) {
             (RoomEvent::Published { room, client, mut message }, Some(Outcome::Stored(id))) => {
@@ -259,7 +259,7 @@ impl SqliteBroker {
             }
             (RoomEvent::History { client, mut page }, Some(Outcome::Messages { last_id, messages })) => {
                 let newest = messages.last().map_or(last_id, |newest| newest.id);
-                // Commands run only while at least half of the outbox is free. The page must fit in that half.
+                // Commands run only while half of the client's outbox is free, so a history page may fill only half.
                 let log = self.log_of(newest, messages);
                 (page.messages, page.more) = log.page(page.before, limit, self.limits.backlog / 2);
                 RoomEvent::History { client, page }
@@ -268,7 +268,7 @@ impl SqliteBroker {
         }
     }
 
-    /// Returns the messages that the client missed, if `outcome` contains them and they fit, or else the newest ones.
+    /// Returns the missed messages if `outcome` contains them and they fit in a backlog; otherwise the newest messages.
     fn backlog(&self, room: RoomId, outcome: Option<Outcome>) -> Backlog {
         let missed = match outcome {
             Some(Outcome::Messages { last_id, messages }) => {
@@ -297,7 +297,7 @@ impl SqliteBroker {
         self.enforce_memory_limit();
     }
 
-    /// Drops messages from the largest log until all logs fit: a busy room must not shorten a quiet room's log.
+    /// Drops messages from the largest log until all fit in memory: a busy room must not shorten a quiet room's log.
     fn enforce_memory_limit(&mut self) {
         while self.bytes > self.limits.bytes {
             let Some(largest) = self.rooms.values_mut().max_by_key(|room| room.log.bytes) else { return };
@@ -535,7 +535,7 @@ mod tests {
             let sql = format!("PRAGMA max_page_count = {max}");
             disk.0.borrow().database.connection.query_row(&sql, [], |_| Ok(())).unwrap();
         };
-        set_pages("1"); // the database is already larger, so SQLite limits it to its current size
+        set_pages("1"); // the database already has more than one page, so SQLite only stops it from growing
         submit(&mut broker, 1, publish(&"long".repeat(3000), Some("n2")));
         submit(&mut broker, 1, publish("one again", Some("n1")));
         submit(&mut broker, 2, join(2));
@@ -591,7 +591,7 @@ mod tests {
     fn reads_are_bounded_and_stop_at_a_gap() {
         let connection = rusqlite::Connection::open_in_memory().unwrap();
         let mut database = Database::begin_run(connection, OPTIONS, "run", NOW).unwrap();
-        (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // about 1,000 bytes each
+        (1..=9).for_each(|_| _ = store(&mut database, &"x".repeat(880), None)); // about 1,000 bytes per message
         assert_eq!(page(&mut database, u64::MAX, 100, 100_000).len(), 9);
         assert_eq!(page(&mut database, 6, 2, 100_000), [4, 5]);
         assert_eq!(page(&mut database, 6, 100, 2500), [3, 4, 5], "one more than fits");
@@ -627,7 +627,7 @@ mod tests {
         let wal = fs::metadata(folder.path("file-wal")).unwrap().len();
         assert!(wal < before, "the WAL has {wal} bytes, the file had {before}");
         drop(database);
-        (0..3).for_each(|run| drop(open(&path, &run.to_string()))); // each start frees up to 1,000 pages
+        (0..3).for_each(|run| drop(open(&path, &run.to_string()))); // each start frees up to 1,000 database pages
         let after = fs::metadata(&path).unwrap().len();
         assert!(after < before / 4, "{after} of {before} bytes are left");
     }

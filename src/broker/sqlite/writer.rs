@@ -11,12 +11,12 @@ use signal_hook::{consts::SIGINT, consts::SIGTERM, flag::register_conditional_sh
 use super::Disk;
 use super::database::{Batch, MAX_BATCH_COST, Operation};
 
-const EXIT_INTERRUPTED: i32 = 130; // as in the event loop
+const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal, the same as in the event loop
 const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
-    operations: Option<Sender<Operation>>, // `None` once the thread must stop
+    operations: Option<Sender<Operation>>, // `None` tells the writer thread to stop
     batches: Receiver<Result<Batch, String>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -81,7 +81,7 @@ fn run(
 
 impl Drop for WriterThread {
     fn drop(&mut self) {
-        // The thread may wait for a disk that does not respond. From now on, another signal ends the process at once.
+        // The writer thread may wait for a disk that hangs, so another signal must now end the process at once.
         for signal in [SIGINT, SIGTERM] {
             let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
         }
@@ -102,7 +102,7 @@ mod tests {
         Operation::Load { room: "tea".into(), limit: 1, max_bytes: 1000 }
     }
 
-    /// Waits until the thread has executed a batch, and returns the batch.
+    /// Waits until the writer thread has executed a batch, and returns the batch.
     fn next_batch(writer: &mut WriterThread, woken: &Receiver<()>) -> Result<Batch, String> {
         woken.recv().unwrap();
         writer.next_batch().expect("a wake-up has a batch")
@@ -129,7 +129,7 @@ mod tests {
         assert_eq!(started.recv(), Ok(3));
     }
 
-    /// After a stall, a turn must not apply thousands of joins, or send more than an outbox holds.
+    /// After a disk stall, one loop turn must not apply thousands of joins or send more than an outbox holds.
     #[test]
     fn a_batch_has_a_bounded_cost() {
         let ((wake, woken), (finish, finished)) = (channel(), channel::<()>());

@@ -50,7 +50,7 @@ pub enum Opening {
 #[derive(Debug, Clone, Copy)]
 pub enum Edit {
     RequestLine(&'static str),
-    /// Replaces the header line with the same name, or adds the line if there is none.
+    /// Replaces the request's header line that has the same name as this line, or adds this line if there is none.
     Set(&'static str),
     /// Adds a header line, even if the request already has a header with that name.
     Add(&'static str),

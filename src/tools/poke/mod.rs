@@ -184,7 +184,7 @@ fn find_case(name: &str) -> Result<&'static Case, String> {
     })
 }
 
-/// Whether `other` contains a word of `name`, ignoring plurals and words of one or two letters.
+/// Whether the case name `other` contains a word of the case name `name`, ignoring plurals and words under 3 letters.
 fn is_similar(name: &str, other: &str) -> bool {
     name.split('-').any(|word| word.len() > 2 && other.contains(word.trim_end_matches('s')))
 }
