@@ -71,7 +71,7 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
     let player = Box::new(LoopbackPlayer);
     let event_loop = EventLoop::bind(config.clone(), access, log, player).map_err(|error| (EXIT_FAILURE, error))?;
     let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
-    // The banner may end up in a log, so it never shows a real token.
+    // The start-up banner may end up in a log, so the banner never shows a real access token.
     let token = if config.tokens.is_some() { "token=TOKEN&" } else { "token=dev-token&" };
     let token = if config.open { "" } else { token };
     let banner = format!(

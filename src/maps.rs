@@ -1,4 +1,4 @@
-//! Hash maps keyed by peers, or by numbers that the server assigns.
+//! Hash maps with two kinds of keys: values that identify a peer, and numbers that the server assigns.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -38,7 +38,7 @@ impl Hasher for CounterHasher {
     }
 }
 
-/// A bounded map of expiring values, keyed by peer.
+/// A bounded map from peers (users or networks, for example) to values that expire.
 #[derive(Debug)]
 pub struct PeerMap<K, V> {
     entries: HashMap<K, V>,
@@ -58,8 +58,8 @@ impl<K: Eq + Hash, V> PeerMap<K, V> {
     pub fn entry(&mut self, key: K, new: V, is_expired: impl Fn(&V) -> bool) -> &mut V {
         if self.entries.len() >= self.sweep_at && !self.entries.contains_key(&key) {
             self.entries.retain(|_, value| !is_expired(value));
-            // If too many values are unexpired, discard all values. The alternatives are worse: to reject new peers, or
-            // to search the whole map for expired values at every insertion.
+            // If too many unexpired values remain, discard all values. The alternatives are worse: to reject new peers,
+            // or to search the whole map for expired values at every insertion.
             if self.entries.len() > MAX_PEERS / 2 {
                 self.entries.clear();
             }

@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::maps::CounterHasher;
 
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing it. A reload keeps the id unless the token's username changes.
+/// Identifies an access token without revealing it. A token reload keeps the id, unless the token's username changes.
 pub type CredentialId = std::num::NonZeroU32;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
@@ -79,14 +79,14 @@ pub enum Request {
     Switch { room: Rc<str>, user: User }, // a switch to the client's current room does nothing
     Publish(Message),
     Private(PrivateMessage),
-    History { before: u64, limit: usize }, // at most `limit` messages of the current room with ids less than `before`
+    History { before: u64, limit: usize }, // requests up to `limit` messages of the room with ids less than `before`
     Typing { username: Rc<str> },
 }
 
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the token is bound to `username`; if so, the client may replace the username's holder
+    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client may replace another holder
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User, // a room that the join creates counts towards the room limit of the user
@@ -119,9 +119,9 @@ pub struct Message {
     pub username: Rc<str>,
     pub text: Box<str>,
     pub id: u64,       // message ids count from 1 in each room; 0 until the broker assigns an id
-    pub time: Rc<str>, // UTC in RFC 3339 format, with milliseconds; the same for all messages of one event-loop turn
+    pub time: Rc<str>, // send time: UTC, RFC 3339, milliseconds; the same for all messages of an event-loop turn
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub nonce: Option<Rc<str>>, // chosen by the sender, to recognize the echo of its own message
+    pub nonce: Option<Rc<str>>, // the sender chooses the nonce, to recognize the echo of its own message
 }
 
 /// A message to all connections with one username. The broker never stores private messages.
@@ -139,7 +139,7 @@ pub struct PrivateMessage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Backlog {
     pub epoch: Rc<str>, // identifies the history that the message ids belong to
-    pub last_id: u64,   // id of the newest message; 0 before the first message
+    pub last_id: u64,   // id of the room's newest message; 0 if the room has no messages yet
     pub resumed: bool,  // whether `messages` are exactly those that the client missed
     #[serde(rename = "history")]
     pub messages: Vec<Rc<Message>>, // sorted by id, the oldest message first
@@ -188,5 +188,5 @@ pub enum BrokerError {
     ClientIdInUse, // another client, with a different credential, has joined with the same client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
-    NotStored, // the message was neither stored nor sent to anyone; its nonce can be used again
+    NotStored, // the broker neither stored nor sent the message; the client may retry with the same nonce
 }

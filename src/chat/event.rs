@@ -14,13 +14,13 @@ pub enum Event {
     /// The first event to a client that uses the `events` dialect. The other dialects omit `welcome`.
     Welcome {
         message: String,
-        members: Vec<Rc<str>>, // usernames of the other members, one per connection
+        members: Vec<Rc<str>>, // usernames of the room's other members, one per connection
         room: Rc<str>,
         username: Rc<str>,
         #[serde(flatten)]
         backlog: Backlog,
         session: String,
-        member_count: usize, // number of all other members, even if the list `members` is truncated
+        member_count: usize, // number of the room's other members, even if `members` does not list them all
         limits: ClientLimits,
         #[serde(flatten)]
         extra: BTreeMap<&'static str, String>, // fields that the `server` module adds, such as `ticket`
@@ -65,14 +65,14 @@ pub enum Event {
 pub struct ActiveUsers {
     pub active_users: Vec<Rc<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub active_count: Option<usize>, // present only if the room is too large to list `active_users`
+    pub active_count: Option<usize>, // number of users in the room, if too many to list in `active_users`
 }
 
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ClientLimits {
     pub max_text: usize,    // maximum length of a chat text, in characters
     pub max_message: usize, // maximum length of a WebSocket message, in bytes
-    pub rate_limit: f64,    // maximum rate, in messages per second; 0: no limit
+    pub rate_limit: f64,    // maximum rate of a user's messages, per second; 0 means no limit
 }
 
 pub type ErrorText = Cow<'static, str>;
@@ -88,6 +88,6 @@ pub enum Effect {
     Send { client: Token, event: Event },
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
-    Close { client: Token, reason: &'static str, may_retry: bool }, // the server then calls `Chat::leave`
+    Close { client: Token, reason: &'static str, may_retry: bool }, // the server closes `client` and calls `leave`
     StorageFailed { reason: String },                            // the server closes all connections and stops
 }

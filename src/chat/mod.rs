@@ -57,14 +57,14 @@ pub struct JoinRequest {
 pub enum JoinError {
     Reserved, // the username is reserved for another access token
     Broker(BrokerError),
-    TooManyJoins, // the user has reached the rate limit
+    TooManyJoins, // the user has reached the rate limit, which joins share with messages
 }
 
 /// The identity that an access token proves. A client without an access token has the default identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
     pub credential: Option<CredentialId>,
-    pub token_line: Option<NonZeroU32>, // line number in the token file or the demo tokens, for the log
+    pub token_line: Option<NonZeroU32>, // the token's line number in the token file (or the demo tokens), for the log
     pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any unreserved username
 }
 
@@ -99,10 +99,10 @@ struct Client {
 }
 
 enum Membership {
-    // `held`: errors and pongs to send after `welcome`. Dialects without `welcome`: after `joined` and the backlog.
+    // `held`: errors and pongs to send after `welcome`, or after the backlog if the client's dialect omits `welcome`.
     Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
     Member(RoomId),
-    Leaving(Box<str>), // the reason, for the log; a leaving client receives no more events
+    Leaving(Box<str>), // why the client leaves, for the log; the client receives no more events
 }
 
 impl Chat {
@@ -159,7 +159,7 @@ impl Chat {
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
         let Some((parsed, nonce)) = self.active_client(client).map(|record| record.dialect.parse(text)) else { return };
         let user = self.user_of(client);
-        // Also count invalid texts towards the rate limit: parsing an invalid text takes as long as parsing a command.
+        // Invalid commands count towards the rate limit too, because parsing them takes as long as parsing valid ones.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
             Ok(Command::Typing { .. }) => Decision::Pass,
@@ -216,14 +216,14 @@ impl Chat {
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
-                // A text never has more characters than bytes. Counting characters is slow, so first compare the bytes.
+                // Counting characters is slow, so first compare the bytes: no text has more characters than bytes.
                 if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     let name = names::parse_username(to).ok().map(Rc::from);
-                    // Reject default usernames: many clients may share one, so a private message would reach strangers.
+                    // Reject a default username as the recipient: strangers who share it would get the private message.
                     let name = name.filter(|name| !names::is_default_username(&names::username_key(name)));
                     let to = name.ok_or_else(|| format!("No such user: {}", excerpt(to)))?;
                     Request::Private(PrivateMessage { from: username, to, text, time, nonce })
@@ -252,7 +252,7 @@ impl Chat {
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
         }
-        // Check every command: it may carry another username, and a reload of the tokens may reserve any username.
+        // Check the username in every command: the client may have changed it, or a token reload may have reserved it.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
         }
@@ -411,7 +411,7 @@ impl Chat {
         self.effects.push_back(Effect::Close { client, reason, may_retry: false });
     }
 
-    /// Lists a room's users for the `presence` dialect. Only counts the users of a large room, to keep the event short.
+    /// Lists a room's users for the `presence` dialect, or only counts them in a large room, to keep the event short.
     fn active_users(&self, room: RoomId) -> ActiveUsers {
         let room = &self.rooms[&room];
         let (count, max) = (room.usernames.len(), self.config.max_presence);

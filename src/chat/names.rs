@@ -38,7 +38,7 @@ fn parse_name<'a>(kind: &str, text: &'a str, characters: usize, bytes: usize) ->
     }
 }
 
-/// Whether renderers hide the character: Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17).
+/// Whether text renderers hide the character: Default_Ignorable_Code_Point in Unicode 17 (DerivedCoreProperties.txt).
 pub fn is_ignorable(character: char) -> bool {
     matches!(character, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
         | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}'

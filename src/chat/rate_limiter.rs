@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At nine messages per second, the limiter rejects about 40 in ten seconds. A flood is over 50 rejections.
+        // At nine messages per second, a limit of five rejects about 40 in ten seconds. A flood is over 50 rejections.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

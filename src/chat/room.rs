@@ -9,9 +9,9 @@ use crate::broker::MemberId;
 
 pub struct Room {
     pub name: Rc<str>,
-    pub usernames: BTreeMap<MemberId, Rc<str>>, // sorted by key: local members first, in connection order
+    pub usernames: BTreeMap<MemberId, Rc<str>>, // members in key order: local members first, in connection order
     pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries speed up broadcasts
-    dialect_counts: [usize; Dialect::ALL.len()], // recipients per dialect, indexed by `Dialect as usize`
+    dialect_counts: [usize; Dialect::ALL.len()], // number of recipients in each dialect, indexed by `Dialect as usize`
 }
 
 impl Room {

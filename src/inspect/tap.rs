@@ -37,7 +37,7 @@ pub struct Tap {
     has_early_gap: bool,
     checker: RuleChecker,
     lifecycle: Lifecycle,
-    /// `Some` from the upgrade to the server's first text frame, if that frame contains secrets.
+    /// Redacts the secrets in the `welcome` event, the server's first text frame. `None` if there is nothing to redact.
     welcome: Option<WelcomeRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
@@ -47,7 +47,7 @@ pub struct Tap {
 enum TapStage {
     Handshake,
     Frames,
-    /// The status was not 101, or the connection is private: the tap ignores all further bytes.
+    /// The response status was not 101, or the connection is private: the tap ignores all further bytes.
     Ended,
 }
 
@@ -86,7 +86,7 @@ impl Tap {
         Tap { stage: TapStage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
     }
 
-    /// Sets the server's limits and resets the checker. Must be called before the first frame.
+    /// Passes the server's limits to the rule checker and resets the checker. Must be called before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
     }
@@ -108,8 +108,8 @@ impl Tap {
         }
     }
 
-    /// Prepares the tap for frames when the server accepts the request. `secrets` is the number of secrets to redact in
-    /// the `welcome` event.
+    /// Prepares the tap for frames when the server accepts the upgrade request. `secrets` is the number of secrets to
+    /// redact in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<Rc<str>>, secrets: usize) {
         self.set_limits(limits);
         self.reporter.user = user;
@@ -157,7 +157,7 @@ impl Tap {
         if self.stage == TapStage::Handshake {
             self.report_incomplete_request();
         }
-        // Report incomplete frames: they show where the connection broke.
+        // Report incomplete frames too: they show where the connection broke.
         for from in [Role::Client, Role::Server] {
             let direction = self.direction(from);
             if let Some(frame) = direction.frames.partial_frame().filter(|_| !direction.is_reported).cloned() {
@@ -283,7 +283,7 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks the header of a server frame. The other rules are in `Protocol`, which accepts only client frames.
+    /// Checks only the header of a server frame. `Protocol` checks the other rules, but accepts only client frames.
     fn check_server(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),

@@ -63,7 +63,7 @@ pub struct Connection<S> {
 pub enum Work {
     ReadEnding, // ended or failed streams: read first, to detect a mass disconnect before the server sends a batch
     Read,
-    Handshake, // handshakes are expensive, so each turn processes fewer of them
+    Handshake, // opening handshakes are expensive, so a turn reads from fewer of these connections than of open ones
     Write,
     CloseSlow,
     Remove,
@@ -113,7 +113,7 @@ impl Service {
         let message = match self {
             Service::Echo => config.max_echo,
             Service::Chat => config.max_message,
-            Service::Inspect => 1024, // bytes; an inspector sends only short commands
+            Service::Inspect => 1024, // maximum message size in bytes; inspectors send only short commands
         };
         Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
     }
@@ -169,7 +169,7 @@ impl<S: Socket> Connection<S> {
         matches!(self.input, Input::Readable | Input::Ending) || self.socket.has_pending(Role::Client)
     }
 
-    /// Whether the kernel has accepted all output.
+    /// Whether the kernel has accepted all bytes of the connection's output.
     pub fn is_flushed(&self) -> bool {
         self.outbox.is_empty() && !self.socket.has_pending(Role::Server)
     }
@@ -222,7 +222,7 @@ impl<S: Socket> Connection<S> {
         self.outbox.push(reframed.map_or(frames, Cow::Owned));
     }
 
-    /// Whether the server may still send data frames.
+    /// Whether the server may still send data frames on the connection.
     pub fn is_open(&self) -> bool {
         matches!(&self.cold.stage, Stage::Open(protocol) if protocol.state() == State::Open)
     }
@@ -237,7 +237,7 @@ impl<S: Socket> Connection<S> {
         self.is_open() && !self.is_echo() && self.outbox.is_over_bound(max_outbox)
     }
 
-    /// Queues the protocol's output, and starts to drain if the protocol reads no more frames.
+    /// Moves the protocol's output to the outbox. Starts to drain the connection if the protocol reads no more frames.
     pub fn apply_protocol_state(&mut self) {
         let Stage::Open(protocol) = &mut self.cold.stage else { return };
         let (replies, state) = (protocol.take_output(), protocol.state());
@@ -258,7 +258,7 @@ impl<S: Socket> Connection<S> {
         self.is_flushed() && (!discards || self.input == Input::Ended)
     }
 
-    /// The bytes that the connection adds to the total for `--max-buffered`. Shared frames count separately, only once.
+    /// The bytes that the connection adds to the `--max-buffered` total, except frames shared with other connections.
     pub fn buffered_bytes(&self) -> usize {
         let received = match &self.cold.stage {
             Stage::Handshake(head) => head.byte_count(),

@@ -86,7 +86,7 @@ impl Fanout {
         &frames[start..]
     }
 
-    /// Removes and returns the room's batch, and pauses reading from the room's members until the next turn.
+    /// Removes and returns a room's full batch. The server reads no more from the room's members in this turn.
     pub fn take_full_batch(&mut self, room: RoomId) -> Option<Batch> {
         self.full_rooms.insert(room);
         self.rooms.remove(&room)
@@ -103,7 +103,7 @@ impl Fanout {
 }
 
 pub fn append_frame(dialect: Dialect, event: &Event, out: &mut Vec<u8>) {
-    let mut json = Vec::with_capacity(256); // initial capacity in bytes; most events fit
+    let mut json = Vec::with_capacity(256); // bytes; most events fit without a reallocation
     dialect.write(event, &mut json);
     if !json.is_empty() {
         frame::append(out, Opcode::Text, &json);

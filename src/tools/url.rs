@@ -1,5 +1,5 @@
-//! The URL of a server: `ws://` (RFC 6455 §3) or `http://` (RFC 9110 §4.2.1). This module parses URLs itself: a general URL
-//! parser would normalize the path, but a test client must send the path exactly as the user typed it.
+//! The URL of a server: `ws://` (RFC 6455 §3) or `http://` (RFC 9110 §4.2.1). This module parses URLs itself: a general
+//! URL parser would normalize the path, but a test client must send the path exactly as the user typed it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
@@ -7,10 +7,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     scheme: &'static str,
-    /// A host name or an IP address. An IPv6 address includes its brackets.
+    /// The URL's host: a name or an IP address. An IPv6 address includes its brackets.
     host: String,
     port: u16,
-    /// The path and the query, not normalized.
+    /// The URL's path and query, not normalized.
     target: String,
 }
 
@@ -55,7 +55,7 @@ impl Url {
         }
     }
 
-    /// Parses `rest`, which follows the scheme in `text`.
+    /// Parses `rest`, the part of the URL `text` after `scheme://`.
     fn parse_authority(scheme: &'static str, rest: &str, text: &str) -> Result<Url, String> {
         if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(format!("{text:?}: blanks and letters outside of ASCII must be percent-encoded"));
@@ -74,7 +74,7 @@ impl Url {
         Url { target: target.to_owned(), ..self.clone() }
     }
 
-    /// The path and the query, as in a request line.
+    /// The URL's path and query, in the form for an HTTP request line.
     pub fn target(&self) -> &str {
         &self.target
     }
@@ -103,7 +103,7 @@ impl Url {
     }
 }
 
-/// Splits `scheme://rest`. The scheme is returned in lower case; it is empty if there is none.
+/// Splits the URL `scheme://rest`. Returns the scheme in lower case, or an empty scheme if the URL has none.
 fn split_scheme(text: &str) -> (String, &str) {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     (scheme.to_ascii_lowercase(), rest)

@@ -54,7 +54,7 @@ pub fn accept_handshake(request: &Request, supported: &str) -> Result<Vec<u8>, V
     if !rejections.is_empty() {
         return Err(rejections);
     }
-    // Without a common subprotocol, "it MUST NOT send back a |Sec-WebSocket-Protocol| header field" (§4.2.2, §1.9).
+    // No common subprotocol: the server "MUST NOT send back a |Sec-WebSocket-Protocol| header field" (§4.2.2, §1.9).
     let subprotocol = if is_agreed { format!("Sec-WebSocket-Protocol: {supported}\r\n") } else { String::new() };
     // §11.3.3 and §11.3.4: Sec-WebSocket-Accept and -Protocol "MUST NOT appear more than once in an HTTP response".
     let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
@@ -141,7 +141,7 @@ pub fn accept_value(key: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// Builds a request as in §1.2, minus lines that start with `without`, plus the `|`-separated lines of `with`.
+    /// Builds the request of §1.2 minus the lines that start with `without`, plus the `|`-separated lines of `with`.
     fn head(without: &str, with: &str) -> String {
         let lines = [
             "GET /chat HTTP/1.1",

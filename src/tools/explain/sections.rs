@@ -16,7 +16,7 @@ impl Section {
     }
 }
 
-/// Sections with a summary, in RFC order.
+/// The sections of RFC 6455 that have a summary, in the order of the RFC.
 #[rustfmt::skip]
 pub const SECTIONS: &[Section] = &[
     Section::new("1.2", "overview of the protocol", "src/ws/handshake.rs",
@@ -161,7 +161,7 @@ pub const SECTIONS: &[Section] = &[
         "IANA registers the codes from 1000 to 3999. See explain close."),
 ];
 
-/// Numbers and titles of sections without rules for endpoints.
+/// The numbers and titles of the sections of RFC 6455 that have no rules for endpoints.
 #[rustfmt::skip]
 const INFORMATIVE_SECTIONS: &[(&str, &str)] = &[
     ("1.1", "background"),
@@ -189,7 +189,7 @@ pub fn informative_title(number: &str) -> Option<&'static str> {
     INFORMATIVE_SECTIONS.iter().find(|(found, _)| *found == number).map(|(_, title)| *title)
 }
 
-/// Finds a section and its subsections by number.
+/// Finds a section of RFC 6455 and its subsections by the section's number.
 pub fn find_sections(asked: &str) -> Vec<&'static Section> {
     let prefix = format!("{asked}.");
     SECTIONS.iter().filter(|section| section.number == asked || section.number.starts_with(&prefix)).collect()

@@ -19,7 +19,7 @@ const MAX_QUOTED: usize = 40;
 pub enum Notation {
     /// Hexadecimal digits: 81 85, 8185, 0x81 0x85, 81-85, 81:85; 'Hello' for text, M0 for a masking key of zeros
     Hex,
-    /// A hex dump by xxd, hexdump -C, od -tx1 or Wireshark: each line has an offset, bytes, and perhaps a text column
+    /// A hex dump by xxd, hexdump -C, od -tx1 or Wireshark: each line has an offset, bytes and perhaps an ASCII column
     Dump,
     /// Decimal numbers, signed or not: 129 133, [129, 133], [-127, -123]
     Decimal,
@@ -105,7 +105,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     }
 }
 
-/// Reads `text` in one notation. The error is a one-line explanation.
+/// Decodes `text`, which must be in `notation`. The error is a one-line explanation.
 pub fn read_as(notation: Notation, text: &str) -> Result<Decoded, String> {
     let (bytes, name) = match notation {
         Notation::Hex => (read_hex(text)?, "hexadecimal digits"),
@@ -175,7 +175,7 @@ fn read_hex_word(word: &str, bytes: &mut Vec<u8>) -> Result<(), String> {
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Err(no_byte());
     }
-    // Accept a single digit only after 0x. Without the prefix, the user probably forgot the second digit.
+    // Accept a single hexadecimal digit only after 0x: without this prefix, the user probably forgot a digit.
     if digits.len() == 1 && has_prefix {
         bytes.extend(parse_hex_byte(digits));
         return Ok(());
@@ -348,8 +348,8 @@ impl<'t> List<'t> {
             return Ok(Decoded::new(read_hex(self.inside)?, "a list of hexadecimal numbers"));
         }
         let decoded = Decoded::new(read_in_radix(self.inside, 10)?, "a list of decimal numbers");
-        // Suggest hexadecimal for an unnamed list of two-digit numbers. Programming languages print decimal lists, but
-        // people also write hexadecimal digits in brackets.
+        // Read `[81, 85]` as decimal, because programming languages print lists in decimal. But suggest hexadecimal,
+        // because people also write two-digit hexadecimal bytes in brackets.
         let is_ambiguous = self.before.trim().is_empty() && items.iter().all(|item| item.len() == 2);
         Ok(if is_ambiguous { decoded.with_alternative("hexadecimal digits: --as hex") } else { decoded })
     }
@@ -394,7 +394,7 @@ fn find_literals(text: &str) -> Option<Vec<&str>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// Returns the position of the closing quote: the first one that no backslash escapes.
+/// Returns the position of a string literal's closing quote: the first quote that no backslash escapes.
 fn find_literal_end(text: &str, quote: &str) -> Option<usize> {
     let mut is_escaped = false;
     for (at, c) in text.char_indices() {

@@ -10,18 +10,18 @@ use crate::tools::inbox::{IncomingClose, IncomingPayload, NO_CODE, Response};
 use crate::tools::notation;
 use crate::tools::screen::{escape, quote, shorten};
 
-/// The report describes at most this many messages and Pongs.
+/// Maximum number of received messages and Pongs that the report of a test case describes.
 const MAX_DESCRIBED_REPLIES: usize = 4;
-/// Longest payload to show in full, in bytes. Of a longer payload, the report shows only the length.
+/// Longest payload, in bytes, that a report shows in full. Of a longer payload, the report shows only the length.
 const MAX_SHOWN_BYTES: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     Expected,
-    /// The result is unexpected, but an RFC permits it. The text cites the section.
+    /// The server's behavior is not what the test case expects, but an RFC permits it. The text cites the section.
     Allowed(&'static str),
-    /// The result is neither expected nor permitted. The text describes a violation, possibly of a rule that the test
-    /// case does not test; `None` if the server's bytes violate no rule.
+    /// The test case neither expects nor permits the server's behavior. The text describes a violation, possibly of a
+    /// rule that the case does not test; `None` if the server's bytes violate no rule.
     Unexpected(Option<String>),
 }
 
@@ -124,7 +124,7 @@ pub fn describe_received(transcript: &Transcript) -> String {
     let replies: Vec<IncomingPayload> =
         inbox.received.iter().filter(|incoming| !is_probe_reply(incoming)).cloned().collect();
     if inbox.violation.is_some() {
-        // Omit details: `Verdict::Unexpected` already describes the violation.
+        // Do not describe the violation here: `Verdict::Unexpected` already does.
         return join_replies(&replies, "something that breaks a rule; nothing after it was read".into());
     }
     let end = describe_actual_end(transcript);

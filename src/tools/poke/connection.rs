@@ -53,12 +53,12 @@ impl<'s> Connection<'s> {
         let _ = self.write(bytes);
     }
 
-    /// Returns the number of bytes written, and the error that stopped the write, if any.
+    /// Writes bytes to the socket. Returns the number of bytes written, and the error that stopped the write, if any.
     fn write(&mut self, bytes: &[u8]) -> (usize, std::io::Result<()>) {
         let mut written = 0;
         while written < bytes.len() {
             if self.ends_at.is_some_and(|end| end <= Instant::now()) {
-                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, because the server has not stalled
+                return (written, Err(ErrorKind::Other.into())); // not `TimedOut`, which would mean a stalled server
             }
             match self.stream.write(&bytes[written..]) {
                 Ok(len) => written += len,
@@ -79,7 +79,7 @@ impl<'s> Connection<'s> {
         }
     }
 
-    /// Reads incoming bytes until `delay` has passed.
+    /// Waits for `delay`, and reads the bytes that arrive meanwhile.
     pub fn pause(&mut self, delay: Duration) {
         let deadline = self.cap_deadline(Instant::now() + delay);
         while self.read(deadline) {}
@@ -88,7 +88,7 @@ impl<'s> Connection<'s> {
 
     pub fn half_close(&mut self) {
         self.is_half_closed = true;
-        // Ignore the error: the next read reports a lost connection.
+        // Ignore the error of the half-close: if the connection is lost, the next read reports that.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 

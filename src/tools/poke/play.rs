@@ -30,7 +30,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     pub timeout: Duration,
-    /// The pause after each byte that is sent slowly, and the length of a [`Step::Pause`].
+    /// The pause after each byte of a [`Step::BytesSlowly`], and the duration of a [`Step::Pause`].
     pub delay: Duration,
     /// The maximum duration of the whole test case; `None` for no maximum.
     pub total: Option<Duration>,
@@ -59,7 +59,7 @@ pub struct Flood {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
     Completed,
-    /// The server sent no Close in reply.
+    /// The server sent no Close in reply to the client's Close.
     Unanswered,
 }
 
@@ -80,7 +80,7 @@ pub fn play(
     if is_open {
         case.steps.iter().for_each(|step| player.run_step(step));
     }
-    // If the server sent no response, `open` has already waited for the timeout: do not wait again.
+    // If no response to the request arrived, `open` has already waited for the timeout: do not wait again.
     let is_silent = !is_open && player.connection.inbox.response.is_none();
     let is_probed = !is_silent && player.wait_for_replies(case);
     player.reply_to_close(case);
@@ -118,8 +118,8 @@ struct Player<'s> {
 }
 
 impl Player<'_> {
-    /// Sends the request and reads the response. Returns `false` if the server does not send a 101, and `true` without
-    /// sending anything if the test case skips the handshake.
+    /// Sends the upgrade request and reads the response. Returns `false` if the server does not send a 101. If the test
+    /// case skips the handshake, sends nothing and returns `true`.
     fn open(&mut self, opening: Opening, url: &Url) -> bool {
         let edits = match opening {
             Opening::Valid => &[],

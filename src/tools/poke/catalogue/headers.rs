@@ -7,7 +7,7 @@ use crate::tools::poke::case::Edit::{
 use crate::tools::poke::case::Step::Bytes;
 use crate::tools::poke::case::{Case, End, Needs, Opening};
 
-/// Default values for test cases whose request the server should reject.
+/// The defaults of a test case with an HTTP request that the server should reject.
 const REJECTED_CASE: Case = Case { end: End::Status(400), allowed: &[ANY_HTTP_ERROR], ..DEFAULT_CASE };
 
 const ANY_HTTP_ERROR: (End, &str) =
