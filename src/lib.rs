@@ -1,5 +1,5 @@
 //! **wirechat**: a chat server that implements RFC 6455 on raw TCP, without a WebSocket library. This page is a guided
-//! tour; the README adds reading times. The modules are public only for this page, `main.rs` and the tests.
+//! tour of the code; the README adds reading times. The modules are public only for this page, `main.rs` and the tests.
 //!
 //! # Layers
 //! ```text
@@ -14,8 +14,8 @@
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, health
 //! ```
-//! An arrow means "may use"; `tests/layering.rs` enforces the diagram. Only [`net`] and the tools read a clock or open
-//! sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply all of them.
+//! In the diagram, an arrow means "may use"; `tests/layering.rs` enforces it. Only [`net`] and the tools read a clock
+//! or open sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply these.
 //!
 //! # Reading order
 //! 1. [`ws`], [`ws::frame`], [`ws::mask`]: the index of the RFC; the frame header and its rules; masking.
@@ -46,7 +46,7 @@
 //! | 6 | [`Fanout::append`](server::fanout::Fanout::append) | renders and frames the event once per dialect, at the end of the room's *batch* |
 //! | 7 | [`Outbox::send_broadcast`](server::outbox::Outbox::send_broadcast) | sends the batch to each member with one write at the end of the turn; the *outbox* keeps the bytes that the kernel does not accept, as a shared pointer; the server closes a client over its bound with 1008 |
 //!
-//! Hops 2 to 5, from the frame to the effect, need no socket. This test passes a message through them:
+//! Hops 2 to 5 of the table, from the frame to the effect, need no socket. This test passes a message through them:
 //! ```
 //! # use wirechat::chat::{Chat, Identity, JoinRequest, Now, dialect::Dialect, event::{self, Effect}};
 //! # use wirechat::{broker::{Join, User}, ws::{message::Message, protocol::{Event, Limits, Protocol}}};
@@ -67,7 +67,7 @@
 //! ```
 //!
 //! # Ten exercises
-//! The first takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm.
+//! The first exercise takes ten minutes, the last an evening. The compiler finds each `match` that needs a new arm.
 //!
 //! | | task | change | test |
 //! |---|---|---|---|

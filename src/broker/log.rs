@@ -13,7 +13,7 @@ use std::{collections::HashMap, collections::VecDeque, rc::Rc};
 
 use super::{Backlog, Message, Resume};
 
-pub const JSON_OVERHEAD: usize = 120; // maximum length of a message as JSON without its texts, in bytes
+pub const JSON_OVERHEAD: usize = 120; // maximum size of a message's JSON apart from its texts, in bytes
 
 pub struct RoomLog {
     epoch: Rc<str>,
@@ -35,7 +35,7 @@ impl RoomLog {
         message
     }
 
-    /// Appends a message. The caller has already set its id to `last_id + 1`.
+    /// Appends a message. The caller has already set the message's id to `last_id + 1`.
     pub fn push(&mut self, message: Rc<Message>) {
         debug_assert_eq!(self.find_duplicate(&message), None, "a nonce names one message");
         debug_assert_eq!(message.id, self.last_id + 1, "ids are consecutive");
@@ -76,7 +76,7 @@ impl RoomLog {
         (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
     }
 
-    /// Counts how many of the first `end` messages fit in `max_bytes`, starting with the newest.
+    /// Considers only the oldest `end` messages, and returns how many of their newest fit in `max_bytes` together.
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
         let fits = |kept: &&Rc<Message>| left.checked_sub(max_json_len(kept)).inspect(|rest| left = *rest).is_some();
@@ -95,7 +95,7 @@ fn max_json_len(message: &Message) -> usize {
 }
 
 pub fn memory_bytes(message: &Message) -> usize {
-    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: an entry in a half-full HashMap
+    let nonce = message.nonce.as_ref().map_or(0, |nonce| 80 + nonce.len()); // 80 bytes: a nonce in a half-full HashMap
     // 160 bytes per message: structs, reference counts, allocator headers, and a fraction of a shared timestamp.
     160 + message.username.len() + message.text.len() + nonce
 }

@@ -67,7 +67,7 @@ impl Dialect {
     }
 }
 
-/// An event in the dialects `rooms` (`System` to `Error`) and `presence` (`UserJoined` to `PrivateMessage`).
+/// An event of the `rooms` dialect (`System` to `Error`) or the `presence` dialect (`UserJoined` to `PrivateMessage`).
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum WireEvent<'a> {
@@ -93,7 +93,7 @@ struct UserEvent<'a> {
 fn write_message(Message { id, username, text, time, nonce }: &Message, out: &mut Vec<u8>) {
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(name.as_bytes());
-        // Most texts need no escapes (RFC 8259 §7). The check has no early exit, so that the compiler can vectorize it.
+        // Most texts need no JSON escapes (RFC 8259 §7). Without an early exit, the compiler can vectorize the check.
         if text.bytes().fold(true, |plain, byte| plain & (byte >= b' ') & (byte != b'"') & (byte != b'\\')) {
             out.push(b'"');
             out.extend_from_slice(text.as_bytes());
@@ -115,7 +115,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Keep the nonce of a message or an invalid command. Other commands ignore `nonce`, like any unknown field.
+    // Return a nonce only with a message or an error. Other commands ignore the field `nonce`, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. }) | Err(_)));
     (command, nonce)
 }
@@ -127,7 +127,7 @@ fn parse_compact_message(text: &str) -> Option<Cow<'_, str>> {
 }
 
 fn parse_command<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Command<'a>, ErrorText> {
-    // PROTOCOL.md fixes the order of the checks: JSON, object, `event`, `data`.
+    // Validate the message in the order that PROTOCOL.md requires: JSON, object, `event`, `data`.
     let message = Object::parse("", text)?.check_keys()?;
     let event = message.string("event")?.unwrap_or_default();
     let data = Object::parse("data", message.fields.get("data").map_or("{}", |data| data.get()));

@@ -17,7 +17,7 @@ use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: &str = include_str!("../../client.html");
-const MAX_ORIGIN_LEN: usize = 300; // in bytes: enough for a scheme, a DNS name of 255 bytes and a port
+const MAX_ORIGIN_LEN: usize = 300; // in bytes: a scheme, a DNS name of up to 255 bytes and a port fit
 
 pub enum Outcome {
     Response(Vec<u8>),
@@ -34,7 +34,7 @@ pub enum Route {
 pub struct Client {
     pub address: IpAddr, // the client's address, as reported by a trusted proxy if there is one
     pub is_proxied: bool,
-    pub may_try_token: bool, // `false` after too many wrong access tokens from the address
+    pub may_try_token: bool, // `false` after too many wrong access tokens from this client's address
     pub needs_token: bool,
 }
 
@@ -135,7 +135,7 @@ fn format_body(rejection: &Rejection) -> String {
 }
 
 fn not_found(path: &str) -> Rejection {
-    // Omit the text after `=`: if the client sent `?` as %3F, the path includes the query, which may hold a token.
+    // Cut the quoted path at `=`: if the client sent `?` as %3F, the path includes the query, and so perhaps a token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
@@ -144,7 +144,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    // The server closes TCP after the response (RFC 6455 §7.2.2). A 426 already has `Connection` (RFC 9110 §7.8).
+    // The server will close TCP (RFC 6455 §7.2.2). A 426 already has a `Connection` header (RFC 9110 §7.8).
     let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
@@ -196,7 +196,7 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     if access.allows_origin(text, own) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    // Suggest the normalized origin: the received text is untrusted, and operators may paste the option into a shell.
+    // Suggest the normalized origin: operators may paste the option into a shell, and the received text is untrusted.
     let advice = match normalize_origin(text) {
         Some(origin) => format!("Start it with --allow-origin {origin} to allow them."),
         None => "It is not a valid origin, so --allow-origin cannot name it.".into(),

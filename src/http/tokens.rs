@@ -12,14 +12,14 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
 #[derive(Debug)]
 pub struct AccessTokens {
-    by_hash: HashMap<u64, Vec<(String, Identity)>>, // keyed by a seeded hash: lookup times reveal nothing about tokens
+    by_hash: HashMap<u64, Vec<(String, Identity)>>, // tokens, keyed by a seeded hash: lookup times do not reveal them
     pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
     next_id: CredentialId,                          // the next token id to assign, greater than all earlier ids
 }
 
 impl AccessTokens {
-    /// Parses one token per line. A token keeps its id from `previous`, the tokens before a reload, unless its username
-    /// has changed. Error messages never quote a token, because error messages may be logged.
+    /// Parses a token file: one token per line. A token keeps its id from `previous`, the tokens before a reload,
+    /// unless its username has changed. Error messages never quote a token, because error messages may be logged.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
         let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
         let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };

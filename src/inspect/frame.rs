@@ -9,11 +9,11 @@ use crate::ws::mask;
 
 /// Maximum number of reads or writes listed per record: a frame sent byte by byte must not make its record huge.
 pub const MAX_PARTS: usize = 16;
-/// Maximum number of characters in a text excerpt.
+/// Maximum number of characters in an excerpt of a text payload.
 const MAX_TEXT_EXCERPT: usize = 60;
 const MAX_HEX_EXCERPT: usize = 16;
 
-/// The reads (of client bytes) or writes (of server bytes) that carried a frame, a request head or a response head.
+/// Lists the reads (for a client's bytes) or writes (for the server's bytes) that carried a frame or an HTTP head.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parts {
     pub count: u64,
@@ -106,7 +106,7 @@ impl Header {
     }
 
     fn byte(&self, index: usize) -> u8 {
-        // The header may still be incomplete. Treat a missing byte as 0: no FIN, no mask, zero length.
+        // Treat a header byte that has not arrived yet as 0, so that the frame shows no FIN, no mask and no length.
         self.bytes().get(index).copied().unwrap_or_default()
     }
 
@@ -114,7 +114,7 @@ impl Header {
         self.byte(0) & 0x80 != 0
     }
 
-    /// The three reserved bits, with RSV1 as the highest.
+    /// The three reserved bits as a number from 0 to 7; RSV1 is the highest bit.
     pub fn rsv(&self) -> u8 {
         self.byte(0) >> 4 & 0x7
     }
@@ -138,7 +138,7 @@ impl Header {
         self.byte(1) & 0x80 != 0
     }
 
-    /// The seven length bits; 126 and 127 mean that an extended length follows.
+    /// The low seven bits of the header's second byte, the length; 126 and 127 mean that an extended length follows.
     pub fn length_7(&self) -> u8 {
         self.byte(1) & 0x7f
     }
@@ -151,7 +151,7 @@ impl Header {
         }
     }
 
-    /// The extended length, possibly incomplete; empty for a 7-bit length.
+    /// The bytes of the extended payload length, possibly incomplete; empty for a 7-bit length.
     pub fn extended_length(&self) -> &[u8] {
         let bytes = self.bytes().get(2..).unwrap_or_default();
         &bytes[..bytes.len().min(self.length_form().size())]
@@ -241,7 +241,7 @@ impl Frame {
     }
 
     pub fn is_complete(&self) -> bool {
-        // Check the header's size too: before the header is complete, `payload_len` and `received` may both be 0.
+        // While the header is incomplete, `payload_len` and `received` may both be 0, so check the header too.
         self.received == self.payload_len && self.header.bytes().len() == self.header.size()
     }
 
@@ -267,7 +267,7 @@ impl Frame {
 impl Parts {
     pub fn add(&mut self, number: u64, len: usize) {
         match self.listed.last_mut() {
-            // The scanner adds a frame's header and payload separately. If one read contains both, list it once.
+            // The scanner adds a frame's header and payload separately. If one read contains both, list the read once.
             Some((last, bytes)) if *last == number => *bytes += len as u64,
             _ => {
                 self.count += 1;

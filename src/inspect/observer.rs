@@ -128,7 +128,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // The tap need not redact frames: only `welcome` contains secrets, and the server has already sent that event.
+        // This late tap redacts no frames: only `welcome` contains secrets, and the server has already sent `welcome`.
         tap.set_limits(limits);
         tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };
@@ -489,8 +489,8 @@ mod tests {
         let records = server.records();
         let missed = records[0]["count"].as_u64().expect("a count");
         assert_eq!(records[0]["record"], "missed");
-        // Expect 30,000 Pings, the client's Close, and the change to CLOSING. The "missed" record precedes the server's
-        // Close, so the count excludes the server's Close.
+        // Expect the records of 30,000 Pings, the client's Close, and the change to CLOSING. The `missed` record
+        // precedes the record of the server's Close, so its count excludes the server's Close.
         assert_eq!(queued.len() as u64 + missed, 30_000 + 2);
     }
 

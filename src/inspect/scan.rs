@@ -29,7 +29,7 @@ impl Head {
         if self.blank == before {
             self.blank += bytes[..kept].iter().take_while(|byte| b"\r\n".contains(byte)).count();
         }
-        // Search only the new bytes and the three before them, so that a head sent byte by byte takes linear time.
+        // Search for the end of the head only from three bytes before the new bytes, to take linear time overall.
         let from = before.saturating_sub(HEAD_END.len() - 1).max(self.blank);
         let found = self.bytes[from..].windows(HEAD_END.len()).position(|end| end == HEAD_END);
         let end = found.map_or(self.bytes.len(), |at| from + at + HEAD_END.len());
@@ -179,7 +179,7 @@ impl FrameScanner {
         *input = &input[consumed..];
         if let Some(header) = parsed? {
             frame.payload_len = header.payload_len;
-            // `parse` does not wait for the masking key, so check that the whole header has arrived.
+            // `FrameHeader::parse` does not wait for the masking key, so check that the whole header has arrived.
             if header.size == frame.header.bytes().len() {
                 self.in_payload = true;
                 frame.position = self.next_position(&header);

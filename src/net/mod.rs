@@ -30,7 +30,7 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
         };
         let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();
-        (config.history, config.max_empty_rooms) = (0, 0); // the database keeps the messages and the empty rooms
+        (config.history, config.max_empty_rooms) = (0, 0); // not in memory: the database keeps messages and empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
         return Ok(Box::new(SqliteBroker::open(
             path,
@@ -59,6 +59,6 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
 }
 
 fn is_ready(file: &impl AsFd, flags: PollFlags) -> bool {
-    // A signal can interrupt even a poll with a zero timeout. Without a retry, the file would seem not ready.
+    // Retry if a signal interrupts the poll, which happens even with a zero timeout: the file may still be ready.
     retry_on_intr(|| poll(&mut [PollFd::new(file, flags)], Some(&Timespec::default()))).is_ok_and(|ready| ready > 0)
 }

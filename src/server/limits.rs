@@ -9,8 +9,8 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // burst in seconds of `--connect-rate`: a household's devices may reconnect at once
-const MAX_LOGGED_REJECTIONS: usize = 5; // limit per address and minute, so that one client cannot fill the log
+const CONNECT_BURST: f64 = 5.0; // seconds of `--connect-rate` that a burst may use: a household may reconnect at once
+const MAX_LOGGED_REJECTIONS: usize = 5; // logged rejections per address and minute: one client must not fill the log
 
 #[derive(Debug, Default)]
 pub struct ConnectionLimits {
@@ -56,12 +56,12 @@ impl ConnectionLimits {
     /// Adds a rejected connection that lingers. If too many linger, returns the oldest, which the caller must remove.
     pub fn start_lingering(&mut self, token: Token) -> Option<Token> {
         self.lingering.push_back(token);
-        // Keep one place free, so that the server can accept and reject the next client.
+        // Keep one lingering place free, so that the server can accept and reject the next client.
         (self.lingering.len() >= self.max_lingering).then(|| self.lingering.pop_front()).flatten()
     }
 
     pub fn stop_lingering(&mut self, token: Token) {
-        self.lingering.retain(|other| *other != token); // with at most 256 entries, a linear search is cheap
+        self.lingering.retain(|other| *other != token); // at most 256 connections linger, so a linear search is cheap
     }
 
     /// Counts a new connection, even one over a limit, until `remove_connection`. `Err` describes the exceeded limit.

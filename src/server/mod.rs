@@ -34,9 +34,9 @@ use observer::{Action, Observers};
 use outbox::Broadcast;
 use timers::Timers;
 
-const HANDSHAKES_PER_TURN: usize = 16; // a low limit: one join to a large room costs as much as a hundred messages
-const CLOSES_PER_TURN: usize = 512; // closing a socket is slow, and other clients must not wait for thousands of closes
-const READS_PER_TURN: usize = 2048; // a limit, because each read delays the turn's writes by a few microseconds
+const HANDSHAKES_PER_TURN: usize = 16; // handshakes are costly: a join to a large room costs as much as 100 messages
+const CLOSES_PER_TURN: usize = 512; // closing sockets is slow: thousands of closes in one turn would delay all clients
+const READS_PER_TURN: usize = 2048; // limit on reads, because each delays the turn's writes by a few microseconds
 
 pub struct Server<S> {
     config: Config,
@@ -147,7 +147,7 @@ impl<S: Socket> Server<S> {
         self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));
     }
 
-    /// Returns the time when the next turn must start even if no socket is ready; `None` if nothing is scheduled.
+    /// Returns when the next turn of the event loop must start, even if no socket is ready; `None` if no work is due.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
@@ -180,12 +180,12 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Whether reads are paused. If the disk is slow, messages that are not yet stored must not fill the memory.
+    /// Whether the server pauses all reads. If the disk is slow, messages not yet stored must not fill the memory.
     fn pauses_reads(&self) -> bool {
         self.shutdown == Some(Shutdown::Publishing) || self.chat.queued_bytes() > self.config.max_buffered / 2
     }
 
-    /// Reads at most once, so that a busy connection does not delay other connections.
+    /// Reads at most once from the socket, so that a busy connection does not delay other connections.
     fn read_from(&mut self, token: Token, scratch: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         if !connection.wants_read(self.config.max_outbox) {
@@ -217,7 +217,7 @@ impl<S: Socket> Server<S> {
                 Ok(None) => self.enforce_buffer_limit(token),
                 Ok(Some(end)) => {
                     self.respond(token);
-                    // §4.1 forbids clients to send frames before the response, but accepting early frames does no harm.
+                    // §4.1 forbids frames before the response, but accepting early frames does no harm.
                     self.receive_frames(token, &mut input[end..]);
                 }
                 Err(rejection) => self.reject(token, &rejection, false),
@@ -323,7 +323,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues a room's events that a client has not yet received, so that the events precede any later output.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // Do not send a held batch to a closing client: the batch may be long, and closing clients rarely read.
+        // Send no held batch of a room to a closing client: the batch may be long, and closing clients rarely read.
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
@@ -342,7 +342,7 @@ impl<S: Socket> Server<S> {
     /// sockets, which cause another round: the server closes them, and their rooms receive `left`.
     fn write_and_remove(&mut self) {
         loop {
-            // Remove all clients before sending any `left` events. Otherwise n simultaneous drops cause n² writes.
+            // Remove all closed connections before sending any `left` event. Otherwise n closed members cost n² writes.
             while let Some(token) = self.connections.dequeue(Work::Remove) {
                 self.remove(token);
             }

@@ -1,5 +1,5 @@
-//! `wirechat completions SHELL` and `wirechat man` print files for a package of wirechat, made from the command line that
-//! `--help` describes.
+//! `wirechat completions SHELL` and `wirechat man` print the completion script and the man page that a package of
+//! wirechat installs. The clap crates generate both from the definitions behind `--help`.
 
 use std::io::{self, Write};
 
@@ -13,13 +13,13 @@ use super::screen::check_written;
 
 /// The name of the program, of its man page and of its completion scripts.
 const NAME: &str = "wirechat";
-/// A man page indents text by seven columns, so help of this width fits into a terminal of 80 columns.
+/// Width of the help in the man page: a man page indents text by seven columns, and a terminal has 80.
 const HELP_WIDTH: usize = 72;
 
 #[derive(Debug, Args)]
 #[command(max_term_width = 110)]
 pub struct CompletionArguments {
-    /// Print the script for this shell
+    /// Print the completion script for this shell
     shell: Shell,
 
     #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
@@ -67,17 +67,17 @@ fn write_man_page(command: Command, page: &mut Vec<u8>) -> io::Result<()> {
         rest.control("SH", ["NOTES"]);
         add_as_is(&mut rest, notes);
     }
-    // `Man::render` would refer to a page of each tool. There are no such pages, so this page has a section for the tools.
+    // `Man::render` would refer to a man page per tool. Only this page exists, so write a section on the tools.
     rest.control("SH", ["TOOLS"]);
     command.get_subcommands_mut().for_each(|tool| add_tool(&mut rest, tool));
     rest.to_writer(page)
 }
 
-/// Adds the help of a tool and of its own subcommands.
+/// Adds the help of a tool and of its subcommands to the man page.
 fn add_tool(page: &mut Roff, tool: &mut Command) {
     let name = tool.get_bin_name().unwrap_or_else(|| tool.get_name()).to_owned();
     page.control("SS", [name.as_str()]);
-    // clap would wrap the examples after the help.
+    // Add the tool's examples separately: `render_help` would wrap their lines.
     let help = tool.clone().after_help(StyledStr::new()).render_help();
     add_as_is(page, &help);
     if let Some(examples) = tool.get_after_help() {
@@ -87,7 +87,7 @@ fn add_tool(page: &mut Roff, tool: &mut Command) {
     tool.get_subcommands_mut().for_each(|subcommand| add_tool(page, subcommand));
 }
 
-/// Adds a text with its own line breaks.
+/// Adds a text to the man page without changing its line breaks.
 fn add_as_is(page: &mut Roff, text: &StyledStr) {
     page.control("nf", []);
     page.text([roman(text.to_string().trim_end())]);

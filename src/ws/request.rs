@@ -29,8 +29,8 @@ pub fn quote(bytes: &[u8]) -> String {
 #[derive(Debug, Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
-    line: usize,         // offset of the line that has not ended yet
-    request_line: usize, // offset of the request line, which blank lines may precede
+    line: usize,         // offset in `bytes` of the last line, which is still incomplete
+    request_line: usize, // offset in `bytes` of the request line, which blank lines may precede
 }
 
 impl HeadReader {
@@ -86,7 +86,7 @@ impl HeadReader {
 }
 
 fn reject_non_http(bytes: &[u8]) -> Rejection {
-    // Cut at the first `?` or `:`, because the server logs the rejection, and later bytes may hold an access token.
+    // Quote only the bytes before `?` or `:`: the server logs the rejection, and later bytes may hold an access token.
     let bytes = bytes.split(|byte| b"?:".contains(byte)).next().unwrap_or_default();
     let what = match bytes {
         [0x16, 0x03, ..] | [0x16] => " but a TLS ClientHello; this is a plain ws:// port, not wss://",
@@ -262,7 +262,7 @@ mod tests {
                 assert_eq!(read(bytes, size, 8192), Err(400), "{}", quote(bytes));
             }
         }
-        // If a head contains two errors, the first one decides, however the head is split into reads.
+        // If a head contains two errors, the first one decides the response, however the head is split into reads.
         for size in [1, 100] {
             assert_eq!(read(b"GET / HTTP/2.0\r\nHost:\na\r\n\r\n", size, 8192), Err(505));
         }

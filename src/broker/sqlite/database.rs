@@ -9,8 +9,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transac
 use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, explain, failure};
 use crate::broker::log::JSON_OVERHEAD;
 
-const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier versions can corrupt a database when they restart its WAL
-// Maximum deletions per stored message, so that no commit deletes thousands after an operator lowers `--history-keep`.
+const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier SQLite versions can corrupt a database when they restart its WAL
+// Limit on deletions per stored message, so that a commit stays short after an operator lowers `--history-keep`.
 const DELETES_PER_MESSAGE: u64 = 16;
 const DELETES_PER_SWEEP: u64 = 1000;
 const ROOMS_PER_SWEEP: usize = 200;
@@ -58,28 +58,28 @@ pub enum Operation {
     Store { room: Box<str>, message: StoredMessage },
     /// Reads the newest messages of a room.
     Load { room: Box<str>, limit: usize, max_bytes: usize },
-    /// Reads all messages after message `since`, if none is missing and `max_bytes` can hold that many.
+    /// Reads all messages after message `since`, if none is missing and they fit in `max_bytes`.
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
-    /// Does nothing. A join that follows a pending message waits with this operation: see `Operation::cost`.
+    /// Does nothing in the file. Gives a join behind pending messages a place and a cost in a batch: see `cost`.
     Wait,
 }
 
 #[derive(Debug)]
 pub enum Outcome {
-    Stored(u64), // the message's id
+    Stored(u64), // id of the stored message
     Duplicate(StoredMessage),
     DiskFull,
-    Messages { last_id: u64, messages: Vec<StoredMessage> }, // oldest first
+    Messages { last_id: u64, messages: Vec<StoredMessage> }, // the oldest message is first
     NotResumable,
     Waited,
 }
 
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub outcomes: Vec<Outcome>,   // one per operation
-    pub deletions: Vec<Deletion>, // messages deleted for their age, after the operations
+    pub outcomes: Vec<Outcome>,   // one outcome per operation, in the same order
+    pub deletions: Vec<Deletion>, // messages deleted after the operations because of their age
 }
 
 /// Reports that the room's messages up to and including `id` were deleted.
@@ -99,15 +99,15 @@ pub struct StoredMessage {
 }
 
 impl Operation {
-    /// The operation's share of a batch, in bytes. A turn of the event loop applies few batches, so the cost of a batch
-    /// is bounded: after a stall of the disk, a turn must not send a client more than its outbox can hold.
+    /// The operation's cost in bytes, which limits the size of a batch. After a stall of the disk, one turn of the
+    /// event loop applies a few batches, and together these must not send a client more than its outbox can hold.
     pub fn cost(&self) -> usize {
         if let Operation::Store { message, .. } = self { message.len() } else { MAX_BATCH_COST / 16 }
     }
 }
 
 impl StoredMessage {
-    /// The length of the message as JSON, if no character needs an escape, in bytes.
+    /// The length of the message's JSON in bytes, if no character needs an escape.
     fn len(&self) -> usize {
         JSON_OVERHEAD + self.username.len() + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
     }
@@ -120,12 +120,12 @@ pub struct Database {
     changes: usize, // number of messages stored or expired since the last checkpoint
     is_full: bool,  // whether the last commit failed on a full disk; each full disk is logged once
     next_sweep: Option<SystemTime>,
-    swept_room: i64, // the last room that the current sweep has finished; 0 if none
+    swept_room: i64, // id of the last room that the current expiry sweep has finished; 0 if none
 }
 
 impl Database {
-    /// Opens or creates the history file, begins a run, and deletes the messages that are too old at time `now`. Never
-    /// changes a file of another program. `Err` is a one-line error text for the operator.
+    /// Opens or creates the history file, begins a server run, and deletes the messages that are too old at time `now`.
+    /// Never changes a file of another program. `Err` is a one-line error text for the operator.
     pub fn open(path: &Path, options: DatabaseOptions, run: &str, now: SystemTime) -> Result<Database, String> {
         let describe = |error: String| format!("--history-db {}: {error}", path.display());
         if rusqlite::version_number() < MIN_SQLITE_VERSION {
@@ -139,7 +139,7 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
-    /// Begins a run on an open database: creates the schema if the file is empty, checks the file, and adds the run.
+    /// Begins a server run on an open database: creates the schema in an empty file, checks the file, and adds the run.
     pub fn begin_run(
         mut connection: Connection,
         options: DatabaseOptions,
@@ -156,7 +156,7 @@ impl Database {
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "wal_autocheckpoint", 0)?; // SQLite ignores errors of automatic checkpoints
+        connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
         connection.pragma_update(None, "synchronous", sync)?;
         connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
@@ -164,7 +164,7 @@ impl Database {
         let (changes, is_full, next_sweep, swept_room) = (0, false, None, 0);
         let mut database = Database { connection, options, run, changes, is_full, next_sweep, swept_room };
         while database.sweep(now, &mut Vec::new())? {
-            database.checkpoint()?; // otherwise the WAL would become much larger than the file
+            database.checkpoint()?; // without checkpoints, the WAL could outgrow the database file
         }
         database.vacuum()?;
         database.checkpoint()?;
@@ -182,7 +182,7 @@ impl Database {
             if !std::mem::replace(&mut self.is_full, true) {
                 log::warn!("STORAGE full: messages are rejected until the disk has space");
             }
-            // The WAL may have filled the disk. A checkpoint lets SQLite write it again from its start.
+            // The WAL may have filled the disk. After a checkpoint, SQLite can reuse the space of the WAL.
             executed = ignore_full(self.checkpoint()).and_then(|()| self.execute_reads(operations));
         }
         executed.and_then(|batch| self.checkpoint_on_close(true).map(|()| batch)).map_err(|error| explain(&error))
@@ -231,20 +231,20 @@ impl Database {
         self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
     }
 
-    /// Returns free pages to the file system.
+    /// Shrinks the database file: returns its free pages to the file system.
     fn vacuum(&self) -> rusqlite::Result<()> {
         let mut statement = self.connection.prepare_cached("PRAGMA incremental_vacuum(1000)")?;
         let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {} // each step frees one page
+        while rows.next()?.is_some() {} // each step of the statement frees one page
         Ok(())
     }
 
-    /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next one begins after a minute.
+    /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next sweep begins after a minute.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let oldest = now_since_1970.checked_sub(DAY.saturating_mul(self.options.max_days));
         let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
-        // If the clock was set back, do not wait until it reaches `next_sweep` again.
+        // If the clock was set back, sweep now instead of waiting until the clock reaches `next_sweep` again.
         if self.next_sweep.is_some_and(|next| now < next && next <= now + SWEEP_INTERVAL) {
             return Ok(false);
         }
@@ -259,7 +259,7 @@ impl Database {
             .collect::<rusqlite::Result<_>>()?;
         let count = rooms.len();
         for (room, name, last_id, deleted_id) in rooms {
-            // Stop at the first message that is not too old, so that the remaining ids are consecutive.
+            // Stop at the room's first message that is not too old, so that the remaining ids are consecutive.
             let last = last_id.min(deleted_id + left);
             let kept: Option<u64> = transaction
                 .prepare_cached("SELECT id FROM messages WHERE room = ? AND id <= ? AND time >= ? ORDER BY id LIMIT 1")?
@@ -291,7 +291,7 @@ fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
-/// Ignores a full disk, which only delays deletions and checkpoints: committed messages are already in the WAL.
+/// Ignores a full-disk error, which only delays deletions and checkpoints: committed messages are already in the WAL.
 fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
 }
@@ -350,7 +350,7 @@ fn store(
     Ok(Outcome::Stored(id))
 }
 
-/// Deletes a room's messages up to and including `id`, and records in `rooms` which run stored message `id`.
+/// Deletes a room's messages up to and including `id`, and records in the table `rooms` which run stored that message.
 fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result<()> {
     connection
         .prepare_cached(
@@ -362,8 +362,8 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
     Ok(())
 }
 
-/// Reads a room's newest messages with ids less than `before`, until `limit` or `max_bytes` is reached. Returns them oldest
-/// first.
+/// Reads a room's newest messages with ids less than `before`, until `limit` or `max_bytes` is reached. Returns the
+/// messages with the oldest first.
 fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_bytes: usize) -> rusqlite::Result<Outcome> {
     let (room, last_id): (i64, u64) = connection
         .prepare_cached("SELECT id, last_id FROM rooms WHERE name = ?")?
@@ -376,7 +376,7 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_byte
     )?;
     for message in statement.query_map(params![room, before, limit], read_message)? {
         let message = message?;
-        // A gap in the ids: somebody has edited the file. One message beyond `max_bytes` shows that there are older ones.
+        // Stop at a gap in the ids, left by an edit of the file. One message beyond `max_bytes` reveals older ones.
         if message.id + messages.len() as u64 + 1 != before || bytes > max_bytes && messages.len() > 1 {
             break;
         }
@@ -442,8 +442,8 @@ pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
 fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if is_empty {
-        // Set `auto_vacuum` in the same transaction as the ids, so that a crash cannot leave a header without ids.
-        // Defer the write lock: `auto_vacuum` has no effect while the transaction holds the lock.
+        // Set `auto_vacuum` in the transaction that sets the application id and schema version: a crash must not leave
+        // a header without these. Defer the write lock: `auto_vacuum` has no effect in a transaction that holds it.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
         transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;

@@ -19,7 +19,7 @@ pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_wal)?;
     connection.busy_timeout(Duration::ZERO)?;
-    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // an exclusive WAL needs no shared-memory file
+    connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?; // with an exclusive lock, a WAL needs no `-shm` file
     Ok(connection)
 }
 
@@ -42,11 +42,11 @@ pub fn check_header(path: &Path) -> Result<(), String> {
         Ok(0) => return Ok(()),
         Ok(_) => {}
     }
-    // The format of the header: https://www.sqlite.org/fileformat.html, section 1.3
+    // The header of an SQLite file: https://www.sqlite.org/fileformat.html, section 1.3
     let number =
         |at: usize| header.get(at..at + 4).map(|bytes| bytes.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte)));
     match (header.starts_with(b"SQLite format 3\0"), number(68), number(60)) {
-        // SQLite would apply the WAL to a file that it does not belong to, and so damage the file.
+        // Reject a WAL that another copy of the file left: SQLite would apply the WAL, and so damage the file.
         (true, Some(APPLICATION_ID), Some(SCHEMA_VERSION)) if header[18] == LEGACY_FORMAT && has_wal(path) => {
             Err(format!("{}-wal belongs to another copy of this file; remove it", path.display()))
         }
