@@ -15,7 +15,7 @@ pub fn assert_in_module_doc(source: &str, picture: &str) {
     assert!(is_present, "the picture in the module doc should be:\n{shown}");
 }
 
-pub fn hex(bytes: &[u8]) -> String {
+pub fn format_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 

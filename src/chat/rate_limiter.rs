@@ -82,7 +82,7 @@ impl RateLimiter {
         Decision::SlowDown
     }
 
-    /// Whether the user may join now. Takes no token. Rejected joins do not count towards a flood.
+    /// Whether the rate limiter allows the user to join now. Leaves the token in the bucket; `take_token` takes it.
     pub fn has_token(&self, user: &User, now: Duration) -> bool {
         let bucket = self.users.get(user).map(|usage| usage.bucket);
         self.rate == 0.0 || bucket.is_none_or(|mut copy| copy.take(self.rate, self.burst, now))

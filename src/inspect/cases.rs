@@ -22,7 +22,7 @@ use super::inspection::InspectorLink;
 const MAX_RUNNING_CASES: usize = 4;
 
 const NO_PLAYER: &str = "This server plays no cases.";
-const NO_NAME: &str = "The command names no case. Send {\"do\":\"play\",\"case\":\"hello\"}.";
+const MISSING_CASE: &str = "The command names no case. Send {\"do\":\"play\",\"case\":\"hello\"}.";
 const ALREADY_PLAYING: &str = "A case is being played already. Wait for its record \"played\".";
 const TOO_MANY_PLAYS: &str = "Other inspectors are playing too many cases already. Try again later.";
 
@@ -40,7 +40,7 @@ pub trait CasePlayer {
 
 pub type BoxedPlayer = Box<dyn CasePlayer>;
 
-/// A callback for the end of a test case. The argument is the result, or a clause that says why there is no result.
+/// Called when a test case finishes, with its result or the reason why there is none.
 pub type OnFinish = Box<dyn FnOnce(Result<CaseResult, String>) + Send>;
 
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +115,7 @@ impl RunningCases {
     /// Returns the error text to send to the inspector.
     pub fn start(&mut self, inspector: Token, case: Option<&str>) -> Result<(), String> {
         let PlayOptions { player, server, wake } = self.options.as_ref().ok_or(NO_PLAYER)?;
-        let case = case.ok_or(NO_NAME)?;
+        let case = case.ok_or(MISSING_CASE)?;
         if self.running.iter().any(|play| play.inspector == inspector) {
             return Err(ALREADY_PLAYING.into());
         }

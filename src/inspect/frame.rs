@@ -1,7 +1,7 @@
 //! A frame as observed on the wire (§5.2). The server's [`FrameHeader`](crate::ws::frame::FrameHeader) represents only
 //! valid headers. A [`Header`] is for debugging, so it can also be invalid or incomplete.
 
-use super::MAX_SHOWN;
+use super::MAX_SHOWN_BYTES;
 use super::escape::{first_chars, quote, spaced_hex};
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER_SIZE, Opcode, Role};
@@ -31,7 +31,7 @@ pub struct Frame {
     pub header: Header,
     /// The payload length in the header; 0 if the length field is incomplete.
     pub payload_len: u64,
-    /// The first [`MAX_SHOWN`] payload bytes, still masked if the frame is masked. The tap has redacted secrets.
+    /// The first [`MAX_SHOWN_BYTES`] payload bytes, still masked if the frame is masked. The tap has redacted secrets.
     pub wire: Vec<u8>,
     /// Number of payload bytes that the tap has observed; less than `payload_len` in an incomplete frame.
     pub received: u64,
@@ -226,7 +226,7 @@ impl Frame {
     /// Returns the payload as text; `None` for a Binary or Close frame, and for a payload that is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
         // §5.6: a fragment without FIN may end inside a character, which then continues in the next fragment.
-        let is_shown_whole = self.received as usize <= MAX_SHOWN && self.is_complete() && self.header.fin();
+        let is_shown_whole = self.received as usize <= MAX_SHOWN_BYTES && self.is_complete() && self.header.fin();
         if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
             return None;
         }

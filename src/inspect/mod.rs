@@ -45,7 +45,7 @@ pub use observer::{InspectObservers, InspectOptions, Trace};
 pub use tap::Tap;
 
 /// Maximum number of bytes of a payload or response body that a record stores.
-pub const MAX_SHOWN: usize = 1024;
+pub const MAX_SHOWN_BYTES: usize = 1024;
 
 // Maximum length of a record list: one read can contain 10,000 empty frames, each a record of about 300 bytes.
 const MAX_RECORDS: usize = 16 * 1024;
@@ -93,7 +93,7 @@ pub struct Response {
     pub head: Head,
     /// The HTTP status code; 0 if the status line contains none.
     pub status: u16,
-    /// Up to [`MAX_SHOWN`] bytes of the response body, from the write that completed the head; empty for a 101.
+    /// Up to [`MAX_SHOWN_BYTES`] bytes of the response body, from the write that completed the head; empty for a 101.
     pub body: Vec<u8>,
     /// How to compute the accept value; `None` unless the response is a 101 and the request had a `Sec-WebSocket-Key`.
     pub accept: Option<AcceptSteps>,

@@ -108,7 +108,7 @@ impl Quota {
         !self.is_exhausted()
     }
 
-    /// Returns `len` reserved bytes, which the recorder did not write, to the quota.
+    /// Releases `len` bytes of the quota that the recorder reserved but did not write.
     fn release(&self, len: usize) {
         self.remaining.set(self.remaining.get().map(|remaining| remaining + len as u64));
     }
@@ -212,7 +212,7 @@ impl Recorder {
         }
     }
 
-    /// Records that the server accepted the request. `secrets` is the number of secrets in the `welcome` event.
+    /// Records that the server accepted the upgrade. `secrets` is the number of values to redact in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.is_upgraded = true;

@@ -8,7 +8,7 @@
 //!       └───a rule of §5.2 broken───▶ lost
 //! ```
 
-use super::{Frame, Head, Header, MAX_SHOWN, Parts, Position};
+use super::{Frame, Head, Header, MAX_SHOWN_BYTES, Parts, Position};
 use crate::ws::close::ProtocolError;
 use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
 
@@ -213,7 +213,7 @@ fn read_payload(frame: &mut Frame, input: &mut &[u8], part: u64) {
     let remaining = frame.payload_len - frame.received;
     let (payload, rest) = input.split_at(usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len()));
     // Keep only the start of the payload: a 16 MiB message must not become a 16 MiB record.
-    let room = MAX_SHOWN - frame.wire.len();
+    let room = MAX_SHOWN_BYTES - frame.wire.len();
     frame.wire.extend_from_slice(&payload[..payload.len().min(room)]);
     frame.received += payload.len() as u64;
     if !payload.is_empty() {

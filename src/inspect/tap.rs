@@ -16,7 +16,7 @@ use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
 use super::scan::{Direction, ScanResult};
 use super::secret::WelcomeRedactor;
-use super::{AcceptSteps, Frame, Head, MAX_SHOWN, RecordKind, Records, Reporter, Response, State};
+use super::{AcceptSteps, Frame, Head, MAX_SHOWN_BYTES, RecordKind, Records, Reporter, Response, State};
 use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
 use crate::ws::protocol::Limits;
@@ -31,7 +31,7 @@ pub struct Tap {
     stage: TapStage,
     client: Direction,
     server: Direction,
-    /// The client's bytes between its request and the response: one entry per read, with the number of the read.
+    /// Bytes that the client sent after its request, before the response: (number of the read, bytes) for each read.
     early: Vec<(u64, Vec<u8>)>,
     /// Whether the tap dropped client bytes that arrived before the response, because of [`MAX_EARLY_BYTES`].
     has_early_gap: bool,
@@ -215,7 +215,7 @@ impl Tap {
         let status = head.status();
         // §4.1: "If the status code received from the server is not 101, the client handles the response per HTTP".
         if status != 101 {
-            let body = rest[..rest.len().min(MAX_SHOWN)].to_vec();
+            let body = rest[..rest.len().min(MAX_SHOWN_BYTES)].to_vec();
             self.stage = TapStage::Ended;
             self.early = Vec::new();
             return self.reporter.report(RecordKind::Response(Response { head, status, body, accept: None }));
@@ -246,7 +246,7 @@ impl Tap {
             let passed = &before[..before.len() - bytes.len()];
             match from {
                 Role::Client => self.check_client(passed, &result),
-                Role::Server => self.check_server(&result),
+                Role::Server => self.check_server_frames(&result),
             }
             match result {
                 ScanResult::More => {}
@@ -284,7 +284,7 @@ impl Tap {
     }
 
     /// Checks only the header of a server frame. `Protocol` checks the other rules, but accepts only client frames.
-    fn check_server(&mut self, result: &ScanResult) {
+    fn check_server_frames(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),
             ScanResult::Complete(frame) if frame.header.is_masked() => None,

@@ -19,7 +19,7 @@ use crate::broker::{RoomId, RoomMap};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
-/// Maximum size in bytes of a batch, unless batches are held. The server sends a larger batch immediately.
+/// The server sends a room's batch as soon as it has this many bytes, except during a mass disconnect.
 const FULL_BATCH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // maximum number of `left` events in a turn before the server holds all batches
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches

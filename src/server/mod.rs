@@ -147,7 +147,7 @@ impl<S: Socket> Server<S> {
         self.removed.drain(..self.removed.len().min(CLOSES_PER_TURN));
     }
 
-    /// Returns when the next turn of the event loop must start, even if no socket is ready; `None` if no work is due.
+    /// The deadline for the next turn of the event loop if no socket is ready earlier; `None` if no work is scheduled.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();

@@ -95,8 +95,8 @@ fn read_key<'h>(request: &Request<'h>) -> Result<&'h [u8], Rejection> {
 
 pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
     // Ignore the unused bits at the end of the key, as RFC 4648 §3.5 allows: handwritten keys often set these bits.
-    const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
-    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+    const ALLOW_TRAILING_BITS: GeneralPurposeConfig = GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true);
+    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, ALLOW_TRAILING_BITS);
     BASE64.decode(key).ok().map(|decoded| decoded.len())
 }
 
@@ -177,7 +177,7 @@ mod tests {
     fn picture_matches_the_code() {
         let key = "dGhlIHNhbXBsZSBub25jZQ==";
         let hash = Sha1::new().chain_update(key).chain_update(GUID).finalize();
-        let hash = crate::pictures::hex(&hash);
+        let hash = crate::pictures::format_hex(&hash);
         let rows = [("key", key), ("and GUID", GUID), ("SHA-1", &hash), ("base64", &accept_value(key.as_bytes()))];
         let picture = rows.map(|(name, value)| format!("  {name:10}{value}"));
         crate::pictures::assert_in_module_doc(include_str!("handshake.rs"), &picture.join("\n"));

@@ -194,7 +194,7 @@ impl Protocol {
             (ProtocolError::CloseReasonNotUtf8, _) => State::Closed,
             // Discard all input: after a 1002 error, frame boundaries may be lost; after a 1009, much data may follow.
             (_, CloseCode::PROTOCOL_ERROR | CloseCode::MESSAGE_TOO_BIG) => State::OutOfSync,
-            // After other errors, the frame boundaries are known, so skip frames until the peer's Close (§7.1.3).
+            // An error inside a well-formed frame leaves the frame boundaries known: skip frames until the Close (§7.1.3).
             _ => State::Closing,
         };
         was_open.then_some(Event::Failed(error))

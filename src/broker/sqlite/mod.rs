@@ -203,7 +203,7 @@ impl SqliteBroker {
             _ => None,
         };
         let text = match &event {
-            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // the disk operation copies the message
+            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // twice, because the queued disk operation has a copy
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
         };

@@ -226,9 +226,9 @@ fn is_likely_base64(text: &str) -> bool {
 }
 
 fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
-    const LENIENT: GeneralPurposeConfig =
+    const ALLOW_TRAILING_BITS: GeneralPurposeConfig =
         PAD.with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true);
-    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
+    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, ALLOW_TRAILING_BITS);
     let one_line: String = text.split_whitespace().collect();
     // RFC 4648 §5: the URL-safe alphabet has `-` and `_` in place of `+` and `/`.
     let standard = one_line.replace('-', "+").replace('_', "/");
@@ -427,7 +427,7 @@ fn unescape(literal: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Returns the byte of an escape sequence, and the length of the sequence without its backslash.
+/// Decodes an escape sequence. Returns the byte that it stands for, and its length without the backslash.
 fn read_escape(rest: &str) -> Result<(u8, usize), String> {
     let octal = rest.bytes().take(3).take_while(|digit| matches!(digit, b'0'..=b'7')).count();
     let simple = |byte| Ok((byte, 1));

@@ -198,8 +198,8 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2), but only if the client sent the test Ping. Without a test Ping, the server
-    /// may be waiting for the rest of a frame, and would read the Close as payload.
+    /// Starts a closing handshake (§7.1.2), unless the client's last frame is incomplete: the server would read the Close
+    /// as payload. The client sends its test Ping only after a complete frame.
     fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();
