@@ -23,7 +23,7 @@ pub fn apply(payload: &mut [u8], mut key: [u8; 4], offset: usize) {
 #[cfg(test)]
 mod tests {
     use super::apply;
-    use crate::pictures::{assert_in_module_doc, hex};
+    use crate::pictures::{assert_in_module_doc, format_hex};
 
     const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -51,7 +51,7 @@ mod tests {
         apply(&mut masked, KEY, 0);
         let key: Vec<u8> = KEY.into_iter().cycle().take(masked.len()).collect();
         let rows = [("payload", &b"Hello"[..]), ("key", &key), ("masked", &masked)];
-        let picture = rows.map(|(name, bytes)| format!("  {name:9}{}", hex(bytes)));
+        let picture = rows.map(|(name, bytes)| format!("  {name:9}{}", format_hex(bytes)));
         assert_in_module_doc(include_str!("mask.rs"), &picture.join("\n"));
     }
 

@@ -99,7 +99,7 @@ fn push_whole_chars<'a>(text: &mut String, bytes: &'a [u8]) -> Result<&'a [u8], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pictures::{assert_in_module_doc, hex};
+    use crate::pictures::{assert_in_module_doc, format_hex};
 
     fn assemble(pieces: &[&[u8]]) -> Result<String, ProtocolError> {
         let mut message = Assembler::new(Opcode::Text);
@@ -121,8 +121,8 @@ mod tests {
         {
             message.push(payload, payload.len()).unwrap();
             let Assembler::Text { valid, incomplete } = &message else { panic!("a text message") };
-            let (valid, incomplete) = (format!("{valid:?}"), hex(incomplete));
-            picture += &format!("\n  {header:22}{:10}{valid:8}{incomplete}", hex(payload));
+            let (valid, incomplete) = (format!("{valid:?}"), format_hex(incomplete));
+            picture += &format!("\n  {header:22}{:10}{valid:8}{incomplete}", format_hex(payload));
         }
         assert_in_module_doc(include_str!("message.rs"), &picture);
         assert_eq!(message.finish(), Ok(Message::Text("Hé€!".into())));

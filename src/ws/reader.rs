@@ -79,7 +79,7 @@ impl FrameReader {
 mod tests {
     use super::super::frame::Opcode;
     use super::*;
-    use crate::pictures::{assert_in_module_doc, hex};
+    use crate::pictures::{assert_in_module_doc, format_hex};
 
     /// §5.7: a masked "Hello", followed by an empty Ping.
     const STREAM: [u8; 17] = *b"\x81\x85\x37\xfa\x21\x3d\x7f\x9f\x4d\x51\x58\x89\x80\x01\x02\x03\x04";
@@ -107,7 +107,7 @@ mod tests {
         let mut picture = format!("  {:17}{:19}returned", "read", "kept header bytes");
         let (mut bytes, mut reader) = (STREAM, FrameReader::default());
         for mut input in bytes.split_inclusive_mut(|byte| [0x37, 0x9f, 0x80].contains(byte)) {
-            let (read, mut chunks) = (hex(input), Vec::new());
+            let (read, mut chunks) = (format_hex(input), Vec::new());
             while let Some(chunk) = reader.next(&mut input, |_| Ok(())).unwrap() {
                 let position = match (chunk.is_first, chunk.is_last) {
                     (true, true) => "whole",
@@ -121,7 +121,7 @@ mod tests {
                     String::from_utf8_lossy(chunk.payload)
                 ));
             }
-            let kept = hex(&reader.header[..usize::from(reader.header_len)]);
+            let kept = format_hex(&reader.header[..usize::from(reader.header_len)]);
             picture += &format!("\n  {read:17}{kept:19}{}", chunks.join("; "));
         }
         assert_in_module_doc(include_str!("reader.rs"), &picture);

@@ -226,9 +226,9 @@ fn is_likely_base64(text: &str) -> bool {
 }
 
 fn decode_base64(text: &str) -> Result<Vec<u8>, String> {
-    const ALLOW_TRAILING_BITS: GeneralPurposeConfig =
+    const LENIENT_BASE64: GeneralPurposeConfig =
         PAD.with_decode_padding_mode(DecodePaddingMode::Indifferent).with_decode_allow_trailing_bits(true);
-    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, ALLOW_TRAILING_BITS);
+    static BASE64: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT_BASE64);
     let one_line: String = text.split_whitespace().collect();
     // RFC 4648 §5: the URL-safe alphabet has `-` and `_` in place of `+` and `/`.
     let standard = one_line.replace('-', "+").replace('_', "/");
