@@ -74,11 +74,12 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
     // The start-up banner may end up in a log, so the banner never shows a real access token.
     let token = if config.tokens.is_some() { "token=TOKEN&" } else { "token=dev-token&" };
     let token = if config.open { "" } else { token };
+    let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
     let banner = format!(
         "wirechat {version} listens on http://{address}/ for up to {connections} connections\n\
          \x20 page:   open client.html in a browser, or http://{address}/\n\
          \x20 wscat:  wscat -c 'ws://{address}/?{token}username=me&room=general'\n\
-         \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n\
+         \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n{history}\
          \x20 stop:   Ctrl-C\n"
     );
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -116,6 +117,10 @@ fn backup() {
     let folder = Folder::new("backup");
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "backup", "copy.db"]), "");
+    for file in ["chat.db", "chat.db-wal", "copy.db"] {
+        let mode = std::fs::metadata(folder.0.join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "messages are private: {file}");
+    }
     assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
@@ -142,6 +147,20 @@ fn check() {
     let output = folder.history(&["copy.db", "check"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("copy.db is damaged: "));
+    assert!(folder.error(&["copy.db", "backup", "again.db"]).contains("damaged"));
+    assert!(!folder.0.join("again.db").exists(), "an incomplete copy");
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert_eq!(folder.history(&["copy.db", "check"]).status.code(), Some(1), "a truncated file");
+}
+
+#[test]
+fn help() {
+    let folder = Folder::new("help");
+    assert!(folder.error(&[]).lines().count() == 1);
+    assert!(folder.error(&["chat.db"]).contains("export, check, backup"));
+    for (command, option) in [("export", "--room"), ("check", "--help"), ("backup", "<TO>")] {
+        assert!(folder.printed(&["chat.db", command, "--help"]).contains(option));
+    }
 }
 
 #[test]

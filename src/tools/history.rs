@@ -8,7 +8,7 @@ use clap::{ArgAction, Args};
 use serde::Serialize;
 
 use crate::broker::Message;
-use crate::broker::sqlite::{database::StoredMessage, reader::FileReader};
+use crate::broker::sqlite::{database::StoredMessage, file::DAMAGED, reader::FileReader};
 use crate::inspect::escape::escape;
 use crate::tools::screen::check_written;
 
@@ -21,6 +21,7 @@ The exit code is 0 if the command succeeds, 1 if the check finds damage, 2 if th
 
 #[derive(Debug, Args)]
 #[command(max_term_width = 110, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
 pub struct Arguments {
     /// Read this history file, which wirechat --history-db FILE wrote
     file: PathBuf,
@@ -42,11 +43,21 @@ enum Subcommand {
         /// Print each message as a JSON object on its own line
         #[arg(long)]
         json: bool,
+        #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
+        help: Option<bool>,
     },
     /// Check the whole history file for damage
-    Check,
+    Check {
+        #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
+        help: Option<bool>,
+    },
     /// Write a compact copy of the history file
-    Backup { to: PathBuf },
+    Backup {
+        /// Write the copy to this new file
+        to: PathBuf,
+        #[arg(short, long, action = ArgAction::HelpShort, help = "Print this help")]
+        help: Option<bool>,
+    },
 }
 
 #[derive(Serialize)]
@@ -62,20 +73,25 @@ struct Line<'a> {
 /// A one-line message, for example if a server uses the file.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let name = arguments.file.display();
-    let mut file = FileReader::open(&arguments.file).map_err(|error| format!("{name}: {error}"))?;
+    let print_damage = |damage: &str| {
+        let _ = writeln!(io::stdout(), "{name} is damaged: {damage}");
+        Ok(false)
+    };
+    let mut file = match (FileReader::open(&arguments.file), &arguments.command) {
+        (Ok(file), _) => file,
+        (Err(error), Subcommand::Check { .. }) if error.starts_with(DAMAGED) => return print_damage(&error),
+        (Err(error), _) => return Err(format!("{name}: {error}")),
+    };
     let done = match &arguments.command {
-        Subcommand::Export { room, json } => export(&file, room.as_deref(), *json),
-        Subcommand::Check => match file.check() {
+        Subcommand::Export { room, json, .. } => export(&file, room.as_deref(), *json),
+        Subcommand::Check { .. } => match file.check() {
             Ok((rooms, messages)) => {
                 let _ = writeln!(io::stdout(), "{name} is sound: {messages} messages in {rooms} rooms");
                 Ok(())
             }
-            Err(damage) => {
-                let _ = writeln!(io::stdout(), "{name} is damaged: {damage}");
-                return Ok(false);
-            }
+            Err(damage) => return print_damage(&damage),
         },
-        Subcommand::Backup { to } => file.copy_to(to),
+        Subcommand::Backup { to, .. } => file.copy_to(to),
     };
     done.map(|()| true).map_err(|error| format!("{name}: {error}"))
 }

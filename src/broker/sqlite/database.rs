@@ -1,12 +1,13 @@
 //! The history file: its schema, its checks at start, and the operations that one transaction executes.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
 
-use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, explain, failure};
+use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, create, explain, failure};
 use crate::broker::log::JSON_OVERHEAD;
 
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier SQLite versions can corrupt a database when they restart its WAL
@@ -135,7 +136,13 @@ impl Database {
             )));
         }
         check_header(path).map_err(describe)?;
-        let open = |path| Database::begin_run(connect(path, OpenFlags::SQLITE_OPEN_CREATE)?, options, run, now);
+        match create(path) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(describe(format!("cannot create the file: {error}")));
+            }
+            _ => {}
+        }
+        let open = |path| Database::begin_run(connect(path)?, options, run, now);
         open(path).map_err(|error| describe(explain(&error)))
     }
 
@@ -206,23 +213,37 @@ impl Database {
             _ => None,
         });
         let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
-        let Some(newest) = newest else { return self.execute_reads(operations) };
+        let Some(newest) = newest else {
+            let mut batch = self.execute_reads(operations)?;
+            // The caller executes an empty batch once in a while, so that messages expire even if nobody sends any.
+            if operations.is_empty() {
+                self.clean_up(SystemTime::now(), &mut batch.deletions)?;
+            }
+            return Ok(batch);
+        };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut batch, run) = (Batch::default(), Some((self.run, self.options.keep)));
         for operation in operations {
             batch.outcomes.push(perform(&transaction, operation, run)?);
         }
         transaction.commit()?;
-        self.is_full = false;
+        if std::mem::take(&mut self.is_full) {
+            log::info!("STORAGE has space again");
+        }
         self.changes += count;
         if let Ok(now) = humantime::parse_rfc3339(newest) {
-            ignore_full(self.sweep(now, &mut batch.deletions).map(drop))?;
+            self.clean_up(now, &mut batch.deletions)?;
         }
+        Ok(batch)
+    }
+
+    fn clean_up(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<()> {
+        ignore_full(self.sweep(now, deletions).map(drop))?;
         if self.changes >= CHANGES_PER_CHECKPOINT {
             ignore_full(self.vacuum())?;
             ignore_full(self.checkpoint())?;
         }
-        Ok(batch)
+        Ok(())
     }
 
     /// Copies committed pages from the WAL into the database file, so that SQLite can overwrite the WAL.
@@ -241,14 +262,18 @@ impl Database {
 
     /// Deletes some expired messages. Returns whether the sweep goes on; if not, the next sweep begins after a minute.
     fn sweep(&mut self, now: SystemTime, deletions: &mut Vec<Deletion>) -> rusqlite::Result<bool> {
+        let DatabaseOptions { keep, max_days, .. } = self.options;
         let now_since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let oldest = now_since_1970.checked_sub(DAY.saturating_mul(self.options.max_days));
-        let Some(oldest) = oldest.filter(|_| self.options.max_days > 0) else { return Ok(false) };
+        let oldest = now_since_1970.checked_sub(DAY.saturating_mul(max_days)).filter(|_| max_days > 0);
+        if oldest.is_none() && keep == 0 {
+            return Ok(false);
+        }
         // If the clock was set back, sweep now instead of waiting until the clock reaches `next_sweep` again.
         if self.next_sweep.is_some_and(|next| now < next && next <= now + SWEEP_INTERVAL) {
             return Ok(false);
         }
-        let oldest = humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + oldest).to_string();
+        let format = |oldest| humantime::format_rfc3339_millis(SystemTime::UNIX_EPOCH + oldest).to_string();
+        let oldest = oldest.map(format);
         let (mut left, mut swept, mut swept_room) = (DELETES_PER_SWEEP, Vec::new(), self.swept_room);
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let rooms: Vec<(i64, Box<str>, u64, u64)> = transaction
@@ -259,18 +284,19 @@ impl Database {
             .collect::<rusqlite::Result<_>>()?;
         let count = rooms.len();
         for (room, name, last_id, deleted_id) in rooms {
-            // Stop at the room's first message that is not too old, so that the remaining ids are consecutive.
             let last = last_id.min(deleted_id + left);
+            let surplus = if keep == 0 { 0 } else { last_id.saturating_sub(keep).min(last) };
+            // Stop at the room's first message that is not too old, so that the remaining ids are consecutive.
             let kept: Option<u64> = transaction
                 .prepare_cached("SELECT id FROM messages WHERE room = ? AND id <= ? AND time >= ? ORDER BY id LIMIT 1")?
-                .query_row(params![room, last, oldest], |row| row.get(0))
+                .query_row(params![room, last, oldest.as_deref().unwrap_or_default()], |row| row.get(0))
                 .optional()?;
-            let is_finished = kept.is_some() || last == last_id;
-            let last = kept.map_or(last, |kept| kept - 1);
-            if last > deleted_id {
-                delete_until(&transaction, room, last)?;
-                left -= last - deleted_id;
-                swept.push(Deletion { room: name, id: last });
+            let delete_to = kept.map_or(last, |kept| kept - 1).max(surplus);
+            let is_finished = delete_to < last || last == last_id;
+            if delete_to > deleted_id {
+                delete_until(&transaction, room, delete_to)?;
+                left -= delete_to - deleted_id;
+                swept.push(Deletion { room: name, id: delete_to });
             }
             if !is_finished {
                 break;

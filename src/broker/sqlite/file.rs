@@ -1,7 +1,8 @@
 //! Opens a history file, and checks it before SQLite can change it.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 pub const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 pub const SCHEMA_VERSION: u32 = 1;
+pub const DAMAGED: &str = "the file is damaged"; // the start of an error text
 const LEGACY_FORMAT: u8 = 1; // write version in the header of a database without WAL
 
-pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
-    let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+pub fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let has_wal = has_wal(path);
     let connection = Connection::open_with_flags(plain_path(path), flags)?;
     // If the file has a WAL, disable the checkpoint on close: the checkpoint would change a file that may be damaged.
@@ -26,6 +28,11 @@ pub fn connect(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
 /// Prefixes a relative path with `./`, so that SQLite does not interpret a file name such as `:memory:`.
 pub fn plain_path(path: &Path) -> PathBuf {
     Path::new(".").join(path)
+}
+
+/// Creates an empty file that only its owner can read, for SQLite to fill: messages are private.
+pub fn create(path: &Path) -> io::Result<()> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
 /// Checks a file's header before SQLite opens the file: even a read by SQLite may change another program's database.
@@ -76,7 +83,8 @@ pub fn explain(error: &rusqlite::Error) -> String {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another process uses this file".into(),
         Some(ErrorCode::ReadOnly) => "the file is read-only".into(),
         // Join the lines: SQLite's integrity check reports damage in several lines.
-        Some(ErrorCode::DatabaseCorrupt) => format!("the file is damaged: {}", error.to_string().replace('\n', " ")),
+        Some(ErrorCode::DatabaseCorrupt) => format!("{DAMAGED}: {}", error.to_string().replace('\n', " ")),
+        Some(ErrorCode::SystemIoFailure) => format!("cannot read or write the file and its directory: {error}"),
         Some(ErrorCode::NotADatabase) => "this is not a SQLite database".into(),
         _ => error.to_string(),
     }

@@ -144,11 +144,15 @@ impl Broker for SqliteBroker {
     }
 
     fn next_event(&mut self) -> Option<RoomEvent> {
-        if self.queue.front()?.needs_outcome && self.outcomes.is_empty() {
-            match self.disk.next_batch()? {
+        while self.outcomes.is_empty()
+            && !self.has_failed
+            && let Some(batch) = self.disk.next_batch()
+        {
+            match batch {
                 Ok(batch) => {
                     self.outcomes.extend(batch.outcomes);
-                    self.deletions = batch.deletions;
+                    self.deletions.extend(batch.deletions);
+                    self.apply_deletions();
                 }
                 Err(reason) => {
                     self.has_failed = true;
@@ -158,13 +162,14 @@ impl Broker for SqliteBroker {
                 }
             }
         }
+        if self.queue.front()?.needs_outcome && self.outcomes.is_empty() {
+            return None;
+        }
         let Queued { event, needs_outcome, limit, bytes } = self.queue.pop_front()?;
         self.queued_bytes -= bytes;
         let outcome = if needs_outcome { self.outcomes.pop_front() } else { None };
         let event = self.release(event, outcome, limit);
-        if self.outcomes.is_empty() {
-            mem::take(&mut self.deletions).into_iter().for_each(|deletion| self.forget(&deletion));
-        }
+        self.apply_deletions();
         Some(event)
     }
 
@@ -213,11 +218,14 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Applies a deletion in the database file to the room's log in memory.
-    fn forget(&mut self, deletion: &Deletion) {
-        for room in self.rooms.values_mut().filter(|room| *room.name == *deletion.room) {
-            while room.log.messages.front().is_some_and(|oldest| oldest.id <= deletion.id) {
-                self.bytes -= room.log.drop_oldest();
+    /// Drops messages from memory that the file no longer has, once the events before the deletions are released.
+    fn apply_deletions(&mut self) {
+        let deletions = if self.outcomes.is_empty() { mem::take(&mut self.deletions) } else { Vec::new() };
+        for deletion in deletions {
+            for room in self.rooms.values_mut().filter(|room| *room.name == *deletion.room) {
+                while room.log.messages.front().is_some_and(|oldest| oldest.id <= deletion.id) {
+                    self.bytes -= room.log.drop_oldest();
+                }
             }
         }
     }
@@ -686,5 +694,8 @@ mod tests {
         assert_eq!(at("2026-01-02T06:00:00.000Z"), 1, "message 1 is older than a day");
         assert_eq!(at("2026-01-02T06:00:30.000Z"), 0, "once a minute");
         assert_eq!(ids(&mut aged), (4, vec![2, 3, 4]));
+        let idle = aged.execute(&[]).unwrap();
+        assert_eq!((idle.outcomes.len(), idle.deletions.len()), (0, 1), "messages expire although nobody sends any");
+        assert_eq!(ids(&mut aged), (4, vec![]));
     }
 }

@@ -1,11 +1,12 @@
 //! Reads a history file that no server uses, for `wirechat history`.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 use super::database::{StoredMessage, read_message};
-use super::file::{check_header, connect, explain, plain_path};
+use super::file::{check_header, connect, create, explain, plain_path};
 
 /// A history file that no server is using.
 pub struct FileReader(Connection);
@@ -18,7 +19,7 @@ impl FileReader {
         }
         check_header(path)?;
         let open = || {
-            let connection = connect(path, OpenFlags::empty())?;
+            let connection = connect(path)?;
             connection.query_row("SELECT count(*) FROM rooms", [], |_| Ok(()))?; // fails if a server uses the file
             Ok(FileReader(connection))
         };
@@ -38,11 +39,15 @@ impl FileReader {
 
     /// Writes a compact copy of the database to `path`. Fails if a file with this path already exists.
     pub fn copy_to(&mut self, path: &Path) -> Result<(), String> {
-        if path.exists() {
-            return Err(format!("{} already exists", path.display()));
-        }
         let name = plain_path(path).into_os_string().into_string().map_err(|_| "the path is not UTF-8".to_owned())?;
-        self.0.execute("VACUUM INTO ?", [name]).map(drop).map_err(|error| explain(&error))
+        create(path).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => format!("{} already exists", path.display()),
+            _ => format!("cannot create {}: {error}", path.display()),
+        })?;
+        self.0.execute("VACUUM INTO ?", [name]).map(drop).map_err(|error| {
+            let _ = std::fs::remove_file(path); // an incomplete copy
+            explain(&error)
+        })
     }
 
     pub fn room_names(&self) -> Result<Vec<String>, String> {

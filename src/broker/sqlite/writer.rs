@@ -2,9 +2,9 @@
 //! transaction executes all queued operations (group commit). Meanwhile, operations for the next batch accumulate.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
 use std::sync::{Arc, atomic::AtomicBool};
-use std::thread::JoinHandle;
+use std::{thread::JoinHandle, time::Duration};
 
 use signal_hook::{consts::SIGINT, consts::SIGTERM, flag::register_conditional_shutdown};
 
@@ -12,6 +12,7 @@ use super::Disk;
 use super::database::{Batch, MAX_BATCH_COST, Operation};
 
 const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal, the same as in the event loop
+const MAX_IDLE: Duration = Duration::from_secs(60);
 const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
@@ -59,8 +60,13 @@ fn run(
     batches: &SyncSender<Result<Batch, String>>,
     wake: &impl Fn(),
 ) {
-    while let Ok(first) = operations.recv() {
-        let (mut cost, mut waiting) = (first.cost(), vec![first]);
+    loop {
+        let mut waiting: Vec<Operation> = match operations.recv_timeout(MAX_IDLE) {
+            Ok(first) => vec![first],
+            Err(RecvTimeoutError::Timeout) => Vec::new(), // an empty batch lets old messages expire
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let mut cost: usize = waiting.iter().map(Operation::cost).sum();
         while cost < MAX_BATCH_COST
             && let Ok(next) = operations.try_recv()
         {
@@ -71,6 +77,9 @@ fn run(
         let batch = batch.unwrap_or_else(|_| Err("the history thread has panicked".into()));
         // After an error, stop using the database file: a second fsync can succeed although the first one lost data.
         let has_failed = batch.is_err();
+        if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
+            continue;
+        }
         let is_over = batches.send(batch).is_err() || has_failed;
         wake();
         if is_over {
