@@ -14,6 +14,7 @@ SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
 LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
 SQLITE, DATABASE = 'src/broker/sqlite/mod.rs', 'src/broker/sqlite/database.rs'
+QUERIES = 'src/broker/sqlite/queries.rs'
 LOG, MEMORY, CHAT = 'src/broker/log.rs', 'src/broker/memory.rs', 'src/chat/mod.rs'
 
 # Name, file, text, and what replaces its first occurrence.
@@ -107,14 +108,14 @@ MUTANTS = [
     ('a room with a queued opening is dropped', SQLITE, 'room.members == 0 && room.openings == 0', 'room.members == 0'),
     ('a stored message is not in the log', SQLITE, 'log.push(Rc::clone(message));', ''),
     ('a page of the file has no older ones', SQLITE, 'limit: limit + 1', 'limit'),
-    ('no nonce is looked up in the file', DATABASE, 'let Some(nonce) = &message.nonce else { return Ok(None) };',
+    ('no nonce is looked up in the file', QUERIES, 'let Some(nonce) = &message.nonce else { return Ok(None) };',
      'let Some(nonce) = message.nonce.as_ref().filter(|nonce| nonce.is_empty()) else { return Ok(None) };'),
-    ('a resume ignores the run', DATABASE, 'if run > known {', 'if run > known + 1000 {'),
-    ('a resume ignores deletions', DATABASE, 'if since < deleted_id || since > last_id', 'if since > last_id'),
-    ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        self.is_full', 'std::mem::forget(transaction);\n        self.is_full'),
-    ('a full disk acknowledges', DATABASE, '(None, None) => Ok(Outcome::DiskFull),', '(None, None) => Ok(Outcome::Stored(1)),'),
-    ('one message too many is deleted', DATABASE, 'id.saturating_sub(keep).saturating_sub(deleted_id)',
-     'id.saturating_sub(keep - 1).saturating_sub(deleted_id)'),
+    ('a resume ignores the run', QUERIES, 'if run > known {', 'if run > known + 1000 {'),
+    ('a resume ignores deletions', QUERIES, 'if since < deleted_id || since > last_id', 'if since > last_id'),
+    ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        if std::mem::take', 'std::mem::forget(transaction);\n        if std::mem::take'),
+    ('a full disk acknowledges', QUERIES, 'original.map_or(Outcome::DiskFull, Outcome::Duplicate)', 'original.map_or(Outcome::Stored(1), Outcome::Duplicate)'),
+    ('one message too many is deleted', DATABASE, 'last_id.saturating_sub(keep).saturating_sub(deleted_id)',
+     'last_id.saturating_sub(keep - 1).saturating_sub(deleted_id)'),
     ('a closed client receives the batch', SERVER, 'let except = except.filter(|client| self.chat.room_of(*client).is_some());', ''),
 ]
 

@@ -1,13 +1,15 @@
 //! The history file: its schema, its checks at start, and the operations that one transaction executes.
 
+use std::collections::{HashMap, hash_map::Entry};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
 use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, create, explain, failure};
+use super::queries::{execute_read, find_duplicate};
 use crate::broker::log::JSON_OVERHEAD;
 
 const MIN_SQLITE_VERSION: i32 = 3_051_003; // earlier SQLite versions can corrupt a database when they restart its WAL
@@ -103,15 +105,23 @@ impl Operation {
     /// The operation's cost in bytes, which limits the size of a batch. After a stall of the disk, one turn of the
     /// event loop applies a few batches, and together these must not send a client more than its outbox can hold.
     pub fn cost(&self) -> usize {
-        if let Operation::Store { message, .. } = self { message.len() } else { MAX_BATCH_COST / 16 }
+        if let Operation::Store { message, .. } = self { message.json_len() } else { MAX_BATCH_COST / 16 }
     }
 }
 
 impl StoredMessage {
     /// The length of the message's JSON in bytes, if no character needs an escape.
-    fn len(&self) -> usize {
+    pub fn json_len(&self) -> usize {
         JSON_OVERHEAD + self.username.len() + self.text.len() + self.nonce.as_ref().map_or(0, String::len)
     }
+}
+
+/// A room to which the current batch has added messages.
+struct ChangedRoom {
+    room: i64,
+    last_id: u64,
+    deleted_id: u64,
+    stored: u64, // number of messages that the batch has stored in the room
 }
 
 pub struct Database {
@@ -202,7 +212,7 @@ impl Database {
     fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
         let mut batch = Batch::default();
         for operation in operations {
-            batch.outcomes.push(perform(&self.connection, operation, None)?);
+            batch.outcomes.push(execute_read(&self.connection, operation)?);
         }
         Ok(batch)
     }
@@ -222,10 +232,26 @@ impl Database {
             return Ok(batch);
         };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (mut batch, run) = (Batch::default(), Some((self.run, self.options.keep)));
+        let (mut batch, mut rooms, keep) = (Batch::default(), HashMap::new(), self.options.keep);
         for operation in operations {
-            batch.outcomes.push(perform(&transaction, operation, run)?);
+            let outcome = if let Operation::Store { room, message } = operation {
+                let mut original = find_duplicate(&transaction, room, message)?;
+                // First delete messages that exceed `keep` since this batch began: their nonces are free again.
+                if original.is_some() {
+                    update_rooms(&transaction, &mut rooms, keep)?;
+                    original = find_duplicate(&transaction, room, message)?;
+                }
+                match original {
+                    Some(original) => Outcome::Duplicate(original),
+                    None => store(&transaction, &mut rooms, room, message, self.run)?,
+                }
+            } else {
+                update_rooms(&transaction, &mut rooms, keep)?;
+                execute_read(&transaction, operation)?
+            };
+            batch.outcomes.push(outcome);
         }
+        update_rooms(&transaction, &mut rooms, keep)?;
         transaction.commit()?;
         if std::mem::take(&mut self.is_full) {
             log::info!("STORAGE has space again");
@@ -322,58 +348,47 @@ fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
     result.or_else(|error| if is_full(&error) { Ok(()) } else { Err(error) })
 }
 
-/// Executes one operation. `run`: the current run and the maximum number of messages per room; `None`: store nothing.
-fn perform(connection: &Connection, operation: &Operation, run: Option<(i64, u64)>) -> rusqlite::Result<Outcome> {
-    match operation {
-        Operation::Store { room, message } => match (find_duplicate(connection, room, message)?, run) {
-            (Some(original), _) => Ok(Outcome::Duplicate(original)),
-            (None, Some((run, keep))) => store(connection, room, message, run, keep),
-            (None, None) => Ok(Outcome::DiskFull),
-        },
-        Operation::Load { room, limit, max_bytes } => read(connection, room, u64::MAX, *limit, *max_bytes),
-        Operation::Page { room, before, limit, max_bytes } => read(connection, room, *before, *limit, *max_bytes),
-        Operation::Resume { room, epoch, since, max_bytes } => resume(connection, room, epoch, *since, *max_bytes),
-        Operation::Wait => Ok(Outcome::Waited),
-    }
-}
-
-fn find_duplicate(
+/// Stores a message. The room's row changes only in `update_rooms`: once per batch, not once per message.
+fn store<'b>(
     connection: &Connection,
-    room: &str,
-    message: &StoredMessage,
-) -> rusqlite::Result<Option<StoredMessage>> {
-    let Some(nonce) = &message.nonce else { return Ok(None) };
-    let mut statement = connection.prepare_cached(
-        "SELECT id, time, username, text, nonce FROM messages
-         WHERE room = (SELECT id FROM rooms WHERE name = ?1) AND username = ?2 AND nonce = ?3",
-    )?;
-    statement.query_row(params![room, message.username, nonce], read_message).optional()
-}
-
-fn store(
-    connection: &Connection,
-    name: &str,
+    rooms: &mut HashMap<&'b str, ChangedRoom>,
+    name: &'b str,
     message: &StoredMessage,
     run: i64,
-    keep: u64,
 ) -> rusqlite::Result<Outcome> {
-    let (room, id, deleted_id): (i64, u64, u64) = connection
-        .prepare_cached(
-            "INSERT INTO rooms (name, last_id, deleted_id, deleted_run) VALUES (?, 1, 0, 0)
-             ON CONFLICT (name) DO UPDATE SET last_id = last_id + 1 RETURNING id, last_id, deleted_id",
-        )?
-        .query_row([name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    let room = match rooms.entry(name) {
+        Entry::Occupied(room) => room.into_mut(),
+        Entry::Vacant(room) => {
+            let mut statement = connection.prepare_cached(
+                "INSERT INTO rooms (name, last_id, deleted_id, deleted_run) VALUES (?, 0, 0, 0)
+                 ON CONFLICT (name) DO UPDATE SET last_id = last_id RETURNING id, last_id, deleted_id",
+            )?;
+            room.insert(statement.query_row([name], |row| {
+                Ok(ChangedRoom { room: row.get(0)?, last_id: row.get(1)?, deleted_id: row.get(2)?, stored: 0 })
+            })?)
+        }
+    };
+    room.last_id += 1;
+    room.stored += 1;
     let StoredMessage { time, username, text, nonce, .. } = message;
     connection
         .prepare_cached(
             "INSERT INTO messages (room, id, run, time, username, text, nonce) VALUES (?, ?, ?, ?, ?, ?, ?)",
         )?
-        .execute(params![room, id, run, time, username, text, nonce])?;
-    let surplus = if keep == 0 { 0 } else { id.saturating_sub(keep).saturating_sub(deleted_id) };
-    if surplus > 0 {
-        delete_until(connection, room, deleted_id + surplus.min(DELETES_PER_MESSAGE))?;
+        .execute(params![room.room, room.last_id, run, time, username, text, nonce])?;
+    Ok(Outcome::Stored(room.last_id))
+}
+
+/// Records the new ids, and deletes messages beyond `keep`, so that the following reads see the rooms as they are.
+fn update_rooms(connection: &Connection, rooms: &mut HashMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
+    for (_, ChangedRoom { room, last_id, deleted_id, stored }) in rooms.drain() {
+        connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;
+        let surplus = if keep == 0 { 0 } else { last_id.saturating_sub(keep).saturating_sub(deleted_id) };
+        if surplus > 0 {
+            delete_until(connection, room, deleted_id + surplus.min(stored * DELETES_PER_MESSAGE))?;
+        }
     }
-    Ok(Outcome::Stored(id))
+    Ok(())
 }
 
 /// Deletes a room's messages up to and including `id`, and records in the table `rooms` which run stored that message.
@@ -386,81 +401,6 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
         .execute(params![room, id])?;
     connection.prepare_cached("DELETE FROM messages WHERE room = ?1 AND id <= ?2")?.execute(params![room, id])?;
     Ok(())
-}
-
-/// Reads a room's newest messages with ids less than `before`, until `limit` or `max_bytes` is reached. Returns the
-/// messages with the oldest first.
-fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_bytes: usize) -> rusqlite::Result<Outcome> {
-    let (room, last_id): (i64, u64) = connection
-        .prepare_cached("SELECT id, last_id FROM rooms WHERE name = ?")?
-        .query_row([room], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?
-        .unwrap_or_default();
-    let (before, mut messages, mut bytes) = (before.min(last_id + 1), Vec::<StoredMessage>::new(), 0);
-    let mut statement = connection.prepare_cached(
-        "SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id < ? ORDER BY id DESC LIMIT ?",
-    )?;
-    for message in statement.query_map(params![room, before, limit], read_message)? {
-        let message = message?;
-        // Stop at a gap in the ids, left by an edit of the file. One message beyond `max_bytes` reveals older ones.
-        if message.id + messages.len() as u64 + 1 != before || bytes > max_bytes && messages.len() > 1 {
-            break;
-        }
-        bytes += message.len();
-        messages.push(message);
-    }
-    messages.reverse();
-    Ok(Outcome::Messages { last_id, messages })
-}
-
-/// Reads all messages after `since`, if none of them is deleted, and if message `since` was stored by run `epoch` or an
-/// earlier run. A later run may have reused the id for another message; see the table in the parent module.
-fn resume(connection: &Connection, room: &str, epoch: &str, since: u64, max_bytes: usize) -> rusqlite::Result<Outcome> {
-    let limit = max_bytes / JSON_OVERHEAD;
-    let mut statement = connection.prepare_cached("SELECT number FROM runs WHERE name = ?")?;
-    let Some(known) = statement.query_row([epoch], |row| row.get::<_, i64>(0)).optional()? else {
-        return Ok(Outcome::NotResumable);
-    };
-    let (room, last_id, deleted_id, deleted_run): (i64, u64, u64, i64) = connection
-        .prepare_cached("SELECT id, last_id, deleted_id, deleted_run FROM rooms WHERE name = ?")?
-        .query_row([room], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
-        .optional()?
-        .unwrap_or_default();
-    if since < deleted_id || since > last_id || last_id - since > limit as u64 {
-        return Ok(Outcome::NotResumable);
-    }
-    let run = if since == deleted_id {
-        deleted_run
-    } else {
-        let mut statement = connection.prepare_cached("SELECT run FROM messages WHERE room = ? AND id = ?")?;
-        statement.query_row(params![room, since], |row| row.get(0)).optional()?.unwrap_or(i64::MAX)
-    };
-    if run > known {
-        return Ok(Outcome::NotResumable);
-    }
-    let mut statement = connection
-        .prepare_cached("SELECT id, time, username, text, nonce FROM messages WHERE room = ? AND id > ? ORDER BY id")?;
-    let (mut messages, mut bytes) = (Vec::<StoredMessage>::new(), 0);
-    for message in statement.query_map(params![room, since], read_message)? {
-        let message = message?;
-        bytes += message.len();
-        if bytes > max_bytes || message.id != since + messages.len() as u64 + 1 {
-            return Ok(Outcome::NotResumable);
-        }
-        messages.push(message);
-    }
-    let is_complete = messages.len() as u64 == last_id - since;
-    Ok(if is_complete { Outcome::Messages { last_id, messages } } else { Outcome::NotResumable })
-}
-
-pub fn read_message(row: &Row) -> rusqlite::Result<StoredMessage> {
-    Ok(StoredMessage {
-        id: row.get(0)?,
-        time: row.get(1)?,
-        username: row.get(2)?,
-        text: row.get(3)?,
-        nonce: row.get(4)?,
-    })
 }
 
 /// Creates the schema in an empty file. Must run before WAL mode is on: the application id and schema version must be

@@ -26,6 +26,7 @@
 
 pub mod database;
 pub mod file;
+mod queries;
 pub mod reader;
 pub mod writer;
 

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::database::{StoredMessage, read_message};
+use super::database::StoredMessage;
 use super::file::{check_header, connect, create, explain, plain_path};
+use super::queries::read_message;
 
 /// A history file that no server is using.
 pub struct FileReader(Connection);
