@@ -29,6 +29,10 @@ struct State {
     runs: usize,
 }
 
+fn new_file() -> Connection {
+    Connection::open_in_memory().expect("a database")
+}
+
 struct SimulatedDisk(DiskControl);
 
 impl Disk for SimulatedDisk {
@@ -94,8 +98,8 @@ impl DiskControl {
         state.runs += 1;
         let name = format!("run{}", state.runs);
         let connection = match state.database.take() {
-            Some(database) => database.connection,
-            None => Connection::open_in_memory().expect("a database"),
+            Some(mut database) => std::mem::replace(&mut database.connection, new_file()),
+            None => new_file(),
         };
         let database = Database::begin_run(connection, state.options.clone(), &name, SystemTime::UNIX_EPOCH);
         state.database = Some(database.expect("a sound file"));

@@ -128,8 +128,9 @@ pub struct Database {
     pub connection: Connection, // public so that tests can limit the database's size and begin another run
     options: DatabaseOptions,
     run: i64,
-    changes: usize, // number of messages stored or expired since the last checkpoint
-    is_full: bool,  // whether the last commit failed on a full disk; each full disk is logged once
+    changes: usize,   // number of messages stored or expired since the last checkpoint
+    is_full: bool,    // whether the last commit failed on a full disk; each full disk is logged once
+    is_trusted: bool, // whether the last batch succeeded
     next_sweep: Option<SystemTime>,
     swept_room: i64, // id of the last room that the current expiry sweep has finished; 0 if none
 }
@@ -171,15 +172,15 @@ impl Database {
             return Err(failure(ErrorCode::DatabaseCorrupt, damage));
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // see `Database::drop`
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
         let sync = if options.survives_power_failure { "FULL" } else { "NORMAL" };
         connection.pragma_update(None, "synchronous", sync)?;
         connection.execute("INSERT INTO runs (name) VALUES (?)", [run])?;
         let run = connection.last_insert_rowid();
-        let (changes, is_full, next_sweep, swept_room) = (0, false, None, 0);
-        let mut database = Database { connection, options, run, changes, is_full, next_sweep, swept_room };
+        let (changes, is_full, is_trusted, next_sweep, swept_room) = (0, false, true, None, 0);
+        let mut database = Database { connection, options, run, changes, is_full, is_trusted, next_sweep, swept_room };
         while database.sweep(now, &mut Vec::new())? {
             database.checkpoint()?; // without checkpoints, the WAL could outgrow the database file
         }
@@ -191,9 +192,7 @@ impl Database {
     /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores none of
     /// them. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
-        // After an error or a panic, closing the connection must not sync the file again: the second fsync may succeed
-        // although the first has lost data.
-        self.checkpoint_on_close(false).map_err(|error| explain(&error))?;
+        self.is_trusted = false;
         let mut executed = self.commit(operations);
         if executed.as_ref().is_err_and(is_full) {
             if !std::mem::replace(&mut self.is_full, true) {
@@ -202,11 +201,8 @@ impl Database {
             // The WAL may have filled the disk. After a checkpoint, SQLite can reuse the space of the WAL.
             executed = ignore_full(self.checkpoint()).and_then(|()| self.execute_reads(operations));
         }
-        executed.and_then(|batch| self.checkpoint_on_close(true).map(|()| batch)).map_err(|error| explain(&error))
-    }
-
-    fn checkpoint_on_close(&self, enables: bool) -> rusqlite::Result<()> {
-        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !enables).map(drop)
+        self.is_trusted = executed.is_ok();
+        executed.map_err(|error| explain(&error))
     }
 
     fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
@@ -336,6 +332,15 @@ impl Database {
         self.swept_room = if goes_on { swept_room } else { 0 };
         self.next_sweep = (!goes_on).then_some(now + SWEEP_INTERVAL);
         Ok(goes_on)
+    }
+}
+
+impl Drop for Database {
+    /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: that would sync the file again,
+    /// and the second fsync may succeed although the first has lost data.
+    fn drop(&mut self) {
+        // Only here: each change of this setting makes SQLite prepare all statements again, which takes 100 µs.
+        let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);
     }
 }
 
