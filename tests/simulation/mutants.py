@@ -111,7 +111,7 @@ MUTANTS = [
     ('no nonce is looked up in the file', QUERIES, 'let Some(nonce) = &message.nonce else { return Ok(None) };',
      'let Some(nonce) = message.nonce.as_ref().filter(|nonce| nonce.is_empty()) else { return Ok(None) };'),
     ('a resume ignores the run', QUERIES, 'if run > known {', 'if run > known + 1000 {'),
-    ('a resume ignores deletions', QUERIES, 'if since < deleted_id || since > last_id', 'if since > last_id'),
+    ('a deletion is not recorded', DATABASE, 'SET deleted_id = ?2, deleted_run', 'SET deleted_id = deleted_id + 0 * ?2, deleted_run'),
     ('a transaction stays open', DATABASE, 'transaction.commit()?;\n        if std::mem::take', 'std::mem::forget(transaction);\n        if std::mem::take'),
     ('a full disk acknowledges', QUERIES, 'original.map_or(Outcome::DiskFull, Outcome::Duplicate)', 'original.map_or(Outcome::Stored(1), Outcome::Duplicate)'),
     ('one message too many is deleted', DATABASE, 'last_id.saturating_sub(keep).saturating_sub(deleted_id)',

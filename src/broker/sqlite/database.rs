@@ -1,6 +1,6 @@
 //! The history file: its schema, its checks at start, and the operations that one transaction executes.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -228,7 +228,7 @@ impl Database {
             return Ok(batch);
         };
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let (mut batch, mut rooms, keep) = (Batch::default(), HashMap::new(), self.options.keep);
+        let (mut batch, mut rooms, keep) = (Batch::default(), BTreeMap::new(), self.options.keep);
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
@@ -356,7 +356,7 @@ fn ignore_full(result: rusqlite::Result<()>) -> rusqlite::Result<()> {
 /// Stores a message. The room's row changes only in `update_rooms`: once per batch, not once per message.
 fn store<'b>(
     connection: &Connection,
-    rooms: &mut HashMap<&'b str, ChangedRoom>,
+    rooms: &mut BTreeMap<&'b str, ChangedRoom>,
     name: &'b str,
     message: &StoredMessage,
     run: i64,
@@ -385,8 +385,8 @@ fn store<'b>(
 }
 
 /// Records the new ids, and deletes messages beyond `keep`, so that the following reads see the rooms as they are.
-fn update_rooms(connection: &Connection, rooms: &mut HashMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
-    for (_, ChangedRoom { room, last_id, deleted_id, stored }) in rooms.drain() {
+fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
+    for (_, ChangedRoom { room, last_id, deleted_id, stored }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;
         let surplus = if keep == 0 { 0 } else { last_id.saturating_sub(keep).saturating_sub(deleted_id) };
         if surplus > 0 {
