@@ -3,30 +3,34 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/history_file.rs"]
+mod history_file;
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use history_file::Directory;
 use serde_json::{Value, json};
 use support::users::events_path;
 use support::{RawClient, Server};
 
-/// A new folder, which is removed when dropped.
-struct Folder(PathBuf);
+/// A directory in which the commands and the server run.
+struct Folder(Directory);
 
 impl Folder {
     fn new(name: &str) -> Folder {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("history-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
+        Folder(Directory::new(name))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.0.join(name)
     }
 
     fn history(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
-        command.arg("history").args(arguments).current_dir(&self.0).output().unwrap()
+        command.arg("history").args(arguments).current_dir(&self.0.0).output().unwrap()
     }
 
     /// What a command prints that must succeed.
@@ -46,13 +50,7 @@ impl Folder {
 
     fn start(&self) -> Server {
         let args = ["--rate-limit", "0", "--history-db", "chat.db"];
-        Server::launch(Server::command("127.0.0.1:0", &args).current_dir(&self.0))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        Server::launch(Server::command("127.0.0.1:0", &args).current_dir(&self.0.0))
     }
 }
 
@@ -103,7 +101,7 @@ fn export() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let export = Command::new(env!("CARGO_BIN_EXE_wirechat"))
         .args(["history", "chat.db", "export"])
-        .current_dir(&folder.0)
+        .current_dir(&folder.0.0)
         .stdout(full)
         .output()
         .unwrap();
@@ -118,15 +116,15 @@ fn backup() {
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "backup", "copy.db"]), "");
     for file in ["chat.db", "chat.db-wal", "copy.db"] {
-        let mode = std::fs::metadata(folder.0.join(file)).unwrap().permissions().mode();
+        let mode = std::fs::metadata(folder.path(file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "messages are private: {file}");
     }
     assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
     // A server continues with the copy.
-    std::fs::rename(folder.0.join("copy.db"), folder.0.join("chat.db")).unwrap();
-    let _ = std::fs::remove_file(folder.0.join("chat.db-wal"));
+    std::fs::rename(folder.path("copy.db"), folder.path("chat.db")).unwrap();
+    let _ = std::fs::remove_file(folder.path("chat.db-wal"));
     let server = folder.start();
     let mut ann = server.upgrade(&events_path("ann", "tea"));
     assert_eq!(ann.read_event("welcome")["last_id"], 2);
@@ -139,7 +137,7 @@ fn check() {
     write_history(&folder);
     assert_eq!(folder.printed(&["chat.db", "check"]), "chat.db is sound: 3 messages in 2 rooms\n");
     folder.printed(&["chat.db", "backup", "copy.db"]);
-    let path = folder.0.join("copy.db"); // without a WAL, which would hide the damage
+    let path = folder.path("copy.db"); // without a WAL, which would hide the damage
     let mut bytes = std::fs::read(&path).unwrap();
     let middle = bytes.len() / 2 / 4096 * 4096;
     bytes[middle..middle + 4096].fill(0x55);
@@ -148,7 +146,7 @@ fn check() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(String::from_utf8(output.stdout).unwrap().starts_with("copy.db is damaged: "));
     assert!(folder.error(&["copy.db", "backup", "again.db"]).contains("damaged"));
-    assert!(!folder.0.join("again.db").exists(), "an incomplete copy");
+    assert!(!folder.path("again.db").exists(), "an incomplete copy");
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     assert_eq!(folder.history(&["copy.db", "check"]).status.code(), Some(1), "a truncated file");
 }
@@ -166,14 +164,14 @@ fn help() {
 #[test]
 fn files_that_cannot_be_used() {
     let folder = Folder::new("unusable");
-    std::fs::write(folder.0.join("text"), "not a database").unwrap();
+    std::fs::write(folder.path("text"), "not a database").unwrap();
     for (file, error) in
         [("missing.db", "there is no such file"), ("text", "not a SQLite database"), (".", "directory")]
     {
         assert!(folder.error(&[file, "check"]).contains(error), "{file}");
         assert!(folder.error(&[file, "export"]).contains(error), "{file}");
     }
-    assert!(!folder.0.join("missing.db").exists());
+    assert!(!folder.path("missing.db").exists());
     let server = folder.start();
     server.upgrade(&events_path("ann", "tea")).read_event("welcome");
     assert!(folder.error(&["chat.db", "export"]).contains("another process uses this file"));

@@ -4,22 +4,22 @@
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "support/manual_disk.rs"]
+mod manual_disk;
 #[path = "support/memory.rs"]
 mod memory;
 mod support;
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+use manual_disk::ManualDisk;
 use memory::{Client, World};
 use rusqlite::Connection;
 use serde_json::json;
 use support::masked;
 use support::users::events_path;
-use wirechat::broker::sqlite::database::{Batch, Database, DatabaseOptions, Operation};
-use wirechat::broker::sqlite::{Disk, Limits, SqliteBroker};
+use wirechat::broker::sqlite::database::{Database, DatabaseOptions};
+use wirechat::broker::sqlite::{Limits, SqliteBroker};
 
 /// Pings so rare that none comes between the frames of a test, and no limit of messages per second.
 const CALM: [&str; 10] = [
@@ -36,39 +36,11 @@ const CALM: [&str; 10] = [
 ];
 const STALL: Duration = Duration::from_secs(10);
 
-#[derive(Clone)]
-struct StalledDisk(Rc<RefCell<State>>);
-
-struct State {
-    database: Database,
-    waiting: Vec<Operation>,
-    executed: VecDeque<Result<Batch, String>>,
-}
-
-impl Disk for StalledDisk {
-    fn submit(&mut self, operation: Operation) {
-        self.0.borrow_mut().waiting.push(operation);
-    }
-
-    fn next_batch(&mut self) -> Option<Result<Batch, String>> {
-        self.0.borrow_mut().executed.pop_front()
-    }
-}
-
-impl StalledDisk {
-    fn waiting(&self) -> usize {
-        self.0.borrow().waiting.len()
-    }
-
-    fn fail(&self) {
-        self.0.borrow_mut().executed.push_back(Err("disk I/O error".into()));
-    }
-}
-
 /// A server and its disk.
 struct Stalled {
     world: World,
-    disk: StalledDisk,
+    disk: ManualDisk,
+    database: Database,
 }
 
 impl Stalled {
@@ -76,21 +48,17 @@ impl Stalled {
         let options = DatabaseOptions { survives_power_failure: true, keep: 0, max_days: 0 };
         let connection = Connection::open_in_memory().unwrap();
         let database = Database::begin_run(connection, options, "run", SystemTime::UNIX_EPOCH).unwrap();
-        let (waiting, executed) = (Vec::new(), VecDeque::new());
-        let disk = StalledDisk(Rc::new(RefCell::new(State { database, waiting, executed })));
+        let disk = ManualDisk::default();
         let limits = Limits { messages: 50, backlog: 256 * 1024, bytes: 1 << 20 };
         let world = World::with_broker(&[&CALM, args].concat(), 1, false, |decisions| {
             Box::new(SqliteBroker::new(Box::new(decisions), Box::new(disk.clone()), "run", limits))
         });
-        Stalled { world, disk }
+        Stalled { world, disk, database }
     }
 
     /// The disk executes everything that waits for it.
     fn execute(&mut self) {
-        {
-            let State { database, waiting, executed } = &mut *self.disk.0.borrow_mut();
-            executed.push_back(database.execute(&std::mem::take(waiting)));
-        }
+        self.disk.execute(|operations| self.database.execute(operations));
         self.wake();
     }
 
@@ -170,7 +138,7 @@ fn a_failed_disk_closes_every_connection() {
     send_message(&alice, "of unknown fate");
     send_message(&bob, "of unknown fate");
     stalled.world.settle();
-    stalled.disk.fail();
+    stalled.disk.execute(|_| Err("disk I/O error".into()));
     stalled.wake();
     for client in [&alice, &bob, &echo] {
         assert_eq!(client.read_frame().close(), (1011, "storage failed".into()));

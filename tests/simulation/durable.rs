@@ -9,22 +9,24 @@ use std::time::{Duration, SystemTime};
 use mio::Token;
 use rusqlite::Connection;
 use wirechat::broker::memory::MemoryBroker;
-use wirechat::broker::sqlite::database::{Batch, Database, DatabaseOptions, Operation, Outcome};
-use wirechat::broker::sqlite::{Disk, Limits, SqliteBroker};
+use wirechat::broker::sqlite::database::{Database, DatabaseOptions, Operation, Outcome};
+use wirechat::broker::sqlite::{Limits, SqliteBroker};
 use wirechat::broker::{Broker, BrokerError, Join, Message, Request, RoomEvent};
 
+use crate::manual_disk::ManualDisk;
 use crate::model::{Model, Submitted};
 use crate::script::ROOMS;
 
 /// The test's end of the disk.
 #[derive(Clone)]
-pub struct DiskControl(Rc<RefCell<State>>);
+pub struct DiskControl {
+    disk: ManualDisk,
+    state: Rc<RefCell<State>>,
+}
 
 struct State {
     database: Option<Database>,
     options: DatabaseOptions,
-    waiting: Vec<Operation>,
-    executed: VecDeque<Result<Batch, String>>,
     fails: bool,
     runs: usize,
 }
@@ -33,51 +35,38 @@ fn new_file() -> Connection {
     Connection::open_in_memory().expect("a database")
 }
 
-struct SimulatedDisk(DiskControl);
-
-impl Disk for SimulatedDisk {
-    fn submit(&mut self, operation: Operation) {
-        self.0.0.borrow_mut().waiting.push(operation);
-    }
-
-    fn next_batch(&mut self) -> Option<Result<Batch, String>> {
-        self.0.0.borrow_mut().executed.pop_front()
-    }
-}
-
 impl DiskControl {
     pub fn new(keep: u64) -> DiskControl {
         let options = DatabaseOptions { survives_power_failure: true, keep, max_days: 0 };
-        let (waiting, executed) = (Vec::new(), VecDeque::new());
-        let state = State { database: None, options, waiting, executed, fails: false, runs: 0 };
-        DiskControl(Rc::new(RefCell::new(state)))
+        let state = State { database: None, options, fails: false, runs: 0 };
+        DiskControl { disk: ManualDisk::default(), state: Rc::new(RefCell::new(state)) }
     }
 
     pub fn is_pending(&self) -> bool {
-        !self.0.borrow().waiting.is_empty()
+        self.disk.waiting() > 0
     }
 
     /// Executes everything that waits in one transaction.
     pub fn execute(&self) -> bool {
-        let State { database, waiting, executed, fails, .. } = &mut *self.0.borrow_mut();
-        if waiting.is_empty() {
+        if !self.is_pending() {
             return false;
         }
-        let operations = std::mem::take(waiting);
-        let result = database.as_mut().expect("a database").execute(&operations);
-        let batch = result.expect("a sound file");
-        executed.push_back(if *fails { Err("a simulated I/O error".to_owned()) } else { Ok(batch) });
+        let State { database, fails, .. } = &mut *self.state.borrow_mut();
+        self.disk.execute(|operations| {
+            let batch = database.as_mut().expect("a database").execute(operations).expect("a sound file");
+            if *fails { Err("a simulated I/O error".to_owned()) } else { Ok(batch) }
+        });
         true
     }
 
     /// From the next transaction on, the disk fails.
     pub fn fail(&self) {
-        self.0.borrow_mut().fails = true;
+        self.state.borrow_mut().fails = true;
     }
 
     /// Limits the database to its size, or lifts the limit.
     pub fn set_full(&self, is_full: bool) {
-        let state = self.0.borrow();
+        let state = self.state.borrow();
         let connection = &state.database.as_ref().expect("a database").connection;
         let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0)).expect("a number");
         let max = if is_full { pages } else { 1 << 30 };
@@ -86,15 +75,13 @@ impl DiskControl {
 
     /// The process dies: what waits is lost. What was executed is in the file, whether or not anyone has seen it.
     pub fn crash(&self) {
-        let mut state = self.0.borrow_mut();
-        state.waiting.clear();
-        state.executed.clear();
-        state.fails = false;
+        self.disk.crash();
+        self.state.borrow_mut().fails = false;
     }
 
     /// Begins the next run on the same file. Returns its name.
     pub fn begin_run(&self) -> String {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         state.runs += 1;
         let name = format!("run{}", state.runs);
         let connection = match state.database.take() {
@@ -108,7 +95,7 @@ impl DiskControl {
 
     /// All messages of the file, by room.
     pub fn messages(&self) -> BTreeMap<&'static str, (u64, Vec<Message>)> {
-        let mut state = self.0.borrow_mut();
+        let mut state = self.state.borrow_mut();
         let load = |room: &&str| Operation::Load { room: (*room).into(), limit: 1 << 30, max_bytes: 1 << 30 };
         let operations: Vec<Operation> = ROOMS.iter().map(load).collect();
         let batch = state.database.as_mut().expect("a database").execute(&operations).expect("a sound file");
@@ -131,7 +118,7 @@ pub fn broker(
     model.borrow_mut().begin_run(&run);
     let counts = Rc::new(RefCell::new(0));
     let decisions = Counted { broker: decisions, events: VecDeque::new(), count: Rc::clone(&counts) };
-    let broker = SqliteBroker::new(Box::new(decisions), Box::new(SimulatedDisk(disk.clone())), &run, limits);
+    let broker = SqliteBroker::new(Box::new(decisions), Box::new(disk.disk.clone()), &run, limits);
     let (submitted, released) = (VecDeque::new(), Vec::new());
     Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
 }

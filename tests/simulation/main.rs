@@ -17,6 +17,9 @@ mod delayed_broker;
 #[cfg(feature = "sqlite")]
 mod durable;
 mod late;
+#[cfg(feature = "sqlite")]
+#[path = "../support/manual_disk.rs"]
+mod manual_disk;
 #[path = "../support/memory.rs"]
 mod memory;
 mod model;

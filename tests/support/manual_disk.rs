@@ -1,0 +1,48 @@
+//! A disk that executes nothing until the test lets it.
+#![allow(dead_code)] // each test binary uses its own part
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::mem;
+use std::rc::Rc;
+
+use wirechat::broker::sqlite::Disk;
+use wirechat::broker::sqlite::database::{Batch, Operation};
+
+/// Clones are the same disk: the broker owns one, the test another.
+#[derive(Clone, Default)]
+pub struct ManualDisk(Rc<RefCell<Queues>>);
+
+#[derive(Default)]
+struct Queues {
+    waiting: Vec<Operation>,
+    executed: VecDeque<Result<Batch, String>>,
+}
+
+impl Disk for ManualDisk {
+    fn submit(&mut self, operation: Operation) {
+        self.0.borrow_mut().waiting.push(operation);
+    }
+
+    fn next_batch(&mut self) -> Option<Result<Batch, String>> {
+        self.0.borrow_mut().executed.pop_front()
+    }
+}
+
+impl ManualDisk {
+    /// The number of operations that wait for the disk.
+    pub fn waiting(&self) -> usize {
+        self.0.borrow().waiting.len()
+    }
+
+    /// Executes everything that waits as one batch, as the writer thread does with its `execute`.
+    pub fn execute(&self, execute: impl FnOnce(&[Operation]) -> Result<Batch, String>) {
+        let operations = mem::take(&mut self.0.borrow_mut().waiting);
+        self.0.borrow_mut().executed.push_back(execute(&operations));
+    }
+
+    /// The process dies: what waits is lost, and nobody sees what was executed.
+    pub fn crash(&self) {
+        *self.0.borrow_mut() = Queues::default();
+    }
+}
