@@ -35,7 +35,7 @@ use stall::Stall;
 use support::http::handshake;
 use support::table::each_row;
 use support::users::{Dialect, User, encode, events_path};
-use support::{Server, masked, print_skipped};
+use support::{Server, masked, print_skipped, wait_until};
 use survivors::{Survivors, message};
 
 const CLIENTS: usize = 64;
@@ -909,6 +909,23 @@ fn a_second_signal_while_the_disk_stalls() {
     assert!(rows.of_room("general").starts_with(&stored));
 }
 
+/// The same when no event waits for the disk: the event loop has ended, and only the thread that closes the file has not.
+#[test]
+fn a_second_signal_while_the_file_is_closed() {
+    let directory = Directory::new("closing");
+    let mut server = directory.file("history.db").start(&[]);
+    let Some(stall) = Stall::begin(&server) else { return };
+    server.signal("TERM");
+    server.wait_for_log("STOP");
+    assert!(server.is_running());
+    wait_until("another signal ends the server", || {
+        server.signal("TERM");
+        !server.is_running()
+    });
+    assert_eq!(server.wait().code(), Some(130), "{}", server.log());
+    stall.end();
+}
+
 // ---------------------------------------------------------------------------------------------- starts that are rejected
 
 /// Starts the server, which must exit with status 1 and one line with these words.
@@ -1141,6 +1158,13 @@ fn names_of_the_file() {
 
 // ------------------------------------------------------------------------------------------------------- retention
 
+/// A guest who joins #general with this resume gets the `stored` messages from index `start` on.
+fn expect_history(server: &Server, resume: &str, resumed: bool, stored: &[Value], start: usize) {
+    let back = welcome(server, "general", resume);
+    assert_eq!((&back["resumed"], &back["last_id"]), (&json!(resumed), &json!(stored.len())), "{resume}");
+    assert_eq!(back["history"], json!(stored[start..]), "{resume}");
+}
+
 /// `--history-keep 3`: exactly the last three, and the edges of a resume.
 #[test]
 fn the_last_messages_are_kept() {
@@ -1155,10 +1179,8 @@ fn the_last_messages_are_kept() {
             server = file.start(&["--history-keep", "3"]);
         }
         for (id, resumed) in [(10, true), (9, true), (8, true), (7, true), (6, false), (0, false), (11, false)] {
-            let back = welcome(&server, "general", &since(&epoch(&first), id));
-            assert_eq!((&back["resumed"], &back["last_id"]), (&json!(resumed), &json!(10)), "since {id}");
             let start = if resumed { id } else { 7 };
-            assert_eq!(back["history"], json!(stored[start..]), "since {id}");
+            expect_history(&server, &since(&epoch(&first), id), resumed, &stored, start);
         }
     }
     let (mut eve, again) = join(&server, "eve", "general", "");
@@ -1234,10 +1256,8 @@ fn old_messages_are_deleted_at_start() {
     }
     let mut server = file.start(&["--history-days", "1"]);
     for (id, resumed) in [(4, true), (10, true), (3, false), (0, false)] {
-        let back = welcome(&server, "general", &since(&epoch(&first), id));
         let start = if resumed { id } else { 4 };
-        assert_eq!((&back["resumed"], &back["last_id"]), (&json!(resumed), &json!(10)), "since {id}");
-        assert_eq!(back["history"], json!(stored[start..]), "since {id}");
+        expect_history(&server, &since(&epoch(&first), id), resumed, &stored, start);
     }
     let old = welcome(&server, "old", &since(&epoch(&first), 1500));
     assert_eq!((&old["resumed"], &old["last_id"], &old["history"]), (&json!(true), &json!(1500), &json!([])));

@@ -2,10 +2,11 @@
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant, SystemTime};
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, sync::atomic::AtomicBool};
 
 use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag::register_conditional_shutdown;
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, raise_descriptor_limit};
@@ -132,5 +133,9 @@ impl Drop for EventLoop {
     /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
+        // Next, the drop of `server` waits for the disk, which may hang. So from now on, a signal ends the process.
+        for signal in [SIGINT, SIGTERM] {
+            let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
+        }
     }
 }

@@ -32,15 +32,8 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
         let mut config = config.clone();
         (config.history, config.max_empty_rooms) = (0, 0); // not in memory: the database keeps messages and empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
-        return Ok(Box::new(SqliteBroker::open(
-            path,
-            options,
-            limits,
-            random,
-            memory,
-            std::time::SystemTime::now(),
-            wake,
-        )?));
+        let broker = SqliteBroker::open(path, options, limits, random, memory, std::time::SystemTime::now(), wake)?;
+        return Ok(Box::new(broker));
     }
     drop(wake); // unused: the in-memory broker queues all events during `submit`
     Ok(Box::new(memory_broker(config, random)))

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
-use crate::support::{Server, print_skipped, require_tool};
+use crate::support::{Server, print_skipped, require_tool, wait_until};
 
 /// Signals stop a whole process; ptrace(2) can stop one thread. The thread continues when the script ends.
 const SCRIPT: &str = r#"
@@ -31,11 +31,15 @@ impl Stall {
     /// Suspends the thread. `None` if the test may not do so.
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
-        let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
-        let mut threads = tasks.map(|task| task.expect("a thread").path());
-        let is_writer =
-            |task: &std::path::PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "history\n");
-        let thread = threads.find(is_writer).expect("the thread that writes");
+        let mut thread = None;
+        // A new thread sets its name itself, perhaps after the server has printed its address.
+        wait_until("the thread that writes has its name", || {
+            let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
+            let mut tasks = tasks.map(|task| task.expect("a thread").path());
+            thread = tasks.find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name == "history\n"));
+            thread.is_some()
+        });
+        let thread = thread.expect("it has its name");
         let mut command = Command::new(python);
         command.args(["-c", SCRIPT]).arg(thread.file_name().expect("a number"));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 runs");

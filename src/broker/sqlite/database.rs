@@ -336,8 +336,8 @@ impl Database {
 }
 
 impl Drop for Database {
-    /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: that would sync the file again,
-    /// and the second fsync may succeed although the first has lost data.
+    /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: that would sync the file
+    /// again, and the second fsync may succeed although the first has lost data.
     fn drop(&mut self) {
         // Only here: each change of this setting makes SQLite prepare all statements again, which takes 100 µs.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);

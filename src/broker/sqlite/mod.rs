@@ -41,7 +41,7 @@ use mio::Token;
 use super::log::{RoomLog, memory_bytes};
 use super::{Backlog, Broker, BrokerError, Join, Message, Random, Request, Resume, RoomEvent, RoomId, RoomMap};
 use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
-use writer::WriterThread;
+use writer::{MAX_IDLE, WriterThread};
 
 /// Executes database operations in the order of their submission.
 pub trait Disk {
@@ -104,7 +104,7 @@ impl SqliteBroker {
             limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
         }
         let mut database = Database::open(path, options, &run, now)?;
-        let writer = WriterThread::start(move |operations| database.execute(operations), wake)?;
+        let writer = WriterThread::start(move |operations| database.execute(operations), wake, MAX_IDLE)?;
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
 
@@ -209,7 +209,8 @@ impl SqliteBroker {
             _ => None,
         };
         let text = match &event {
-            RoomEvent::Published { message, .. } => 2 * memory_bytes(message), // twice, because the queued disk operation has a copy
+            // Twice, because the queued disk operation has a copy.
+            RoomEvent::Published { message, .. } => 2 * memory_bytes(message),
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
         };
@@ -588,12 +589,18 @@ mod tests {
         assert_eq!((broker.bytes, broker.rooms.len()), (0, 0));
     }
 
-    fn page(database: &mut Database, before: u64, limit: usize, max_bytes: usize) -> Vec<u64> {
+    fn read(database: &mut Database, before: u64, limit: usize, max_bytes: usize) -> (u64, Vec<u64>) {
         let page = Operation::Page { room: "tea".into(), before, limit, max_bytes };
         match &database.execute(&[page]).unwrap().outcomes[..] {
-            [Outcome::Messages { messages, .. }] => messages.iter().map(|message| message.id).collect(),
+            [Outcome::Messages { last_id, messages }] => {
+                (*last_id, messages.iter().map(|message| message.id).collect())
+            }
             other => panic!("{other:?}"),
         }
+    }
+
+    fn page(database: &mut Database, before: u64, limit: usize, max_bytes: usize) -> Vec<u64> {
+        read(database, before, limit, max_bytes).1
     }
 
     #[test]
@@ -671,15 +678,7 @@ mod tests {
             let connection = rusqlite::Connection::open_in_memory().unwrap();
             Database::begin_run(connection, options, "run", NOW).unwrap()
         };
-        let ids = |database: &mut Database| {
-            let page = Operation::Page { room: "tea".into(), before: 1000, limit: 1000, max_bytes: 100_000 };
-            match &database.execute(&[page]).unwrap().outcomes[..] {
-                [Outcome::Messages { last_id, messages }] => {
-                    (*last_id, messages.iter().map(|message| message.id).collect::<Vec<_>>())
-                }
-                other => panic!("{other:?}"),
-            }
-        };
+        let ids = |database: &mut Database| read(database, 1000, 1000, 100_000);
         let mut counted = database(DatabaseOptions { keep: 3, ..OPTIONS });
         (1..=5).for_each(|number| _ = store(&mut counted, "text", Some(&format!("n{number}"))));
         assert_eq!(ids(&mut counted), (5, vec![3, 4, 5]));

@@ -3,16 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::sync::{Arc, atomic::AtomicBool};
 use std::{thread::JoinHandle, time::Duration};
-
-use signal_hook::{consts::SIGINT, consts::SIGTERM, flag::register_conditional_shutdown};
 
 use super::Disk;
 use super::database::{Batch, MAX_BATCH_COST, Operation};
 
-const EXIT_INTERRUPTED: i32 = 130; // exit code after a second signal, the same as in the event loop
-const MAX_IDLE: Duration = Duration::from_secs(60);
+pub const MAX_IDLE: Duration = Duration::from_secs(60);
 const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
@@ -23,15 +19,17 @@ pub struct WriterThread {
 }
 
 impl WriterThread {
-    /// `execute` runs a batch of operations in one transaction. `wake` tells the event loop that a batch is finished.
+    /// `execute` runs a batch of operations in one transaction. After `max_idle` without an operation, it gets an empty
+    /// batch, which lets old messages expire. `wake` tells the event loop that a batch is finished.
     pub fn start(
         execute: impl FnMut(&[Operation]) -> Result<Batch, String> + Send + 'static,
         wake: impl Fn() + Send + 'static,
+        max_idle: Duration,
     ) -> Result<WriterThread, String> {
         let (sender, operations) = channel();
         let (batch_sender, batches) = sync_channel(MAX_BATCHES);
         let thread = std::thread::Builder::new().name("history".into());
-        let thread = thread.spawn(move || run(execute, &operations, &batch_sender, &wake));
+        let thread = thread.spawn(move || run(execute, &operations, &batch_sender, &wake, max_idle));
         let thread = thread.map_err(|error| format!("The history thread cannot start: {error}."))?;
         Ok(WriterThread { operations: Some(sender), batches, thread: Some(thread) })
     }
@@ -59,11 +57,12 @@ fn run(
     operations: &Receiver<Operation>,
     batches: &SyncSender<Result<Batch, String>>,
     wake: &impl Fn(),
+    max_idle: Duration,
 ) {
     loop {
-        let mut waiting: Vec<Operation> = match operations.recv_timeout(MAX_IDLE) {
+        let mut waiting: Vec<Operation> = match operations.recv_timeout(max_idle) {
             Ok(first) => vec![first],
-            Err(RecvTimeoutError::Timeout) => Vec::new(), // an empty batch lets old messages expire
+            Err(RecvTimeoutError::Timeout) => Vec::new(),
             Err(RecvTimeoutError::Disconnected) => return,
         };
         let mut cost: usize = waiting.iter().map(Operation::cost).sum();
@@ -90,10 +89,6 @@ fn run(
 
 impl Drop for WriterThread {
     fn drop(&mut self) {
-        // The writer thread may wait for a disk that hangs, so another signal must now end the process at once.
-        for signal in [SIGINT, SIGTERM] {
-            let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
-        }
         self.operations = None;
         while self.batches.recv().is_ok() {}
         self.thread.take().into_iter().for_each(|thread| _ = thread.join());
@@ -104,8 +99,10 @@ impl Drop for WriterThread {
 mod tests {
     use std::sync::mpsc;
 
-    use super::super::database::Outcome;
+    use super::super::database::{Deletion, Outcome};
     use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(30);
 
     fn load() -> Operation {
         Operation::Load { room: "tea".into(), limit: 1, max_bytes: 1000 }
@@ -113,7 +110,7 @@ mod tests {
 
     /// Waits until the writer thread has executed a batch, and returns the batch.
     fn next_batch(writer: &mut WriterThread, woken: &Receiver<()>) -> Result<Batch, String> {
-        woken.recv().unwrap();
+        woken.recv_timeout(DEADLINE).expect("a wake-up");
         writer.next_batch().expect("a wake-up has a batch")
     }
 
@@ -126,7 +123,7 @@ mod tests {
             let outcomes = operations.iter().map(|_| Outcome::NotResumable).collect();
             Ok(Batch { outcomes, deletions: Vec::new() })
         };
-        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap(), MAX_IDLE).unwrap();
         writer.submit(load());
         assert_eq!(started.recv(), Ok(1));
         (0..3).for_each(|_| writer.submit(load()));
@@ -147,7 +144,7 @@ mod tests {
             let outcomes = operations.iter().map(|_| Outcome::Waited).collect();
             Ok(Batch { outcomes, deletions: Vec::new() })
         };
-        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap(), MAX_IDLE).unwrap();
         (0..100).for_each(|_| writer.submit(Operation::Wait));
         (0..100).for_each(|_| finish.send(()).unwrap());
         let mut left = 100;
@@ -159,12 +156,29 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_thread_lets_messages_expire() {
+        let (wake, woken) = channel();
+        let mut count = 0;
+        let execute = move |operations: &[Operation]| {
+            assert_eq!(operations.len(), 0);
+            count += 1;
+            let expired = Deletion { room: "tea".into(), id: count };
+            let deletions = if count == 3 { vec![expired] } else { Vec::new() };
+            Ok(Batch { outcomes: Vec::new(), deletions })
+        };
+        let wake = move || wake.send(()).unwrap();
+        let mut writer = WriterThread::start(execute, wake, Duration::from_millis(1)).unwrap();
+        let batch = next_batch(&mut writer, &woken).unwrap();
+        assert_eq!(batch.deletions[0].id, 3, "the batches before change nothing, so they wake nobody");
+    }
+
+    #[test]
     fn an_error_and_a_panic_end_the_thread_and_reach_the_event_loop() {
         for (panics, error) in [(false, "disk I/O error"), (true, "the history thread has panicked")] {
             let (wake, woken) = mpsc::channel();
             let execute =
                 move |_: &[Operation]| if panics { panic!("on purpose") } else { Err("disk I/O error".into()) };
-            let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap()).unwrap();
+            let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap(), MAX_IDLE).unwrap();
             writer.submit(load());
             assert_eq!(next_batch(&mut writer, &woken).unwrap_err(), error);
             assert!(woken.recv().is_err(), "the thread has ended");
