@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
-pub const RESERVED_DESCRIPTORS: usize = 16; // reserved file descriptors: half for stdio etc., half for rejections
+pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, the listener etc., half for rejected connections
 
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
@@ -30,7 +30,7 @@ pub struct Config {
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
-    pub tokens: Option<PathBuf>, // without `--tokens`: the public demo tokens, if no other machine can reach the server
+    pub tokens: Option<PathBuf>, // if absent (and not `open`): the demo tokens, allowed only on a local server
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -39,7 +39,7 @@ pub struct Config {
     pub allow_origin: Vec<String>,
     /// Allow requests with this name in the Host header, besides loopback names; "*" allows all (repeatable)
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = parse_list_item, help_heading = "Access")]
-    pub allow_host: Vec<String>, // if empty: on loopback, allow only loopback names; otherwise, allow all names
+    pub allow_host: Vec<String>, // if empty: allow all names, or only loopback names if `listen` is a loopback address
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
@@ -69,7 +69,7 @@ pub struct Config {
     pub max_headers: usize, // bounds the parser's memory; 64 is ample: a browser sends about 15, an upgrade needs 5
     /// Limit a chat message to this many bytes
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
-    pub max_message: usize, // bounds the buffer of a message; 500 characters fit even if all are JSON escapes
+    pub max_message: usize, // bounds the buffer of a message; fits the longest chat text, even if all JSON escapes
     /// Limit a message on /echo to this many bytes
     #[arg(long, default_value_t = 16 * MIB, value_name = "BYTES", value_parser = parse_number(125, 1024 * MIB), help_heading = "Limits")]
     pub max_echo: usize, // 16 MiB is the largest message that the Autobahn test suite sends
@@ -87,7 +87,7 @@ pub struct Config {
     pub max_buffered: usize, // many peers within their own limits could together exhaust memory
     /// Read at most this many bytes from a connection before serving the others
     #[arg(long, default_value_t = 64 * KIB, value_name = "BYTES", value_parser = parse_number(KIB, 16 * MIB), help_heading = "Limits")]
-    pub max_read: usize, // one read(2) per connection and turn: a peer that never pauses must not delay others
+    pub max_read: usize, // one read(2) per connection per turn: a peer that never pauses must not delay others
     /// Accept this many connections [default: the descriptor limit minus 16]
     #[arg(long, value_name = "N", value_parser = parse_number(1, 10_000_000), help_heading = "Limits")]
     pub max_connections: Option<usize>,
@@ -174,7 +174,7 @@ impl Config {
         let Config { max_text, max_message, max_echo, max_buffered, max_history, .. } = self;
         let (ping, idle) = (self.ping_interval.as_secs_f64(), self.idle_timeout.as_secs_f64());
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
-        // Require one byte per character of `--max-text`: few clients send JSON escapes, which need up to 12.
+        // Require one byte per character of `--max-text`: few clients send JSON escapes, which need up to 12 bytes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
         let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
             .or(self.history_sync.as_ref().map(|_| "--history-sync"))
@@ -218,7 +218,7 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, with its value. A trusted proxy may serve other machines.
+    /// The first option that makes the server public, with its value. A trusted proxy may forward remote clients.
     fn public_option(&self) -> Option<String> {
         let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));

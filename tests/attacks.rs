@@ -1,7 +1,7 @@
-//! Attacks on the running server by up to two thousand clients at once: a room that drops, users that come and go, a room
-//! that floods, request heads full of names, guessed tokens. Each test asserts what the attack costs the server: CPU time,
-//! memory and bytes. No test asserts wall time, because other programs may use the same machine. A bound is about five times
-//! what a small virtual machine needs, so it finds a cost that grows with the square of the clients, not a slow machine.
+//! Attacks on the running server by up to two thousand clients at once: mass disconnects, frequent joins, a flood,
+//! long lists of subprotocol names, guessed tokens. Each test bounds the server's CPU time, memory or bytes. No test
+//! bounds wall time, because other programs may use the same machine. Each bound is about five times what a small
+//! virtual machine needs, so the tests detect costs quadratic in the number of clients, but tolerate slow machines.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -17,22 +17,22 @@ use crowd::{Crowd, cpu_seconds, peak, reset_peak};
 use support::users::{Dialect, chat, events_path, path, presence_path};
 use support::{Server, masked, token_file, upgrade_request};
 
-/// A debug build is about ten times slower, and its tests run beside many others.
+/// Fewer in a debug build, which is about ten times slower and runs these tests in parallel with many others.
 const MEMBERS: usize = if cfg!(debug_assertions) { 300 } else { 2000 };
 /// How much more CPU time a debug build may use.
 const SLOWNESS: f64 = if cfg!(debug_assertions) { 12.0 } else { 1.0 };
-/// All attacks together end before this, or fail.
+/// The time limit for all attacks together.
 const LIMIT: Duration = Duration::from_secs(120);
 const MIB: usize = 1024;
 
-/// Lets one attack run at a time, so that they do not compete for the processors. Returns when all of them must be over.
+/// Lets only one attack run at a time, so that attacks do not compete for CPUs. Also returns the deadline for them all.
 fn alone() -> (MutexGuard<'static, ()>, Instant) {
     static END: LazyLock<Instant> = LazyLock::new(|| Instant::now() + LIMIT);
     static ALONE: Mutex<()> = Mutex::new(());
     (ALONE.lock().unwrap_or_else(PoisonError::into_inner), *END)
 }
 
-/// Prints a cost, so that a run with `--nocapture` shows the distance to the bounds, and asserts its bound.
+/// Asserts that a cost is below its bound, and prints both, so that `--nocapture` shows the margin.
 fn assert_below(what: &str, cost: f64, bound: f64) {
     println!("{what}: {cost:.3}, bound {bound:.3}");
     assert!(cost < bound, "{what}: {cost:.3} is not below {bound:.3}");
@@ -47,8 +47,8 @@ enum Drop {
     Reset,
 }
 
-/// All members of a room drop except one witness, which receives `left` for each of them. `has_presence`: a client of the
-/// dialect `presence` stays too, and its events list the remaining users. `at_once`: the server finds all of it in one turn.
+/// All members of a room disconnect except one witness, which receives a `left` for each. With `has_presence`, a client
+/// of the `presence` dialect stays too. With `at_once`, one turn of the event loop detects all the disconnects.
 fn everyone_drops(how: Drop, has_presence: bool, at_once: bool) {
     let (_alone, end) = alone();
     let server = chat(&[]);
@@ -111,7 +111,7 @@ fn a_room_resets_its_connections() {
 
 // -------------------------------------------------------------------------------------------------------- presence
 
-/// One peer joins a room of `presence` clients with two sockets and leaves it, again and again.
+/// A user with two sockets repeatedly joins and leaves a room of `presence` clients.
 #[test]
 fn a_user_that_comes_and_goes() {
     const ROUNDS: usize = 100;
@@ -145,8 +145,8 @@ fn a_user_that_comes_and_goes() {
 
 // ------------------------------------------------------------------------------------------------------- busy room
 
-/// One room floods itself while clients of a third room connect. A client of another room is not starved: the busy room
-/// receives only a few more rounds of messages before each Pong.
+/// The members of one room flood it while clients join a second room. A client of a third room is not starved: only a
+/// few rounds of flood messages pass between its Ping and the Pong.
 #[test]
 fn a_busy_room_delays_no_other() {
     const FLOODERS: usize = 40;
@@ -172,7 +172,7 @@ fn a_busy_room_delays_no_other() {
         if is_over && received == sent {
             break;
         }
-        // At most two rounds are on the way, so the server always has messages to read, and never more than it can send.
+        // Keep up to two rounds in flight: the server always has messages to read, but never more than it can send.
         if !is_over && sent - received <= ROUND {
             flooders.clone().for_each(|flooder| crowd.send(flooder, &burst));
             sent += ROUND;
@@ -195,7 +195,7 @@ fn a_busy_room_delays_no_other() {
     println!("busy room: {sent} messages, {pongs} Pongs");
     assert_below("busy room: most rounds before a Pong", longest as f64 / ROUND as f64, 8.0);
     assert_below("busy room: rounds per Pong", sent as f64 / ROUND as f64 / pongs as f64, 8.0);
-    // A turn handles up to 16 handshakes.
+    // One turn of the event loop handles up to 16 handshakes.
     assert_below("busy room: rounds per handshake", sent as f64 / ROUND as f64 / handshakes as f64, 0.5);
 }
 
@@ -223,7 +223,7 @@ fn thousands_of_subprotocol_names() {
     }
 }
 
-/// A large token file, and clients that guess.
+/// Clients guess tokens, which the server compares with a large token file.
 #[test]
 fn guessed_tokens() {
     const GUESSES: usize = 500;

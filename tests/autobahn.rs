@@ -3,8 +3,8 @@
 //! "NON-STRICT" (allowed, but late or lossy) and "INFORMATIONAL" (the RFC leaves it open); wherever the RFC has a rule, only
 //! OK is expected. Any difference fails the test, even a better result.
 //!
-//! Two runners play the same cases, one after the other, each in well under a minute. Most of that is the suite's own
-//! waiting: a second in each of 5.19, 5.20 and 6.4.*. Their reports, one page per case, stay in `target/tmp/autobahn/`.
+//! Two runners execute the same cases, one after the other, each in well under a minute. Delays in the suite take most
+//! of that: a second in each of 5.19, 5.20 and 6.4.*. The reports, one page per case, stay in `target/tmp/autobahn/`.
 //!
 //! - `kosoku` runs on Python 3.10 or newer; CI relies on it. One command installs it:
 //!   `python3 -m venv target/autobahn-venv && target/autobahn-venv/bin/pip install -r tests/autobahn/requirements.txt`
@@ -33,7 +33,7 @@ const CASES: usize = 301;
 /// Twenty times longer than either runner needs: a hung server must not hang the tests.
 const SUITE_DEADLINE: Duration = Duration::from_secs(600);
 
-/// Both runners measure lateness on their own clock, so they must not run at the same time.
+/// Both runners time the server's replies, so they must not run at the same time and slow each other down.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Case → (behaviour, behaviour at the close).
@@ -56,7 +56,7 @@ fn every_case_is_as_expected_by_the_original_runner() {
         Some(path) => PathBuf::from(path),
         None => root("target/autobahn-original/bin/wstest"),
     };
-    // Not `require_tool`: Python 2.7 is gone from most machines, and `kosoku` has played the same cases.
+    // Do not use `require_tool`, which fails in CI: few machines have Python 2.7, and `kosoku` covers the same cases.
     if std::env::var_os("WIRECHAT_WSTEST").is_none() && !found.is_file() {
         support::print_skipped("the original Autobahn suite, for Python 2.7, is not installed");
         return;
@@ -91,7 +91,7 @@ fn the_server_closes_tcp_first() {
         client.send(&sent);
         assert_eq!(client.read_frame().close().0, code);
         if code != 1000 {
-            // The suite replies at once, in the middle of its unfinished frame.
+            // Like the suite, reply with a Close even if the frame sent before is unfinished.
             client.try_send(&masked(0x88, &u16::to_be_bytes(code)));
         }
         client.expect_end();
@@ -124,9 +124,8 @@ fn a_difference_is_seen() {
     assert_eq!(differences(&expected, &got), ["1.1.1", "6.4.3", "7.1.5", "9.9.9"]);
 }
 
-/// Plays the suite, and fails with every case that has another result than expected. Some results depend on the suite's
-/// clock, for which a suspended machine looks like a late server; if only such cases differ, the suite runs once more. A
-/// server that is really late is late again.
+/// Runs the suite, and fails with a list of the cases whose results are unexpected. Some cases measure time, and fail
+/// if the machine was suspended. If only timed cases fail, runs the suite once more, because a slow server fails again.
 fn run_suite(mut command: Command, reports: &Path) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(|failed| failed.into_inner());
     let expected = expected();
@@ -163,7 +162,7 @@ fn is_by_the_clock(case: &str, got: &Value) -> bool {
     case.starts_with("6.4.") || got["behaviorClose"] == "FAILED BY CLIENT"
 }
 
-/// Ignores the exit status: `kosoku` fails on expected results as well, `wstest` never fails.
+/// Ignores the exit status: `kosoku` reports failure even for expected results, and `wstest` never does.
 fn run_to_its_end(command: &mut Command, output: &Path) {
     let mut child = command.spawn().expect("the suite starts");
     let end = Instant::now() + SUITE_DEADLINE;

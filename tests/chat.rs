@@ -1,5 +1,5 @@
-//! The chat without sockets: each scenario runs with the memory broker and with one that delays its events and reorders
-//! them across rooms. What clients receive must be the same.
+//! Tests the chat without sockets. Each scenario runs with the memory broker and with a broker that delays events and
+//! reorders them across rooms. Clients must receive the same events with both brokers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -37,11 +37,11 @@ enum Recipients {
 
 struct Harness {
     chat: Chat,
-    /// `None`: the memory broker.
+    /// Controls the delayed broker; `None` if the memory broker is used.
     control: Option<Control>,
 }
 
-/// Runs a scenario with the memory broker, and with some seeds of the delayed one.
+/// Runs a scenario with the memory broker, and with the delayed broker under four seeds.
 fn with_each_broker(args: &[&str], scenario: impl Fn(&mut Harness)) {
     scenario(&mut Harness::memory(args));
     (0..4).for_each(|seed| scenario(&mut Harness::delayed(args, seed)));
@@ -68,7 +68,7 @@ impl Harness {
         Harness { chat: Chat::new(&config, Box::new(broker)), control: Some(control) }
     }
 
-    /// The delayed broker with two members in its room, to be controlled by hand.
+    /// Returns a harness with two members in a room, and the control of its delayed broker.
     fn delayed_two() -> (Harness, Control) {
         let mut harness = Harness::delayed(&[], 1);
         harness.two_join();
@@ -76,7 +76,7 @@ impl Harness {
         (harness, control)
     }
 
-    /// Alice and Bob, in the native dialect.
+    /// Alice and Bob join the same room with the native dialect.
     fn two_join(&mut self) {
         self.join(ALICE, request(Dialect::Events, "alice", "general"));
         self.join(BOB, request(Dialect::Events, "bob", "general"));
@@ -117,7 +117,7 @@ impl Harness {
         std::iter::from_fn(|| self.chat.next_effect()).collect()
     }
 
-    /// The reason for which a join is rejected. `None`: the client has joined, and leaves again.
+    /// Joins, then leaves again. Returns the reason if the join is rejected.
     fn rejection(&mut self, client: Token, request: JoinRequest) -> Option<&'static str> {
         let effects = self.join(client, request);
         let rejection = effects.iter().find_map(|effect| match effect {
@@ -130,7 +130,7 @@ impl Harness {
     }
 }
 
-/// With the credential 1, from its own address.
+/// Returns a join request with credential 1. The address depends on the length of the username.
 fn request(dialect: Dialect, username: &str, room: &str) -> JoinRequest {
     let identity = Identity { credential: CredentialId::new(1), ..Identity::default() };
     let address = [192, 0, 2, username.len() as u8].into();
@@ -167,7 +167,7 @@ fn json(dialect: Dialect, event: &Event) -> String {
     String::from_utf8(json).unwrap()
 }
 
-/// The events that are sent: to whom, and in the native dialect.
+/// Returns the events to send, encoded in the native dialect, each with its recipients.
 fn sent(effects: &[Effect]) -> Vec<(Recipients, String)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::SetRoom { .. } => None,
@@ -863,7 +863,7 @@ impl Transcripts {
     }
 }
 
-/// Clients act at random, and never wait for the events of what they did.
+/// Runs clients that act at random, without waiting for the events that their commands cause.
 fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let random = &mut Rng::with_seed(seed);
     let mut transcripts = Transcripts::default();
@@ -871,7 +871,7 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
     let rooms = ["a", "b", "c", "d"];
     for step in 0..300 {
         let room = *random.choice(&rooms).unwrap();
-        // All numbers are drawn whatever the broker does, so that both runs act alike.
+        // Draw the same random numbers for every broker, so that the clients act alike in all runs.
         let (action, at, count) = (random.u8(0..10), random.usize(0..100), random.usize(0..4));
         match action {
             0..2 => {
@@ -899,7 +899,7 @@ fn random_chat(harness: &mut Harness, seed: u64) -> Transcripts {
             transcripts.deliver(effect, &harness.chat);
         }
     }
-    // The clients that stay receive everything; what one that leaves still receives depends on the delay.
+    // Compare only clients that stay: how many events a leaving client still receives depends on the delay.
     while harness.control.as_ref().is_some_and(Control::release_one) {
         while let Some(effect) = harness.chat.next_effect() {
             transcripts.deliver(effect, &harness.chat);

@@ -10,7 +10,7 @@ use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, token_file, wait_until};
 
-/// With these options, a server exempts no client from its limits, and the tests reach only the limits that they set.
+/// Options for a public server, which exempts no client from limits. The connection limits per address are off.
 const PUBLIC: [&str; 6] = ["--allow-host", "chat.example", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -21,13 +21,13 @@ fn tokens(name: &str, content: &str) -> String {
     token_file(name, content).to_str().unwrap().to_owned()
 }
 
-/// The request that checks a handshake at this target.
+/// Builds the `/check` request for a handshake with this target.
 fn check_request(target: &str) -> Request {
     let (endpoint, query) = target.split_once('?').unwrap_or((target, ""));
     get(&format!("/check?{query}&endpoint={}", encode(endpoint)))
 }
 
-/// A response in full. A 101 has no body.
+/// Sends a request and reads the complete response. A 101 has no body.
 fn response(server: &Server, request: &Request) -> Response {
     let mut client = server.connect();
     client.send(&request.bytes());
@@ -68,7 +68,7 @@ fn run(server: &Server, rows: &[Row]) {
     );
 }
 
-// ------------------------------------------------------------------------------------- the same as the handshake itself
+// ---------------------------------------------------------------------------------------- same result as the handshake
 
 #[test]
 fn a_check_has_the_status_and_the_body_of_the_handshake() {
@@ -82,7 +82,7 @@ fn a_check_has_the_status_and_the_body_of_the_handshake() {
             ("/ws/a%2Fb?token=dev-token", &[], 101),
             ("/ws?token=dev-token&username=ann&client_id=1", &[], 101),
             ("/?username=ann", &["Authorization: Bearer dev-token"], 101),
-            // Unknown endpoints. These are checked before the token.
+            // The endpoint is checked before the token.
             ("/nope", &[], 404),
             ("/nope?token=dev-token", &["Origin: https://evil.example"], 404),
             ("/ws/a/b?token=dev-token", &[], 404),
@@ -140,7 +140,7 @@ fn a_server_that_is_full() {
     run(&server, &[("/?room=tea", &[], 503), ("/ws/coffee", &[], 503), ("/?room=%00", &[], 400), ("/nope", &[], 404)]);
 }
 
-/// The rate limit is checked last, and a check draws nothing from it.
+/// The rate limit is checked last, and a check does not count towards it.
 #[test]
 fn a_check_draws_nothing_from_the_rate_limit() {
     let server = public(&["--open", "--rate-limit", "0.001", "--max-rooms", "1"]);
@@ -172,7 +172,7 @@ fn a_check_counts_wrong_tokens() {
     (0..3).for_each(|_| assert_eq!(second.status(&handshake().target("/?token=wrong")), 401));
     assert_eq!(status(&second, "/?token=right"), 429, "wrong tokens in handshakes count as well");
     let third = server();
-    // No token is looked at, so none is counted.
+    // The endpoint and the origin are checked before the token, so these wrong tokens are not counted.
     (0..9).for_each(|_| assert_eq!(status(&third, "/nope?token=wrong"), 404));
     for _ in 0..9 {
         let foreign = check_request("/?token=wrong").add("Origin: https://evil.example");
@@ -204,7 +204,7 @@ fn a_check_joins_nothing_and_replaces_nobody() {
     guest.receives_event("welcome", json!({"members": ["ann"], "member_count": 1}));
 }
 
-// -------------------------------------------------------------------------------------------- what only /check itself has
+// -------------------------------------------------------------------------------------------------- specific to /check
 
 #[test]
 fn the_endpoint_is_a_parameter() {
@@ -283,7 +283,7 @@ fn pages_of_allowed_origins_may_read_the_response() {
     }
     let not_utf8 = check_request("/?token=dev-token").add(b"Origin: https://\xff");
     assert_eq!(response(&any, &not_utf8).header("Access-Control-Allow-Origin"), "");
-    // The other pages and rejections have no such header.
+    // Other pages and rejected handshakes have no `Access-Control-Allow-Origin`.
     for request in [get("/health"), get("/"), handshake().target("/")] {
         let response = response(&any, &request.add("Origin: https://evil.example"));
         assert_eq!(response.header("Access-Control-Allow-Origin"), "", "{response:?}");
@@ -310,7 +310,7 @@ fn a_check_is_a_page() {
     }
 }
 
-/// The log and the trace contain no token, wherever a check has it.
+/// Neither the log nor the trace contains the token of a check, whether in the query or in a header.
 #[test]
 fn no_token_of_a_check_is_logged() {
     const SECRET: &str = "s3cret-7f3a";

@@ -1,7 +1,7 @@
 //! The `events` dialect, word for word: what several users in several rooms send and receive.
 //!
-//! One of them is `tungstenite`, an independent WebSocket client, so that a misreading of the RFC in both the server and
-//! these tests cannot go unnoticed.
+//! Some users connect with `tungstenite`, an independent WebSocket client. It exposes a misreading of the RFC that the
+//! server and these tests share.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -23,12 +23,12 @@ enum User {
     Independent(Box<WebSocket<MaybeTlsStream<TcpStream>>>),
 }
 
-/// Joins with a raw socket. The `welcome` has not been read.
+/// Joins with a raw socket. Does not read the `welcome` event.
 fn join(server: &Server, name: &str, room: &str) -> User {
     User::Raw(server.upgrade(&events_path(name, room)))
 }
 
-/// The same with the independent client.
+/// Joins with `tungstenite`. Does not read the `welcome` event.
 fn join_independently(server: &Server, name: &str, room: &str) -> User {
     let url = format!("ws://{}{}", server.addr(), events_path(name, room));
     let (socket, _) = tungstenite::connect(url).expect("the handshake satisfies tungstenite");
@@ -54,7 +54,6 @@ impl User {
         self.send(&json!({"event": "switch_room", "data": {"room": room}}).to_string());
     }
 
-    /// Receives the next message, whatever it is.
     fn receive(&mut self) -> Value {
         match self {
             User::Raw(client) => client.read_json(),
@@ -65,7 +64,7 @@ impl User {
         }
     }
 
-    /// The next message is this event, with at least these fields in its data. Returns the data.
+    /// Checks that the next message is `event` with at least the fields of `data`. Returns all fields that it received.
     fn receives(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
@@ -82,14 +81,14 @@ impl User {
         assert_eq!(names(&data), members);
     }
 
-    /// Every message for this user has been read: the reply to a `ping` comes next.
+    /// Checks that no message for this user is pending: the next one must be the reply to a `ping`.
     fn receives_nothing(&mut self) {
         self.send(r#"{"event":"ping"}"#);
         self.receives("pong", json!({}));
     }
 }
 
-/// The members, sorted, because their order is not specified.
+/// Returns the member names, sorted because the protocol does not specify their order.
 fn names(data: &Value) -> Vec<&str> {
     let members = data["members"].as_array().expect("a list of members");
     let mut names: Vec<&str> = members.iter().map(|name| name.as_str().expect("a name")).collect();
@@ -105,7 +104,7 @@ fn joining() {
     let mut bob = join_independently(&server, "bob", "general");
     bob.receives_welcome("bob", "general", &["alice"]);
     alice.receives("joined", json!({"username": "bob"}));
-    // One name for each connection, without the one that joins.
+    // The member list has one name per connection, and excludes the connection that joins.
     let mut other_alice = join(&server, "alice", "general");
     other_alice.receives_welcome("alice", "general", &["alice", "bob"]);
     let mut carol = join(&server, "carol", "general");
@@ -158,7 +157,7 @@ fn messages() {
     for user in [&mut alice, &mut bob] {
         user.receives("message", json!({"username": "bob", "text": "hello, alice \u{1f44b}", "id": 2}));
     }
-    // Each room counts its own ids.
+    // Each room numbers its messages independently.
     carol.send_message("anybody here?");
     carol.receives("message", json!({"username": "carol", "text": "anybody here?", "id": 1}));
     bob.send_message("third");
@@ -169,20 +168,20 @@ fn messages() {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds, between `before` and now.
+/// Checks that a time is in RFC 3339 format, in UTC with milliseconds, and between `before` and now.
 fn assert_time(time: &Value, before: SystemTime) {
     let text = time.as_str().expect("a time is a string");
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     assert_eq!(shape, "0000-00-00T00:00:00.000Z");
     let time = humantime::parse_rfc3339(text).expect("RFC 3339");
-    // Milliseconds are truncated, not rounded.
+    // The server truncates times to milliseconds.
     assert!(time + Duration::from_millis(1) >= before && time <= SystemTime::now(), "{text} is now");
 }
 
-/// A way to end a connection.
+/// A way to end a connection, with its name.
 type Ending = (&'static str, fn(RawClient));
 
-/// Whatever ends a connection, the remaining members receive `left` once.
+/// However a connection ends, the remaining members receive `left` exactly once.
 #[test]
 fn leaving() {
     let server = chat(&[]);
@@ -236,13 +235,13 @@ fn switching_rooms() {
     old.send_message("gone?");
     old.receives("message", json!({"username": "olga", "text": "gone?", "id": 1}));
 
-    // A switch to the same room is ignored, whatever white space surrounds its name.
+    // The server ignores a switch to the current room, even if white space surrounds the room name.
     moritz.switch_room("new");
     moritz.switch_room("  new ");
     moritz.receives_nothing();
     new.receives_nothing();
 
-    // A bad name is an error, and the client stays in its room.
+    // An invalid room name causes an error, and the client stays in its room.
     moritz.switch_room("a\u{200b}b");
     moritz.receives("error", json!({}));
     moritz.switch_room("");
@@ -260,8 +259,8 @@ fn switching_rooms() {
     }
 }
 
-/// Commands in one write take effect in their order: the client receives its message of the old room before `switched`, and
-/// neither room receives a message of the other.
+/// Commands in one write take effect in order: the client receives its message in the old room before `switched`, and
+/// neither room receives a message of the other room.
 #[test]
 fn a_switch_between_two_messages() {
     let server = chat(&[]);
@@ -295,21 +294,21 @@ fn a_switch_between_two_messages() {
     }
 }
 
-/// What the server sends after a message.
+/// The server's expected reply to a message.
 enum Reply {
     Silence,
     /// An `error` with this text.
     Error(String),
-    /// An `error` whose text contains this.
+    /// An `error` whose text contains this string.
     ErrorAbout(&'static str),
-    /// A `message` with this text, to everyone.
+    /// A `message` event with this text, to every member of the room.
     Message(String),
     Pong,
 }
 
 use Reply::{ErrorAbout, Pong, Silence};
 
-/// Sends the text of each row and checks the complete reply. A second user receives what is for the room, and nothing else.
+/// Sends the text of each row and checks the complete reply. A second user must receive only `message` events.
 fn run(rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = join_independently(&server, "witness", "general");
@@ -487,7 +486,7 @@ fn texts() {
     ]);
 }
 
-/// A name, and the same after trimming; `None` if it is rejected.
+/// A row's id, a name, and the name after normalization; `None` if the server rejects the name.
 type Name = (&'static str, String, Option<String>);
 
 fn good(id: &'static str, name: &str) -> Name {
@@ -502,7 +501,7 @@ fn rejected(id: &'static str, name: &str) -> Name {
     (id, name.to_owned(), None)
 }
 
-/// Rules for usernames and room names alike.
+/// Rows for the rules that apply to both usernames and room names.
 fn name_rows() -> Vec<Name> {
     let mut rows = vec![
         rejected("empty", ""),
@@ -594,7 +593,7 @@ fn room_names() {
         &rows,
         |(id, name, _)| format!("{id} {name:?}"),
         |(_, name, expected)| {
-            // A server for each row: two rows may have the same room, and a client that disconnects stays a moment longer.
+            // Start a new server for each row: rows may share a room, and the server notices a disconnect with a delay.
             let server = chat(&[]);
             let mut moritz = join(&server, "moritz", "start");
             moritz.receives("welcome", json!({}));

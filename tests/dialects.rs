@@ -1,5 +1,5 @@
-//! The three dialects side by side: their endpoints, the JSON of each word for word, and how users of one dialect appear to
-//! users of the others.
+//! The three dialects side by side: their endpoints, their exact JSON, and how users of one dialect appear to users of
+//! the others.
 //!
 //! The protocol allows new fields in an object. Except for `welcome`, these tests do not: if one fails because of a new
 //! field, check first that the pages written for these dialects tolerate it.
@@ -83,7 +83,7 @@ fn missing_parameters_are_named() {
     }
 }
 
-/// The room in the path: the path is split at `/`, then decoded, then checked like every room name. `+` is a plus there.
+/// The path is split at `/`, then decoded. The room is checked like any room name, and `+` does not mean a space.
 #[test]
 fn rooms_in_the_path() {
     let long = |count: usize| "%F0%9F%98%80".repeat(count);
@@ -183,7 +183,7 @@ fn subprotocols() {
     );
 }
 
-// -------------------------------------------------------------------------------------------------- word for word
+// ------------------------------------------------------------------------------------------------------- exact JSON
 
 fn system(what: &str) -> Value {
     json!({"type": "system", "message": format!("A user {what} the chat")})
@@ -241,7 +241,7 @@ fn presence_word_for_word() {
     for user in [&mut pat, &mut pia] {
         user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia"]}));
     }
-    // One name for each connection.
+    // A username with two connections is listed twice.
     let mut other = User::at(&server, Presence, &presence_path("pia", "another id", "general"), "pia");
     for user in [&mut pat, &mut pia, &mut other] {
         user.receives(json!({"type": "user_joined", "username": "pia", "active_users": ["pat", "pia", "pia"]}));
@@ -267,13 +267,13 @@ fn presence_word_for_word() {
     pat.receives_nothing();
 }
 
-/// What the server sends after a message.
+/// The server's reply to a message.
 enum Reply {
     Silence,
     /// An error with this text.
     Error(&'static str),
     AnError,
-    /// An error whose text contains this.
+    /// An error whose text contains this word.
     ErrorAbout(&'static str),
     /// A message to the room, with this name and this text.
     Message(String, String),
@@ -281,7 +281,7 @@ enum Reply {
 
 use Reply::{AnError, Error, ErrorAbout, Message, Silence};
 
-/// Sends the text of each row and checks the complete reply. A second user receives what is for the room, and nothing else.
+/// Sends the text of each row and checks the complete reply. A second user must receive only messages to the room.
 fn run(dialect: Dialect, rows: &[(&str, String, Reply)]) {
     let server = chat(&[]);
     let mut witness = User::rooms(&server, "", "general");
@@ -483,7 +483,7 @@ impl Three {
         [&mut self.eve, &mut self.ron, &mut self.pat]
     }
 
-    /// Each of them receives this message in its dialect.
+    /// Checks that each user receives this message in its dialect.
     fn receive_message(&mut self, name: &str, text: &str, id: u64) {
         for user in self.all() {
             let expected = user.room_message(name, text, id);
@@ -491,7 +491,7 @@ impl Three {
         }
     }
 
-    /// Each of them receives this join or leave in its dialect.
+    /// Checks that each user receives this join or leave in its dialect.
     fn receive_change(&mut self, what: &str, name: &str, users: &[&str]) {
         self.eve.receives(event(what, name));
         self.ron.receives(system(what));
@@ -571,7 +571,7 @@ fn typing_across_dialects() {
     three.ron.receives(json!({"type": "typing", "username": "eve"}));
     three.ron.send(r#"{"type":"typing","username":"ron"}"#);
     three.eve.receives(event("typing", "ron"));
-    // `presence` has no typing.
+    // `presence` has no typing event.
     three.receive_nothing();
 }
 
@@ -655,7 +655,7 @@ fn history_across_dialects() {
 
 // -------------------------------------------------------------------------------------------------------- names
 
-/// In `rooms`, each message carries a name. Joins and leaves show the client as `Anonymous`, for as long as it stays.
+/// In `rooms`, each message carries a name, but joins and leaves always show the client as `Anonymous`.
 #[test]
 fn names_of_rooms_belong_to_messages() {
     let server = chat(&[]);
@@ -672,7 +672,7 @@ fn names_of_rooms_belong_to_messages() {
     pat.receives(pat.room_message("ron", "hello", 1));
     eve.receives(event("joined", "pat"));
     ron.receives(system("joined"));
-    // A private message finds the client under the name that it used last, and under no other.
+    // A private message reaches a client of `rooms` only under the name in the client's last message.
     pat.sends_message("/msg Anonymous psst");
     pat.receives(pat.error("No such user: Anonymous"));
     pat.sends_message("/msg ron psst");
@@ -697,7 +697,7 @@ fn names_of_rooms_belong_to_messages() {
     eve.receives_nothing();
 }
 
-/// The username of a token is the client's name in every dialect, whether it names itself or not.
+/// A username bound to a token is the name of the client in every dialect, whether or not the client sends a name.
 #[test]
 fn the_username_of_a_token() {
     let file = token_file("own-name", "secret-any\nsecret-ann ann\n");
@@ -733,7 +733,7 @@ fn the_username_of_a_token() {
     assert_eq!(server.status(&to("/ws?token=secret-any&client_id=2")), 400);
 }
 
-/// With `--unique-names`, the name of a message is in use from then on, and a name in use is an error in a message.
+/// With `--unique-names`, a message reserves its name. A message under another client's name is an error.
 #[test]
 fn unique_names_of_messages() {
     let server = chat(&["--unique-names"]);
@@ -749,8 +749,7 @@ fn unique_names_of_messages() {
         let expected = user.room_message("ron", "hello", 1);
         user.receives(expected);
     }
-    // In the same dialect or another, in the same room or another, in upper or lower case; only the client itself receives
-    // the error.
+    // Names are unique across dialects, rooms and letter case. Only the client whose name is rejected gets an error.
     rita.sends_message("me too");
     rita.receives_error();
     rita.name = "EVE".to_owned();
@@ -759,7 +758,7 @@ fn unique_names_of_messages() {
     for dialect in [Events, Presence] {
         User::joins(&server, dialect, "Ron", "elsewhere").receives_close(1008, "username already in use");
     }
-    // The client that has the name may use it again. When it takes another, the name is free.
+    // The client that reserved the name may use it again. When the client takes another name, the first name is free.
     ron.sends_message("still me");
     ron.name = "ronald".to_owned();
     ron.sends_message("another");
@@ -804,7 +803,7 @@ fn the_default_name_of_messages_is_never_in_use() {
 
 // ------------------------------------------------------------------------------------------------------ client_id
 
-/// A second connection with the same `client_id` replaces the first, in whatever room that was.
+/// A second connection with the same `client_id` replaces the first, even if the first is in another room.
 #[test]
 fn a_client_id_that_connects_twice() {
     let server = chat(&[]);
@@ -813,7 +812,7 @@ fn a_client_id_that_connects_twice() {
     let mut first = User::at(&server, Presence, &presence_path("peter", "the id", "general"), "peter");
     three.receive_change("joined", "peter", &["eve", "Anonymous", "pat", "peter"]);
 
-    // In the same room, under another name.
+    // The second connection joins the same room under another name.
     let mut second = User::at(&server, Presence, &presence_path("petra", "the id", "general"), "petra");
     three.receive_change("left", "peter", &["eve", "Anonymous", "pat"]);
     three.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
@@ -821,14 +820,14 @@ fn a_client_id_that_connects_twice() {
     first.receives(active("joined", "peter", &["eve", "Anonymous", "pat", "peter"]));
     first.receives_close(1008, "replaced by a newer connection");
 
-    // In another room.
+    // The third connection joins another room.
     let mut third = User::at(&server, Presence, &presence_path("petra", "the id", "elsewhere"), "petra");
     three.receive_change("left", "petra", &["eve", "Anonymous", "pat"]);
     elsewhere.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra"]);
     third.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra"]));
     second.receives_close(1008, "replaced by a newer connection");
 
-    // Ids that differ in letter case are different. After its connection has left, an id is free.
+    // Ids are case-sensitive. An id is free again after its connection has ended.
     let mut other = User::at(&server, Presence, &presence_path("petra", "The id", "elsewhere"), "petra");
     elsewhere.receive_change("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]);
     other.receives(active("joined", "petra", &["eve", "Anonymous", "pat", "petra", "petra"]));
@@ -843,7 +842,7 @@ fn a_client_id_that_connects_twice() {
     elsewhere.receive_nothing();
 }
 
-/// A client that replaces the older connection of its `client_id` may have the same name, even with `--unique-names`.
+/// A connection that replaces an older one with the same `client_id` may reuse the name, even with `--unique-names`.
 #[test]
 fn a_client_id_is_checked_before_unique_names() {
     let server = chat(&["--unique-names"]);
@@ -862,7 +861,7 @@ fn a_client_id_is_checked_before_unique_names() {
     second.receives_nothing();
 }
 
-/// Where no token is required, the paths of existing pages for these dialects work unchanged.
+/// With `--open`, the URLs of existing pages for these dialects work unchanged.
 #[test]
 fn open_to_pages_without_a_token() {
     let server = Server::start(&["--open"]);

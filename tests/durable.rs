@@ -1,6 +1,6 @@
-//! Durable history (PROTOCOL.md, section 5.1): the real server with a real file, killed, cut off from power, restored from a
-//! copy, without space, with a disk that fails or stalls. A client never loses an acknowledged message, no message is stored
-//! twice, and no `resumed` is wrongly true.
+//! Tests durable history (PROTOCOL.md, section 5.1): the real server with a real file survives kills, simulated power
+//! failures, restored backups, and full, failing or stalled disks. A client never loses an acknowledged message, no
+//! message is stored twice, and `resumed` is never true by mistake.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -42,7 +42,7 @@ const CLIENTS: usize = 64;
 const ROOMS: usize = 5;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A random seed, or the one in `WIRECHAT_SEED`. A test that fails prints its output, and so the seed.
+/// Returns a generator and its seed: `WIRECHAT_SEED`, or a random one. The output of a failed test includes the seed.
 fn random() -> (Rng, u64) {
     let seed = std::env::var("WIRECHAT_SEED").map_or_else(|_| fastrand::u64(..), |seed| seed.parse().expect("a seed"));
     println!("WIRECHAT_SEED={seed}");
@@ -54,13 +54,13 @@ fn kill(server: &mut Server) {
     server.wait();
 }
 
-/// Stops the server as an operator does.
+/// Stops the server with SIGTERM, as an operator does.
 fn stop(server: &mut Server) {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
 }
 
-/// Joins with these resume parameters, and returns the `welcome` as well.
+/// Joins a room with the resume parameters `resume`. Returns the user and the data of the `welcome` event.
 fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) {
     let path = format!("{}{resume}", events_path(name, room));
     let mut user = User::at(server, Dialect::Events, &path, name);
@@ -68,7 +68,7 @@ fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Value) 
     (user, welcome)
 }
 
-/// Joins with these resume parameters, leaves again, and returns the `welcome`.
+/// Joins as a guest, leaves again, and returns the data of the `welcome` event.
 fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();
@@ -88,8 +88,8 @@ fn ids(messages: &Value) -> Vec<u64> {
     messages.iter().map(|message| message["id"].as_u64().expect("an id")).collect()
 }
 
-/// Sends texts, each under itself as its nonce, and then receives the events for all of them. Joins and leaves of others are
-/// skipped.
+/// Sends messages, using each text as its own nonce, and then receives the `message` events for all of them. Skips
+/// `joined` and `left` events.
 fn publish<T: ToString>(user: &mut User, texts: impl IntoIterator<Item = T>) -> Vec<Value> {
     let texts: Vec<String> = texts.into_iter().map(|text| text.to_string()).collect();
     user.client.send(&texts.iter().flat_map(|text| message(text, text)).collect::<Vec<_>>());
@@ -109,7 +109,7 @@ fn receive_message(user: &mut User, nonce: &str) -> Value {
 
 // --------------------------------------------------------------------------------------------------------- kill -9
 
-/// Runs a start of the server into a kill, at a moment when it has perhaps not even opened the file.
+/// Starts the server and kills it within 40 ms, perhaps before it has opened the file.
 fn kill_a_start(file: &HistoryFile, random: &mut Rng) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db", file.path()]);
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the server starts");
@@ -136,7 +136,7 @@ fn kills_at_random_moments() {
         // Some clients stay away, and miss a round.
         let present: Vec<usize> = (0..CLIENTS).filter(|_| round == 0 || random.u8(..10) > 0).collect();
         survivors.connect(&mut crowd, &server, present);
-        // Sometimes nobody has joined yet. Sometimes the server has moved messages from the WAL into the file.
+        // With 0, perhaps nobody has joined before the kill. With 1500, the server has checkpointed the WAL.
         let count =
             [0, random.usize(..50), random.usize(..400), 1500][[0, 1, 1, 1, 2, 2, 2, 2, 2, 3][random.usize(..10)]];
         let goal = survivors.acknowledged + count;
@@ -168,7 +168,7 @@ fn kills_at_random_moments() {
     );
 }
 
-/// The first start creates the file. A kill at any moment of it leaves a file with which the next start succeeds.
+/// The first start creates the file. Whenever this start is killed, the next start succeeds.
 #[test]
 fn kills_while_the_file_is_created() {
     let (mut random, _) = random();
@@ -191,13 +191,13 @@ fn kills_while_the_file_is_created() {
 
 // ------------------------------------------------------------------------------------------- power failures, restores
 
-/// What a client saw of a room, from its first message: it can resume after the last one with this epoch.
+/// The messages of a room that a client has seen, starting with the room's first, and the epoch with which it resumes.
 struct Seen {
     epoch: String,
     messages: Vec<Value>,
 }
 
-/// Resumes as a client that saw this. `resumed` is true exactly if the file has the same messages, and knows the epoch.
+/// Resumes as a client that has seen `seen`. `resumed` is true if and only if the file contains its messages and epoch.
 fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epochs: &[String]) {
     let count = seen.messages.len();
     let is_true = stored.starts_with(&seen.messages) && epochs.contains(&seen.epoch);
@@ -208,7 +208,7 @@ fn check_resume(server: &Server, room: &str, seen: &Seen, stored: &[Value], epoc
     assert_eq!(welcome["last_id"], stored.len());
 }
 
-/// Starts a server on a copy whose WAL is cut. `acknowledged`: what it must at least have. `all`: what clients saw before.
+/// Starts a server on a copy whose WAL is truncated. `acknowledged` messages of `all` must still be in the file.
 fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut Rng) {
     let mut server = copy.start(&[]);
     let rows = copy.rows_of_copy();
@@ -225,7 +225,7 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     for seen in &seen {
         check_resume(&server, "cut", seen, &stored, &rows.epochs);
     }
-    // Other messages get the ids of those that are gone.
+    // New messages reuse the ids of the lost ones.
     let (mut eve, _) = join(&server, "eve", "cut", "");
     for text in 0..random.usize(1..4) + count.saturating_sub(stored.len()) {
         stored.extend(publish(&mut eve, [format!("other {text}")]));
@@ -235,8 +235,8 @@ fn check_cut(copy: &HistoryFile, acknowledged: usize, all: &Seen, random: &mut R
     assert_eq!(copy.rows().of_room("cut"), stored);
 }
 
-/// A power failure loses what is not synced: the end of the WAL. Nothing that was acknowledged is in the lost part. And even
-/// if the disk has lied, and an older part is lost too, no client resumes wrongly.
+/// A power failure loses the unsynced end of the WAL, which contains no acknowledged message. Even if the disk ignored
+/// an fsync, so that older parts are lost too, no client is wrongly told that it resumed.
 #[test]
 fn power_failures() {
     let (mut random, _) = random();
@@ -246,7 +246,7 @@ fn power_failures() {
     for round in 0..3 {
         let mut server = file.start(&["--history-sync", "full"]);
         let (mut eve, welcome) = join(&server, "eve", "cut", "");
-        // Unless the server was killed before it could send them, eve knows all messages.
+        // The file may contain messages that the killed server stored, but did not send to eve.
         stored = file.rows_of_copy().of_room("cut");
         assert_eq!(welcome["last_id"], stored.len());
         for burst in 0..random.usize(1..8) {
@@ -254,7 +254,7 @@ fn power_failures() {
             stored.extend(publish(&mut eve, &texts));
         }
         let (acknowledged, synced) = (stored.len(), file.wal());
-        // The salts are those of this run: the start has moved all earlier messages into the file.
+        // The WAL's current salts belong to this run: at the start, the server checkpointed all earlier messages.
         let synced_len = synced.valid_len();
         for text in 0..60 {
             let text = format!("{round}, late {text}");
@@ -285,8 +285,8 @@ fn power_failures() {
     assert!(!stored.is_empty());
 }
 
-/// The file is copied, at a stop or between two messages of a run, and put back after others were stored. A client resumes
-/// only if what it saw is what the file has.
+/// The file is backed up while the server is stopped or running, and restored after more messages were stored. A client
+/// resumes only if the restored file contains exactly the messages that the client has seen.
 #[test]
 fn restored_copies() {
     let (mut random, _) = random();
@@ -302,7 +302,7 @@ fn restored_copies() {
             let seen = &all_seen[random.usize(..all_seen.len())];
             check_resume(&server, "restored", seen, &stored, &epochs);
         }
-        // A client that sees all messages of the room, whose epoch is that of this run.
+        // eve sees all messages of the room, and her `welcome` contains the epoch of this run.
         let (mut eve, welcome) = join(&server, "eve", "restored", "");
         let epoch = epoch(&welcome);
         all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
@@ -316,7 +316,7 @@ fn restored_copies() {
             stored.extend(publish(&mut eve, [text]));
             all_seen.push(Seen { epoch: epoch.clone(), messages: stored.clone() });
         }
-        drop(eve); // otherwise a stop waits for its reply to the Close
+        drop(eve); // otherwise the server, when stopped, would wait for eve's reply to the Close
         let end = if random.bool() { kill } else { stop };
         end(&mut server);
         if random.u8(..3) == 0 && !copies.is_empty() {
@@ -335,7 +335,7 @@ fn restored_copies() {
     println!("{} states of clients, {} copies", all_seen.len(), copies.len());
 }
 
-/// The example of the `broker::sqlite` module.
+/// A restored backup whose later ids are reused, as in the example in the documentation of `broker::sqlite`.
 #[test]
 fn a_restored_copy() {
     let directory = Directory::new("example");
@@ -361,8 +361,8 @@ fn a_restored_copy() {
 
 // ----------------------------------------------------------------------------------------- full, failing, stalled disks
 
-/// Starts a server whose file is on a small file system of its own. Returns the path of this file system, as other
-/// processes see it. `None` if the test may not mount one.
+/// Starts a server whose file is on its own small tmpfs. Also returns a path under `/proc` by which the test reaches
+/// this tmpfs. Returns `None` if the test is not allowed to mount a file system.
 fn start_on_small_disk(directory: &Path, size: &str, args: &[&str]) -> Option<(Server, std::path::PathBuf)> {
     let mount = format!("mount -t tmpfs -o size={size} tmpfs '{}'", directory.display());
     let can_mount = Command::new("unshare").args(["--map-root-user", "--mount", "bash", "-ec", &mount]).output();
@@ -382,7 +382,6 @@ fn start_on_small_disk(directory: &Path, size: &str, args: &[&str]) -> Option<(S
     Some((server, seen))
 }
 
-/// Writes a file until the disk has no space left.
 fn fill_disk(path: &Path) {
     let mut file = fs::File::create(path).expect("a file");
     for len in [64 * 1024, 4096, 1] {
@@ -401,8 +400,8 @@ fn a_full_disk() {
     for round in 0..3 {
         let filler = disk.join("filler");
         fill_disk(&filler);
-        // A message is stored as long as SQLite can reuse the WAL, whose pages fit into the file. After five rejections in
-        // a row, neither can grow.
+        // Even on a full disk, SQLite stores messages while it can checkpoint the WAL into the file and reuse the WAL's
+        // space. Five rejections in a row show that neither the file nor the WAL has space left.
         let mut rejected = Vec::new();
         for text in 0..3000 {
             let nonce = format!("{round}-{text}");
@@ -423,7 +422,7 @@ fn a_full_disk() {
         }
         assert_eq!(rejected.len(), 5, "the disk is full");
         check_reads_on_a_full_disk(&server, &mut eve, &mut bob, &stored);
-        // Many at once, with some that are stored: these are repeated, each of the others is rejected.
+        // In one write, mix new and stored messages. The server rejects the new ones, and repeats the stored ones.
         let texts: Vec<String> = (0..30)
             .map(|text| if text % 3 == 0 { (text / 3 + 1).to_string() } else { format!("many {text}") })
             .collect();
@@ -440,7 +439,7 @@ fn a_full_disk() {
         let error = json!({"event": "error", "data": {"message": "Message not stored", "nonce": "1"}});
         assert_eq!(bob.receive(), error, "the nonces of eve are not those of bob");
         fs::remove_file(&filler).expect("a file");
-        // The nonces are free, and no id is missing.
+        // The rejected messages have used up neither their nonces nor any ids.
         let again = publish(&mut eve, &rejected);
         assert_eq!(ids(&json!(again))[0], stored.len() as u64 + 1);
         stored.extend(again);
@@ -458,14 +457,14 @@ fn a_full_disk() {
     assert_eq!(rows.of_room("general"), stored);
 }
 
-/// Another member receives the same messages.
+/// Asserts that `user` receives these messages.
 fn receive_messages(user: &mut User, messages: &[Value]) {
     for message in messages {
         assert_eq!(receive_message(user, message["nonce"].as_str().expect("a nonce")), *message);
     }
 }
 
-/// Joins, switches, pages, private messages and repeated messages need no space.
+/// Joins, room switches, history pages, private messages and resent messages need no disk space.
 fn check_reads_on_a_full_disk(server: &Server, eve: &mut User, bob: &mut User, stored: &[Value]) {
     let (mut ann, welcome) = join(server, "ann", "general", "");
     eve.receives_event("joined", json!({"username": "ann"}));
@@ -494,7 +493,7 @@ fn check_reads_on_a_full_disk(server: &Server, eve: &mut User, bob: &mut User, s
     }
 }
 
-/// All users send messages until the server closes them. Returns what each of them has received.
+/// All users send messages until the server closes their connections. Returns the messages that each user received.
 fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
     let mut open: Vec<(User, Vec<Value>)> = users.into_iter().map(|user| (user, Vec::new())).collect();
     let mut closed = Vec::new();
@@ -530,7 +529,7 @@ fn send_until_closed(users: Vec<User>) -> Vec<Vec<Value>> {
     panic!("no write fails");
 }
 
-/// `ulimit -f` makes a write beyond a size fail, as a broken disk does.
+/// Simulates a broken disk: `ulimit -f` makes every write beyond a file size fail.
 #[test]
 fn a_disk_that_fails() {
     let directory = Directory::new("error");
@@ -554,7 +553,7 @@ fn a_disk_that_fails() {
     let errors: Vec<&str> = log.lines().filter(|line| line.contains("ERROR")).collect();
     let is_complete = |line: &str| line.contains("STORAGE failed: ") && line.contains("disk I/O error");
     assert!(matches!(&*errors, [error] if is_complete(error)), "{errors:?}");
-    // Nobody has received a message that the others did not get before or after.
+    // What each member received is a prefix of the same sequence of messages.
     let longest = received.iter().max_by_key(|messages| messages.len()).expect("a user");
     assert!(received.iter().all(|messages| longest.starts_with(messages)), "all members see the same messages");
     stored.extend_from_slice(longest);
@@ -565,21 +564,21 @@ fn a_disk_that_fails() {
     let mut server = file.start(&[]);
     let again = welcome(&server, "general", &since(&epoch(&first), 10));
     assert_eq!((&again["resumed"], ids(&again["history"]).len() + 10), (&json!(true), rows.messages.len()));
-    // All texts are sent again, and each of them is stored once.
+    // When user-0 resends its messages, none of them is stored twice.
     let (mut user, _) = join(&server, "user-0", "general", "");
     publish(&mut user, (0..stored.len() / 8 + 2).map(|text| format!("user-0 {text}")));
     stop(&mut server);
     file.rows().check();
 }
 
-/// A file that is damaged while the server runs: the server notices when it reads a damaged page, and trusts nothing more.
+/// The file is damaged while the server runs. When the server reads a damaged page, it closes every client and exits.
 #[test]
 fn damage_beside_a_running_server() {
     let directory = Directory::new("damage");
     let file = directory.file("history.db");
     let mut server = file.start(&["--history-sync", "normal"]);
     let (mut eve, _) = join(&server, "eve", "general", "");
-    // More than SQLite caches.
+    // Store more than SQLite's page cache can hold.
     for chunk in 0..12 {
         let texts = (0..500).map(|text| (format!("{chunk} {text}"), "x".repeat(480)));
         let texts: Vec<(String, String)> = texts.collect();
@@ -610,7 +609,7 @@ fn damage_beside_a_running_server() {
     panic!("the server reads a damaged file");
 }
 
-/// `--history-sync full` syncs each commit, and `normal` does not. The only honest witness is the list of system calls.
+/// `--history-sync full` syncs each commit, and `normal` does not. Only a trace of system calls shows the difference.
 #[test]
 fn a_commit_is_synced_before_its_acknowledgement() {
     let Some(strace) = support::require_tool("strace", &[]) else { return };
@@ -627,7 +626,7 @@ fn a_commit_is_synced_before_its_acknowledgement() {
             publish(&mut eve, [format!("text number {text} of eve")]);
         }
         drop(eve);
-        // strace is the child, and the server is a child of it.
+        // The test's child is strace, and the server is the child of strace.
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).expect("children");
         support::signal(children.trim().parse().expect("one child"), "TERM");
         let mut server = server;
@@ -700,7 +699,7 @@ fn a_disk_that_stalls() {
     stored.push(receive_message(&mut eve, "4"));
     let history = late.receives_event("welcome", json!({"resumed": false}));
     assert_eq!(history["history"], json!(stored), "a join takes effect after the messages before it");
-    // Others read too, or they would be slow consumers.
+    // All members must read, or the server would close them as slow consumers.
     let readers = [eve, late].map(|mut user| {
         std::thread::spawn(move || (5..8000).for_each(|id| _ = receive_message(&mut user, &id.to_string())))
     });
@@ -714,8 +713,8 @@ fn a_disk_that_stalls() {
     file.rows().check();
 }
 
-/// The last member leaves a room and another one joins it, while its messages are pending and retention deletes others.
-/// Nobody receives a deleted message any more, and its nonce is free.
+/// While a room's messages are pending, its only member leaves and joins again. `--history-keep 1` deletes the older
+/// messages: no client receives them any more, and their nonces are free again.
 #[test]
 fn a_room_that_is_opened_again_beside_a_stall() {
     let directory = Directory::new("again");
@@ -838,7 +837,7 @@ fn a_stop_with_pending_messages() {
     }
 }
 
-/// A stop at any moment, without a Pong: what is stored is exactly what the clients have received.
+/// The server is stopped at a random moment. The stored messages are exactly those that the clients received.
 #[test]
 fn a_stop_at_any_moment() {
     let (mut random, _) = random();
@@ -886,7 +885,7 @@ fn a_stop_at_any_moment() {
     }
 }
 
-/// A second signal exits at once, whatever the disk does.
+/// A second signal ends the server at once, even while the disk stalls.
 #[test]
 fn a_second_signal_while_the_disk_stalls() {
     let directory = Directory::new("second");
@@ -909,7 +908,7 @@ fn a_second_signal_while_the_disk_stalls() {
     assert!(rows.of_room("general").starts_with(&stored));
 }
 
-/// The same when no event waits for the disk: the event loop has ended, and only the thread that closes the file has not.
+/// A second signal also ends the server after the event loop has ended, while the history thread still closes the file.
 #[test]
 fn a_second_signal_while_the_file_is_closed() {
     let directory = Directory::new("closing");
@@ -928,7 +927,7 @@ fn a_second_signal_while_the_file_is_closed() {
 
 // ---------------------------------------------------------------------------------------------- starts that are rejected
 
-/// Starts the server, which must exit with status 1 and one line with these words.
+/// Starts the server, which must exit with status 1 and print one line that contains all of `words` and the path.
 fn fails_to_start(path: &OsStr, words: &[&str]) {
     let mut command = Server::command("127.0.0.1:0", &["--history-db"]);
     let command = command.arg(path).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -950,7 +949,7 @@ fn fails_to_start(path: &OsStr, words: &[&str]) {
     }
 }
 
-/// Each kind of file that is not ours is rejected, and nothing in its directory is changed.
+/// The server rejects each kind of unusable file, and changes nothing in the file's directory.
 #[test]
 fn files_that_are_rejected() {
     type Prepare = fn(&HistoryFile);
@@ -989,7 +988,7 @@ fn files_that_are_rejected() {
     );
 }
 
-/// A database of another program. If it is not closed, its WAL stays.
+/// Creates the database of another program. Unless `is_closed`, the database still has a WAL.
 fn foreign(file: &HistoryFile, pragma: &str, is_closed: bool) {
     let path = if is_closed { file.path.clone() } else { file.beside("-open") };
     let connection = Connection::open(&path).unwrap();
@@ -1010,14 +1009,14 @@ fn run_and_stop(file: &HistoryFile, texts: RangeInclusive<u64>) {
     stop(&mut server);
 }
 
-/// Changes a file of ours that was closed, and closes it again.
+/// Creates a valid history file, then changes its header with `sql`.
 fn change_header(file: &HistoryFile, sql: &str) {
     run_and_stop(file, 1..=3);
     file.execute(sql);
     file.execute("PRAGMA wal_checkpoint(TRUNCATE)");
 }
 
-/// Overwrites bytes in the middle of a file with hundreds of messages.
+/// Creates a history file with 400 messages, then overwrites bytes in the middle of the file.
 fn damage(file: &HistoryFile, is_closed: bool) {
     let mut server = file.start(&[]);
     publish(&mut join(&server, "eve", "general", "").0, 1..=400);
@@ -1052,7 +1051,7 @@ fn a_missing_directory() {
     assert!(directory.contents().is_empty(), "no directory is created");
 }
 
-/// A second server on the same file, by whatever name, is rejected, and the first one goes on.
+/// A second server on the same file fails to start, whatever path names the file. The first server continues.
 #[test]
 fn a_file_in_use() {
     let directory = Directory::new("in-use");
@@ -1100,8 +1099,8 @@ fn a_file_on_a_read_only_disk() {
     assert!(before == directory.contents());
 }
 
-/// `--history-db` is a path, never a URI or a word that SQLite knows. Each name works, across a kill, and names the only
-/// file in the directory.
+/// `--history-db` is a path, never a URI or a special SQLite name such as `:memory:`. Each name works, even after a
+/// kill, and names the only file in the directory.
 #[test]
 fn names_of_the_file() {
     let names: [&[u8]; 13] = [
@@ -1124,7 +1123,7 @@ fn names_of_the_file() {
         |name| String::from_utf8_lossy(name).into_owned(),
         |name| {
             let (directory, name) = (Directory::new("names"), OsStr::from_bytes(name));
-            fs::create_dir(directory.0.join("file:")).unwrap(); // a URI would be somewhere else
+            fs::create_dir(directory.0.join("file:")).unwrap(); // the parent directory of the path `file:///x`
             for is_relative in [true, false] {
                 let path = if is_relative { name.to_owned() } else { directory.0.join(name).into_os_string() };
                 if is_relative && name == "file:///x" {
@@ -1158,14 +1157,14 @@ fn names_of_the_file() {
 
 // ------------------------------------------------------------------------------------------------------- retention
 
-/// A guest who joins #general with this resume gets the `stored` messages from index `start` on.
+/// Asserts that a guest who joins #general with the resume parameters `resume` receives `stored[start..]`.
 fn expect_history(server: &Server, resume: &str, resumed: bool, stored: &[Value], start: usize) {
     let back = welcome(server, "general", resume);
     assert_eq!((&back["resumed"], &back["last_id"]), (&json!(resumed), &json!(stored.len())), "{resume}");
     assert_eq!(back["history"], json!(stored[start..]), "{resume}");
 }
 
-/// `--history-keep 3`: exactly the last three, and the edges of a resume.
+/// `--history-keep 3` keeps exactly the last three messages. Clients that missed more do not resume.
 #[test]
 fn the_last_messages_are_kept() {
     let directory = Directory::new("keep");
@@ -1219,7 +1218,7 @@ fn a_lower_limit_for_an_existing_file() {
         assert!(kept.len() >= 3 && stored.ends_with(&kept), "{} messages are kept", kept.len());
         let deleted = stored.len() - kept.len();
         for (id, resumed) in [(deleted, true), (deleted - 1, false)] {
-            // All that is kept fits into one welcome.
+            // All kept messages fit in one `welcome`. The first run's epoch covers messages 1 to 400.
             let back = welcome(&server, "general", &since(&epoch(&first), id));
             let is_old = id <= 400;
             assert_eq!(back["resumed"], resumed && is_old, "since {id}, {} are kept", kept.len());
@@ -1230,7 +1229,7 @@ fn a_lower_limit_for_an_existing_file() {
     assert_eq!((rows.of_room("general"), rows.last_ids["general"]), (stored[427..].to_vec(), 430));
 }
 
-/// `--history-days 1`: what is older is deleted at start, in order; `last_id` stays.
+/// With `--history-days 1`, the server deletes older messages at start, in order, but keeps each room's `last_id`.
 #[test]
 fn old_messages_are_deleted_at_start() {
     let directory = Directory::new("days");
@@ -1244,11 +1243,11 @@ fn old_messages_are_deleted_at_start() {
     let day = "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-86460 seconds')";
     let general = "room = (SELECT id FROM rooms WHERE name = 'general')";
     file.execute(&format!("UPDATE messages SET time = {day} WHERE NOT ({general}) OR {general} AND id <= 4"));
-    // An old message behind a new one stays until that one is old too, so that the ids are consecutive.
+    // An old message after a newer one stays until the newer one expires, so that ids stay consecutive.
     file.execute(&format!("UPDATE messages SET time = {day} WHERE {general} AND id = 7"));
     let seven = file.rows().messages[&("general".to_owned(), 7)].clone();
     stored[6] = seven;
-    // Without the option, nothing is deleted; nor with a longer time.
+    // With 0, which means no limit, or with a longer time, nothing is deleted.
     for option in ["0", "2"] {
         let mut server = file.start(&["--history-days", option]);
         assert_eq!(ids(&welcome(&server, "general", "")["history"]).len(), 10);
@@ -1275,7 +1274,7 @@ fn old_messages_are_deleted_at_start() {
 
 // ------------------------------------------------------------------------------------------------ dialects and pages
 
-/// `rooms` and `presence` replay the stored history, and their messages are stored too.
+/// The dialects `rooms` and `presence` replay the stored history, and messages sent in these dialects are stored too.
 #[test]
 fn all_dialects_after_a_restart() {
     let directory = Directory::new("dialects");
@@ -1322,7 +1321,7 @@ fn receive_message_of(user: &mut User, name: &str) -> Value {
     }
 }
 
-/// Pages lead back to message 1 of the first run. A client that switches to another room and back finds the history there.
+/// History pages reach back to message 1 of the first run. A client that returns to a room receives the history again.
 #[test]
 fn pages_and_switches_across_restarts() {
     let directory = Directory::new("pages");
@@ -1357,7 +1356,7 @@ fn pages_and_switches_across_restarts() {
     }
     eve.sends_event("switch_room", json!({"room": "elsewhere"}));
     eve.receives_event("switched", json!({"last_id": 0, "history": [], "epoch": welcome["epoch"]}));
-    let elsewhere = publish(&mut eve, ["1"]); // the nonce belongs to the other room
+    let elsewhere = publish(&mut eve, ["1"]); // the nonce was used only in the other room
     assert_eq!(elsewhere[0]["id"], 1);
     // The message is acknowledged before the switch that follows it.
     eve.client.send(&message("before the switch", "text"));
@@ -1367,7 +1366,7 @@ fn pages_and_switches_across_restarts() {
     assert_eq!(back["history"], json!(stored[stored.len() - 10..]));
 }
 
-/// A join sees all of a pending message or nothing of it: never an id without its message, never the same message twice.
+/// A client that joins while messages are pending receives each message exactly once, in the `welcome` or as an event.
 #[test]
 fn joins_beside_pending_messages() {
     let directory = Directory::new("joins");

@@ -9,7 +9,7 @@ use wirechat::tools::{explain::sections, poke::catalogue};
 use wirechat::ws::close::ProtocolError;
 use wirechat::ws::handshake::accept_value;
 
-/// Runs `wirechat explain` with these arguments, and `input` on its standard input.
+/// Runs `wirechat explain` with `args`, and writes `input` to its standard input.
 fn explain(args: &[&str], input: &[u8]) -> Output {
     let mut child = Command::new(env!("CARGO_BIN_EXE_wirechat"))
         .arg("explain")
@@ -19,12 +19,12 @@ fn explain(args: &[&str], input: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    // The program may end without reading, which breaks the pipe.
+    // Ignore a broken pipe: the program may exit without reading its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().expect("the program ends")
 }
 
-/// The output, if the exit code is this; for 2, the line on standard error.
+/// Checks the exit code. Returns the standard output, or for exit code 2 the error line from standard error.
 fn output_of(args: &[&str], input: &[u8], code: i32) -> String {
     let output = explain(args, input);
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
@@ -56,7 +56,7 @@ const HELLO: &str = "\
 One complete and valid frame.
 ";
 
-/// The output for 11 bytes in this notation.
+/// The output for the RFC's masked "Hello" frame (11 bytes), read in this notation.
 fn hello_read_as(notation: &str) -> String {
     format!("Read as {notation}: 11 bytes.\n{HELLO}")
 }
@@ -87,7 +87,7 @@ fn the_rfcs_frame_in_many_notations() {
     }
 }
 
-/// What programs print that learners use to look at bytes.
+/// Raw bytes, and dumps in the formats of tools such as xxd, hexdump, od and Wireshark.
 #[test]
 fn dumps_on_standard_input() {
     let inputs: [(&[u8], &str); 7] = [
@@ -312,7 +312,7 @@ In wirechat: src/ws/protocol.rs, src/ws/message.rs
     assert!(output("key abc", 0).ends_with("it must be base64 of 16 bytes, and is not base64 (§4.2.1).\n"));
 }
 
-/// A bare word or number is explained in its most likely meaning, and the other meanings are named.
+/// For an ambiguous word or number, the tool explains the most likely meaning and names the other meanings.
 #[test]
 fn bare_words_and_numbers() {
     let cases = [
@@ -384,7 +384,7 @@ fn tools_and_server_options_are_separate() {
     }
 }
 
-/// Any bytes get an explanation, and none of them reach the terminal unescaped.
+/// Every byte sequence gets an explanation, and control characters never reach the terminal unescaped.
 #[test]
 fn random_bytes_are_explained_and_escaped() {
     for seed in 0..40 {

@@ -1,6 +1,6 @@
-//! Faults on purpose, with the real kernel: resets, stopped clients, no descriptors, little memory, no stderr, moved clocks.
-//! Up to a thousand clients chat meanwhile, and a checker holds what each of them receives against the protocol: ids without
-//! a gap, the same messages for all, an echo for each message, the true members at rest, and a resume that misses nothing.
+//! Fault injection on a real kernel: resets, stopped clients, no free descriptors, little memory, a broken stderr, and
+//! clock jumps. Meanwhile, up to a thousand clients chat and check what they receive: ids without gaps, the same
+//! messages for all, an echo of each message, the right members in a quiet room, and resumes that miss no message.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use support::users::events_path;
 use support::{Frame, Server, masked, require_tool, upgrade_request, wait_until, whole_frames};
 
-/// A debug build is about ten times slower, and its tests run beside many others.
+/// Fewer clients in a debug build, which is about ten times slower and runs many other tests at the same time.
 const CLIENTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
 const ROOM_SIZE: usize = 50;
 const CONNECTS: usize = 200;
@@ -35,9 +35,9 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a client knows of its room, from its own stream alone.
+/// A client, and what it has learned about its room from the events that it received.
 struct Client {
-    /// The number of its connection in the crowd, after the first one.
+    /// The connection's index in `Crowd::members`; `None` while the client is disconnected.
     connection: Option<usize>,
     name: String,
     room: usize,
@@ -45,9 +45,9 @@ struct Client {
     session: String,
     last_id: u64,
     members: BTreeMap<String, usize>,
-    /// The messages that it has sent and not received: nonce and text.
+    /// Nonce and text of each message that the client has sent but not received back.
     unanswered: Vec<(String, String)>,
-    /// The nonces that it has sent again.
+    /// Nonces of the messages that the client sent again after a reconnect.
     resent: Vec<String>,
     has_response: bool,
     has_joined: bool,
@@ -91,7 +91,7 @@ impl<'s> Clients<'s> {
         clients
     }
 
-    /// Connects clients, again if they know an epoch, and waits until all have received their welcome.
+    /// Connects clients, with a resume if they know an epoch, and waits until each has received `welcome`.
     fn connect(&mut self, numbers: &[usize]) {
         for group in numbers.chunks(CONNECTS) {
             for number in group {
@@ -186,7 +186,7 @@ impl<'s> Clients<'s> {
         let id = message["id"].as_u64().unwrap();
         client.unanswered.retain(|(nonce, _)| message["nonce"] != **nonce || message["username"] != *client.name);
         if id <= client.last_id {
-            // The room had the message before the client sent it again.
+            // The reply to a resent message that the room already had.
             let resent =
                 client.resent.iter().position(|nonce| message["nonce"] == **nonce).expect("a nonce sent twice");
             client.resent.remove(resent);
@@ -201,7 +201,7 @@ impl<'s> Clients<'s> {
         *last = id.max(*last);
     }
 
-    /// Some clients send a message each.
+    /// Sends `count` messages, each from a random client.
     fn talk(&mut self, count: usize) {
         for _ in 0..count {
             let number = self.random.usize(..self.clients.len());
@@ -213,7 +213,7 @@ impl<'s> Clients<'s> {
         }
     }
 
-    /// Waits until everyone has received everything, and compares the members with the clients that are here.
+    /// Waits until each client has received all messages of its room and knows the room's members.
     fn settle(&mut self) {
         let rests = |clients: &Clients, number: usize| {
             let client = &clients.clients[number];
@@ -254,7 +254,7 @@ fn message(nonce: &str, text: &str) -> Vec<u8> {
     masked(0x81, event.to_string().as_bytes())
 }
 
-/// A path for one test of this process.
+/// A temporary path that no other process uses.
 fn temporary(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("faults-{}-{name}", std::process::id()))
 }
@@ -273,7 +273,7 @@ fn storms_of_resets() {
     }
 }
 
-/// A client in a process of its own, so that it can be stopped. It writes what it receives to a file.
+/// A client in a separate process, which a signal can stop. The process writes the received bytes to a file.
 struct Process {
     child: Child,
     file: PathBuf,
@@ -317,7 +317,7 @@ fn clients_that_are_stopped() {
     let mut last_id = 0;
     let mut left = 0;
     processes.iter().for_each(|process| process.signal("STOP"));
-    // The kernel's buffers take some megabytes for each of them, and then the server's outbox.
+    // The kernel buffers some megabytes per client before the server's outbox begins to fill.
     for number in 0..5000 {
         if left == processes.len() {
             break;
@@ -338,7 +338,7 @@ fn clients_that_are_stopped() {
     wait_until("the log has the reason of each", is_logged);
     processes.iter().for_each(|process| process.signal("CONT"));
     for process in &mut processes {
-        // `cat` ends when the server has ended the stream.
+        // `cat` exits when the server closes the connection.
         wait_until("the client has read everything", || process.child.try_wait().expect("a status").is_some());
         let received = fs::read(&process.file).expect("a file");
         let head = received.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
@@ -355,7 +355,7 @@ fn clients_that_are_stopped() {
     talker.read_event("pong");
 }
 
-/// Sets the soft limit of a running server.
+/// Changes a resource limit of a running server, for example `--nofile=64:` (the soft limit on descriptors).
 fn set_limit(server: &Server, limit: &str) {
     let done = Command::new("prlimit").args(["--pid", &server.pid().to_string(), limit]).status();
     assert!(done.expect("prlimit runs").success());
@@ -370,7 +370,7 @@ fn no_descriptor_is_left() {
         .expect("a process")
         .map(|entry| entry.expect("a descriptor").file_name().to_str().expect("digits").parse().expect("a number"))
         .collect();
-    // The limit is on the number of a descriptor: at the lowest free one, no other can be opened.
+    // RLIMIT_NOFILE bounds the numbers of new descriptors: with a limit at the lowest free number, `accept` fails.
     let free = (0..).find(|number| !open.contains(number)).expect("a free number");
     set_limit(&server, &format!("--nofile={free}:"));
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
@@ -391,14 +391,14 @@ fn no_descriptor_is_left() {
 #[test]
 fn little_memory() {
     let _alone = alone();
-    // The attackers try to make the server keep 256 KiB each, twice the limit of a release build.
+    // Each attacker tries to make the server buffer 256 KiB. In a release build, the total is twice the memory limit.
     let max_buffered = (CLIENTS * 16 * 1024).to_string();
     let options = ["--rate-limit", "0", "--max-echo", "1048576", "--max-buffered", &max_buffered];
     let server = Server::start_from_shell("ulimit -d 131072", "", &options);
     let mut clients = Clients::join(&server, CLIENTS / 10);
     let mut crowd = Crowd::new(Instant::now() + LIMIT);
     let attackers = crowd.join(&server, (0..CLIENTS).map(|_| "/echo?token=dev-token".to_owned()));
-    // The header of a message that is never complete, so the server must keep what it has of it.
+    // The header of a frame that never completes, so that the server must buffer the payload.
     let header = &masked(0x81, &vec![0; 1024 * 1024])[..14];
     attackers.clone().for_each(|id| crowd.send(id, header));
     let received: usize = crowd.members.iter().map(|member| member.received).sum();
@@ -408,7 +408,7 @@ fn little_memory() {
         clients.talk(10);
         clients.settle();
     }
-    // Nothing but a Close follows the response.
+    // New bytes mean a Close: after the response, the server sends an attacker nothing else.
     crowd.turn_until("the server closes the connections with the largest buffers", |crowd| {
         crowd.members.iter().map(|member| member.received).sum::<usize>() > received
     });
@@ -420,7 +420,7 @@ fn little_memory() {
 fn no_stderr() {
     let _alone = alone();
     let fifo = temporary("fifo");
-    // Closed; a disk without space; a full pipe that nobody reads.
+    // stderr is closed, a full disk, or a full pipe that nobody reads.
     let fill = "dd if=/dev/zero of=/proc/self/fd/9 bs=64K count=1 oflag=nonblock status=none || true";
     let pipe = format!("mkfifo '{0}'; exec 9<>'{0}'; {fill}", fifo.display());
     for (setup, redirection) in [("", "2>&-"), ("", "2>/dev/full"), (&*pipe, &*format!("2>'{}'", fifo.display()))] {
@@ -462,7 +462,7 @@ fn a_clock_that_is_moved() {
         .map(|arch| Path::new("/usr/lib").join(arch).join("faketime/libfaketime.so.1"));
     let Some(library) = require_tool("libfaketime", &candidates) else { return };
     let file = temporary("clock");
-    // Another process reads the file at any time, so it must be whole.
+    // Replace the file atomically, because the server may read it at any time.
     let set_clock = |offset: &str| {
         fs::write(file.with_extension("new"), offset).expect("a file");
         fs::rename(file.with_extension("new"), &file).expect("a file");

@@ -1,5 +1,5 @@
-//! The guided tour in `src/lib.rs` is true: its layers are those that `tests/layering.rs` enforces, its reading order is that
-//! of the README, and its exercises name code that exists.
+//! Checks the guided tour in `src/lib.rs`: its layers are those that `tests/layering.rs` enforces, its reading order is
+//! the same as in the README, and its exercises name existing code.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -44,16 +44,16 @@ fn layers_are_those_that_are_enforced() {
     assert_eq!(drawn, allowed, "the picture, and the arrows that are enforced");
 }
 
-/// The README's tables say the same with links to files: `src/ws/frame.rs` there is `ws::frame` here.
+/// The README lists files, and the tour lists modules: `src/ws/frame.rs` in the README is `ws::frame` in the tour.
 #[test]
 fn the_reading_order_is_that_of_the_readme() {
     let tour = tour();
     let is_step = |line: &&str| line.split_once(". ").is_some_and(|(number, _)| number.parse::<u32>().is_ok());
     let steps = chapter(&tour, "Reading order").lines().filter(is_step);
     let modules: Vec<Vec<&str>> = steps.map(code_spans).collect();
-    // The features are documented only where they are compiled.
+    // Skip part three: the modules of an optional feature are in the docs only if the feature is enabled.
     let rows = table_rows(chapter(README, "Read it").split("**Part three").next().expect("a part"));
-    let in_tour = |module: &String| module != "maps"; // a table with a hasher: the README suffices
+    let in_tour = |module: &String| module != "maps"; // too simple for the tour
     let files = rows.iter().map(|row| code_spans(row[1]).into_iter().map(module_of).filter(in_tour).collect());
     let files: Vec<Vec<String>> = files.collect();
     assert_eq!(modules, files, "the tour, and the README");
@@ -62,12 +62,11 @@ fn the_reading_order_is_that_of_the_readme() {
 /// The module of a file as the README writes it: `ws/mod.rs` is `ws`, `chat/dialect.rs` is `chat::dialect`.
 fn module_of(path: &str) -> String {
     if path == "main.rs" {
-        return path.to_owned(); // it is another crate
+        return path.to_owned(); // the root of the binary crate has no module path
     }
     path.trim_end_matches(".rs").trim_end_matches("/mod").trim_end_matches('/').replace('/', "::")
 }
 
-/// The protocol page shows limits to people who write clients.
 #[test]
 fn limits_of_the_protocol_page_are_those_of_the_configuration() {
     let command = Config::command();

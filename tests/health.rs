@@ -18,7 +18,7 @@ fn health(arguments: &[&str]) -> Output {
     command.arg("health").args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// Checks that a command fails with this exit code, and with one line on stderr that contains these words.
+/// Checks that the tool exits with `code` and prints one line to stderr that contains all `words`.
 #[track_caller]
 fn assert_error(arguments: &[&str], code: i32, words: &[&str]) {
     let output = health(arguments);
@@ -63,7 +63,7 @@ fn a_running_server() {
     assert_error(&[&format!("http://{}/nowhere?token=secret", server.addr())], 1, &["/nowhere: the status is 404"]);
 }
 
-/// The configuration of a container: the server is public, and knows its public name only.
+/// As in a container: the server is public, and `--allow-host` contains only its public name.
 #[test]
 fn a_public_server() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
@@ -75,7 +75,7 @@ fn a_public_server() {
     }
 }
 
-/// The environment of the container configures the server, and does not disturb the tool.
+/// In a container, environment variables configure the server. The tool ignores these variables.
 #[test]
 fn variables_of_the_server() {
     let server = Server::start(&[]);
@@ -134,7 +134,7 @@ fn a_name_without_an_address() {
     assert_error(&["http://wirechat.invalid:3000", "--timeout", "20s"], 1, &["wirechat.invalid"]);
 }
 
-/// Neither silence nor a byte now and then extends the timeout.
+/// Neither a silent server nor one that sends a byte at a time can extend the timeout.
 #[test]
 fn servers_that_are_too_slow() {
     let silent = listen(|stream| {
@@ -156,7 +156,7 @@ fn servers_that_are_too_slow() {
     }
 }
 
-/// The tool stops reading long before the server stops sending, and does not wait for the timeout.
+/// The tool stops reading an endless response early, without waiting for the timeout.
 #[test]
 fn endless_responses() {
     let endless = |start: &'static [u8], rest: &'static [u8]| {

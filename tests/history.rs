@@ -1,4 +1,4 @@
-//! The `history` command: a client pages back through the kept messages of its room, and nobody else notices.
+//! Tests the `history` command: a client pages back through its room's history, and no other client receives anything.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ fn ids(page: &Value) -> Vec<u64> {
         .collect()
 }
 
-/// Sends messages with these numbers as texts, and receives each.
+/// Sends one message per id, with the id as its text, and receives each message.
 fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) {
     for id in ids {
         user.sends_message(&id.to_string());
@@ -26,7 +26,7 @@ fn send_numbers(user: &mut User, ids: std::ops::RangeInclusive<u64>) {
     }
 }
 
-/// Asks for a page, and receives it as the next event.
+/// Requests a page and returns it. The page must be the next event.
 fn page(user: &mut User, room: &str, data: Value) -> Value {
     user.sends_event("history", data.clone());
     let page = user.receives_event("history", json!({"room": room, "before": data["before"]}));
@@ -34,7 +34,7 @@ fn page(user: &mut User, room: &str, data: Value) -> Value {
     page
 }
 
-/// A room with `count` messages, of which the server keeps `kept`, and the user who sent them.
+/// Starts a server on which Eve has sent `count` messages to one room. Returns the server and Eve.
 fn room_with(count: u64, args: &[&str]) -> (Server, User) {
     let server = chat(args);
     let mut eve = User::events(&server, "eve", "general");
@@ -71,7 +71,7 @@ fn pages_lead_back_to_the_first_message() {
     guest.receives_nothing();
 }
 
-/// Each edge of `before` and `limit`, in a room that has kept the messages 11 to 130.
+/// Tests the boundary values of `before` and `limit` in a room whose history has the messages 11 to 130.
 #[test]
 fn edges_of_a_page() {
     let (_server, mut eve) = room_with(130, &["--history", "120"]);
@@ -101,7 +101,7 @@ fn edges_of_a_page() {
             assert_eq!((ids(&page), &page["more"]), (expected.clone().collect(), &json!(more)));
         },
     );
-    // An integer of any size is above `last_id`.
+    // An integer that does not fit in a `u64` is valid: it is greater than `last_id`.
     eve.send(r#"{"event":"history","data":{"before":100000000000000000000000}}"#);
     assert_eq!(ids(&eve.receives_event("history", json!({"more": true}))), (81..131).collect::<Vec<_>>());
 }
@@ -137,7 +137,7 @@ fn errors_name_the_field() {
     eve.receives_nothing();
 }
 
-/// One client's commands take effect in order, even if all arrive at once, and a page is about the room of its moment.
+/// Commands take effect in order, even if all arrive at once. Each page is from the client's room at that point.
 #[test]
 fn pages_keep_the_order_of_the_commands() {
     let (server, mut eve) = room_with(2, &[]);
@@ -216,7 +216,7 @@ fn a_page_counts_towards_the_rate_limit() {
     assert_eq!(eve.receives_error(), "Slow down");
 }
 
-/// A page is shorter than its limit if it would not fit, and the next page continues there.
+/// A page has fewer messages if `limit` messages do not fit in the outbox. The next page continues from there.
 #[test]
 fn long_messages_make_short_pages() {
     let server = chat(&["--history", "100", "--max-outbox", "16384"]);

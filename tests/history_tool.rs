@@ -1,4 +1,4 @@
-//! `wirechat history`: a file's messages as text and JSON, its check, and its copy.
+//! Tests `wirechat history`: exporting a history file as text and JSON, checking the file, and backing it up.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -33,14 +33,14 @@ impl Folder {
         command.arg("history").args(arguments).current_dir(&self.0.0).output().unwrap()
     }
 
-    /// What a command prints that must succeed.
+    /// Runs a command that must succeed, and returns its output.
     fn printed(&self, arguments: &[&str]) -> String {
         let output = self.history(arguments);
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The error of a command that must fail.
+    /// Runs a command that must fail, and returns its error message.
     fn error(&self, arguments: &[&str]) -> String {
         let output = self.history(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
@@ -54,13 +54,13 @@ impl Folder {
     }
 }
 
-/// Sends a message, and returns its data from the event.
+/// Sends a message, and returns the data of the resulting `message` event.
 fn say(client: &mut RawClient, text: &str) -> Value {
     client.send_text(&json!({"event": "message", "data": {"text": text, "nonce": text}}).to_string());
     client.read_event("message")
 }
 
-/// What a member sends does not reach the operator's terminal as a command.
+/// An exported message cannot send escape sequences to the operator's terminal.
 #[test]
 fn control_characters() {
     let folder = Folder::new("controls");
@@ -72,7 +72,7 @@ fn control_characters() {
     assert!(printed.contains("alert") && !printed.trim_end().contains(char::is_control), "{printed:?}");
 }
 
-/// A file with two rooms, whose server was killed, so that its messages are in the WAL. Returns the messages.
+/// Writes a history file with two rooms, and kills the server so that the WAL keeps the messages. Returns the messages.
 fn write_history(folder: &Folder) -> [Value; 3] {
     let server = folder.start();
     let mut ann = server.upgrade(&events_path("ann", "tea"));
@@ -122,7 +122,7 @@ fn backup() {
     assert_eq!(folder.printed(&["copy.db", "export"]), folder.printed(&["chat.db", "export"]));
     assert!(folder.error(&["chat.db", "backup", "copy.db"]).contains("copy.db already exists"));
     assert!(folder.error(&["chat.db", "backup", "no/folder/copy.db"]).contains("chat.db: "));
-    // A server continues with the copy.
+    // A server that starts with the copy continues the message ids.
     std::fs::rename(folder.path("copy.db"), folder.path("chat.db")).unwrap();
     let _ = std::fs::remove_file(folder.path("chat.db-wal"));
     let server = folder.start();

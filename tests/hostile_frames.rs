@@ -1,10 +1,10 @@
-//! Hostile peers after the upgrade: the frames that they send, and the frames that they must get (RFC 6455 §5, §7, §8.1).
+//! Frames from hostile peers after the upgrade, and the frames that the server must reply with (RFC 6455 §5, §7, §8.1).
 //!
-//! The cases of `wirechat poke` are rows here. The tables below add what is too much for a catalogue: every length, code
-//! and opcode, the order of the rules, and the first byte at which each rule can be checked. They follow the RFC and the
-//! written protocol, not the code. A row has a name, an endpoint, the bytes sent after the upgrade, the bytes that must
-//! come back, and what happens to the connection. Each row runs twice, in one write and one byte per write, and after each
-//! run the server must still serve other clients.
+//! The test cases of `wirechat poke` are rows here. The tables add rows that are too numerous for `poke`: boundary
+//! lengths, close codes, all opcodes, the order of the rules, and the first byte at which the server can check a rule.
+//! The tables follow the RFC and PROTOCOL.md, not the code. A row has a name, an endpoint, the bytes sent after the
+//! upgrade, the bytes that the server must send, and the expected state of the connection. Each row runs twice, in one
+//! write and in small pieces, and after each run the server must still serve other clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,28 +25,28 @@ struct Row {
     id: String,
     at: &'static str,
     sent: Vec<u8>,
-    /// What the server sends, byte for byte, before `end`.
+    /// The exact bytes that the server must send before `end`.
     back: Vec<u8>,
     end: End,
 }
 
-/// What happens to the connection.
+/// The expected state of the connection after the reply.
 enum End {
-    /// It stays open: the server replies to a Ping.
+    /// The connection stays open: the server replies to a Ping.
     Open,
-    /// The server waits for more bytes and has sent nothing.
+    /// The server waits for more bytes and sends nothing after `back`.
     Waits,
-    /// `back` ended with the reply to our Close, and the server closes TCP first (§7.1.1).
+    /// `back` ends with the reply to the client's Close. Then the server closes TCP first (§7.1.1).
     Over,
-    /// The server fails the connection for this rule. The peer has so many bytes of its last frame left to send.
+    /// The server fails the connection for this rule. The client's last frame still lacks this many bytes.
     Fails(Rule, usize),
-    /// The same, but the peer's Close broke the rule, so no frame is left to send.
+    /// Like `Fails`, but the client's Close broke the rule, so the client sends no further frame.
     FailsClosed(Rule),
 }
 
 use End::{Open, Over, Waits};
 
-/// A rule as the Close frame names it: the code, one of these sections, and one of these words.
+/// A rule as the server's Close must name it: with this code, one of these sections, and one of these words.
 #[derive(Clone, Copy)]
 struct Rule {
     code: u16,
@@ -78,22 +78,22 @@ fn row(id: impl Into<String>, at: &'static str, sent: impl AsRef<[u8]>, back: im
     Row { id: id.into(), at, sent: sent.as_ref().to_vec(), back: back.as_ref().to_vec(), end }
 }
 
-/// On `/echo`, in the notation of [`hex`]: the server replies to `sent` with `back`.
+/// A row for `/echo`. `sent` and `back` use the notation of [`hex`].
 fn echo(id: &str, sent: &str, back: &str, end: End) -> Row {
     row(id, ECHO, hex(sent), hex(back), end)
 }
 
-/// On `/echo`: these bytes break the rule, and no frame precedes them.
+/// A row for `/echo`: `sent` breaks `rule`, and the server sends nothing before its Close.
 fn fails(id: impl Into<String>, sent: &str, rule: Rule) -> Row {
     row(id, ECHO, hex(sent), [], End::Fails(rule, 0))
 }
 
-/// The same on a chat endpoint.
+/// Like [`fails`], but for the chat. `owed` is the number of missing bytes of the last frame.
 fn chat_fails(id: impl Into<String>, sent: &str, rule: Rule, owed: usize) -> Row {
     row(id, CHAT, hex(sent), [], End::Fails(rule, owed))
 }
 
-/// A frame of the server: not masked, its length in the shortest form.
+/// Encodes a server frame: unmasked, with the shortest length form.
 fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = masked(first, payload);
     frame[1] &= 0x7f;
@@ -131,7 +131,7 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     server.still_chats();
 }
 
-/// The first bytes of many, for an error text.
+/// Returns at most 200 bytes, to keep an error message short.
 fn start(bytes: &[u8]) -> &[u8] {
     &bytes[..bytes.len().min(200)]
 }
@@ -141,7 +141,7 @@ fn is_open(client: &mut RawClient) {
     assert_eq!(client.read_frame(), Frame { first: 0x8a, payload: b"still there?".to_vec() });
 }
 
-/// Nothing has arrived, and after [`Watched::quiet`] nothing is on its way.
+/// Checks that the client has received nothing. Call [`Watched::quiet`] first, so that no reply is still on its way.
 fn assert_silent(client: &RawClient) {
     client.stream.set_nonblocking(true).unwrap();
     let seen = client.stream.peek(&mut [0; 16]);
@@ -150,8 +150,8 @@ fn assert_silent(client: &RawClient) {
     assert_eq!(kind, Err(std::io::ErrorKind::WouldBlock), "the server waits and sends nothing");
 }
 
-/// The server sends a Close for this rule. If framing is lost, the stream then ends. If framing is intact, the server skips
-/// frames until our Close and replies to none of them.
+/// Checks that the server sends a Close for `rule` and nothing after it. If the frame boundaries are still known, the
+/// server must skip the client's frames up to the client's Close, and reply to none of them.
 fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
     let code = receives_close_for(client, rule);
     if !matches!(code, 1002 | 1009) {
@@ -163,7 +163,7 @@ fn is_failed(client: &mut RawClient, rule: Rule, owed: usize) {
     assert_eq!(client.read_to_clean_end(), b"", "nothing follows the Close");
 }
 
-/// The next frame is a Close with the code of the rule, and its reason explains the rule. Returns the code.
+/// Checks that the next frame is a Close with the code of `rule` and a reason that explains `rule`. Returns the code.
 fn receives_close_for(client: &mut RawClient, rule: Rule) -> u16 {
     let (code, reason) = client.read_frame().close();
     assert_eq!(code, rule.code, "{reason}");
@@ -181,7 +181,7 @@ fn run(tables: &[Vec<Row>]) {
     server.finish(&[]);
 }
 
-/// The rule that an error names. If an error had none, this would not compile.
+/// Returns the rule of an error. The `match` is exhaustive, so a new error without a rule does not compile.
 fn rule_of(error: ProtocolError) -> Rule {
     match error {
         ProtocolError::ReservedBits => RSV,
@@ -202,8 +202,8 @@ fn rule_of(error: ProtocolError) -> Rule {
     }
 }
 
-/// The cases of `wirechat poke` that are only bytes after a valid handshake. The client here shares no code with the server,
-/// and it checks the words of the close reasons as well.
+/// Runs the cases of `wirechat poke` that only send bytes after a valid handshake. Unlike `poke`, the client of this
+/// test shares no code with the server, and it also checks the wording of close reasons.
 #[test]
 fn the_catalogue() {
     let rows: Vec<Row> = catalogue::all_cases().filter_map(row_of).collect();
@@ -235,7 +235,6 @@ fn row_of(case: &Case) -> Option<Row> {
     Some(row(case.name, at, sent, back, end))
 }
 
-/// The frame of an expected message or Pong.
 fn frame_of(back: &Reply) -> Vec<u8> {
     let letters = |len| (b'a'..=b'z').cycle().take(len).collect::<Vec<u8>>();
     match back {
@@ -246,7 +245,7 @@ fn frame_of(back: &Reply) -> Vec<u8> {
     }
 }
 
-/// How many bytes are missing from the last of these frames, if its length is in the 7-bit form.
+/// Returns how many bytes of the last frame are missing; 0 if a frame uses an extended length.
 fn owed(mut sent: &[u8]) -> usize {
     while let [_, second @ 0..=0xfd, ..] = sent {
         let size = 2 + usize::from(second >> 7) * 4 + usize::from(second & 0x7f);
@@ -283,7 +282,7 @@ fn frame_rows() -> Vec<Row> {
     ]
 }
 
-/// Every length at which a form begins or ends, in the shortest form in both directions.
+/// Lengths around the bounds of each length form. Both endpoints must use the shortest form.
 fn length_rows() -> Vec<Row> {
     let mut rows = Vec::new();
     for len in [0, 1, 125, 126, 127, 128, 996, 997, 65535, 65536, 65537] {
@@ -295,7 +294,7 @@ fn length_rows() -> Vec<Row> {
     rows
 }
 
-/// 64 KiB on the chat, 16 MiB on `/echo`. The header that would cross the limit fails the connection.
+/// The limit is 64 KiB on the chat and 16 MiB on `/echo`. A header that exceeds the limit fails the connection.
 #[rustfmt::skip]
 fn size_rows() -> Vec<Row> {
     vec![
@@ -333,8 +332,8 @@ fn the_order_of_header_rules() {
     run(&[order_rows(), earliest_rows()]);
 }
 
-/// If several rules are broken, the first of this order decides: RSV, opcode, control rules (FIN, at most 125), mask bit,
-/// minimal length, top bit, fragment order, message type, size limit.
+/// If a frame breaks several rules, the server reports the first in this order: RSV, opcode, control rules (FIN, at
+/// most 125), mask bit, minimal length, top bit, fragment order, message type, size limit.
 #[rustfmt::skip]
 fn order_rows() -> Vec<Row> {
     vec![
@@ -369,7 +368,7 @@ fn order_rows() -> Vec<Row> {
     ]
 }
 
-/// A rule is checked as soon as its bytes are there, but not before the rules that precede it.
+/// The server checks each rule as soon as the necessary bytes arrive, but not before the rules that precede it.
 #[rustfmt::skip]
 fn earliest_rows() -> Vec<Row> {
     vec![
@@ -412,7 +411,7 @@ fn fragment_rows() -> Vec<Row> {
     ]
 }
 
-/// Fragments of 1 KiB up to the limit of the chat, and the header that would cross it; many Pings between two fragments.
+/// Fragments of 1 KiB up to the chat's size limit, a header that exceeds the limit, and Pings between two fragments.
 fn fragment_size_rows() -> Vec<Row> {
     let kib = [b' '; 1024];
     let mut full = masked(0x01, &kib);
@@ -484,7 +483,7 @@ fn bad_utf8_rows() -> Vec<Row> {
         let text = hex(text);
         let (first, last) = text.split_at(text.len() / 2);
         let halves = [masked(0x01, first), masked(0x80, last)].concat();
-        // The first of two fragments may be enough to fail. The second was sent completely, so nothing is owed.
+        // The first fragment alone may fail the connection. The client still sends the second, so no bytes are missing.
         rows.push(row(id, ECHO, masked(0x81, &text), [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, in two fragments"), ECHO, halves, [], End::Fails(UTF8, 0)));
         rows.push(row(format!("{id}, on the chat"), CHAT, masked(0x81, &text), [], End::Fails(UTF8, 0)));
@@ -525,7 +524,7 @@ fn closes() {
     run(&[close_rows(), close_code_rows()]);
 }
 
-/// §5.5.1, §7: the reply repeats the code without a reason, the reply to an empty Close is empty, and nothing follows it.
+/// §5.5.1, §7: the reply to a Close repeats its code, without a reason; an empty Close gets an empty Close in reply.
 #[rustfmt::skip]
 fn close_rows() -> Vec<Row> {
     let reason = "x".repeat(123);
@@ -539,7 +538,7 @@ fn close_rows() -> Vec<Row> {
     ]
 }
 
-/// Each edge of the ranges of §7.4 and of the registry.
+/// Close codes at the bounds of each range in §7.4 and in the IANA registry.
 fn close_code_rows() -> Vec<Row> {
     let good = [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999];
     let bad = [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 1999, 2000, 2999, 5000, 65535];
@@ -555,7 +554,7 @@ fn pings() {
     run(&[ping_rows()]);
 }
 
-/// §5.5.2, §5.5.3: every Ping gets a Pong with the same payload, after the replies to everything before it.
+/// §5.5.2, §5.5.3: every Ping gets a Pong with the same payload, after the replies to all earlier frames.
 fn ping_rows() -> Vec<Row> {
     let longest: Vec<u8> = (0..125).collect();
     let ten = |frame: fn(u8, &[u8]) -> Vec<u8>, first| (0..10).flat_map(|i| frame(first, &[i; 3])).collect::<Vec<u8>>();
@@ -574,7 +573,7 @@ fn ping_rows() -> Vec<Row> {
     ]
 }
 
-/// Bytes after the request head obey the same rules as all others.
+/// The server also checks a frame that arrives together with the request head.
 #[test]
 fn a_broken_frame_after_the_head() {
     let mut server = Watched::start(&[]);
@@ -586,7 +585,7 @@ fn a_broken_frame_after_the_head() {
     server.finish(&[]);
 }
 
-/// A header of 14 bytes in two parts, cut at each place. In between, the server replies to a Ping of another client.
+/// Sends a 14-byte header in two parts, cut at every offset. Between the parts, the server replies to another client.
 #[test]
 fn a_header_in_two_parts() {
     let mut server = Watched::start(&[]);
@@ -618,7 +617,7 @@ fn two_frames_and_a_half() {
     server.finish(&[]);
 }
 
-/// Wherever a valid stream is cut, the replies are the same.
+/// The replies do not depend on where a valid stream is cut.
 #[test]
 fn any_legal_stream_cut_anywhere() {
     let mut server = Watched::start(&[]);
@@ -641,7 +640,7 @@ fn any_legal_stream_cut_anywhere() {
     server.finish(&[]);
 }
 
-/// Ten messages in up to five fragments each, with Pings and Pongs between them; and the replies of `/echo`.
+/// Returns ten messages in up to five fragments each, with Pings and Pongs in between, and the replies of `/echo`.
 fn legal_stream(random: &mut fastrand::Rng) -> (Vec<u8>, Vec<u8>) {
     let (mut sent, mut back) = (Vec::new(), Vec::new());
     for _ in 0..10 {
@@ -677,7 +676,7 @@ fn keyed(random: &mut fastrand::Rng, first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Random bytes cause a Close for a broken rule, or the end of the stream when ours ends.
+/// After random bytes, the server sends a Close for a broken rule, or only ends its stream when the client does.
 #[test]
 fn random_bytes() {
     let mut server = Watched::start(&[]);
@@ -700,7 +699,7 @@ fn random_bytes() {
     server.finish(&[]);
 }
 
-/// The beginning of a message is not delivered if the client disconnects before its end.
+/// If a client disconnects in the middle of a message, the server does not deliver the incomplete message.
 #[test]
 fn a_disconnect_in_the_middle_of_a_message() {
     let server = Watched::start(&[]);

@@ -1,8 +1,8 @@
-//! Hostile peers before the upgrade: requests with one fault, and the response to each (RFC 6455 §4.2, RFC 9112).
+//! Hostile and unusual requests before the upgrade, and the response to each (RFC 6455 §4.2, RFC 9112).
 //!
-//! The cases of `wirechat poke` are rows here, and the tables below have the rest. They follow the written protocol, not the
-//! code. A row has a name, a request, and the expected response. Each request is sent twice, in one write and one byte per
-//! write, and after each the server must still serve other clients.
+//! The rows are the cases of `wirechat poke` and the tables below. The expected responses follow the RFCs and
+//! PROTOCOL.md, not the code. The client sends each request twice, in one write and one byte per write. After each
+//! request, the server must still serve other clients.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -27,11 +27,10 @@ fn row(id: &'static str, request: impl Into<Vec<u8>>, expected: Expected) -> Row
     Row { id, request: request.into(), expected }
 }
 
-/// The expected response.
 struct Expected {
-    /// One of these.
+    /// The response has one of these statuses.
     statuses: Vec<u16>,
-    /// Headers that must be present with this value.
+    /// Names and values of headers that the response must have.
     with: Vec<(&'static str, &'static str)>,
     /// Headers that must be absent.
     without: Vec<&'static str>,
@@ -39,10 +38,10 @@ struct Expected {
 }
 
 enum Body {
-    /// Plain text that contains all of these.
+    /// A text/plain body that contains all of these words.
     Contains(Vec<&'static str>),
     Is(&'static str),
-    /// `client.html`.
+    /// The contents of `client.html`.
     Page,
     JsonObject,
     Nothing,
@@ -55,7 +54,7 @@ fn upgrades() -> Expected {
     Expected { statuses: vec![101], with, without, body: Body::Nothing }
 }
 
-/// A 101 for a key whose last letter has stray bits. The accept value is computed from the key as sent.
+/// A 101 for a key whose unused base64 bits are not 0. The server computes the accept value from the key as sent.
 fn upgrades_with_stray_bits() -> Expected {
     Expected { with: vec![("Sec-WebSocket-Accept", "Zgw8jYXtqX5qJr7MJ1Q/MqzeSRI=")], ..upgrades() }
 }
@@ -67,7 +66,7 @@ fn upgrades_with(protocol: &'static str) -> Expected {
     expected
 }
 
-/// A rejection whose body contains `words`: the section, or what was received.
+/// A rejection whose body contains `words`, such as the RFC section or what the server received.
 fn rejects(statuses: &[u16], words: &[&'static str]) -> Expected {
     Expected { statuses: statuses.to_vec(), with: vec![], without: vec![], body: Body::Contains(words.to_vec()) }
 }
@@ -153,7 +152,7 @@ fn play(server: &mut Watched, row: &Row, cut: Cut) {
     let mut response = Response::parse(client.read_head().as_bytes());
     response.body = match response.status {
         101 => String::new(),
-        // The server does not read after a request for a page, so bytes after such a request may cause a reset.
+        // After a 200, the server does not read further bytes from the client, so closing may cause a TCP reset.
         200 => String::from_utf8(client.read_to_end()).unwrap(),
         _ => String::from_utf8(client.read_to_clean_end()).unwrap(),
     };
@@ -167,7 +166,7 @@ fn run(mut server: Watched, rows: &[Row]) {
     server.finish(&["wrong-7f3a", "a-secret"]);
 }
 
-/// The cases of `wirechat poke` that are about the request.
+/// The cases of `wirechat poke` that test the opening request.
 #[test]
 fn the_catalogue() {
     let url = Url::parse("ws://127.0.0.1/echo?token=dev-token").unwrap();
@@ -184,7 +183,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
         End::ListsVersion => rejects(&[426], &["§4.4"]),
         End::Status(401) => unauthorized(),
         End::Status(405) => not_allowed("GET"),
-        // These bodies name what was received; all others name the rule as well.
+        // The body of a 403 or 404 need not cite an RFC section.
         End::Status(status @ (403 | 404)) => rejects(&[status], &[]),
         End::Status(status) => rejects(&[status], &[chapter(case.rule.0)]),
         _ => return None,
@@ -192,7 +191,7 @@ fn row_of(case: &Case, url: &Url) -> Option<Row> {
     Some(row(case.name, request::build_request(url, KEY, edits), expected))
 }
 
-/// `§4` of `§4.2.1`: the body may name another section of the chapter.
+/// Returns `§4` for `§4.2.1`: the body may cite another section of the same chapter.
 fn chapter(section: &'static str) -> &'static str {
     section.split('.').next().unwrap_or(section)
 }
@@ -242,7 +241,7 @@ fn keys_and_versions() {
     run(Watched::start(&[]), &key_and_version_rows());
 }
 
-/// §4.2.1 (5), (6): the key, from which the accept value is computed as sent, and the version.
+/// §4.2.1 (5), (6): the key and the version.
 #[rustfmt::skip]
 fn key_and_version_rows() -> Vec<Row> {
     let hs = handshake;
@@ -311,7 +310,7 @@ fn bodies_and_what_follows() {
     run(Watched::start(&[]), &body_rows());
 }
 
-/// RFC 9112 §6: an upgrade request has no body, and a request after a rejected one is not read.
+/// RFC 9112 §6: the server rejects a request that has a body, and never reads a second request.
 #[rustfmt::skip]
 fn body_rows() -> Vec<Row> {
     let hs = handshake;
@@ -325,7 +324,7 @@ fn body_rows() -> Vec<Row> {
         row("Content-Length on a plain GET", get("/").add("Content-Length: 5").followed_by("hello"), bad()),
         row("Transfer-Encoding: identity", hs().add("Transfer-Encoding: identity"), bad()),
         row("Content-Length and Transfer-Encoding", hs().add("Content-Length: 0").add("Transfer-Encoding: chunked"), bad()),
-        // Everything up to the end counts as one response and its length is checked, so a second response would show.
+        // The client reads until TCP closes and checks Content-Length, so a second response would fail the test.
         row("rejected, and another request", wrong().followed_by(hs().bytes()), rejects(&[400], &["§4.2.1"])),
         row("rejected, and the page", wrong().followed_by(get("/").bytes()), rejects(&[400], &["§4.2.1"])),
         row("health, twice", get("/health").followed_by(get("/health").bytes()), ok(Body::JsonObject)),
@@ -337,7 +336,7 @@ fn heads_that_are_too_long() {
     run(Watched::start(&[]), &length_rows());
 }
 
-/// The limits of a head: 8 KiB, and 64 headers, of which the valid request has five.
+/// The limits of a request head: 8 KiB and 64 headers. The valid request already has five headers.
 #[rustfmt::skip]
 fn length_rows() -> Vec<Row> {
     let hs = handshake;
@@ -554,7 +553,7 @@ fn plain_rows() -> Vec<Row> {
     ]
 }
 
-/// Each request here breaks two rules, and the first of them decides. The numbers are those of the table in
+/// The response is for the first broken rule. Each row name begins with step numbers of the table in
 /// `src/chat/PROTOCOL.md`.
 #[test]
 #[rustfmt::skip]
@@ -606,7 +605,7 @@ fn the_first_broken_rule_decides() {
     );
 }
 
-/// Steps 9 to 11: a full server checks everything else first.
+/// Step 11: a server that is full makes all other checks first.
 #[test]
 fn full_is_checked_last() {
     // The three connections of `Watched` fill the server.
@@ -725,8 +724,8 @@ fn origin_rows() -> Vec<Row> {
     ]
 }
 
-/// A page from disk has the origin `null`, but so has a sandboxed frame of any site. It is allowed only on loopback and with
-/// a token.
+/// By default, the server allows the origin `null` only on loopback and with a token: a page opened from disk has this
+/// origin, but so does a sandboxed frame of any site.
 #[test]
 fn the_null_origin_elsewhere() {
     let null = || handshake().target("/?token=a-secret").add("Origin: null");

@@ -1,6 +1,6 @@
-//! Clients on different hosts, on a server that is not local: limits per address and per user, trusted proxies, tokens that are
-//! bound to a username, tokens that are revoked, and what the log says about all of them. A client's address is that of its
-//! socket (127.0.0.2, 127.0.0.3 …) or, behind a trusted proxy, what `X-Forwarded-For` says.
+//! Clients on different hosts and a public server: limits per address and per user, trusted proxies, tokens bound to a
+//! username, revoked tokens, and the log lines about them. A client's address is the address of its socket (127.0.0.2,
+//! 127.0.0.3 …) or, behind a trusted proxy, the address in `X-Forwarded-For`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,11 +19,11 @@ use support::table::each_row;
 use support::users::{Dialect, User};
 use support::{RawClient, Server, masked, token_file, wait_until};
 
-/// With this option, a server is not local: it exempts no client, although all connect from loopback.
+/// Makes the server public: it no longer exempts clients on loopback from its limits.
 const PUBLIC: [&str; 2] = ["--allow-host", "chat.example"];
-/// The same, and the address of a client is what `X-Forwarded-For` says.
+/// Makes the server public, and lets each request choose its client's address with `X-Forwarded-For`.
 const PROXIED: [&str; 2] = ["--trusted-proxy", "127.0.0.1"];
-/// No limits on what the tests do in passing.
+/// Turns off the limits that a test might exceed although it does not examine them.
 const UNLIMITED: [&str; 6] = ["--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"];
 
 fn public(args: &[&str]) -> Server {
@@ -34,7 +34,7 @@ fn proxied(args: &[&str]) -> Server {
     Server::start(&[&PROXIED, args].concat())
 }
 
-/// A client at this loopback address; nothing has been sent yet.
+/// Connects from a loopback address, without sending anything.
 fn connect_from(server: &Server, address: &str) -> RawClient {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::new(address.parse().unwrap(), 0).into()).unwrap();
@@ -61,12 +61,12 @@ fn upgrade_from(server: &Server, address: &str, target: &str) -> RawClient {
     client
 }
 
-/// A response in full, to a request that a trusted proxy forwards for this client.
+/// Returns the complete response to a request that a trusted proxy forwards for `client`.
 fn forwarded(server: &Server, client: &str, request: Request) -> Response {
     rejection(server, &request.add(format!("X-Forwarded-For: {client}")))
 }
 
-/// A response that ends its connection, in full.
+/// Returns the complete response to a request that must not upgrade the connection.
 fn rejection(server: &Server, request: &Request) -> Response {
     let mut client = server.connect();
     client.send(&request.bytes());
@@ -94,7 +94,7 @@ fn subprotocol(token: &str) -> String {
 
 // ------------------------------------------------------------------------------------------------------- wrong tokens
 
-/// Over the limit, the server does not look at the token, so that nobody can find a right one.
+/// Over the limit, the server rejects even a valid token, so that an attacker cannot continue to guess.
 #[test]
 fn too_many_wrong_tokens() {
     let file = tokens("wrong", "right\n");
@@ -125,7 +125,7 @@ fn too_many_wrong_tokens() {
     assert_eq!(forwarded_status(&server, "192.0.2.2", "/?token=right"), 101, "another address");
 }
 
-/// All addresses of a /64 count as one.
+/// All addresses of an IPv6 /64 share one limit.
 #[test]
 fn an_ipv6_network_guesses_as_one_client() {
     let file = tokens("network", "right\n");
@@ -145,7 +145,7 @@ fn no_limit_of_wrong_tokens() {
         assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=wrong"), 401);
     }
     assert_eq!(forwarded_status(&server, "192.0.2.1", "/?token=right"), 101);
-    // Without the option, the limit is 30.
+    // The default limit is 30.
     let server = proxied(&[&UNLIMITED[..], &["--tokens", &file]].concat());
     let statuses: Vec<u16> = (0..32).map(|_| forwarded_status(&server, "192.0.2.1", "/?token=wrong")).collect();
     assert_eq!(statuses, [[401; 30].as_slice(), &[429; 2]].concat());
@@ -153,7 +153,7 @@ fn no_limit_of_wrong_tokens() {
 
 // -------------------------------------------------------------------------------------------- connections per address
 
-/// A socket counts from accept, even if it never sends a byte. The server does not read from the surplus.
+/// A connection counts as soon as it is accepted. The server rejects surplus connections without reading from them.
 #[test]
 fn too_many_connections_from_one_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "3"]);
@@ -162,7 +162,7 @@ fn too_many_connections_from_one_address() {
     assert!(surplus.status == 503 && has_retry_after(&surplus), "{surplus:?}");
     assert!(surplus.body.contains("too many connections"), "the body names the limit: {surplus:?}");
     assert_eq!(status_from(&server, "127.0.0.3", "/"), 101, "another address");
-    // The three have not been disturbed.
+    // The connections within the limit still work.
     silent[0].send(&handshake().bytes());
     assert!(silent[0].read_head().starts_with("HTTP/1.1 101 "));
     drop(silent.pop());
@@ -172,7 +172,7 @@ fn too_many_connections_from_one_address() {
     drop(third);
 }
 
-/// Of many clients at once from one address, as many as its share get in. The others are told which limit it was.
+/// Of 40 simultaneous clients at one address, 32 connect. The response to each of the others names the limit.
 #[test]
 fn an_address_gets_its_whole_share() {
     let server = public(&["--open", "--rate-limit", "0"]);
@@ -186,7 +186,7 @@ fn an_address_gets_its_whole_share() {
     }
 }
 
-/// Clients that connect and send nothing hold the share of their own address only.
+/// Clients that connect and send nothing use up the limit of their own address only.
 #[test]
 fn silent_clients_hold_no_other_place() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-connections", "50"]);
@@ -210,7 +210,7 @@ fn rejected_connections_do_not_count() {
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
 }
 
-/// A proxy connects for many clients, so its connections count for the client that each request names.
+/// A proxy's connections count towards the client addresses in the requests, not towards the proxy's address.
 #[test]
 fn connections_through_a_proxy() {
     let server = proxied(&["--open", "--rate-limit", "0", "--max-per-address", "2", "--connect-rate", "0"]);
@@ -240,13 +240,13 @@ fn no_limit_of_connections_per_address() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "0", "--max-per-address", "0"]);
     let _silent: Vec<RawClient> = (0..100).map(|_| connect_from(&server, "127.0.0.2")).collect();
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 101);
-    // Without the option, the limit is 32.
+    // The default limit is 32.
     let server = public(&["--open", "--rate-limit", "0"]);
     let _silent: Vec<RawClient> = (0..32).map(|_| connect_from(&server, "127.0.0.2")).collect();
     assert_eq!(status_from(&server, "127.0.0.2", "/"), 503);
 }
 
-/// After a burst of five seconds' connections, an address may connect at the rate.
+/// After a burst of five times `--connect-rate`, an address may connect only at that rate.
 #[test]
 fn an_address_that_connects_too_fast() {
     let server = public(&["--open", "--rate-limit", "0", "--connect-rate", "1", "--max-per-address", "0"]);
@@ -292,8 +292,8 @@ fn the_slowest_rate_of_connections() {
 
 // --------------------------------------------------------------------------------------------------- the full server
 
-/// `count` clients whose requests reach the server at the same time: the server is stopped until all have been sent. Returns the
-/// clients and their responses.
+/// Sends `count` requests while the server is stopped, so that the server reads all of them at the same time. Returns
+/// the clients and their responses.
 fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, Response)> {
     server.signal("STOP");
     let mut clients: Vec<RawClient> = (0..count).map(|_| server.connect()).collect();
@@ -306,7 +306,7 @@ fn all_at_once(server: &Server, count: usize, target: &str) -> Vec<(RawClient, R
     clients.into_iter().map(respond).collect()
 }
 
-/// However many clients come at once, as many as there are places get in, and every other one gets a response.
+/// Of many simultaneous clients, the server accepts exactly `--max-connections`, and rejects every other with 503.
 #[test]
 fn first_come_first_served() {
     for (target, extra) in [("/?token=dev-token", 0), ("/?token=dev-token", 6), ("/echo?token=dev-token", 60)] {
@@ -323,7 +323,7 @@ fn first_come_first_served() {
     }
 }
 
-/// A connection takes a place only after its handshake, and a rejected one takes none.
+/// Only upgraded connections count towards `--max-connections`: handshakes and rejected requests do not.
 #[test]
 fn only_clients_take_places() {
     let server = Server::start(&["--max-connections", "2"]);
@@ -353,7 +353,7 @@ fn only_clients_take_places() {
     drop((handshaking, lingering));
 }
 
-/// Connections that were rejected and stay may linger, but only a few of them: the server still reads the next request.
+/// Only a few rejected connections may linger, so that the server can still accept and read the next request.
 #[test]
 fn rejected_connections_that_stay() {
     let patient = ["--open", "--max-connections", "1", "--close-timeout", "600", "--handshake-timeout", "600"];
@@ -362,7 +362,7 @@ fn rejected_connections_that_stay() {
     let _silent = connect_from(&server, "127.0.0.2");
     let mut staying = Vec::new();
     for n in 0..40 {
-        // By turns, a socket that the server does not read, and a request that it rejects.
+        // Alternate between a connection over the limit, which the server does not read, and a rejected request.
         let mut client = connect_from(&server, ["127.0.0.2", "127.0.0.3"][n % 2]);
         if n % 2 == 1 {
             client.send(&handshake().target("/nope").bytes());
@@ -376,7 +376,7 @@ fn rejected_connections_that_stay() {
 
 // ---------------------------------------------------------------------------------------------- rate limit per user
 
-/// A bucket of one message that refills within a quarter of an hour.
+/// A token bucket of one message, which takes 1,000 seconds to refill.
 const ONE_MESSAGE: [&str; 6] = ["--rate-limit", "0.001", "--connect-rate", "0", "--history", "0"];
 
 fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
@@ -389,7 +389,7 @@ fn is_slowed_join(server: &Server, address: &str, target: &str) -> bool {
     response.status == 429
 }
 
-/// A user's joins draw from its rate limit, and a new connection does not refill it. The user is the token and the address.
+/// Joins use up a user's rate limit, and a reconnect does not refill it. A user is a token at an address.
 #[test]
 fn joins_draw_from_the_rate_limit() {
     let file = tokens("joins", "one\ntwo\n");
@@ -399,13 +399,13 @@ fn joins_draw_from_the_rate_limit() {
     first.send_text(r#"{"event":"message","data":{"text":"too many"}}"#);
     assert_eq!(first.read_event("error")["message"], "Slow down", "the join has drawn from the bucket");
     drop(first);
-    // Each endpoint of the chat, and another name.
+    // The limit covers all chat endpoints and all usernames.
     for target in ["/?token=one&username=first", "/?token=one&username=other", "/ws/x?token=one"] {
         assert!(is_slowed_join(&server, "127.0.0.2", target), "{target}");
     }
     assert!(is_slowed_join(&server, "127.0.0.2", "/ws?token=one&username=first&client_id=1"));
     (0..5).for_each(|_| drop(upgrade_from(&server, "127.0.0.2", "/echo?token=one")));
-    // A rejected request draws nothing.
+    // Rejected requests do not use up the rate limit.
     for _ in 0..3 {
         assert_eq!(status_from(&server, "127.0.0.3", "/?token=one&username=%00"), 400);
         assert_eq!(status_from(&server, "127.0.0.3", "/?token=wrong"), 401);
@@ -415,14 +415,14 @@ fn joins_draw_from_the_rate_limit() {
     assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=two"), "another token");
 }
 
-/// Rejected joins are no flood: a program that joins again and again does not close its user's other connections.
+/// Rejected joins are not flooding: a program that keeps retrying must not get its user's other connections closed.
 #[test]
 fn rejected_joins_close_nobody() {
     let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
     let mut client = upgrade_from(&server, "127.0.0.2", "/");
     client.read_event("welcome");
     (0..20).for_each(|_| assert!(is_slowed_join(&server, "127.0.0.2", "/")));
-    // The burst is one message, so five rejected messages are no flood yet, and the sixth is one.
+    // With a burst of one message, the sixth rejected message is flooding.
     for _ in 0..5 {
         client.send_text(r#"{"event":"ping"}"#);
         assert_eq!(client.read_event("error")["message"], "Slow down");
@@ -431,7 +431,7 @@ fn rejected_joins_close_nobody() {
     assert_eq!(client.read_frame().close(), (1008, "flooding".to_owned()));
 }
 
-/// Without tokens, the user is the address.
+/// Without access tokens, all clients at one address are one user.
 #[test]
 fn an_address_is_a_user_of_an_open_server() {
     let server = public(&[&ONE_MESSAGE[..], &["--open"]].concat());
@@ -440,7 +440,7 @@ fn an_address_is_a_user_of_an_open_server() {
     assert!(!is_slowed_join(&server, "127.0.0.3", "/?username=a"));
 }
 
-/// A token that is bound to a username has one bucket, wherever it connects from, with all tokens of that username.
+/// All tokens bound to the same username share one bucket, at all addresses.
 #[test]
 fn a_bound_username_is_a_user_everywhere() {
     let file = tokens("bound", "phone ann\nlaptop ann\nother bob\n");
@@ -454,7 +454,7 @@ fn a_bound_username_is_a_user_everywhere() {
     assert!(!is_slowed_join(&server, "127.0.0.2", "/?token=other"));
 }
 
-/// Two connections of one user share its bucket, and so do messages and switches.
+/// All connections of a user share one bucket, for messages as well as room switches.
 #[test]
 fn connections_of_a_user_share_its_rate_limit() {
     let server = public(&["--open", "--rate-limit", "2", "--history", "0"]);
@@ -482,12 +482,12 @@ fn connections_of_a_user_share_its_rate_limit() {
         }
     };
     let passed = count_passed(&mut clients[0], "switched") + count_passed(&mut clients[1], "message");
-    // The bucket of four holds at most four, and two more for each second.
+    // The bucket holds four messages, and refills at two per second.
     let most = 4 + 2 * start.elapsed().as_secs() as usize + 1;
     assert!(passed <= most.min(9), "{passed} of 9 passed, and {most} may pass");
 }
 
-/// Two connections of one user share its flood detection and its `typing`.
+/// All connections of a user share its flood detection and its limit on `typing` commands.
 #[test]
 fn connections_of_a_user_share_the_rest_of_its_limits() {
     let server = public(&["--open", "--rate-limit", "1", "--history", "0"]);
@@ -505,7 +505,7 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
     };
     send_at_once(&mut clients, r#"{"event":"typing"}"#, 1);
     witness.receives_event("typing", json!({}));
-    // The burst is two, so a flood is ten rejected messages within ten seconds. Neither sends as many.
+    // With a burst of two, the eleventh rejected message is flooding. Each connection sends only eight.
     send_at_once(&mut clients, r#"{"event":"ping"}"#, 8);
     let left = witness.receives_event("left", json!({}));
     let [a, b] = &mut clients;
@@ -519,7 +519,7 @@ fn connections_of_a_user_share_the_rest_of_its_limits() {
     assert_eq!(close, (1008, "flooding".to_owned()));
 }
 
-/// On a local server, each connection is a user of its own, and joins are free.
+/// On a local server, each connection is a separate user, and joins do not use up the rate limit.
 #[test]
 fn joins_are_free_on_a_local_server() {
     let server = Server::start(&ONE_MESSAGE);
@@ -533,7 +533,7 @@ fn joins_are_free_on_a_local_server() {
 
 // ------------------------------------------------------------------------------------------------- reserved usernames
 
-/// A username that a token is bound to is reserved for it, however it is spelled; the token has it as its default.
+/// A username with bound tokens is reserved for those tokens, in every spelling, and is their default username.
 #[test]
 fn reserved_usernames() {
     let file = tokens("reserved", "hers alice\nalso-hers alice\nany\n");
@@ -588,7 +588,7 @@ fn reserved_usernames() {
     witness.receives_event("message", json!({"username": "bob", "text": "bob"}));
 }
 
-/// A unique username that is in use can be taken over with a token that is bound to it, from another device too.
+/// With `--unique-names`, a token bound to a username can take the username over, even from another device.
 #[test]
 fn a_bound_token_takes_its_username_over() {
     let file = tokens("takeover", "phone ann\nlaptop ann\nfree\n");
@@ -604,13 +604,13 @@ fn a_bound_token_takes_its_username_over() {
     }
     assert_eq!(status_from(&server, "127.0.0.2", "/?token=free&username=ann"), 403);
     first.receives_nothing();
-    // A username that no token is bound to cannot be taken over with the same token.
+    // An unbound token cannot take over a username, not even from a connection with the same token.
     let mut bob = connect("127.0.0.2", "/?token=free&username=bob");
     bob.receives_event("welcome", json!({}));
     connect("127.0.0.2", "/?token=free&username=bob").receives_close(1008, "username already in use");
 }
 
-/// A `client_id` belongs to the token that uses it.
+/// While a `client_id` is connected, a client with another token cannot use it.
 #[test]
 fn a_client_id_of_another_token() {
     let file = tokens("client-ids", "one\ntwo\n");
@@ -632,7 +632,7 @@ fn a_client_id_of_another_token() {
 
 // -------------------------------------------------------------------------------------------- tokens in a subprotocol
 
-/// A token in a subprotocol works as in the URL, is never selected, and is shown nowhere.
+/// A token in `Sec-WebSocket-Protocol` works like one in the URL, and is never echoed, logged or recorded.
 #[test]
 fn a_token_in_a_subprotocol() {
     const TOKEN: &str = "s3cret+token/ünïcode";
@@ -697,7 +697,7 @@ fn a_token_in_a_subprotocol() {
     }
 }
 
-/// A text contains a secret neither as it is nor as hexadecimal digits.
+/// Asserts that `text` contains the secret neither verbatim nor in hexadecimal.
 fn assert_hidden(secret: &str, what: &str, text: &str) {
     let digits: Vec<String> = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     for form in [secret.to_owned(), digits.join(""), digits.join(" ")] {
@@ -713,7 +713,7 @@ fn recorded(dir: &Path) -> String {
 
 // ----------------------------------------------------------------------------------------------------- trusted proxies
 
-/// From a peer that is not a trusted proxy, the headers of a proxy mean nothing. The operator reads once what is missing.
+/// The server ignores the proxy headers of an untrusted peer, and logs once which `--trusted-proxy` is missing.
 #[test]
 fn headers_of_a_proxy_that_is_not_trusted() {
     let forwarded_join = |server: &Server| {
@@ -727,7 +727,7 @@ fn headers_of_a_proxy_that_is_not_trusted() {
     assert_eq!(server.log().matches("JOIN room=general user=ann connection=").count(), 3);
     assert_eq!((server.log().matches("address=127.0.0.1").count(), warned(&server)), (6, 1), "{}", server.log());
     assert!(!server.log().contains("192.0.2.7"), "{}", server.log());
-    // The operator knows of proxies, and this peer is none of them.
+    // With `--trusted-proxy`, the server does not warn: the operator has already listed all proxies.
     let server = Server::start(&[&UNLIMITED[..], &["--open", "--trusted-proxy", "10.0.0.0/8"]].concat());
     forwarded_join(&server);
     server.wait_for_log("LEAVE");
@@ -755,7 +755,7 @@ fn the_address_that_a_trusted_proxy_adds() {
         let count = lines.filter(|line| line.contains(&format!("address={address}"))).count();
         assert_eq!(count, 2, "{header} is {address}, on joining and on leaving: {log}");
     }
-    // Other lines show the address with the port of the proxy's connection.
+    // Other log lines combine the client's address with the port of the proxy's connection.
     assert_eq!(forwarded_status(&server, "192.0.2.8", "/nope"), 404);
     server.wait_for_log("REJECT 192.0.2.8:");
     assert_eq!(forwarded_status(&server, "192.0.2.9", "/echo"), 101);
@@ -835,7 +835,7 @@ fn tokens_are_reloaded() {
         || rows.iter().for_each(|(target, status)| assert_eq!(status_from(&server, "127.0.0.2", target), *status));
     check();
 
-    // A file that does not load changes nothing.
+    // If the new token file is invalid, the old tokens remain in use.
     let bad: [&[u8]; 4] = [b"", b"one\none\n", b"t\xff\n", b"one \x1b\n"];
     for (n, content) in bad.iter().enumerate() {
         fs::write(&path, content).unwrap();
@@ -854,7 +854,7 @@ fn tokens_are_reloaded() {
     for secret in ["token=", "gone", "stays"] {
         assert!(!log.contains(secret), "{log}");
     }
-    // Those whose token has stayed have noticed nothing.
+    // Connections whose token is still valid are unaffected.
     witness.receives_nothing();
     echo.send_text("still here");
     assert_eq!(echo.read_text(), "still here");
@@ -866,7 +866,7 @@ fn tokens_are_reloaded() {
     assert_eq!(status_from(&server, "127.0.0.2", "/?token=gone"), 101);
 }
 
-/// Without a file there is nothing to reload, and nobody is closed.
+/// Without a token file, SIGHUP closes no connection.
 #[test]
 fn a_reload_without_a_file() {
     for args in [&[][..], &["--open"]] {
@@ -904,7 +904,7 @@ fn what_only_a_local_server_has() {
 
 // ------------------------------------------------------------------------------------------------------- large rooms
 
-/// A list is cut at its bound, and comes with the number that it would have without it.
+/// The length of member lists is limited, but `member_count` and `active_count` are exact.
 #[test]
 fn large_rooms() {
     let server = Server::start(&["--max-listed", "2", "--max-presence", "3"]);
@@ -940,7 +940,7 @@ fn large_rooms() {
 
 // ----------------------------------------------------------------------------------------------------------- the log
 
-/// After five rejections of one address, the log waits for the summary. Other addresses have lines of their own.
+/// The log shows the first five rejections of each address. Further ones appear only in a summary.
 #[test]
 fn repeated_rejections_are_not_logged() {
     let server = public(&[&UNLIMITED[..], &["--open"]].concat());
@@ -957,7 +957,7 @@ fn repeated_rejections_are_not_logged() {
     }
 }
 
-/// An operator finds a client, its address and the line of its token, but never the token.
+/// The log shows a client's username, address and line in the token file, but never its token.
 #[test]
 fn lines_of_a_client_in_the_log() {
     let file = tokens("log", "# ours\nsecret-one\nsecret-two ann\n");
@@ -991,7 +991,7 @@ fn lines_of_a_client_in_the_log() {
     assert_eq!((anns.len(), others.len()), (4, 2), "{log}");
     assert!(anns.iter().all(|number| *number == anns[0] && *number != others[0]), "{log}");
     assert!(!log.contains("secret"), "{log}");
-    // Without tokens there is no line.
+    // Without access tokens, log lines have no `token_line` field.
     let server = public(&[&UNLIMITED[..], &["--open"]].concat());
     drop(server.upgrade("/?username=bob"));
     server.wait_for_log("LEAVE");
@@ -1000,7 +1000,7 @@ fn lines_of_a_client_in_the_log() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// One user cannot take all rooms. The limit is on rooms that it opened, and `general` can always be joined.
+/// The number of open rooms per user is limited. Only rooms that the user opened count, and `general` never counts.
 #[test]
 fn rooms_of_one_user() {
     let limit = ["--open", "--max-rooms-per-user", "2"];
@@ -1020,19 +1020,19 @@ fn rooms_of_one_user() {
     assert!(response.status == 503 && has_retry_after(&response) && body.contains("too many rooms"), "{body}");
     guest.sends_event("switch_room", json!({"room": "three"}));
     assert!(guest.receives_error().contains("too many rooms"));
-    // The default room, and rooms that others opened.
+    // The user can still join the default room and rooms that other users opened.
     join("127.0.0.2", "general").leaves();
     let _others = join("127.0.0.3", "three");
     guest.sends_event("switch_room", json!({"room": "general"}));
     guest.receives_event("switched", json!({"room": "general"}));
     guest.sends_event("switch_room", json!({"room": "three"}));
     guest.receives_event("switched", json!({"room": "three", "members": ["three"]}));
-    // An empty room no longer counts.
+    // A room no longer counts towards the limit once it is empty.
     one.leaves();
     join("127.0.0.2", "four").leaves();
 }
 
-/// A user that opens more rooms than are kept loses its own histories, and nobody else's.
+/// A user that leaves too many empty rooms loses histories of its own rooms, not those of others.
 #[test]
 fn rooms_of_one_user_evict_no_others() {
     let limits = ["--open", "--max-empty-rooms", "5", "--max-rooms-per-user", "1000"];
@@ -1056,7 +1056,7 @@ fn rooms_of_one_user_evict_no_others() {
     assert_eq!(visit("127.0.0.4", "busy18"), Some(0), "the histories that this user made last give way");
 }
 
-/// On a local server, a user is a connection. It may leave as many rooms behind as it likes, with their histories.
+/// A local server ignores `--max-rooms-per-user`: a client may open any number of rooms, and their histories remain.
 #[test]
 fn rooms_of_one_user_of_a_local_server() {
     let server = Server::start(&[&UNLIMITED[..], &["--max-rooms-per-user", "2"]].concat());
@@ -1073,7 +1073,7 @@ fn rooms_of_one_user_of_a_local_server() {
     }
 }
 
-/// Where all rooms are taken, `general` can still be joined.
+/// Even when `--max-rooms` is reached, clients can join `general`.
 #[test]
 fn general_can_always_be_joined() {
     let server = Server::start(&[&UNLIMITED[..], &["--max-rooms", "1"]].concat());
@@ -1085,7 +1085,7 @@ fn general_can_always_be_joined() {
 
 // ------------------------------------------------------------------------------------------------------ all buffers
 
-/// Each outbox is within its bound, but all together are not: clients that do not read are closed, the others stay.
+/// Each outbox is within its bound, but their total is not: the server closes only the clients that do not read.
 #[test]
 fn clients_that_do_not_read_fill_the_buffers() {
     let bounds = ["--max-buffered", "400000", "--max-echo", "65536", "--max-outbox", "67108864"];

@@ -1,4 +1,4 @@
-//! `/inspect`: who may inspect which connection, the records that an inspector gets, and that inspection harms no client.
+//! Tests `/inspect`: who may inspect a connection, which records an inspector gets, and that no client is disturbed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,7 +16,7 @@ fn path(name: &str) -> String {
     format!("/?token=dev-token&username={name}&room=general")
 }
 
-/// A client in the chat, and the ticket from its welcome.
+/// Joins the chat. Returns the client and the ticket from its `welcome` event.
 fn join(server: &Server, name: &str) -> (RawClient, String) {
     let mut client = server.upgrade(&path(name));
     let welcome = client.read_event("welcome");
@@ -27,7 +27,7 @@ fn inspect(server: &Server, ticket: &str) -> RawClient {
     server.upgrade(&format!("/inspect?ticket={ticket}"))
 }
 
-/// Reads records until one is of this kind.
+/// Reads records until one has this kind, and returns it.
 fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     loop {
         let record = inspector.read_json();
@@ -37,7 +37,7 @@ fn read_record(inspector: &mut RawClient, kind: &str) -> Value {
     }
 }
 
-/// Reads frame records until one is from this side and has this opcode.
+/// Reads records until one is a frame from this endpoint with this opcode, and returns it.
 fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     loop {
         let frame = read_record(inspector, "frame");
@@ -47,7 +47,7 @@ fn read_frame(inspector: &mut RawClient, from: &str, name: &str) -> Value {
     }
 }
 
-/// How many records this one reports as missed because the inspector was too slow.
+/// Returns how many records were dropped because the inspector was too slow, according to this record.
 fn missed_in(record: &Value) -> u64 {
     if record["earlier"] == true { 0 } else { record["count"].as_u64().unwrap_or_default() }
 }
@@ -199,7 +199,7 @@ fn an_inspector_closes_the_inspected_connection_with_any_valid_code() {
     }
 }
 
-/// In a busy room, the fragmented message keeps its place.
+/// In a busy room, a fragmented message is not overtaken by later messages.
 #[test]
 fn fragments_of_a_message_from_another_member() {
     let server = Server::start(&["--rate-limit", "0"]);
@@ -263,7 +263,7 @@ fn the_origin_rules_are_those_of_every_endpoint() {
     let mut client = server.connect();
     client.send(&request.bytes());
     assert_eq!(client.read_response().status, 403);
-    inspect(&server, &ticket); // the ticket is still unused
+    inspect(&server, &ticket); // succeeds: the rejected request did not use up the ticket
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn tickets_only_where_inspection_is_on_and_only_for_the_native_dialect() {
     }
 }
 
-/// A server on all addresses is reached over loopback.
+/// Asserts that the server listens on all addresses. The test connects to it over loopback.
 fn local(server: &Server) -> &Server {
     assert!(server.addr().ip().is_unspecified());
     server
@@ -316,7 +316,7 @@ fn an_inspector_that_never_reads() {
             assert_eq!(alice.read_event("message")["text"].as_str().unwrap().len(), 400, "round {round}");
         }
     }
-    // The number of missed records comes before the next record, so there must be a next one.
+    // The server reports missed records only before another record, so send Pings to cause more records.
     let (sent, mut shown, mut missed) = (2 * 20 * ROUNDS as u64, 0, 0);
     while shown + missed < sent {
         alice.send(&masked(0x89, b""));
@@ -328,7 +328,7 @@ fn an_inspector_that_never_reads() {
     assert!(missed > 0, "{shown} shown, and none missed");
 }
 
-/// Even a slow inspector gets the record of the end, and the number of missed records.
+/// Even a slow inspector receives the `end` record, and before it the number of missed records.
 #[test]
 fn the_number_of_missed_records_comes_with_the_end() {
     let server = Server::start(&["--rate-limit", "0", "--max-outbox", "4096", "--history", "0"]);
@@ -352,7 +352,7 @@ fn the_number_of_missed_records_comes_with_the_end() {
     assert_eq!(inspector.read_frame().close().0, 1000);
 }
 
-/// Browsers open sockets before they need them, so requests do not come in the order of the accepts.
+/// Browsers open sockets in advance, so the order of the requests can differ from the order of the accepts.
 #[test]
 fn the_handshake_is_kept_in_any_order_of_accepts() {
     let server = Server::start(&[]);
@@ -400,7 +400,7 @@ fn a_waiting_inspector_is_closed_with_its_connection() {
     assert_eq!(inspector.read_frame().close(), (1000, "the inspected connection is over".into()));
 }
 
-/// A stopping server's Close reaches the inspector.
+/// At a shutdown, the inspector sees the Close that the server sends to the inspected client.
 #[test]
 fn the_close_of_a_stopping_server_is_shown() {
     let server = Server::start(&[]);

@@ -1,6 +1,5 @@
-//! The inspector of the page: the traffic of its own connection, read from the screen and compared with the bytes.
-//!
-//! A hook in the page keeps every text that the page sent over its sockets; texts of the server are in the conversation.
+//! Tests of the page's inspector, which shows the traffic of the page's own connection. The tests compare the screen
+//! with the bytes that were sent. A hook in the page records every text that the page sends.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::result_large_err)]
 
@@ -22,7 +21,7 @@ use tungstenite::handshake::server::{Request, Response};
 use tungstenite::{Message, WebSocket};
 use visitor::*;
 
-/// Keeps every socket of the page, and what it sent over each: the chat's is the first, the inspector's the second.
+/// Records every WebSocket of the page and the texts sent over each. The chat is the first, the inspector the second.
 const WATCH_SOCKETS: &str = "window.sockets = [];
     window.WebSocket = class extends WebSocket {
         sent = [];
@@ -39,7 +38,7 @@ const WATCH_SOCKETS: &str = "window.sockets = [];
 const ROWS: &str = "[...document.querySelectorAll('.record')].filter((row) => !row.hidden)";
 const DETAIL: &str = "document.querySelector('#inspector-detail')";
 
-/// A page in the chat, with the inspector open and the first records in it.
+/// Joins the chat, opens the inspector and waits for its first records.
 fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     let tab = join_with(browser, server.port(), "alice", WATCH_SOCKETS);
     tab.press_button("Inspector");
@@ -48,19 +47,19 @@ fn inspect<'a>(browser: &'a Browser, server: &Server) -> Tab<'a> {
     tab
 }
 
-/// At this width an open inspector leaves no room for the side; the menu shows it.
+/// Opens the menu if the open inspector hides the sidebar.
 fn show_side(tab: &Tab) {
     if tab.eval("__button('Menu').checkVisibility()") == true {
         tab.press_button("Menu");
     }
 }
 
-/// The rows of the list, as text.
+/// Returns the text of each visible row in the list of records.
 fn rows(tab: &Tab) -> Vec<String> {
     serde_json::from_value(tab.eval(&format!("{ROWS}.map((row) => row.textContent)"))).unwrap()
 }
 
-/// The last row with all these words in it.
+/// Returns a JavaScript expression for the last visible row that contains all `words`.
 fn row(words: &[&str]) -> String {
     format!("{ROWS}.findLast((row) => {}.every((words) => row.textContent.includes(words)))", json!(words))
 }
@@ -75,14 +74,14 @@ fn choose(tab: &Tab, words: &[&str]) {
     tab.wait_for(&format!("{}.ariaSelected === 'true'", row(words)));
 }
 
-/// The bits of the figure, by the names of their fields.
+/// Returns the bits that the figure of the frame shows for a field.
 fn bits(tab: &Tab, field: &str) -> String {
     tab.text(&format!(
         "[...document.querySelectorAll('.segment[data-field=\"{field}\"] .digits')].map((d) => d.textContent).join('')"
     ))
 }
 
-/// The bytes of a field, shown in hexadecimal.
+/// Returns the bytes that the page shows in hexadecimal for a part of the frame.
 fn bytes(tab: &Tab, part: &str) -> Vec<u8> {
     unhex(&tab.text(&format!("document.querySelector('.group[data-part={part}] code')?.textContent ?? ''")))
 }
@@ -103,7 +102,7 @@ fn wait_for_status(tab: &Tab, words: &str) {
     tab.wait_for(&format!("document.querySelector('#inspector-status').textContent.includes({})", json!(words)));
 }
 
-/// An empty directory below cargo's own.
+/// Creates an empty directory in cargo's directory for temporary files.
 fn empty_dir(name: &str) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&dir);
@@ -231,7 +230,7 @@ fn the_handshake_comes_first_with_the_steps_to_its_accept_value() {
     assert!(detail(&alice).contains(&format!("Sec-WebSocket-Accept: {accept}")));
 }
 
-/// The welcome and more was sent before the Inspector openeded.
+/// The `welcome` event and the first messages pass before the inspector opens.
 #[test]
 fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     let browser = browser!();
@@ -258,7 +257,7 @@ fn earlier_frames_are_counted_and_the_numbers_go_on_after_them() {
     assert_eq!((first_number("↑ client") - 1) + (first_number("↓ server") - 1), earlier, "{rows:?}");
 }
 
-/// In UTC with its Z, as in the trace.
+/// The inspector shows the same times as the trace: UTC, with a final `Z`.
 #[test]
 fn times_are_in_utc() {
     let browser = browser!();
@@ -362,7 +361,7 @@ fn the_fragments_of_a_message_are_linked() {
     let alice = inspect(&browser, &server);
     alice.press_button("Ask for fragments");
     wait_for_status(&alice, "in fragments. Send a message to see the fragments.");
-    alice.press_button("Ask for a PING"); // commands are carried out in order, so the ping comes after the request for fragments
+    alice.press_button("Ask for a PING"); // commands run in order: a PING shows that the fragments command is done
     wait_for_row(&alice, &["server", "PING"]);
     type_message(&alice, "bit by bit");
     wait_for_log(&alice, "bit by bit");
@@ -458,7 +457,7 @@ fn missed_records_are_counted_and_the_list_keeps_the_last_500_and_the_handshake(
     wait_for_log(&alice, "the chat goes on");
 }
 
-// ---- What the list and the figure say ----
+// ---- The excerpts in the list, and the figure of a frame ----
 
 #[test]
 fn excerpts_are_words_and_rows_have_the_colour_of_their_direction() {
@@ -514,7 +513,7 @@ fn each_line_of_the_handshake_is_explained() {
     assert!(find(&explained, "Sec-WebSocket-Accept").contains("§4.2.2"));
 }
 
-/// The highlighted parts: the fields of the figure, the rows of the list, the groups of bytes.
+/// Returns what is highlighted: fields in the figure, rows in the list of fields, and groups of bytes.
 fn lit(tab: &Tab) -> Value {
     tab.eval(
         "[['.segment', (e) => e.dataset.field], ['.words > div', (e) => e.querySelector('b, .term').textContent],
@@ -538,7 +537,7 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     let fin = json!([["FIN"], ["FIN"], ["flags"]]);
     let first = json!([["FIN", "RSV1", "RSV2", "RSV3", "opcode"], ["FIN", "RSV1–3", "opcode"], ["flags"]]);
     let key = json!([["Masking-key"], ["Masking-key"], ["key"]]);
-    // The mouse.
+    // Highlight by mouse.
     alice.hover(&segment("FIN"));
     expect("the figure to the others", fin.clone());
     alice.hover(&term("Masking-key"));
@@ -550,7 +549,7 @@ fn a_field_is_highlighted_in_the_figure_the_list_and_the_bytes_at_once() {
     alice.screenshot("inspector-linked");
     alice.hover("document.querySelector('#inspector h2')");
     expect("nothing", json!([[], [], []]));
-    // The keyboard: one tab stop for the figure and one for the list.
+    // Highlight by keyboard. The figure and the list of fields are one tab stop each.
     alice.eval(&format!("{DETAIL}.focus()"));
     tab_to(&alice, &segment("FIN"));
     expect("the figure to the others", fin.clone());
@@ -590,18 +589,18 @@ fn a_message_and_its_frame_lead_to_each_other() {
     let message =
         |text: &str| format!("[...document.querySelectorAll('.message')].find((m) => m.innerText.includes('{text}'))");
     let show_frame = |text: &str| format!("{}.querySelector('.show-frame')", message(text));
-    // A closed inspector with records opens.
+    // If the inspector is closed, the button of a message opens it at the frame.
     alice.press_button("Close");
     alice.click(&show_frame("from bob"));
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["server", "from bob"])));
     alice.wait_for(&format!("document.activeElement === {DETAIL}"));
-    // The user's own message: the client's frame. By keyboard, and although the filter hides it.
+    // For the user's own message, the button selects the client's frame, even if the filter hides that frame.
     alice.eval("__field('Filter').value = 'control', __field('Filter').dispatchEvent(new Event('change'))");
     alice.eval(&format!("{}.focus()", show_frame("from alice")));
     assert_eq!(alice.text("getComputedStyle(document.activeElement).opacity"), "1");
     alice.press_key("Enter", false);
     alice.wait_for(&format!("{}.ariaSelected === 'true'", row(&["client", "from alice"])));
-    // And back.
+    // The frame leads back to its message.
     alice.press_button("Show its message");
     alice.wait_for(&format!("document.activeElement === {}", message("from alice")));
     alice.wait_for(&format!("{}.classList.contains('shown-message')", message("from alice")));
@@ -648,7 +647,7 @@ fn a_ping_and_its_pong_are_linked_and_so_are_both_closes() {
     wait_for_row(&alice, &["client", "PONG"]);
     expect_pair(&["server", "PING"], &["client", "PONG"]);
     expect_pair(&["client", "PONG"], &["server", "PING"]);
-    // Two PINGs with different payloads, answered in the other order, 7 and 12 ms later.
+    // Two PINGs with different payloads. Their PONGs arrive in reverse order, after 12 ms and 7 ms.
     alice.eval(
         "const ping = (from, number, name, hex, ms) => sockets[1].onmessage({ data: JSON.stringify({ record: 'frame',
             connection: 1, from, number, header: '8901', fin: true, rsv: 0, opcode: name === 'PING' ? 9 : 10, name,
@@ -739,17 +738,17 @@ const REQUEST: &str = "GET /echo HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websock
 const RESPONSE: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
-/// The server's reason for a frame without a mask. Replay shows a broken rule only if the Close is for it.
+/// The close reason for an unmasked frame. `wirechat replay` reports the failure only if the Close has this reason.
 const REASON: &str = "client frames must be masked (RFC 6455 §5.1)";
 
-/// The chat's and the inspector's connection of a page to this test.
+/// The server side of a page's chat and inspector connections, which the test plays.
 struct Script {
     chat: WebSocket<TcpStream>,
     inspector: WebSocket<TcpStream>,
 }
 
 impl Script {
-    /// Opens a page, joins, and accepts its inspector.
+    /// Opens a page, lets it join, and accepts the connection of its inspector.
     fn start<'a>(browser: &'a Browser) -> (Script, Tab<'a>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = page(&format!("server={}&username=alice", ws(listener.local_addr().unwrap().port())));
@@ -796,7 +795,7 @@ impl Script {
         self.send_of(connection, json!({"record": "state", "from": from, "to": to, "because": "the script says so"}));
     }
 
-    /// A frame without a mask. The handshake was read or write 1.
+    /// Sends the record of an unmasked frame. Read or write 1 was the handshake, so frame 1 is in read or write 2.
     fn frame(&mut self, connection: u64, from: &str, number: u64, opcode: u8, payload: &[u8]) {
         let hex: String = payload.iter().map(|byte| format!("{byte:02x}")).collect();
         let name = if opcode == 8 { "CLOSE" } else { "TEXT" };
@@ -818,7 +817,7 @@ impl Script {
             case("unmasked-frame", "A client frame without a mask", "§5.1")]}));
     }
 
-    /// Offers the cases, presses Play for `unmasked-frame`, and takes the command.
+    /// Offers the cases, presses Play for `unmasked-frame`, and reads the resulting command.
     fn begin(&mut self, tab: &Tab) {
         self.offer_cases();
         tab.wait_for("__button('Play').checkVisibility()");
@@ -827,7 +826,7 @@ impl Script {
         assert_eq!(self.command(), json!({"do": "play", "case": "unmasked-frame"}));
     }
 
-    /// The records of the case `unmasked-frame`, over connection 9.
+    /// Sends the records of the case `unmasked-frame`, as connection 9.
     fn play(&mut self) {
         self.handshake(9);
         self.frame(9, "client", 1, 1, b"Hello");
@@ -850,7 +849,7 @@ impl Script {
             "came": "a Close with 1002", "rule": "§5.1: a client masks every frame", "passed": true}));
     }
 
-    /// The next command of the page.
+    /// Reads the next command that the page sends.
     fn command(&mut self) -> Value {
         serde_json::from_str(self.inspector.read().unwrap().to_text().unwrap()).unwrap()
     }
@@ -904,7 +903,7 @@ fn a_case_is_played_below_its_own_heading() {
     for axe in axe().iter() {
         assert_accessible(&alice, axe, "a played case");
     }
-    // An error ends the wait too.
+    // An `error` record also enables the Play button again.
     alice.press_button("Play");
     script.command();
     alice.wait_for("__button('Play').disabled");
@@ -914,7 +913,6 @@ fn a_case_is_played_below_its_own_heading() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// The chat's connection keeps its ends, fragments and room, whatever passes on the connection of a case.
 #[test]
 fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     let browser = browser!();
@@ -936,9 +934,9 @@ fn the_records_of_a_case_do_not_change_those_of_the_chat() {
     wait_for_status(&alice, "Showing connection 1 as the server sees it.");
 }
 
-// ---- Take it with you ----
+// ---- Copying and saving ----
 
-/// Runs wirechat with these arguments: its standard output, and whether it succeeded.
+/// Runs wirechat with `args`. Returns its stdout and stderr, and whether it succeeded.
 fn wirechat(args: &[&str]) -> (String, bool) {
     let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).args(args).output().unwrap();
     (String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr), output.status.success())
@@ -974,7 +972,7 @@ fn a_frame_is_copied_as_hex_and_as_a_command() {
     alice.wait_for(&format!("{DETAIL}.innerText.includes('64,512 bytes are missing')"));
     alice.press_button("Copy “wirechat explain” command");
     alice.wait_for(&format!("{DETAIL}.innerText.includes('has only the start of this payload')"));
-    // A page without TLS from another machine has no clipboard object.
+    // Without TLS, a page that another machine serves has no `navigator.clipboard`.
     alice.eval(
         "Object.defineProperty(navigator, 'clipboard', { value: undefined });
         document.execCommand = (name) => {
@@ -1013,7 +1011,7 @@ fn a_connection_is_saved_as_a_recording_that_replay_reads() {
     }
 }
 
-/// The welcome passes before the Inspector is open, but the page has received its text, and rebuilds its frame.
+/// The `welcome` event passes before the inspector opens. The page rebuilds the frame from the text that it received.
 #[test]
 fn the_connection_of_the_chat_is_saved_as_a_recording() {
     let browser = browser!();
@@ -1076,7 +1074,7 @@ fn a_recording_with_gaps_is_not_saved() {
     refuses("Not saved: frames are missing.");
 }
 
-// ---- Space ----
+// ---- Layout ----
 
 #[test]
 fn the_split_is_moved_by_mouse_and_keyboard_and_remembered() {
@@ -1208,7 +1206,6 @@ fn on_a_phone_the_actions_are_closed_until_the_user_opens_them() {
     assert_eq!(alice.eval(is_open), true, "remembered");
 }
 
-/// Forced colours, in the states that depend on colours most.
 #[test]
 fn forced_colours_keep_selection_and_links_visible() {
     let browser = browser!();
@@ -1273,7 +1270,7 @@ fn it_can_be_used_by_keyboard_alone() {
     alice.press_key("ArrowUp", false);
     let active = "document.getElementById(document.activeElement.getAttribute('aria-activedescendant'))";
     alice.wait_for(&format!("{active} === {ROWS}.at(-2) && {active}.ariaSelected === 'true'"));
-    tab_to(&alice, DETAIL); // to be scrolled
+    tab_to(&alice, DETAIL); // the pane must get the focus, so that keys can scroll it
     alice.press_key("Escape", false);
     alice.wait_for("document.activeElement === __button('Inspector')");
     assert_eq!(alice.eval("document.querySelector('#inspector').checkVisibility()"), false);
@@ -1327,7 +1324,7 @@ fn every_control_can_be_reached_by_keyboard() {
     assert_eq!(script.command()["do"], "play");
 }
 
-/// With permessage-deflate, RSV1 has a meaning, and the payload is not text.
+/// With permessage-deflate, RSV1 marks a compressed message. Its payload is not readable text.
 #[test]
 fn a_compressed_message_is_named_as_such() {
     let browser = browser!();

@@ -1,5 +1,5 @@
-//! The walls between modules, checked by parsing the sources: which module may name which, what the pure modules must not
-//! touch, and which words are not used in names.
+//! Parses the sources to enforce the architecture: which modules may use which other modules, which system interfaces
+//! the pure modules must not use, and which words must not occur in names.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use sources::read_all;
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
-/// Who may name whom. `lib.rs` is left out: it is the map and names them all.
+/// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
 const ARROWS: [(&str, &[&str]); 11] = [
     ("main", &["net", "tools", "config", "http"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http"]),
@@ -29,15 +29,15 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("ws", &[]),
 ];
 
-/// Where a tool or the server's start opens a file, and where a library blocks on a thread of its own.
+/// Files that may use blocking I/O and clocks, because their code runs in a tool, at startup or on a separate thread.
 const BLOCKING: [&str; 4] =
     ["broker/sqlite/database.rs", "broker/sqlite/file.rs", "broker/sqlite/reader.rs", "broker/sqlite/writer.rs"];
 
-/// What is at the top of the repository, besides dotfiles and the ignored `target`.
+/// The files and directories at the top level of the repository, except dotfiles and `target`.
 const TOP_LEVEL: [&str; 7] = ["Cargo.toml", "Cargo.lock", "src", "client.html", "tests", "README.md", "LICENSE"];
 
-/// Words that no name contains, with the words of the field that replace them. Left out are words that the RFC, std or the
-/// wire format uses too: `end`, `leave`, `enter`, `move`, `mark`, `welcome`, `see`.
+/// Words that names must not contain, each with the standard terms to use instead. Words that the RFC, `std` or the
+/// wire format also uses are allowed: `end`, `leave`, `enter`, `move`, `mark`, `welcome`, `see`.
 const OLD_WORDS: &[(&str, &str)] = &[
     ("answer answers answered", "response, reply"),
     ("refuse refused refusal", "reject, fail"),
@@ -79,7 +79,7 @@ fn sources() -> Vec<Source> {
 
 /// Visits everything that is not a test, and collects paths and the names of items.
 struct Names {
-    /// The module that the file is, below `crate`.
+    /// The path of the file's module, without the leading `crate`.
     module: Vec<String>,
     /// Each path that the code names, made absolute, with its line.
     paths: Vec<(usize, Vec<String>)>,
@@ -126,7 +126,7 @@ impl Names {
         self.items.push((ident.span().start().line, ident.to_string()));
     }
 
-    /// Paths in the arguments of macros are tokens to the parser.
+    /// Collects the paths in the arguments of a macro, which `syn` leaves as tokens.
     fn add_tokens(&mut self, tokens: proc_macro2::TokenStream) {
         let (mut path, mut line) = (Vec::new(), 0);
         for token in tokens {
@@ -209,10 +209,10 @@ impl<'ast> Visit<'ast> for Names {
     }
 }
 
-/// The faults of a file against the walls, each with its line.
+/// Returns the violations of the architecture in a file, each with its line number.
 fn wall_faults(source: &Source) -> Vec<String> {
     let module = source.name.split(['/', '.']).next().unwrap_or_default();
-    // `pictures` serves unit tests alone.
+    // `lib.rs` declares all modules, and only unit tests use `pictures`.
     if ["lib", "pictures"].contains(&module) {
         return Vec::new();
     }
@@ -228,7 +228,7 @@ fn wall_faults(source: &Source) -> Vec<String> {
         };
         let is_walled = named.is_some_and(|other| other != module && !allowed.contains(&other));
         let is_blocking = BLOCKING.contains(&source.name.as_str());
-        // Of the server, the instruments know the seam alone.
+        // `inspect` may use `server::observer`, but no other part of `server`.
         let is_past_the_seam =
             module == "inspect" && path.starts_with(&["crate", "server"]) && !path.contains(&"observer");
         if is_walled || is_past_the_seam || !is_blocking && is_forbidden_in(module, &path) {
@@ -238,7 +238,7 @@ fn wall_faults(source: &Source) -> Vec<String> {
     faults.into_iter().collect()
 }
 
-/// System calls, clocks and randomness have no place in the modules that are driven from outside.
+/// Whether the module must not use the path. Pure modules get sockets, time and random bytes from their callers.
 fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     let is_clock = path.contains(&"Instant") || path.ends_with(&["SystemTime", "now"]);
     let is_random = path.contains(&"RandomState") || path.first() == Some(&"getrandom");
@@ -250,7 +250,7 @@ fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     let is_mio = matches!(path, ["mio", other, ..] if *other != "Token");
     match module {
         "ws" => is_clock || is_random || is_system || path.first() == Some(&"mio"),
-        // The token file is read by `http`, once, at start.
+        // `http` may use `std::fs`, to read the token file.
         "http" => is_clock || is_random || is_mio,
         "chat" | "broker" | "server" | "maps" => is_clock || is_random || is_system || is_mio,
         // A tool has one connection and may wait for it, so it needs no poll loop.
@@ -259,7 +259,7 @@ fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
     }
 }
 
-/// The words of a name: `TokenMap` and `maps` have the same two.
+/// Splits a name into lowercase words: both `TokenMap` and `token_map` contain `token` and `map`.
 fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     for character in name.chars() {
@@ -318,7 +318,7 @@ fn the_top_level_is_short() {
     assert!(ignored.lines().any(|line| line.trim_matches('/') == "target"), "git ignores target");
 }
 
-/// The checks, checked: a source and a part of each fault that it must have.
+/// Tests the checks themselves. Each case is a source file and a part of each error expected for it.
 #[test]
 fn each_check_can_fail() {
     let cases: &[(&str, &str, &[&str])] = &[

@@ -1,4 +1,4 @@
-//! Every limit at n and at n + 1, and what it means for clients that do not cross it.
+//! Tests each limit with the largest allowed value and with one more. Clients within the limits must not be affected.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use support::{Frame, RawClient, Server, masked, wait_until};
 const ECHO: &str = "/echo?token=dev-token";
 const CHAT: &str = "/?token=dev-token";
 
-/// The largest echo that the default allows.
+/// The largest message that `--max-echo` allows by default.
 #[test]
 fn an_echo_of_16_mib() {
     let server = Watched::start(&[]);
@@ -30,7 +30,7 @@ fn an_echo_of_16_mib() {
 
 // ------------------------------------------------------------------------------------------- rate limit and floods
 
-/// A rate with a burst of one: for ten seconds, a second message is one too many. No history, so that joins receive none.
+/// The burst is one message, and the next is allowed after ten seconds. Without history, a join receives no messages.
 const SLOW: [&str; 4] = ["--rate-limit", "0.1", "--history", "0"];
 
 /// Sends these texts in one write, so that no time passes between them.
@@ -67,7 +67,6 @@ fn one_message_too_many() {
     }
 }
 
-/// Every text message counts, whatever it contains.
 #[test]
 fn every_text_counts_for_the_rate_limit() {
     let server = Server::start(&SLOW);
@@ -155,8 +154,7 @@ fn no_rate_limit() {
 
 // ------------------------------------------------------------------------------------------------------------- rooms
 
-/// `--max-rooms`: one room too many is an error for a client that switches, and a 503 for one that connects. The room is not
-/// created.
+/// Over `--max-rooms`, switching is an error and connecting is rejected with a 503. The server creates no room.
 #[test]
 fn limit_of_rooms() {
     let server = chat(&["--max-rooms", "2"]);
@@ -190,7 +188,7 @@ fn limit_of_rooms() {
         let expected = user.room_message("switcher", "still here", 1);
         user.receives(expected);
     }
-    // Switching to an existing room is allowed, and so is a new room after another has emptied, even if that has a history.
+    // A client may switch to an existing room. Empty rooms do not count towards the limit, even if they have a history.
     switcher.sends_event("switch_room", json!({"room": "b"}));
     switcher.receives_event("switched", json!({"room": "b", "members": ["Anonymous"]}));
     first.receives_event("left", json!({"username": "switcher"}));
@@ -203,7 +201,7 @@ fn limit_of_rooms() {
     back.receives_event("welcome", json!({"members": [], "last_id": 1}));
 }
 
-/// Rooms that were left again do not count, and the others receive the changes in order.
+/// Empty rooms do not count towards `--max-rooms`. Other members receive the joins and leaves in order.
 #[test]
 fn many_switches() {
     let server = chat(&["--max-rooms", "3"]);
@@ -241,7 +239,7 @@ fn connections_from_loopback_are_not_counted() {
     }
 }
 
-/// The same for wrong tokens; a right token is accepted at any time.
+/// Wrong tokens from loopback do not count towards `--max-wrong-tokens`. A valid token is always accepted.
 #[test]
 fn wrong_tokens_from_loopback_are_not_counted() {
     for args in [&[][..], &["--max-wrong-tokens", "1"]] {
@@ -256,7 +254,7 @@ fn wrong_tokens_from_loopback_are_not_counted() {
     }
 }
 
-/// The same for loopback addresses of IPv6, and for IPv4 addresses written as IPv6.
+/// Per-address limits also exempt `::1`, the rest of 127.0.0.0/8, and loopback addresses in IPv4-mapped form.
 #[test]
 fn loopback_has_several_addresses() {
     for listen in ["[::1]:0", "[::ffff:127.0.0.1]:0", "127.0.0.2:0"] {
@@ -269,7 +267,7 @@ fn loopback_has_several_addresses() {
     }
 }
 
-/// Whatever ended a connection, it no longer counts; a rejected one never does.
+/// A closed connection no longer counts, however it closed. A rejected connection never counts.
 #[test]
 fn connections_are_counted_while_they_last() {
     let server = Server::start(&["--max-connections", "3"]);

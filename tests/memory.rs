@@ -1,5 +1,5 @@
-//! The server driven with sockets made of memory and a virtual clock: timeouts, limits, the end of connections, and what
-//! happens in one turn. No test waits, and each has one outcome.
+//! Tests the server with in-memory sockets and a virtual clock: timeouts, limits, the end of connections, and event
+//! loop turns. The tests are deterministic and never sleep.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -36,7 +36,7 @@ const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// Pings so rare that none comes between the frames of a test, and no limit of messages per second.
+/// Options that keep pings and the rate limit from interfering with a test.
 const CALM: [&str; 6] = ["--ping-interval", "600", "--idle-timeout", "1200", "--rate-limit", "0"];
 
 fn calm(args: &[&str]) -> World {
@@ -103,7 +103,7 @@ impl Witnesses {
 
 // ------------------------------------------------------------------------------------------------- handshake timeout
 
-/// At the deadline the response is 408 if anything was received, and otherwise nothing.
+/// At the deadline, the server sends a 408 if it has received any bytes, and otherwise nothing.
 #[test]
 fn requests_that_never_end() {
     let rows: [(&str, &[u8], &str); 5] = [
@@ -150,7 +150,7 @@ fn a_request_that_trickles() {
     witnesses.chat(&mut world);
 }
 
-/// A crowd sends its requests at the last moment. Those that wait for their turn at the deadline are accepted.
+/// A request that arrives before the deadline is accepted even if the server reads it after the deadline.
 #[test]
 fn a_request_that_waits_for_its_turn_is_not_late() {
     let mut world = calm(&[]);
@@ -161,14 +161,14 @@ fn a_request_that_waits_for_its_turn_is_not_late() {
     let turns = world.settle();
     assert!(turns >= 4, "the requests of a crowd take several turns, not {turns}");
     clients.iter().for_each(|client| assert!(client.read_head().starts_with("HTTP/1.1 101 ")));
-    // From then on their deadline is that of any connection.
+    // After the upgrade, only the idle timeout (1,200 seconds) applies.
     world.advance(seconds(1201));
     assert_eq!(world.connection_count(), 0);
 }
 
 // ---------------------------------------------------------------------------------------------------- pings, silence
 
-/// The times, in whole seconds, at which a client receives a ping within `time`.
+/// The times, in seconds, of the pings that the client receives in the next `time` seconds.
 fn pings_within(world: &mut World, client: &Client, time: u64) -> Vec<u64> {
     let mut pings = Vec::new();
     for _ in 0..time {
@@ -189,7 +189,7 @@ fn a_ping_after_every_interval_of_silence() {
     assert_eq!(pings_within(&mut world, &client, 45), [10, 20, 30, 40], "repeatedly");
     client.send(&masked(0x8a, b""));
     assert_eq!(pings_within(&mut world, &client, 30), [55, 65, 75], "after a Pong that arrived at second 45");
-    // While the peer sends, there is no silence to interrupt.
+    // The server sends no pings while the peer keeps sending.
     for _ in 0..100 {
         client.send(&masked(0x8a, b""));
         assert_eq!(pings_within(&mut world, &client, 9), [0; 0]);
@@ -201,7 +201,7 @@ fn a_ping_after_every_interval_of_silence() {
     client.expect_end();
 }
 
-/// A silent peer is pinged and then cut, also in the middle of a header or of a message. Its room receives `left`.
+/// A silent peer is pinged and then disconnected, even in the middle of a header or message. Its room receives `left`.
 #[test]
 fn silent_peers() {
     let rows = [
@@ -233,7 +233,6 @@ fn silent_peers() {
     assert_eq!(world.reason(&sleeper), "the peer was silent for 60 seconds");
 }
 
-/// A peer that replies to pings stays for longer than the idle timeout.
 #[test]
 fn a_peer_that_replies_to_pings_stays() {
     let mut world = World::new(&["--ping-interval", "10", "--idle-timeout", "15"]);
@@ -249,7 +248,7 @@ fn a_peer_that_replies_to_pings_stays() {
     assert_eq!(client.read_frame().text(), "still here");
 }
 
-/// Only received bytes count. A client that receives a lot and sends nothing is cut, and its room receives `left` once.
+/// A client that only receives is disconnected as silent, however much it receives. Its room receives `left` once.
 #[test]
 fn a_silent_peer_in_a_busy_room() {
     let mut world = World::new(&["--rate-limit", "0"]);
@@ -272,7 +271,7 @@ fn a_silent_peer_in_a_busy_room() {
     sleeper.expect_end();
 }
 
-/// The time in which the machine was suspended does not count as silence of the peer: it is pinged, and stays if it replies.
+/// Time while the machine is suspended does not count as silence: the peer is pinged, and stays if it replies.
 #[test]
 fn a_suspended_machine_does_not_cut_its_peers() {
     let mut world = World::new(&[]);
@@ -285,7 +284,7 @@ fn a_suspended_machine_does_not_cut_its_peers() {
     client.expect_nothing();
 }
 
-/// The peer was not silent long enough for a ping when the machine stood still. It is pinged later, not dropped.
+/// If no ping was due before the machine was suspended, the server pings the peer later instead of dropping it.
 #[test]
 fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     let mut world = World::new(&[]);
@@ -306,7 +305,7 @@ fn a_suspended_machine_does_not_cut_peers_that_it_would_not_ping() {
     client.expect_end();
 }
 
-/// A turn reads from 2,048 connections. The others have sent something too, so they are not silent.
+/// A turn performs at most 2,048 reads. A connection whose bytes must wait for the next turn is not silent.
 #[test]
 fn bytes_that_wait_for_their_turn_end_the_silence() {
     let mut world = World::new(&["--max-connections", "3000"]);
@@ -319,7 +318,7 @@ fn bytes_that_wait_for_their_turn_end_the_silence() {
     assert_eq!(world.connection_count(), clients.len());
 }
 
-/// PROTOCOL.md, section 12: only received bytes count. An edge alone postpones no ping.
+/// PROTOCOL.md, section 12: only received bytes postpone a ping. A readiness event without bytes does not.
 #[test]
 fn spurious_edges_postpone_no_ping() {
     for spurious in [NO_EDGE, Readiness { readable: true, writable: true, ..NO_EDGE }] {
@@ -377,7 +376,7 @@ fn peers_that_do_not_reply_to_a_close() {
     );
 }
 
-/// A rejected connection lingers so that its response can be read, and not for longer than that.
+/// A rejected connection lingers until the close timeout, so that the peer can read the response.
 #[test]
 fn a_rejected_peer_that_stays_is_cut() {
     let mut world = calm(&[]);
@@ -432,10 +431,10 @@ fn a_message_that_arrives_with_the_signal_is_acknowledged() {
     }
 }
 
-/// No history: a backlog of such texts would be more than an outbox may hold.
+/// Keep no history: a backlog of messages with 16,000 letters would exceed `--max-outbox`.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
-/// Sends messages of 16,000 letters until a slow consumer has been closed, and returns its name. The talker never waits for it.
+/// Sends messages of 16,000 letters until the server closes a slow consumer. Returns that client's username.
 fn talk_until_left(world: &mut World, talker: &Client) -> Value {
     let text = "x".repeat(16_000);
     for _ in 0..100 {
@@ -452,7 +451,7 @@ fn talk_until_left(world: &mut World, talker: &Client) -> Value {
     panic!("100 messages, and every consumer is in time");
 }
 
-/// A slow consumer that does not even read its Close is cut. Until then, no Close is sent inside a frame.
+/// A slow consumer that never reads its Close is disconnected. The server sends no Close in the middle of a frame.
 #[test]
 fn a_slow_consumer_that_never_reads_again_is_cut() {
     let mut world = calm(&BIG_TEXTS);
@@ -482,7 +481,7 @@ fn a_slow_consumer_that_never_reads_again_is_cut() {
     }
 }
 
-/// The broker answers a join after the server has closed the client. The room's events of that turn are not for the client.
+/// The broker accepts a join after the server has closed the client. The client must not receive the room's events.
 #[test]
 fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     let mut control = None;
@@ -512,7 +511,7 @@ fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
     late.expect_nothing();
 }
 
-/// The rest of the frame alone is over the bound.
+/// The unsent part of a single frame exceeds `--max-outbox`.
 #[test]
 fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     let mut world = calm(&["--max-outbox", "1024", "--max-text", "20000"]);
@@ -530,8 +529,8 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_that_is_over_the_bound() {
     assert_eq!(slow.read_frame().close(), (1008, "too slow to read".to_owned()));
 }
 
-/// The buffers are full while a message has not been sent to its room yet. A client that must make room has lost earlier
-/// messages, so it does not receive this one either: it would not notice the gap when it resumes.
+/// When the buffers are full, the server drops a slow client's queued messages. The client must not receive the room's
+/// next message: when the client resumes, it would not notice the gap.
 #[test]
 fn a_client_that_is_closed_receives_no_message_after_a_gap() {
     let mut world = calm(&["--max-buffered", "65536", "--max-echo", "1000"]);
@@ -578,7 +577,7 @@ fn a_slow_consumer_gets_the_rest_of_a_frame_and_a_close() {
     }
 }
 
-/// However many pages a client requests before it reads the first, its outbox stays within its bound.
+/// However many history pages a client requests without reading them, its outbox stays within the bound.
 #[test]
 fn a_client_that_requests_pages_without_reading() {
     let mut world = calm(&["--max-outbox", "16384", "--history", "100"]);
@@ -591,7 +590,7 @@ fn a_client_that_requests_pages_without_reading() {
     }
     reader.set_reading(false);
     for number in 0..1000 {
-        let is_page = number % 250 == 249; // the other replies fill the outbox up to a half
+        let is_page = number % 250 == 249; // the pongs in between fill half of the outbox
         let history = r#"{"event":"history","data":{"before":101,"limit":100}}"#;
         reader.send_text(if is_page { history } else { r#"{"event":"ping"}"# });
         world.settle();
@@ -608,7 +607,7 @@ fn a_client_that_requests_pages_without_reading() {
     }
 }
 
-/// A client that is behind and ends its side has the close timeout to read what is queued for it.
+/// After a client half-closes its connection, it has until the close timeout to read what the server has queued.
 #[test]
 fn a_client_that_is_behind_and_ends_its_side() {
     for returns in [false, true] {
@@ -642,7 +641,6 @@ fn a_client_that_is_behind_and_ends_its_side() {
     }
 }
 
-/// Sends bytes on an upgraded connection.
 fn upgrade_and_send(world: &mut World, at: &str, sent: &[u8]) -> Client {
     let client = world.upgrade(at);
     client.send(sent);
@@ -650,7 +648,6 @@ fn upgrade_and_send(world: &mut World, at: &str, sent: &[u8]) -> Client {
     client
 }
 
-/// Sends bytes on a connection that is not upgraded.
 fn connect_and_send(world: &mut World, sent: &[u8]) -> Client {
     let client = world.connect();
     client.send(sent);
@@ -685,7 +682,6 @@ const NO_END: &str = "the peer did not end the stream in time";
 const NO_CLOSE: &str = "the peer ended the stream without a Close";
 const RESET: &str = "connection reset";
 
-/// A clean end has its reason as every other end has.
 #[test]
 #[rustfmt::skip]
 fn every_end_has_its_reason() {
@@ -693,7 +689,7 @@ fn every_end_has_its_reason() {
     let nowhere = get("/nowhere").bytes();
     let half = b"GET / HTTP/1.1\r\n".to_vec();
     let close_and_more = [close_frame(1000), vec![0; 9]].concat();
-    // Where the client is ("": not upgraded), what it sends and does, the seconds that pass, the reason of the end.
+    // Columns: path ("": no upgrade), bytes from the client, its next action, seconds until the end, expected reason.
     let rows = [
         (ECHO, close_frame(1000), Waits, 0, CLEAN),
         (ECHO, masked(0x88, b""), Waits, 0, CLEAN),
@@ -774,13 +770,13 @@ fn the_end_of_a_slow_consumer_has_its_reason() {
     }
 }
 
-// ---------------------------------------------------------------------------------------------- places for connections
+// ----------------------------------------------------------------------------------------------- limits on connections
 
 fn status(client: &Client) -> u16 {
     client.read_head().split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
 }
 
-/// The status of the response to an upgrade request whose connection then stays open.
+/// Requests an upgrade. Returns the client, whose connection stays open, and the status of the response.
 fn request_upgrade(world: &mut World) -> (Client, u16) {
     let client = connect_and_send(world, upgrade_request(ECHO).as_bytes());
     let status = status(&client);
@@ -805,7 +801,6 @@ fn a_rejected_connection_is_not_counted() {
     assert!(!rejected.is_cut(), "the rejected client held its response open all the time");
 }
 
-/// Rejected connections that linger are bounded in number and time.
 #[test]
 fn rejected_connections_are_bounded_in_number_and_time() {
     let mut world = World::observed(&[&["--max-connections", "8"], &CALM[..]].concat());
@@ -827,7 +822,7 @@ fn rejected_connections_are_bounded_in_number_and_time() {
     members.iter().for_each(Client::expect_nothing);
 }
 
-/// The client over the limit is rejected, and a place is free when another client has left, however it left.
+/// A client over the limit is rejected until another client leaves, whether by a Close, a half-close or a reset.
 #[test]
 fn limit_of_connections() {
     let leave: [fn(&Client); 3] = [|client| client.send(&close_frame(1000)), Client::end, Client::reset];
@@ -838,13 +833,13 @@ fn limit_of_connections() {
         assert_eq!(status(&connect_and_send(&mut world, &get("/health").bytes())), 200);
         leave(&first);
         world.settle();
-        // A response that is held open counts until the close timeout, unless it is a rejection.
+        // The `/health` connection counts until the close timeout, because its client does not close it.
         world.advance(CLOSE_TIMEOUT);
         assert_eq!(request_upgrade(&mut world).1, 101);
     }
 }
 
-/// Addresses other than loopback have a share of the connections.
+/// Each address except loopback may have at most `--max-per-address` connections.
 #[test]
 fn each_address_has_its_share() {
     let mut world = calm(&["--max-per-address", "2"]);
@@ -856,7 +851,7 @@ fn each_address_has_its_share() {
     };
     assert_eq!([from("192.0.2.1"), from("192.0.2.1"), from("192.0.2.1")], [101, 101, 503]);
     assert_eq!([from("192.0.2.2"), from("127.0.0.1"), from("127.0.0.1"), from("127.0.0.1")], [101; 4]);
-    // The first 64 bits of an IPv6 address count.
+    // IPv6 addresses with the same first 64 bits share one limit.
     assert_eq!([from("2001:db8::1"), from("2001:db8::2"), from("2001:db8::3")], [101, 101, 503]);
     assert_eq!(from("2001:db8:0:1::1"), 101);
 }
@@ -910,21 +905,21 @@ fn repeated_rejections_are_summarised() {
     assert_eq!(summaries().len(), 1, "one rejection needs no summary");
 }
 
-// ------------------------------------------------------------------------------------------------- limits of messages
+// -------------------------------------------------------------------------------------------------- limits on messages
 
-/// The result of bytes that follow an upgrade.
+/// How the server responds to bytes that are sent after the upgrade.
 enum Outcome {
-    /// An echo, or an event, that contains this.
+    /// The server sends an echo or an event that contains this text.
     Sends(&'static str),
     Closes(u16, &'static str),
 }
 
 use Outcome::{Closes, Sends};
 
-/// A name, arguments, an endpoint, what is sent there, and the outcome.
+/// The name of the row, server arguments, the endpoint, the bytes to send, and the expected outcome.
 type Limit<'a> = (&'a str, &'a [&'a str], &'a str, Vec<u8>, Outcome);
 
-/// Each limit at n and at n + 1.
+/// Tests each limit with input exactly at the limit and just over it.
 #[test]
 fn limits_of_messages() {
     let fragments = |count: usize| [hex("01 80 M0"), hex("00 80 M0").repeat(count - 1)].concat();
@@ -994,7 +989,7 @@ fn limits_of_request_heads() {
 
 const BUFFERED: [&str; 4] = ["--max-buffered", "200000", "--max-echo", "200000"];
 
-/// `--max-buffered` bounds the unfinished messages of all connections together. The connection that crosses it is closed.
+/// `--max-buffered` limits all unfinished messages together. If all are equally large, the newest connection is closed.
 #[test]
 fn limit_of_buffered_bytes() {
     let mut world = calm(&BUFFERED);
@@ -1019,7 +1014,7 @@ fn limit_of_buffered_bytes() {
     }
 }
 
-/// Request heads count, from their first byte.
+/// Incomplete request heads count towards `--max-buffered`.
 #[test]
 fn request_heads_fill_the_buffers() {
     let mut world = World::observed(&[&["--max-head", "8192"], &BUFFERED[..], &CALM].concat());
@@ -1032,7 +1027,7 @@ fn request_heads_fill_the_buffers() {
     witnesses.chat(&mut world);
 }
 
-/// A `welcome` with a long history counts while its client does not read it.
+/// A queued `welcome` with a long history counts towards `--max-buffered` until the client reads it.
 #[test]
 fn long_welcomes_fill_the_buffers() {
     let mut world = calm(&[&["--max-outbox", "100000", "--max-text", "20000"], &BUFFERED[..]].concat());
@@ -1051,14 +1046,14 @@ fn long_welcomes_fill_the_buffers() {
     }
     world.settle();
     let events = count_events(&talker);
-    // Each welcome is shorter than the bound of an outbox, and two of them fit in the buffers.
+    // Each `welcome` fits in one outbox, but only two fit within `--max-buffered`.
     assert_eq!((events["joined"], events["left"]), (5, 3));
     crowd.iter().for_each(|client| client.set_reading(true));
     world.settle();
     witnesses.chat(&mut world);
 }
 
-/// A client that sends too much after its request is upgraded before it is closed.
+/// If a client exceeds `--max-buffered` in the same read as its request, the server upgrades it and then closes it.
 #[test]
 fn too_much_after_the_request() {
     let mut world = calm(&["--max-buffered", "2000", "--max-echo", "2000", "--max-message", "2000"]);
@@ -1070,7 +1065,7 @@ fn too_much_after_the_request() {
     first.expect_nothing();
 }
 
-/// A connection that holds many times as much as another is closed in its place when buffers are full.
+/// When the buffers are full, the server closes the connection with the most buffered bytes, not the newest.
 #[test]
 fn the_largest_holder_is_closed_when_buffers_are_full() {
     let mut world = calm(&BUFFERED);
@@ -1123,7 +1118,7 @@ fn bursts() {
     );
 }
 
-/// A flood ends after five bursts of `Slow down`. The room receives `left` once.
+/// The server closes a flooding client after rejecting five bursts of messages. The room receives `left` once.
 #[test]
 fn a_flood_is_closed() {
     let mut world = World::new(&SLOW);
@@ -1152,7 +1147,7 @@ fn a_flood_is_closed() {
     listener.expect_nothing();
 }
 
-/// The same with a burst of two; and `Slow down` counts for ten seconds.
+/// The server closes a client after ten rejections (five bursts of two) if all occur within ten seconds.
 #[test]
 fn a_flood_of_five_bursts() {
     let mut world = World::new(&["--rate-limit", "1"]);
@@ -1174,7 +1169,7 @@ fn a_flood_of_five_bursts() {
 
 // --------------------------------------------------------------------------------------------------- turns and edges
 
-/// A batch that fills stops the reading for the members of that room only, and only until the next turn.
+/// A full batch pauses reading from the members of its room only, and only until the next turn.
 #[test]
 fn a_full_batch_stops_its_own_room() {
     let mut world = World::new(&[]);
@@ -1232,7 +1227,7 @@ fn a_turn_handles_a_bounded_number_of_handshakes() {
             client
         })
         .collect();
-    world.turn(); // accepts them
+    world.turn(); // accepts the connections
     for joined in [16, 32, 40] {
         world.turn();
         assert_eq!(visitors.iter().filter(|client| !client.received().is_empty()).count(), joined);
@@ -1246,7 +1241,7 @@ fn members_that_drop_together_leave_before_any_broadcast() {
     for (has_presence, is_reset) in [(true, true), (false, false)] {
         let mut world = calm(&["--max-presence", "10"]);
         let survivor = member(&mut world, "survivor");
-        // The names are so long that the `left` of all of them fill more than one batch.
+        // Use long names, so that the `left` events fill more than one batch.
         let name = "\u{1f600}".repeat(28);
         let crowd: Vec<Client> = (0..430).map(|number| member(&mut world, &format!("{name}{number}"))).collect();
         let presence = has_presence.then(|| join(&mut world, Dialect::Presence, "presence", "general"));
@@ -1270,8 +1265,8 @@ fn members_that_drop_together_leave_before_any_broadcast() {
     }
 }
 
-/// While many members leave in each turn, rooms are told nothing, so that no event is written to a member that is about to
-/// leave: here, those of the next turns. A Close frame alone is enough, although TCP stays open.
+/// While many members leave in every turn, the server holds broadcasts, so that it sends none to members that leave in
+/// the next turns. A member leaves as soon as its Close frame arrives, even if TCP stays open.
 #[test]
 fn broadcasts_are_held_during_a_mass_disconnect() {
     const GROUPS: usize = 4;
@@ -1315,7 +1310,7 @@ fn a_stop_during_a_mass_disconnect() {
     }
 }
 
-/// Members that leave on purpose, a few hundred in every turn, delay no broadcast for longer than 250 ms.
+/// Even if many members leave in every turn, the server delays broadcasts by at most 250 ms.
 #[test]
 fn broadcasts_are_held_for_a_bounded_time() {
     let mut world = calm(&[]);
@@ -1330,7 +1325,7 @@ fn broadcasts_are_held_for_a_bounded_time() {
     assert_eq!(held.collect::<Vec<_>>(), [true, true, true, false, false]);
 }
 
-/// A witness and `count` other members, who have read everything.
+/// Joins a witness and `count` other members, and reads everything that they receive.
 fn crowd_with_witness(world: &mut World, count: usize) -> Vec<Client> {
     let mut crowd = Vec::new();
     for first in (0..=count).step_by(50) {
@@ -1354,7 +1349,7 @@ fn count_events(client: &Client) -> BTreeMap<String, usize> {
     counts
 }
 
-/// Hundreds of slow consumers cross their bound in the same turn. Each receives one Close, and nothing after it.
+/// Hundreds of slow consumers exceed the outbox bound in the same turn. Each receives one Close, and nothing after it.
 #[test]
 fn many_slow_consumers_in_one_turn() {
     let mut world = calm(&["--max-outbox", "4096"]);
@@ -1379,7 +1374,7 @@ fn many_slow_consumers_in_one_turn() {
     }
 }
 
-/// A conversation on all endpoints and dialects, one step after the other. Returns all bytes that each client received.
+/// Runs a fixed conversation in every dialect and on `/echo`. Returns all bytes that each client received.
 fn conversation(world: &mut World) -> Vec<Vec<u8>> {
     let paths = DIALECTS.map(|dialect| path(dialect, "member", "general"));
     let clients: Vec<Client> =
@@ -1419,7 +1414,7 @@ fn partial_writes_at_every_size() {
     }
 }
 
-/// Edges without a cause change nothing, in either direction.
+/// Readiness events without a cause do not change what clients receive.
 #[test]
 fn spurious_edges() {
     let expected = conversation(&mut World::new(&[]));
@@ -1433,7 +1428,7 @@ fn spurious_edges() {
     }
 }
 
-/// Edges for tokens of no connection, or of one that was removed, are ignored.
+/// Readiness events for unknown tokens, and for removed connections, are ignored.
 #[test]
 fn edges_for_unknown_tokens() {
     let every_edge = Readiness { readable: true, writable: true, read_closed: true, error: true };
@@ -1490,7 +1485,7 @@ fn random_scenario(seed: u64) -> Vec<Vec<u8>> {
     clients.iter().map(|(_, client)| client.received()).collect()
 }
 
-/// Two runs of one seed give the same bytes to every client: nothing in the server depends on anything else.
+/// Two runs with the same seed send the same bytes to every client.
 #[test]
 fn one_seed_has_one_outcome() {
     let mut outcomes = Vec::new();

@@ -1,5 +1,5 @@
-//! The files for packages: completion scripts and the man page, which the program prints, and `.dist/`, whose files name
-//! options, paths and commands that must exist.
+//! Packaging: the completion scripts and the man page, which the program prints, and the files in `.dist/`, which may
+//! name only options, paths and commands that exist.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -35,7 +35,7 @@ fn first_words(help: &str, heading: &str) -> Vec<String> {
     entries.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
 }
 
-/// The long options in `--help`: `--listen` is `listen`.
+/// The long options in `--help`, without the leading `--`.
 fn options(help: &str) -> Vec<String> {
     let lines = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
     let long = lines.filter_map(|line| line.split_once("--")).map(|(_, rest)| rest);
@@ -54,7 +54,7 @@ fn all_options() -> BTreeSet<String> {
     all
 }
 
-/// A file with this content, whose folder is removed when it is dropped.
+/// A temporary file. `drop` removes the file and its folder.
 struct TemporaryFile(PathBuf);
 
 impl TemporaryFile {
@@ -160,7 +160,7 @@ fn output_that_cannot_be_written() {
     }
 }
 
-/// The value of a setting of the unit.
+/// The value of a setting in the systemd unit.
 fn setting(name: &str) -> &'static str {
     let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
     values.next().unwrap_or_else(|| panic!("the unit sets {name}"))
@@ -172,7 +172,7 @@ fn the_unit_is_valid_and_hardened() {
     let unit = UNIT.replace("ExecStart=/usr/local/bin/wirechat", concat!("ExecStart=", env!("CARGO_BIN_EXE_wirechat")));
     assert_ne!(unit, UNIT);
     let unit = TemporaryFile::new("wirechat.service", &unit);
-    // From 0 to 100: a service without any protection has 96.
+    // The exposure score ranges from 0 to 100. A service without any hardening scores 96.
     let checks: [&[&str]; 2] = [&["verify", "--man=no"], &["security", "--offline=yes", "--threshold=15"]];
     for arguments in checks {
         let output = Command::new(&analyze).args(arguments).arg(&unit.0).output().unwrap();
@@ -193,7 +193,7 @@ fn the_unit_names_paths_that_belong_together() {
     }
 }
 
-/// The options in lines such as `WIRECHAT_LISTEN=127.0.0.1:3000`, as variables and values.
+/// Splits lines such as `WIRECHAT_LISTEN=127.0.0.1:3000` into variables and values.
 fn variables<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<(&'a str, &'a str)> {
     lines.filter(|line| line.starts_with("WIRECHAT_")).map(|line| line.split_once('=').expect(line)).collect()
 }
@@ -212,7 +212,7 @@ fn assert_options(variables: &[(&str, &str)]) {
     }
 }
 
-/// The settings that the environment file suggests, and those that it has.
+/// Checks the settings in the environment file, including those that are commented out.
 #[test]
 fn the_environment_file_names_options() {
     let suggested = variables(ENVIRONMENT.lines().map(|line| line.trim_start_matches('#')));
@@ -220,7 +220,7 @@ fn the_environment_file_names_options() {
     assert_options(&suggested);
     let active = variables(ENVIRONMENT.lines());
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
-    // Comments may name commands and variables, too.
+    // Variables that the comments mention must exist, too.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
         let is_option = || suggested.iter().any(|(name, _)| *name == word) || word == "WIRECHAT_MAX_TEXT";
         assert!(!word.starts_with("WIRECHAT_") || is_option(), "{word}");

@@ -1,7 +1,7 @@
-//! The page, used as a person uses it: in headless Chromium, opened from disk, against the real server.
+//! Tests the chat page as a person uses it: in headless Chromium, opened from disk, against the real server.
 //!
-//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a time. Where
-//! the page itself would wait (before it reconnects), its clock or its random numbers are replaced before its script runs.
+//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a fixed
+//! time. If the page itself waits, for example to reconnect, the test replaces its timers or random numbers beforehand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -84,7 +84,7 @@ fn the_member_list_is_right_with_several_connections_of_one_name() {
     let bob_again = server.upgrade("/?token=token-bob&username=bob");
     let alice_again = server.upgrade("/?token=token-alice&username=alice");
     wait_for_members(&alice, &["alice you ×2", "bob ×2"]);
-    // A user that joins later sees each connection, too.
+    // A user who joins later also sees how many connections each user has.
     let carol = join(&browser, server.port(), "carol");
     wait_for_members(&carol, &["carol you", "alice ×2", "bob ×2"]);
     carol.press_button("Leave");
@@ -148,7 +148,7 @@ fn markup_and_control_characters_stay_text() {
     raw.send_text(r#"{"event":"message","data":{"text":"a\u0000b\u001b[2Jc\u007fd"}}"#);
     wait_for_log(&alice, "a␀b␛[2Jc␡d");
     assert_eq!(browser.page_errors(), [""; 0]);
-    // If a line of the page forgot to escape, the content security policy would still prevent it.
+    // Even if the page forgot to escape a text, its content security policy would block the HTML.
     let forget = "try { document.createElement('p').innerHTML = '<b>'; 'taken' } catch (error) { error.name }";
     assert_eq!(alice.text(forget), "TypeError");
 }
@@ -250,7 +250,7 @@ fn a_wrong_token_is_explained_and_not_retried() {
     wait_for_log(&alice, "Welcome to #general, alice!");
 }
 
-/// A server does not let a page of another origin read why, so the page names the likeliest causes, and tries again.
+/// A page from another origin cannot read why the server rejects it, so the page names a likely cause, and retries.
 #[test]
 fn another_origin_is_explained() {
     let browser = browser!();
@@ -300,7 +300,7 @@ fn fields_are_checked_before_connecting() {
     assert_eq!(tab.text("document.querySelector('h1').textContent"), "#tea", "the # of the page is not part of a name");
 }
 
-/// The page tries for ever, but slowly.
+/// The page never stops trying to connect, but backs off.
 #[test]
 fn attempts_never_end_and_become_rare() {
     let browser = browser!();
@@ -314,7 +314,7 @@ fn attempts_never_end_and_become_rare() {
         "{}",
         words(&alice)
     );
-    // Exponential up to a cap, times a random number (here always 0.9).
+    // Exponential backoff up to a cap, times a random factor (here always 0.9).
     let waits = [1800, 3600, 7200, 14400, 27000, 27000, 27000];
     assert_eq!(alice.eval("waits.slice(0, 7)"), json!(waits));
     assert_eq!(alice.eval("Math.max(...waits)"), 27000);
@@ -351,7 +351,7 @@ fn a_network_or_a_tab_that_becomes_active_ends_the_wait() {
 fn a_dead_connection_is_noticed_when_the_tab_becomes_visible() {
     let browser = browser!();
     let server = Server::start(&[]);
-    // The timeout for a pong, 10 s, expires at once. All other timers are unchanged, and so is what the page draws late.
+    // The page's timeout for a `pong`, 10 s, expires at once. All other timers keep their delays.
     let impatient = "const later = setTimeout; window.setTimeout = (run, ms) => later(run, ms === 10000 ? 0 : ms);";
     let alice = join_with(&browser, server.port(), "alice", impatient);
     server.signal("STOP");
@@ -480,7 +480,7 @@ fn unknown_events_and_fields_are_ignored() {
 
 // ---- The code of the page ----
 
-/// The policy allows exactly the page's own scripts and styles, by their hashes. After a change, this test prints the new ones.
+/// The content security policy lists the hashes of the page's scripts and styles. This test prints them after a change.
 #[test]
 fn the_policy_lists_the_scripts_and_styles() {
     let page = include_str!("../client.html");
@@ -511,7 +511,7 @@ fn a_first_visitor_presses_one_button() {
     let server = Server::start(&[]);
     let disk = browser.open(&page(""));
     assert_eq!(field(&disk, "Server"), "ws://127.0.0.1:3000");
-    // A page from the server knows its address.
+    // A page that the server has served knows the server's address.
     let served = browser.open(&format!("http://127.0.0.1:{}/", server.port()));
     assert_eq!(field(&served, "Server"), ws(server.port()));
     for tab in [&disk, &served] {
@@ -629,7 +629,7 @@ fn everything_works_with_the_keyboard_alone() {
 
 // ---- Scripts that replace timers and sockets ----
 
-/// Counts the sockets that the page opens, and the `close` events of all.
+/// Counts the WebSockets that the page opens, and their `close` events.
 const COUNT_SOCKETS: &str = "window.sockets = 0; window.closes = 0;
     window.WebSocket = class extends WebSocket {
         constructor(url) {

@@ -1,5 +1,5 @@
-//! The page as a chat: no message is lost or repeated when a connection breaks; typing, private messages, unread messages,
-//! several rooms. Connections break in a proxy (`support/proxy.rs`). The tests wait for conditions, never for a time.
+//! Chat in the browser page: broken connections neither lose nor repeat messages; typing, private and unread messages,
+//! several rooms. A proxy (`support/proxy.rs`) breaks the connections. The tests wait for conditions, not fixed times.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -24,7 +24,7 @@ fn texts(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)"))
 }
 
-/// The messages that are not acknowledged: the text and the remark of each.
+/// The text and the remark of each unacknowledged message.
 fn unsent(tab: &Tab) -> Value {
     let parts = "['.text', '.remark'].map((part) => row.querySelector(part).textContent)";
     tab.eval(&format!("[...document.querySelectorAll('.unsent')].map((row) => {parts})"))
@@ -34,7 +34,7 @@ fn notices(tab: &Tab) -> Vec<String> {
     strings(&tab.eval("[...document.querySelectorAll('.notice')].map((notice) => notice.textContent)"))
 }
 
-/// Waits until these rows follow each other. A message counts by its text.
+/// Waits until the log contains these rows in sequence. A message row is compared by its text only.
 fn wait_for_rows(tab: &Tab, expected: &[&str]) {
     let rows = "[...document.querySelectorAll('.message, .notice')]
         .map((row) => (row.querySelector('.text') ?? row).textContent)";
@@ -57,7 +57,7 @@ fn wait_for_texts(tab: &Tab, expected: &[String]) {
     });
 }
 
-/// Waits for the end of smooth scrolling, which would undo the scrolling of a button.
+/// Waits for smooth scrolling to end. Otherwise, it would override the scrolling of a button that the test presses.
 fn wait_until_still(tab: &Tab) {
     let top = format!("{LOG}.scrollTop");
     wait_until("the log has stopped scrolling", || {
@@ -147,7 +147,7 @@ fn messages_written_offline_are_sent_in_order_within_the_rate_limit() {
     let proxy = Proxy::to(server.addr());
     let alice = join(&browser, proxy.port(), "alice");
     lose_connection(&alice, &proxy);
-    let written: Vec<String> = (0..14).map(|n| format!("offline {n}")).collect(); // more than a burst
+    let written: Vec<String> = (0..14).map(|n| format!("offline {n}")).collect(); // more than the rate limit's burst
     for text in &written {
         type_message(&alice, text);
     }
@@ -204,7 +204,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
         let mut both = vec![format!("bob {round}"), format!("alice {round}")];
         say(&mut bob, &both[0]);
         match round % 3 {
-            // The message arrives but its acknowledgement does not, so the page resends it under its nonce.
+            // The message arrives but its acknowledgement does not, so the page resends it with the same nonce.
             0 => {
                 wait_for_texts(&alice, &[received.clone(), vec![both[0].clone()]].concat());
                 proxy.drop_responses();
@@ -237,7 +237,7 @@ fn a_connection_that_breaks_repeatedly_loses_and_repeats_nothing() {
     let own = alice.eval("[...document.querySelectorAll('.own .text')].map((text) => text.textContent)");
     assert_eq!(strings(&own), sent, "her own messages are still recognized");
     wait_for_log(&alice, "Reconnected to #general. 20 messages arrived while you were away.");
-    // The room has the same messages: a new user receives the last fifty.
+    // Compare with the server's history: a new user receives the last fifty messages.
     let carol = join(&browser, server.port(), "carol");
     wait_for_texts(&carol, &received[received.len() - 50..]);
     assert_eq!(browser.page_errors(), [""; 0]);
@@ -371,13 +371,13 @@ fn many_joins_at_once_are_one_line() {
 fn typing_is_shown_except_for_commands() {
     let browser = browser!();
     let server = start(&[]);
-    // The page limits its typing events by this clock, which the test stops.
+    // Stop the clock that the page uses to limit its typing events.
     let alice = join_with(&browser, server.port(), "alice", "performance.now = () => 0;");
     let mut bob = joined_guest(&server, "general", "bob");
     let typing = "document.querySelector('#typing').textContent";
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
-    alice.wait_for(&format!("{typing} === ''")); // after a while
+    alice.wait_for(&format!("{typing} === ''")); // the indicator expires
     bob.send_text(r#"{"event":"typing"}"#);
     alice.wait_for(&format!("{typing} === 'bob is typing…'"));
     send_as_guest(&mut bob, &alice, "there");
@@ -508,7 +508,7 @@ fn unread_messages_are_counted_and_a_button_jumps_to_them() {
     alice.wait_for(&format!("{from_end} < 2 && document.title === '#general · wirechat'"));
     wait_for_rows(&alice, &["and more", "New messages", "further down"]);
     type_message(&alice, "seen");
-    alice.wait_for("document.querySelectorAll('.new').length === 0"); // a user that replies has read them
+    alice.wait_for("document.querySelectorAll('.new').length === 0"); // a reply marks all messages as read
 }
 
 #[test]
@@ -569,7 +569,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     let alice = join(&browser, proxy.port(), "alice");
     lose_connection(&alice, &proxy);
     type_message(&alice, "for general");
-    // Before the connection is restored, or the page might reconnect to the old room first.
+    // Switch before restoring the connection: otherwise, the page might reconnect to the old room first.
     switch_room(&alice, "tea");
     proxy.restore();
     wait_for_log(&alice, "Welcome to #tea, alice!");
@@ -579,7 +579,7 @@ fn a_message_waits_for_the_room_that_it_was_written_in() {
     alice.press_button("#general");
     assert_eq!(bob.read_event("message")["text"], "for general");
     wait_for_texts(&alice, &["for general".into()]);
-    // More messages than the rate limit allows at once, and a switch before all of them are sent.
+    // Write more messages than the rate limit allows at once, and switch before the page has sent all of them.
     let written: Vec<String> = (0..10).map(|n| format!("general {n}")).collect();
     for text in &written {
         type_message(&alice, text);

@@ -1,4 +1,4 @@
-//! The page and a server that stores its history: what the visitor sees again after a restart.
+//! Tests the page with a server that stores its history: after a restart, the visitor sees every message once.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -17,7 +17,7 @@ fn texts(tab: &browser::Tab) -> serde_json::Value {
     tab.eval("[...document.querySelectorAll('.message .text')].map((text) => text.textContent)")
 }
 
-/// A server on this port and file. It is killed when dropped.
+/// Starts a server with this address and history file. Dropping the `Server` kills the process.
 fn start_on(listen: &str, file: &str) -> Server {
     Server::start_at(listen, &["--rate-limit", "0", "--history-db", file])
 }
@@ -46,7 +46,7 @@ fn a_restart_loses_nothing_and_repeats_nothing() {
     say(&mut bob, "line 121");
     switch_room(&alice, "general");
     wait_for_log(&alice, "line 121");
-    // The epoch is another one, but the messages are the same.
+    // The restart changed the epoch, but not the messages.
     let expected: Vec<String> = (71..=121).map(|n| format!("line {n}")).collect();
     assert_eq!(texts(&alice), json!(expected), "each once and in order");
     switch_room(&alice, "rust");

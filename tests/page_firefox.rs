@@ -1,5 +1,5 @@
-//! The page in Firefox: the main path of a visitor. The other tests of the page run in Chromium. The tests wait for
-//! conditions, never for a time.
+//! Tests the page in Firefox, but only what most visitors do. The other tests of the page run in Chromium. The tests
+//! wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,16 +14,16 @@ use serde_json::{Value, json};
 use support::{Server, wait_until};
 use visitor::*;
 
-/// Typed by the page and sent by a guest: markup, backslashes, several scripts, and emoji of several code points.
+/// A text with markup, backslashes, several scripts, and emoji of several code points.
 const SPECIAL: &str = r#"<b>&amp; "q" \n</b> Grüße, 日本語, שלום, 🦀👩🏽‍💻 é"#;
 
-/// The last row of the inspector with all these words in it.
+/// A JavaScript expression for the last inspector row that contains all these words.
 fn row(words: &[&str]) -> String {
     let rows = "[...document.querySelectorAll('.record')]";
     format!("{rows}.findLast((row) => {}.every((words) => row.textContent.includes(words)))", json!(words))
 }
 
-/// Selects a row of the inspector, and returns the bits of a field, which the detail shows then.
+/// Selects an inspector row, and returns the bits of a frame field from the detail view.
 fn bits_of_row(tab: &Tab, words: &[&str], field: &str) -> String {
     tab.wait_for(&row(words));
     tab.click(&row(words));
@@ -64,7 +64,7 @@ fn the_page_rejoins_after_a_restart_and_sends_what_was_written_offline() {
     let alice = join(&browser, port, "alice");
     type_message(&alice, "before");
     wait_for_messages(&alice, &json!([["alice", "before"]]));
-    drop(server); // kills it: the connection ends without a Close frame
+    drop(server); // kills the server, so the connection ends without a Close frame
     wait_for_state(&alice, "waiting");
     type_message(&alice, "written offline");
     alice.wait_for("document.querySelector('.unsent .remark')?.textContent === 'Waiting for the connection.'");
@@ -107,7 +107,7 @@ fn served_over_http_the_page_works_within_its_policy() {
     type_message(&alice, SPECIAL);
     wait_for_messages(&alice, &json!([["alice", SPECIAL]]));
     assert_eq!(browser.page_errors(), [""; 0]);
-    // The policy is enforced, and this driver would have reported a violation.
+    // Cause a violation, to show that the browser enforces the policy and that the test notices violations.
     alice.eval("document.body.setAttribute('style', 'color: red')");
     wait_until("a violation is reported", || {
         alice.eval("__frame().then(() => 0)");

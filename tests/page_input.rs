@@ -1,5 +1,5 @@
-//! What a visitor types into the page: commands, recipients, drafts, texts over a limit; and what the page makes of texts of
-//! others: links, code, mentions. The tests wait for conditions, never for a time.
+//! Tests what a visitor types into the page (commands, recipients, drafts, long texts), and how the page shows received
+//! texts (links, code, mentions). The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,7 +18,7 @@ use tungstenite::WebSocket;
 use tungstenite::protocol::frame::{CloseFrame, coding::CloseCode};
 use visitor::*;
 
-/// The text of the next message in the room, or of the next private message.
+/// Returns the event name and the text of the next room message or private message.
 fn next_text(guest: &mut RawClient) -> (String, String) {
     loop {
         let event = guest.read_json();
@@ -39,7 +39,7 @@ fn read_message(peer: &mut WebSocket<TcpStream>) -> Value {
 
 // ---- Limits ----
 
-/// A text of 65,480 characters closed the connection with 1009, and the page sent it again after every welcome.
+/// Regression test: a text of 65,480 characters caused a Close with 1009, and the page resent it after each `welcome`.
 #[test]
 fn a_text_over_the_limits_is_not_sent() {
     let browser = browser!();
@@ -61,7 +61,7 @@ fn a_text_over_the_limits_is_not_sent() {
     assert_eq!(next_text(&mut bob).1, "short", "nothing was sent before");
 }
 
-/// A server that tells no limits closes the connection. The message in flight has failed, and is not sent again.
+/// The `welcome` has no limits. If the server closes the connection because of a message, the page does not resend it.
 #[test]
 fn a_message_that_the_server_closes_for_has_failed() {
     let browser = browser!();
@@ -89,13 +89,13 @@ fn a_message_that_the_server_closes_for_has_failed() {
         assert_eq!(alice.text("document.querySelector('.unsent .remark').textContent"), remark);
         type_message(&alice, "another");
         assert_eq!(peer.join().unwrap()["data"]["text"], "another", "the first one is not sent again");
-        // The user can give it up.
+        // The user can discard the failed message.
         alice.click("document.querySelector('.unsent .cancel')");
         alice.wait_for("document.querySelectorAll('.unsent').length <= 1");
     }
 }
 
-/// A connection that ends right after its welcome is no success: the waits grow, as RFC 6455 §7.2.3 asks.
+/// A connection that ends right after its `welcome` is a failure, so the retry delays keep growing (RFC 6455 §7.2.3).
 #[test]
 fn a_short_connection_does_not_reset_the_backoff() {
     let browser = browser!();
@@ -130,7 +130,7 @@ fn a_counter_appears_near_the_limit() {
 
 // ---- Commands ----
 
-/// Only what is meant for the room reaches the room.
+/// A mistyped command must not reveal a private message to the whole room.
 #[test]
 fn a_mistyped_command_is_not_sent() {
     let browser = browser!();
@@ -178,7 +178,7 @@ fn a_mistyped_command_is_not_sent() {
         alice.press_key("Enter", false);
         assert_eq!(next_text(&mut bob), (event.to_owned(), text.to_owned()), "{typed:?}");
     }
-    // A button sends an unknown command as it is.
+    // The button "Send as text" sends an unknown command as a message.
     alice.fill("Message", "/shrug");
     alice.press_key("Enter", false);
     alice.press_button("Send as text");
@@ -205,7 +205,7 @@ fn commands_change_the_room_and_the_name() {
     );
 }
 
-/// The form says what its button will do.
+/// The label of the form's button says what the button does, for example "Reconnect as alicia".
 #[test]
 fn the_name_can_be_edited() {
     let browser = browser!();
@@ -218,7 +218,7 @@ fn the_name_can_be_edited() {
     alice.wait_for("__field('Message').checkVisibility()");
     edit_connection(&alice);
     assert_eq!(field(&alice, "Name"), "alice", "nothing has changed");
-    // What was typed and left is not used by a later reconnect either.
+    // A later reconnect does not use an abandoned edit either.
     alice.fill("Room", "elsewhere");
     alice.press_button("Back to the chat");
     alice.fill("Message", "/nick alina");
@@ -231,7 +231,6 @@ fn the_name_can_be_edited() {
     wait_for_members(&alice, &["alicia you"]);
 }
 
-/// Nothing but invisible characters is no message.
 #[test]
 fn an_invisible_message_is_not_sent() {
     let browser = browser!();
@@ -247,7 +246,7 @@ fn an_invisible_message_is_not_sent() {
     assert_eq!(next_text(&mut bob).1, "\u{2764}\u{fe0f}");
 }
 
-/// Where an IME composes, its Enter does not send. Safari sets only the key code.
+/// While an IME composes text, Enter does not send. In Safari, only `keyCode` 229 shows that an IME is active.
 #[test]
 fn enter_of_an_ime_does_not_send() {
     let browser = browser!();
@@ -265,7 +264,7 @@ fn enter_of_an_ime_does_not_send() {
     wait_for_log(&alice, "日本");
 }
 
-/// A phone has no Shift and Enter, so Enter starts a new line, and a button sends.
+/// A touch keyboard has no Shift+Enter, so Enter starts a new line, and only the Send button sends.
 #[test]
 fn enter_of_a_touch_keyboard_starts_a_line() {
     let browser = browser!();
@@ -303,7 +302,7 @@ fn the_up_arrow_brings_back_the_last_message() {
 
 // ---- Recipients and drafts ----
 
-/// The recipient is not part of the text, so one name never ends up in front of another.
+/// The recipient is not part of the text, so selecting another name replaces the first name instead of adding one.
 #[test]
 fn a_selected_name_replaces_the_recipient() {
     let browser = browser!();
@@ -322,7 +321,7 @@ fn a_selected_name_replaces_the_recipient() {
     assert_eq!(next_text(&mut bob), ("message".into(), "for all".into()));
 }
 
-/// A selected part of a name is to be copied.
+/// A user who selects a name's text wants to copy the text, so a click must not set the recipient.
 #[test]
 fn a_selection_starts_no_private_message() {
     let browser = browser!();
@@ -337,7 +336,7 @@ fn a_selection_starts_no_private_message() {
     assert_eq!(recipient(&alice), "To bob only");
 }
 
-/// A text that was written for one room is not in the box of another.
+/// Switching rooms must not show the draft for one room in another room.
 #[test]
 fn every_room_has_a_draft() {
     let browser = browser!();
@@ -353,7 +352,7 @@ fn every_room_has_a_draft() {
     alice.press_button("#general");
     wait_for_log(&alice, "You are now in #general.");
     assert_eq!((field(&alice, "Message"), recipient(&alice)), ("for general".into(), String::new()));
-    // A reload keeps them.
+    // The page keeps drafts across a reload.
     alice.navigate(&page(""));
     alice.press_button("Connect");
     wait_for_log(&alice, "Welcome to #general, alice!");
@@ -382,7 +381,7 @@ fn a_waiting_message_can_be_canceled() {
 
 // ---- What a text looks like ----
 
-/// Sends a text as a guest, and returns the row in which the page shows it.
+/// Sends a text as a guest, and returns a JavaScript expression for the row in which the page shows the text.
 fn row_of(tab: &Tab, guest: &mut RawClient, text: &str) -> String {
     let count = tab.eval("document.querySelectorAll('.message').length").as_u64().unwrap();
     guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
@@ -458,7 +457,7 @@ fn code_and_mentions_stand_out() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// Nothing of a message draws over another row, and no character is cut in half.
+/// No message draws over another row, and the initials of names are whole characters.
 #[test]
 fn texts_stay_in_their_rows() {
     let browser = browser!();
@@ -468,7 +467,7 @@ fn texts_stay_in_their_rows() {
         .iter()
         .map(|name| guest(&server, "general", name))
         .collect();
-    alice.wait_for("document.querySelectorAll('#members li').length >= 3");
+    alice.wait_for("document.querySelectorAll('#members li').length === 4");
     let initials = alice.eval("[...document.querySelectorAll('#members li')].map((li) => li.dataset.initial)");
     assert!(initials.as_array().unwrap().contains(&json!("\u{1f1eb}\u{1f1f7}")), "{initials}");
     assert!(

@@ -1,5 +1,5 @@
-//! The appearance and accessibility of the page: every width, both colour schemes, more contrast and forced colours, the
-//! names for screen readers, and the rules of axe-core in every main state.
+//! Tests the appearance and accessibility of the chat page: several widths, both colour schemes, high contrast, forced
+//! colours, names for screen readers, and the rules of axe-core in every main state.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -109,7 +109,7 @@ fn visit_every_state(
     alice.fill("Message", "I write while the line is away");
     alice.press_key("Enter", false);
     audit(&alice, "offline");
-    // While the connection is still cut, so that the page does not reconnect in the middle of this.
+    // Enter a wrong token while the connection is still cut, so that the page cannot reconnect before that.
     open_connection(&alice, width);
     alice.fill("Token", "wrong");
     alice.press_button("Cancel");
@@ -211,7 +211,7 @@ fn open_connection(tab: &Tab, width: u32) {
     edit_connection(tab);
 }
 
-/// A short conversation.
+/// Has guests and the page exchange a few messages. Returns the guests who stay.
 fn chat(server: &Server, tab: &Tab, room: &str) -> Vec<RawClient> {
     let [mut bob, mut carol] = ["bob", "carol"].map(|name| guest(server, room, name));
     wait_for_log(tab, "carol joined");

@@ -1,5 +1,5 @@
-//! What surrounds the messages: older ones, the list of people, the layout, reconnecting, links to a room, notifications. The
-//! tests wait for conditions, never for a time.
+//! Tests the page around the messages: loading older ones, the list of people, layout, reconnecting, links to a room,
+//! notifications. The tests wait for conditions, never for a fixed time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -38,7 +38,7 @@ fn texts(tab: &Tab) -> Value {
 
 // ---- Messages ----
 
-/// Scrolling up loads older messages, and what the visitor reads stays where it is.
+/// Scrolling up loads older messages without moving the messages that the visitor is reading.
 #[test]
 fn older_messages_are_loaded_at_the_top() {
     let browser = browser!();
@@ -70,7 +70,7 @@ fn older_messages_are_loaded_at_the_top() {
     assert_eq!(browser.page_errors(), [""; 0]);
 }
 
-/// A run of one author has one header, but a time at least every five minutes; and the first row that is left names its author.
+/// One author's consecutive messages share a header for five minutes. The oldest row on the page always has a header.
 #[test]
 fn runs_show_their_author_and_their_time() {
     let browser = browser!();
@@ -99,7 +99,7 @@ fn runs_show_their_author_and_their_time() {
     assert_eq!(alice.eval("document.querySelectorAll('#rows > *').length"), 1500);
 }
 
-/// A visible window may lie behind another one.
+/// A visible window may be unfocused, for example behind another window.
 #[test]
 fn messages_in_an_unfocused_window_are_unread() {
     let browser = browser!();
@@ -116,7 +116,7 @@ fn messages_in_an_unfocused_window_are_unread() {
     assert_eq!(alice.text("document.querySelector('[aria-current] .badge').textContent"), "");
 }
 
-/// One notification, for a private message or a mention, and only if the visitor asked for it.
+/// The page notifies only about private messages and mentions, and only if the visitor has enabled notifications.
 #[test]
 fn notifications_are_opt_in() {
     let browser = browser!();
@@ -185,7 +185,7 @@ fn the_list_of_people_keeps_the_focus() {
     assert_eq!(alice.text("document.activeElement.textContent"), "mike");
 }
 
-/// Of a large room the list shows a hundred people, and a search finds the others. Thousands of joins change few rows.
+/// In a large room, the list shows a hundred people, and a search finds the rest. Thousands of joins change few rows.
 #[test]
 fn a_large_room_stays_small() {
     let browser = browser!();
@@ -221,7 +221,7 @@ fn a_large_room_stays_small() {
     wait_for_members(&alice, &["member 2777"]);
     alice.press_button("member 2777");
     alice.wait_for("document.querySelector('#recipient').innerText.includes('To member 2777 only')");
-    // Those that the server did not list leave, too.
+    // Members that the server never listed can leave, too.
     for _ in 0..10 {
         send(&mut peer, "left", json!({"username": "an unlisted one"}));
     }
@@ -231,7 +231,7 @@ fn a_large_room_stays_small() {
 
 // ---- The connection ----
 
-/// Only 400, 401 and 403 of GET /check are final. A full server is not.
+/// The page gives up only if `GET /check` reports status 400, 401 or 403. It retries if the server is full.
 #[test]
 fn a_full_server_is_tried_again() {
     let browser = browser!();
@@ -249,7 +249,7 @@ fn a_full_server_is_tried_again() {
     });
 }
 
-/// What answers for the server may be a proxy, whatever it answers.
+/// A response may come from a proxy instead of the server, so the page retries whatever the HTTP status.
 #[test]
 fn a_proxy_that_answers_is_not_final() {
     let browser = browser!();
@@ -272,7 +272,7 @@ fn a_proxy_that_answers_is_not_final() {
     }
 }
 
-/// While the server would accept, the browser or a proxy delays the connection: the backoff stays short.
+/// If `GET /check` says that the server would accept, the browser or a proxy causes the delay: keep the backoff short.
 #[test]
 fn the_backoff_stays_short_while_the_server_would_accept() {
     let browser = browser!();
@@ -297,7 +297,7 @@ fn the_backoff_stays_short_while_the_server_would_accept() {
     tab.eval("window.setTimeout = () => 0");
 }
 
-/// A rejection that a retry cannot change, with the server's own words.
+/// If a retry cannot succeed, the page stops and shows the server's reason for the rejection.
 #[test]
 fn final_rejections_are_explained() {
     let browser = browser!();
@@ -318,7 +318,7 @@ fn final_rejections_are_explained() {
     }
 }
 
-/// With unique names, a reload takes over what is left of its own connection.
+/// With `--unique-names`, a reloaded page replaces its own old connection.
 #[test]
 fn a_reload_takes_over_its_own_connection() {
     let browser = browser!();
@@ -326,7 +326,7 @@ fn a_reload_takes_over_its_own_connection() {
     let alice = join(&browser, server.port(), "alice");
     let session = alice.text("JSON.parse(sessionStorage.getItem('wirechat-session')).session");
     assert_eq!(session.len(), 32);
-    // A dead connection cannot be made in a test, so another client holds the name with the same session.
+    // A test cannot create a dead connection, so another client uses the same username and session.
     let mut other = server.upgrade(&format!("/?token=dev-token&username=alice&session={session}"));
     other.read_event("welcome");
     wait_for_state(&alice, "stopped");
@@ -342,7 +342,7 @@ fn a_reload_takes_over_its_own_connection() {
     assert!(words(&stranger).contains("Choose another name, then reconnect."), "{}", words(&stranger));
 }
 
-/// Behind a proxy the chat may be under a path. The page finds it, with and without the slash at the end.
+/// A proxy may serve the chat under a path. The page finds its server with and without a trailing slash.
 #[test]
 fn a_page_under_a_path_finds_its_server() {
     let browser = browser!();
@@ -355,7 +355,7 @@ fn a_page_under_a_path_finds_its_server() {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (mut stream, html, found) = (stream.unwrap(), html.clone(), found.clone());
-                // Chromium also opens connections that it does not use.
+                // Use one thread per connection, because Chromium also opens connections on which it sends nothing.
                 std::thread::spawn(move || {
                     let mut head = String::new();
                     let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -381,7 +381,7 @@ fn a_page_under_a_path_finds_its_server() {
 
 // ---- The layout ----
 
-/// On a laptop's screen, at least twenty messages of one line are visible; title, messages and box share their edges.
+/// On a laptop screen, at least twenty one-line messages are visible. The title, messages and input box are aligned.
 #[test]
 fn the_chat_is_dense_and_has_one_column() {
     let browser = browser!();
@@ -423,7 +423,7 @@ fn the_chat_is_dense_and_has_one_column() {
     }
 }
 
-/// The form does not move when advice appears, and every target on a phone is large enough for a finger.
+/// On a phone, the form does not move when advice appears, and every control is large enough for a finger.
 #[test]
 fn a_phone_is_easy_to_hit() {
     let browser = browser!();
@@ -456,7 +456,7 @@ fn a_phone_is_easy_to_hit() {
     }
     let title = "document.querySelector('h1')";
     assert!(tab.eval(&format!("{title}.getBoundingClientRect().height")).as_f64().unwrap() < 40.0, "one line");
-    // On its side, and at twice the zoom, the list is still usable.
+    // In landscape orientation, and at 200 % zoom, the list of messages is still usable.
     for (width, height) in [(844, 390), (720, 450)] {
         tab.view(width, height, "light");
         assert_fits(&tab, "landscape");
@@ -472,7 +472,7 @@ fn switch_room_on_phone(tab: &Tab, room: &str) {
     wait_for_log(tab, "You are now in #");
 }
 
-/// Three thousand messages scroll at less than 20 ms a frame: the page does little for each frame.
+/// Scrolling through a long history neither adds nor removes rows.
 #[test]
 fn scrolling_does_little_work() {
     let browser = browser!();
@@ -494,7 +494,6 @@ fn scrolling_does_little_work() {
     assert_eq!(alice.eval("document.querySelectorAll('*').length"), before);
 }
 
-/// Every control of the chat works with the keyboard alone.
 #[test]
 fn every_control_is_reached_by_keyboard() {
     let browser = browser!();

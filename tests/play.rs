@@ -1,4 +1,4 @@
-//! `{"do":"play"}` on `/inspect`: the server plays cases of `wirechat poke` against itself, within bounds.
+//! `{"do":"play"}` on `/inspect`: the server plays test cases of `wirechat poke` against itself, a few at a time.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -59,7 +59,7 @@ impl Inspected {
         self.read_up_to("error").pop().unwrap()["message"].as_str().unwrap().to_owned()
     }
 
-    /// The inspected client exchanges a Ping and a Pong, of which the inspector receives the records.
+    /// Sends a Ping from the inspected client. The inspector must receive the records of the Ping and of its Pong.
     fn ping(&mut self, payload: &[u8]) {
         self.client.send(&masked(0x89, payload));
         assert_eq!(self.client.read_frame().payload, payload);
@@ -93,7 +93,7 @@ fn a_case_with_an_invalid_frame() {
     let server = Server::start(&[]);
     let mut alice = Inspected::start(&server);
     let records = alice.play("unmasked-frame");
-    // Once a frame is invalid, the server reads no more of them: the client's Close is not among the records.
+    // The server reads no frames after an invalid one, so the records do not include the client's Close.
     let expected = ["request", "answer", "state", "frame", "refusal", "frame", "state", "state", "end", "played"];
     assert_eq!(kinds(&records), expected);
     assert!(
@@ -148,7 +148,7 @@ fn every_case_passes() {
     alice.ping(b"still inspected");
 }
 
-/// The tap of a traced connection is there from the start, so its records take another way to the inspector.
+/// With `--trace` or `--record`, a connection has a tap from the start, not only once an inspector opens.
 #[test]
 fn with_a_trace_and_recordings() {
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("play-{}", std::process::id()));
@@ -197,7 +197,7 @@ fn a_few_cases_for_all_inspectors_together() {
         .collect();
     let (last, others) = inspected.split_last_mut().unwrap();
     for other in others.iter_mut() {
-        other.send_play("slow-reader"); // it lasts two seconds
+        other.send_play("slow-reader"); // this case takes two seconds
         other.read_up_to("request");
     }
     last.send_play("hello");
@@ -208,7 +208,7 @@ fn a_few_cases_for_all_inspectors_together() {
     assert_eq!(last.play("hello").last().unwrap()["passed"], true);
 }
 
-/// More often than cases may be played at the same time: each case that loses its inspector makes room for another.
+/// Starts more cases than may run at once: a case must end when its inspector disconnects.
 #[test]
 fn the_inspected_connection_closes_while_a_case_is_played() {
     let mut server = Server::start(&[]);
@@ -225,7 +225,7 @@ fn the_inspected_connection_closes_while_a_case_is_played() {
         }
     }
     for _ in 0..3 {
-        Inspected::start(&server).send_play("slow-request"); // and the inspector leaves
+        Inspected::start(&server).send_play("slow-request"); // and the inspector disconnects at once
     }
     let mut alice = Inspected::start(&server);
     while !alice_plays(&mut alice) {
@@ -281,7 +281,7 @@ fn a_played_connection_has_few_records() {
     assert_eq!(records[records.len() - 2]["code"], 1008);
 }
 
-/// A played connection needs no token, and no other connection benefits from that.
+/// The connection of a test case needs no token, but all other connections still do.
 #[test]
 fn with_tokens_of_its_own() {
     let tokens = token_file("play", "secret-of-alice alice\n");
@@ -341,7 +341,7 @@ fn a_server_stops_while_a_case_is_played() {
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
 }
 
-/// An address of a proxy is no reason to trust the client of a case less, or more.
+/// Here the client of a test case connects from the address of a trusted proxy. The client still needs no token.
 #[test]
 fn behind_a_proxy_on_this_machine() {
     let tokens = token_file("play-proxy", "secret\n");

@@ -1,6 +1,6 @@
-//! `wirechat poke`: the whole catalogue against this server and against npm's `ws`, and the program as a user runs it. A
-//! case that this server passes could still demand what only this server does. So each case is also played against an
-//! independent server, and the short list below cites the RFC wherever that server deviates.
+//! `wirechat poke`: the whole catalogue against this server and npm's `ws`, and the program as a user runs it. A case
+//! that this server passes could still be stricter than the RFC. So each case is also played against `ws`, and the
+//! short list below cites the RFC wherever `ws` deviates.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -28,10 +28,10 @@ use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 use wirechat::ws::request::{Rejection, Request};
 
-/// A long timeout costs nothing: no expected reaction of this server uses it up.
+/// A long timeout costs nothing: this server never makes a case wait until the timeout expires.
 const UNHURRIED: Timing = Timing { timeout: DEADLINE, delay: Duration::from_millis(1), total: None };
 
-/// Plays a case; the text describes the result, for the message of a failed test.
+/// Plays a case. The returned text describes the result for the message of a failed assertion.
 fn play(target: &Target, case: &Case, timing: Timing) -> (Verdict, String) {
     let transcript = target.play(case, timing, &mut |_| {}).unwrap_or_else(|error| panic!("{error}"));
     let words = format!("expected: {}; received: {}", describe_expected(case), describe_received(&transcript));
@@ -56,7 +56,7 @@ fn this_server_passes_every_case() {
     server.finish(&["no-such-token"]);
 }
 
-/// A client that leaves a working connection closes it first (RFC 6455 §7.1.2): a learner sees a whole connection.
+/// `poke` ends a working connection with a closing handshake (RFC 6455 §7.1.2), so that users see a whole connection.
 #[test]
 fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     let server = Server::start(&[]);
@@ -68,7 +68,7 @@ fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
         closed += 1;
     }
     assert!(closed > 30, "{closed}");
-    // A half-closed connection and a frame that stays unfinished leave no room for a Close.
+    // No closing handshake is possible after a half-close, within an unfinished frame, or without an upgrade.
     for name in ["half-close", "slow-reader", "no-key"] {
         let case = catalogue::all_cases().find(|case| case.name == name).unwrap();
         let transcript = target.play(case, UNHURRIED, &mut |_| {}).unwrap();
@@ -76,7 +76,7 @@ fn a_case_that_leaves_the_connection_open_ends_with_a_closing_handshake() {
     }
 }
 
-/// The number of a rule. A new rule does not compile until it has one.
+/// Numbers each error. The exhaustive `match` does not compile until a new error has a number too.
 fn number(error: ProtocolError) -> usize {
     use ProtocolError::*;
     match error {
@@ -196,13 +196,13 @@ fn start_echo(node: &Path, script: &Path) -> (Killed, SocketAddr) {
 
 // ---- The program, as a user runs it ----
 
-/// Runs `wirechat poke` with these arguments to its end.
+/// Runs `wirechat poke` with these arguments until it exits.
 fn poke(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
     command.arg("poke").args(args).stdin(Stdio::null()).output().expect("it is run")
 }
 
-/// The output, if the exit code is this; for 2, the line on standard error.
+/// Checks the exit code, and returns standard output. For exit code 2, returns the line on standard error.
 fn printed(output: &Output, code: i32) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     let (out, err) = (text(&output.stdout), text(&output.stderr));
@@ -299,7 +299,7 @@ fn the_delay_is_kept() {
     let start = Instant::now();
     let slow = printed(&poke(&["one-byte-at-a-time", "--delay", "60ms", &url(&server)]), 0);
     assert!(start.elapsed() >= Duration::from_millis(660), "eleven bytes");
-    // On a busy machine several of them may have come before the server reads.
+    // On a busy machine, several bytes may arrive before the server reads.
     holds(&slow, &["\"Hello\"  in ", " reads"]);
 }
 
@@ -311,7 +311,7 @@ fn all_of_them_and_a_table() {
     let count = catalogue::all_cases().count();
     let policy = catalogue::all_cases().filter(|case| case.is_wirechat_rule()).count();
     holds(&own, &[&format!("\n{count} as expected, 0 allowed by the RFC, 0 not as expected, 0 skipped\n")]);
-    // Without --wirechat, the rules of wirechat's own are skipped.
+    // Without --wirechat, cases about rules specific to wirechat are skipped.
     let foreign = printed(&poke(&["all", "--delay", "1ms", &url(&server)]), 0);
     let rest = count - policy;
     holds(&foreign, &[&format!("\n{rest} as expected, 0 allowed by the RFC, 0 not as expected, {policy} skipped\n")]);
@@ -348,8 +348,8 @@ fn an_error_says_what_to_write() {
     }
 }
 
-/// A valid server that validates late: a request once its head is complete, a frame once its payload is. It does not decode
-/// the key, which §4.2.2 does not require.
+/// A conforming server that validates late: each request when its head is complete, each frame when its payload is
+/// complete. The server does not decode the key, because §4.2.2 does not require that.
 fn serve_late(mut stream: TcpStream) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -368,7 +368,7 @@ fn serve_late(mut stream: TcpStream) {
     drain(stream);
 }
 
-/// The 101, or a rejection.
+/// Returns the 101 response, or the rejection as an error.
 fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
     const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
     let render = |rejection: Rejection| {
@@ -376,7 +376,7 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
         let head = format!("HTTP/1.1 {status} No\r\nSec-WebSocket-Version: 13\r\nContent-Length: 0\r\n\r\n");
         head.into_bytes()
     };
-    // `accept_handshake` rejects an invalid key, so it sees a valid one.
+    // `accept_handshake` rejects an invalid key, so replace the key with a valid one.
     let head = String::from_utf8_lossy(head);
     let key = head.split_once("Sec-WebSocket-Key: ").and_then(|(_, rest)| rest.split("\r\n").next()).unwrap_or(KEY);
     let known = head.replace(key, KEY);
@@ -428,7 +428,7 @@ fn read_whole_frame(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(frame)
 }
 
-/// Without the total time, a silent server would use up each timeout.
+/// Without a limit on the total time, every step against a silent server would wait for the whole timeout.
 #[test]
 fn a_total_time_limits_a_case() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -446,7 +446,7 @@ fn a_total_time_limits_a_case() {
 fn a_server_may_validate_late() {
     let target = Target::for_echo(&listen(serve_late)).unwrap();
     let timing = Timing { timeout: Duration::from_secs(5), ..UNHURRIED };
-    // All in parallel: some cases use up the whole timeout.
+    // Run the cases in parallel, because some wait for the whole timeout.
     let played: Vec<(&Case, JoinHandle<_>)> = catalogue::all_cases()
         .filter(|case| target.supports(case))
         .map(|case| {
@@ -467,7 +467,7 @@ fn a_server_may_validate_late() {
     }
 }
 
-/// A server of a few lines that reads a request and then does `rest` with the connection, once.
+/// A minimal server for one connection: completes the opening handshake, then passes the connection to `rest`.
 fn fake(rest: impl FnOnce(TcpStream) + Send + 'static) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("ws://{}/", listener.local_addr().unwrap());
@@ -520,7 +520,7 @@ fn the_violation_of_a_server_is_named() {
     }
 }
 
-/// A server with a handshake and an echo, but without Ping and Close, passes the case about these two.
+/// A server that supports only the handshake and an echo passes `hello`, even without support for Ping and Close.
 #[test]
 fn an_unfinished_server_passes_what_it_supports() {
     let (url, served) = fake(|mut stream| {
@@ -619,7 +619,7 @@ fn a_hostile_server_cannot_block_or_exhaust_the_client() {
     served.join().unwrap();
     holds(&printed(&output, 1), &["over 50000 frames"]);
 
-    // A frame that announces 2^63 bytes.
+    // A frame that announces 2^63 - 1 bytes, the maximum.
     let (url, served) = fake(|mut stream| {
         stream.write_all(b"\x82\x7f\x7f\xff\xff\xff\xff\xff\xff\xff").expect("the client reads");
         drain(stream);

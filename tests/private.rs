@@ -17,7 +17,7 @@ use Dialect::{Events, Presence, Rooms};
 const IN_USE: &str = "username already in use";
 const REPLACED: &str = "replaced by a newer connection";
 
-/// Users of `events` with these names, each in a different room, so that they receive nothing of each other.
+/// Users of the `events` dialect, each in its own room, so that they do not receive each other's joins and messages.
 fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
     let mut room = 0;
     names.map(|name| {
@@ -28,7 +28,7 @@ fn users<const N: usize>(server: &Server, names: [&str; N]) -> [User; N] {
 
 // ------------------------------------------------------------------------------------------------ private messages
 
-/// A private message reaches the two users in whatever rooms they are, and no other user, now or later.
+/// Only the sender and the recipient receive a private message, in whatever rooms they are.
 #[test]
 fn a_private_message_is_for_two() {
     let server = chat(&[]);
@@ -43,7 +43,7 @@ fn a_private_message_is_for_two() {
 
     ann.sends_message("/msg bob psst");
     bob.sends_event("private", json!({"to": "ann", "text": "  what? \n"}));
-    // In either order, each receives both.
+    // Each user receives both messages, in either order.
     for user in [&mut ann, &mut bob] {
         let mut received = [user.receive(), user.receive()];
         received.sort_by_key(|event| event["data"]["from"].to_string());
@@ -53,7 +53,7 @@ fn a_private_message_is_for_two() {
         user.receives_nothing();
     }
     others.iter_mut().for_each(User::receives_nothing);
-    // It has no id and enters no history.
+    // A private message has no id and is not part of the history.
     ann.sends_message("to all");
     ann.receives(ann.room_message("ann", "to all", 1));
     let mut late = User::joins(&server, Events, "bob", "general");
@@ -61,7 +61,7 @@ fn a_private_message_is_for_two() {
     assert_eq!(welcome["history"].as_array().unwrap().len(), 1, "{welcome}");
 }
 
-/// Every connection of the name and the sender receive it once, even if the sender has the same name.
+/// The sender and every connection with the recipient's name receive the message once, even if the names are equal.
 #[test]
 fn each_connection_of_a_name_receives_it_once() {
     let server = chat(&[]);
@@ -80,7 +80,7 @@ fn each_connection_of_a_name_receives_it_once() {
     for user in [&mut ann, &mut other_ann, &mut bob, &mut other_bob, &mut pat] {
         user.receives_nothing();
     }
-    // To oneself, as the only connection of the name.
+    // A message to oneself, with no other connection under the same name.
     bob.leaves();
     other_bob.leaves();
     pat.sends_message("/msg bob a note");
@@ -103,12 +103,12 @@ fn a_private_message_with_a_nonce() {
             user.receives_nothing();
         }
     }
-    // It is not in the history: the nonce is still free there.
+    // The history does not contain the private message, so a room message may have the same nonce.
     ann.sends_event("message", json!({"text": "hello", "nonce": "n1"}));
     ann.receives_event("message", json!({"text": "hello", "id": 1, "nonce": "n1"}));
 }
 
-/// The reply to a text.
+/// The expected reply to a message.
 enum Reply {
     /// A private message for this name, with this text.
     Private(&'static str, &'static str),
@@ -121,7 +121,7 @@ enum Reply {
 
 use Reply::{NoSuchUser, NothingToSend, Private, Silence, Text};
 
-/// NAME is the first word, or a name in double quotes.
+/// In `/msg NAME TEXT`, NAME is one word, or a name in double quotes.
 const PRIVATE_MESSAGES: &[(&str, Reply)] = &[
     ("/msg ann hi", Private("ann", "hi")),
     ("/msg ann lee hi", Private("ann", "lee hi")),
@@ -197,7 +197,6 @@ fn names_in_a_private_message() {
     );
 }
 
-/// A user can be reached as long as it is connected.
 #[test]
 fn only_connected_users_are_reached() {
     let server = chat(&[]);
@@ -212,7 +211,7 @@ fn only_connected_users_are_reached() {
     ann.leaves();
     bot.sends_message("/msg ann hi");
     bot.receives(bot.error("No such user: ann"));
-    // In the event `private`, `to` is the whole name.
+    // In the event `private`, `to` is always the whole name, without quotes.
     let [mut ann, mut long] = users(&server, ["ann", "ann lee"]);
     for (to, user) in [("ann", &mut ann), ("ann lee", &mut long)] {
         bot.sends_event("private", json!({"to": to, "text": "lee hi"}));
@@ -221,12 +220,12 @@ fn only_connected_users_are_reached() {
     }
     bot.sends_event("private", json!({"to": "ann lee ray", "text": "hi"}));
     bot.receives(bot.error("No such user: ann lee ray"));
-    // Its text may start with a slash.
+    // In the event `private`, the text may start with a slash.
     bot.sends_event("private", json!({"to": "ann", "text": "/msg bot hi"}));
     bot.receives(bot.private("bot", "ann", "/msg bot hi"));
 }
 
-/// In each dialect, only TEXT counts for the length of a private message.
+/// In each dialect, `--max-text` limits only TEXT, not the whole `/msg NAME TEXT`.
 #[test]
 fn the_length_of_a_private_message() {
     let server = chat(&["--max-text", "10"]);
@@ -292,7 +291,7 @@ fn private_events_with_odd_data() {
     }
 }
 
-/// The text of a private message is not in the log, where other messages appear with their first words.
+/// The log shows the first words of a room message, but no text of a private message.
 #[test]
 fn the_log_contains_no_private_text() {
     let server = chat(&["-v"]);
@@ -323,12 +322,12 @@ fn typing(dialect: Dialect, name: &str) -> Value {
     }
 }
 
-/// The message of a client that is typing.
+/// The typing event that a client sends.
 fn types(dialect: Dialect, name: &str) -> String {
     if dialect == Rooms { typing(Rooms, name).to_string() } else { r#"{"event":"typing"}"#.to_owned() }
 }
 
-/// The others in the room receive it; the sender and users in other rooms do not.
+/// Only the other members of the room receive a typing event.
 #[test]
 fn typing_is_for_the_others() {
     let server = chat(&[]);
@@ -337,21 +336,21 @@ fn typing_is_for_the_others() {
     eve.receives_event("joined", json!({}));
     eve.send(r#"{"event":"typing"}"#);
     ann.receives(typing(Events, "eve"));
-    // The limit of one a second counts for each sender.
+    // The limit of one typing event per second applies to each sender separately.
     ann.send(r#"{"event":"typing","data":{"username":"another","text":1}}"#);
     eve.receives(typing(Events, "ann"));
     outsider.send(r#"{"event":"typing","data":{}}"#);
     for user in [&mut eve, &mut ann, &mut outsider] {
         user.receives_nothing();
     }
-    // It is in no history, and `data` must be an object here too.
+    // The history contains no typing event. As in other events, `data` must be an object.
     let mut late = User::joins(&server, Events, "late", "general");
     late.receives_event("welcome", json!({"last_id": 0, "history": []}));
     late.send(r#"{"event":"typing","data":null}"#);
     assert!(late.receives_error().contains("data"));
 }
 
-/// At most one a second is sent to the others, and the rest is dropped silently.
+/// The server forwards at most one typing event per second, and silently drops the rest.
 #[test]
 fn continuous_typing() {
     for dialect in [Events, Rooms] {
@@ -378,7 +377,7 @@ fn continuous_typing() {
         let most = 1 + start.elapsed().as_secs();
         assert!((1..=most).contains(&count), "{count} of 200 were sent, of at most {most}");
         bot.receives_nothing();
-        // A second later, one is sent again.
+        // After a second, the server forwards a typing event again.
         wait_until("typing is sent again", || {
             bot.client.send(&frame);
             bot.sends_message("and?");
@@ -390,7 +389,7 @@ fn continuous_typing() {
     }
 }
 
-/// Typing under a name that the token does not allow is an error, at most once a second as well.
+/// Typing under a name that the token does not allow is an error, which the client receives at most once a second.
 #[test]
 fn typing_under_a_forbidden_name() {
     let file = token_file("typing", "secret-any\nsecret-ann ann\n");
@@ -417,7 +416,6 @@ fn typing_under_a_forbidden_name() {
     eve.receives(eve.room_message("ann", "done", 1));
 }
 
-/// Typing does not count for the rate limit, in both dialects that have it.
 #[test]
 fn typing_does_not_count_for_the_rate_limit() {
     let server = Server::start(&["--rate-limit", "0.1"]);
@@ -435,12 +433,12 @@ fn typing_does_not_count_for_the_rate_limit() {
 
 // ---------------------------------------------------------------------------------------------------- unique names
 
-/// The server closes the connection after the upgrade, where a browser can read the reason.
+/// The server closes the connection only after the upgrade, because a browser can then read the close reason.
 fn is_rejected(server: &Server, dialect: Dialect, name: &str, room: &str) {
     User::joins(server, dialect, name, room).receives_close(1008, IN_USE);
 }
 
-/// The second client of a name receives only the Close, and no other client sees a join.
+/// The second client with a name receives only a Close, and no other client sees it join.
 #[test]
 fn a_unique_name_has_one_client() {
     let server = chat(&["--unique-names"]);
@@ -461,7 +459,7 @@ fn a_unique_name_has_one_client() {
     for name in ["\u{410}lice", "alice2", "al ice", "alic\u{e9}"] {
         User::events(&server, name, "elsewhere").leaves();
     }
-    // She keeps the name when she switches rooms, and frees it when she leaves.
+    // Alice keeps her name when she switches rooms, and frees it when she leaves.
     alice.sends_event("switch_room", json!({"room": "elsewhere"}));
     alice.receives_event("switched", json!({"members": []}));
     witness.receives_event("left", json!({"username": "Alice"}));
@@ -500,7 +498,7 @@ fn names_are_case_folded() {
     );
 }
 
-/// The default names are never unique.
+/// `--unique-names` does not apply to the default names.
 #[test]
 fn the_default_names_may_be_shared() {
     let server = chat(&["--unique-names"]);
@@ -521,7 +519,7 @@ fn the_default_names_may_be_shared() {
     }
 }
 
-/// Without the option, names may be shared.
+/// Without `--unique-names`, several clients may use one name.
 #[test]
 fn names_may_be_shared() {
     let server = chat(&[]);
@@ -541,7 +539,7 @@ fn names_may_be_shared() {
     }
 }
 
-/// A client that resumes with the same token replaces its older connection.
+/// A client that presents the session of an older connection replaces that connection.
 #[test]
 fn a_unique_name_that_resumes() {
     let server = chat(&["--unique-names"]);
@@ -553,7 +551,7 @@ fn a_unique_name_that_resumes() {
     witness.receives(witness.room_message("witness", "hello", 1));
     let epoch = encode(welcome["epoch"].as_str().unwrap());
 
-    // Each of these lacks the session of the connection that holds the name.
+    // Each of these requests lacks the session of the connection that holds the name.
     let by = |token: &str, name: &str, resume: &str| {
         let path = events_path(name, "general").replace("dev-token", token) + resume;
         User::at(&server, Events, &path, name)
@@ -579,7 +577,7 @@ fn a_unique_name_that_resumes() {
     witness.receives_event("left", json!({"username": "alice"}));
     witness.receives_event("joined", json!({"username": "alice"}));
     assert_eq!(welcome["session"], session, "the client keeps its session, should the welcome be lost");
-    // The name now belongs to the newer connection, and is free after that.
+    // The newer connection now holds the name, and frees it when it leaves.
     is_rejected(&server, Presence, "alice", "general");
     again.sends_message("back");
     again.receives(again.room_message("alice", "back", 2));
@@ -591,7 +589,7 @@ fn a_unique_name_that_resumes() {
     other.leaves();
 }
 
-/// Where names may be shared, a second connection that resumes replaces no other.
+/// Without `--unique-names`, a client that resumes does not replace its older connection.
 #[test]
 fn a_shared_name_that_resumes() {
     let server = chat(&[]);
@@ -609,8 +607,8 @@ fn a_shared_name_that_resumes() {
     }
 }
 
-/// The handshake of a second client with a name succeeds, so that a browser can read the close reason. The token and the
-/// other parameters are checked before.
+/// The handshake of a second client with the same name succeeds, so that a browser can read the close reason. The
+/// server checks the token and the other parameters first.
 #[test]
 fn names_in_use_are_checked_last() {
     let server = chat(&["--unique-names"]);

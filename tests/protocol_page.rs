@@ -1,7 +1,7 @@
 //! Executes the examples of `src/chat/PROTOCOL.md` against the real server.
 //!
-//! A fence marked `session` is a list of steps, one a line; a fence marked `http` is a request and the response to it. The
-//! fences under one heading share a server and its clients. The page itself explains the notation.
+//! A code block marked `session` lists steps, one per line; a block marked `http` contains a request and its response.
+//! The blocks under one heading share a server and its clients. `PROTOCOL.md` explains the notation.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,19 +17,19 @@ use support::{Frame, RawClient, Server, masked};
 
 const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
 
-/// Values that the server chooses. Where a client receives one of these words, the test remembers the value; where a client sends
-/// the word, the test sends the value.
+/// Variables for values that the server chooses. In an expected text, a variable matches any value, which the test
+/// remembers. In a sent text, the test replaces the variable with that value.
 const VARIABLES: [&str; 3] = ["EPOCH", "SESSION", "TICKET"];
 
-/// Commands of the page run here, and so does the server.
+/// The working directory of the server and of the shell commands in the examples.
 const DIRECTORY: &str = env!("CARGO_TARGET_TMPDIR");
 
 #[derive(Debug)]
 struct Example {
     heading: &'static str,
-    /// The language of its fence.
+    /// The language of the code block: `session` or `http`.
     kind: &'static str,
-    /// The line of the page at which it starts.
+    /// The line number of the code block in `PROTOCOL.md`.
     line: usize,
     text: String,
 }
@@ -55,7 +55,7 @@ fn examples() -> Vec<Example> {
     examples
 }
 
-/// What the examples under one heading share.
+/// The state that the examples under one heading share.
 #[derive(Default)]
 struct Session {
     server: Option<Server>,
@@ -121,7 +121,7 @@ impl Session {
         if let Some(command) = step.strip_prefix("$ wirechat") {
             self.finish();
             self.clients.clear();
-            self.server = None; // its history file must be free
+            self.server = None; // stops the old server, which may use the same history file
             let arguments: Vec<&str> = command.split_whitespace().collect();
             self.server = Some(Server::launch(Server::command("127.0.0.1:0", &arguments).current_dir(DIRECTORY)));
             return;
@@ -217,7 +217,7 @@ impl Session {
         }
     }
 
-    /// A text that a client sends, with the values of the variables in it.
+    /// Replaces each variable in a text with its value.
     fn filled_in(&self, text: &str) -> String {
         let replace = |text: String, (name, value): (&&str, &String)| text.replace(*name, value);
         self.variables.iter().fold(text.to_owned(), replace)
@@ -225,7 +225,7 @@ impl Session {
 }
 
 impl Client {
-    /// The next frame other than a Ping, which a client replies to; the fragments of a message count as one frame.
+    /// Returns the next frame other than a Ping, and replies to Pings. Joins the fragments of a message into one frame.
     fn next_frame(&mut self) -> Frame {
         let mut message: Option<Frame> = None;
         loop {
@@ -296,7 +296,7 @@ fn matches(
     let (expected, received) = (without_times(expected), without_times(received));
     let mut found = BTreeMap::new();
     let (mut expected, mut received) = (expected.as_str(), received.as_str());
-    // The gap before the literal that comes next: `None` at the start, where nothing may be skipped.
+    // The `…` or variable before the next literal. `None` at the start, where no text may be skipped.
     let mut gap: Option<&'static str> = None;
     loop {
         let next = VARIABLES.iter().chain(&["…"]).filter_map(|name| Some((expected.find(name)?, *name))).min();

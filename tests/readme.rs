@@ -1,5 +1,5 @@
-//! The README keeps its promises: its commands work for a stranger, its output is real, its links lead somewhere, and its
-//! reading times are measured.
+//! Tests the README: its commands work, its sample output is real, its links lead to existing files, and its reading
+//! times match the sources.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -26,7 +26,7 @@ fn section(heading: &str) -> &'static str {
     section.split("\n## ").next().unwrap_or_default()
 }
 
-/// The paths that the links of a text lead to, without those to other sites and other headings.
+/// Returns the paths of a text's links to files, without links to other sites and to headings.
 fn links(text: &str) -> Vec<&str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
     targets.filter(|target| !target.starts_with("http") && !target.starts_with('#')).collect()
@@ -43,7 +43,7 @@ fn links_lead_to_files() {
     }
 }
 
-/// Every source file is in exactly one row, and the minutes of each row and of each part are those that its files take.
+/// Every source file is in exactly one row, and the minutes of each row and part match the length of the files.
 #[test]
 fn reading_times_are_measured() {
     let sources = read_all("src");
@@ -69,13 +69,13 @@ fn reading_times_are_measured() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     found.sort_unstable();
-    // lib.rs is the tour itself, and pictures.rs serves tests.
+    // The tables omit lib.rs, which is the tour itself, and pictures.rs, which only tests use.
     let is_listed = |path: &&str| !["src/lib.rs", "src/pictures.rs"].contains(path);
     let expected: Vec<&str> = sources.iter().map(|(path, _)| path.as_str()).filter(is_listed).collect();
     assert_eq!(found, expected, "the files of the tables, and those that exist");
 }
 
-/// The table of limits names tests that exist, and options with their defaults.
+/// All tests and options named in the table of limits exist.
 #[test]
 fn every_limit_has_a_test() {
     let tests = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap();
@@ -93,13 +93,13 @@ fn every_limit_has_a_test() {
     }
 }
 
-/// A tenth more or less, or one minute, is near enough.
+/// Allows a deviation of 10 % plus one minute.
 fn is_about(shown: &str, minutes: usize) -> bool {
     shown.parse::<usize>().is_ok_and(|shown| shown.abs_diff(minutes) <= 1 + minutes / 10)
 }
 
-/// Whether a link is to this file, or to the `mod.rs` of a folder that is listed as a whole: `[…/](…/mod.rs)`, with
-/// or without backticks.
+/// Whether `link` leads to the file `path`, or to the `mod.rs` of a folder around it that the README lists as a whole:
+/// `[…/](…/mod.rs)`, with or without backticks.
 fn covers(link: &str, path: &str) -> bool {
     let whole_folder = ["/`]", "/]"].iter().any(|end| README.contains(&format!("{end}({link})")));
     link == path || (whole_folder && link.strip_suffix("mod.rs").is_some_and(|folder| path.starts_with(folder)))
@@ -115,7 +115,7 @@ fn seconds_to_read(source: &str) -> usize {
     words * 60 / WORDS_PER_MINUTE + code.len() * 60 / CODE_LINES_PER_MINUTE
 }
 
-/// `$ wirechat …` with its real output; a line `…` stands for any number of lines.
+/// Each `$ wirechat …` example prints the output that the README shows; a line `…` stands for any number of lines.
 #[test]
 fn output_is_real() {
     let server = Server::start(&[]);
@@ -139,7 +139,7 @@ fn run(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// The lines of the trace are golden ones, in the same order.
+/// The README's trace is an excerpt of a golden file.
 #[test]
 fn the_trace_is_real() {
     let golden = include_str!("golden/life.txt");
@@ -147,14 +147,14 @@ fn the_trace_is_real() {
     assert!(golden.contains(shown), "{shown}");
 }
 
-/// The commands to paste: their options exist, and the server accepts a client at each URL for wscat.
+/// The options of all shell commands exist, and the server accepts a client at each URL for wscat.
 #[test]
 fn commands_work() {
     let server = Server::start(&[]);
     let mut count = 0;
     for line in fences(README).into_iter().filter(|(kind, _)| *kind == "sh").flat_map(|(_, commands)| commands.lines())
     {
-        // zsh has no comments on its command line.
+        // By default, zsh does not accept comments at its prompt.
         assert!(!line.contains('#'), "{line}");
         const FEATURE: &str = " --features sqlite";
         let is_other_build = line.contains(FEATURE) && !cfg!(feature = "sqlite");
@@ -183,7 +183,7 @@ fn commands_work() {
     assert!(count > 10, "the README has commands");
 }
 
-/// Checks a command of "Install it". Returns `false` if the command is another one.
+/// Checks a command of the section "Install it". Returns `false` if `line` is not one of these commands.
 fn is_installation(line: &str, server: &Server) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
     let words: Vec<&str> = line.split(' ').collect();
@@ -219,7 +219,7 @@ fn is_installation(line: &str, server: &Server) -> bool {
     true
 }
 
-/// A reader who chose no name has the page open, and types the lines one after the other.
+/// Types the lines of "Try it" one after another, while the page is open with a name that the page generated.
 #[test]
 fn the_lines_to_type_cause_no_error() {
     let server = Server::start(&[]);

@@ -1,5 +1,5 @@
-//! Resuming: what the history of a room keeps, and that a client that lost its connection, at whatever moment, neither
-//! misses a message nor receives one twice.
+//! Tests histories and resuming: whenever a client loses its connection, it neither misses a message nor receives one
+//! twice.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -75,7 +75,7 @@ fn a_room_without_a_message() {
     assert_eq!((&ahead["last_id"], &ahead["history"], &ahead["resumed"]), (&json!(0), &json!([]), &json!(false)));
 }
 
-/// Each edge of `since`, in a room that has kept the last three of five messages.
+/// Boundary values of `since`, in a room that has kept the last three of five messages.
 #[test]
 fn edges_of_since() {
     let server = chat(&["--history", "3"]);
@@ -149,7 +149,7 @@ fn resuming_twice() {
     }
 }
 
-/// `--history N`: the default, another, and none.
+/// `--history N`: the default length, other lengths, and no history.
 #[test]
 fn lengths_of_history() {
     for (args, kept) in
@@ -172,7 +172,7 @@ fn lengths_of_history() {
     }
 }
 
-/// In each dialect, a new client receives the longest possible history of the default configuration completely.
+/// With the default configuration, a new client of each dialect receives even the longest possible history in full.
 #[test]
 fn the_longest_history() {
     let server = chat(&[]);
@@ -222,7 +222,7 @@ fn switching_to_a_room_with_a_history() {
     assert_eq!((ids(&back), &back["resumed"]), (vec![1], &json!(true)));
 }
 
-/// After a restart, the epoch is another and no client resumes.
+/// A restart without a history file changes the epoch, so no client can resume.
 #[test]
 fn a_restarted_server() {
     let server = chat(&[]);
@@ -253,7 +253,7 @@ fn an_empty_room_keeps_its_history() {
     let (mut eve, new_client) = join(&server, "eve", "general", "");
     assert_eq!((&new_client["epoch"], &new_client["history"]), (&json!(epoch), &json!(sent)));
     send_numbers(&mut eve, 4..=4);
-    // The same if the last member switches, and for another dialect.
+    // A room also keeps its history if its last member switches rooms. A client of another dialect receives it too.
     eve.sends_event("switch_room", json!({"room": "elsewhere"}));
     eve.receives_event("switched", json!({}));
     let mut pat = User::presence(&server, "pat", "general");
@@ -262,7 +262,7 @@ fn an_empty_room_keeps_its_history() {
     }
 }
 
-/// `--history-ttl`: the history of a room that was empty for so long is dropped. A room with a member keeps its history.
+/// `--history-ttl`: a room loses its history after being empty for this long. A room with a member keeps its history.
 #[test]
 fn a_history_that_expires() {
     let server = chat(&["--history-ttl", "0.2"]);
@@ -271,7 +271,7 @@ fn a_history_that_expires() {
     send_numbers(&mut empty, 1..=2);
     send_numbers(&mut held, 1..=2);
     empty.leaves();
-    // Each attempt joins the room for a moment, so each wait is longer than the one before.
+    // Wait longer before each attempt, because joining the room restarts the expiry.
     let mut wait = Duration::from_millis(10);
     let mut back = Value::Null;
     wait_until("the history has expired", || {
@@ -298,7 +298,7 @@ fn limit_of_empty_rooms() {
         epochs.push(epoch(&welcome));
         eve.leaves();
     }
-    // All of them stay, so that checking one room does not drop the history of another.
+    // Keep the users connected: if one left, the newly empty room could evict the history of another room.
     let mut users = Vec::new();
     for (room, i, kept) in [("d", 3, true), ("c", 2, true), ("b", 1, false), ("a", 0, false)] {
         let (eve, back) = join(&server, "eve", room, &since(&epochs[i], 1));
@@ -307,7 +307,7 @@ fn limit_of_empty_rooms() {
     }
 }
 
-/// The same, with a room that is used in between.
+/// Using room `a` again makes `b` the room that has been empty longest.
 #[test]
 fn the_empty_room_that_was_used_last_is_kept() {
     let server = chat(&["--max-empty-rooms", "2"]);
@@ -393,7 +393,7 @@ fn with_nonce(text: &str, nonce: &str) -> Value {
     json!({"text": text, "nonce": nonce})
 }
 
-/// A message with a known nonce is not published again. Only the sender receives the first event.
+/// The server does not publish a message with a known nonce again. Only its sender receives the first event once more.
 #[test]
 fn a_message_that_is_resent() {
     let server = chat(&[]);
@@ -404,20 +404,20 @@ fn a_message_that_is_resent() {
     let data = json!({"username": "eve", "text": "once", "id": 1, "time": TIME, "nonce": "n1"});
     let first = eve.receives(json!({"event": "message", "data": data}));
     assert_eq!(bob.receive(), first, "every member receives the nonce");
-    // The text may differ.
+    // Only the nonce matters, even if the text differs.
     for text in ["once", "twice"] {
         eve.sends_event("message", with_nonce(text, "n1"));
         assert_eq!(eve.receive(), first);
     }
     bob.receives_nothing();
-    // Another connection with the same username counts as the same sender.
+    // The server detects the duplicate on any connection with the same username.
     let mut again = User::events(&server, "eve", "general");
     for user in [&mut eve, &mut bob] {
         user.receives_event("joined", json!({"username": "eve"}));
     }
     again.sends_event("message", with_nonce("once", "n1"));
     assert_eq!(again.receive(), first);
-    // With another username, another nonce, or no nonce, it is another message.
+    // A message with a different username, a different nonce or no nonce is new.
     bob.sends_event("message", with_nonce("once", "n1"));
     let data = json!({"username": "bob", "text": "once", "id": 2, "time": TIME, "nonce": "n1"});
     for user in [&mut eve, &mut bob, &mut again] {
@@ -442,7 +442,7 @@ fn a_message_that_is_resent() {
     assert_eq!(new_client["history"][0], first["data"], "the history has what was received");
 }
 
-/// A nonce is known in one room, for as long as its message is kept.
+/// A room remembers a nonce for as long as the room's history keeps the message.
 #[test]
 fn the_scope_of_a_nonce() {
     for (args, dropped) in [(&["--history", "2"][..], 3), (&["--history", "0"], 1)] {
@@ -535,7 +535,6 @@ fn errors_carry_the_nonce() {
     eve.receives_event("message", json!({"id": 1, "nonce": "n"}));
 }
 
-/// The error for a wrong field carries the nonce as well.
 #[test]
 fn an_error_about_a_field_carries_the_nonce() {
     let server = chat(&[]);
@@ -568,9 +567,9 @@ struct Peer<'a> {
     sent: usize,
     /// Connections that the client no longer uses and has not closed.
     abandoned: Vec<Connection>,
-    /// How often it resumed.
+    /// Number of times that the client resumed.
     resumed: usize,
-    /// How often a message that it resent had arrived the first time.
+    /// Number of resent messages that had already arrived.
     duplicates: usize,
 }
 
@@ -583,7 +582,7 @@ struct Connection {
 }
 
 impl Connection {
-    /// The last frame on an abandoned connection is the Close for its replacement.
+    /// Checks that an abandoned connection ends with a Close because a newer connection replaced it.
     fn assert_replaced(mut self, seed: u64) {
         let mut chunk = [0; 4096];
         loop {
@@ -623,8 +622,8 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// Joins or resumes. A hasty client resends unacknowledged messages right after its request, another one after the
-    /// `welcome`, when it knows more acknowledgements.
+    /// Joins or resumes. A hasty client resends unacknowledged messages together with its request. Other clients wait
+    /// for `welcome`, because its history may acknowledge some of those messages.
     fn connect(&mut self, is_hasty: bool) {
         let resume = self
             .epoch
@@ -707,7 +706,7 @@ impl<'a> Peer<'a> {
         }
     }
 
-    /// The next message, or the acknowledgement of a resent one; never a gap.
+    /// Adds the next message to the list, or checks that a resent message is unchanged. Ids must have no gap.
     fn message(&mut self, data: Value) {
         let id = data["id"].as_u64().expect("an id") as usize;
         if data["username"] == self.name {
@@ -734,7 +733,7 @@ impl<'a> Peer<'a> {
             0 => socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap(),
             1 => drop(client.stream.shutdown(Shutdown::Write)),
             2 => client.try_send(&masked(0x88, &1000u16.to_be_bytes())),
-            // Without an epoch, it could not replace this connection.
+            // A client without an epoch could not replace the abandoned connection.
             3 if self.epoch.is_some() => self.abandoned.push(connection),
             _ => {}
         }
@@ -745,17 +744,17 @@ impl<'a> Peer<'a> {
     }
 }
 
-/// The frame of a message, for the first time or again.
+/// The frame of a new or resent message.
 fn frame((text, nonce): &(String, String)) -> Vec<u8> {
     masked(0x81, json!({"event": "message", "data": {"text": text, "nonce": nonce}}).to_string().as_bytes())
 }
 
-/// Four clients send 300 messages while they lose their connections at every possible step. At the end all have the same
-/// list, with every message once.
+/// Four clients send 300 messages while they lose their connections at random moments. In the end, all clients have the
+/// same list, with every message once.
 fn run(seed: u64, args: &[&str]) {
     let server = chat(&[args, &["--history", "1000"]].concat());
     let mut random = Rng::with_seed(seed);
-    // One member stays, so that the room does, and two users of other dialects never lose their connections.
+    // One member stays to keep the room open. Two users of other dialects never lose their connections.
     let _host = User::events(&server, "host", ROOM);
     let mut ron = User::rooms(&server, "ron", ROOM);
     let mut pat = User::presence(&server, "pat", ROOM);
@@ -787,7 +786,7 @@ fn run(seed: u64, args: &[&str]) {
             peer.list.len() >= total
         });
     }
-    // No message follows: any that is still on its way precedes the one that is sent now.
+    // Send a final message. Any message still in flight arrives before it.
     ron.sends_message("the end");
     for peer in &mut peers {
         while peer.list.last().is_none_or(|last| last["text"] != "the end") {
@@ -836,7 +835,7 @@ fn connections_killed_at_random_points() {
     (0..8).for_each(|seed| run(seed, &[]));
 }
 
-/// The same with unique names, where a client that resumes replaces its own older connection.
+/// With `--unique-names`, a client that resumes replaces its own older connection.
 #[test]
 fn connections_killed_at_random_points_with_unique_names() {
     (100..108).for_each(|seed| run(seed, &["--unique-names"]));

@@ -1,7 +1,7 @@
-//! The examples of RFC 6455 §5.7, byte for byte, in one piece and cut at every place.
+//! The examples of RFC 6455 §5.7, byte for byte, in one read and split across two reads.
 //!
-//! Three of the seven are frames of a server; they are compared with the output of `frame::append`. If a client sends the
-//! unmasked ones, the server must fail the connection.
+//! Unmasked single-frame examples must equal the output of `frame::append`. If a client sends an unmasked frame, the
+//! server must fail the connection.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -24,7 +24,7 @@ fn protocol() -> Protocol {
     Protocol::new(Limits { message: 1 << 20, fragments: 100, accepts_binary: true })
 }
 
-/// The events, as text, and the replies when `bytes` arrive in two reads, cut at `cut`.
+/// Returns the events as text, and the replies, when `bytes` arrive in two reads that are split at `cut`.
 fn receive(bytes: &[u8], cut: usize) -> (Vec<String>, Vec<u8>) {
     let mut protocol = protocol();
     let mut bytes = bytes.to_vec();
@@ -44,7 +44,7 @@ fn expect(bytes: &[u8], event: &Event) {
     }
 }
 
-/// The same frame from a client: with the mask bit, and the key 00 00 00 00 after the length.
+/// Builds a client frame from a server frame: sets the mask bit, and adds a masking key of zeros after the length.
 fn masked(header: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut frame = header.to_vec();
     frame[1] |= 0x80;
@@ -79,7 +79,7 @@ fn a_fragmented_unmasked_text_message() {
 fn an_unmasked_ping_request_and_a_masked_ping_response() {
     assert_eq!(sent(Opcode::Ping, b"Hello"), UNMASKED_PING);
     expect(MASKED_PONG, &Event::Pong(Cow::Borrowed(b"Hello")));
-    // In the other direction: the Pong of the server has the payload of the client's Ping.
+    // The server's Pong has the payload of the client's Ping (§5.5.3).
     let ping = masked(&UNMASKED_PING[..2], b"Hello");
     for cut in 0..=ping.len() {
         let (events, replies) = receive(&ping, cut);
@@ -103,7 +103,7 @@ fn binary(header: &[u8], len: usize) {
     assert_eq!(sent(Opcode::Binary, &payload), [header, &payload].concat());
     let frame = masked(header, &payload);
     let event = format!("{:?}", Event::Message(Message::Binary(payload.into())));
-    // Cut at every place of the header and at some of the payload.
+    // Split at every position in the header, and at some positions in the payload.
     for cut in (0..header.len() + 8).chain((0..frame.len()).step_by(4097)).chain([frame.len()]) {
         assert_eq!(receive(&frame, cut).0, [event.as_str()], "cut at {cut}");
     }

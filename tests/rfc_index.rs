@@ -1,6 +1,6 @@
-//! The index in `src/ws/mod.rs`, held against the contents of RFC 6455 and against the sources, both ways: every section
-//! of the RFC is in it, every section that is cited under `src/ws` too, and every place and test that it names exists.
-//! The checks are checked themselves, at the end.
+//! Checks the index in `src/ws/mod.rs` against RFC 6455 and the sources. The index must list every section of the RFC
+//! and every section cited under `src/ws`. Every item and test that the index names must exist. The last tests check
+//! the checks.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,10 +25,10 @@ const CONTENTS: &str = "
     11 11.1 11.1.1 11.1.2 11.2 11.3 11.3.1 11.3.2 11.3.3 11.3.4 11.3.5 11.4 11.5 11.6 11.7 11.8 11.9
     12 13 14";
 
-/// A file: its path in the repository, and what it says.
+/// A source file: its path in the repository, and its text.
 type Source = (String, String);
 
-/// A row of the index. One without places is of the second table, of what does not bind a server.
+/// A row of the index. A row of the second table (sections that do not bind a server) has no places.
 #[derive(Debug, PartialEq)]
 struct Row {
     sections: Vec<&'static str>,
@@ -44,8 +44,8 @@ fn the_index_and_the_sources_agree() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
-/// What `wirechat explain section` knows: all that the index says to bind a server, and of the rest of the RFC at least
-/// the title.
+/// `wirechat explain section` must explain every section that binds a server according to the index, and know at least
+/// the title of every other section.
 #[test]
 fn what_explain_tells_agrees_with_the_index() {
     let (rows, _) = rows(&module_doc(include_str!("../src/ws/mod.rs")));
@@ -84,7 +84,7 @@ fn faults(index: &str, sources: &[Source]) -> Vec<String> {
     faults
 }
 
-/// Whether a section is in the index, itself or by its subsections, which are looked for on their own.
+/// Whether the index lists a section. A section with subsections need not be listed, because each subsection must be.
 fn is_covered(section: &str, listed: &[&str]) -> bool {
     let below = format!("{section}.");
     listed.contains(&section) || contents().any(|other| other.starts_with(&below))
@@ -96,7 +96,7 @@ fn contents() -> impl Iterator<Item = &'static str> {
 
 // ---- The index ----
 
-/// The rows of the index, and what is wrong with how they are written.
+/// Parses the index. Returns its rows and the errors in their format.
 fn rows(index: &str) -> (Vec<Row>, Vec<String>) {
     let (mut rows, mut faults) = (Vec::new(), Vec::new());
     for cells in table_rows(index) {
@@ -122,7 +122,7 @@ fn rows(index: &str) -> (Vec<Row>, Vec<String>) {
     (rows, faults)
 }
 
-/// Where the links of a cell lead: [`here`], or [`elsewhere`](there).
+/// Returns the targets of a table cell's links, which have the form [`target`] or [`name`](target).
 fn links(cell: &str) -> Vec<String> {
     let links = cell.split("[`").skip(1).filter_map(|link| link.split_once("`]"));
     let targets =
@@ -130,7 +130,7 @@ fn links(cell: &str) -> Vec<String> {
     targets.map(str::to_owned).collect()
 }
 
-/// The words at the start of a text that are section numbers, or ranges of them.
+/// Returns the section numbers, and ranges of section numbers, at the start of a text.
 fn leading_numbers(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split([' ', ',']).filter(|word| !word.is_empty());
     words.take_while(|word| word.starts_with(|c: char| c.is_ascii_digit()))
@@ -156,8 +156,8 @@ fn faults_of_row(row: &Row, sources: &[Source]) -> Vec<String> {
     faults
 }
 
-/// The file of a place such as `frame::FrameHeader::parse` (under `src/ws`) or `crate::config::Config`, if the file
-/// declares each name behind its own.
+/// Returns the text of the file that contains an item such as `frame::FrameHeader::parse` (under `src/ws`) or
+/// `crate::config::Config`. Returns `None` if the file does not declare every name in the path after the module.
 fn find_place<'s>(place: &str, sources: &'s [Source]) -> Option<&'s str> {
     let (root, path) = place.strip_prefix("crate::").map_or(("src/ws", place), |path| ("src", path));
     let names: Vec<&str> = path.split("::").collect();
@@ -178,7 +178,7 @@ fn declares(text: &str, name: &str) -> bool {
     })
 }
 
-/// Whether a test exists: a unit test by its name, one of a file in `tests` as `file::name`, or a whole such file.
+/// Whether a test exists. A unit test is given as `name`, an integration test as `file::name` or as a file's path.
 fn is_test(test: &str, sources: &[Source]) -> bool {
     if test.ends_with(".rs") {
         return sources.iter().any(|(path, _)| path == test);
@@ -193,8 +193,8 @@ fn is_test(test: &str, sources: &[Source]) -> bool {
 
 // ---- What the sources cite ----
 
-/// The sections of RFC 6455 that a text cites: as `§5.1`, not behind another RFC's number, or as `ProtocolError::section`
-/// has them, `=> "5.1"`.
+/// Returns the sections of RFC 6455 that a text cites, either as `§5.1` (but not after the number of another RFC) or as
+/// `=> "5.1"`, as in `ProtocolError::section`.
 fn citations(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for mark in ["§", "=> \""] {

@@ -1,4 +1,4 @@
-//! The server as a whole: several sockets at once, slow and unresponsive peers, silence, and signals.
+//! Tests the server as a whole: slow readers, floods, resets, a lack of descriptors, and signals.
 //!
 //! Options make the timeouts short, but no test depends on speed: each waits for a condition.
 
@@ -30,7 +30,7 @@ fn member_path(name: &str) -> String {
     format!("/?token=dev-token&username={name}&room=general")
 }
 
-/// The same with a small receive window, so that the server soon notices when it stops reading.
+/// Like [`member`], but with a small receive window, so that the server soon notices a member that stops reading.
 fn member_with_a_small_window(server: &Server, name: &str) -> RawClient {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -62,7 +62,7 @@ fn receive_until(client: &mut RawClient, text: &str) -> Vec<Value> {
     }
 }
 
-/// Reads up to the Close, and returns the frames before it and the Close.
+/// Reads up to the Close. Returns the frames before the Close, and its code and reason.
 fn read_to_close(client: &mut RawClient) -> (Vec<Frame>, (u16, String)) {
     let mut frames = Vec::new();
     loop {
@@ -81,7 +81,7 @@ fn send_until_dropped(client: &mut RawClient, frame: &[u8]) {
 
 // ---------------------------------------------------------------------------------------------------- slow readers
 
-/// No history: a few of these texts are more than an outbox holds, so a client that joins would be closed.
+/// Disables the history: a few big texts exceed an outbox, so the server would close every client that joins.
 const BIG_TEXTS: [&str; 6] = ["--max-outbox", "65536", "--max-text", "20000", "--history", "0"];
 
 /// A short timeout for the reply to a Close, and no other timeout before the test ends.
@@ -91,7 +91,7 @@ const SHORT_CLOSE: [&str; 4] = ["--close-timeout", "0.3", "--handshake-timeout",
 struct Chatter {
     sender: RawClient,
     receiver: RawClient,
-    /// What the receiver has received: the ids of messages, and the names in `left`.
+    /// The ids of the messages and the usernames of the `left` events that the receiver has received.
     ids: Vec<u64>,
     left: Vec<String>,
     /// How many messages the receiver had received at the last `left`.
@@ -110,7 +110,7 @@ impl Chatter {
         }
     }
 
-    /// Sends eight texts, which both receive: the server does not wait for members that do not read.
+    /// Sends eight texts, which both clients receive: the server does not wait for members that do not read.
     fn round(&mut self) {
         let text = "x".repeat(16_000);
         (0..8).for_each(|_| send_message(&mut self.sender, &text));
@@ -130,7 +130,7 @@ impl Chatter {
         }
     }
 
-    /// Chats until so many members have been closed, and checks that the receiver missed no message.
+    /// Chats until `count` members have been closed, and checks that the receiver missed no message.
     fn until_left(&mut self, count: usize) {
         let end = Instant::now() + DEADLINE;
         while self.left.len() < count {
@@ -141,7 +141,7 @@ impl Chatter {
     }
 }
 
-/// The frame that is half sent is completed, the rest is dropped, and the client can read the Close.
+/// The server completes a partly sent frame, drops the rest of the outbox, and sends a Close that the client can read.
 #[test]
 fn a_reader_that_stops_receives_a_close() {
     let mut server = Watched::start(&[&BIG_TEXTS[..], &["--close-timeout", "25"]].concat());
@@ -190,8 +190,8 @@ fn a_hundred_readers_that_stop() {
     server.finish(&[]);
 }
 
-/// Within its bound, a reader may be as slow as it likes. When it reads again, only the poll wakes the server: no new message
-/// is sent.
+/// A reader below the outbox bound may be as slow as it likes. When it reads again, only write readiness wakes the
+/// server, because nobody sends a new message.
 #[test]
 fn a_slow_reader_receives_everything_later() {
     let mut server = Watched::start(&LARGE_OUTBOX);
@@ -205,8 +205,8 @@ fn a_slow_reader_receives_everything_later() {
 
 const LARGE_OUTBOX: [&str; 6] = ["--max-outbox", "67108864", "--max-text", "20000", "--history", "0"];
 
-/// A member with more queued bytes than the kernel buffers, but too few for the server to stop reading from it. Also returns
-/// how many messages were sent.
+/// A member with more queued output than the kernel can buffer, but not enough for the server to stop reading from the
+/// member. Also returns how many messages were sent.
 fn slow_member(server: &Server) -> (RawClient, u64) {
     let late = member_with_a_small_window(server, "late");
     let mut chatter = Chatter::start(server);
@@ -229,7 +229,7 @@ fn pings_of_a_peer_that_does_not_read() {
     let before = resident_kib(&server);
     let ping = |i: u32| masked(0x89, &[i.to_be_bytes().as_slice(), &[b'p'; 121]].concat());
     let (mut sent, mut pending) = (0, ping(0));
-    // The buffers are full when the socket has accepted nothing in twenty turns of the loop.
+    // All buffers are full when twenty writes in a row would have blocked.
     let mut blocked = 0;
     client.stream.set_nonblocking(true).unwrap();
     while blocked < 20 {
@@ -262,7 +262,7 @@ fn pings_of_a_peer_that_does_not_read() {
     server.finish(&[]);
 }
 
-/// The server does not read from `/echo` while an echo is unsent, so no bound closes it, and nothing is lost.
+/// The server reads no more from an `/echo` client while an echo is unsent, so its outbox stays small. Nothing is lost.
 #[test]
 fn an_echo_that_is_read_late() {
     let mut server = Watched::start(&["--max-outbox", "65536"]);
@@ -288,7 +288,7 @@ fn a_thousand_frames_in_one_write() {
     server.finish(&[]);
 }
 
-/// Ends a flood even if its test fails: the scope joins its threads, and the writer would never stop.
+/// Ends a flood even if its test fails. Otherwise, the thread scope would wait for the writer forever.
 struct EndOfFlood<'a>(&'a AtomicBool, TcpStream);
 
 impl Drop for EndOfFlood<'_> {
@@ -298,7 +298,7 @@ impl Drop for EndOfFlood<'_> {
     }
 }
 
-/// A client that sends and reads as fast as it can gets its share, and the others are served.
+/// The server keeps serving a client that sends and reads as fast as it can, and all other clients.
 #[test]
 fn a_flood_does_not_delay_others() {
     let floods = [("texts", "81 81 M0 'x'", "81 01 'x'"), ("pings", "89 81 M0 'x'", "8a 01 'x'")];
@@ -378,7 +378,7 @@ fn resets_in_the_middle_of_a_broadcast() {
     server.finish(&[]);
 }
 
-/// With 64 descriptors and 200 clients, the accepted clients are served, and each that ends makes place for another.
+/// With 64 descriptors and 200 clients, the server serves those it has accepted. Each one that leaves makes room.
 #[test]
 fn out_of_descriptors() {
     let server = Server::start_from_shell("ulimit -n 64", "", &["--rate-limit", "0"]);
@@ -406,7 +406,7 @@ fn out_of_descriptors() {
 
 // ----------------------------------------------------------------------------------------------------------- closing
 
-/// A rejected request lingers in the same way, so that the peer can read the response, and is dropped at the same timeout.
+/// After a rejection, the server lingers so that the peer can read the response, and drops the peer at the timeout.
 #[test]
 fn a_rejected_peer_that_stays_is_dropped() {
     let server = Watched::start(&SHORT_CLOSE);
@@ -424,7 +424,7 @@ fn sigterm_with_a_hundred_clients() {
         let mut server = Server::start(&[]);
         let mut clients: Vec<RawClient> = (0..50).map(|i| member(&server, &format!("member{i}"))).collect();
         clients.extend((0..50).map(|_| server.upgrade(ECHO)));
-        // One more is in the middle of its request. The server does not wait for it.
+        // Another client is in the middle of its request. The server does not wait for the rest of the request.
         let mut late = server.connect();
         late.send(b"GET / HTTP/1.1\r\n");
         server.signal(signal);

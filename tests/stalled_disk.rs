@@ -1,5 +1,5 @@
-//! A broker that stores messages, on a disk that executes nothing until the test lets it: what waits for the disk, and what
-//! does not. The sockets are made of memory, and the clock is virtual.
+//! Tests which events wait for the disk. The SQLite broker writes to a disk that executes nothing until the test lets
+//! it. The sockets are in memory, and the clock is virtual.
 
 #![cfg(feature = "sqlite")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -21,7 +21,7 @@ use support::users::events_path;
 use wirechat::broker::sqlite::database::{Database, DatabaseOptions};
 use wirechat::broker::sqlite::{Limits, SqliteBroker};
 
-/// Pings so rare that none comes between the frames of a test, and no limit of messages per second.
+/// Options that avoid pings, the rate limit, and a history in the memory broker.
 const CALM: [&str; 10] = [
     "--ping-interval",
     "600",
@@ -62,7 +62,7 @@ impl Stalled {
         self.wake();
     }
 
-    /// As the event loop does when the writer thread wakes it.
+    /// Runs a turn, as the event loop does when the writer thread wakes it.
     fn wake(&mut self) {
         self.world.turn_with(|server| server.apply_effects());
         self.world.settle();
@@ -89,7 +89,7 @@ fn only_what_follows_a_message_waits_for_the_disk() {
     let bob = stalled.join("bob", "rust");
     send_message(&alice, "one");
     for _ in 0..3 {
-        // Private messages, joins and typing of all rooms have one order with the pending message.
+        // The broker keeps one order across all rooms, so the private message waits for alice's message.
         bob.send_text(&json!({"event": "private", "data": {"to": "alice", "text": "psst"}}).to_string());
         for client in [&alice, &bob] {
             client.send_text(r#"{"event":"ping"}"#);
@@ -147,7 +147,7 @@ fn a_failed_disk_closes_every_connection() {
     assert!(stalled.world.is_stopped && stalled.world.storage_failed());
 }
 
-/// The queue may hold half of `--max-buffered`. The clients' sockets hold the rest.
+/// The disk queue may use half of `--max-buffered`. Beyond that, the server stops reading from the clients' sockets.
 #[test]
 fn a_stalled_disk_does_not_fill_memory() {
     const MESSAGES: usize = 300;

@@ -13,11 +13,11 @@ use support::table::each_row;
 use support::watched::DEMO_TOKENS;
 use support::{Server, token_file, wait_until};
 
-/// The exit status for a configuration that cannot work, and for a server that cannot run.
+/// Exit statuses: for an invalid configuration, and for an error at run time.
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// The end of a server that did not start.
+/// The exit status and the error output of a server that failed to start.
 struct Failure {
     status: Option<i32>,
     stderr: String,
@@ -61,7 +61,7 @@ fn a_port_in_use() {
     assert_eq!(server.status(&handshake()), 101, "the first one lives");
 }
 
-/// Everybody knows the demo tokens.
+/// The demo tokens are public knowledge, so a server that uses them must listen on loopback.
 #[test]
 fn demo_tokens_off_loopback() {
     for listen in ["0.0.0.0:0", "[::]:0"] {
@@ -69,7 +69,7 @@ fn demo_tokens_off_loopback() {
     }
 }
 
-/// A name of the server, or a proxy, makes it public as well.
+/// `--allow-host` and `--trusted-proxy` also make the server public, so the demo tokens are not allowed.
 #[test]
 fn demo_tokens_on_a_public_server() {
     for option in [["--allow-host", "chat.example"], ["--allow-host", "*"], ["--trusted-proxy", "127.0.0.1/32"]] {
@@ -82,7 +82,7 @@ fn demo_tokens_on_a_public_server() {
     failure.check(USAGE, &["demo tokens", "10.0.0.0/8"]);
 }
 
-/// Host and origin are checked over IPv6 as over IPv4.
+/// A server on IPv6 checks `Host` and `Origin` too.
 #[test]
 fn ipv6() {
     let server = Server::start_at("[::1]:0", &[]);
@@ -147,7 +147,7 @@ fn silly_values() {
         &rows,
         |row| row.join(" "),
         |row| {
-            // As one word, so that a minus is part of the value.
+            // Pass the option and its value as one argument, because a value may start with a minus sign.
             let joined = if row.get(1).is_some_and(|value| !value.starts_with("--")) { 2 } else { 1 };
             let first = [row[..joined].join("=")];
             let args: Vec<&str> = first.iter().map(String::as_str).chain(row.iter().skip(joined).copied()).collect();
@@ -157,7 +157,7 @@ fn silly_values() {
     );
 }
 
-/// Each row: two options, and the value to which the first one must be changed.
+/// Each row: two options that conflict, and a value of the first option that resolves the conflict.
 #[test]
 fn limits_that_exclude_each_other() {
     let rows = [
@@ -175,7 +175,7 @@ fn limits_that_exclude_each_other() {
             Server::start(&[args[0], value, args[2], args[3]]);
         },
     );
-    // A text of this length may be over the limit in bytes, but only if it is not ASCII.
+    // 20,000 characters may exceed `--max-message` (in bytes), but only if they are not ASCII, so the server starts.
     Server::start(&["--max-text", "20000"]);
 }
 
@@ -205,7 +205,7 @@ fn options_of_the_feature_sqlite() {
     assert!(!std::path::Path::new("history.db").exists(), "no file is created");
 }
 
-/// Hosts and origins in a form that no request ever has: the error suggests one that works.
+/// A host or origin that no request can match is an error. The error suggests a correct value if there is one.
 #[test]
 fn hosts_and_origins_that_match_nothing() {
     let rows = [
@@ -229,7 +229,7 @@ fn hosts_and_origins_that_match_nothing() {
         &rows,
         |(option, value, _)| format!("{option} {value}"),
         |(option, value, suggestion)| {
-            // --open: a server with another name than loopback ones has no demo tokens.
+            // Pass --open: --allow-host makes the server public, and a public server must not use the demo tokens.
             let failure = fail_to_start("127.0.0.1:0", &[option, value, "--open"]);
             failure.check(USAGE, &[option]);
             match *suggestion {
@@ -251,7 +251,7 @@ fn advice_in_a_rejection_works() {
     let origins = origins.map(|value| ("Origin", "--allow-origin ", value));
     let hosts = ["evil.example", "evil.example:81", "[::2]:3000", "10.0.0.1", "EVIL.example.", "0x0a.1"];
     let hosts = hosts.map(|value| ("Host", "--allow-host ", value));
-    // --open: otherwise the origin null needs no option.
+    // Without --open, a local server allows the origin null even without --allow-origin.
     let server = Server::start(&["--open"]);
     each_row(
         &[origins, hosts].concat(),
@@ -266,7 +266,7 @@ fn advice_in_a_rejection_works() {
     );
 }
 
-/// An operator may paste advice into a shell. Neither a body nor a log line gives advice that contains such characters.
+/// Operators may paste advice into a shell, so neither a body nor a log line suggests an option for a malformed value.
 #[test]
 fn no_advice_from_the_bytes_of_a_peer() {
     let origins = ["", "nonsense", "wss://evil.example", "https://a b", "http://me@evil.example", "http://é"];
@@ -278,7 +278,7 @@ fn no_advice_from_the_bytes_of_a_peer() {
         &rows,
         |(header, value)| format!("{header}: {value}"),
         |(header, value)| {
-            let server = Server::start(&["--open"]); // a new one, because the log has only five rejections of an address
+            let server = Server::start(&["--open"]); // one server per row: each logs only five rejections per address
             let body = request_rejected(&server, &request_with(header, value));
             assert!(body.ends_with(" cannot name it.\n") && body.matches("--allow-").count() == 1, "{body:?}");
             server.wait_for_log(body.trim_end());
@@ -299,7 +299,7 @@ fn request_rejected(server: &Server, request: &Request) -> String {
     response.body
 }
 
-/// A listed host is also checked where the server is public; otherwise the option would do nothing there.
+/// A server on 0.0.0.0 accepts any host without `--allow-host`, and only listed or loopback hosts with the option.
 #[test]
 fn hosts_on_a_public_listener() {
     let server = Server::start_at("0.0.0.0:0", &["--open", "--allow-host", "chat.example"]);
@@ -368,7 +368,7 @@ fn bad_files_of_tokens() {
         ("a-forbidden-name", "secret-one a\u{200b}b\n".as_bytes(), "line 1"),
         ("a-long-name", long.as_bytes(), "line 1"),
         ("twice", b"secret-one\n\nsecret-one bob\n", "line 3"),
-        // The second of two files that were joined brings its byte-order mark into the middle.
+        // If two files are concatenated, the second file's byte-order mark ends up in the middle.
         (
             "a-mark-in-the-middle",
             "secret-one\n\u{feff}secret-two\n".as_bytes(),
@@ -395,7 +395,7 @@ fn bad_files_of_tokens() {
     fail_to_start("127.0.0.1:0", &["--open", "--tokens", file]).check(USAGE, &["--open", "--tokens"]);
 }
 
-/// `--open`: no token is required, and none is looked at.
+/// With `--open`, no token is required, and any token is accepted.
 #[test]
 fn open_to_everyone() {
     let server = Server::start(&["--open"]);
@@ -404,7 +404,7 @@ fn open_to_everyone() {
     }
 }
 
-/// The wscat line works when it is pasted, and contains no secret.
+/// The wscat command in the banner contains the demo token, a placeholder or no token, but never a secret.
 #[test]
 fn the_banner() {
     let file = token_file("banner", "secret-one\n");
@@ -426,7 +426,7 @@ fn the_banner() {
     assert!(!open.contains("token"), "{open}");
 }
 
-/// Each flag is also an environment variable, and the flag wins.
+/// An environment variable can set an option, but the command line takes precedence.
 #[test]
 fn flags_from_the_environment() {
     let reply = |args: &[&str]| {
@@ -456,7 +456,7 @@ fn lists_from_the_environment() {
     run_to_failure(command.env("WIRECHAT_ALLOW_HOST", "a.example b.example")).check(USAGE, &["--allow-host"]);
 }
 
-/// An empty variable counts as unset, for every option that has one.
+/// An empty environment variable is treated as unset, for every option.
 #[test]
 fn empty_variables() {
     let help = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("--help").output().unwrap();
@@ -471,7 +471,7 @@ fn empty_variables() {
     let server = Server::launch(&mut command);
     assert_eq!(server.status(&handshake()), 101);
     assert_eq!(server.status(&handshake().target("/")), 401, "WIRECHAT_OPEN= does not open the server");
-    // The empty address of the flag stays an error.
+    // On the command line, an empty address is still an error.
     fail_to_start("", &[]).check(USAGE, &["--listen"]);
 }
 
@@ -492,7 +492,7 @@ fn switches_from_the_environment() {
     }
 }
 
-/// The parser's own suggestions come through, on one line.
+/// The error includes the argument parser's suggestion, on one line.
 #[test]
 fn misspelled_options_and_tools() {
     let rows: [(&[&str], &[&str]); 7] = [

@@ -1,5 +1,5 @@
-//! The tap and its text output: the records of known frames, word for word; the same records wherever the stream is cut; and
-//! agreement with the protocol, which does not know about the tap.
+//! Tests the tap and its text output: known frames give the exact records, the records do not depend on where the
+//! stream is cut, and the tap agrees with `ws::protocol`.
 //!
 //! The golden texts are for people: if a change alters one, check that the new text is better.
 
@@ -66,7 +66,7 @@ fn the_line_of_the_frame_of_rfc_5_7_is_exact() {
     );
 }
 
-/// The frames of §5.7. Where the RFC does not name the payload, it is zeros.
+/// The example frames of §5.7. If the RFC does not show a payload, the payload is zeros.
 #[test]
 fn golden_the_frames_of_rfc_5_7() {
     let (short, long) = ([0; 256], [0; 65536]);
@@ -170,7 +170,7 @@ fn seen_by_protocol(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     up_to_the_end(seen)
 }
 
-/// The records that a tap makes of a stream in these pieces.
+/// Returns the records of a tap that observes a client's stream cut at these offsets.
 fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     let records = Records::default();
     let mut tap = Tap::open(1, records.clone());
@@ -179,7 +179,7 @@ fn records(stream: &[u8], cuts: &[usize]) -> Vec<RecordKind> {
     records.take().into_iter().map(|record| record.kind).collect()
 }
 
-/// The same from the frames of the tap, assembled here by hand. A frame that broke a rule counts only as its failure.
+/// Assembles messages from the tap's frames. Includes a failure, but not the frame that broke the rule.
 fn seen_by_tap(stream: &[u8], cuts: &[usize]) -> Vec<Seen> {
     let records = records(stream, cuts);
     let broken = records
@@ -212,7 +212,7 @@ fn seen_in_frame(frame: &Frame, message: &mut Vec<u8>, first: &mut u8) -> Option
     Some(if *first == 1 { Seen::Text(whole) } else { Seen::Binary(whole) })
 }
 
-/// The two need not agree on bytes after a failure or a Close.
+/// The tap and the protocol need not agree on bytes after a failure or a Close.
 fn up_to_the_end(mut seen: Vec<Seen>) -> Vec<Seen> {
     if let Some(last) = seen.iter().position(|seen| matches!(seen, Seen::Failed(..) | Seen::Close(_))) {
         seen.truncate(last + 1);
@@ -278,8 +278,8 @@ fn on_a_million_random_frames_the_tap_agrees_with_the_protocol() {
     }
 }
 
-/// Except for the reads over which they are spread, frames are the same wherever the stream is cut. The frame that breaks
-/// a rule is reported as far as it came, so it differs.
+/// Only the list of a frame's reads depends on where the stream is cut. The test ignores the frame that breaks a rule,
+/// because the tap reports as much of the frame as has arrived.
 #[test]
 fn the_tap_reports_the_same_frames_wherever_the_stream_is_cut() {
     let mut random = fastrand::Rng::with_seed(57);
@@ -367,7 +367,7 @@ fn a_terminal_adds_only_colours() {
     };
     let (plain, coloured) = (written(false), written(true));
     assert!(!plain.contains('\x1b') && coloured.contains('\x1b'));
-    // An escape sequence of colours ends with the first `m`.
+    // A colour escape sequence ends with the first `m`.
     let mut parts = coloured.split('\x1b');
     let first = parts.next().unwrap_or_default().to_owned();
     let stripped = parts.fold(first, |text, part| text + part.split_once('m').expect("a colour").1);
@@ -389,7 +389,7 @@ fn the_example_in_the_documentation_is_in_a_golden_text() {
     assert_eq!(lines, 4);
 }
 
-/// Every place that shows how a connection ended has the server's words for a clean end.
+/// The text and the JSON of a clean end both show the reason that the server gave.
 #[test]
 fn a_clean_end_has_a_cause() {
     let records = Records::default();

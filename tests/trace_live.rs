@@ -1,4 +1,4 @@
-//! `--trace` and `--record` of a running server, and that a replayed recording equals its trace.
+//! Tests `--trace` and `--record` on a running server, and that replaying a recording prints the same trace.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use support::{Server, masked, wait_until};
 
 const CHAT: &str = "/?token=dev-token&username=alice&room=general";
 
-/// An empty folder for one test.
+/// Returns the path of a folder for one test. The folder does not exist yet.
 fn folder(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&path);
@@ -29,11 +29,11 @@ fn traced(log: &str) -> String {
         .collect()
 }
 
-/// One of each: a request in two reads, a message, a ping, fragments, a broken rule, and a plain request.
+/// Sends one of each: a request in two reads, a message, a ping, fragments, an invalid frame, and a plain request.
 fn visit(server: &Server) {
     let mut alice = server.connect();
     let request = support::upgrade_request(CHAT);
-    let (first, second) = request.as_bytes().split_at(12); // in the middle of the token's name
+    let (first, second) = request.as_bytes().split_at(12); // between `token=` and the token
     alice.send(first);
     server.upgrade("/echo?token=dev-token").send(&masked(0x88, b""));
     alice.send(second);
@@ -141,14 +141,14 @@ fn a_recording_is_replayed_as_it_was_traced() {
     }
 }
 
-/// The output of `wirechat replay` for a good file.
+/// The output of `wirechat replay` for a valid recording.
 fn replay(path: &Path) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(path).output().expect("it runs");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The lines of one connection in a trace, with the figures below them.
+/// The trace lines of one connection, including the indented lines below each of them.
 fn of_connection(trace: &str, number: &str) -> String {
     let mut is_its = false;
     let lines = trace.lines().filter(|line| {
@@ -175,7 +175,7 @@ fn recorded(dir: &Path, needle: &str) -> String {
     text
 }
 
-/// A token may occur in other places than an accepted request.
+/// A token may also occur outside of an accepted request, for example in a rejected request or a frame.
 #[test]
 fn no_token_is_traced_or_recorded_wherever_it_occurs() {
     let upgrade = support::upgrade_request("/echo?username=a");
@@ -221,7 +221,7 @@ fn spaced_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Records sent to an inspector are not recorded, even those in one write with its handshake.
+/// The traffic of an inspector is not recorded, not even a frame sent together with the inspector's request.
 #[test]
 fn an_inspectors_records_are_not_recorded() {
     let dir = folder("inspector");
@@ -256,7 +256,6 @@ fn a_rule_broken_after_the_server_has_closed_is_not_reported() {
     assert!(!server.log().contains("#1 !"), "{}", server.log());
 }
 
-/// A frame in one write with the request is reported before its consequences.
 #[test]
 fn a_frame_that_comes_with_the_request_is_reported() {
     for (frame, words) in
@@ -271,8 +270,8 @@ fn a_frame_that_comes_with_the_request_is_reported() {
     }
 }
 
-/// The trace shows only the handshake and the end of an inspector's connection, and an end for every connection when the
-/// server stops.
+/// For an inspector's connection, the trace shows only the handshake and the end. When the server stops, the trace
+/// shows the end of every connection.
 #[test]
 fn every_connection_has_an_end() {
     let mut server = Server::start(&["--trace"]);
@@ -287,7 +286,7 @@ fn every_connection_has_an_end() {
     assert_eq!(of_inspector.len(), 5, "request, response, two states, end: {of_inspector:#?}");
 }
 
-/// A recording needs a descriptor, so half as many connections fit.
+/// Each recording needs a file descriptor, so the server accepts at most half as many connections.
 #[test]
 fn recordings_count_against_the_descriptors() {
     let dir = folder("descriptors");

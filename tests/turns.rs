@@ -1,5 +1,5 @@
-//! Everything at once: while the server process is stopped, many clients join, send, switch and leave. When it continues, it
-//! finds all of that in very few turns of its loop. The events have one order, and every client receives them in it.
+//! While the server process is stopped, many clients join, send, switch rooms and leave. When the server continues, it
+//! processes all of their input in very few turns. Every client must receive the events in the same order.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,7 +15,7 @@ use Dialect::{Events, Presence, Rooms};
 const ROOM: &str = "general";
 const GUESTS: usize = 8;
 
-/// What a client knows of [`ROOM`]: all texts, and the members.
+/// A client's view of [`ROOM`]: all texts, and the members.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Seen {
     texts: Vec<String>,
@@ -34,12 +34,12 @@ struct Witness {
 impl Witness {
     fn new(client: RawClient, dialect: Dialect, name: &str) -> Witness {
         let user = User::new(client, dialect, name);
-        // The others see a client of `rooms` under the default name.
+        // Other users see a client of `rooms` under the default name.
         let name = if dialect == Rooms { "Anonymous" } else { name };
         Witness { user, dialect, name: name.to_owned(), room: ROOM.to_owned(), seen: Seen::default() }
     }
 
-    /// Processes one event, and returns it as text. `None`: it is not an event of the room.
+    /// Processes one event. Returns its description if it is a message, join or leave in [`ROOM`].
     fn take(&mut self, event: &Value) -> Option<String> {
         let data = if self.dialect == Events { &event["data"] } else { event };
         let kind = event[if self.dialect == Events { "event" } else { "type" }].as_str().expect("a kind");
@@ -63,7 +63,6 @@ impl Witness {
             "left" | "user_left" => {
                 let name = string(&data["username"]);
                 let at = self.seen.members.iter().position(|member| *member == name);
-                // A client of `presence` has received the complete list when it joined.
                 at.map(|at| self.seen.members.swap_remove(at));
                 format!("{name} leaves")
             }
@@ -76,7 +75,7 @@ impl Witness {
         (self.room == ROOM).then_some(what)
     }
 
-    /// Processes everything up to this text in the room, and returns the events, each with the members at that time.
+    /// Processes all events up to the message `text`. Returns each event in [`ROOM`] with the members after the event.
     fn receive_until(&mut self, text: &str) -> Vec<(String, Vec<String>)> {
         let mut happened = Vec::new();
         while self.room != ROOM || self.seen.texts.last().is_none_or(|last| last != text) {
@@ -98,7 +97,7 @@ fn strings(value: &Value) -> Vec<String> {
     value.as_array().unwrap_or_else(|| panic!("a list: {value}")).iter().map(string).collect()
 }
 
-/// A client that connects while the server is stopped. Everything that it sends follows its request in one write.
+/// Connects a client while the server is stopped. One write contains the request and all of the client's frames.
 fn guest(server: &Server, random: &mut Rng, name: &str) -> (Witness, bool) {
     let dialect = random.choice(DIALECTS).unwrap();
     let room = if dialect == Events && random.bool() { "elsewhere" } else { ROOM };
@@ -207,7 +206,7 @@ fn a_turn_that_ends_early() {
     let mut clients: Vec<RawClient> =
         (0..8).map(|number| server.upgrade(&format!("/?token=dev-token&username=p{number}"))).collect();
     let message = json!({"event": "message", "data": {"text": format!("a{}b", "\u{1}".repeat(498))}}).to_string();
-    // The server finds all of it at once, so it is the work of one turn.
+    // Stop the server while the clients send, so that it finds all of the input in one turn.
     server.signal("STOP");
     for client in &mut clients {
         client.send(&masked(0x81, message.as_bytes()).repeat(10));
@@ -220,11 +219,11 @@ fn a_turn_that_ends_early() {
     }
 }
 
-/// An event for all members but one that fills the batch, so that it is sent at once, is not sent to that one.
+/// An event for all members except one must not reach that member, even if it fills the batch and is sent at once.
 #[test]
 fn an_event_for_the_others_that_fills_a_batch() {
     let server = Server::start(&["--max-presence", "1000"]);
-    // The longest names, and so many that their list has over 64 KiB.
+    // So many of the longest names that the list of names exceeds 64 KiB, the size of a full batch.
     let name = "%F0%9F%98%80".repeat(32);
     let _crowd: Vec<RawClient> =
         (0..600).map(|_| server.upgrade(&format!("/?token=dev-token&username={name}"))).collect();

@@ -1,5 +1,5 @@
-//! npm's `wscat`, the tool that people try first, against the running server: in a pipe, as in a script, and on a terminal.
-//! `tests/npm/package.json` pins it; this installs it:
+//! Tests npm's `wscat`, the tool that people try first, against the running server: in a pipe and on a terminal.
+//! `tests/npm/package.json` pins its version. To install it:
 //! `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //!
 //! wscat drops lines that it reads before it is connected, and exits at the end of its stdin. So the tests keep stdin open,
@@ -19,11 +19,10 @@ use support::{RawClient, Server, wait_until};
 
 const LINE: &str = r#"{"event":"message","data":{"text":"hello from wscat"}}"#;
 
-/// A running wscat.
 struct Wscat {
     child: Child,
     stdin: ChildStdin,
-    /// Its stdout so far.
+    /// The stdout of wscat so far.
     output: Arc<Mutex<String>>,
     /// The prefix of a received message: empty in a pipe, `< ` on a terminal.
     mark: &'static str,
@@ -51,7 +50,7 @@ impl Wscat {
         self.stdin.flush().expect("wscat reads a line");
     }
 
-    /// Waits until it prints an event of this name, and returns the data of the event.
+    /// Waits until wscat prints an event of this name, and returns the event's data.
     fn shows_event(&self, event: &str) -> Value {
         let mut found = None;
         wait_until(&format!("wscat prints the event {event:?}"), || {
@@ -86,7 +85,7 @@ fn events(output: &str, mark: &str) -> Vec<Value> {
     whole.lines().filter_map(object).collect()
 }
 
-/// The absolute path of wscat: the shell of `script` may run in another folder than the tests.
+/// The absolute path of wscat: the shell of `script` may run in a different directory from the tests.
 fn wscat() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/npm/node_modules/.bin/wscat");
     support::require_tool("wscat", &[installed])
@@ -123,7 +122,7 @@ fn a_person_chats_on_a_terminal() {
     let (Some(wscat), Some(script)) = (wscat(), support::require_tool("script", &[])) else { return };
     let server = Server::start(&[]);
     let mut alice = witness(&server);
-    // `script` (util-linux) gives wscat a terminal. The shell in it finds the arguments in its environment.
+    // `script` (util-linux) gives wscat a terminal. The shell of `script` reads the arguments from its environment.
     let mut command = Command::new(script);
     command.args(["-qec", r#"exec "$WSCAT" -c "$URL""#, "/dev/null"]);
     command.env("WSCAT", wscat).env("URL", url(&server)).env("SHELL", "/bin/sh").env("TERM", "xterm");
@@ -135,7 +134,7 @@ fn a_person_chats_on_a_terminal() {
     bot.shows("Disconnected (code: 1001");
 }
 
-/// The bot joins and sends its line, and both receive it word for word.
+/// The bot joins and sends a message, which both the bot and alice receive unchanged.
 fn converse(bot: &mut Wscat, end: &str, alice: &mut RawClient) {
     let welcome = bot.shows_event("welcome");
     assert_eq!(welcome["message"], "Welcome to #general, bot!");

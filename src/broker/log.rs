@@ -13,7 +13,7 @@ use std::{collections::HashMap, collections::VecDeque, rc::Rc};
 
 use super::{Backlog, Message, Resume};
 
-pub const JSON_OVERHEAD: usize = 120; // maximum size of a message's JSON apart from its texts, in bytes
+pub const JSON_OVERHEAD: usize = 120; // maximum bytes of a message's JSON besides its username, text and nonce
 
 pub struct RoomLog {
     epoch: Rc<str>,
@@ -76,7 +76,7 @@ impl RoomLog {
         (self.messages.range(start..end).map(Rc::clone).collect(), start > 0)
     }
 
-    /// Considers only the oldest `end` messages, and returns how many of their newest fit in `max_bytes` together.
+    /// Returns how many messages fit in `max_bytes`, counting backwards from index `end` (exclusive).
     fn count_fitting(&self, end: usize, max_bytes: usize) -> usize {
         let mut left = max_bytes;
         let fits = |kept: &&Rc<Message>| left.checked_sub(max_json_len(kept)).inspect(|rest| left = *rest).is_some();

@@ -28,7 +28,7 @@ pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 #[derive(Debug, Clone, Copy)]
 pub struct NameRules {
-    pub key: fn(&Rc<str>) -> Rc<str>, // maps a username to its key; usernames with equal keys count as the same
+    pub key: fn(&Rc<str>) -> Rc<str>, // returns a username's comparison key, such as `alice` for `Alice` and `ALICE`
     pub may_share: fn(&str) -> bool,  // whether several clients may use a username at the same time
 }
 
@@ -86,7 +86,7 @@ pub enum Request {
 #[derive(Debug, Clone)]
 pub struct Join {
     pub username: Rc<str>,
-    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client may replace another holder
+    pub is_bound: bool, // whether the access token is bound to `username`; if so, the client may replace its holder
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User, // a room that the join creates counts towards the room limit of the user
@@ -106,7 +106,7 @@ impl Join {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
-/// Where a client resumes after a reconnect: after message `since` of the history that `epoch` identifies.
+/// The position from which a client resumes after a reconnect: message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
     pub epoch: String,
@@ -166,7 +166,7 @@ pub enum RoomEvent {
     Left { room: RoomId, member: MemberId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
-    /// The history already has a message with the same username and nonce. Only `client` receives that message again.
+    /// A message repeats the username and nonce of a message in the history. Only `client` receives the stored message.
     Duplicate { client: Token, message: Rc<Message> },
     /// A private message. `recipients`: the sender and this server's clients with the username `message.to`, each once.
     Private { recipients: Vec<Token>, message: Rc<PrivateMessage> },

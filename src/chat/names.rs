@@ -56,7 +56,7 @@ pub fn username_key(username: &Rc<str>) -> Rc<str> {
     if username.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Rc::clone(username); // the key equals the username: share one string to save memory
     }
-    // Remove ignorable characters first, because they keep NFKC from reordering the marks around them.
+    // Remove ignorable characters first, because they keep NFKC from reordering the combining marks around them.
     let visible: String = username.chars().filter(|character| !is_ignorable(*character)).nfkc().collect();
     // Case folding maps `STRASSE` and `straße` to the same key; lowercasing does not.
     UniCase::new(visible).to_folded_case().nfkc().collect::<String>().into()

@@ -11,7 +11,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::{broker::User, maps::PeerMap};
 
 const BURST_SECONDS: f64 = 2.0;
-const FLOOD_BURSTS: f64 = 5.0; // a flood is over `burst * FLOOD_BURSTS` rejections within `FLOOD_WINDOW`
+const FLOOD_BURSTS: f64 = 5.0; // a flood is more than `burst * FLOOD_BURSTS` rejections within `FLOOD_WINDOW`
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 const TYPING_RATE: f64 = 1.0; // maximum rate of a user's `typing` commands, in commands per second
 const BUCKET_TTL: Duration = Duration::from_secs(60);
@@ -23,7 +23,7 @@ pub enum Decision {
     Flood,    // the chat closes the connection
 }
 
-/// Keeps one bucket per user, so that reconnecting resets no limit. A local server keeps one per connection.
+/// Limits each user, so that reconnecting does not reset the limit. A local server limits each connection instead.
 pub struct RateLimiter {
     rate: f64,  // messages per second; 0 means no limit
     burst: f64, // capacity of a bucket, in messages
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(decisions[60], Decision::Flood);
         let mut patient = RateLimiter::new(5.0);
         (0..10).for_each(|_| assert_eq!(patient.check_message(&USER, at(0)), Decision::Pass));
-        // At nine messages per second, a limit of five rejects about 40 in ten seconds. A flood is over 50 rejections.
+        // At nine messages per second, a limit of five rejects about 40 in ten seconds. A flood is more than 50.
         for tick in 1..400 {
             assert_ne!(patient.check_message(&USER, at(tick * 110)), Decision::Flood, "tick {tick}");
         }

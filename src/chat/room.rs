@@ -10,7 +10,7 @@ use crate::broker::MemberId;
 pub struct Room {
     pub name: Rc<str>,
     pub usernames: BTreeMap<MemberId, Rc<str>>, // members in key order: local members first, in connection order
-    pub recipients: BTreeMap<Token, Dialect>,   // local members that are not leaving; small entries speed up broadcasts
+    pub recipients: BTreeMap<Token, Dialect>, // local members that are not leaving; small entries keep broadcasts fast
     dialect_counts: [usize; Dialect::ALL.len()], // number of recipients in each dialect, indexed by `Dialect as usize`
 }
 

@@ -17,7 +17,7 @@ use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: &str = include_str!("../../client.html");
-const MAX_ORIGIN_LEN: usize = 300; // in bytes: a scheme, a DNS name of up to 255 bytes and a port fit
+const MAX_ORIGIN_LEN: usize = 300; // in bytes; enough for a scheme, a DNS name of 255 bytes and a port
 
 pub enum Outcome {
     Response(Vec<u8>),

@@ -399,7 +399,7 @@ impl HandshakeCapture {
                 // Give up on a huge request, for example one with many cookies: the server may store 256 requests.
                 return self.request.bytes.len() > MAX_REQUEST;
             }
-            // `upgrade` sets `has_ticket` before the server sends a 101, so this response is no 101: end the capture.
+            // `upgrade` sets `has_ticket` before the server sends a 101, so the response is not a 101: end the capture.
             Role::Server if !self.has_ticket => return true,
             Role::Server => self.response.read(bytes, 0),
         };

@@ -71,7 +71,7 @@ pub enum RecordKind {
     Failure(Failure),
     /// The TCP connection closes (§7.1.1, §7.1.4).
     End(End),
-    /// The number of missing records, for example because a record list was full; 1 if the number is unknown.
+    /// The number of records that are missing, for example because a record list was full; 1 if the number is unknown.
     Missed(u64),
     /// The number of frames, in both directions, that passed before the tap or the inspector was attached.
     Earlier(u64),

@@ -128,7 +128,7 @@ impl Observers for InspectObservers {
         let link = self.inspection.as_mut().map_or_else(Rc::default, |inspection| inspection.link(connection));
         let records = Records::default();
         let mut tap = Tap::open(connection.0, records.clone()).hold_failures();
-        // This late tap redacts no frames: only `welcome` contains secrets, and the server has already sent `welcome`.
+        // This tap need not redact any frame: only `welcome` contains secrets, and the server has already sent it.
         tap.set_limits(limits);
         tap.report_earlier_frames(received, sent, self.context.now.get());
         let active_tap = ActiveTap { tap, records, link, is_temporary: true };

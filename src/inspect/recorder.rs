@@ -243,7 +243,7 @@ impl Recorder {
         self.buffered.extend_from_slice(bytes);
         let is_full = self.reads.len() == MAX_READS;
         match self.reads.last_mut().filter(|_| is_full) {
-            // Too many reads to store every boundary: merge this read into the previous read, without loss of bytes.
+            // Too many reads to store every boundary: count these bytes as part of the previous read.
             Some((_, len)) => *len += bytes.len(),
             None => self.reads.push((now, bytes.len())),
         }
@@ -260,7 +260,7 @@ impl Recorder {
         let rest = if self.is_private { Vec::new() } else { self.redact_non_frames(rest) };
         let redacted = [head, rest].concat();
         let mut rest = &redacted[..];
-        // The redacted bytes may be fewer than all reads together, because an inspector's frames are omitted.
+        // There may be fewer redacted bytes than received bytes, because an inspector's frames are omitted.
         for (at, len) in reads {
             let (read, tail) = rest.split_at(len.min(rest.len()));
             if !read.is_empty() {

@@ -7,7 +7,7 @@ use percent_encoding::percent_decode;
 use crate::ws::handshake::find_access_token;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
-/// A header whose name contains one of these words is secret. Many products define header names of their own.
+/// A header is secret if its name contains one of these words: many products define custom header names.
 const SECRET_WORDS: [&str; 10] =
     ["auth", "token", "api-key", "apikey", "secret", "password", "cookie", "session", "credential", "jwt"];
 /// Prefixes of headers that proxies add. These headers may reveal a user's address or name. Cloudflare uses `cf-`, AWS
@@ -87,7 +87,7 @@ impl WelcomeRedactor {
                 continue;
             }
             for (field, matched) in Self::SECRET_FIELDS.iter().zip(&mut self.matched) {
-                // A secret field starts with a quotation mark. After a mismatch, only this byte can start a new match.
+                // After a mismatch, only a quotation mark can start a new match, because every field starts with one.
                 *matched = if *byte == field[*matched] { *matched + 1 } else { usize::from(*byte == b'"') };
                 self.in_value |= *matched == field.len();
                 *matched %= field.len();

@@ -283,7 +283,7 @@ impl Tap {
         self.client.is_out_of_sync |= self.checker.is_finished();
     }
 
-    /// Checks only the header of a server frame. `Protocol` checks the other rules, but accepts only client frames.
+    /// Checks only the header of a server frame: `Protocol`, which checks all other rules, accepts only client frames.
     fn check_server_frames(&mut self, result: &ScanResult) {
         let broken = match result {
             ScanResult::Lost(_, error) => Some(*error),

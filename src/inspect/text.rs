@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `#7` is the connection; `→` marks bytes from the client, `←` bytes from the server, `!` a broken rule, `=` a state
-//! or the close of TCP, `·` missing records. Most lines end with the relevant sections of RFC 6455. The formatter
+//! change or the end of TCP, `·` missing records. Most lines end with the relevant sections of RFC 6455. The formatter
 //! escapes text from a peer, so that a peer can neither forge a trace line nor send escape sequences to the terminal.
 
 use std::fmt::Write;
@@ -157,7 +157,7 @@ fn format_frame(frame: &Frame) -> String {
         Some(key) => {
             let _ = write!(text, " mask={}", plain_hex(&key));
         }
-        // Print no partial masking key. Bytes are missing if the header broke a rule or the connection closed early.
+        // Print no partial masking key. The key is partial if the header broke a rule or the connection closed early.
         None if header.is_masked() => text.push_str(" mask=…"),
         None => {}
     }

@@ -133,7 +133,7 @@ impl Drop for EventLoop {
     /// Flushes the log even on a panic, because the last lines may show the cause.
     fn drop(&mut self) {
         self.log.lines().flush();
-        // Next, the drop of `server` waits for the disk, which may hang. So from now on, a signal ends the process.
+        // Dropping `server` comes next and waits for the disk, which may hang. So a signal now ends the process.
         for signal in [SIGINT, SIGTERM] {
             let _ = register_conditional_shutdown(signal, EXIT_INTERRUPTED, Arc::new(AtomicBool::new(true)));
         }

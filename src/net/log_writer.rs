@@ -15,10 +15,10 @@ use super::is_ready;
 use crate::chat::Now;
 
 const PIPE_BUF: usize = 4096; // a pipe that polls as writable accepts this many bytes without blocking: pipe(7)
-const MAX_QUEUED_BYTES: usize = 64 * 1024; // maximum size in bytes of the log queue
+const MAX_QUEUED_BYTES: usize = 64 * 1024;
 /// Priority events and errors may fill the log queue, other lines only half: rejections must not crowd out a `JOIN`.
 const PRIORITY_EVENTS: [&str; 3] = ["JOIN ", "LEAVE ", "SWITCH "];
-// Log lines wait up to this long to share a write: one per loop turn takes 5 % of a short connection's CPU time.
+// Log lines wait up to this long to share a write: a write per loop turn takes 5 % of a short connection's CPU time.
 const MAX_LINE_WAIT: Duration = Duration::from_millis(5);
 
 /// Queues log lines for stderr. Clones share one queue.

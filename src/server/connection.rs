@@ -55,7 +55,7 @@ pub struct Connection<S> {
     pub frames_sent: u64, // number of frames sent or queued; an observer attached later continues this count
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
-    queued: [bool; WORK_LIST_COUNT], // the work lists that hold the connection
+    queued: [bool; WORK_LIST_COUNT], // for each work list, whether it contains the connection
     pub cold: Box<ColdFields>,
 }
 
@@ -75,7 +75,7 @@ pub struct ColdFields {
     pub credential: Option<CredentialId>, // id of the client's access token
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
-    pub last_received: Duration, // monotonic time of the last received byte, plus any delay that the server caused
+    pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
     pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies

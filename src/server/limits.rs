@@ -9,7 +9,7 @@ use mio::Token;
 use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
-const CONNECT_BURST: f64 = 5.0; // seconds of `--connect-rate` that a burst may use: a household may reconnect at once
+const CONNECT_BURST: f64 = 5.0; // burst size, in seconds of `--connect-rate`: a whole household may reconnect at once
 const MAX_LOGGED_REJECTIONS: usize = 5; // logged rejections per address and minute: one client must not fill the log
 
 #[derive(Debug, Default)]

@@ -180,7 +180,7 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Whether the server pauses all reads. If the disk is slow, messages not yet stored must not fill the memory.
+    /// Whether the server pauses all reads, so that messages that wait for a slow disk cannot fill the memory.
     fn pauses_reads(&self) -> bool {
         self.shutdown == Some(Shutdown::Publishing) || self.chat.queued_bytes() > self.config.max_buffered / 2
     }
@@ -323,7 +323,7 @@ impl<S: Socket> Server<S> {
 
     /// Queues a room's events that a client has not yet received, so that the events precede any later output.
     fn catch_up(&mut self, client: Token, room: RoomId) {
-        // Send no held batch of a room to a closing client: the batch may be long, and closing clients rarely read.
+        // During a mass disconnect, send closing clients no batch: batches may be long, and these clients rarely read.
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }

@@ -27,8 +27,8 @@ pub trait Observer {
 
 #[derive(Debug, Clone, Copy)]
 pub enum ObservedStage<'a> {
-    /// The server accepted the request and will send the 101 response. `has_welcome`: after the join, the client
-    /// receives a `welcome` event with its session. `has_ticket`: `welcome` also contains [`Observers::welcome_field`].
+    /// The server accepted the request and will send the 101 response. `has_welcome`: after the join, the client gets a
+    /// `welcome` event with its secret `session`. `has_ticket`: `welcome` also contains [`Observers::welcome_field`].
     Upgraded { limits: Limits, username: Option<&'a Rc<str>>, is_inspector: bool, has_welcome: bool, has_ticket: bool },
     /// The server starts the closing handshake. The server's Close frame is not on the wire yet.
     Closing,

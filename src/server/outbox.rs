@@ -158,7 +158,7 @@ impl Outbox {
         }
     }
 
-    /// Whether more than `bound` bytes follow the next unsent frame, which alone may exceed it. Call `flush` first.
+    /// Whether more than `bound` bytes follow the next frame to send. One frame may exceed `bound`. Call `flush` first.
     pub fn is_over_bound(&self, bound: usize) -> bool {
         self.len > bound && self.len - (self.frame_end(self.sent as usize + 1) - self.sent as usize) > bound
     }
@@ -171,7 +171,7 @@ impl Outbox {
         self.push(rest);
     }
 
-    /// Rounds `position` up to the end of a frame or response. Do not call once `drop_unsent` has cut off a header.
+    /// Rounds `position` up to the end of a frame or response. Invalid after `drop_unsent` has cut off a header.
     fn frame_end(&self, position: usize) -> usize {
         let Some(chunk) = self.chunks.front() else { return 0 };
         let bytes = chunk.bytes();

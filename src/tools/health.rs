@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
 }
 
 /// Runs [`request_status`] on another thread, to limit its total time: name resolution has no timeout, and a socket's
-/// timeouts limit only single calls. A thread that is late ends with the process.
+/// timeouts limit only single calls. After a timeout, the thread keeps running until the process exits.
 fn request_status_within(timeout: Duration, url: Url) -> Result<u16, String> {
     let (sender, receiver) = mpsc::channel();
     let spawned = thread::Builder::new().spawn(move || sender.send(request_status(&url)));

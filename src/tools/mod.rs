@@ -45,8 +45,8 @@ pub enum Tool {
 }
 
 impl Tool {
-    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed. `command` is
-    /// the whole command line, for the tools that describe it.
+    /// Runs the tool, which prints its results to standard output. Returns `Ok(false)` if a check failed. `command`
+    /// defines wirechat's whole command line, for completion scripts and the man page.
     ///
     /// # Errors
     /// A one-line message, for example if an argument is invalid, a file is unreadable or the server is unreachable.

@@ -36,7 +36,7 @@ pub struct ManArguments {
 /// Prints the completion script of a shell for `command`.
 ///
 /// # Errors
-/// A one-line message if stdout does not accept the script.
+/// A one-line message if writing the script to stdout fails.
 pub fn print_completions(arguments: &CompletionArguments, mut command: Command) -> Result<bool, String> {
     let mut script = Vec::new(); // clap_complete panics if a write fails, and a write to memory never fails
     clap_complete::generate(arguments.shell, &mut command, NAME, &mut script);
@@ -46,7 +46,7 @@ pub fn print_completions(arguments: &CompletionArguments, mut command: Command) 
 /// Prints the man page of `command` and all its tools.
 ///
 /// # Errors
-/// A one-line message if stdout does not accept the page.
+/// A one-line message if writing the page to stdout fails.
 pub fn print_man_page(command: Command) -> Result<bool, String> {
     let mut page = Vec::new();
     write_man_page(command, &mut page).map_err(|error| format!("cannot write the man page: {error}"))?;

@@ -103,7 +103,7 @@ pub fn decoded_key_len(key: &[u8]) -> Option<usize> {
 /// Marks an access token in `Sec-WebSocket-Protocol`, the only header that `new WebSocket()` lets a web page set.
 pub const BEARER_PREFIX: &[u8] = b"bearer.";
 
-/// Finds the offset of an access token, even in a malformed subprotocol such as `chat;bearer.…`, to hide it in logs.
+/// Finds the offset of an access token to redact, even in a malformed subprotocol such as `chat;bearer.…`.
 pub fn find_access_token(subprotocol: &[u8]) -> Option<usize> {
     let prefix = subprotocol.windows(BEARER_PREFIX.len()).position(|part| part.eq_ignore_ascii_case(BEARER_PREFIX));
     prefix.map(|at| at + BEARER_PREFIX.len())

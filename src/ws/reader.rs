@@ -36,14 +36,14 @@ impl FrameReader {
         self.frame.is_none() && self.header_len == 0
     }
 
-    /// Takes a frame's next chunk from `input`. After an error of `validate`, the caller may skip that frame.
+    /// Takes a frame's next chunk from `input`. If `validate` fails, the caller can still skip past the frame.
     pub fn next<'a>(
         &mut self,
         input: &mut &'a mut [u8],
         validate: impl FnOnce(&FrameHeader) -> Result<(), ProtocolError>,
     ) -> Result<Option<Chunk<'a>>, ProtocolError> {
         if self.frame.is_none() && !input.is_empty() {
-            // Validate a header before its masking key arrives, to fail early. `validate` may see it several times.
+            // Validate before the masking key arrives, to fail early. `validate` may see the same header several times.
             self.read_header(input)?.as_ref().map_or(Ok(()), validate)?;
         }
         // If the payload is empty, the frame needs no input after its header.

@@ -1,5 +1,5 @@
-//! The cost of a message on its way through the server, without the kernel: `cargo bench`. One group per hop, then a whole
-//! turn. Where a faster way replaced a simpler one, both are measured, so that the result is a ratio within one run.
+//! Benchmarks (`cargo bench`) of each step that a message takes through the server, and of a whole event loop turn,
+//! without real sockets. Optimized unmasking is measured next to the simple loop that it replaced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,8 +43,7 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
 const ROOM_SIZES: [usize; 3] = [1, 100, 1000];
 
-/// A socket that accepts every byte. The first read returns the last of these inputs, and so on; the first one can be read
-/// without end.
+/// A socket that accepts every write. Reads return the inputs from last to first, and then the first input forever.
 struct MemorySocket(Vec<Vec<u8>>);
 
 impl Read for MemorySocket {
@@ -113,7 +112,7 @@ fn unmask(c: &mut Criterion) {
     }
 }
 
-/// A whole message through the protocol: header, mask, UTF-8.
+/// Receives a whole message: parses the header, unmasks the payload, validates UTF-8.
 fn receive(c: &mut Criterion) {
     let texts = [("ascii", "the quick brown fox ".repeat(3200)), ("mixed", "zß水🍌".repeat(6400))];
     for (name, text) in texts {
@@ -154,7 +153,7 @@ fn config() -> Config {
     config
 }
 
-/// A chat with one room, and its number of members.
+/// Returns a chat with `members` clients in one room, and the id of the room.
 fn chat(members: usize) -> (Chat, RoomId) {
     let config = config();
     let mut chat = Chat::new(&config, Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7)))));
@@ -169,7 +168,7 @@ fn chat(members: usize) -> (Chat, RoomId) {
     (chat, room)
 }
 
-/// From a text to its effects: the dialect, the checks, the broker.
+/// Processes a command from its JSON text to the chat's effects: parsing, checks, broker.
 fn submit(c: &mut Criterion) {
     let (mut chat, _) = chat(100);
     c.bench_function("text to effects", |b| {
@@ -182,7 +181,7 @@ fn submit(c: &mut Criterion) {
     });
 }
 
-/// The event that the message in `TEXT` causes.
+/// Sends the message in `TEXT`, and returns the chat's event for the room.
 fn message_event(chat: &mut Chat) -> ChatEvent {
     chat.receive(Token(0), TEXT, NOW);
     let effects = std::iter::from_fn(|| chat.next_effect());
@@ -193,7 +192,7 @@ fn message_event(chat: &mut Chat) -> ChatEvent {
     events.next().expect("a message for the room")
 }
 
-/// From an event to the sockets of all members.
+/// Delivers events to the sockets of all members of a room.
 fn fan_out(c: &mut Criterion) {
     for members in ROOM_SIZES {
         let mut group = c.benchmark_group(format!("fan-out, room of {members}"));
@@ -225,7 +224,7 @@ fn connection(observer: Option<Box<dyn Observer>>) -> Connection<MemorySocket> {
     Connection::new(MemorySocket(vec![masked(TEXT.as_bytes())]), ADDRESS, observer, Duration::ZERO)
 }
 
-/// An observer that writes a trace to nowhere, after the handshake.
+/// Returns an observer that discards its trace and has already observed the handshake.
 fn tracer() -> Box<dyn Observer> {
     let style = Style { detail: Detail::Line, colour: false };
     let write = Box::new(|line: &str| _ = black_box(line));
@@ -245,7 +244,7 @@ fn tracer() -> Box<dyn Observer> {
     observer
 }
 
-/// A small message from the socket through the protocol and back.
+/// Reads a small message from the socket, parses it and sends it back.
 fn echo(c: &mut Criterion) {
     let mut group = c.benchmark_group("echo a small message");
     for (name, observer) in [("not observed", None), ("traced", Some(tracer()))] {
@@ -266,7 +265,7 @@ fn echo(c: &mut Criterion) {
     }
 }
 
-/// One read through the tap, without the rest of the connection.
+/// Measures the tap alone, with one frame per read.
 fn tap(c: &mut Criterion) {
     let (frame, records) = (masked(TEXT.as_bytes()), Records::default());
     let mut tap = Tap::open(1, records.clone());

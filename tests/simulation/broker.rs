@@ -1,4 +1,4 @@
-//! A broker that shows another one to the model: its decisions, or its events on their way back to the chat.
+//! Brokers that wrap another broker and report its decisions, or the chat's requests and events, to the model.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use wirechat::broker::{Broker, BrokerError, Join, Request, RoomEvent};
 
 use crate::model::Model;
 
-/// Shows the decisions of a broker that decides at once.
+/// Reports the decisions of a synchronous broker.
 pub struct Decisions {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,
@@ -35,7 +35,7 @@ impl Broker for Decisions {
     }
 }
 
-/// Shows the requests, and the events that the chat receives.
+/// Reports the chat's requests and the events that the chat receives.
 pub struct Events {
     pub broker: Box<dyn Broker>,
     pub model: Rc<RefCell<Model>>,

@@ -1,5 +1,5 @@
-//! The SQLite broker on a simulated disk: commits take virtual time, fail, or are lost in a crash. The database is a real
-//! one, in memory, and outlives the server.
+//! The SQLite broker on a simulated disk: commits take virtual time, fail, or are lost in a crash. The database is a
+//! real in-memory database that outlives the server.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,7 +17,7 @@ use crate::manual_disk::ManualDisk;
 use crate::model::{Model, Submitted};
 use crate::script::ROOMS;
 
-/// The test's end of the disk.
+/// Controls the simulated disk from the test.
 #[derive(Clone)]
 pub struct DiskControl {
     disk: ManualDisk,
@@ -46,7 +46,7 @@ impl DiskControl {
         self.disk.waiting() > 0
     }
 
-    /// Executes everything that waits in one transaction.
+    /// Executes all waiting operations in one transaction. Returns `false` if there are none.
     pub fn execute(&self) -> bool {
         if !self.is_pending() {
             return false;
@@ -64,7 +64,7 @@ impl DiskControl {
         self.state.borrow_mut().fails = true;
     }
 
-    /// Limits the database to its size, or lifts the limit.
+    /// Limits the database to its current size, or lifts the limit.
     pub fn set_full(&self, is_full: bool) {
         let state = self.state.borrow();
         let connection = &state.database.as_ref().expect("a database").connection;
@@ -73,13 +73,13 @@ impl DiskControl {
         connection.query_row(&format!("PRAGMA max_page_count = {max}"), [], |_| Ok(())).expect("a pragma");
     }
 
-    /// The process dies: what waits is lost. What was executed is in the file, whether or not anyone has seen it.
+    /// Simulates a crash. Waiting operations are lost. Executed ones stay in the file, even if their results are lost.
     pub fn crash(&self) {
         self.disk.crash();
         self.state.borrow_mut().fails = false;
     }
 
-    /// Begins the next run on the same file. Returns its name.
+    /// Starts the next run of the server on the same file. Returns the name of the run.
     pub fn begin_run(&self) -> String {
         let mut state = self.state.borrow_mut();
         state.runs += 1;
@@ -93,7 +93,7 @@ impl DiskControl {
         name
     }
 
-    /// All messages of the file, by room.
+    /// Returns the last id and all stored messages of each room.
     pub fn messages(&self) -> BTreeMap<&'static str, (u64, Vec<Message>)> {
         let mut state = self.state.borrow_mut();
         let load = |room: &&str| Operation::Load { room: (*room).into(), limit: 1 << 30, max_bytes: 1 << 30 };
@@ -107,7 +107,7 @@ impl DiskControl {
     }
 }
 
-/// The broker of one run. `decisions` keeps no messages.
+/// Creates the broker for the next run. `decisions` keeps no messages.
 pub fn broker(
     disk: &DiskControl,
     decisions: MemoryBroker,
@@ -123,7 +123,7 @@ pub fn broker(
     Box::new(Released { broker, model: Rc::clone(model), counts, submitted, released })
 }
 
-/// Counts the events of each request.
+/// A memory broker that counts the events of the last request.
 struct Counted {
     broker: MemoryBroker,
     events: VecDeque<RoomEvent>,
@@ -146,7 +146,7 @@ impl Broker for Counted {
     }
 }
 
-/// Shows the model the events of each request, once the broker has released all of them.
+/// Wraps the SQLite broker. Passes each request and its events to the model once all the events are released.
 struct Released {
     broker: SqliteBroker,
     model: Rc<RefCell<Model>>,

@@ -1,4 +1,4 @@
-//! What makes a broker's events late: a broker that holds them back, or the disk of a broker that stores messages.
+//! A source of late events: a broker that holds events back, or the disk of a broker that stores messages.
 
 use crate::delayed_broker::Control;
 #[cfg(feature = "sqlite")]

@@ -1,5 +1,5 @@
-//! The whole server in a simulation. One number, the seed, decides everything: the options, what the clients do, the faults
-//! of sockets and broker, and the time. A model knows what each client must receive.
+//! Simulates the whole server. One number, the seed, decides everything: options, actions of the clients, faults of
+//! sockets and broker, and the time. A model knows what each client must receive.
 //!
 //! ```text
 //!   cargo test --release --test simulation               a few hundred seeds
@@ -74,7 +74,7 @@ const OFTEN: &[&str] = &[
     "a stalled stderr",
     "clients that waited for a descriptor",
 ];
-/// The same with a broker that stores messages.
+/// States that a few hundred seeds must also reach if the feature `sqlite` is enabled.
 const STORED: &[&str] = &[
     "a crash",
     "a crash between a commit and its events",
@@ -107,11 +107,11 @@ struct Arguments {
     seed: Option<u64>,
     seeds: u64,
     from: u64,
-    /// Whether a failure is reduced to the actions that matter.
+    /// Whether to reduce a failing script to the actions that cause the failure.
     shrinks: bool,
 }
 
-/// Arguments of libtest, such as `--test-threads 1`, have no meaning here.
+/// Parses the command line. Ignores arguments of libtest, such as `--test-threads 1`.
 fn arguments() -> Arguments {
     let mut arguments = Arguments { seed: None, seeds: DEFAULT_SEEDS, from: 1, shrinks: true };
     let mut given = std::env::args().skip(1);
@@ -177,7 +177,7 @@ fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
     Some(Violation { rule: ISOLATION, text })
 }
 
-/// Removes actions for as long as the same rule fails.
+/// Removes as many actions as possible such that the script still breaks the same rule.
 fn shrink(script: &Script, rule: &'static str) -> Script {
     let mut shrunk = script.clone();
     let end = Instant::now() + Duration::from_secs(60);

@@ -1,6 +1,6 @@
-//! What the clients must receive, in plain code. The model reads the requests that the chat submits to the broker, the
-//! broker's decisions, and its events when they come back. From the decisions it checks the broker: ids, nonces, resumes,
-//! pages, recipients. From the events it derives the exact frames of each client. It shares no code with the server.
+//! A model of the chat that shares no code with the server. The model reads the chat's requests to the broker, the
+//! broker's decisions, and the events that the chat receives. From the decisions, the model checks the broker: ids,
+//! nonces, resumes, pages, recipients. From the events, the model derives the exact frames of each client.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -30,7 +30,7 @@ pub struct Violation {
     pub text: String,
 }
 
-/// The options that the model must know.
+/// The server options that affect the model.
 #[derive(Debug, Clone)]
 pub struct Rules {
     pub history: usize,
@@ -42,9 +42,9 @@ pub struct Rules {
     pub max_presence: usize,
     pub rate_limit: f64,
     pub unique_names: bool,
-    /// The broker stores messages: the number that it keeps per room, 0 for all.
+    /// The number of messages that the history file keeps per room, 0 for all; `None` without a history file.
     pub durable: Option<usize>,
-    /// No limit of the broker forces it to forget a history or to reject a room.
+    /// Whether the limits on rooms and history are too high to have an effect.
     pub is_roomy: bool,
 }
 
@@ -52,29 +52,29 @@ pub struct Rules {
 #[derive(Debug, Clone)]
 pub struct Expected {
     pub text: Rc<str>,
-    /// The nonce of this client that the event answers.
+    /// The nonce of this client's command that the event acknowledges or rejects.
     pub answers: Option<Rc<str>>,
-    /// The id, if it is a message of the room.
+    /// The message id; `None` if the event is not a message to the room.
     pub id: Option<u64>,
 }
 
-/// A client of the chat, as the model sees it.
+/// A client of the chat.
 #[derive(Debug)]
 pub struct Member {
     pub dialect: Dialect,
     pub expected: VecDeque<Expected>,
-    /// The length of the frames in `expected`.
+    /// Total bytes of the frames in `expected`.
     pub owed: usize,
-    /// The texts that the client has sent and the chat has not submitted yet.
+    /// Texts that the client has sent but the chat has not yet submitted to the broker.
     pub sent: VecDeque<Rc<str>>,
-    /// The number of texts that the chat has passed over. Each must have an error.
+    /// Number of texts that the chat dropped instead of submitting. The client must receive an error for each of them.
     pub skipped: usize,
     pub is_polite: bool,
     pub has_joined: bool,
     username: Rc<str>,
 }
 
-/// A request without what only the server knows.
+/// The fields of a request that the model checks.
 pub enum Submitted {
     Join { username: Rc<str>, room: Rc<str>, client_id: Option<Rc<str>>, resume: Option<Resume>, may_replace: bool },
     Leave,
@@ -85,19 +85,19 @@ pub enum Submitted {
     Typing { username: Rc<str> },
 }
 
-/// The broker's state after all its decisions.
+/// The broker's state, derived from its decisions so far.
 #[derive(Default)]
 struct Decided {
     rooms: HashMap<RoomId, Place>,
     members: BTreeMap<Token, Seat>,
-    /// All messages of each history, by epoch.
+    /// All messages of each history, by epoch; with a history file, by room name.
     logs: HashMap<Rc<str>, Vec<Rc<Message>>>,
-    /// The names of a file's runs, and the run in which each message was stored.
+    /// The epoch of each server run on the history file. `stored_in` contains each message's index in `runs`.
     runs: Vec<Rc<str>>,
     stored_in: HashMap<Rc<str>, Vec<usize>>,
-    /// What clients have sent in this run: username, text and nonce.
+    /// Messages that the chat submitted in this run: username, text and nonce.
     pending: Vec<Sent>,
-    /// The last history of each room, and when the room became empty.
+    /// By room name: the epoch of the room's last history, and the time when the room became empty.
     kept: HashMap<Rc<str>, (Rc<str>, Duration)>,
     now: Duration,
 }
@@ -141,7 +141,7 @@ fn is_default(name: &str) -> bool {
     key(name) == "anonymous"
 }
 
-/// The bytes of a frame from the server.
+/// The size in bytes of a server frame with the payload `text`.
 fn frame_len(text: &str) -> usize {
     text.len()
         + if text.len() < 126 {
@@ -184,7 +184,7 @@ fn render_message(dialect: Dialect, message: &Message) -> String {
 }
 
 impl Rules {
-    /// The number of a room's messages that the broker keeps.
+    /// The number of messages that the broker keeps per room.
     fn kept(&self) -> usize {
         match self.durable {
             None => self.history,
@@ -223,9 +223,9 @@ impl Model {
         }
     }
 
-    // ----------------------------------------------------------------------------------------------- requests of the chat
+    // ------------------------------------------------------------------------------------------ requests from the chat
 
-    /// The chat has submitted a request of a client: it must be the next text that the client sent, or a later one.
+    /// Checks a request that the chat submits: its text must be the client's next unsubmitted text, or a later one.
     pub fn see_request(&mut self, client: Token, request: &Request) {
         let (text, username) = match request {
             Request::Publish(message) => {
@@ -260,7 +260,7 @@ impl Model {
         }
     }
 
-    // ------------------------------------------------------------------------------------------- what the broker decides
+    // ----------------------------------------------------------------------------------------- decisions of the broker
 
     pub fn simplify(request: &Request) -> Submitted {
         match request {
@@ -288,7 +288,7 @@ impl Model {
         }
     }
 
-    /// The broker executes a request at once. `execute` returns its events, which the caller gets back.
+    /// Lets `execute` pass the request to the broker. Checks and returns the resulting events.
     pub fn decide(
         this: &std::cell::RefCell<Model>,
         client: Token,
@@ -304,7 +304,7 @@ impl Model {
         events
     }
 
-    /// Checks all events of one request.
+    /// Checks all events that one request caused.
     pub fn check_group(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         self.check_request(client, submitted, events);
         for event in events {
@@ -312,15 +312,15 @@ impl Model {
         }
     }
 
-    // ------------------------------------------------------------------------------------------------ a broker that stores
+    // --------------------------------------------------------------------------------------------------- history files
 
-    /// The server starts, and begins a run of its file.
+    /// Records that a server has started with the history file. `name` is the epoch of the run.
     pub fn begin_run(&mut self, name: &str) {
         self.decided.runs.push(name.into());
     }
 
-    /// The server has died. Its file must have every message that anyone received, in the same order. It may have more:
-    /// those that clients have sent, and whose events were still pending.
+    /// Records a crash of the server. The file must contain every message that a client received, in the same order. It
+    /// may also contain messages that clients sent but whose events were still pending.
     pub fn crash(&mut self, file: BTreeMap<&'static str, (u64, Vec<Message>)>) {
         self.check_file(&file);
         for (name, (last_id, messages)) in file {
@@ -328,7 +328,7 @@ impl Model {
             let run = self.decided.runs.len() - 1;
             let log = self.decided.logs.entry(Rc::clone(&name)).or_default();
             let first = last_id as usize - messages.len();
-            // Nobody has received these, and nobody can: the file has stored and deleted them.
+            // Add placeholders for messages that were stored and deleted before any client received them.
             for id in log.len() + 1..=first {
                 let (username, text, time) = ("".into(), "".into(), "".into());
                 log.push(Rc::new(Message { username, text, id: id as u64, time, nonce: None }));
@@ -352,7 +352,7 @@ impl Model {
         (self.rooms, self.members) = (HashMap::new(), HashMap::new());
     }
 
-    /// The file must have the newest messages of every room, those at the same ids that everyone received.
+    /// Checks that the file contains the newest messages of each room, with the ids under which clients received them.
     pub fn check_file(&mut self, file: &BTreeMap<&'static str, (u64, Vec<Message>)>) {
         for (name, (last_id, messages)) in file {
             let empty = Vec::new();
@@ -414,7 +414,7 @@ impl Model {
         }
     }
 
-    /// A request must cause the right events.
+    /// Checks that the last event and the number of events fit the request.
     fn check_request(&mut self, client: Token, submitted: &Submitted, events: &[RoomEvent]) {
         let seat = self.decided.members.get(&client);
         let last = events.last();
@@ -598,7 +598,7 @@ impl Model {
                         !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
                     }
                     BrokerError::NotStored => {
-                        // The sender holds the name from the moment that its message waits for the disk.
+                        // The sender takes the username when its message starts to wait for the disk.
                         let seat = self.decided.members.get_mut(&client).zip(username);
                         seat.into_iter().for_each(|(seat, name)| seat.username = Rc::clone(name));
                         self.rules.durable.is_some()
@@ -638,7 +638,7 @@ impl Model {
         let Some(place) = self.decided.rooms.get_mut(&room) else { return };
         let name = Rc::clone(&place.name);
         if rules.durable.is_some() {
-            place.epoch = Some(Rc::clone(&name)); // a stored history has one log through all runs
+            place.epoch = Some(Rc::clone(&name)); // in a history file, a room keeps one log across restarts
             return self.check_durable_backlog(&name, resume, backlog);
         }
         let before = place.epoch.replace(Rc::clone(epoch));
@@ -655,7 +655,7 @@ impl Model {
             format!("last_id is {last_id}, after {} messages", log.len())
         });
         let kept = rules.history.min(log.len());
-        // An upper bound of what one message takes in a welcome.
+        // An upper bound on the bytes that the messages take in a `welcome`.
         let len =
             |messages: &[Rc<Message>]| messages.iter().map(|message| message_fields(message).len() + 60).sum::<usize>();
         let missed = resume
@@ -715,7 +715,7 @@ impl Model {
         self.count("a page of the history");
     }
 
-    // ------------------------------------------------------------------------------------------------- events for the chat
+    // ----------------------------------------------------------------------------------- events that the chat receives
 
     fn expect(&mut self, client: Token, text: String, answers: Option<Rc<str>>, id: Option<u64>) {
         self.expect_shared(client, text.into(), answers, id);
@@ -733,7 +733,7 @@ impl Model {
         self.members.get(&client).map(|member| member.dialect)
     }
 
-    /// Everyone in the room but one receives an event; `render` returns `None` if a dialect has none.
+    /// Expects an event at every member of the room except `but`. `render` returns `None` if a dialect omits the event.
     fn broadcast(
         &mut self,
         room: RoomId,
@@ -757,7 +757,7 @@ impl Model {
         }
     }
 
-    /// `joined` or `left` in one dialect.
+    /// Renders a `joined` or `left` event in one dialect.
     fn render_move(&self, room: RoomId, dialect: Dialect, username: &str, joined: bool) -> String {
         let verb = if joined { "joined" } else { "left" };
         match dialect {
@@ -794,7 +794,7 @@ impl Model {
         }
     }
 
-    /// The chat receives an event: from it follow the frames of the clients.
+    /// Derives the frames that clients must receive because of an event that the chat received.
     pub fn see_event(&mut self, event: &RoomEvent) {
         match event {
             RoomEvent::Opened { room, name, .. } => {
@@ -915,7 +915,7 @@ impl Model {
         }
     }
 
-    // -------------------------------------------------------------------------------------- what the clients have seen
+    // ---------------------------------------------------------------------------------------- what the clients receive
 
     pub fn add_member(&mut self, client: Token, dialect: Dialect, is_polite: bool, sent: VecDeque<Rc<str>>) {
         let member = Member {
@@ -931,7 +931,7 @@ impl Model {
         self.members.insert(client, member);
     }
 
-    /// A client receives a text. Returns the expected one, or `None` if it must be a direct reply.
+    /// Removes and returns the next expected text if it equals `text`. Otherwise, `text` must be a reply to a command.
     pub fn receive(&mut self, client: Token, text: &str) -> Option<Expected> {
         let member = self.members.get_mut(&client)?;
         let expected = member.expected.pop_front_if(|front| *front.text == *text)?;
@@ -939,14 +939,13 @@ impl Model {
         Some(expected)
     }
 
-    /// A client must not be owed more than its outbox and its socket may hold.
+    /// Checks that a client's expected bytes fit in its outbox, not counting the `in_flight` bytes of its socket.
     pub fn check_owed(&mut self, client: Token, in_flight: usize) {
         let Some(owed) = self.members.get(&client).map(|member| member.owed.saturating_sub(in_flight)) else { return };
         let bound = self.rules.max_outbox + 2 * self.largest_frame;
         self.require(BOUNDS, owed <= bound, || format!("{owed} bytes wait for {client:?}, which is still open"));
     }
 
-    /// The number of all messages of all rooms.
     pub fn message_count(&self) -> usize {
         self.decided.logs.values().map(Vec::len).sum()
     }

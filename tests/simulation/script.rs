@@ -1,6 +1,6 @@
-//! From a seed to a script: the server's options, the faults of the sockets and of the broker, the clients, and what each
-//! does at which time. Each seed draws its own mix (swarm testing), so that some seeds do much of one thing. A script is
-//! data: the shrinker removes actions from it.
+//! Generates a script from a seed: the server's options, the faults of the sockets and the broker, the clients, and
+//! their timed actions. Each seed draws its own mix of actions (swarm testing), so that some seeds repeat one action
+//! very often. A script is plain data, so the shrinker can remove actions.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub struct Script {
     pub options: Vec<(&'static str, String)>,
     pub actors: Vec<Actor>,
     pub actions: Vec<Timed>,
-    /// When the last action is over.
+    /// At this time, the actions and faults stop, and the final checks begin.
     pub end: Duration,
     pub short: f64,
     pub block: f64,
@@ -23,16 +23,16 @@ pub struct Script {
     pub spurious: f64,
     pub accept_faults: f64,
     pub latency: Duration,
-    /// The longest delay of a broker's event; `None`: the broker is the memory broker alone.
+    /// The maximum delay of the broker's events; `None`: the memory broker, which delays no event.
     pub delay: Option<Duration>,
-    /// The broker stores messages in a file: the number that it keeps per room, 0 for all.
+    /// If the broker stores messages in a file, the number of messages to keep per room; 0: no limit.
     pub durable: Option<usize>,
     pub is_observed: bool,
     pub is_crowd: bool,
     pub is_public: bool,
-    /// The only rude client cannot affect the others, so a run without it is the same for them.
+    /// There is one rude client, and the other clients must receive the same bytes in a run without it.
     pub is_independent: bool,
-    /// The independent rude client is in a room with others: apart from its joins and leaves, they receive the same.
+    /// The rude client joins a room with other clients. Without it, these clients miss only its joins and leaves.
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
@@ -53,7 +53,7 @@ pub struct Timed {
     pub at: Duration,
     pub actor: usize,
     pub action: Action,
-    /// Decides what the action leaves open.
+    /// Seed for the random details of the action.
     pub seed: u64,
 }
 
@@ -80,7 +80,7 @@ pub enum Action {
     FallSilent,
     BreakRule,
     BreakHead,
-    // Of the world, not of an actor.
+    // The following actions affect the server's environment instead of one client.
     PauseAccept,
     StallStderr,
     JumpClock,
@@ -146,13 +146,13 @@ impl Script {
             }
         }
         if shares_room {
-            // A rude client delays the end of a history, and takes a place in a list.
+            // Exclude options by which the rude client affects others: it keeps histories alive and fills member lists.
             options.retain(|(name, _)| !matches!(*name, "--history-ttl" | "--max-listed" | "--max-presence"));
             options.push(("--history-ttl", "86400".into()));
         }
         let count = if is_crowd { random.usize(165..220) } else { random.usize(2..11) };
         let capacities = [64, 300, 1000, 4000, 16_000, 64 * 1024];
-        // In the `rooms` dialect, a join has no name, so nobody could tell whose it is.
+        // Exclude the `rooms` dialect: its join events have no username that would identify the rude client.
         let named = [Dialect::Events, Dialect::Presence];
         let dialect =
             |random: &mut Rng| if shares_room { named[random.usize(..2)] } else { DIALECTS[random.usize(..3)] };
@@ -192,7 +192,7 @@ impl Script {
         let faults = random.u8(..3);
         let chances = [0.9, 0.5, 0.3, 0.3];
         let chances = chances.map(|max: f64| if faults == 0 || random.bool() { 0.0 } else { random.f64() * max });
-        // What the rude client causes to be sent would move the faults of the others, and its turns their spurious edges.
+        // The rude client's events would shift the random faults of the others, and its turns their spurious edges.
         let [short, block, interrupt, spurious] = if shares_room { [0.0; 4] } else { chances };
         let spurious = if is_independent { 0.0 } else { spurious };
         let accept_faults = if !is_independent && random.u8(..4) == 0 { random.f64() * 0.7 } else { 0.0 };
@@ -228,7 +228,7 @@ impl Script {
         script
     }
 
-    /// Lets one script in three have a file. Its own generator leaves the other scripts as they are without the feature.
+    /// Gives one script in three a history file. A separate generator keeps the others the same as without `sqlite`.
     fn store_messages(&mut self, random: &mut Rng) {
         if random.u8(..3) > 0 {
             return;
@@ -236,13 +236,13 @@ impl Script {
         self.durable = Some([0, 0, 3, 40][random.usize(..4)]);
         let delay = [0, 1, 20, 300, 2000][random.usize(..5)];
         self.delay = Some(Duration::from_millis(delay));
-        self.logs_to_stderr = false; // a crash would lose the lines that wait for it
+        self.logs_to_stderr = false; // a simulated crash would lose unwritten log lines
     }
 
     fn write_actions(&mut self, random: &mut Rng, is_busy: bool) {
         use Action::*;
         let horizon = Duration::from_secs([2, 20, 120, 900, 3600, 7200][random.usize(..6)]);
-        // The weight of each action; a swarm leaves some out and does others often.
+        // Each action, its weight, and the percentage of scripts that include the action (swarm testing).
         let mut weights = Vec::new();
         for (action, weight, chance) in [
             (Connect, 6, 100),
@@ -280,7 +280,7 @@ impl Script {
             weights.extend([(StopReading, 30), (Burst, 60), (ReadSome, 10), (SendLong, 20)]);
         }
         if self.is_independent {
-            // The server handles a bounded number of handshakes in a turn, for all clients together.
+            // Exclude actions that let handshakes pile up: the limit per turn makes clients delay each other.
             weights.retain(|(action, _)| !matches!(action, JumpClock | PauseAccept | Rest));
         }
         if self.shares_room {
@@ -321,7 +321,7 @@ impl Script {
             let all = (0..rude).map(|actor| Timed { at, actor, action: Reset, seed: random.u64(..) });
             actions.extend(all.skip(stay));
         }
-        // Some actions happen at the same time, so that one turn reads them all.
+        // Round the times in most scripts, so that one turn of the server handles several actions.
         if random.u8(..3) > 0 && !self.is_independent {
             let grain = horizon.as_millis() as u64 / random.u64(10..80) + 1;
             for timed in &mut actions {

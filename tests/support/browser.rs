@@ -1,12 +1,12 @@
 //! Headless Chromium, driven over the DevTools protocol.
 //!
-//! One WebSocket to the browser carries everything; a tab is a `sessionId` in each message ("flat" sessions). Calls are
-//! made one at a time and wait for their response. Events of the browser are dropped, except those that must never
-//! happen: an uncaught exception, a dialog, a violation of the content security policy. [`Browser::page_errors`] returns
-//! them.
+//! One WebSocket to the browser carries the calls and events of all tabs; each message names its tab by a `sessionId`
+//! ("flat" sessions). The driver makes one call at a time and waits for the response. It drops all events except those
+//! that must never happen: an uncaught exception, a dialog, a violation of the content security policy.
+//! [`Browser::page_errors`] returns these events.
 //!
 //! A test uses a tab as a person does: it finds a button by its text and a field by its label, clicks at a point on the
-//! screen, and types into whatever has the focus.
+//! screen, and types into the focused element.
 #![allow(dead_code)] // each test binary uses its own part
 
 #[path = "browser_process.rs"]
@@ -23,7 +23,7 @@ use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
 /// No sandbox, because tests often run as root in a container; no background networking; and full speed for background
-/// tabs, because of two tabs that chat with each other one is always in the background.
+/// tabs, because one of two tabs that chat with each other is always in the background.
 const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --disable-breakpad
     --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
@@ -58,7 +58,7 @@ impl Browser {
         self.open_with(url, "")
     }
 
-    /// The same, with a script that runs before the page's own.
+    /// Like [`Browser::open`], with a script that runs before the page's own scripts.
     pub fn open_with(&self, url: &str, script: &str) -> Tab<'_> {
         let target = &self.call("", "Target.createTarget", json!({"url": "about:blank"}))["targetId"];
         let attached = self.call("", "Target.attachToTarget", json!({"targetId": target, "flatten": true}));
@@ -109,7 +109,7 @@ impl Browser {
     }
 }
 
-/// Waits for the file in which Chromium writes the port of DevTools and, on the next line, the path.
+/// Connects to DevTools. Waits for the file to which Chromium writes the port and, on the next line, the URL path.
 fn connect(active_port: &Path) -> WebSocket<TcpStream> {
     let mut text = String::new();
     wait_until("Chromium writes its DevTools port", || {
@@ -119,7 +119,7 @@ fn connect(active_port: &Path) -> WebSocket<TcpStream> {
     process::connect(&text.trim_end().replace('\n', ""))
 }
 
-/// A tab, open as long as its browser.
+/// A tab, which stays open as long as its browser runs.
 pub struct Tab<'a> {
     browser: &'a Browser,
     session: String,
@@ -136,7 +136,7 @@ impl Tab<'_> {
         self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'");
     }
 
-    /// The value of an expression; of a promise, its result.
+    /// Evaluates a JavaScript expression. If the value is a promise, waits for its result.
     pub fn eval(&self, expression: &str) -> Value {
         let params = json!({"expression": expression, "awaitPromise": true, "returnByValue": true});
         let mut done = self.call("Runtime.evaluate", params);
@@ -152,8 +152,8 @@ impl Tab<'_> {
         process::wait_for(expression, |expression| self.eval(expression));
     }
 
-    /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
-    /// and the click, as elements do while the page reconnects, tries again.
+    /// Waits until an element exists and nothing covers it, and clicks its centre. Retries if the element moved before
+    /// the click, which happens while the page reconnects.
     pub fn click(&self, element: &str) {
         self.call("Page.bringToFront", json!({}));
         wait_until(&format!("{element} is clicked"), || {
@@ -186,7 +186,7 @@ impl Tab<'_> {
         self.type_text(text);
     }
 
-    /// Types into whatever has the focus.
+    /// Types into the focused element.
     pub fn type_text(&self, text: &str) {
         self.call("Input.insertText", json!({"text": text}));
     }
@@ -222,7 +222,7 @@ impl Tab<'_> {
         self.prefer(&[("prefers-color-scheme", scheme)]);
     }
 
-    /// Sets media features; all others have their default.
+    /// Sets media features, and resets all others to their defaults.
     pub fn prefer(&self, features: &[(&str, &str)]) {
         let features: Vec<_> = features.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         self.call("Emulation.setEmulatedMedia", json!({"features": features}));

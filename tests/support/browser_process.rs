@@ -11,7 +11,7 @@ use tungstenite::WebSocket;
 
 use crate::support::{DEADLINE, becomes_true};
 
-/// Killed, and its profile removed, when dropped.
+/// When dropped, kills the browser and removes its profile.
 pub struct BrowserProcess {
     child: Child,
     pub profile: PathBuf,
@@ -33,7 +33,7 @@ impl Drop for BrowserProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Its child processes exit a moment later, and may still be writing.
+        // The browser's child processes exit a moment later, and may still write to the profile.
         (0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(20));
             std::fs::remove_dir_all(&self.profile).is_ok()
@@ -56,12 +56,12 @@ pub fn wait_for(expression: &str, eval: impl Fn(&str) -> Value) {
     }
 }
 
-/// An expression that finds the button with this text.
+/// A JavaScript expression that finds the button with this text.
 pub fn button(text: &str) -> String {
     format!("__button({})", json!(text))
 }
 
-/// An expression that finds the field with this label.
+/// A JavaScript expression that finds the field with this label.
 pub fn field(label: &str) -> String {
     format!("__field({})", json!(label))
 }

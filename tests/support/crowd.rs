@@ -1,5 +1,5 @@
-//! Thousands of clients on one thread, and what they cost the server. The clients share one poll loop that reads everything
-//! at once, so that no server has to wait for them. Most of them only count bytes.
+//! Thousands of clients on one thread, and functions that measure the server's CPU time and memory. One poll loop reads
+//! all data as soon as it arrives, so that the server never waits for a client. Most clients only count bytes.
 
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -12,15 +12,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::{Frame, Server, upgrade_request, whole_frames};
 
-/// Clients that connect before the crowd reads. More would fill the server's backlog.
+/// Number of clients that connect before the crowd reads. More would overflow the server's listen backlog.
 const CONNECTS: usize = 256;
 /// `/proc/PID/stat` counts CPU time in ticks of this length.
 const TICK: f64 = 0.01;
 
-/// One client of a crowd.
 pub struct Member {
     stream: Option<TcpStream>,
-    /// All bytes that it has received.
+    /// Number of bytes received.
     pub received: usize,
     /// The bytes that [`Crowd::take_frames`] has not returned. `None`: the client only counts bytes.
     kept: Option<Vec<u8>>,
@@ -100,7 +99,7 @@ impl Crowd {
         assert_eq!(std::io::Write::write(stream, bytes).expect("an open connection"), bytes.len(), "all of it");
     }
 
-    /// Sends what the socket's buffer has space for. The server may have closed the connection.
+    /// Sends as many bytes as fit in the socket's buffer. Ignores errors: the server may have closed the connection.
     pub fn try_send(&mut self, id: usize, bytes: &[u8]) {
         let stream = self.members[id].stream.as_mut().expect("an open client");
         let _ = std::io::Write::write(stream, bytes);
@@ -121,7 +120,7 @@ impl Crowd {
         }
     }
 
-    /// Removes the response head from what a client keeps, once all of it is here.
+    /// Removes and returns the response head from a client's kept bytes, once the head is complete.
     pub fn take_head(&mut self, id: usize) -> Option<String> {
         let kept = self.members[id].kept.as_mut().expect("it keeps bytes");
         let end = kept.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
@@ -136,10 +135,10 @@ impl Crowd {
         frames
     }
 
-    /// Ends a client's stream (TCP FIN). It still reads.
+    /// Sends a TCP FIN. The client continues to read.
     pub fn finish(&mut self, id: usize) {
         let stream = self.members[id].stream.as_ref().expect("an open client");
-        let _ = stream.shutdown(std::net::Shutdown::Write); // the server may have closed it before
+        let _ = stream.shutdown(std::net::Shutdown::Write); // the server may already have closed the connection
     }
 
     /// Closes a client's connection with a reset (TCP RST).
@@ -177,7 +176,7 @@ impl Member {
     }
 }
 
-/// The CPU time that a server has used, in seconds, by user code and by the kernel for it.
+/// The server's CPU time in seconds, user plus system.
 pub fn cpu_seconds(server: &Server) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).expect("a process");
     // The second field is a name in parentheses, and may contain spaces. `utime` and `stime` are fields 14 and 15.
@@ -185,7 +184,7 @@ pub fn cpu_seconds(server: &Server) -> f64 {
     fields.map(|ticks| ticks.parse::<f64>().expect("a number")).sum::<f64>() * TICK
 }
 
-/// Resets the peak of a server's memory to its memory now, and returns it in KiB.
+/// Resets a server's peak memory to its current memory. Returns the new peak in KiB.
 pub fn reset_peak(server: &Server) -> usize {
     std::fs::write(format!("/proc/{}/clear_refs", server.pid()), "5").expect("an own process");
     peak(server)

@@ -1,6 +1,6 @@
-//! A broker for tests whose events come back late. It lets another broker decide, holds the events back, and releases
-//! them one by one: in random order across rooms, but never out of order within one room or for one client. It can also
-//! fail a message, reject a join, and pretend that members are on other instances.
+//! A test broker that wraps another broker and delays its events. The test broker releases the events one by one: in
+//! random order across rooms, but in order within each room and for each client. The test broker can also fail a
+//! message, reject a join, and simulate members on other instances.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::RefCell;
@@ -14,13 +14,13 @@ use wirechat::broker::{Broker, BrokerError, Join, MemberId, Request, RoomEvent, 
 
 pub struct DelayedBroker(Rc<RefCell<State>>);
 
-/// The test's end of a [`DelayedBroker`].
+/// The test's handle for a [`DelayedBroker`].
 #[derive(Clone)]
 pub struct Control(Rc<RefCell<State>>);
 
 struct State {
     decisions: Box<dyn Broker>,
-    /// In the order in which they happened.
+    /// Events that are held back, oldest first.
     pending: Vec<Pending>,
     released: VecDeque<RoomEvent>,
     /// The room of each client once all pending events are released.
@@ -34,7 +34,7 @@ struct State {
 #[derive(Debug)]
 struct Pending {
     event: RoomEvent,
-    /// An event must not overtake another one with which it shares a key.
+    /// Events that share a key must be released in order.
     keys: Vec<Key>,
 }
 
@@ -76,8 +76,8 @@ impl Broker for DelayedBroker {
 }
 
 impl Control {
-    /// Releases one event at random, of those that overtake no other one with which they share a key. Returns `false` if
-    /// none is pending.
+    /// Releases a random event among those that share no key with an earlier pending event. Returns `false` if no event
+    /// is pending.
     pub fn release_one(&self) -> bool {
         let state = &mut *self.0.borrow_mut();
         let shares_key = |a: &Pending, b: &Pending| a.keys.iter().any(|key| b.keys.contains(key));
@@ -101,13 +101,13 @@ impl Control {
         self.0.borrow_mut().rejects_next_join = Some(error);
     }
 
-    /// Lets a room have members on other instances when it opens here.
+    /// Adds members on other instances to a room when the room opens.
     pub fn add_remote_members(&self, room: &str, members: &[(MemberId, &str)]) {
         let members = members.iter().map(|(member, username)| (*member, Rc::from(*username))).collect();
         self.0.borrow_mut().remote_members.insert(room.to_owned(), members);
     }
 
-    /// Lets something happen on another instance.
+    /// Simulates an event from another instance.
     pub fn happen(&self, event: RoomEvent) {
         self.0.borrow_mut().hold(event, None);
     }
@@ -132,8 +132,8 @@ impl State {
         }
     }
 
-    /// Holds an event back that a client caused. Its keys are the rooms and clients that it is about, and the client that
-    /// caused it with its room.
+    /// Holds back an event. Its keys are the rooms and clients in the event, the client that caused the event, and the
+    /// room of that client.
     fn hold(&mut self, mut event: RoomEvent, client: Option<Token>) {
         let mut keys: Vec<Key> = client.into_iter().map(Key::Client).collect();
         keys.extend(client.and_then(|client| self.rooms.get(&client)).copied().map(Key::Room));

@@ -21,7 +21,7 @@ use tungstenite::{Message, WebSocket};
 /// Finds elements by their visible names.
 const FINDERS: &str = include_str!("finders.js");
 
-/// BiDi has no event for a violation of the content security policy, but it reports an error on the console.
+/// Logs violations of the content security policy as console errors, because BiDi has no event for violations.
 const REPORT_VIOLATIONS: &str = "addEventListener('securitypolicyviolation',
     (event) => console.error('blocked:', event.effectiveDirective, event.blockedURI, event.sample));";
 
@@ -57,7 +57,7 @@ impl Browser {
         self.open_with(url, "")
     }
 
-    /// The same, with a script that runs before the page's own.
+    /// Like [`Browser::open`], but runs `script` before the page's own scripts.
     pub fn open_with(&self, url: &str, script: &str) -> Tab<'_> {
         let created = self.call("browsingContext.create", json!({"type": "tab"}));
         let tab = Tab { browser: self, context: created["context"].as_str().unwrap().to_owned() };
@@ -69,7 +69,7 @@ impl Browser {
 
     /// Exceptions, dialogs, policy violations and errors on the console so far, in all tabs.
     pub fn page_errors(&self) -> Vec<String> {
-        // Firefox logs each request to a server that is down. The page sends one when it cannot connect.
+        // If the page cannot connect, it sends the server an HTTP request. Firefox logs an error if the server is down.
         let is_expected = |error: &&String| error.contains("CORS request did not succeed");
         self.page_errors.borrow().iter().filter(|error| !is_expected(error)).cloned().collect()
     }
@@ -94,7 +94,7 @@ impl Browser {
 
     fn record(&self, event: &Value) {
         let entry = &event["params"];
-        // Firefox itself reports each WebSocket that fails to connect, with its URL. For the page that is no error.
+        // Firefox logs each WebSocket that fails to connect, with its URL. The page expects such failures.
         let is_failed_connection = entry["text"].as_str().is_some_and(|text| text.contains(" ws://"));
         let is_error = entry["level"] == "error" && !is_failed_connection;
         if is_error || event["method"] == "browsingContext.userPromptOpened" {
@@ -114,7 +114,7 @@ fn connect(server_file: &Path) -> WebSocket<TcpStream> {
     process::connect(&format!("{port}/session"))
 }
 
-/// A tab, open as long as its browser.
+/// A tab, which stays open until the browser exits.
 pub struct Tab<'a> {
     browser: &'a Browser,
     context: String,
@@ -130,7 +130,7 @@ impl Tab<'_> {
         self.call("browsingContext.navigate", json!({"url": url, "wait": "complete"}));
     }
 
-    /// The value of an expression; of a promise, its result.
+    /// Evaluates a JavaScript expression. If the value is a promise, waits for its result.
     pub fn eval(&self, expression: &str) -> Value {
         let json_of = format!("(async () => JSON.stringify(await ({expression})) ?? 'null')()");
         let target = json!({"context": self.context});
@@ -148,8 +148,8 @@ impl Tab<'_> {
         process::wait_for(expression, |expression| self.eval(expression));
     }
 
-    /// Clicks on the middle of an element, once it exists and nothing covers it. If the element moved away between the look
-    /// and the click, as elements do while the page reconnects, tries again.
+    /// Clicks on the middle of an element, once it exists and nothing covers it. Tries again if the element moved just
+    /// before the click, as elements do while the page reconnects.
     pub fn click(&self, element: &str) {
         self.call("browsingContext.activate", json!({}));
         wait_until(&format!("{element} is clicked"), || {
@@ -172,7 +172,7 @@ impl Tab<'_> {
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
         self.press_together(&["\u{e009}", "a"]); // Control and A: select all
-        self.press_together(&["\u{e003}"]); // Backspace, for an empty `text`
+        self.press_together(&["\u{e003}"]); // Backspace, in case `text` is empty
         self.type_text(text);
     }
 
@@ -185,7 +185,7 @@ impl Tab<'_> {
 
     /// Presses a key that is not a character, with or without Shift.
     pub fn press_key(&self, key: &str, shift: bool) {
-        // The code points of WebDriver's section on keyboard actions.
+        // Code points from the WebDriver specification, section "Keyboard actions".
         let key = match key {
             "Tab" => "\u{e004}",
             "Enter" => "\u{e007}",

@@ -1,5 +1,5 @@
-//! The file of `--history-db` on disk: its rows as another program reads them, copies of it, and cuts of its write-ahead log
-//! (WAL) as a power failure leaves them.
+//! The `--history-db` file on disk: its rows, copies of the file, and the offsets at which a power failure could cut
+//! its write-ahead log (WAL).
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::Server;
 
-/// An empty directory for one test, removed when dropped. After a failure it stays, so that its files can be examined.
+/// A temporary directory for one test, removed when dropped. A failed test keeps the directory for examination.
 pub struct Directory(pub PathBuf);
 
 impl Directory {
@@ -52,10 +52,10 @@ pub struct HistoryFile {
     pub path: PathBuf,
 }
 
-/// The content of a file, as SQLite reads it.
+/// The rows of a history file.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Rows {
-    /// By room and id: the data of the `message` events.
+    /// The data of each `message` event, by room and id.
     pub messages: BTreeMap<(String, u64), Value>,
     pub last_ids: BTreeMap<String, u64>,
     pub epochs: Vec<String>,
@@ -66,12 +66,12 @@ impl HistoryFile {
         self.path.to_str().expect("a path in UTF-8")
     }
 
-    /// A server on this file without a rate limit.
+    /// Starts a server that uses the file and has no rate limit.
     pub fn start(&self, args: &[&str]) -> Server {
         Server::start(&[&["--rate-limit", "0", "--history-db", self.path()], args].concat())
     }
 
-    /// The file that SQLite keeps beside this one, with this suffix.
+    /// The path of the file plus a suffix such as `-wal`.
     pub fn beside(&self, suffix: &str) -> PathBuf {
         let mut path = self.path.clone().into_os_string();
         path.push(suffix);
@@ -88,7 +88,7 @@ impl HistoryFile {
         }
     }
 
-    /// Copies the file, its WAL and its rollback journal to another path, over what is there.
+    /// Copies the file, its WAL and its rollback journal to another path, and replaces the files there.
     pub fn copy_to(&self, to: &HistoryFile) {
         to.remove();
         for suffix in ["", "-wal", "-journal"] {
@@ -98,7 +98,7 @@ impl HistoryFile {
         }
     }
 
-    /// Reads the file while no server uses it. This may move messages from the WAL into the file.
+    /// Reads the file, which no server may be using. The read may move messages from the WAL into the file.
     pub fn rows(&self) -> Rows {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         let check: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).expect("a check");
@@ -125,7 +125,7 @@ impl HistoryFile {
         rows
     }
 
-    /// The same, from a copy, so that the next server finds the file exactly as the last one has left it.
+    /// Like `rows`, but reads a copy, so that the next server finds the file exactly as the last server left it.
     pub fn rows_of_copy(&self) -> Rows {
         let copy = HistoryFile { path: self.beside("-copy") };
         self.copy_to(&copy);
@@ -134,7 +134,7 @@ impl HistoryFile {
         rows
     }
 
-    /// Changes the file while no server uses it.
+    /// Executes SQL on the file, which no server may be using.
     pub fn execute(&self, sql: &str) {
         let connection = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE).expect("a file");
         connection.execute_batch(sql).expect("a change");
@@ -142,8 +142,8 @@ impl HistoryFile {
 }
 
 impl Rows {
-    /// Checks what is true of every file whose messages retention has not deleted: the ids of each room are 1, 2, 3 … up to
-    /// its last id, and no user has stored a nonce twice.
+    /// Checks a file from which the server has deleted no messages: the ids of each room are 1, 2, 3 … up to its last
+    /// id, and no user has stored a nonce twice in a room.
     pub fn check(&self) {
         for (room, last_id) in &self.last_ids {
             let ids: Vec<u64> = self.messages.keys().filter(|key| key.0 == *room).map(|key| key.1).collect();
@@ -164,8 +164,8 @@ impl Rows {
     }
 }
 
-/// The bytes of a WAL: a header of 32 bytes, then frames of a header of 24 bytes and a page each. When SQLite starts it
-/// again from its beginning, the header gets other salts, and older frames stay behind the new ones.
+/// The bytes of a WAL: a 32-byte header, then frames, each with a 24-byte header and a page. When SQLite restarts the
+/// WAL, it writes new salts to the header and overwrites frames from the start, so old frames remain after new ones.
 /// See <https://www.sqlite.org/fileformat2.html#the_write_ahead_log>.
 pub struct Wal(pub Vec<u8>);
 
@@ -181,7 +181,7 @@ impl Wal {
         24 + size.iter().fold(0, |size, byte| size << 8 | usize::from(*byte))
     }
 
-    /// The length up to the end of the last frame with the salts of the header.
+    /// The length through the last frame that has the same salts as the header.
     pub fn valid_len(&self) -> usize {
         let Some(salts) = self.salts() else { return self.0.len() };
         let mut len = WAL_HEADER;
@@ -191,7 +191,7 @@ impl Wal {
         len.min(self.0.len())
     }
 
-    /// The ends of all valid frames after `start` bytes, and `start` itself.
+    /// The ends of the header and of all valid frames, at offset `start` or later.
     pub fn frame_ends(&self, start: usize) -> Vec<usize> {
         let ends = (WAL_HEADER..=self.valid_len()).step_by(self.frame_len());
         ends.filter(|end| *end >= start).collect()

@@ -44,13 +44,13 @@ impl Request {
         self
     }
 
-    /// Adds a header line, even if there is one of that name.
+    /// Adds a header line, even if the request already has a header with the same name.
     pub fn add(mut self, header: impl AsRef<[u8]>) -> Request {
         self.headers.push(header.as_ref().to_vec());
         self
     }
 
-    /// Replaces the header line of that name.
+    /// Replaces the header line with the same name.
     pub fn set(self, header: &str) -> Request {
         let name = header.split(':').next().unwrap_or(header);
         self.without(name).add(header)
@@ -150,7 +150,7 @@ impl RawClient {
         all
     }
 
-    /// Reads a response that ends its connection.
+    /// Reads a response after which the server closes the connection.
     pub fn read_response(&mut self) -> Response {
         Response::parse(&self.read_to_clean_end())
     }

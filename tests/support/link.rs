@@ -1,7 +1,7 @@
 //! One TCP connection in memory: the server's end is a [`MemorySocket`], the other end a [`Client`].
 //!
-//! Edges are those of epoll: a socket is reported once after a change (new bytes, the first room after a blocked write, the
-//! end of the stream, a reset), with its state at the time of the report.
+//! Readiness is edge-triggered, as with epoll: the link reports a socket once after a change (new bytes, room after a
+//! blocked write, the end of the stream, a reset), with the state of the socket at the time of the report.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::{RefCell, RefMut};
@@ -23,21 +23,21 @@ use crate::support::{Frame, masked, split_frame};
 pub enum End {
     #[default]
     Open,
-    /// The end of the stream follows the bytes that were sent.
+    /// The endpoint has ended its stream. The bytes sent before the end still arrive.
     Ended,
     Reset,
 }
 
-/// What a link does at random. A real socket may do all of this at any time. Each is a probability for one call.
+/// The random faults of a link. A real socket may show any of them at any time. Each number is a probability per call.
 pub struct Faults {
     pub random: Rng,
     /// A read or a write moves fewer bytes than it could.
     pub short: f64,
-    /// A call would block. Right after it, the bytes or the room arrive, with a new edge.
+    /// A call returns `WouldBlock`, although the socket is ready. A new edge follows immediately.
     pub block: f64,
     /// A signal interrupts a call.
     pub interrupt: f64,
-    /// An edge without a change, in a turn.
+    /// The link reports an edge without a change (probability per turn).
     pub spurious: f64,
 }
 
@@ -60,9 +60,9 @@ pub struct Link {
     server_end: End,
     /// The server has closed its socket.
     pub is_dropped: bool,
-    /// A change since the last report.
+    /// Whether the socket has changed since the last report.
     pub has_edge: bool,
-    /// The last write did not write all its bytes.
+    /// Whether the last write was partial or blocked.
     is_blocked: bool,
     is_reading: bool,
     received: Vec<u8>,
@@ -70,7 +70,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// The error of the next call, if a fault strikes.
+    /// Returns an error for the current call if a random fault occurs.
     fn fault(&mut self) -> Option<io::Error> {
         let faults = self.faults.as_mut()?;
         if faults.happens(faults.block) {
@@ -80,7 +80,7 @@ impl Link {
         faults.happens(faults.interrupt).then(|| ErrorKind::Interrupted.into())
     }
 
-    /// Whether the end of the stream, or the reset, has arrived.
+    /// Whether the client's end of stream or reset has arrived at the server.
     fn is_ended(&self) -> bool {
         self.client_end != End::Open && self.to_server.len() <= self.capacity
     }
@@ -130,7 +130,7 @@ impl Read for MemorySocket {
         let was_ended = link.is_ended();
         let len = link.shorten(link.to_server.len().min(link.capacity).min(buffer.len()));
         buffer.iter_mut().zip(link.to_server.drain(..len)).for_each(|(to, from)| *to = from);
-        // After a short read the queue was empty: the rest arrives now. A queue with room can take the end of the stream.
+        // To the server, a short read means an empty queue: report the rest, or an end that now fits, as a new edge.
         let rest_arrives = len > 0 && len < buffer.len() && !link.to_server.is_empty();
         link.has_edge |= rest_arrives || (link.is_ended() && !was_ended);
         match (len, link.client_end) {
@@ -192,12 +192,12 @@ impl Drop for MemorySocket {
     }
 }
 
-/// The client's end of a connection. Sending never blocks. The server reads what was sent in its next turn, and what it
-/// writes can be read after the turn.
+/// The client's end of a connection. Sending never blocks. The server reads the client's bytes in its next turn, and
+/// the client can read the server's bytes after the turn.
 pub struct Client(pub SharedLink);
 
 impl Client {
-    /// `capacity`: the bytes that one read returns, and those that the client need not read before a write blocks.
+    /// `capacity`: the most bytes that the server can read at once, or write before the client reads.
     pub fn new(capacity: usize) -> Client {
         Client(Rc::new(RefCell::new(Link { capacity, is_reading: true, ..Link::default() })))
     }
@@ -225,13 +225,12 @@ impl Client {
         self.send(&masked(0x81, text.as_bytes()));
     }
 
-    /// While a client does not read, its bytes stay in the queue until it is full.
+    /// While a client does not read, the server's bytes fill the queue; once it is full, the server's writes block.
     pub fn set_reading(&self, is_reading: bool) {
         self.link().is_reading = is_reading;
         self.link().deliver();
     }
 
-    /// Reads at most this many bytes.
     pub fn read_some(&self, max_len: usize) {
         self.link().deliver_some(max_len);
     }
@@ -240,12 +239,12 @@ impl Client {
         self.link().is_reading
     }
 
-    /// The server's bytes that the client has not read, up to the capacity.
+    /// The number of bytes that the server has written and the client has not received, at most the capacity.
     pub fn in_flight(&self) -> usize {
         self.link().to_client.len()
     }
 
-    /// The same bytes.
+    /// The bytes that the server has written and the client has not received.
     pub fn unread(&self) -> Vec<u8> {
         self.link().to_client.iter().copied().collect()
     }
@@ -255,7 +254,7 @@ impl Client {
         self.link().token
     }
 
-    /// Ends the client's side of the stream. Reading goes on.
+    /// Ends the client's side of the stream. The client can still read.
     pub fn end(&self) {
         let mut link = self.link();
         (link.client_end, link.has_edge) = (End::Ended, true);
@@ -272,7 +271,7 @@ impl Client {
         self.link().is_dropped
     }
 
-    /// How the server has ended its side, once the client has received everything before that.
+    /// How the server ended its side of the stream; `Open` until the client has received all earlier bytes.
     pub fn server_end(&self) -> End {
         let link = self.link();
         if link.to_client.is_empty() { link.server_end } else { End::Open }
@@ -283,7 +282,7 @@ impl Client {
         self.link().client_end == End::Open
     }
 
-    /// All bytes that are unread. They stay unread.
+    /// Returns the received bytes without removing them from the buffer.
     pub fn received(&self) -> Vec<u8> {
         self.link().received.clone()
     }
@@ -292,7 +291,7 @@ impl Client {
         mem::take(&mut self.link().received)
     }
 
-    /// An HTTP head, through its blank line.
+    /// Reads an HTTP head, including its blank line.
     pub fn read_head(&self) -> String {
         let received = &mut self.link().received;
         let end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a whole head");
@@ -311,7 +310,7 @@ impl Client {
         self.next_frame().unwrap_or_else(|| panic!("no frame, but {:?}", self.read()))
     }
 
-    /// All whole frames that are unread.
+    /// Reads all complete frames that have arrived.
     pub fn read_frames(&self) -> Vec<Frame> {
         std::iter::from_fn(|| self.next_frame()).collect()
     }
@@ -320,19 +319,19 @@ impl Client {
         serde_json::from_str(self.read_frame().text()).expect("JSON")
     }
 
-    /// The next frame is an event of this name. Returns its data.
+    /// Checks that the next frame is this event, and returns its data.
     pub fn read_event(&self, event: &str) -> Value {
         let mut json = self.read_json();
         assert_eq!(json["event"], event, "{json}");
         json["data"].take()
     }
 
-    /// Nothing is unread, and the server has not ended the stream.
+    /// Checks that no received bytes are unread and that the server has not ended the stream.
     pub fn expect_nothing(&self) {
         assert_eq!((self.next_frame(), self.read(), self.server_end()), (None, vec![], End::Open));
     }
 
-    /// Nothing is unread before the end of the stream, which is no reset.
+    /// Checks that no received bytes are unread and that the server has ended the stream without a reset.
     pub fn expect_end(&self) {
         assert_eq!((self.next_frame(), self.read(), self.server_end()), (None, vec![], End::Ended));
     }

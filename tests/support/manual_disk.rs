@@ -1,4 +1,4 @@
-//! A disk that executes nothing until the test lets it.
+//! A disk that executes operations only when the test calls `execute`.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::cell::RefCell;
@@ -35,13 +35,13 @@ impl ManualDisk {
         self.0.borrow().waiting.len()
     }
 
-    /// Executes everything that waits as one batch, as the writer thread does with its `execute`.
+    /// Executes all waiting operations as one batch, as the writer thread does.
     pub fn execute(&self, execute: impl FnOnce(&[Operation]) -> Result<Batch, String>) {
         let operations = mem::take(&mut self.0.borrow_mut().waiting);
         self.0.borrow_mut().executed.push_back(execute(&operations));
     }
 
-    /// The process dies: what waits is lost, and nobody sees what was executed.
+    /// Simulates a crash of the server: drops the waiting operations and the results that the server has not received.
     pub fn crash(&self) {
         *self.0.borrow_mut() = Queues::default();
     }

@@ -1,4 +1,4 @@
-//! Drives the server with sockets made of memory and a clock that moves only when a test moves it. A test decides what
+//! Drives the server with in-memory sockets and a clock that moves only when a test moves it. A test decides what
 //! happens in which turn, so a timeout of a minute takes microseconds and every race has one outcome.
 #![allow(dead_code, unused_imports)] // each test binary uses its own part
 
@@ -31,17 +31,17 @@ use crate::support::watched::DEMO_TOKENS;
 pub use link::{Client, End};
 use link::{MemorySocket, SharedLink};
 
-/// As in the event loop.
+/// The same value as in the event loop.
 const ACCEPTS_PER_TURN: usize = 64;
-/// The number for which the event loop of a small server reserves descriptors.
+/// Maximum number of rejected connections that linger.
 pub const MAX_LINGERING: usize = 8;
-/// A server that is not idle after this many turns spins.
+/// Maximum number of turns before the server must be idle. More turns mean an endless loop.
 const MAX_TURNS: usize = 200_000;
-/// accept(2): the process has no descriptor left.
+/// The error of accept(2) if the process has no file descriptors left.
 const EMFILE: i32 = 24;
 pub const NO_EDGE: Readiness = Readiness { readable: false, writable: false, read_closed: false, error: false };
 
-/// A server, its clock, and its end of every connection.
+/// A server, its clock, and the in-memory link of every connection.
 pub struct World {
     server: Server<MemorySocket>,
     now: Now,
@@ -49,10 +49,10 @@ pub struct World {
     links: BTreeMap<Token, SharedLink>,
     reasons: Reasons,
     pub is_stopped: bool,
-    /// Of new connections: see `Client::new`.
+    /// The capacity of new connections: see `Client::new`.
     pub capacity: usize,
     log: Option<LogWriter>,
-    /// Reported in every turn for every socket, besides its own edges.
+    /// Readiness that every socket reports in every turn, in addition to its real edges.
     pub spurious: Readiness,
 }
 
@@ -65,19 +65,19 @@ impl World {
         World::build(args, 1, true)
     }
 
-    /// The seed decides the server's random bytes. If `is_observed`, the reason of each connection's end is recorded.
+    /// `seed` determines the server's random bytes. If `is_observed`, the world records why each connection ends.
     pub fn build(args: &[&str], seed: u64, is_observed: bool) -> World {
         World::with_broker(args, seed, is_observed, |broker| Box::new(broker))
     }
 
-    /// `wrap` returns the server's broker, which may be another one around the memory broker.
+    /// `wrap` returns the server's broker: the memory broker itself, or a broker that wraps it.
     pub fn with_broker(
         args: &[&str],
         seed: u64,
         is_observed: bool,
         wrap: impl FnOnce(MemoryBroker) -> Box<dyn Broker>,
     ) -> World {
-        // Fails after the first time, since the tests of a process share the logger.
+        // Only the first call succeeds, because the tests of a process share the logger.
         let _ = log::set_logger(&LogCheck);
         log::set_max_level(log::LevelFilter::Debug);
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
@@ -119,7 +119,7 @@ impl World {
         client
     }
 
-    /// The reason of the end of a client's connection.
+    /// Returns the reason why a client's connection ended.
     pub fn reason(&self, client: &Client) -> String {
         self.reasons.0.borrow()[&client.token()].clone()
     }
@@ -129,7 +129,7 @@ impl World {
         self.turn_with(|_| {});
     }
 
-    /// One turn of the loop, in which `event` comes after the edges.
+    /// Runs one turn of the loop. Calls `event` after reporting the edges.
     pub fn turn_with(&mut self, event: impl FnOnce(&mut Server<MemorySocket>)) {
         assert!(!self.is_stopped, "the server has stopped");
         if let Some(log) = &self.log {
@@ -189,7 +189,7 @@ impl World {
         self.listener.socket.has_edge.get() || self.links.values().any(|link| link.borrow().has_edge)
     }
 
-    /// Lets time pass. The server has a turn whenever it has asked for one.
+    /// Advances the clock by `time`. The server runs a turn whenever it has asked for one.
     pub fn advance(&mut self, time: Duration) {
         let end = self.now.monotonic + time;
         self.settle();
@@ -230,14 +230,14 @@ impl World {
         self.server.limits.buffered + self.server.limits.buffered_shared.get()
     }
 
-    /// When the server, the listener or the log asks for a turn.
+    /// The time of the next turn that the server, the listener or the log asks for.
     pub fn next_turn_at(&self) -> Option<Duration> {
         let accept = self.listener.next_at.filter(|_| self.server.may_accept());
         let flush = self.log.as_ref().and_then(|log| log.lines().deadline());
         [self.server.next_turn_at(), accept, flush].into_iter().flatten().min()
     }
 
-    /// When the next summary of rejections is due, which no connection causes.
+    /// When the server logs the next summary of rejections. The summary may be due even if no connection is left.
     pub fn next_summary(&self) -> Option<Duration> {
         self.server.limits.next_summary_at()
     }
@@ -246,7 +246,7 @@ impl World {
         &self.listener.socket
     }
 
-    /// From now on, log lines go to a stderr in memory too.
+    /// From now on, also writes log lines to an in-memory stderr.
     pub fn log_to(&mut self, stderr: &Arc<Mutex<Stderr>>) {
         let pipe = Arc::clone(stderr);
         let writer = LogWriter::new(Box::new(move |bytes| pipe.lock().expect("no panic").write(bytes)));
@@ -254,7 +254,7 @@ impl World {
         self.log = Some(writer);
     }
 
-    /// Flushes the log, and then what the log itself says about lost lines.
+    /// Flushes the log twice, because the first flush may add a line about dropped lines.
     pub fn flush_log(&self) {
         (0..2).for_each(|_| self.log.iter().for_each(|log| log.lines().flush()));
     }
@@ -276,14 +276,14 @@ impl Stderr {
     }
 }
 
-/// The kernel's queue of clients that wait to be accepted. As in epoll, each new client is an edge.
+/// The kernel's queue of clients that wait to be accepted. As in epoll, each new client causes an edge.
 #[derive(Default)]
 pub struct Backlog {
     clients: RefCell<VecDeque<(SharedLink, SocketAddr)>>,
     has_edge: Cell<bool>,
     /// While true, every accept fails with EMFILE, whether a client waits or not.
     pub is_out_of_descriptors: Cell<bool>,
-    /// The probability that an accept fails for one client or is interrupted.
+    /// The random source for failed and interrupted accepts, and their probability.
     pub faults: RefCell<Option<(fastrand::Rng, f64)>>,
 }
 
@@ -310,7 +310,7 @@ impl Backlog {
     }
 }
 
-/// The reason of each connection's end.
+/// Why each connection ended.
 #[derive(Clone, Default)]
 struct Reasons(Rc<RefCell<BTreeMap<Token, String>>>);
 
@@ -350,17 +350,17 @@ thread_local! {
     static LOG_WRITER: RefCell<Option<LogWriter>> = const { RefCell::new(None) };
 }
 
-/// The lines that servers of this thread, and so of one test, have logged.
+/// Returns the lines logged by the servers of this thread, which runs a single test.
 pub fn log_lines() -> Vec<String> {
     LOG_LINES.with_borrow(Vec::clone)
 }
 
-/// The same lines, which are then forgotten.
+/// Returns the lines logged by the servers of this thread, and clears them.
 pub fn take_log_lines() -> Vec<String> {
     LOG_LINES.take()
 }
 
-/// No line of the log may contain a token or a control character.
+/// A logger that panics if a line contains a token or a control character.
 struct LogCheck;
 
 impl log::Log for LogCheck {

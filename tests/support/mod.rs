@@ -1,8 +1,8 @@
-//! Common parts of the tests of the running server: a server on a free port, a client made of a raw socket, and the rule
-//! for tools that may be missing.
+//! Shared by the tests of the running server: a server on a free port, a raw-socket client, and the rule for tools that
+//! may be missing.
 //!
-//! Nothing here uses the code under test. The client side is written a second time, as plainly as possible, so that the
-//! same mistake in `ws/` and in its test cannot go unnoticed.
+//! Nothing here uses the code under test. The client side is a second implementation, as simple as possible: tests that
+//! used the code in `ws/` would share its mistakes, and so not find them.
 #![allow(dead_code)] // each test binary uses its own part
 
 pub mod http;
@@ -17,7 +17,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Far longer than anything here needs on a loaded machine. A test that reaches it has failed.
+/// Far longer than any step of a test takes on a loaded machine. A test that reaches this deadline fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// The key of RFC 6455 §1.2, which every raw client here sends.
@@ -40,7 +40,7 @@ impl Server {
         Server::start_at("127.0.0.1:0", args)
     }
 
-    /// The same on a given address, for a restart on a port that clients already know.
+    /// Like [`Server::start`], but on a given address, for a restart on a port that clients already know.
     pub fn start_at(listen: &str, args: &[&str]) -> Server {
         Server::launch(&mut Server::command(listen, args))
     }
@@ -52,7 +52,7 @@ impl Server {
         command
     }
 
-    /// Starts the server from a shell, which runs `setup` before it becomes the server, with `redirection`.
+    /// Starts a shell that runs `setup` and then executes the server with a redirection such as `2>/dev/full`.
     pub fn start_from_shell(setup: &str, redirection: &str, args: &[&str]) -> Server {
         let server = Server::command("127.0.0.1:0", args);
         let mut shell = Command::new("bash");
@@ -60,7 +60,7 @@ impl Server {
         Server::launch(shell.arg(server.get_program()).args(server.get_args()).env_remove("RUST_LOG"))
     }
 
-    /// Runs a command that becomes the server, and waits until it prints its address.
+    /// Runs a command that starts the server, and waits until the server prints its address.
     pub fn launch(command: &mut Command) -> Server {
         let mut child = command
             .stdin(Stdio::null())
@@ -107,7 +107,6 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until the log contains `needle`.
     pub fn wait_for_log(&self, needle: &str) {
         wait_until(&format!("the log contains {needle:?}"), || self.log().contains(needle));
     }
@@ -121,7 +120,6 @@ impl Server {
         signal(self.pid(), name);
     }
 
-    /// Waits until the server exits.
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
         wait_until("the server exits", || {
@@ -213,7 +211,7 @@ impl Frame {
     }
 }
 
-/// A client made of a raw socket: it sends arbitrary bytes, and reads frames strictly.
+/// A raw-socket client: it can send arbitrary bytes, and fails the test if a frame from the server is invalid.
 pub struct RawClient {
     pub stream: TcpStream,
 }
@@ -230,7 +228,7 @@ impl RawClient {
         self.stream.write_all(bytes).expect("the server accepts bytes");
     }
 
-    /// Sends, and ignores that the server may have closed the connection.
+    /// Sends bytes, and ignores errors: the server may have closed the connection.
     pub fn try_send(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
@@ -289,7 +287,7 @@ impl RawClient {
         }
     }
 
-    /// Reads until the server ends the stream. A reset counts as an end.
+    /// Reads until the server closes or resets the connection.
     pub fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         let mut chunk = [0; 4096];
@@ -395,7 +393,7 @@ pub fn require_tool(name: &str, candidates: &[PathBuf]) -> Option<PathBuf> {
     found
 }
 
-/// Prints that a test is skipped. `eprintln!` will not do: the test harness hides it when the test passes.
+/// Prints that a test is skipped. `eprintln!` will not do: the test harness hides its output when the test passes.
 pub fn print_skipped(why: &str) {
     let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {why} ***\n");
 }

@@ -58,7 +58,7 @@ impl Proxy {
     }
 }
 
-/// Connects a client to the server. It holds the lock, so that no client slips through while the line is cut.
+/// Connects a client to the server. Holds the lock meanwhile, so that `cut` misses no new connection.
 fn join(client: TcpStream, server: SocketAddr, shared: &Arc<Mutex<Line>>) {
     let mut line = shared.lock().unwrap();
     if line.state == State::Cut {

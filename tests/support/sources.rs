@@ -1,4 +1,4 @@
-//! The sources of this repository as text, for the tests that compare its documentation with them.
+//! The sources of this repository as text, for tests that compare the documentation with the code.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! A stalled disk: only the server's thread that writes to the disk is suspended, as if the kernel did not return from its
-//! system call.
+//! Simulates a stalled disk: suspends only the server thread that writes to the disk, as if its system call never
+//! returned.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
@@ -28,11 +28,11 @@ sys.stdin.read()
 pub struct Stall(Child);
 
 impl Stall {
-    /// Suspends the thread. `None` if the test may not do so.
+    /// Suspends the thread that writes to the disk. Returns `None` if Python or permission for ptrace(2) is missing.
     pub fn begin(server: &Server) -> Option<Stall> {
         let python = require_tool("python3", &[])?;
         let mut thread = None;
-        // A new thread sets its name itself, perhaps after the server has printed its address.
+        // The thread sets its own name, perhaps after the server has printed its address.
         wait_until("the thread that writes has its name", || {
             let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
             let mut tasks = tasks.map(|task| task.expect("a thread").path());

@@ -1,5 +1,5 @@
-//! Clients of the `events` dialect that survive their server. They keep every text until it is acknowledged, and send it
-//! again to the next server. A checker holds what each of them receives against PROTOCOL.md, sections 5 and 5.1.
+//! Clients of the `events` dialect that outlive their server. They keep every text until it is acknowledged, and resend
+//! it to the next server. A checker compares what each client receives with PROTOCOL.md, sections 5 and 5.1.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
@@ -15,31 +15,31 @@ use crate::support::{Frame, Server, masked, upgrade_request};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const MAX_UNANSWERED: usize = 3;
-/// A client that missed fewer messages than this must resume: they certainly fit into one welcome.
+/// A client that missed at most this many messages must resume: so few messages always fit into one `welcome`.
 const CERTAINLY_FIT: u64 = 500;
 
-/// What a client knows, from its own stream alone.
+/// A client's state, derived only from what it has sent and received.
 pub struct Client {
     pub name: String,
     pub room: String,
-    /// The number of its connection in the crowd.
+    /// Index of the client's connection in the crowd.
     connection: Option<usize>,
     epoch: String,
     session: String,
     last_id: u64,
-    /// The messages that it has sent and not received: nonce and text.
+    /// Nonce and text of each message that the client has sent but not yet received back.
     unanswered: Vec<(String, String)>,
-    /// The nonces that it has sent again on this connection.
+    /// Nonces of the messages that the client has resent on this connection.
     resent: Vec<String>,
     has_response: bool,
     has_joined: bool,
-    /// It sends its unanswered messages with the request, not after the `welcome`.
+    /// Whether the client resends unanswered messages with the request, not after the `welcome`.
     is_hasty: bool,
 }
 
 pub struct Survivors {
     pub clients: Vec<Client>,
-    /// Every message that anyone has received, by room and id. So all of these are acknowledged.
+    /// Every message that any client has received, by room and id. The server must not lose any of these messages.
     pub messages: BTreeMap<(String, u64), Value>,
     pub acknowledged: usize,
     pub resumed: usize,
@@ -102,7 +102,7 @@ impl Survivors {
         }
     }
 
-    /// Reads everything that has arrived. After the end of the server, its last bytes count too.
+    /// Processes everything that has arrived, including the last bytes of a server that has exited.
     pub fn read(&mut self, crowd: &mut Crowd) {
         for number in 0..self.clients.len() {
             let Some(connection) = self.clients[number].connection else { continue };
@@ -127,7 +127,7 @@ impl Survivors {
         }
     }
 
-    /// Lets the clients talk until so many messages are acknowledged. If that is so at once, perhaps not even a join is done.
+    /// Lets the clients talk until `goal` messages are acknowledged. If `goal` is already reached, waits for nothing.
     pub fn talk_until(&mut self, crowd: &mut Crowd, goal: usize) {
         let end = Instant::now() + LIMIT;
         while self.acknowledged < goal {
@@ -139,7 +139,7 @@ impl Survivors {
         (0..8).for_each(|_| self.talk(crowd));
     }
 
-    /// Reads what a killed server has still sent, until all connections have ended.
+    /// Reads the last bytes from a killed server, until all connections have ended.
     pub fn read_to_end(&mut self, crowd: &mut Crowd) {
         let connections: Vec<usize> = self.clients.iter().filter_map(|client| client.connection).collect();
         crowd.turn_until("all connections end", |crowd| connections.iter().all(|id| crowd.members[*id].has_ended));
@@ -163,7 +163,7 @@ impl Survivors {
     }
 
     fn last_ids(&self) -> BTreeMap<String, u64> {
-        // The keys are sorted, so the last id of a room is inserted last.
+        // The keys are sorted by room and id, so each room keeps its last id.
         self.messages.keys().cloned().collect()
     }
 
@@ -199,7 +199,7 @@ impl Survivors {
         }
         (client.epoch, client.session) = (string(&data["epoch"]), string(&data["session"]));
         client.has_joined = true;
-        // A true `resumed` means exactly the missed messages: the ids follow the last one that this client knows.
+        // If `resumed` is true, the history is exactly the missed messages: their ids follow the client's last id.
         for message in history {
             self.receive_message(number, message);
         }
@@ -222,7 +222,7 @@ impl Survivors {
         }
         let key = (client.room.clone(), id);
         if id <= client.last_id {
-            // The room had the message before the client sent it again.
+            // The message was already stored when the client resent it, so the server sends the stored message again.
             let resent = client.resent.iter().position(|nonce| message["nonce"] == **nonce);
             client.resent.remove(resent.unwrap_or_else(|| panic!("{} receives {message} twice", client.name)));
             let known = self.messages.get(&key);
@@ -239,8 +239,8 @@ impl Survivors {
         }
     }
 
-    /// Compares what a stopped server has left with what the clients know: nothing acknowledged is lost, nothing is stored
-    /// twice, and everything else is a message that a client has not received yet.
+    /// Compares a stopped server's history file with the clients' state: no acknowledged message is lost, no message is
+    /// stored twice, and any other stored message is one that its sender has not received yet.
     pub fn check(&self, rows: &Rows) {
         rows.check();
         let lost: Vec<&Value> = self
@@ -270,7 +270,7 @@ impl Client {
     fn resend(&mut self, crowd: &mut Crowd) {
         let connection = self.connection.expect("a connection");
         for (nonce, text) in &self.unanswered {
-            crowd.try_send(connection, &message(nonce, text)); // the server may have been killed after its welcome
+            crowd.try_send(connection, &message(nonce, text)); // may fail: the server may have been killed
             self.resent.push(nonce.clone());
         }
     }

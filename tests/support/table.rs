@@ -49,8 +49,8 @@ pub enum Cut {
 impl Cut {
     pub const BOTH: [Cut; 2] = [Cut::Whole, Cut::Bytes];
 
-    /// The pieces to write. After the first 2 KiB a piece has 997 bytes: by then every header has been cut everywhere, and
-    /// an odd prime cuts payloads at arbitrary places.
+    /// The pieces to write. Single bytes for the first 2 KiB cut every header at every position. Pieces of 997 bytes
+    /// are enough for the rest: a prime number avoids regular cuts.
     pub fn pieces(self, bytes: &[u8]) -> Vec<&[u8]> {
         match self {
             Cut::Whole => vec![bytes],

@@ -1,4 +1,4 @@
-//! Users of the chat, each with one of the three dialects: how they join, what they send, and exactly what they receive.
+//! Users of the chat, each with one of three dialects: how they join, what they send, and exactly what they receive.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use super::{DEADLINE, Frame, RawClient, Server, masked};
 
-/// In an expected object: any time in the format of `time` and `timestamp`.
+/// A placeholder in expected JSON that matches any time in the format of `time` and `timestamp`.
 pub const TIME: &str = "<a time>";
 
-/// The dialect of a [`User`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     Events,
@@ -34,9 +33,9 @@ pub enum End {
 pub struct User {
     pub client: RawClient,
     dialect: Dialect,
-    /// The name in each message of the `rooms` dialect; empty for none.
+    /// The username in each message of the `rooms` dialect. If empty, messages contain no username.
     pub name: String,
-    /// Numbers the Pings of [`User::receives_nothing`].
+    /// The number of Pings that [`User::receives_nothing`] has sent.
     pings: u32,
 }
 
@@ -111,7 +110,7 @@ impl User {
         self.client.send_text(text);
     }
 
-    /// Sends an event with data, even if the dialect is another.
+    /// Sends an event in the `events` dialect, even if the user has another dialect.
     pub fn sends_event(&mut self, event: &str, data: Value) {
         self.send(&json!({"event": event, "data": data}).to_string());
     }
@@ -182,14 +181,14 @@ impl User {
         serde_json::from_str(self.frame().text()).expect("JSON")
     }
 
-    /// The next message is exactly this, except for times and the order of names.
+    /// Asserts that the next message is exactly this, except for times and the order of names.
     pub fn receives(&mut self, expected: Value) -> Value {
         let received = self.receive();
         assert!(same(&expected, &received), "received {received}\nexpected {expected}");
         received
     }
 
-    /// The next message is this event, with at least these fields in its data. Returns the data.
+    /// Asserts that the next message is this event, with at least these fields in its data. Returns the data.
     pub fn receives_event(&mut self, event: &str, data: Value) -> Value {
         let mut received = self.receive();
         assert_eq!(received["event"], event, "{received}");
@@ -200,7 +199,7 @@ impl User {
         received["data"].take()
     }
 
-    /// The next message is an error in the dialect of this user. Returns its text.
+    /// Asserts that the next message is an error in the dialect of this user. Returns its text.
     pub fn receives_error(&mut self) -> String {
         let received = self.receive();
         let message = match self.dialect {
@@ -213,7 +212,7 @@ impl User {
         message
     }
 
-    /// Every message for this user has been read. A Ping frame does not count for the rate limit, and its Pong follows
+    /// Asserts that the user has read every message. A Ping does not count toward the rate limit, and the Pong follows
     /// everything that was sent before it.
     pub fn receives_nothing(&mut self) {
         self.pings += 1;
@@ -224,14 +223,14 @@ impl User {
         assert!(frame.first == 0x8a && text == ping, "an unexpected message: {text}");
     }
 
-    /// The next frame is a Close with this code and this reason, followed by the end of the stream.
+    /// Asserts that the next frame is a Close with this code and this reason, followed by the end of the stream.
     pub fn receives_close(mut self, code: u16, reason: &str) {
         assert_eq!(self.frame().close(), (code, reason.to_owned()));
         self.client.try_send(&masked(0x88, &code.to_be_bytes()));
         self.client.expect_end();
     }
 
-    /// Ends the connection. After an [`End::Close`], the server knows it when this returns.
+    /// Ends the connection. With [`End::Close`], waits until the server has ended it too.
     pub fn disconnects(mut self, how: End) {
         match how {
             End::Close => {
@@ -254,7 +253,7 @@ impl User {
     }
 }
 
-/// Whether a received value is the expected one: the same fields, [`TIME`] for any time, lists of names in any order.
+/// Whether a received value matches the expected one. [`TIME`] matches any time. Lists of strings match in any order.
 pub fn same(expected: &Value, received: &Value) -> bool {
     match (expected, received) {
         (Value::String(word), Value::String(time)) if word == TIME => is_time(time),
@@ -278,7 +277,7 @@ pub fn same(expected: &Value, received: &Value) -> bool {
     }
 }
 
-/// RFC 3339, UTC, milliseconds.
+/// Whether `text` is an RFC 3339 time in UTC with milliseconds.
 fn is_time(text: &str) -> bool {
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     shape == "0000-00-00T00:00:00.000Z" && humantime::parse_rfc3339(text).is_ok()

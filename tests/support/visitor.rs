@@ -1,6 +1,6 @@
-//! Common parts of the tests of the page: a visitor with a browser, a guest with a raw socket, and a scripted server.
+//! Helpers for the page's tests: a visitor with a browser, a guest with a raw socket, and a scripted server.
 //!
-//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, never for a time.
+//! The tests look only at what a person can see: texts, fields, the focus. They wait for conditions, not for a delay.
 #![allow(dead_code, unused_imports, unused_macros)] // each test binary uses its own part
 
 use crate::browser::{Browser, Tab};
@@ -25,7 +25,7 @@ pub(crate) use browser;
 
 // ---- The visitor ----
 
-/// The page opened from disk, with this query string.
+/// The URL that opens the page from disk with this query string.
 pub fn page(query: &str) -> String {
     format!("file://{}/client.html?{query}", env!("CARGO_MANIFEST_DIR").replace(' ', "%20"))
 }
@@ -56,7 +56,7 @@ pub fn type_message(tab: &Tab, text: &str) {
     tab.press_key("Enter", false);
 }
 
-/// Switches the room with the form in the side.
+/// Switches the room with the form in the sidebar.
 pub fn switch_room(tab: &Tab, room: &str) {
     tab.fill("Room name", room);
     tab.press_key("Enter", false);
@@ -68,7 +68,7 @@ pub fn edit_connection(tab: &Tab) {
     tab.wait_for("document.body.dataset.view === 'start'");
 }
 
-/// Waits until the conversation contains this. Messages that have not been sent yet do not count.
+/// Waits until the conversation contains `text`. Messages that the page has not sent yet do not count.
 pub fn wait_for_log(tab: &Tab, text: &str) {
     tab.wait_for(&format!("document.querySelector('#rows').innerText.includes({})", json!(text)));
 }
@@ -81,13 +81,13 @@ pub fn messages(tab: &Tab) -> Value {
     )
 }
 
-/// Waits until the list of members is this.
+/// Waits until the list of members equals `expected`.
 pub fn wait_for_members(tab: &Tab, expected: &[&str]) {
     let list = "[...document.querySelectorAll('#members li')].map((li) => li.textContent.trim())";
     tab.wait_for(&format!("JSON.stringify({list}) === {}", json!(json!(expected).to_string())));
 }
 
-/// The texts that show the state of the connection and what to do.
+/// The visible status texts, such as the state of the connection.
 pub fn words(tab: &Tab) -> String {
     tab.text(
         "[...document.querySelectorAll('[role=status]')]
@@ -95,7 +95,7 @@ pub fn words(tab: &Tab) -> String {
     )
 }
 
-/// The recipient of the message in the box, as the page shows it; empty for the room.
+/// The recipient that the page shows next to the message box; empty for a message to the room.
 pub fn recipient(tab: &Tab) -> String {
     let chip = "document.querySelector('#recipient')";
     tab.text(&format!("{chip}.hidden ? '' : {chip}.children[0].innerText"))
@@ -132,7 +132,7 @@ pub const SHORT_WAITS: &str = "window.waits = []; Math.random = () => 0.9;
 /// A script: no timer ever expires.
 pub const ENDLESS_WAITS: &str = "window.setTimeout = () => 0;";
 
-/// A server without Pings: guests do not reply to them, and a test may take a while.
+/// Starts a server that sends no Pings for five minutes, because guests do not reply to Pings.
 pub fn start(args: &[&str]) -> Server {
     Server::start(&[args, &["--ping-interval", "300", "--idle-timeout", "600"]].concat())
 }
@@ -152,7 +152,7 @@ pub fn joined_guest(server: &Server, room: &str, name: &str) -> RawClient {
     guest
 }
 
-/// Sends a message and waits for its acknowledgement, so that the messages of several users have an order.
+/// Sends a message and waits for its echo, so that messages of several users have a fixed order.
 pub fn say(guest: &mut RawClient, text: &str) {
     guest.send_text(&json!({"event": "message", "data": {"text": text}}).to_string());
     while guest.read_event("message")["text"] != text {}
@@ -164,7 +164,7 @@ pub fn send_as_guest(guest: &mut RawClient, tab: &Tab, text: &str) {
     wait_for_log(tab, text);
 }
 
-/// Nothing is wider than the screen, and nothing has to be scrolled sideways.
+/// Checks that no element is wider than the screen and that nothing scrolls sideways.
 pub fn assert_fits(tab: &Tab, what: &str) {
     let outside = tab.eval(
         "[...document.querySelectorAll('body *:not(.unseen, .unseen *)')]
@@ -207,7 +207,7 @@ pub fn percent(text: &str) -> String {
 
 // ---- A scripted server ----
 
-/// Accepts the next connection that requests an upgrade. Others get no response, not even `/health`.
+/// Accepts the next connection that requests an upgrade. Closes all others without a response, even for `/health`.
 pub fn accept(listener: &TcpListener) -> WebSocket<TcpStream> {
     loop {
         let (stream, _) = listener.accept().unwrap();

@@ -24,8 +24,8 @@ impl Watched {
         Watched::new(Server::start(&[args, &rare].concat()), "dev-token")
     }
 
-    /// Lets witnesses join a running server with this token. If they are to send more than a few messages, it must have no
-    /// rate limit.
+    /// Connects the witnesses to a running server with `token`. If a test calls `still_chats` often, the server needs
+    /// `--rate-limit 0`.
     pub fn new(server: Server, token: &str) -> Watched {
         let room = format!("/?token={token}&username=witness&room=witnesses");
         let (mut sender, receiver) = (server.upgrade(&room), server.upgrade(&room));
@@ -34,15 +34,15 @@ impl Watched {
         Watched { server, sender, receiver, pinger, sent: 0 }
     }
 
-    /// Returns when the server has read everything that was sent to it before: it has one loop, and has replied to
-    /// something later.
+    /// Waits until the server has read all bytes sent before: the server has a single event loop, and replies to a Ping
+    /// sent later.
     pub fn barrier(&mut self) {
         self.pinger.send(&masked(0x89, b"barrier"));
         assert_eq!(self.pinger.read_frame().payload, b"barrier");
     }
 
-    /// The same, and the server has written its replies as well. Within a turn of the loop, the Pong may be written before
-    /// another client's reply; when a second Pong arrives, that turn is over.
+    /// Waits until the server has also written its replies to all bytes sent before. In one turn of the event loop, the
+    /// server may write the first Pong before another client's reply, but the second Pong follows in a later turn.
     pub fn quiet(&mut self) {
         self.barrier();
         self.barrier();
@@ -69,7 +69,7 @@ impl Watched {
         }
     }
 
-    /// To be called after the last row: the server runs, and its log contains neither a token nor a control character.
+    /// Checks after the last row that the server still runs, and that its log contains no token or control character.
     pub fn finish(mut self, secrets: &[&str]) {
         self.still_chats();
         assert!(self.is_running(), "the server runs");

@@ -1,4 +1,4 @@
-//! The history file: its schema, its checks at start, and the operations that one transaction executes.
+//! The history file: its schema, the checks at startup, and the operations, which run in batches.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::io::ErrorKind;
@@ -65,7 +65,7 @@ pub enum Operation {
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
-    /// Does nothing in the file. Gives a join behind pending messages a place and a cost in a batch: see `cost`.
+    /// Does not use the file. Makes a join wait for earlier messages, and adds the join's `cost` to the batch.
     Wait,
 }
 
@@ -74,7 +74,7 @@ pub enum Outcome {
     Stored(u64), // id of the stored message
     Duplicate(StoredMessage),
     DiskFull,
-    Messages { last_id: u64, messages: Vec<StoredMessage> }, // the oldest message is first
+    Messages { last_id: u64, messages: Vec<StoredMessage> }, // oldest first
     NotResumable,
     Waited,
 }
@@ -82,7 +82,7 @@ pub enum Outcome {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub outcomes: Vec<Outcome>,   // one outcome per operation, in the same order
-    pub deletions: Vec<Deletion>, // messages deleted after the operations because of their age
+    pub deletions: Vec<Deletion>, // messages that the expiry sweep deleted after the operations
 }
 
 /// Reports that the room's messages up to and including `id` were deleted.
@@ -102,8 +102,8 @@ pub struct StoredMessage {
 }
 
 impl Operation {
-    /// The operation's cost in bytes, which limits the size of a batch. After a stall of the disk, one turn of the
-    /// event loop applies a few batches, and together these must not send a client more than its outbox can hold.
+    /// The operation's cost in bytes. The total cost of a batch is limited: after a disk stall, one turn of the event
+    /// loop applies a few batches, and their events must fit in a client's outbox.
     pub fn cost(&self) -> usize {
         if let Operation::Store { message, .. } = self { message.json_len() } else { MAX_BATCH_COST / 16 }
     }
@@ -189,8 +189,8 @@ impl Database {
         Ok(database)
     }
 
-    /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores none of
-    /// them. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
+    /// Executes a batch in order, in one transaction if the batch stores messages. If the disk is full, stores no
+    /// message. After an `Err`, the file can no longer be trusted, and it is unknown whether the messages are stored.
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
         self.is_trusted = false;
         let mut executed = self.commit(operations);
@@ -232,7 +232,7 @@ impl Database {
         for operation in operations {
             let outcome = if let Operation::Store { room, message } = operation {
                 let mut original = find_duplicate(&transaction, room, message)?;
-                // First delete messages that exceed `keep` since this batch began: their nonces are free again.
+                // The batch may have pushed the original beyond `keep`. Deleting the original frees its nonce.
                 if original.is_some() {
                     update_rooms(&transaction, &mut rooms, keep)?;
                     original = find_duplicate(&transaction, room, message)?;
@@ -336,10 +336,10 @@ impl Database {
 }
 
 impl Drop for Database {
-    /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: that would sync the file
-    /// again, and the second fsync may succeed although the first has lost data.
+    /// Lets SQLite checkpoint and remove the WAL on close, but not after an error or a panic: a checkpoint would sync
+    /// the file again, and the second fsync may succeed although the first has lost data.
     fn drop(&mut self) {
-        // Only here: each change of this setting makes SQLite prepare all statements again, which takes 100 µs.
+        // Set this only on close: each change makes SQLite prepare all statements again, which takes 100 µs.
         let _ = self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !self.is_trusted);
     }
 }
@@ -384,7 +384,7 @@ fn store<'b>(
     Ok(Outcome::Stored(room.last_id))
 }
 
-/// Records the new ids, and deletes messages beyond `keep`, so that the following reads see the rooms as they are.
+/// Records the rooms' new ids and deletes messages beyond `keep`, so that later reads in the batch see both changes.
 fn update_rooms(connection: &Connection, rooms: &mut BTreeMap<&str, ChangedRoom>, keep: u64) -> rusqlite::Result<()> {
     for (_, ChangedRoom { room, last_id, deleted_id, stored }) in std::mem::take(rooms) {
         connection.prepare_cached("UPDATE rooms SET last_id = ? WHERE id = ?")?.execute(params![last_id, room])?;
@@ -413,8 +413,8 @@ fn delete_until(connection: &Connection, room: i64, id: u64) -> rusqlite::Result
 fn create_schema(connection: &mut Connection) -> rusqlite::Result<()> {
     let is_empty: bool = connection.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))?;
     if is_empty {
-        // Set `auto_vacuum` in the transaction that sets the application id and schema version: a crash must not leave
-        // a header without these. Defer the write lock: `auto_vacuum` has no effect in a transaction that holds it.
+        // Set `auto_vacuum`, the application id and the schema version in one transaction: a crash must not leave a
+        // header with only some of them. Defer the write lock: a transaction that holds it cannot set `auto_vacuum`.
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Deferred)?;
         transaction.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;

@@ -11,7 +11,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 pub const APPLICATION_ID: u32 = 0x7769_7265; // "wire" in ASCII
 pub const SCHEMA_VERSION: u32 = 1;
-pub const DAMAGED: &str = "the file is damaged"; // the start of an error text
+pub const DAMAGED: &str = "the file is damaged"; // error prefix that `wirechat history check` recognizes
 const LEGACY_FORMAT: u8 = 1; // write version in the header of a database without WAL
 
 pub fn connect(path: &Path) -> rusqlite::Result<Connection> {

@@ -14,8 +14,8 @@
 //!
 //! Each start of the server begins a *run* with a random name, which is the epoch. The file records which run stored
 //! each message. A client that knows epoch E and message S resumes if the file contains a run named E, if run E or an
-//! earlier run stored message S, and if the file still contains every later message. In the example, run a stores
-//! messages 1 to 3, and run b stores message 4. Then a backup, made after message 2, replaces the file, and run c
+//! earlier run stored message S, and if the file still contains every later message. In this example, run `a` stores
+//! messages 1 to 3, and run `b` stores message 4. Then a backup, made after message 2, replaces the file, and run `c`
 //! stores different messages 3 and 4:
 //!
 //! ```text
@@ -87,7 +87,7 @@ struct Queued {
 }
 
 impl SqliteBroker {
-    /// Opens the database and starts the writer thread. `memory` creates a `MemoryBroker`. `Err` is for the operator.
+    /// Opens the database and starts the writer thread. `memory` creates a `MemoryBroker`. `Err` is an error text.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
@@ -209,7 +209,7 @@ impl SqliteBroker {
             _ => None,
         };
         let text = match &event {
-            // Twice, because the queued disk operation has a copy.
+            // Count the message twice: the queued disk operation has a copy.
             RoomEvent::Published { message, .. } => 2 * memory_bytes(message),
             RoomEvent::Private { recipients, message } => size_of_val(&**recipients) + message.text.len(),
             _ => 0,
@@ -220,7 +220,7 @@ impl SqliteBroker {
         operation.into_iter().for_each(|operation| self.disk.submit(operation));
     }
 
-    /// Drops messages from memory that the file no longer has, once the events before the deletions are released.
+    /// Once all events before the deletions are released, drops the deleted messages from memory.
     fn apply_deletions(&mut self) {
         let deletions = if self.outcomes.is_empty() { mem::take(&mut self.deletions) } else { Vec::new() };
         for deletion in deletions {

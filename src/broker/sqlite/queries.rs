@@ -1,4 +1,4 @@
-//! Reads of a history file: the newest messages of a room, pages, what a client missed, and repeated messages.
+//! Queries of a history file: a room's newest messages, pages, the messages that a client missed, and duplicates.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -46,7 +46,7 @@ fn read(connection: &Connection, room: &str, before: u64, limit: usize, max_byte
     )?;
     for message in statement.query_map(params![room, before, limit], read_message)? {
         let message = message?;
-        // Stop at a gap in the ids, left by an edit of the file. One message beyond `max_bytes` reveals older ones.
+        // Stop at a gap in the ids (the file was edited). One message beyond `max_bytes` shows that older ones exist.
         if message.id + messages.len() as u64 + 1 != before || bytes > max_bytes && messages.len() > 1 {
             break;
         }

@@ -9,7 +9,6 @@ use super::database::StoredMessage;
 use super::file::{check_header, connect, create, explain, plain_path};
 use super::queries::read_message;
 
-/// A history file that no server is using.
 pub struct FileReader(Connection);
 
 impl FileReader {
@@ -46,7 +45,7 @@ impl FileReader {
             _ => format!("cannot create {}: {error}", path.display()),
         })?;
         self.0.execute("VACUUM INTO ?", [name]).map(drop).map_err(|error| {
-            let _ = std::fs::remove_file(path); // an incomplete copy
+            let _ = std::fs::remove_file(path); // a failed VACUUM leaves an incomplete copy
             explain(&error)
         })
     }

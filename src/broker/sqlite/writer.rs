@@ -13,7 +13,7 @@ const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the 
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
-    operations: Option<Sender<Operation>>, // `None` tells the writer thread to stop
+    operations: Option<Sender<Operation>>, // set to `None` to stop the writer thread
     batches: Receiver<Result<Batch, String>>,
     thread: Option<JoinHandle<()>>,
 }

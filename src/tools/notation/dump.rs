@@ -34,7 +34,7 @@ pub fn read(text: &str) -> Result<Decoded, String> {
     let lines = parse_lines(text)?;
     let first = lines.first().ok_or("a dump has at least one line")?;
     if let Some(line) = lines.iter().find(|line| line.has_16_bit_words()) {
-        // Reject a hex dump of 16-bit words: on a little-endian machine, tools swap each pair of bytes and pad an odd last one.
+        // Reject 16-bit words: on a little-endian machine, tools swap each pair of bytes and pad an odd last byte.
         return Err(format!(
             "line {} has words of 16 bits, whose byte order depends on the machine: use hexdump -C, od -tx1 or xxd \
              (or add --as hex)",

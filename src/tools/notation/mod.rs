@@ -54,7 +54,7 @@ impl Decoded {
     }
 }
 
-/// Detects how `text` writes bytes, for example as a hex dump or a decimal list, and decodes the bytes.
+/// Detects the notation of `text`, for example a hex dump or a decimal list, and decodes the bytes.
 ///
 /// ```
 /// use wirechat::tools::notation;

@@ -1,7 +1,7 @@
-//! A test case: what the client sends, what the server must send back, and the rule under test. Cases are data, with
-//! their bytes in the notation of [`notation`]. A case checks statuses, replies, close codes and how the connection
-//! ends, never the text of a close reason, because the RFC leaves that text to the server. A case may list other
-//! behaviour that an RFC permits, and cites the section.
+//! A test case: what the client sends, what the server must send back, and the rule under test. Cases are constants;
+//! [`notation`] parses their bytes. A case checks statuses, replies, close codes and how the connection ends,
+//! never the text of a close reason, because the RFC leaves that text to the server. A case may also list other
+//! behaviour that an RFC permits, with the section that permits it.
 
 use crate::tools::notation;
 use crate::ws::close::ProtocolError;

@@ -12,7 +12,7 @@ use crate::tools::screen::{escape, quote, shorten};
 
 /// Maximum number of received messages and Pongs that the report of a test case describes.
 const MAX_DESCRIBED_REPLIES: usize = 4;
-/// Longest payload, in bytes, that a report shows in full. Of a longer payload, the report shows only the length.
+/// Longest payload, in bytes, that a report shows in full. For longer payloads, a report shows only the length.
 const MAX_SHOWN_BYTES: usize = 60;
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -36,7 +36,7 @@ impl<'s> Connection<'s> {
     /// Wraps a connected socket. `show` receives each trace record.
     ///
     /// # Errors
-    /// Fails if the socket does not accept its options.
+    /// Fails if a socket option cannot be set.
     pub fn new(stream: TcpStream, timing: Timing, show: &'s mut dyn FnMut(Record)) -> std::io::Result<Connection<'s>> {
         // Disable Nagle's algorithm, which could merge the parts of a split frame into one TCP segment.
         stream.set_nodelay(true)?;

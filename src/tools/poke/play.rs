@@ -66,7 +66,7 @@ pub enum Closing {
 /// Runs a test case on a new connection. `show` receives each trace record immediately.
 ///
 /// # Errors
-/// Fails if the socket does not accept its options.
+/// Fails if the operating system rejects a socket option.
 pub fn play(
     case: &Case,
     url: &Url,
@@ -157,8 +157,8 @@ impl Player<'_> {
         }
     }
 
-    /// Waits for the expected replies. If the case expects an open connection, or a rejection that did not come, sends
-    /// a Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
+    /// Waits for the expected replies. If the connection should be open, or is open despite an expected rejection,
+    /// sends a Ping ([`PROBE_PAYLOAD`]), waits for its Pong, and returns `true`, even without a Pong.
     fn wait_for_replies(&mut self, case: &Case) -> bool {
         let timeout = self.timing.timeout;
         let expects_http = matches!(case.end, End::Status(_) | End::HttpError | End::ListsVersion | End::NoUpgrade);
@@ -198,8 +198,8 @@ impl Player<'_> {
         self.connection.read_to_end(self.timing.timeout);
     }
 
-    /// Starts a closing handshake (§7.1.2), unless the client's last frame is incomplete: the server would read the Close
-    /// as payload. The client sends its test Ping only after a complete frame.
+    /// Starts a closing handshake (§7.1.2), unless the client's last frame is incomplete: the server would read the
+    /// Close as payload. `is_probed` implies a complete frame, because no test Ping follows an incomplete frame.
     fn try_closing_handshake(&mut self, is_probed: bool) -> Option<Closing> {
         let connection = &mut self.connection;
         let is_open = connection.tcp == TcpState::Open && !connection.is_half_closed && !connection.inbox.is_final();

@@ -1,5 +1,5 @@
-//! Commands of the three dialects against `serde_json::Value` and the rules of PROTOCOL.md, and events against the JSON that
-//! they must be.
+//! Compares the parsed commands of the three dialects with `serde_json::Value` and the rules of PROTOCOL.md, and the
+//! written events with the expected JSON.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The keys of an object, repeated ones too, which a `Value` cannot show.
+/// The keys of an object, including repeated keys, which a `Value` does not keep.
 struct Keys(Vec<String>);
 
 impl<'de> Visitor<'de> for Keys {
@@ -50,9 +50,9 @@ fn has_repeated_key(json: &str) -> bool {
     keys.is_ok_and(|keys| keys.0.iter().collect::<HashSet<_>>().len() < keys.0.len())
 }
 
-/// `Ok(None)`: no opinion, because `Value` is stricter than the dialect about values that nobody reads.
+/// Returns `Ok(None)` if `Value` cannot decide: it rejects some invalid values that the dialect skips without a check.
 fn parse(text: &str) -> Result<Option<Value>, ()> {
-    // A key of this name has a meaning of its own for a `Value`.
+    // serde_json uses keys with this prefix internally, so a `Value` does not treat them as ordinary keys.
     if text.contains("$serde_json::private") {
         return Ok(None);
     }
@@ -107,7 +107,7 @@ fn check_events_dialect(text: &str) {
 
 type Expected<'a> = Result<(Command<'a>, Option<Cow<'a, str>>), ()>;
 
-/// The command and its nonce.
+/// Returns the expected command and nonce.
 fn expect_command<'a>(event: Option<&str>, data: &'a Map<String, Value>) -> Expected<'a> {
     match event {
         Some("message") => Ok((text_command(data, None)?, valid_nonce(data)?)),
@@ -140,7 +140,7 @@ fn text_command<'a>(data: &'a Map<String, Value>, to: Option<Cow<'a, str>>) -> R
     Ok(Command::Message { username: None, to, text: string(data, "text")?.unwrap_or_default() })
 }
 
-/// The text of the `data` field.
+/// The raw JSON of the `data` field.
 fn raw_data(text: &str) -> Option<String> {
     let fields: std::collections::BTreeMap<String, Box<serde_json::value::RawValue>> =
         serde_json::from_str(text).ok()?;
@@ -170,7 +170,7 @@ fn rooms_command(message: &Map<String, Value>) -> Result<Command<'_>, ()> {
     }
 }
 
-/// Events with a text of any characters.
+/// Checks events whose strings contain arbitrary characters.
 fn check_written(text: &str) {
     let half = (0..=text.len() / 2).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     let (name, body) = text.split_at(half);

@@ -1,5 +1,5 @@
-//! A stream of frames: its cuts must not matter, and `tungstenite` must read the same messages from it. The first byte of
-//! the input chooses the limits, and whether the rest is the stream itself or describes frames that obey more rules.
+//! Checks that cuts in a stream of frames do not change the result, and that `tungstenite` reads the same messages. The
+//! input's first byte selects the limits, and whether the rest is the stream itself or describes mostly valid frames.
 
 use std::io::{self, Cursor, Read, Write};
 
@@ -13,12 +13,12 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::utf8::receive;
 
-/// Three bytes per frame: the first byte of the frame, and the length of the payload, which follows.
+/// Encodes frames. `data` describes each frame by its first byte, two bytes of payload length, and the payload.
 fn describe(mut data: &[u8]) -> Vec<u8> {
     let mut stream = Vec::new();
     while let &[first, high, low, ref rest @ ..] = data {
         let len = (usize::from(high & 0x03) << 8 | usize::from(low)).min(rest.len());
-        // Without RSV bits, and with a control frame's bit only on a short frame.
+        // Clear the RSV bits. If the payload is too long for a control frame, also clear the control bit of the opcode.
         let first = if len > 125 { first & 0x87 } else { first & 0x8f };
         stream.extend(encode_masked_frame(first, rest[..len].to_vec(), [high, low, first, 0]));
         data = &rest[len..];
@@ -46,7 +46,7 @@ pub fn check(data: &[u8]) {
     compare(&stream, limits);
 }
 
-/// A Pong for each Ping, in order, and at most one Close, which is the last frame.
+/// Checks that the output is a Pong for each Ping, in order, and then at most one Close.
 fn check_output(stream: &[u8], limits: Limits, mut output: &[u8], state: State) {
     let mut stream = stream.to_vec();
     let (mut input, mut protocol) = (&mut stream[..], Protocol::new(limits));
@@ -91,7 +91,7 @@ fn compare(stream: &[u8], limits: Limits) {
             Event::Message(Message::Binary(bytes)) => Theirs::binary(bytes.to_vec()),
             Event::Ping(payload) => Theirs::Ping(payload.to_vec().into()),
             Event::Pong(payload) => Theirs::Pong(payload.to_vec().into()),
-            // tungstenite does not know 1014, which IANA added later.
+            // tungstenite rejects close code 1014, which IANA registered after RFC 6455.
             Event::Close(Some(code), _) if code.get() == 1014 => {
                 Theirs::Close(Some(CloseFrame { code: 1002.into(), reason: "Protocol violation".into() }))
             }
@@ -114,7 +114,7 @@ fn compare(stream: &[u8], limits: Limits) {
     match failure {
         None | Some(ReservedBits | ReservedOpcode(_) | FragmentedControl | Unmasked) => {}
         Some(UnexpectedContinuation | ExpectedContinuation | TextNotUtf8 | ClosePayloadOfOneByte) => {}
-        // Rules that tungstenite does not have, or not in the same order: it may read on.
+        // tungstenite lacks the rule, or checks rules in another order, so it may read more messages.
         _ => theirs.truncate(ours.len()),
     }
     assert_eq!(ours, theirs, "tungstenite reads other messages (our failure: {failure:?})");

@@ -1,6 +1,6 @@
-//! What must hold for every input, however it is cut. Each oracle compares the server's code with a second opinion: another
-//! library, plain rules, or the same code with the input in other pieces. A failure is a panic. Two tables of Unicode facts are
-//! the server's own: which characters are ignorable, and the keys of usernames in token files.
+//! Properties that must hold for every input, however the input is split. Each oracle compares the server's code with
+//! another library, with plain rules, or with the same code on differently split input. On a mismatch, the oracle
+//! panics. The oracles share two Unicode functions with the server: `is_ignorable`, and `username_key` for token files.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)] // each fuzz target uses one oracle
 
 pub mod dialects;
@@ -24,7 +24,7 @@ const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO }
 
 type Oracle = fn(&[u8]);
 
-/// Every oracle by the name of its target.
+/// All oracles, each with the name of its fuzz target.
 pub const ALL: [(&str, Oracle); 9] = [
     ("dialects", dialects::check),
     ("frames", frames::check),
@@ -37,7 +37,7 @@ pub const ALL: [(&str, Oracle); 9] = [
     ("utf8", utf8::check),
 ];
 
-/// Lengths that cut `len` bytes: all at once (0), one by one (1), or at random, as the seed says.
+/// Splits `len` bytes into pieces and returns their lengths. Seed 0: one piece; seed 1: single bytes; else random.
 fn cuts(seed: u8, len: usize) -> Vec<usize> {
     let mut random = fastrand::Rng::with_seed(seed.into());
     let mut left = len;
@@ -53,7 +53,7 @@ fn cuts(seed: u8, len: usize) -> Vec<usize> {
     std::iter::from_fn(next).collect()
 }
 
-/// Allows every host and origin, so that other rules decide.
+/// Allows every host and origin, so that only other rules can reject a request.
 fn access(tokens: Option<&str>) -> Access {
     let config =
         Config::try_parse_from(["wirechat", "--allow-host", "*", "--allow-origin", "*"]).expect("a configuration");

@@ -1,4 +1,4 @@
-//! Usernames and room names: the rules of PROTOCOL.md, and keys that do not depend on how a name is written.
+//! Checks usernames and room names against the rules of PROTOCOL.md, and that all spellings of a username have one key.
 
 use std::rc::Rc;
 
@@ -54,7 +54,7 @@ fn check_key(name: &str) {
     for spelling in spellings {
         assert_eq!(key(&spelling), own, "{name:?} and {spelling:?}");
     }
-    // Without context, upper and lower case of a letter are the same letter.
+    // In upper case, the name has the same key. Skip names with a letter whose case mapping is not one-to-one.
     if name.chars().all(|c| c.is_ascii() || c.to_uppercase().count() == 1 && c.to_lowercase().count() == 1) {
         let round = |c: char| c.to_uppercase().next().is_some_and(|upper| upper.to_lowercase().eq([c]));
         if name.chars().all(|c| round(c) || c.is_ascii()) {

@@ -1,5 +1,5 @@
-//! Bytes written in each notation must be read back, or the result must name another way to read them. The input is also
-//! read as a text itself, and explained as frames.
+//! Writes the input in each notation, and reads the text back: `read` must return the same bytes or name an
+//! alternative. Also reads the input itself as text, and explains the input as frames.
 
 use std::fmt::Write;
 
@@ -9,7 +9,7 @@ use wirechat::tools::explain::frames::explain;
 use wirechat::tools::notation::{self, Notation};
 use wirechat::ws::frame::Role;
 
-/// The largest dump: its limit is 1 MiB, and one more line may follow.
+/// Maximum length of a decoded dump: a `*` line repeats bytes up to 1 MiB, and one more line may follow.
 const MAX_DUMP: usize = (1 << 20) + 64;
 
 pub fn check(data: &[u8]) {
@@ -30,9 +30,9 @@ pub fn check(data: &[u8]) {
             }
             match notation::read(&text) {
                 Ok(reading) => {
-                    // Decimal numbers of two digits, and base64 of only A to F and hyphens, are hexadecimal digits too. So is
-                    // base64 that starts like 0x4.
-                    // Hexadecimal digits that look like bits are no frame if they start with a reserved bit.
+                    // Some texts match two notations, but `read` names no alternative: hexadecimal digits that look
+                    // like bits and would set a reserved bit; two-digit decimal numbers, which look hexadecimal; and
+                    // base64 that contains only hexadecimal digits and hyphens, perhaps after 0x.
                     let is_alike = match notation {
                         Some(Notation::Hex) => reading.read_as == "bits" && data[0] & 0x70 != 0,
                         Some(Notation::Decimal) => data.iter().all(|byte| *byte < 100),
@@ -46,8 +46,8 @@ pub fn check(data: &[u8]) {
                     let is_ambiguous = reading.alternative.is_some() || is_alike;
                     assert!(reading.bytes == data || is_ambiguous, "{notation:?}: {text:?} is read as {reading:?}");
                 }
-                // Base64 without padding may be a word, and one number alone has no notation. In other cases, the error says
-                // how to choose between two notations.
+                // A single number, or base64 that looks like a word, may be rejected without advice. Any other error
+                // must say how to choose a notation.
                 Err(error) => {
                     let is_vague = data.len() == 1 || notation == Some(Notation::Base64);
                     let says_how = error.contains("--as ") || error.contains("use od");
@@ -63,7 +63,7 @@ fn check_text(text: &str) {
     let readings = [Hex, Dump, Decimal, Octal, Bits, String, Base64].map(|notation| notation::read_as(notation, text));
     for result in readings.into_iter().chain([notation::read(text)]) {
         match result {
-            // A line with * repeats the line before it.
+            // In a dump, a `*` line repeats the line before it, so a short text may decode to many bytes.
             Ok(reading) => {
                 let max = if text.contains('*') { MAX_DUMP } else { 4 * text.len() };
                 assert!(!reading.read_as.is_empty() && reading.bytes.len() <= max);
@@ -73,7 +73,7 @@ fn check_text(text: &str) {
     }
 }
 
-/// The bytes in each notation. `None`: with something around them, so that only `read` knows the notation.
+/// Writes `data` in each notation. `None`: a JavaScript array with its type, for which there is no `Notation`.
 fn write(data: &[u8]) -> Vec<(Option<Notation>, String)> {
     let join = |format: fn(&u8) -> String, between: &str| data.iter().map(format).collect::<Vec<_>>().join(between);
     let (mut xxd, mut hexdump, mut wireshark) = (String::new(), String::new(), String::new());

@@ -1,4 +1,4 @@
-//! Query strings against a plain decoder, one byte at a time.
+//! Compares the server's parsing of query strings with a simple decoder that reads one byte at a time.
 
 use std::net::Ipv4Addr;
 
@@ -9,7 +9,7 @@ use wirechat::ws::request::Request;
 const REST: &str = "Host: a.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
-/// The bytes that a parameter stands for, or `None` if an escape is malformed.
+/// Decodes `+` and percent escapes. Returns `None` if an escape is malformed.
 fn decode(text: &str) -> Option<Vec<u8>> {
     let (mut decoded, mut bytes) = (Vec::new(), text.bytes());
     while let Some(byte) = bytes.next() {

@@ -1,5 +1,5 @@
-//! Recordings: what parses must survive being written and parsed again, and a replay must show the same records however the
-//! reads and writes were cut.
+//! Tests recordings. Writing and parsing a recording again must not change it. A replay must show the same records
+//! however the recorded bytes are split into reads and writes.
 
 use std::time::{Duration, SystemTime};
 
@@ -41,7 +41,7 @@ fn write(recording: &Recording) -> String {
     std::iter::once(first).chain(lines).map(|line| line + "\n").collect()
 }
 
-/// The rest of the input is alternately from the client and from the server.
+/// The client and the server send the input in turns. A replay must not depend on how each turn is split into reads.
 fn check_cuts(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
@@ -60,7 +60,7 @@ fn check_cuts(data: &[u8]) {
             }
         }
         steps.push(Step::End("the test ends".to_owned()));
-        // Whole microseconds, as in a file.
+        // A recording file stores times in whole microseconds.
         let at = SystemTime::UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456);
         Recording { connection: 7, entries: steps.into_iter().map(|step| Entry { at, step }).collect() }
     };
@@ -74,7 +74,7 @@ fn check_cuts(data: &[u8]) {
     }
 }
 
-/// A frame that breaks a rule is shown at once, with as much as the read held.
+/// Ignores the bytes of an invalid or incomplete frame, because the frame shows only the bytes of one read.
 fn are_same(one: &Record, other: &Record) -> bool {
     let is_partial = |frame: &Frame| {
         let is_wrong = FrameHeader::parse(frame.from, frame.header.bytes()).is_err();
@@ -84,7 +84,7 @@ fn are_same(one: &Record, other: &Record) -> bool {
         (RecordKind::Frame(one), RecordKind::Frame(other)) if is_partial(one) || is_partial(other) => {
             (one.from, one.number) == (other.from, other.number)
         }
-        // The explanation quotes the bytes that had arrived.
+        // Ignore the explanation: it quotes the bytes that have arrived, which depend on the size of the reads.
         (RecordKind::Failure(one), RecordKind::Failure(other)) => {
             (one.by, one.frame, one.code) == (other.by, other.frame, other.code)
         }
@@ -92,7 +92,7 @@ fn are_same(one: &Record, other: &Record) -> bool {
     }
 }
 
-/// The records, without the number of reads.
+/// Returns the records without the numbers of the reads and writes (`parts`).
 fn replay(recording: &Recording) -> Vec<Record> {
     let mut records = Vec::new();
     recording.replay(|record| {

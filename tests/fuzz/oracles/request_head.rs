@@ -1,5 +1,5 @@
-//! Request heads against a second parser: rules over lines, without `httparse`. A head that breaks no rule of the handshake
-//! must become an upgrade, and no other head may.
+//! Compares the parsing of request heads with a second, line-based parser that does not use `httparse`. A request that
+//! obeys all rules of the handshake must become an upgrade, and no other request may.
 
 use std::net::Ipv4Addr;
 use std::time::SystemTime;
@@ -52,7 +52,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Reads in pieces. Returns the offset of what follows the head.
+/// Passes `bytes` to a `HeadReader` in pieces. Returns the offset of the first byte after the head.
 fn read(bytes: &[u8], max: usize, read_cuts: u8) -> (Result<Option<usize>, Rejection>, HeadReader) {
     let (mut reader, mut start) = (HeadReader::default(), 0);
     for len in cuts(read_cuts, bytes.len()) {
@@ -69,7 +69,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// Where the head ends, or the status of the rejection, before the headers are parsed.
+/// Returns the expected end of the head, or the expected status of a rejection before the headers are parsed.
 fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
     let accepted = &bytes[..bytes.len().min(max)];
     let (mut start, mut has_request_line) = (0, false);
@@ -105,12 +105,12 @@ fn expect_end(bytes: &[u8], max: usize) -> Result<Option<usize>, u16> {
 }
 
 fn check_request_line(line: &[u8]) -> Result<(), u16> {
-    // With a CR inside, the line is malformed whatever its version, which ends there.
+    // Parse only the part before a stray CR: the caller rejects any line with a stray CR.
     let line = line.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let parts: Vec<&[u8]> = line.splitn(3, |byte| *byte == b' ').collect();
     let &[method, target, version] = &parts[..] else { return Err(400) };
     let is_method = !method.is_empty() && method.iter().all(|byte| is_token(*byte));
-    // A byte over 127 that is no character is an error of `httparse` at that place, and any is one of ours.
+    // The server rejects any non-ASCII target. `httparse` accepts valid UTF-8, but rejects other bytes at once.
     let is_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte < 0x7f);
     match version {
         b"HTTP/1.0" | b"HTTP/1.1" if is_method && is_target && !target.contains(&b'#') => Ok(()),
@@ -119,7 +119,7 @@ fn check_request_line(line: &[u8]) -> Result<(), u16> {
                 && minor.is_ascii_digit()
                 && !version.starts_with(b"HTTP/1.0")
                 && version != b"HTTP/1.1";
-            // The target is checked for `#` after the version.
+            // The server checks the target for `#` and non-ASCII characters only after the version.
             let may_be_target = !target.is_empty() && target.iter().all(|byte| *byte > b' ' && *byte != 0x7f);
             let is_text = std::str::from_utf8(target).is_ok();
             let is_preface = line.starts_with(b"PRI * ");
@@ -130,7 +130,7 @@ fn check_request_line(line: &[u8]) -> Result<(), u16> {
 }
 
 fn split_lines(head: &[u8]) -> Vec<String> {
-    // Bytes become characters of the same number, so that no byte is lost.
+    // Convert each byte to the character with the same code (Latin-1), so that no byte is lost.
     let text: String = head.iter().map(|byte| char::from(*byte)).collect();
     text.split("\r\n").map(str::to_owned).take_while(|line| !line.is_empty()).collect()
 }
@@ -177,7 +177,7 @@ impl Head<'_> {
         elements.any(|element| element.trim_matches([' ', '\t']).eq_ignore_ascii_case(token))
     }
 
-    /// The rules of RFC 6455 §4.2.1 but for lists of subprotocols and extensions.
+    /// Checks the rules of RFC 6455 §4.2.1, except those for subprotocols and extensions.
     fn is_upgrade(&self) -> bool {
         let (keys, hosts) = (self.all("sec-websocket-key"), self.all("host"));
         let is_key = |key: &str| {
@@ -196,7 +196,7 @@ impl Head<'_> {
             && is_key(keys[0])
     }
 
-    /// Whether the handshake has no rule for any other header.
+    /// Whether the request lacks all other headers that the server checks.
     fn has_no_other_checked_header(&self) -> bool {
         ["sec-websocket-protocol", "sec-websocket-extensions", "origin", "authorization"]
             .iter()

@@ -1,4 +1,4 @@
-//! Token files against plain rules. An error must never quote a token, and a reload must keep the ids.
+//! Compares the token-file parser with a simpler one. An error must not quote a token; a reload must keep the ids.
 
 use std::collections::HashMap;
 
@@ -55,7 +55,7 @@ pub fn check(data: &[u8]) {
             Some(number) => {
                 let fixed = error.strip_prefix(&format!("line {number}: ")).expect("the number of the line");
                 let (token, username) = lines[number as usize - 1].expect("a token");
-                // A text of the error may hold a short token by chance.
+                // An error text may contain a short token by coincidence.
                 let quoted = fixed.contains(token) && token.len() > 12 && !username.contains(token);
                 assert!(!quoted || spellings.values().any(|name| name.contains(token)), "{fixed} quotes {token:?}");
             }

@@ -1,5 +1,5 @@
-//! Text in fragments and close reasons, against `std::str::from_utf8`: invalid text must fail at the first byte that no
-//! other byte can repair (RFC 6455 §8.1).
+//! Checks the validation of fragmented text and close reasons against `std::str::from_utf8`. Invalid text must fail at
+//! the first byte that makes it invalid, whatever bytes follow (RFC 6455 §8.1).
 
 use std::str::from_utf8;
 
@@ -42,7 +42,7 @@ fn check_fragments(payload: &[u8], fragment_cuts: u8, read_cuts: u8) {
     }
 }
 
-/// Byte by byte, text fails at the first byte that no later byte can repair.
+/// Passes text byte by byte to the protocol. The text must fail at the first byte that makes it invalid.
 fn check_first_byte(payload: &[u8]) {
     let mut protocol = Protocol::new(LIMITS);
     let mut bytes = encode_masked_frame(0x01, payload.to_vec(), [5, 6, 7, 8]);
@@ -67,7 +67,7 @@ fn check_reason(reason: &[u8], read_cuts: u8) {
     }
 }
 
-/// Gives bytes to the protocol in pieces. Returns the events as `Debug` texts, and the output.
+/// Passes bytes to the protocol in pieces. Returns the events, formatted with `Debug`, and the output.
 pub fn receive(protocol: &mut Protocol, bytes: &[u8], read_cuts: u8) -> (Vec<String>, Vec<u8>) {
     let (mut events, mut output, mut start) = (Vec::new(), Vec::new(), 0);
     for len in cuts(read_cuts, bytes.len()) {

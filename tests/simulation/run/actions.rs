@@ -1,4 +1,4 @@
-//! The actions of a script.
+//! Executes the actions of a script: clients connect, send, close and reset, and faults occur.
 
 use super::*;
 
@@ -21,7 +21,7 @@ impl Run<'_> {
         self.queue(at, Out::Bytes(bytes));
     }
 
-    /// Sends bytes in up to three pieces.
+    /// Queues bytes, sometimes split at random into several pieces.
     pub(super) fn queue_cut(&mut self, at: usize, mut bytes: Vec<u8>, random: &mut Rng) {
         while bytes.len() > 1 && random.u8(..4) == 0 {
             let rest = bytes.split_off(random.usize(1..bytes.len()));
@@ -432,7 +432,7 @@ impl Run<'_> {
     }
 }
 
-/// What the client resends under its nonces when it is back in the room.
+/// The nonces and texts of the unacknowledged messages that a client resends when it rejoins the room.
 fn known_unanswered(known: &Knowledge, room: &str, resends: bool) -> Vec<(String, String)> {
     if resends && known.room == room { known.unanswered.clone() } else { Vec::new() }
 }

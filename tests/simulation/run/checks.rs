@@ -1,4 +1,4 @@
-//! The checks of a turn, at rest, and after all clients have left.
+//! The simulation's checks: after each turn, when all faults have stopped, and after all clients have left.
 
 use super::*;
 
@@ -18,7 +18,7 @@ impl Run<'_> {
         let mut model = self.model.borrow_mut();
         for at in &self.active {
             let conn = &self.conns[*at];
-            // A reset loses the bytes on their way, and the server may not have read the reset yet.
+            // Skip a reset connection: its bytes in flight are lost, and the server may not know of the reset yet.
             let is_checked = conn.is_polite && !conn.is_reset;
             if let Some(token) = conn.token.filter(|token| is_checked && model.is_member(*token)) {
                 model.check_owed(token, conn.client.in_flight() + conn.input.len());
@@ -34,7 +34,7 @@ impl Run<'_> {
         }
     }
 
-    /// Faults stop: everything that is pending must be delivered, and the members are those that are there.
+    /// Stops all faults, then checks that all pending events arrive and that the members are the connected clients.
     pub(super) fn rest(&mut self) {
         note!(self, "faults stop");
         self.is_calm = true;
@@ -122,7 +122,7 @@ impl Run<'_> {
                 dropped += number.parse::<usize>().unwrap_or_default();
                 continue;
             }
-            // The time and the level come first.
+            // Skip the timestamp and the level.
             let message = line.get(31..).unwrap_or_default();
             count += 1;
             if !expected.any(|logged| logged == message) {
@@ -179,7 +179,7 @@ impl Run<'_> {
         self.fill_the_server();
     }
 
-    /// After everyone has left, as many clients as before find a place, and no more.
+    /// Checks that departed clients take no place: the server accepts exactly its maximum number of clients.
     pub(super) fn fill_the_server(&mut self) {
         let per_address =
             self.script.option("--max-per-address").and_then(|max| max.parse::<usize>().ok()).filter(|max| *max > 0);

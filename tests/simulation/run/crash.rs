@@ -1,4 +1,4 @@
-//! Faults of a broker that stores messages: a full disk, a disk that fails, and a server that dies and starts again.
+//! Faults of a broker that stores messages: a full disk, a failing disk, and a server that crashes and restarts.
 
 use super::*;
 use crate::durable;
@@ -39,7 +39,7 @@ impl Run<'_> {
                 disk.fail();
             }
             _ => {
-                // Something should wait for the disk.
+                // Send some messages first, so that the server probably crashes while a write is pending.
                 for actor in 0..self.script.actors.len().min(random.usize(..8)) {
                     self.send_new(actor, 12, random);
                 }
@@ -54,7 +54,7 @@ impl Run<'_> {
         }
     }
 
-    /// The server is gone, and another one starts on the same file.
+    /// Replaces the server with a new one on the same history file, as after a crash.
     pub(super) fn restart(&mut self) {
         let Some(Late::Disk(disk)) = self.late.clone() else { return };
         for conn in self.conns.iter_mut().filter(|conn| !conn.is_of_last_run) {
@@ -73,7 +73,7 @@ impl Run<'_> {
         self.restore_faults();
     }
 
-    /// At rest, the file has what everyone has received, and no more.
+    /// Checks, while no message is pending, that the server has stored exactly the messages that clients have received.
     pub(super) fn check_file(&mut self) {
         let Some(Late::Disk(disk)) = &self.late else { return };
         let file = disk.messages();

@@ -51,10 +51,10 @@ use crate::support::{KEY, masked, upgrade_request};
 
 use receiving::parse_frame;
 
-/// A server that has this many turns at one time spins.
+/// Maximum number of turns without time passing. More turns mean that the server spins.
 const MAX_TURNS: usize = 50_000;
 const TRACE_LEN: usize = 50;
-/// The name of rude clients in the chat.
+/// The username of rude clients, which may violate the protocol.
 const RUDE: &str = "rude";
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -70,7 +70,7 @@ pub fn last_trace() -> VecDeque<String> {
 
 pub struct Outcome {
     pub violation: Option<Violation>,
-    /// The number of actions before the violation, or all.
+    /// Number of actions executed, up to the violation if there is one.
     pub step: usize,
     /// The last events in plain words, if the run was traced.
     pub trace: VecDeque<String>,
@@ -90,7 +90,7 @@ enum Out {
 struct Conn {
     client: Client,
     actor: usize,
-    /// Does not depend on what other actors do.
+    /// Counts the actor's connections, so it does not depend on what other actors do.
     number: u64,
     /// `None`: `/echo`, or a request that may be malformed.
     dialect: Option<Dialect>,
@@ -101,7 +101,7 @@ struct Conn {
     outgoing: VecDeque<(Duration, Out)>,
     last_out: Duration,
     hash: u64,
-    /// A hash of the frames without the joins and leaves of rude clients.
+    /// A hash of the received frames, without the parts that depend on rude clients.
     polite_hash: u64,
     received_close: Option<(u16, String)>,
     sent_close: Option<u16>,
@@ -109,24 +109,24 @@ struct Conn {
     is_reset: bool,
     is_silent: bool,
     has_paused: bool,
-    /// The nonces that are not answered.
+    /// Nonces for which no acknowledgement or error has arrived yet.
     nonces: Vec<String>,
-    /// The errors that it has received, and the texts over the limit that it has sent.
+    /// Number of errors received. `long_texts` counts texts over the limit that the server has not rejected yet.
     errors: usize,
     long_texts: usize,
-    /// Commands without a nonce, each of which may cause an error.
+    /// Number of commands without a nonce, each of which may cause an error.
     plain: usize,
     pings: usize,
     ping_frames: VecDeque<Vec<u8>>,
     sent: VecDeque<Rc<str>>,
     is_over: bool,
-    /// The server that it was connected to has died.
+    /// Whether the connection was made to an earlier run of the server.
     is_of_last_run: bool,
-    /// The id after which it resumes.
+    /// The `since` parameter, if the client asked to resume.
     since: Option<u64>,
 }
 
-/// What a client knows when it reconnects.
+/// The state that a client keeps across connections.
 #[derive(Default, Clone)]
 struct Knowledge {
     room: String,
@@ -146,16 +146,16 @@ pub struct Run<'a> {
     random: Rng,
     conns: Vec<Conn>,
     by_token: HashMap<Token, usize>,
-    /// The connections that still matter.
+    /// Indices into `conns` of the connections that are open or waiting to be accepted.
     active: Vec<usize>,
     current: Vec<Option<usize>>,
     knowledge: Vec<Knowledge>,
     release_at: Duration,
     accepts_at: Duration,
     stderr: Arc<Mutex<Stderr>>,
-    /// When stderr takes bytes again.
+    /// The time at which stderr accepts bytes again.
     stderr_at: Duration,
-    /// What the server has logged, if stderr is simulated.
+    /// The server's log lines, if stderr is simulated.
     logged: Vec<String>,
     has_stalled: bool,
     is_calm: bool,
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
         let model = Rc::new(RefCell::new(Model::new(script.rules())));
         let mut args: Vec<String> = Vec::new();
         for (name, value) in &script.options {
-            // A broker that stores messages decides with one that keeps none.
+            // With a database, the memory broker keeps no history: `start_on` sets these options.
             if script.durable.is_some() && matches!(*name, "--history" | "--max-empty-rooms") {
                 continue;
             }
@@ -301,7 +301,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Lets time pass. The server has a turn whenever something is ready or due, but none at `end`: more may happen then.
+    /// Runs until `end`, with a turn whenever something is ready or due. No turn runs at `end`: an action comes first.
     fn run_until(&mut self, end: Duration) {
         while self.world.now() < end && !self.has_failed() && !self.world.is_stopped {
             if self.is_ready() {

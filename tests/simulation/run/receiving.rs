@@ -1,4 +1,4 @@
-//! What the clients receive: heads, frames and texts, each compared with the model.
+//! Checks everything that the clients receive (response heads, frames and texts) against the model.
 
 use super::*;
 
@@ -8,7 +8,7 @@ pub(super) struct Frame {
     pub(super) len: usize,
 }
 
-/// The first frame, if it is complete; an error if it breaks a rule for servers.
+/// Parses the first frame. Returns `None` if the frame is incomplete, and an error if a server must not send it.
 pub(super) fn parse_frame(bytes: &[u8]) -> Result<Option<Frame>, String> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     let (len, head, min) = match second {
@@ -31,8 +31,8 @@ pub(super) fn parse_frame(bytes: &[u8]) -> Result<Option<Frame>, String> {
     Ok((bytes.len() >= len).then(|| Frame { first, payload: bytes[head..len].to_vec(), len }))
 }
 
-/// A text without what a rude client changes in it: its own joins and leaves, its place among the members, and the random
-/// bytes, of which it takes some. `None`: the whole text is its join or leave.
+/// Removes everything that the presence of a rude client changes in a text: its name among the members, and the epoch
+/// and session, because it draws random bytes too. Returns `None` if the text is the join or leave of a rude client.
 fn without_rude_clients(text: &str) -> Option<String> {
     let Ok(mut json) = serde_json::from_str::<Value>(text) else { return Some(text.to_owned()) };
     let is_rude = |name: &Value| name == RUDE;
@@ -235,7 +235,7 @@ impl Run<'_> {
         self.knowledge[actor].unanswered.retain(|(sent, _)| sent != nonce);
     }
 
-    /// A text that no event of the room explains: a pong or an error for a command of this client.
+    /// Checks a text that is not an event of the room: a pong, or an error for a command of this client.
     pub(super) fn read_reply(&mut self, at: usize, text: &str) {
         let (token, dialect) = (self.conns[at].token, self.conns[at].dialect);
         let json: Value = serde_json::from_str(text).unwrap_or_default();
@@ -288,7 +288,7 @@ impl Run<'_> {
                     self.knowledge[actor].unanswered = kept;
                 }
             }
-            // A `ping` over the rate gets an error in place of its pong.
+            // Without a nonce, the error is the reply to a command that had no nonce.
             None if self.conns[at].plain > 0 => self.conns[at].plain -= 1,
             None => self.fail(ORDER, wrong),
         }
@@ -318,7 +318,7 @@ impl Run<'_> {
             }
         };
         let is_replied = conn.sent_close == Some(close.0) && close.1.is_empty();
-        // What the client sent before its own Close is done, unless the broker may be late.
+        // The server replies to everything sent before the client's Close, unless the broker may be late.
         let is_done = conn.nonces.is_empty() || script.delay.is_some() || script.is_crowd;
         if !is_right {
             let text = format!("{} receives the Close {close:?}", self.name(at));
@@ -336,13 +336,13 @@ impl Run<'_> {
             _ => "a Close by the server",
         };
         self.count(counter);
-        // Replies that wait for the join are sent together, and a socket with faults may take the rest before the Close.
+        // A late join sends all held replies at once, and a faulty socket may accept the whole outbox before the Close.
         let is_exact = script.block == 0.0 && script.interrupt == 0.0 && script.delay.is_none();
         if close.1 == "too slow to read" && conn.is_polite && is_exact {
             let model = self.model.borrow();
             let owed = conn.token.and_then(|token| model.members.get(&token)).map_or(0, |member| member.owed);
             drop(model);
-            // The server reads nothing that causes a reply while the outbox is more than half full.
+            // The server processes no commands while the outbox is over half full, so replies alone cannot fill it.
             if owed + 300 <= script.rules().max_outbox / 2 {
                 let text = format!("{} is too slow, but is owed only {owed} bytes", self.name(at));
                 return self.fail(BOUNDS, text);
