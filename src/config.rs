@@ -46,6 +46,9 @@ pub struct Config {
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub unique_names: bool,
+    /// Serve no /echo, which sends every message back to its sender
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
+    pub no_echo: bool,
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<TraceDetail>,
@@ -55,6 +58,9 @@ pub struct Config {
     /// Let each page inspect its own connection; always on if only this machine can reach the server
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
     pub inspect: bool,
+    /// Let no page inspect its connection
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Tracing and recording")]
+    pub no_inspect: bool,
     /// Record every connection to a file in this directory, for wirechat replay
     #[arg(long, value_name = "DIR", help_heading = "Tracing and recording")]
     pub record: Option<PathBuf>,
@@ -188,6 +194,8 @@ impl Config {
             "--open requires no token, --tokens requires one; remove one of the two".into()
         } else if let (None, false, Some(set)) = (&self.tokens, self.open, self.public_option()) {
             format!("the demo tokens are public, for a local server only, not with {set}; pass --tokens FILE or --open")
+        } else if self.inspect && self.no_inspect {
+            "--inspect and --no-inspect contradict each other; remove one of the two".into()
         } else if self.trace_filter.is_some() && self.trace.is_none() {
             "--trace-filter selects records of --trace, which is missing; add --trace".into()
         } else if ping >= idle {

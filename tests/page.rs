@@ -564,7 +564,37 @@ fn the_fields_are_remembered() {
         assert_eq!(field(tab, "Name"), name);
     }
     let elsewhere = browser.open(&page("server=ws://elsewhere.invalid"));
-    assert_eq!(field(&elsewhere, "Token"), "dev-token", "a link to another server does not use the token of this one");
+    assert_eq!(field(&elsewhere, "Token"), "", "a link to another server does not use the token of this one");
+}
+
+#[test]
+fn an_invite_link_loses_its_token() {
+    let browser = browser!();
+    let server = Server::start(&[]);
+    for base in [page(""), format!("http://127.0.0.1:{}/?", server.port())] {
+        let query = format!("server={}&username=alice&token=token-alice&room=tea", ws(server.port()));
+        let tab = browser.open(&(base + &query));
+        for _ in 0..2 {
+            assert_eq!(field(&tab, "Token"), "token-alice");
+            let address = tab.text("location.href");
+            assert!(!address.contains("token") && address.contains("room=tea"), "{address}");
+            tab.navigate(&address); // a reload keeps the token
+        }
+    }
+    assert_eq!(browser.page_errors(), [""; 0]);
+}
+
+/// Over TLS, the token is in no URL, because proxies log URLs.
+#[test]
+fn over_tls_the_token_is_a_subprotocol() {
+    let browser = browser!();
+    let stub = "window.sockets = [];
+        window.WebSocket = class { constructor(...args) { sockets.push(args.map(String)); } close() {} };";
+    let tab = browser.open_with(&page("server=wss://chat.invalid&username=alice&token=a%E2%82%AC%3Fb"), stub);
+    tab.press_button("Connect");
+    tab.wait_for("sockets.length > 0");
+    let url = "wss://chat.invalid/?username=alice&room=general";
+    assert_eq!(tab.eval("sockets[0]"), json!([url, "chat.events,bearer.YeKCrD9i"]));
 }
 
 #[test]

@@ -9,17 +9,18 @@ use super::tokens::{AccessTokens, DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
-/// Decides which clients may connect. In each field, `None` allows everything.
+/// Decides which clients may connect, and to what. `None` allows everything.
 #[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<AccessTokens>,
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
+    pub no_echo: bool,
 }
 
 impl Access {
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
-        let mut access = Access::default();
+        let mut access = Access { no_echo: config.no_echo, ..Access::default() };
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
         // Allow pages opened from disk, but only with tokens: sandboxed iframes of any site also send `Origin: null`.

@@ -5,11 +5,12 @@ pub mod access;
 pub mod proxy;
 pub mod tokens;
 
-use std::{net::IpAddr, rc::Rc, time::SystemTime};
+use std::{net::IpAddr, rc::Rc, sync::LazyLock, time::SystemTime};
 
 use ::http::StatusCode;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use percent_encoding::percent_decode_str;
+use sha1::{Digest, Sha1};
 
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Session, User, dialect::Dialect, names};
 use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, upgrade_required};
@@ -49,12 +50,15 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
         return Err(method_rejection(request, if has_page { &[("Allow", "GET, HEAD")] } else { &[("Allow", "GET")] }));
     }
     let wants_websocket = request.has_token("Upgrade", "websocket");
-    let page = |content_type, body| format_response(200, &[("Content-Type", content_type)], body, is_head, now.time);
+    let json = [("Content-Type", "application/json")];
+    let health = || format_response(200, &json, "{\"status\":\"ok\"}\n", is_head, now.time);
     match request.path {
-        "/health" => return Ok(Outcome::Response(page("application/json", "{\"status\":\"ok\"}\n"))),
-        "/" if is_head || !wants_websocket => return Ok(Outcome::Response(page("text/html; charset=utf-8", PAGE))),
+        "/health" => return Ok(Outcome::Response(health())),
+        "/" if is_head || !wants_websocket => return Ok(Outcome::Response(format_page(request, is_head, now.time))),
         "/check" => return Ok(check_handshake(request, access, &client, &own_origin)),
-        path if dialect.is_none() && !matches!(path, "/echo" | "/inspect") => return Err(not_found(path)),
+        path if dialect.is_none() && path != "/inspect" && (path != "/echo" || access.no_echo) => {
+            return Err(not_found(path));
+        }
         _ if !wants_websocket => return Err(upgrade_required()),
         _ => {}
     }
@@ -134,6 +138,28 @@ fn format_body(rejection: &Rejection) -> String {
     format!("{}{newline}", rejection.body)
 }
 
+/// Formats the page, or a 304 without the page if the client has this version (RFC 9110 §13.1.2).
+fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
+    static TAG_AND_POLICY: LazyLock<(String, String)> = LazyLock::new(|| {
+        let policy =
+            PAGE.split_once("\"Content-Security-Policy\" content=\"").and_then(|(_, page)| page.split_once('"'));
+        let policy = policy.map_or(Vec::new(), |(policy, _)| policy.split_whitespace().collect()).join(" ");
+        // `frame-ancestors` prevents clickjacking. Browsers ignore it in the page itself.
+        (format!("\"{}\"", URL_SAFE_NO_PAD.encode(Sha1::digest(PAGE))), policy + "; frame-ancestors 'none'")
+    });
+    let (tag, policy) = &*TAG_AND_POLICY;
+    let is_known = |known: &[u8]| known == b"*" || known.strip_prefix(b"W/").unwrap_or(known) == tag.as_bytes();
+    let is_cached = request.list_elements("If-None-Match").any(is_known);
+    let headers = [
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("ETag", tag),
+        ("Cache-Control", "no-cache"), // the browser must ask whether its copy is current
+        ("Referrer-Policy", "no-referrer"), // the query may contain an access token
+        ("Content-Security-Policy", policy),
+    ];
+    format_response(if is_cached { 304 } else { 200 }, &headers, PAGE, is_head || is_cached, now)
+}
+
 fn not_found(path: &str) -> Rejection {
     // Cut the quoted path at `=`: if the client sent `?` as %3F, the path includes the query, and so perhaps a token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
@@ -144,13 +170,15 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let has = |wanted| headers.iter().any(|(name, _)| *name == wanted);
     // The server will close TCP (RFC 6455 §7.2.2). A 426 already has a `Connection` header (RFC 9110 §7.8).
-    let close = if headers.iter().any(|(name, _)| *name == "Connection") { "" } else { "Connection: close\r\n" };
+    let close = if has("Connection") { "" } else { "Connection: close\r\n" };
+    let no_store = if has("Cache-Control") { "" } else { "Cache-Control: no-store\r\n" };
     // RFC 9110 §9.3.2: a HEAD gets the Content-Length of the GET, but "the server MUST NOT send content".
     let body = if is_head { "" } else { body };
-    // no-store: a cached page could outlive a server update. nosniff: browsers must not render quoted input as HTML.
+    // nosniff: browsers must not render quoted input as HTML.
     let response = format!(
-        "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Length: {length}\r\n{lines}{close}Cache-Control: no-store\r\n\
+        "HTTP/1.1 {status} {reason}\r\nDate: {date}\r\nContent-Length: {length}\r\n{lines}{close}{no_store}\
          X-Content-Type-Options: nosniff\r\n\r\n{body}"
     );
     response.into_bytes()

@@ -47,7 +47,7 @@ fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Resul
         Trace { style, filter, write: Box::new(move |lines: &str| writer.write(lines)) }
     });
     let record = config.record.clone().map(|dir| (dir, config.record_limit));
-    let inspection = config.inspect || config.is_local();
+    let inspection = config.inspect || (config.is_local() && !config.no_inspect);
     InspectObservers::new(InspectOptions { trace, record, inspection, max_outbox: config.max_outbox }, random)
 }
 

@@ -53,7 +53,8 @@ impl<S: Socket> Server<S> {
         let (is_head, needs_token) = (head.head().starts_with(b"HEAD "), self.observers.needs_token(token));
         let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
-            let (address, is_forwarded) = (peer.ip(), request.header_values("X-Forwarded-For").next().is_some());
+            let has = |header| request.header_values(header).next().is_some();
+            let (address, is_forwarded) = (peer.ip(), has("X-Forwarded-For"));
             let is_proxied = is_trusted_proxy(address, proxies);
             if is_proxied && let Some(client) = find_client_address(&request, proxies) {
                 peer.set_ip(client);
@@ -65,6 +66,9 @@ impl<S: Socket> Server<S> {
             }
             let may_try_token = self.limits.may_try_token(peer.ip(), now);
             let client = http::Client { address: peer.ip(), is_proxied, may_try_token, needs_token };
+            if has("Sec-WebSocket-Key") && !has("Upgrade") && self.limits.should_log_rejection(peer.ip(), now) {
+                log::warn!("PROXY {peer} a handshake without Upgrade; a proxy must forward Upgrade and Connection");
+            }
             let outcome = http::route_request(&request, &self.access, client, self.now);
             let (Err(error) | Ok(Outcome::Check { route: Err(error), .. })) = &outcome else { return outcome };
             if error.status == 401 && http::find_token(&request).is_some() {

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Far longer than any step of a test takes on a loaded machine. A test that reaches this deadline fails.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The key of RFC 6455 §1.2, which every raw client here sends.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
