@@ -14,6 +14,7 @@ pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, the listener etc.
 const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
+WIRECHAT_LOG selects log lines, such as debug, or off,wirechat::server=info.
 Without --tokens and --open, the demo tokens work on a local server. Try:
   wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
 and type:
@@ -158,6 +159,9 @@ pub struct Config {
     /// Wait this long for the reply to a Close frame
     #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub close_timeout: Duration, // the reply to a Close takes only one round trip, so 5 s suffice
+    /// Read options from this TOML file, such as max-text = 1000; the environment and the command line override it
+    #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
+    pub config: Option<PathBuf>,
     /// Also log every message (its first 64 characters)
     #[arg(short, long, help_heading = LOGGING_HEADING)]
     pub verbose: bool,
@@ -252,6 +256,14 @@ pub fn add_environment(command: Command) -> Command {
         // Ignore empty environment variables. clap requires `'static` names, so leak each name, once at start.
         if value.is_some_and(|value| !value.is_empty()) { arg.env(&*name.leak()).hide_env(true) } else { arg }
     })
+}
+
+/// Puts the paragraphs of a clap error on one line.
+pub fn format_error(error: &str) -> String {
+    let is_message = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more");
+    let paragraphs = error.trim_start_matches("error: ").split("\n\n").filter(is_message);
+    let lines = paragraphs.map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("; ") + " (see --help)"
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {

@@ -3,7 +3,7 @@
 //!
 //! # Layers
 //! ```text
-//! main    ─▶ net, tools, config, http            arguments become a Config, and the Config a running server or a tool
+//! main    ─▶ net, tools, config, config_file, http  arguments become a Config, and the Config a running server or a tool
 //! net     ─▶ server, inspect, config, broker, chat, http  the operating system: poll loop, sockets, signals, clock
 //! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
 //! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
@@ -11,6 +11,7 @@
 //! broker                                         the order of a room's events, and its history
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
+//! config_file ─▶ config                          part two: options from a file
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, health
 //! ```
@@ -32,7 +33,8 @@
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
 //! 13. [`net`], [`config`], and `main.rs`: the event loop, the listener, the log; options and the command line.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
-//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
+//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`], [`config_file`]: the
+//!     other tools; options in a file.
 //! 16. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops
@@ -86,6 +88,7 @@
 pub mod broker;
 pub mod chat;
 pub mod config;
+pub mod config_file;
 pub mod http;
 pub mod inspect;
 pub mod maps;

@@ -4,7 +4,8 @@
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use wirechat::config::{Config, add_environment};
+use wirechat::config::{Config, add_environment, format_error};
+use wirechat::config_file;
 use wirechat::http::access::Access;
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
@@ -40,7 +41,11 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
     }
     let names_a_tool = arguments.get(1).and_then(|name| name.to_str()).is_some_and(Tool::has_subcommand);
     // An environment variable meant for the server must not make a tool fail.
-    let command = if names_a_tool { CommandLine::command() } else { add_environment(CommandLine::command()) };
+    let mut command = CommandLine::command();
+    if !names_a_tool {
+        arguments = config_file::add_file(&command, arguments).map_err(|error| (EXIT_USAGE, error))?;
+        command = add_environment(command);
+    }
     // clap mistakes the `full` in `--trace full` for a tool. A special error message suggests `--trace=full` instead.
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
@@ -50,13 +55,6 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
         Err(_) if has_trace_full => Err((EXIT_USAGE, "write --trace=full as one word (see --help)".into())),
         Err(error) => Err((EXIT_USAGE, format_error(&error.to_string()))),
     }
-}
-
-fn format_error(error: &str) -> String {
-    let is_message = |paragraph: &&str| !paragraph.starts_with("Usage:") && !paragraph.starts_with("For more");
-    let paragraphs = error.trim_start_matches("error: ").split("\n\n").filter(is_message);
-    let lines = paragraphs.map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
-    lines.collect::<Vec<_>>().join("; ") + " (see --help)"
 }
 
 fn serve(config: &Config) -> Result<bool, (u8, String)> {

@@ -15,8 +15,8 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 11] = [
-    ("main", &["net", "tools", "config", "http"]),
+const ARROWS: [(&str, &[&str]); 12] = [
+    ("main", &["net", "tools", "config", "config_file", "http"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
     ("http", &["ws", "chat", "config"]),
@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("inspect", &["ws", "server", "maps"]),
     ("tools", &["ws", "inspect", "broker"]),
     ("config", &[]),
+    ("config_file", &["config"]),
     ("maps", &[]),
     ("ws", &[]),
 ];

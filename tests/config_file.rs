@@ -1,0 +1,123 @@
+//! `--config FILE`: the options in a TOML file, and what overrides them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use support::http::handshake;
+use support::table::each_row;
+use support::users::{Dialect, User, events_path};
+use support::{Server, token_file};
+
+fn file(name: &str, text: &str) -> String {
+    token_file(name, text).to_str().unwrap().to_owned()
+}
+
+/// The limits that the server reports in `welcome`.
+fn limits(server: &Server) -> Value {
+    User::at(server, Dialect::Events, &events_path("alice", "general"), "alice").receive()["data"]["limits"].take()
+}
+
+#[test]
+fn the_command_line_overrides_the_environment_and_that_the_file() {
+    let path = file("precedence", "max-text = 300\nmax-message = 40_000\nrate-limit = 7.5\n");
+    let mut command = Server::command("127.0.0.1:0", &["--config", &path, "--max-text", "100"]);
+    let server = Server::launch(command.env("WIRECHAT_MAX_MESSAGE", "50000").env("WIRECHAT_MAX_TEXT", "200"));
+    let limits = limits(&server);
+    assert_eq!(
+        (&limits["max_text"], &limits["max_message"], &limits["rate_limit"]),
+        (&100.into(), &50_000.into(), &7.5.into())
+    );
+}
+
+#[test]
+fn a_file_sets_options_of_each_kind() {
+    let text = "# a comment
+        listen = \"127.0.0.1:0\"
+        open = true
+        no-echo = false
+        no-inspect = true
+        allow-host = [\"chat.example\", \"localhost\"]
+        allow-origin = []
+        ping-interval = 0.5
+        quiet = true";
+    // A bare command, without the options that tests usually pass.
+    let server =
+        Server::launch(Command::new(env!("CARGO_BIN_EXE_wirechat")).env("WIRECHAT_CONFIG", file("kinds", text)));
+    assert_eq!(server.status(&handshake().target("/").set("Host: chat.example")), 101, "--open needs no token");
+    assert_eq!(server.status(&handshake().target("/echo").set("Host: evil.example")), 403);
+    assert_eq!(server.status(&handshake().target("/echo")), 101);
+    assert_eq!(server.log(), "", "--quiet logs no connections");
+}
+
+/// An option with several values on the command line replaces the file's values.
+#[test]
+fn lists_are_replaced() {
+    let path = file("lists", "allow-host = [\"one.example\"]");
+    let server = Server::start(&["--open", "--config", &path, "--allow-host", "two.example"]);
+    assert_eq!(server.status(&handshake().set("Host: one.example")), 403);
+    assert_eq!(server.status(&handshake().set("Host: two.example")), 101);
+}
+
+/// Each row: the text of a file, and words of the error.
+#[test]
+fn errors_name_the_file_and_the_option() {
+    let rows: [(&str, &[&str]); 15] = [
+        ("max-txt = 5", &["--max-txt", "--max-text"]),
+        ("max_text = 5", &["max_text", "--max-text"]),
+        ("max-text = \"many\"", &["--max-text", "many", "a whole number"]),
+        ("max-text = -1", &["--max-text", "-1"]),
+        ("max-text = true", &["--max-text", "value"]),
+        ("max-text = [5, 6]", &["--max-text"]),
+        ("open = \"yes\"", &["--open"]),
+        ("open = 1", &["--open"]),
+        ("[limits]\nmax-text = 5", &["limits", "write a text, a number, true or false"]),
+        ("listen = 07:32:00", &["listen", "write a text"]),
+        ("config = \"other.toml\"", &["config", "only the command line"]),
+        ("help = true", &["help", "only the command line"]),
+        ("max-text = 5\n\nmax-text = 6", &["line 3", "duplicate"]),
+        ("max-text = 5\nmax-message 6", &["line 2"]),
+        ("listen = \"nonsense\"", &["--listen", "127.0.0.1:3000"]),
+    ];
+    each_row(
+        &rows,
+        |(text, _)| (*text).to_owned(),
+        |(text, words)| {
+            let path = file("errors", text);
+            let error = fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path]));
+            for word in words.iter().chain([&"--config", &path.as_str()]) {
+                assert!(error.contains(word), "{word:?} in {error:?}");
+            }
+        },
+    );
+    let missing = fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", "/nonexistent.toml"]));
+    assert!(missing.contains("--config /nonexistent.toml: No such file"), "{missing}");
+    // An error of the environment or the command line does not blame the file.
+    let path = file("valid", "max-text = 5");
+    let environment =
+        fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path]).env("WIRECHAT_MAX_HEAD", "x"));
+    assert!(environment.contains("--max-head") && !environment.contains("--config"), "{environment}");
+    // Options that contradict each other do so in a file, too.
+    let path = file("pair", "ping-interval = 9\nidle-timeout = 8");
+    assert!(fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path])).contains("--idle-timeout 8"));
+}
+
+/// Runs a server that must not start. Returns its one line of stderr.
+fn fail(command: &mut Command) -> String {
+    let Output { status, stderr, stdout } = command.output().unwrap();
+    assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert_eq!((status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
+    stderr
+}
+
+/// A tool does not read the server's file.
+#[test]
+fn tools_ignore_the_file() {
+    let mut explain = Command::new(env!("CARGO_BIN_EXE_wirechat"));
+    let output = explain.args(["explain", "8100"]).env("WIRECHAT_CONFIG", "/nonexistent.toml").output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
