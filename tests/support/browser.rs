@@ -23,10 +23,11 @@ use std::process::Command;
 use tungstenite::{Message, WebSocket};
 
 /// No sandbox, because tests often run as root in a container; no background networking; and full speed for background
-/// tabs, because one of two tabs that chat with each other is always in the background.
+/// tabs, because one of two tabs that chat with each other is always in the background. The tests sign certificates
+/// themselves.
 const FLAGS: &str = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-sync --disable-breakpad
-    --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
+    --ignore-certificate-errors --disable-background-timer-throttling --disable-renderer-backgrounding --disable-backgrounding-occluded-windows
     --remote-debugging-port=0";
 
 /// Finds elements by their visible names.

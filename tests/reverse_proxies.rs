@@ -1,0 +1,225 @@
+//! The server behind real nginx, HAProxy and Caddy, which terminate TLS, with the configurations in the README.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/browser.rs"]
+mod browser;
+mod support;
+#[path = "support/visitor.rs"]
+mod visitor;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use browser::Browser;
+use support::{Server, becomes_true, require_tool, token_file, wait_until};
+use visitor::{type_message, wait_for_log, wait_for_state};
+
+/// A proxy that forwards `https://127.0.0.1:PORT` plus `path` to a server.
+struct Proxy {
+    child: Child,
+    directory: PathBuf,
+    port: u16,
+    path: &'static str,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The configuration in the README, with another port for the server.
+fn from_readme(language: &str, server: u16) -> String {
+    let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
+    let (block, _) = rest.split_once("```").expect("the end of the block");
+    assert!(block.contains("127.0.0.1:3001"), "{block}");
+    block.replace("127.0.0.1:3001", &format!("127.0.0.1:{server}"))
+}
+
+fn replace(text: &str, old: &str, new: &str) -> String {
+    assert!(text.contains(old), "{old:?} in {text}");
+    text.replace(old, new)
+}
+
+impl Proxy {
+    /// Starts a proxy. `configure` receives the directory of the certificate, the server's port and the proxy's port.
+    fn start(
+        program: &Path,
+        path: &'static str,
+        arguments: &[&str],
+        server: &Server,
+        configure: impl Fn(&str, u16, u16) -> String,
+    ) -> Option<Proxy> {
+        let openssl = require_tool("openssl", &[])?;
+        let port = free_port();
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("proxy-{}-{port}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
+                       -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem";
+        let made = Command::new(openssl).args(request.split_whitespace()).current_dir(&directory).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let both = ["cert.pem", "key.pem"].map(|name| fs::read_to_string(directory.join(name)).unwrap());
+        fs::write(directory.join("both.pem"), both.concat()).unwrap();
+        fs::write(directory.join("config"), configure(directory.to_str().unwrap(), server.port(), port)).unwrap();
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(&directory).env("HOME", &directory);
+        command.env("XDG_CONFIG_HOME", &directory).env("XDG_DATA_HOME", &directory);
+        let log = fs::File::create(directory.join("stderr")).unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the proxy starts");
+        let proxy = Proxy { child, directory, port, path };
+        let is_up = becomes_true(|| proxy.curl("127.0.0.1", "health", &[]).starts_with("200"));
+        assert!(is_up, "{}", fs::read_to_string(proxy.directory.join("stderr")).unwrap());
+        Some(proxy)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("https://127.0.0.1:{}{}{path}", self.port, self.path)
+    }
+
+    /// Sends a request from a loopback address. Returns the status and the body, with a space between them.
+    fn curl(&self, from: &str, path: &str, arguments: &[&str]) -> String {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--insecure", "--http1.1", "--max-time", "60", "--interface", from]);
+        curl.args(["--output", "-", "--write-out", "\n%{http_code}"]).args(arguments).arg(self.url(path));
+        let output = String::from_utf8(curl.output().expect("curl runs").stdout).unwrap();
+        let (body, status) = output.rsplit_once('\n').unwrap();
+        format!("{status} {}", body.trim())
+    }
+}
+
+const HANDSHAKE: [&str; 8] = [
+    "--header",
+    "Connection: Upgrade",
+    "--header",
+    "Upgrade: websocket",
+    "--header",
+    "Sec-WebSocket-Version: 13",
+    "--header",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+fn start_server(port: &str, tokens: &Path) -> Server {
+    let tokens = ["--tokens", tokens.to_str().unwrap()];
+    let args = ["--trusted-proxy", "127.0.0.1", "--max-wrong-tokens", "2", "--connect-rate", "0", "--verbose"];
+    Server::start_at(&format!("127.0.0.1:{port}"), &[&args[..], &tokens].concat())
+}
+
+/// Starts a proxy before a server, and uses both as a community does.
+fn check(start: impl Fn(&Server) -> Option<Proxy>) {
+    let (Some(_), Some(browser)) = (require_tool("curl", &[]), Browser::start()) else { return };
+    let tokens = token_file("proxies", "a-secret-of-alice alice\na-secret-of-bob bob\n");
+    let server = start_server("0", &tokens);
+    let Some(proxy) = start(&server) else { return };
+
+    // Limits count the clients, not the proxy.
+    let guess = |from| proxy.curl(from, "echo?token=wrong", &HANDSHAKE);
+    assert_eq!([guess("127.0.0.2"), guess("127.0.0.2")], ["401 Unauthorized", "401 Unauthorized"]);
+    assert!(guess("127.0.0.2").starts_with("429 "), "{}", guess("127.0.0.2"));
+    assert_eq!(guess("127.0.0.3"), "401 Unauthorized");
+    server.wait_for_log("REJECT 127.0.0.3:");
+
+    // The server's own origin is https.
+    let own = format!("Origin: https://127.0.0.1:{}", proxy.port);
+    let token = "Authorization: Bearer a-secret-of-bob";
+    let ask = |origin: &str| proxy.curl("127.0.0.4", "check", &["--header", origin, "--header", token]);
+    assert!(ask(&own).contains("\"status\":101"), "{}", ask(&own));
+    assert!(ask(&own.replace("https", "http")).contains("\"status\":403"));
+
+    // The page works, and sends no token in a URL. Alice opens a link with her token, and Bob enters his.
+    let alice = browser.open(&proxy.url("?username=alice&token=a-secret-of-alice&room=tea"));
+    alice.press_button("Connect");
+    wait_for_state(&alice, "joined");
+    type_message(&alice, "hello through the proxy");
+    wait_for_log(&alice, "hello through the proxy");
+    let bob = browser.open(&proxy.url("?username=bob&room=tea"));
+    bob.fill("Token", "a-secret-of-bob");
+    bob.press_button("Connect");
+    wait_for_state(&bob, "joined");
+    wait_for_log(&bob, "hello through the proxy");
+    // Of these proxies, only nginx logs by default.
+    let log = fs::read_to_string(proxy.directory.join("access.log")).unwrap_or_default();
+    assert!(proxy.path == "/" || log.contains("username=bob"), "{log}");
+    assert!(!log.contains("a-secret-of-bob"), "{log}");
+
+    // The server restarts, and the page comes back.
+    let port = server.port().to_string();
+    drop(server);
+    wait_for_state(&alice, "waiting");
+    let server = start_server(&port, &tokens);
+    wait_until("alice is back", || {
+        alice.eval("document.body.dataset.state") == "joined" || {
+            alice.eval("document.querySelector('#retry')?.click()");
+            false
+        }
+    });
+    type_message(&alice, "back again");
+    wait_for_log(&bob, "back again");
+    server.wait_for_log("JOIN");
+}
+
+#[test]
+fn nginx() {
+    let Some(program) = require_tool("nginx", &["/usr/sbin/nginx".into()]) else { return };
+    let arguments = ["-e", "stderr", "-p", ".", "-c", "config", "-g", "daemon off;"];
+    check(|server| {
+        Proxy::start(&program, "/chat/", &arguments, server, |directory, server, port| {
+            let locations = from_readme("nginx", server);
+            format!(
+                "pid {directory}/pid; events {{}}
+                 http {{
+                     access_log {directory}/access.log;
+                     client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;
+                     fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;
+                     scgi_temp_path {directory}/scgi;
+                     server {{
+                         listen 127.0.0.1:{port} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem;
+                         {locations}
+                     }}
+                 }}"
+            )
+        })
+    });
+}
+
+#[test]
+fn haproxy() {
+    let Some(program) = require_tool("haproxy", &["/usr/sbin/haproxy".into()]) else { return };
+    check(|server| {
+        Proxy::start(&program, "/", &["-db", "-f", "config"], server, |directory, server, port| {
+            let config = from_readme("haproxy", server);
+            let config = replace(&config, ":443", &format!("127.0.0.1:{port}"));
+            let config = replace(&config, "/etc/haproxy/chat.pem", &format!("{directory}/both.pem"));
+            format!(
+                "defaults\n    mode http\n    timeout client 60s\n    timeout server 60s\n    timeout connect 5s\n{config}"
+            )
+        })
+    });
+}
+
+#[test]
+fn caddy() {
+    let Some(program) = require_tool("caddy", &["/usr/bin/caddy".into()]) else { return };
+    check(|server| {
+        Proxy::start(
+            &program,
+            "/",
+            &["run", "--adapter", "caddyfile", "--config", "config"],
+            server,
+            |_, server, port| {
+                let site = from_readme("caddy", server);
+                let site =
+                    replace(&site, "chat.example {", &format!("https://127.0.0.1:{port} {{\n    tls cert.pem key.pem"));
+                format!("{{\n    admin off\n    auto_https disable_redirects\n}}\n{site}")
+            },
+        )
+    });
+}
