@@ -175,7 +175,7 @@ fn limits_that_exclude_each_other() {
             Server::start(&[args[0], value, args[2], args[3]]);
         },
     );
-    // 20,000 characters may exceed `--max-message` (in bytes), but only if they are not ASCII, so the server starts.
+    // 20,000 characters exceed `--max-message` (in bytes) only if they are not ASCII. So the server accepts these options.
     Server::start(&["--max-text", "20000"]);
 }
 

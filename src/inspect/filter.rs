@@ -36,7 +36,7 @@ impl Filter {
         let is_about_connection =
             |condition: &&Condition| matches!(condition, Condition::Connection(_) | Condition::User(_));
         let (connection, kind): (Vec<_>, Vec<_>) = self.0.iter().partition(is_about_connection);
-        // A filter without connections and users accepts every connection. A filter without kinds accepts every kind.
+        // A filter without connections or users matches every connection; a filter without kinds matches every kind.
         let holds = |group: &[&Condition]| group.is_empty() || group.iter().any(|condition| condition.matches(record));
         holds(&connection) && holds(&kind)
     }

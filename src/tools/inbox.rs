@@ -168,8 +168,8 @@ pub struct IncomingClose {
 /// The response, messages, Pongs and Close that a server has sent so far.
 #[derive(Debug, Clone, Default)]
 pub struct Inbox {
-    /// Unparsed bytes: an incomplete response head, an incomplete frame, or the rest after a violation stopped the
-    /// parser.
+    /// Unparsed bytes: an incomplete response head, an incomplete frame, or everything after the protocol error that
+    /// stopped the parser.
     unread: Vec<u8>,
     offer: Offer,
     pub response: Option<Response>,

@@ -85,7 +85,7 @@ impl Tracer {
     }
 
     fn from_parts(mut tap: Tap, records: Records) -> Tracer {
-        // Lift the limits: each server chooses its own limits, so a tool's trace reports only violations of the RFC.
+        // Set no size limits: they are each server's own choice, and a tool's trace reports only violations of the RFC.
         tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
         Tracer { tap, records }
     }

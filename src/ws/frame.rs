@@ -5,9 +5,9 @@
 //!  0               1               2               3
 //!  0 1 2 3 4 5 6 7 0 1 2 3 4 5 6 7 0 1 2 3 4 5 6 7 0 1 2 3 4 5 6 7
 //! +-+-+-+-+-------+-+-------------+-------------------------------+
-//! |F|R|R|R| opcode|M| length      | longer length, if `length` is |
-//! |I|S|S|S|  (4)  |A|     (7)     | 126: 16 bits                  |
-//! |N|V|V|V|       |S|             | 127: 64 bits                  |
+//! |F|R|R|R| opcode|M| payload len | extended payload length,      |
+//! |I|S|S|S|  (4)  |A|     (7)     | if payload len is             |
+//! |N|V|V|V|       |S|             | 126: 16 bits, 127: 64 bits    |
 //! | |1|2|3|       |K|             |                               |
 //! +-+-+-+-+-------+-+-------------+-------------------------------+
 //! | masking_key, 32 bits, if MASK is 1                            |

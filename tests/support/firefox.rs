@@ -171,7 +171,7 @@ impl Tab<'_> {
     /// Replaces the content of the field with this label.
     pub fn fill(&self, label: &str, text: &str) {
         self.click(&process::field(label));
-        self.press_together(&["\u{e009}", "a"]); // Control and A: select all
+        self.press_together(&["\u{e009}", "a"]); // Ctrl+A: select all
         self.press_together(&["\u{e003}"]); // Backspace, in case `text` is empty
         self.type_text(text);
     }

@@ -60,7 +60,7 @@ pub struct Limits {
 pub struct SqliteBroker {
     decisions: Box<dyn Broker>,
     disk: Box<dyn Disk>,
-    epoch: Rc<str>, // the name of the server's current run
+    epoch: Rc<str>, // the random name of this run of the server
     limits: Limits,
     rooms: RoomMap<Room>,
     queue: VecDeque<Queued>,

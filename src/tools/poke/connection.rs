@@ -15,7 +15,7 @@ use crate::ws::frame::Role;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpState {
     Open,
-    /// The server sent FIN.
+    /// The server sent a TCP FIN.
     Ended,
     /// The server sent RST, or the network failed.
     Reset,
