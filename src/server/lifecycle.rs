@@ -43,7 +43,7 @@ impl<S: Socket> Server<S> {
 
     pub(super) fn set_timer(&mut self, token: Token, wait: Duration) {
         if let Some(connection) = self.connections.get_mut(token) {
-            self.timers.set(token, &mut connection.cold.deadline, self.now.monotonic + wait);
+            self.timers.set(token, &mut connection.cold.deadline, Some(self.now.monotonic + wait));
         }
     }
 
@@ -275,7 +275,7 @@ impl<S: Socket> Server<S> {
         self.chat.leave(token, &reason, self.now);
         connection.observer.iter_mut().for_each(|observer| observer.finish(&reason));
         self.observers.forget(token);
-        self.timers.cancel(token, &mut connection.cold.deadline);
+        self.timers.set(token, &mut connection.cold.deadline, None);
         if is_counted {
             self.limits.remove_connection(peer.ip());
         }

@@ -18,17 +18,12 @@ pub struct Timers(BTreeSet<(Duration, Token)>);
 
 impl Timers {
     /// Replaces the connection's deadline, and updates `current`, the connection's copy of the deadline.
-    pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Duration) {
-        self.cancel(token, current);
-        self.0.insert((at, token));
-        *current = Some(at);
-    }
-
-    pub fn cancel(&mut self, token: Token, current: &mut Option<Duration>) {
-        if let Some(at) = current.take() {
-            let was_queued = self.0.remove(&(at, token));
+    pub fn set(&mut self, token: Token, current: &mut Option<Duration>, at: Option<Duration>) {
+        if let Some(old) = std::mem::replace(current, at) {
+            let was_queued = self.0.remove(&(old, token));
             debug_assert!(was_queued, "the connection's copy equals its entry in the set");
         }
+        self.0.extend(at.map(|at| (at, token)));
     }
 
     pub fn count(&self) -> usize {
@@ -94,14 +89,14 @@ mod tests {
     fn a_connection_has_one_deadline_and_the_earliest_expires_first() {
         let mut timers = Timers::default();
         let (mut first, mut second) = (None, None);
-        timers.set(Token(1), &mut first, at(10));
-        timers.set(Token(2), &mut second, at(20));
+        timers.set(Token(1), &mut first, Some(at(10)));
+        timers.set(Token(2), &mut second, Some(at(20)));
         assert_eq!((timers.next_deadline(), timers.pop_expired(at(9))), (Some(at(10)), None));
-        timers.set(Token(1), &mut first, at(30));
+        timers.set(Token(1), &mut first, Some(at(30)));
         assert_eq!(timers.next_deadline(), Some(at(20)));
         assert_eq!(timers.pop_expired(at(20)), Some((at(20), Token(2))));
-        timers.cancel(Token(1), &mut first);
-        timers.cancel(Token(1), &mut first);
+        timers.set(Token(1), &mut first, None);
+        timers.set(Token(1), &mut first, None);
         assert_eq!((timers.next_deadline(), timers.pop_expired(at(99)), first), (None, None, None));
     }
 }

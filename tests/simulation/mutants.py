@@ -35,7 +35,7 @@ MUTANTS = [
     ('an address never gets its place back', LIFECYCLE,
      'self.limits.remove_connection(peer.ip());\n        }\n        match', '}\n        match'),
     ('buffered bytes are never given back', LIFECYCLE, 'self.limits.buffered -= buffered;', ''),
-    ('a timer is forgotten in the list', LIFECYCLE, 'self.timers.cancel(token, &mut connection.cold.deadline);', ''),
+    ('a timer is forgotten in the list', LIFECYCLE, 'self.timers.set(token, &mut connection.cold.deadline, None);', ''),
     ('the silence is checked once only', LIFECYCLE, 'self.set_timer(token, wait);', ''),
     ('no ping is sent', LIFECYCLE, 'if pings {', 'if pings && token.0 == 0 {'),
     ('a half-sent frame is dropped', OUTBOX, 'self.push(rest);', 'drop(rest);'),
