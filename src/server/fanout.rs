@@ -39,13 +39,7 @@ pub struct Fanout {
 #[derive(Debug, Default)]
 pub struct Batch {
     pub frames: [Vec<u8>; Dialect::ALL.len()],
-    cursors: TokenMap<usize>,
-}
-
-impl Batch {
-    pub fn cursor(&self, member: Token) -> usize {
-        self.cursors.get(&member).copied().unwrap_or_default()
-    }
+    pub cursors: TokenMap<usize>, // a member without an entry has received nothing of the batch
 }
 
 impl Fanout {
@@ -128,6 +122,10 @@ mod tests {
         fanout.append(room, [EVENTS].into_iter(), &joined(username));
     }
 
+    fn cursor(batch: &Batch, member: Token) -> usize {
+        batch.cursors.get(&member).copied().unwrap_or_default()
+    }
+
     fn frame(username: &str) -> Vec<u8> {
         let json = format!(r#"{{"event":"joined","data":{{"username":"{username}"}}}}"#);
         [&[0x81, json.len() as u8], json.as_bytes()].concat()
@@ -147,7 +145,7 @@ mod tests {
         };
         let mut picture = format!("  {:12}{:9}at the end of the turn", "cursor", "before");
         for (name, token, before) in [("alice", ALICE, &before[..]), ("bob", BOB, b"")] {
-            let cursor = batch.cursor(token);
+            let cursor = cursor(&batch, token);
             picture += &format!("\n  {name:7}{cursor:<5}{:9}{}", names(before), names(&all[cursor..]));
         }
         crate::pictures::assert_in_module_doc(include_str!("fanout.rs"), &picture);
@@ -163,7 +161,7 @@ mod tests {
         append(&mut fanout, ROOM, "three");
         let (_, batch) = fanout.take_next_batch().unwrap();
         assert_eq!(batch.frames[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
-        assert_eq!((batch.cursor(ALICE), batch.cursor(BOB)), (frame("one").len(), 0));
+        assert_eq!((cursor(&batch, ALICE), cursor(&batch, BOB)), (frame("one").len(), 0));
         assert!(fanout.is_empty() && fanout.take_next_batch().is_none());
     }
 

@@ -16,7 +16,7 @@ pub mod observer;
 pub mod outbox;
 pub mod timers;
 
-use std::{collections::VecDeque, rc::Rc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use mio::Token;
 
@@ -369,12 +369,12 @@ impl<S: Socket> Server<S> {
     }
 
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let buffered_shared = Rc::clone(&self.limits.buffered_shared);
-        let mut broadcasts = batch.frames.each_ref().map(|frames| Broadcast::new(frames, &buffered_shared));
+        let mut broadcasts = batch.frames.each_ref().map(|frames| Broadcast::new(frames, &self.limits.buffered_shared));
         let mut failed = Vec::new();
         for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
-            let (broadcast, cursor) = (&mut broadcasts[dialect as usize], batch.cursor(token));
+            let cursor = batch.cursors.get(&token).copied().unwrap_or_default();
+            let broadcast = &mut broadcasts[dialect as usize];
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
                 _ if connection.is_queued(Work::Remove) => continue, // an aborted connection receives nothing
