@@ -376,13 +376,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    pub(super) fn fail_storage(&mut self, reason: &str) {
-        log::error!("STORAGE failed: {reason}");
-        self.storage_failed = true;
-        self.close_all(CloseCode::INTERNAL_ERROR, "storage failed");
-    }
-
-    fn close_all(&mut self, code: CloseCode, reason: &'static str) {
+    pub(super) fn close_all(&mut self, code: CloseCode, reason: &'static str) {
         self.send_batches();
         self.shutdown = Some(Shutdown::Closing { until: self.now.monotonic + SHUTDOWN_TIMEOUT });
         // Send no `left` events: at a shutdown, each of n members would receive up to n - 1 of them.

@@ -294,7 +294,11 @@ impl<S: Socket> Server<S> {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason);
                 }
-                Effect::StorageFailed { reason } => self.fail_storage(&reason),
+                Effect::StorageFailed { reason } => {
+                    log::error!("STORAGE failed: {reason}");
+                    self.storage_failed = true;
+                    self.close_all(CloseCode::INTERNAL_ERROR, "storage failed");
+                }
                 Effect::Send { client, event } => self.send(client, &event),
                 Effect::Broadcast { room, except, event } => self.broadcast(room, except, &event),
             }
