@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::{path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Command, Parser, ValueEnum, value_parser};
+use clap::{ArgAction, Command, Parser, value_parser};
 use ipnet::IpNet;
 
 const KIB: usize = 1024;
@@ -51,8 +51,8 @@ pub struct Config {
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub no_echo: bool,
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
-    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", hide_possible_values = true, help_heading = "Tracing and recording")]
-    pub trace: Option<TraceDetail>,
+    #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", value_parser = ["line", "full"], hide_possible_values = true, help_heading = "Tracing and recording")]
+    pub trace: Option<String>,
     /// Print only records that match this comma-separated list: connection=7 (or '#7'), user=NAME, control, errors
     #[arg(long, value_name = "FILTER", help_heading = "Tracing and recording")]
     pub trace_filter: Option<String>,
@@ -171,12 +171,6 @@ pub struct Config {
     /// Log only warnings and errors
     #[arg(short, long, conflicts_with = "verbose", help_heading = LOGGING_HEADING)]
     pub quiet: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TraceDetail {
-    Line,
-    Full,
 }
 
 impl Config {

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{broker::Broker, broker::Random, config::Config, config::TraceDetail, server::memory_broker};
+use crate::{broker::Broker, broker::Random, config::Config, server::memory_broker};
 use log_writer::LogWriter;
 
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
@@ -41,8 +41,8 @@ fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static)
 
 fn new_observers(config: &Config, log: &LogWriter, random: &mut Random) -> Result<InspectObservers, String> {
     let (filter, writer) = (parse_trace_filter(config)?, log.clone());
-    let trace = config.trace.map(|detail| {
-        let detail = if detail == TraceDetail::Full { Detail::Full } else { Detail::Line };
+    let trace = config.trace.as_ref().map(|detail| {
+        let detail = if detail == "full" { Detail::Full } else { Detail::Line };
         let style = Style::new(detail, std::io::stderr().is_terminal());
         Trace { style, filter, write: Box::new(move |lines: &str| writer.write(lines)) }
     });
