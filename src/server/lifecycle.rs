@@ -418,6 +418,7 @@ mod tests {
     use crate::chat::Now;
     use crate::config::Config;
     use crate::http::access::Access;
+    use crate::inspect::{InspectObservers, InspectOptions};
     use crate::server::limits::ConnectionLimits;
     use crate::server::{Readiness, Server};
     use crate::ws::frame::Opcode;
@@ -468,7 +469,9 @@ mod tests {
         let now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO };
         let close_at = now.monotonic + config.close_timeout;
         let broker = Box::new(crate::server::memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
-        let mut server = Server::new(config, access, limits, Box::new(()), broker, now);
+        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: config.max_outbox };
+        let observers = Box::new(InspectObservers::new(options, &mut |bytes| bytes.fill(7)).unwrap());
+        let mut server = Server::new(config, access, limits, observers, broker, now);
         let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };
         let (token, space, written) = (server.next_token(), Rc::clone(&socket.space), Rc::clone(&socket.written));
         server.accept(socket, "127.0.0.1:1".parse().unwrap());

@@ -34,44 +34,30 @@ pub enum ObservedStage<'a> {
     Closing,
 }
 
-/// Creates the observers of connections, and serves inspectors. The default methods observe nothing.
+/// Creates the observers of connections, and serves inspectors.
 pub trait Observers {
-    fn begin_turn(&mut self, _now: SystemTime) {}
+    fn begin_turn(&mut self, now: SystemTime);
 
-    fn create_observer(&mut self, _connection: Token, _peer: SocketAddr) -> Option<Box<dyn Observer>> {
-        None
-    }
+    fn create_observer(&mut self, connection: Token, peer: SocketAddr) -> Option<Box<dyn Observer>>;
 
     /// Returns `false` if the client needs no access token even on a server that requires access tokens.
-    fn needs_token(&self, _connection: Token) -> bool {
-        true
-    }
+    fn needs_token(&self, connection: Token) -> bool;
 
-    /// Returns an observer for an open connection. The server calls `attach` only between two messages.
-    fn attach(&mut self, _: Token, _: Limits, _frames_received: u64, _frames_sent: u64) -> Option<Box<dyn Observer>> {
-        None
-    }
+    /// Returns an observer that continues the counts of frames. The server calls `attach` only between two messages.
+    fn attach(&mut self, connection: Token, limits: Limits, received: u64, sent: u64) -> Option<Box<dyn Observer>>;
 
-    fn forget(&mut self, _connection: Token) {}
+    fn forget(&mut self, connection: Token);
 
     /// Returns the name and value of the `welcome` field that carries the connection's ticket for the inspector.
-    fn welcome_field(&mut self, _connection: Token) -> Option<(&'static str, String)> {
-        None
-    }
+    fn welcome_field(&mut self, connection: Token) -> Option<(&'static str, String)>;
 
     /// Rejects an inspector (403) if its ticket is wrong or was used before, or if the observed connection is not open.
-    fn admit_inspector(&mut self, _: Token, _ticket: &str, _queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection> {
-        Err(Rejection::new(403, "Inspection is off on this server."))
-    }
+    fn admit_inspector(&mut self, client: Token, ticket: &str, queued_bytes: QueuedBytes<'_>) -> Result<(), Rejection>;
 
-    fn receive(&mut self, _inspector: Token, _text: &str, _queued_bytes: QueuedBytes<'_>) {}
+    fn receive(&mut self, client: Token, text: &str, queued_bytes: QueuedBytes<'_>);
 
-    fn next_action(&mut self, _queued_bytes: QueuedBytes<'_>) -> Option<Action> {
-        None
-    }
+    fn next_action(&mut self, queued_bytes: QueuedBytes<'_>) -> Option<Action>;
 }
-
-impl Observers for () {}
 
 /// Returns the number of bytes queued for a connection; `None` if the connection is not open.
 pub type QueuedBytes<'a> = &'a dyn Fn(Token) -> Option<usize>;

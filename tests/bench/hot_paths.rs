@@ -285,7 +285,9 @@ fn turn(c: &mut Criterion) {
         let access = Access::new(&config, None).expect("no token file is needed");
         let limits = ServerLimits::new(&config, members + 1, 1);
         let broker = Box::new(memory_broker(&config, Box::new(|bytes| bytes.fill(7))));
-        let mut server = Server::new(config, access, limits, Box::new(()), broker, NOW);
+        let options = InspectOptions { trace: None, record: None, inspection: false, max_outbox: config.max_outbox };
+        let observers = InspectObservers::new(options, &mut |bytes| bytes.fill(7)).expect("no folder is needed");
+        let mut server = Server::new(config, access, limits, Box::new(observers), broker, NOW);
         for number in 0..members {
             server.begin_turn(NOW);
             server.accept(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);

@@ -22,9 +22,11 @@ use wirechat::http::access::Access;
 use wirechat::net::listener::Listener;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
-use wirechat::server::observer::{ObservedStage, Observer, Observers};
+use wirechat::server::observer::{Action, ObservedStage, Observer, Observers, QueuedBytes};
 use wirechat::server::{Readiness, Server, memory_broker};
 use wirechat::ws::frame::Role;
+use wirechat::ws::protocol::Limits;
+use wirechat::ws::request::Rejection;
 
 use crate::support::upgrade_request;
 use crate::support::watched::DEMO_TOKENS;
@@ -86,8 +88,8 @@ impl World {
         let limits = ConnectionLimits::new(&config, config.max_connections.unwrap_or(1000), MAX_LINGERING);
         let mut random = fastrand::Rng::with_seed(seed);
         let random = Box::new(move |bytes: &mut [u8]| random.fill(bytes));
-        let reasons = Reasons::default();
-        let observers: Box<dyn Observers> = if is_observed { Box::new(reasons.clone()) } else { Box::new(()) };
+        let reasons = Reasons { is_observed, ..Reasons::default() };
+        let observers = Box::new(reasons.clone());
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
         let broker = wrap(memory_broker(&config, random));
         let server = Server::new(config, access, limits, observers, broker, now);
@@ -121,7 +123,7 @@ impl World {
 
     /// Returns the reason why a client's connection ended.
     pub fn reason(&self, client: &Client) -> String {
-        self.reasons.0.borrow()[&client.token()].clone()
+        self.reasons.by_token.borrow()[&client.token()].clone()
     }
 
     /// One turn of the loop at the current time.
@@ -310,13 +312,42 @@ impl Backlog {
     }
 }
 
-/// Why each connection ended.
+/// Why each connection ended, if the connections are observed.
 #[derive(Clone, Default)]
-struct Reasons(Rc<RefCell<BTreeMap<Token, String>>>);
+struct Reasons {
+    by_token: Rc<RefCell<BTreeMap<Token, String>>>,
+    is_observed: bool,
+}
 
 impl Observers for Reasons {
+    fn begin_turn(&mut self, _: SystemTime) {}
+
     fn create_observer(&mut self, connection: Token, _: SocketAddr) -> Option<Box<dyn Observer>> {
-        Some(Box::new(ReasonObserver(connection, self.clone())))
+        self.is_observed.then(|| Box::new(ReasonObserver(connection, self.clone())) as _)
+    }
+
+    fn needs_token(&self, _: Token) -> bool {
+        true
+    }
+
+    fn attach(&mut self, _: Token, _: Limits, _: u64, _: u64) -> Option<Box<dyn Observer>> {
+        None
+    }
+
+    fn forget(&mut self, _: Token) {}
+
+    fn welcome_field(&mut self, _: Token) -> Option<(&'static str, String)> {
+        None
+    }
+
+    fn admit_inspector(&mut self, _: Token, _: &str, _: QueuedBytes<'_>) -> Result<(), Rejection> {
+        Err(Rejection::new(403, "Inspection is off on this server."))
+    }
+
+    fn receive(&mut self, _: Token, _: &str, _: QueuedBytes<'_>) {}
+
+    fn next_action(&mut self, _: QueuedBytes<'_>) -> Option<Action> {
+        None
     }
 }
 
@@ -328,7 +359,7 @@ impl Observer for ReasonObserver {
     fn set_stage(&mut self, _: ObservedStage<'_>) {}
 
     fn finish(&mut self, reason: &str) {
-        let before = self.1.0.borrow_mut().insert(self.0, reason.to_owned());
+        let before = self.1.by_token.borrow_mut().insert(self.0, reason.to_owned());
         assert_eq!(before, None, "a connection ends once");
     }
 
