@@ -72,7 +72,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
 fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
-    let endpoint = find_parameter(request.query, "endpoint").map_or_else(|| Ok("/".into()), decode_parameter);
+    let endpoint = find_parameter(request.query, "endpoint").unwrap_or_else(|| Ok("/".into()));
     let route = endpoint.and_then(|path| match dialect_at(&path) {
         Some(_) => checked.and_then(|_| select_route(&Request { path: &path, ..request.clone() }, access, client)),
         None => Err(not_found(&path)),
@@ -293,19 +293,16 @@ fn parse_session(hex: &str) -> Option<Session> {
     u128::from_str_radix(hex, 16).ok().filter(|_| is_exact).map(|session| Session(session.to_be_bytes()))
 }
 
-/// Returns the undecoded value of the first parameter named `wanted`: a proxy may have validated only the first.
-fn find_parameter<'q>(query: &'q str, wanted: &str) -> Option<&'q str> {
+/// Decodes the value of the first parameter named `wanted`: a proxy may have validated only the first.
+fn find_parameter(query: &str, wanted: &str) -> Option<Result<String, Rejection>> {
+    let decode = |text: &str| percent_decode(&text.replace('+', " ")); // in a query, unlike in a path, + means a space
     let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.find(|(name, _)| decode_parameter(name).is_ok_and(|name| name == wanted)).map(|(_, value)| value)
+    pairs.find(|(name, _)| decode(name).is_ok_and(|name| name == wanted)).map(|(_, value)| decode(value))
 }
 
 /// Returns the decoded value of a parameter, `Some("")` if decoding fails, or `None` if the parameter is missing.
 fn read_parameter(query: &str, wanted: &str) -> Option<String> {
-    find_parameter(query, wanted).map(|value| decode_parameter(value).unwrap_or_default())
-}
-
-fn decode_parameter(text: &str) -> Result<String, Rejection> {
-    percent_decode(&text.replace('+', " ")) // in a query, unlike in a path, + means a space
+    find_parameter(query, wanted).map(Result::unwrap_or_default)
 }
 
 fn require_parameter<T>(parameter: &str, value: Option<T>) -> Result<T, Rejection> {
