@@ -168,8 +168,7 @@ impl<S: Socket> Server<S> {
                 let next = if self.pauses_reads() { None } else { self.connections.dequeue(work) };
                 let Some(token) = next else { break };
                 // Once a room's batch is full, read no more from its members this turn, so that recipients keep up.
-                let full = &self.fanout.full_rooms;
-                if !full.is_empty() && self.chat.room_of(token).is_some_and(|room| full.contains(&room)) {
+                if self.chat.room_of(token).is_some_and(|room| self.fanout.full_rooms.contains(&room)) {
                     self.connections.queue(work, token);
                 } else {
                     self.read_from(token, &mut scratch);
