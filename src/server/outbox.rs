@@ -123,10 +123,8 @@ impl Outbox {
 
     pub fn flush(&mut self, socket: &mut impl Socket, mut observer: Option<&mut dyn Observer>) -> io::Result<()> {
         while self.len > 0 {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                *slice = IoSlice::new(chunk.bytes());
-            }
+            let mut slices: [IoSlice<'_>; MAX_SLICES] =
+                std::array::from_fn(|at| IoSlice::new(self.chunks.get(at).map(Chunk::bytes).unwrap_or_default()));
             slices[0].advance(self.sent as usize);
             let written = match socket.write_vectored(&slices[..self.chunks.len().min(MAX_SLICES)]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
