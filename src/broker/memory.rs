@@ -36,6 +36,7 @@ pub struct MemoryBroker {
 struct Member {
     room: RoomId,
     username: Rc<str>, // from the client's last accepted message or, before the first message, from its join request
+    user: User,
     client_id: Option<Rc<str>>,
     credential: Option<CredentialId>,
     session: Session,
@@ -68,13 +69,13 @@ impl MemoryBroker {
             new
         });
         // Add the new member before the older connection leaves: an empty room could lose its history.
-        let (to, backlog) = self.add_member(&room, user, resume, now);
+        let (to, backlog) = self.add_member(&room, user.clone(), resume, now);
         // If one old connection holds both the client id and the username, the second `Leave` has no effect.
         [older, holder].into_iter().flatten().for_each(|replaced| self.submit(replaced, Request::Leave, now));
         self.announce_room(to);
         self.by_username.insert(self.username_entry(&username, client));
         self.client_ids.extend(client_id.iter().map(|id| (Rc::clone(id), client)));
-        self.members.insert(client, Box::new(Member { room: to, username, client_id, credential, session }));
+        self.members.insert(client, Box::new(Member { room: to, username, user, client_id, credential, session }));
         Some(RoomEvent::Joined { client, session, from: None, to, backlog })
     }
 
@@ -86,9 +87,9 @@ impl MemoryBroker {
         Some(RoomEvent::Left { room, member: MemberId::Local(client) })
     }
 
-    fn switch(&mut self, client: Token, name: &Rc<str>, user: User, now: Duration) -> Option<RoomEvent> {
+    fn switch(&mut self, client: Token, name: &Rc<str>, now: Duration) -> Option<RoomEvent> {
         let member = self.members.get(&client).filter(|member| self.rooms.find(name) != Some(member.room))?;
-        let (from, session) = (member.room, member.session);
+        let (from, session, user) = (member.room, member.session, member.user.clone());
         // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
         let Room { name: old, user: opener, members, .. } = &self.rooms.rooms[&from];
         let replaces = *members == 1 && *opener == user && **old != *self.rooms.config.default_room;
@@ -192,7 +193,7 @@ impl Broker for MemoryBroker {
         let event = match request {
             Request::Join(join) => self.join(client, join, now),
             Request::Leave => self.leave(client, now),
-            Request::Switch { room, user } => self.switch(client, &room, user, now),
+            Request::Switch { room } => self.switch(client, &room, now),
             Request::Publish(message) => self.publish(client, message),
             Request::Private(message) => self.send_private(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
@@ -414,7 +415,7 @@ mod tests {
         let joined = join_room(&mut broker, 2, "a", NOW);
         assert_eq!((texts(&joined), joined.resumed), (vec!["three", "four"], false));
         join_room(&mut broker, 3, "b", NOW);
-        broker.submit(Token(3), Request::Switch { room: "a".into(), user: user(3) }, NOW);
+        broker.submit(Token(3), Request::Switch { room: "a".into() }, NOW);
         let switched = events(&mut broker).into_iter().find_map(|event| match event {
             RoomEvent::Joined { backlog, .. } => Some(backlog),
             _ => None,
@@ -613,7 +614,7 @@ mod tests {
         }
         events(&mut broker);
         for (client, is_rejected) in [(1, true), (2, false)] {
-            broker.submit(Token(client), Request::Switch { room: "new".into(), user: user(1) }, NOW);
+            broker.submit(Token(client), Request::Switch { room: "new".into() }, NOW);
             let events = events(&mut broker);
             assert_eq!(matches!(events[0], RoomEvent::Rejected { .. }), is_rejected, "{client}: {events:?}");
         }

@@ -76,7 +76,7 @@ pub fn network_of(address: IpAddr) -> IpAddr {
 pub enum Request {
     Join(Join),
     Leave,
-    Switch { room: Rc<str>, user: User }, // a switch to the client's current room does nothing
+    Switch { room: Rc<str> }, // a switch to the client's current room does nothing
     Publish(Message),
     Private(PrivateMessage),
     History { before: u64, limit: usize }, // requests up to `limit` messages of the room with ids less than `before`

@@ -87,13 +87,13 @@ pub struct Chat {
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, formatted once per event loop turn
     config: Config,
-    is_local: bool, // computed once, because `user_of` reads `is_local` for every message
 }
 
 struct Client {
     dialect: Dialect,
     membership: Membership,
     username: Rc<str>, // the username from the join; a later command may carry another username
+    user: User,
     identity: Identity,
     address: IpAddr,
 }
@@ -109,8 +109,8 @@ impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        let (config, is_local) = (config.clone(), config.is_local());
-        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, is_local }
+        let config = config.clone();
+        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config }
     }
 
     pub fn set_reserved_usernames(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -123,21 +123,22 @@ impl Chat {
             return Err(JoinError::Reserved);
         }
         self.broker.check_join(&request.join).map_err(JoinError::Broker)?;
-        // A local server treats every connection as a different user, so a limit on joins would have no effect.
-        let may_join = self.is_local || self.limiter.has_token(&request.join.user, now.monotonic);
+        let may_join = self.limiter.has_token(&request.join.user, now.monotonic);
         if may_join { Ok(()) } else { Err(JoinError::TooManyJoins) }
     }
 
     pub fn join(&mut self, client: Token, request: JoinRequest, now: Now) {
         let JoinRequest { dialect, identity, address, mut join, extra } = request;
-        let membership = Membership::Joining { extra: extra.map(Box::new), held: Vec::new() };
-        let record = Client { dialect, membership, username: Rc::clone(&join.username), identity, address };
-        let before = self.clients.insert(client, Box::new(record));
-        debug_assert!(before.is_none(), "a client joins once");
-        join.user = self.user_of(client);
-        if !self.is_local {
+        if self.config.is_local() {
+            join.user = User::Connection(client); // each connection is a different user, so joins need no limit
+        } else {
             self.limiter.take_token(&join.user, now.monotonic);
         }
+        let membership = Membership::Joining { extra: extra.map(Box::new), held: Vec::new() };
+        let (username, user) = (Rc::clone(&join.username), join.user.clone());
+        let record = Client { dialect, membership, username, user, identity, address };
+        let before = self.clients.insert(client, Box::new(record));
+        debug_assert!(before.is_none(), "a client joins once");
         self.broker.submit(client, Request::Join(join), now.monotonic);
     }
 
@@ -157,8 +158,8 @@ impl Chat {
     }
 
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
-        let Some((parsed, nonce)) = self.active_client(client).map(|record| record.dialect.parse(text)) else { return };
-        let user = self.user_of(client);
+        let Some(record) = self.active_client(client) else { return };
+        let (user, (parsed, nonce)) = (record.user.clone(), record.dialect.parse(text));
         // Invalid commands count towards the rate limit too, because parsing them takes as long as parsing valid ones.
         let decision = match parsed {
             Ok(Command::Typing { .. }) if !self.limiter.take_typing_token(&user, now.monotonic) => return,
@@ -231,9 +232,7 @@ impl Chat {
                     Request::Publish(Message { username, text, id: 0, time, nonce })
                 }
             }
-            Command::SwitchRoom { room } => {
-                Request::Switch { room: names::parse_room_name(&room)?.into(), user: self.user_of(client) }
-            }
+            Command::SwitchRoom { room } => Request::Switch { room: names::parse_room_name(&room)?.into() },
             Command::History { before, limit } => Request::History { before, limit },
             Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username)? },
             Command::Ping => {
@@ -262,11 +261,6 @@ impl Chat {
     fn is_reserved(&self, username: &Rc<str>, identity: &Identity) -> bool {
         let is_own = || identity.username.as_ref() == Some(username);
         !self.reserved.is_empty() && !is_own() && self.reserved.contains(&names::username_key(username))
-    }
-
-    fn user_of(&self, client: Token) -> User {
-        let Client { identity, address, .. } = &*self.clients[&client];
-        if self.is_local { User::Connection(client) } else { identity.user(*address) }
     }
 
     fn format_time(&mut self, time: SystemTime) -> Rc<str> {
