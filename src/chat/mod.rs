@@ -335,9 +335,6 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        // Format the log fields only if needed: formatting is slow, and a busy server may log only warnings.
-        let fields =
-            if log::log_enabled!(log::Level::Info) { record.log_fields(client, &username) } else { String::new() };
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
@@ -345,11 +342,11 @@ impl Chat {
         new.add_member(MemberId::Local(client), Rc::clone(&username), before.as_ref().map(|_| dialect));
         self.effects.extend(before.as_ref().map(|_| Effect::SetRoom { client, from, to }));
         if let Some(from) = from {
-            let old = quote_for_log(&self.rooms[&from].name);
-            log::info!("SWITCH from={old} to={} {fields}", quote_for_log(&room));
+            let (old, record) = (quote_for_log(&self.rooms[&from].name), &self.clients[&client]);
+            log::info!("SWITCH from={old} to={} {}", quote_for_log(&room), record.log_fields(client, &username));
             self.remove_member(from, MemberId::Local(client));
         } else {
-            log::info!("JOIN room={} {fields}", quote_for_log(&room));
+            log::info!("JOIN room={} {}", quote_for_log(&room), self.clients[&client].log_fields(client, &username));
         }
         if let Some(Membership::Joining { extra, held }) = before {
             if dialect == Dialect::Events {
