@@ -217,8 +217,7 @@ impl Chat {
                 if text.is_empty() {
                     return if to.is_some() || nonce.is_some() { Err("Nothing to send".into()) } else { Ok(()) };
                 }
-                // Counting characters is slow, so first compare the bytes: no text has more characters than bytes.
-                if text.len() > self.config.max_text && text.chars().count() > self.config.max_text {
+                if text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
                 let (text, time) = (text.into(), self.format_time(now.time));
