@@ -63,11 +63,9 @@ impl MemoryBroker {
             return Some(RoomEvent::JoinRejected { client, error });
         }
         // Keep the client's session: a new session would be lost if the connection failed before the `welcome` event.
-        let session = session.unwrap_or_else(|| {
-            let mut new = Session([0; 16]);
-            (self.rooms.random)(&mut new.0);
-            new
-        });
+        let mut new_session = [0; 16];
+        (self.rooms.random)(&mut new_session);
+        let session = session.unwrap_or(Session(new_session));
         // Add the new member before the older connection leaves: an empty room could lose its history.
         let (to, backlog) = self.add_member(&room, user.clone(), resume, now);
         // If one old connection holds both the client id and the username, the second `Leave` has no effect.
