@@ -115,10 +115,9 @@ fn read_subprotocols<'h>(request: &Request<'h>) -> Result<Vec<&'h str>, Rejectio
     let error = |what: &str, section: &str| Err(bad_request(format!("{FIELD} {what} (RFC 6455 §{section}).")));
     let redact = |name| if find_access_token(name).is_some() { "a bearer token".into() } else { quote(name) };
     let mut names = Vec::new();
-    for element in request.header_values(FIELD).flat_map(|line| line.split(|&byte| byte == b',')) {
-        match str::from_utf8(element.trim_ascii()) {
-            // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
-            Ok("") => {}
+    // RFC 9110 §5.6.1.2: a recipient ignores empty list elements.
+    for element in request.list_elements(FIELD).filter(|element| !element.is_empty()) {
+        match str::from_utf8(element) {
             // Limit the number of names (§10.4), because the duplicate check takes quadratic time.
             Ok(_) if names.len() == 32 => return error("has over 32 names", "10.4"),
             Ok(name) if names.contains(&name) => return error(&format!("has {} twice", redact(element)), "4.1"),
