@@ -147,6 +147,12 @@ pub struct Config {
     /// Delete messages older than this many days from the file; 0: never [default: 0]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
     pub history_days: Option<u32>,
+    /// Serve https:// and wss:// with the certificate chain in this PEM file (feature tls)
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_cert: Option<PathBuf>,
+    /// Use the private key in this PEM file for --tls-cert
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_key: Option<PathBuf>,
     /// Reject a request that is not complete after this long
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
@@ -184,10 +190,15 @@ impl Config {
             .or(self.history_sync.as_ref().map(|_| "--history-sync"))
             .or(self.history_keep.map(|_| "--history-keep"))
             .or(self.history_days.map(|_| "--history-days"));
+        let tls_option = (self.tls_cert.as_ref().map(|_| "--tls-cert")).or(self.tls_key.as_ref().map(|_| "--tls-key"));
         Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
             format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
         } else if let (Some(option), None) = (history_option, &self.history_db) {
             format!("{option} is for the file of --history-db, which is missing; add --history-db FILE")
+        } else if let (Some(option), false) = (tls_option, cfg!(feature = "tls")) {
+            format!("{option} needs the feature tls; build with cargo build --release --features tls")
+        } else if self.tls_cert.is_some() != self.tls_key.is_some() {
+            "--tls-cert and --tls-key belong together; add the missing one".into()
         } else if self.open && self.tokens.is_some() {
             "--open requires no token, --tokens requires one; remove one of the two".into()
         } else if let (None, false, Some(set)) = (&self.tokens, self.open, self.public_option()) {

@@ -7,7 +7,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment, format_error};
 use wirechat::config_file;
 use wirechat::http::access::Access;
-use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter};
+use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter, tls};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
 const EXIT_FAILURE: u8 = 1; // exit status if the server fails (port in use, for example) or a tool finds an error
@@ -63,20 +63,23 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
     let tokens = config.read_token_file().map_err(usage_error)?;
     let access = Access::new(config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;
+    let tls = tls::Acceptor::new(config).map_err(usage_error)?;
     let level = if config.quiet { log::LevelFilter::Warn } else { log::LevelFilter::Info };
     let level = if config.verbose { log::LevelFilter::Debug } else { level };
     let log = LogWriter::install(level).map_err(usage_error)?;
     let player = Box::new(LoopbackPlayer);
-    let event_loop = EventLoop::bind(config.clone(), access, log, player).map_err(|error| (EXIT_FAILURE, error))?;
+    let event_loop =
+        EventLoop::bind(config.clone(), access, log, player, tls).map_err(|error| (EXIT_FAILURE, error))?;
     let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The start-up banner may end up in a log, so the banner never shows a real access token.
     let token = if config.tokens.is_some() { "token=TOKEN&" } else { "token=dev-token&" };
     let token = if config.open { "" } else { token };
     let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
+    let s = if config.tls_cert.is_some() { "s" } else { "" };
     let banner = format!(
-        "wirechat {version} listens on http://{address}/ for up to {connections} connections\n\
-         \x20 page:   open client.html in a browser, or http://{address}/\n\
-         \x20 wscat:  wscat -c 'ws://{address}/?{token}username=me&room=general'\n\
+        "wirechat {version} listens on http{s}://{address}/ for up to {connections} connections\n\
+         \x20 page:   open client.html in a browser, or http{s}://{address}/\n\
+         \x20 wscat:  wscat -c 'ws{s}://{address}/?{token}username=me&room=general'\n\
          \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n{history}\
          \x20 stop:   Ctrl-C\n"
     );

@@ -13,6 +13,7 @@ use crate::config::{Config, is_loopback_name};
 #[derive(Debug, Default)]
 pub struct Access {
     pub tokens: Option<AccessTokens>,
+    pub is_encrypted: bool, // whether the server itself speaks TLS
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
     pub no_echo: bool,
@@ -20,7 +21,8 @@ pub struct Access {
 
 impl Access {
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
-        let mut access = Access { no_echo: config.no_echo, ..Access::default() };
+        let (is_encrypted, no_echo) = (config.tls_cert.is_some(), config.no_echo);
+        let mut access = Access { is_encrypted, no_echo, ..Access::default() };
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
         // Allow pages opened from disk, but only with tokens: sandboxed iframes of any site also send `Origin: null`.

@@ -40,7 +40,8 @@ pub struct Client {
 }
 
 pub fn route_request(request: &Request, access: &Access, client: Client, now: Now) -> Result<Outcome, Rejection> {
-    let scheme = if client.is_proxied { proxy::find_scheme(request) } else { "http" };
+    let scheme = if access.is_encrypted { "https" } else { "http" };
+    let scheme = if client.is_proxied { proxy::find_scheme(request) } else { scheme };
     let own_origin = format!("{scheme}://{}", check_authority(request, access)?);
     let dialect = dialect_at(request.path);
     let has_page = matches!(request.path, "/" | "/health" | "/check");

@@ -4,13 +4,13 @@ use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant, SystemTime};
 use std::{net::SocketAddr, sync::Arc, sync::atomic::AtomicBool};
 
-use mio::{Events, Interest, Poll, Token, Waker, net::TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag::register_conditional_shutdown;
 use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, raise_descriptor_limit};
-use super::{PollFlags, is_ready, log_writer::LogWriter};
+use super::{PollFlags, is_ready, log_writer::LogWriter, tls};
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
 use crate::{broker::Random, chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
@@ -30,7 +30,8 @@ pub struct EventLoop {
     signals: Signals,
     log: LogWriter,
     config: Config,
-    server: Server<TcpStream>,
+    server: Server<tls::Transport>,
+    tls: tls::Acceptor,
     started: Instant,
     pub address: SocketAddr, // the listening address, with the kernel's choice of port if the configured port is 0
     pub max_connections: usize,
@@ -38,7 +39,13 @@ pub struct EventLoop {
 
 impl EventLoop {
     /// `config` must have passed `Config::validate`. `Err` is an error message for the operator.
-    pub fn bind(config: Config, access: Access, log: LogWriter, player: BoxedPlayer) -> Result<EventLoop, String> {
+    pub fn bind(
+        config: Config,
+        access: Access,
+        log: LogWriter,
+        player: BoxedPlayer,
+        tls: tls::Acceptor,
+    ) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let mut listener = Listener::bind(config.listen)?;
         let error = |error| format!("The system cannot poll: {error}.");
@@ -53,13 +60,13 @@ impl EventLoop {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(error)?);
         let observers = super::new_observers(&config, &log, &mut random)?;
         let wake = move || _ = waker.wake();
-        let observers = Box::new(observers.with_player(player, address, wake.clone()));
+        let observers = Box::new(observers.with_player(tls.admit_player(player), address, wake.clone()));
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
         let broker = super::new_broker(&config, random, wake)?;
         let server = Server::new(config.clone(), access, limits, observers, broker, now);
         let (started, listener) = (Instant::now(), Some(listener));
-        Ok(EventLoop { poll, listener, signals, log, config, server, started, address, max_connections })
+        Ok(EventLoop { poll, listener, signals, log, config, server, tls, started, address, max_connections })
     }
 
     /// Runs until a signal or a storage failure stops the server. Returns `Ok(false)` after a storage failure.
@@ -67,13 +74,15 @@ impl EventLoop {
         let mut events = Events::with_capacity(MAX_EVENTS);
         loop {
             let accept = self.listener.as_ref().filter(|_| self.server.may_accept()).and_then(|socket| socket.next_at);
-            let next = [self.server.next_turn_at(), accept, self.log.lines().deadline()].into_iter().flatten().min();
+            let next = [self.server.next_turn_at(), accept, self.log.lines().deadline(), self.tls.next_check_at()];
+            let next = next.into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
             polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
             let now = Now { time: SystemTime::now(), monotonic: self.started.elapsed() };
             let is_idle = events.is_empty() && self.server.next_turn_at().is_none_or(|at| at > now.monotonic);
             self.log.lines().begin_turn(now, is_idle);
             self.server.begin_turn(now);
+            self.tls.begin_turn(now.monotonic);
             let mut has_signal = false;
             for event in &events {
                 match event.token() {
@@ -111,18 +120,20 @@ impl EventLoop {
             let client = listener.accept(now, mio::net::TcpListener::accept, |socket| is_ready(socket, PollFlags::IN));
             let Some((mut stream, peer)) = client else { return };
             let interest = Interest::READABLE | Interest::WRITABLE;
-            match self.poll.registry().register(&mut stream, self.server.next_token(), interest) {
-                Ok(()) => self.server.accept(stream, peer),
+            let registered = self.poll.registry().register(&mut stream, self.server.next_token(), interest);
+            match registered.and_then(|()| self.tls.accept(stream, peer)) {
+                Ok(transport) => self.server.accept(transport, peer),
                 Err(error) => log::warn!("REJECT {peer} {error}"),
             }
         }
     }
 
-    /// Reloads the access tokens (SIGHUP) or shuts down. Returns `false` if a second signal demands an immediate stop.
+    /// Reloads the access tokens and the certificate (SIGHUP), or shuts down. Returns `false` if a second signal demands an immediate stop.
     fn handle_signals(&mut self) -> bool {
         let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
         if !reloads.is_empty() {
             self.server.reload_tokens(self.config.read_token_file());
+            self.tls.reload();
         }
         self.listener.take_if(|_| !stops.is_empty());
         stops.is_empty() || (self.server.shut_down() && stops.len() == 1)

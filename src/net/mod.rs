@@ -3,6 +3,7 @@
 pub mod event_loop;
 pub mod listener;
 pub mod log_writer;
+pub mod tls;
 
 use std::{io::IsTerminal, os::fd::AsFd};
 

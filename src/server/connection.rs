@@ -45,6 +45,11 @@ pub trait Socket: Read + Write {
         false // plain TCP has no buffer in user space
     }
 
+    /// The bytes in the buffers of such a transport, unfinished records included.
+    fn buffered_bytes(&self) -> usize {
+        0
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
@@ -196,6 +201,7 @@ impl<S: Socket> Connection<S> {
     pub fn flush(&mut self) -> io::Result<()> {
         let Connection { socket, outbox, observer, .. } = self;
         outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
+        socket.flush()?;
         observer.take_if(|observer| observer.is_done());
         if self.is_flushed()
             && let Stage::Draining { discards: true, is_shut: is_shut @ false, .. } = &mut self.cold.stage
@@ -266,7 +272,9 @@ impl<S: Socket> Connection<S> {
             Stage::Draining { .. } => 0,
         };
         let observer = self.observer.as_ref().map_or(0, |observer| observer.buffered_bytes());
-        received + observer + self.cold.unprocessed.len() + self.outbox.owned_len()
+        // An aborted connection keeps its socket until its removal, but nothing can free that memory any earlier.
+        let transport = if self.is_queued(Work::Remove) { 0 } else { self.socket.buffered_bytes() };
+        received + observer + transport + self.cold.unprocessed.len() + self.outbox.owned_len()
     }
 
     /// Like `buffered_bytes`, but counts all unsent output, including shared frames.

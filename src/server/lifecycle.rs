@@ -1,5 +1,6 @@
 //! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
 
+use std::io::{self, ErrorKind};
 use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time::Duration};
 
 use mio::Token;
@@ -8,7 +9,7 @@ use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
 use super::{READS_PER_TURN, Server, Shutdown, observer::ObservedStage, outbox::Outbox, timers::plan_check};
 use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, tokens::AccessTokens};
-use crate::ws::request::{Rejection, Request};
+use crate::ws::request::{Rejection, Request, bad_request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
 
@@ -240,6 +241,18 @@ impl<S: Socket> Server<S> {
             self.set_timer(token, self.config.close_timeout);
         }
         self.connections.queue(Work::Write, token);
+    }
+
+    /// Handles a failed read. On a TLS port, `InvalidInput` stands for plain HTTP, and `InvalidData` for a TLS error.
+    pub(super) fn handle_read_error(&mut self, token: Token, error: &io::Error) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        let (kind, is_handshake) = (error.kind(), matches!(connection.cold.stage, Stage::Handshake(_)));
+        if is_handshake && matches!(kind, ErrorKind::InvalidInput | ErrorKind::InvalidData) {
+            self.reject(token, &bad_request(error.to_string()), false);
+        }
+        if !is_handshake || kind != ErrorKind::InvalidInput {
+            self.abort(token, error.to_string());
+        }
     }
 
     /// Handles the end of the peer's stream. The peer may still read, so an open connection still sends its outbox.

@@ -200,8 +200,8 @@ impl<S: Socket> Server<S> {
                     connection.cold.last_received = self.now.monotonic;
                     self.receive(token, &mut scratch[..len]);
                 }
-                Ok(None) => {}
-                Err(error) => self.abort(token, error.to_string()),
+                Ok(None) => self.enforce_buffer_limit(token), // the transport may hold an unfinished record
+                Err(error) => self.handle_read_error(token, &error),
             }
         }
         self.connections.queue_read(token, self.config.max_outbox);

@@ -7,6 +7,8 @@
 
 pub mod http;
 pub mod table;
+#[cfg(feature = "tls")]
+pub mod tls;
 pub mod users;
 pub mod watched;
 
@@ -49,6 +51,10 @@ impl Server {
     pub fn command(listen: &str, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
+        #[cfg(feature = "tls")]
+        if let Some(certificate) = tls::Certificate::of_all_tests().filter(|_| !args.contains(&"--tls-cert")) {
+            command.args(certificate.options());
+        }
         command
     }
 
@@ -75,13 +81,18 @@ impl Server {
             let start = banner.len();
             let n = stdout.read_line(&mut banner).expect("the banner is text");
             assert!(n > 0, "the server ended at start: {}", log.lock().unwrap());
-            addr = banner[start..].split_once("http://").map(|(_, rest)| {
+            addr = banner[start..].split_once("://").map(|(_, rest)| {
                 let end = rest.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(rest.len());
                 rest[..end].parse().expect("an address and a port")
             });
         }
         // Keep reading: a full pipe would block the server.
         let printed = collect(stdout);
+        #[cfg(feature = "tls")]
+        if let Some(certificate) = tls::Certificate::of_all_tests() {
+            let settings = tls::client_settings(&[certificate], rustls::ALL_VERSIONS, &[]);
+            addr = addr.map(|addr| tls::forward_to(addr, settings));
+        }
         Server { child, addr: addr.unwrap(), banner, printed, log }
     }
 

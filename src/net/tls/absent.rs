@@ -1,0 +1,34 @@
+//! The transport of a build without the feature `tls`.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use mio::net::TcpStream;
+
+use crate::{config::Config, inspect::cases::BoxedPlayer};
+
+pub type Transport = TcpStream;
+
+#[derive(Debug)]
+pub struct Acceptor;
+
+impl Acceptor {
+    pub fn new(_: &Config) -> Result<Acceptor, String> {
+        Ok(Acceptor) // `Config::validate` has rejected the options of TLS
+    }
+
+    pub fn accept(&self, tcp: TcpStream, _: SocketAddr) -> io::Result<Transport> {
+        Ok(tcp)
+    }
+
+    pub fn begin_turn(&mut self, _: Duration) {}
+
+    pub fn next_check_at(&self) -> Option<Duration> {
+        None
+    }
+
+    pub fn reload(&mut self) {}
+
+    pub fn admit_player(&self, player: BoxedPlayer) -> BoxedPlayer {
+        player
+    }
+}

@@ -1,0 +1,134 @@
+//! Gives each accepted TCP stream its TLS session, and replaces the certificate when its files change.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+
+use super::certificate::{Certificate, FileStamp, Files};
+use super::socket::{Shared, TlsSocket, Transport};
+use crate::config::Config;
+use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
+
+/// Time between two checks of the files. Two checks must see the same change, so a reload takes up to two intervals.
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+const MAX_PLAIN_PEERS: usize = 16; // more than the inspectors may start at once
+
+/// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
+pub struct Acceptor(Option<TlsAcceptor>);
+
+struct TlsAcceptor {
+    files: Files,
+    certificate: Certificate,
+    loaded: [FileStamp; 2], // the state of the files when the server last loaded them
+    seen: [FileStamp; 2],   // their state at the last check
+    next_check: Duration,   // monotonic
+    shared: Rc<Shared>,
+    plain_peers: Rc<PlainPeers>,
+}
+
+impl Acceptor {
+    /// # Errors
+    /// A one-line message if the certificate or its key is missing or unusable.
+    pub fn new(config: &Config) -> Result<Acceptor, String> {
+        let (Some(certificate), Some(key)) = (config.tls_cert.clone(), config.tls_key.clone()) else {
+            return Ok(Acceptor(None));
+        };
+        let files = Files { certificate, key };
+        let stamps = files.stamps();
+        Ok(Acceptor(Some(TlsAcceptor {
+            certificate: files.load()?,
+            files,
+            loaded: stamps,
+            seen: stamps,
+            next_check: CHECK_INTERVAL,
+            shared: Rc::default(),
+            plain_peers: Rc::default(),
+        })))
+    }
+
+    pub fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<Transport> {
+        let Some(tls) = self.0.as_ref().filter(|tls| !tls.plain_peers.remove(peer)) else {
+            return Ok(Transport::Plain(tcp));
+        };
+        let socket = TlsSocket::new(tcp, &tls.certificate.settings, &tls.shared).map_err(io::Error::other)?;
+        Ok(Transport::Tls(Box::new(socket)))
+    }
+
+    /// Grants the turn its time for TLS handshakes, and checks the files every few seconds.
+    pub fn begin_turn(&mut self, now: Duration) {
+        let Some(tls) = &mut self.0 else { return };
+        tls.shared.begin_turn();
+        if now < tls.next_check {
+            return;
+        }
+        tls.next_check = now + CHECK_INTERVAL;
+        let stamps = tls.files.stamps();
+        // A program that renews a certificate writes two files. Wait until both have stayed the same for an interval.
+        let has_settled = stamps == std::mem::replace(&mut tls.seen, stamps);
+        if has_settled && stamps != tls.loaded {
+            self.reload();
+        }
+    }
+
+    pub fn next_check_at(&self) -> Option<Duration> {
+        self.0.as_ref().map(|tls| tls.next_check)
+    }
+
+    /// Loads the certificate and its key for new connections. If they do not load or match, the old pair stays.
+    pub fn reload(&mut self) {
+        let Some(tls) = &mut self.0 else { return };
+        tls.loaded = tls.files.stamps();
+        match tls.files.load() {
+            Ok(certificate) => {
+                let old = std::mem::replace(&mut tls.certificate, certificate);
+                log::info!("RELOAD certificate old={old} new={}", tls.certificate);
+            }
+            Err(error) => log::error!("RELOAD failed, the old certificate stays in force: {error}"),
+        }
+    }
+
+    pub fn admit_player(&self, player: BoxedPlayer) -> BoxedPlayer {
+        match &self.0 {
+            Some(tls) => Box::new(PlainPlayer { player, peers: Rc::clone(&tls.plain_peers) }),
+            None => player,
+        }
+    }
+}
+
+/// Lets the clients of a player connect without TLS: they run in this process and speak plain HTTP. No other process can
+/// have the address of such a client while the client's socket is bound.
+struct PlainPlayer {
+    player: BoxedPlayer,
+    peers: Rc<PlainPeers>,
+}
+
+/// Addresses of clients that have started, oldest first, until the server accepts them.
+#[derive(Default)]
+struct PlainPeers(RefCell<Vec<SocketAddr>>);
+
+impl PlainPeers {
+    fn add(&self, address: SocketAddr) {
+        let mut addresses = self.0.borrow_mut();
+        let surplus = (addresses.len() + 1).saturating_sub(MAX_PLAIN_PEERS);
+        addresses.drain(..surplus); // the oldest clients never connected
+        addresses.push(address);
+    }
+
+    fn remove(&self, address: SocketAddr) -> bool {
+        self.0.borrow_mut().extract_if(.., |waiting| *waiting == address).count() > 0
+    }
+}
+
+impl CasePlayer for PlainPlayer {
+    fn cases(&self) -> Vec<CaseSummary> {
+        self.player.cases()
+    }
+
+    fn start(&self, case: &str, server: SocketAddr, finish: OnFinish) -> Result<SocketAddr, String> {
+        self.player.start(case, server, finish).inspect(|address| self.peers.add(*address))
+    }
+}
