@@ -31,7 +31,7 @@
 //! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn of the loop; the life cycle of a connection.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
-//! 13. [`net`], [`config`], and `main.rs`: the event loop, the listener, the log; options and the command line.
+//! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`config`], `main.rs`: system, options.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`], [`config_file`]: the
 //!     other tools; options in a file.

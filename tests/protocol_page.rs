@@ -90,7 +90,8 @@ fn every_example_is_what_the_server_does() {
     }
     let mut failed = Vec::new();
     for section in examples.chunk_by(|a, b| a.heading == b.heading) {
-        if !cfg!(feature = "sqlite") && section.iter().any(|example| example.text.contains("--history-db")) {
+        let has = |option| section.iter().any(|example| example.text.contains(option));
+        if !cfg!(feature = "sqlite") && has("--history-db") || has("--tls-cert") && !make_certificate() {
             continue;
         }
         let result = std::panic::catch_unwind(|| {
@@ -102,6 +103,17 @@ fn every_example_is_what_the_server_does() {
     }
     assert!(examples.len() > 20, "the page has examples");
     assert!(failed.is_empty(), "the messages above tell what differs in: {failed:?}");
+}
+
+/// Makes the files that the section about TLS names. `false` if this build has no TLS, or if openssl is missing.
+fn make_certificate() -> bool {
+    #[cfg(feature = "tls")]
+    if let Some(certificate) = support::tls::Certificate::new("protocol-page", support::tls::EC) {
+        std::fs::copy(certificate.cert, format!("{DIRECTORY}/chat.crt")).unwrap();
+        std::fs::copy(certificate.key, format!("{DIRECTORY}/chat.key")).unwrap();
+        return true;
+    }
+    false
 }
 
 impl Session {

@@ -156,9 +156,11 @@ fn commands_work() {
     {
         // By default, zsh does not accept comments at its prompt.
         assert!(!line.contains('#'), "{line}");
-        const FEATURE: &str = " --features sqlite";
-        let is_other_build = line.contains(FEATURE) && !cfg!(feature = "sqlite");
-        let line = &*line.replace(FEATURE, "");
+        let features = [("sqlite", cfg!(feature = "sqlite")), ("tls", cfg!(feature = "tls"))];
+        let option = |name: &str| format!(" --features {name}");
+        let feature = features.into_iter().find(|(name, _)| line.contains(&option(name)));
+        let is_other_build = feature.is_some_and(|(_, is_built)| !is_built);
+        let line = &*feature.map_or_else(|| line.to_owned(), |(name, _)| line.replace(&option(name), ""));
         if let Some(arguments) = line.strip_prefix("cargo run -q --release -- ") {
             let arguments: Vec<&str> = arguments.split(' ').collect();
             match arguments[0] {
@@ -171,7 +173,7 @@ fn commands_work() {
             let options = options.trim_start().trim_start_matches("--").split_whitespace();
             let config = Config::try_parse_from(["wirechat"].into_iter().chain(options));
             let result = config.map_err(|error| error.to_string()).and_then(|config| config.validate());
-            assert_eq!(result.err().is_some_and(|error| error.contains("feature sqlite")), is_other_build, "{line}");
+            assert_eq!(result.err().is_some_and(|error| error.contains("needs the feature")), is_other_build, "{line}");
         } else if let Some(url) = line.strip_prefix("wscat -c 'ws://127.0.0.1:3000") {
             server.upgrade(url.trim_end_matches('\''));
         } else if !is_installation(line, &server) {

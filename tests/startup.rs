@@ -205,6 +205,17 @@ fn options_of_the_feature_sqlite() {
     assert!(!std::path::Path::new("history.db").exists(), "no file is created");
 }
 
+#[test]
+#[cfg(not(feature = "tls"))]
+fn options_of_the_feature_tls() {
+    for option in ["--tls-cert", "--tls-key"] {
+        let words = [option, "needs the feature tls", "--features tls"];
+        fail_to_start("127.0.0.1:0", &[option, "file.pem"]).check(USAGE, &words);
+        let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
+        run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, "file.pem")).check(USAGE, &words);
+    }
+}
+
 /// A host or origin that no request can match is an error. The error suggests a correct value if there is one.
 #[test]
 fn hosts_and_origins_that_match_nothing() {

@@ -304,6 +304,58 @@ fn invalid_handshakes() {
     fixture.upgrade(ECHO).echoes("still alive");
 }
 
+/// Returns all that a client sends until the response to its request, one vector for each flight.
+fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion) -> Vec<Vec<u8>> {
+    let settings = Arc::new(client_settings(&[&fixture.certificate], &[version], &[]));
+    let (mut session, mut flights) = (new_session(&settings), Vec::new());
+    let mut tcp = TcpStream::connect(fixture.server.addr()).unwrap();
+    tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+    session.writer().write_all(upgrade_request(ECHO).as_bytes()).unwrap();
+    let mut has_response = false;
+    while !has_response {
+        let mut flight = Vec::new();
+        while session.wants_write() {
+            session.write_tls(&mut flight).unwrap();
+        }
+        tcp.write_all(&flight).unwrap();
+        flights.extend((!flight.is_empty()).then_some(flight));
+        session.read_tls(&mut tcp).unwrap();
+        has_response = session.process_new_packets().unwrap().plaintext_bytes_to_read() > 0;
+    }
+    flights
+}
+
+/// Damages what a client sends, at random places: some records become invalid, and some only arrive out of place.
+#[test]
+fn damaged_records() {
+    let Some(mut fixture) = Fixture::new("damaged", &["--quiet"]) else { return };
+    for version in [&TLS12, &TLS13] {
+        let flights = flights(&fixture, version);
+        for seed in 0..300 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut client = fixture.server.connect();
+            for flight in &flights {
+                let mut bytes = flight.clone();
+                for _ in 0..random.usize(..3) {
+                    let at = random.usize(..bytes.len());
+                    match random.u8(..5) {
+                        0 => bytes[at] ^= 1 << random.u8(..8),
+                        1 => bytes.truncate(at.max(1)),
+                        2 => bytes.insert(at, random.u8(..)),
+                        3 => drop(bytes.drain(..at.min(bytes.len() - 1))),
+                        _ => bytes.extend_from_within(at..),
+                    }
+                }
+                client.try_send(&bytes);
+            }
+            client.stream.shutdown(Shutdown::Write).unwrap_or_default();
+            client.read_to_end();
+        }
+        assert!(fixture.server.is_running(), "{}", fixture.server.log());
+        fixture.upgrade(ECHO).echoes("still alive");
+    }
+}
+
 #[test]
 fn a_client_that_leaves_in_the_middle() {
     let Some(fixture) = Fixture::new("leaves", &["--verbose"]) else { return };

@@ -31,8 +31,9 @@ use mio::Token;
 
 use super::observer::Observer;
 use super::outbox::{Broadcast, Outbox, count_frames};
+pub use crate::ws::frame::Role;
 use crate::ws::protocol::{Limits, Protocol, State};
-use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::frame::Role, ws::request::HeadReader};
+use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::request::HeadReader};
 
 /// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
 const MAX_ECHO_OUTBOX: usize = 64 * 1024;

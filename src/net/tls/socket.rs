@@ -15,8 +15,7 @@ use rustls::ServerConfig;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
 
-use crate::server::connection::Socket;
-use crate::ws::frame::Role;
+use crate::server::connection::{Role, Socket};
 
 const MAX_PLAINTEXT: usize = 16 * 1024; // of one record (RFC 8446 §5.1)
 const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // with header and expansion; TLS 1.2 allows most (RFC 5246 §6.2.3)
@@ -409,4 +408,30 @@ fn next_record<'a>(slices: &'a [IoSlice<'_>], start: usize, joined: &'a mut Vec<
         joined.extend_from_slice(part);
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_contain_the_slices_in_order() {
+        let bytes: Vec<u8> = (0..3 * MAX_PLAINTEXT + 1).map(|at| (at % 251) as u8).collect();
+        let cuts: [&[usize]; 7] =
+            [&[], &[1], &[0, 1], &[5, 5, 9], &[MAX_PLAINTEXT], &[MAX_PLAINTEXT - 1], &[20_000, 20_001, 40_000]];
+        for cuts in cuts {
+            let ends = cuts.iter().copied().chain([bytes.len()]);
+            let mut start = 0;
+            let slices: Vec<IoSlice<'_>> =
+                ends.map(|end| IoSlice::new(&bytes[std::mem::replace(&mut start, end)..end])).collect();
+            let (mut joined, mut written) = (Vec::new(), Vec::new());
+            while written.len() < bytes.len() {
+                let record = next_record(&slices, written.len(), &mut joined);
+                assert!((1..=MAX_PLAINTEXT).contains(&record.len()), "{cuts:?}");
+                let record = record.to_vec();
+                written.extend(record);
+            }
+            assert!(written == bytes, "{cuts:?}");
+        }
+    }
 }
