@@ -15,7 +15,7 @@ const LOGGING_HEADING: &str = "Logging and help";
 const AFTER_HELP: &str = "\
 Every option except those of the last group is also an environment variable: --max-text is WIRECHAT_MAX_TEXT.
 WIRECHAT_LOG selects log lines, such as debug, or off,wirechat::server=info.
-Without --tokens and --open, the demo tokens work on a local server. Try:
+Without --tokens, --jwt-key and --open, the demo tokens work on a local server. Try:
   wscat -c 'ws://127.0.0.1:3000/?token=dev-token&username=me&room=general'
 and type:
   {\"event\":\"message\",\"data\":{\"text\":\"hello from wscat\"}}";
@@ -32,6 +32,15 @@ pub struct Config {
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     pub tokens: Option<PathBuf>, // if absent (and not `open`): the demo tokens, allowed only on a local server
+    /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
+    #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
+    pub jwt_key: Vec<PathBuf>, // with several keys, the issuer can replace one while its JWTs are in use
+    /// Require this issuer (iss) of a JWT
+    #[arg(long, value_name = "ISSUER", help_heading = "Access")]
+    pub jwt_issuer: Option<String>,
+    /// Require this audience (aud) of a JWT
+    #[arg(long = "jwt-audience", id = "jwt_audience", value_name = "AUDIENCE", help_heading = "Access")]
+    pub jwt_aud: Option<String>,
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -191,6 +200,10 @@ impl Config {
             .or(self.history_keep.map(|_| "--history-keep"))
             .or(self.history_days.map(|_| "--history-days"));
         let tls_option = (self.tls_cert.as_ref().map(|_| "--tls-cert")).or(self.tls_key.as_ref().map(|_| "--tls-key"));
+        let jwt_option = (self.jwt_key.first().map(|_| "--jwt-key"))
+            .or(self.jwt_issuer.as_ref().map(|_| "--jwt-issuer"))
+            .or(self.jwt_aud.as_ref().map(|_| "--jwt-audience"));
+        let requires_token = self.tokens.is_some() || !self.jwt_key.is_empty();
         Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
             format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
         } else if let (Some(option), None) = (history_option, &self.history_db) {
@@ -199,10 +212,14 @@ impl Config {
             format!("{option} needs the feature tls; build with cargo build --release --features tls")
         } else if self.tls_cert.is_some() != self.tls_key.is_some() {
             "--tls-cert and --tls-key belong together; add the missing one".into()
-        } else if self.open && self.tokens.is_some() {
-            "--open requires no token, --tokens requires one; remove one of the two".into()
-        } else if let (None, false, Some(set)) = (&self.tokens, self.open, self.public_option()) {
-            format!("the demo tokens are public, for a local server only, not with {set}; pass --tokens FILE or --open")
+        } else if let (Some(option), false) = (jwt_option, cfg!(feature = "jwt")) {
+            format!("{option} needs the feature jwt; build with cargo build --release --features jwt")
+        } else if let (Some(option), true) = (jwt_option, self.jwt_key.is_empty()) {
+            format!("{option} is for the JWTs of --jwt-key, which is missing; add --jwt-key FILE")
+        } else if self.open && requires_token {
+            "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
+        } else if let (false, Some(set)) = (requires_token || self.open, self.public_option()) {
+            format!("the demo tokens are public, so not for {set}; pass --tokens FILE, --jwt-key FILE or --open")
         } else if self.inspect && self.no_inspect {
             "--inspect and --no-inspect contradict each other; remove one of the two".into()
         } else if self.trace_filter.is_some() && self.trace.is_none() {

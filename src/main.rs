@@ -6,7 +6,7 @@ use std::{ffi::OsString, io::Write, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use wirechat::config::{Config, add_environment, format_error};
 use wirechat::config_file;
-use wirechat::http::access::Access;
+use wirechat::http::{access::Access, jwt::read_key_files};
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter, tls};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
 
@@ -61,8 +61,9 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
     let usage_error = |error| (EXIT_USAGE, error);
     net::parse_trace_filter(config).map_err(usage_error)?;
     let tokens = config.read_token_file().map_err(usage_error)?;
-    let access = Access::new(config, tokens.as_deref()).map_err(usage_error)?;
+    let mut access = Access::new(config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;
+    access.jwt_keys.load(config, read_key_files(config)).0.into_iter().map(usage_error).try_for_each(Err)?;
     let tls = tls::Acceptor::new(config).map_err(usage_error)?;
     let level = if config.quiet { log::LevelFilter::Warn } else { log::LevelFilter::Info };
     let level = if config.verbose { log::LevelFilter::Debug } else { level };
@@ -72,7 +73,8 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
         EventLoop::bind(config.clone(), access, log, player, tls).map_err(|error| (EXIT_FAILURE, error))?;
     let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The start-up banner may end up in a log, so the banner never shows a real access token.
-    let token = if config.tokens.is_some() { "token=TOKEN&" } else { "token=dev-token&" };
+    let has_demo_tokens = config.tokens.is_none() && config.jwt_key.is_empty();
+    let token = if has_demo_tokens { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
     let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
     let s = if config.tls_cert.is_some() { "s" } else { "" };

@@ -181,7 +181,9 @@ impl MemoryBroker {
 impl Broker for MemoryBroker {
     fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
         let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
-        if older.is_some_and(|older| self.members[older].credential != join.credential) {
+        let older = older.map(|older| &self.members[older]);
+        let is_other_user = |older: &Member| join.is_bound && older.username != join.username;
+        if older.is_some_and(|older| older.credential != join.credential || is_other_user(older)) {
             return Err(BrokerError::ClientIdInUse);
         }
         self.rooms.can_join(&join.room, &join.user).then_some(()).ok_or(BrokerError::TooManyRooms)

@@ -90,8 +90,8 @@ pub struct Join {
     pub session: Option<Session>, // the session of an older connection, whose username the client may take over
     pub room: Rc<str>,
     pub user: User, // a room that the join creates counts towards the room limit of the user
-    pub client_id: Option<Rc<str>>, // if present, the client replaces an older client with the same id and credential
-    pub credential: Option<CredentialId>, // `None` if the client needs no access token
+    pub client_id: Option<Rc<str>>, // if present, the client replaces its older client with the same id
+    pub credential: Option<CredentialId>, // `None` for a JWT, which is bound to its user, and with `--open`
     pub resume: Option<Resume>,
 }
 
@@ -185,7 +185,7 @@ pub enum RoomEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BrokerError {
     NameInUse,
-    ClientIdInUse, // another client, with a different credential, has joined with the same client id
+    ClientIdInUse, // another client, with a different token or JWT subject, has joined with the same client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
     NotStored, // the broker neither stored nor sent the message; the client may retry with the same nonce

@@ -14,7 +14,8 @@ pub enum Command<'a> {
     SwitchRoom { room: Cow<'a, str> }, // only the `events` dialect has room switches, history and `ping`
     History { before: u64, limit: usize },
     Typing { username: Option<Cow<'a, str>> },
-    Ping, // the chat's `ping` command; the `ws` module replies to Ping frames
+    Token(Result<Cow<'a, str>, ErrorText>), // a fresh JWT; the error applies only on a server that accepts JWTs
+    Ping,                                   // the chat's `ping` command; the `ws` module replies to Ping frames
 }
 
 /// Splits `/msg NAME TEXT` into NAME (one word, or a phrase in double quotes) and TEXT. Returns `None` for other texts.

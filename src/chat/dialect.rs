@@ -62,6 +62,7 @@ impl Dialect {
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
             (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_)) => return,
             (_, Event::Typing { .. } | Event::Pong {}) => return,
+            (_, Event::TokenExpiring { .. } | Event::TokenAccepted { .. }) => return,
         };
         write_json(&json, out);
     }
@@ -115,8 +116,8 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Return a nonce only with a message or an error. Other commands ignore the field `nonce`, like any unknown field.
-    let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. }) | Err(_)));
+    // Return a nonce only with a message, a token or an error. Other commands ignore the field `nonce`, like any unknown field.
+    let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. } | Command::Token(_)) | Err(_)));
     (command, nonce)
 }
 
@@ -145,6 +146,7 @@ fn parse_command<'a>(text: &'a str, nonce: &mut Option<Rc<str>>) -> Result<Comma
         "history" => parse_history(&data?),
         "typing" => data.map(|_| Command::Typing { username: None }),
         "ping" => data.map(|_| Command::Ping),
+        "token" => Ok(Command::Token(data.and_then(|data| data.string("token")).map(Option::unwrap_or_default))),
         _ => Err(format!("Unknown event: {}", excerpt(&event)).into()),
     }
 }

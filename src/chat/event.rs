@@ -52,6 +52,10 @@ pub enum Event {
     Typing { username: Rc<str> },
     /// A private message. All connections of the recipient receive the event, and so does the sending connection.
     Private(Rc<PrivateMessage>),
+    /// The client's JWT expires soon.
+    TokenExpiring { seconds: u64 },
+    /// The server has accepted a fresh JWT, which expires at an RFC 3339 time.
+    TokenAccepted { expires: String },
     /// The reply to a `ping` command, not to a Ping frame.
     Pong {},
     Error {
@@ -89,5 +93,6 @@ pub enum Effect {
     Broadcast { room: RoomId, except: Option<Token>, event: Event },
     SetRoom { client: Token, from: Option<RoomId>, to: RoomId }, // the client now receives the events of room `to`
     Close { client: Token, reason: &'static str, may_retry: bool }, // the server closes `client` and calls `leave`
+    Renew(Token, Box<str>, Option<Rc<str>>),                     // a client has sent a fresh JWT, and perhaps a nonce
     StorageFailed { reason: String },                            // the server closes all connections and stops
 }

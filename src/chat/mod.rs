@@ -63,12 +63,25 @@ pub enum JoinError {
 /// The identity that an access token proves. A client without an access token has the default identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Identity {
-    pub credential: Option<CredentialId>,
-    pub token_line: Option<NonZeroU32>, // the token's line number in the token file (or the demo tokens), for the log
-    pub username: Option<Rc<str>>,      // the only username that the token allows; `None`: any unreserved username
+    pub credential: Option<CredentialId>, // id of the token, or of the key that verifies the JWT
+    pub token_line: Option<NonZeroU32>,   // the token's line number in the token file (or the demo tokens), for the log
+    pub username: Option<Rc<str>>,        // the only username that the token allows; `None`: any unreserved username
+    pub claims: Option<Rc<Claims>>,       // `None` if the token is not a JWT
+}
+
+/// The claims of a JWT that limit what its client may do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Claims {
+    pub rooms: Option<Vec<Box<str>>>, // `None`: all rooms
+    pub expires: SystemTime,
 }
 
 impl Identity {
+    pub fn allows_room(&self, room: &str) -> bool {
+        let rooms = self.claims.as_ref().and_then(|claims| claims.rooms.as_ref());
+        rooms.is_none_or(|rooms| rooms.iter().any(|allowed| **allowed == *room))
+    }
+
     /// The user to whom rate limits apply. A local server limits each connection instead (PROTOCOL.md, "Rate limit").
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
@@ -231,16 +244,31 @@ impl Chat {
                     Request::Publish(Message { username, text, id: 0, time, nonce })
                 }
             }
-            Command::SwitchRoom { room } => Request::Switch { room: names::parse_room_name(&room)?.into() },
+            Command::SwitchRoom { room } => {
+                let room = names::parse_room_name(&room)?;
+                let is_allowed = self.clients[&client].identity.allows_room(&room);
+                is_allowed.then_some(()).ok_or("Not allowed in this room")?;
+                Request::Switch { room: room.into() }
+            }
             Command::History { before, limit } => Request::History { before, limit },
             Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username)? },
             Command::Ping => {
                 self.send(client, Event::Pong {});
                 return Ok(());
             }
+            Command::Token(_) if self.config.jwt_key.is_empty() => return Err("Unknown event: token".into()),
+            Command::Token(token) => {
+                return token.map(|new| self.effects.push_back(Effect::Renew(client, new.into(), nonce)));
+            }
         };
         self.broker.submit(client, request, now.monotonic);
         Ok(())
+    }
+
+    /// Returns the client's identity, and its room unless the broker still processes its join.
+    pub fn identity_mut(&mut self, client: Token) -> Option<(&mut Identity, Option<Rc<str>>)> {
+        let room = self.room_of(client).map(|room| Rc::clone(&self.rooms[&room].name));
+        self.active_client(client).map(|record| (&mut record.identity, room))
     }
 
     fn resolve_username(&self, client: Token, username: Option<Cow<'_, str>>) -> Result<Rc<str>, ErrorText> {
@@ -334,6 +362,8 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
+        // With a slow broker, the client may have renewed its JWT in the meantime.
+        let is_allowed = record.identity.allows_room(&self.rooms[&to].name);
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
@@ -366,6 +396,9 @@ impl Chat {
             self.send(client, Event::Switched { room, members, member_count, epoch, last_id, history });
         }
         self.broadcast(to, Some(client), Event::Joined { username, active: self.active_users(to) });
+        if !is_allowed {
+            self.close(client, "Not allowed in this room");
+        }
     }
 
     fn remove_member(&mut self, room: RoomId, member: MemberId) {
@@ -377,7 +410,7 @@ impl Chat {
         }
     }
 
-    fn send(&mut self, client: Token, event: Event) {
+    pub fn send(&mut self, client: Token, event: Event) {
         match self.clients.get_mut(&client).map(|record| &mut record.membership) {
             Some(Membership::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
             Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD_EVENTS => held.push(event),

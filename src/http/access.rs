@@ -1,11 +1,11 @@
 //! Access tokens, allowed origins and allowed hosts (RFC 6455 §10.1, §10.2, §10.5). All three matter even on loopback:
 //! pages can open `ws://localhost`, any name can resolve to 127.0.0.1 (DNS rebinding), and programs can forge `Origin`.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::SystemTime};
 
 use url::{Host, Url};
 
-use super::tokens::{AccessTokens, DEMO_TOKENS};
+use super::{jwt::JwtKeys, tokens::AccessTokens, tokens::DEMO_TOKENS};
 use crate::chat::Identity;
 use crate::config::{Config, is_loopback_name};
 
@@ -14,6 +14,7 @@ use crate::config::{Config, is_loopback_name};
 pub struct Access {
     pub tokens: Option<AccessTokens>,
     pub is_encrypted: bool, // whether the server itself speaks TLS
+    pub jwt_keys: JwtKeys,  // the keys of the JWTs that are accepted besides `tokens`
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
     pub no_echo: bool,
@@ -38,7 +39,9 @@ impl Access {
     /// Replaces the access tokens. On error, the old tokens stay in force.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
-        let parse = || AccessTokens::parse(token_file.unwrap_or(DEMO_TOKENS), config.max_head, self.tokens.as_ref());
+        let text = token_file.or(config.jwt_key.is_empty().then_some(DEMO_TOKENS));
+        let parse = |text| AccessTokens::parse(text, config.max_head, self.tokens.as_ref());
+        let parse = || text.map(parse).unwrap_or(Ok(AccessTokens::default()));
         self.tokens = (!config.open).then(parse).transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
         Ok(())
     }
@@ -59,9 +62,9 @@ impl Access {
             .is_some_and(|origin| origins.contains(&origin) || normalize_origin(own) == Some(origin))
     }
 
-    pub fn identify(&self, token: Option<&str>) -> Option<Identity> {
+    pub fn identify(&self, token: Option<&str>, now: SystemTime) -> Option<Identity> {
         let Some(tokens) = &self.tokens else { return Some(Identity::default()) };
-        tokens.identify(token?).cloned()
+        tokens.identify(token?).cloned().or_else(|| self.jwt_keys.identify(token?, now))
     }
 }
 
@@ -275,12 +278,13 @@ mod tests {
     #[test]
     fn tokens() {
         let demo = access(&[]);
-        assert!(DEMO_TOKENS.lines().all(|token| demo.identify(Some(token)).is_some()));
-        let credential = |token| demo.identify(Some(token)).unwrap().credential;
+        let now = SystemTime::UNIX_EPOCH;
+        assert!(DEMO_TOKENS.lines().all(|token| demo.identify(Some(token), now).is_some()));
+        let credential = |token| demo.identify(Some(token), now).unwrap().credential;
         assert_ne!(credential("token-alice"), credential("token-bob"));
         for wrong in [None, Some(""), Some("dev-toke"), Some("dev-token "), Some("DEV-TOKEN")] {
-            assert_eq!(demo.identify(wrong), None, "{wrong:?}");
+            assert_eq!(demo.identify(wrong, now), None, "{wrong:?}");
         }
-        assert_eq!(access(&["--open"]).identify(None), Some(Identity::default()));
+        assert_eq!(access(&["--open"]).identify(None, now), Some(Identity::default()));
     }
 }

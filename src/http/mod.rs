@@ -2,6 +2,8 @@
 //! follow the order in PROTOCOL.md ("Rejections"). Later, a full server may still reject an upgrade.
 
 pub mod access;
+#[cfg_attr(not(feature = "jwt"), path = "jwt/absent.rs")]
+pub mod jwt;
 pub mod proxy;
 pub mod tokens;
 
@@ -56,7 +58,7 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     match request.path {
         "/health" => return Ok(Outcome::Response(health())),
         "/" if is_head || !wants_websocket => return Ok(Outcome::Response(format_page(request, is_head, now.time))),
-        "/check" => return Ok(check_handshake(request, access, &client, &own_origin)),
+        "/check" => return Ok(check_handshake(request, access, &client, &own_origin, now)),
         path if dialect.is_none() && path != "/inspect" && (path != "/echo" || access.no_echo) => {
             return Err(not_found(path));
         }
@@ -66,16 +68,16 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
     let response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
     check_origin(request, access, &own_origin)?;
-    Ok(Outcome::Upgrade { response, route: select_route(request, access, &client)? })
+    Ok(Outcome::Upgrade { response, route: select_route(request, access, &client, now)? })
 }
 
 /// Checks the origin, token and parameters of a trial handshake with the path given in the parameter `endpoint`.
-fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str) -> Outcome {
+fn check_handshake(request: &Request, access: &Access, client: &Client, own_origin: &str, now: Now) -> Outcome {
     let checked = check_origin(request, access, own_origin);
     let origin = checked.as_ref().ok().copied().flatten().map(str::to_owned);
     let endpoint = find_parameter(request.query, "endpoint").unwrap_or_else(|| Ok("/".into()));
     let route = endpoint.and_then(|path| match dialect_at(&path) {
-        Some(_) => checked.and_then(|_| select_route(&Request { path: &path, ..request.clone() }, access, client)),
+        Some(_) => checked.and_then(|_| select_route(&Request { path: &path, ..request.clone() }, access, client, now)),
         None => Err(not_found(&path)),
     });
     Outcome::Check { route, origin }
@@ -90,11 +92,11 @@ fn dialect_at(path: &str) -> Option<Dialect> {
     }
 }
 
-fn select_route(request: &Request, access: &Access, client: &Client) -> Result<Route, Rejection> {
+fn select_route(request: &Request, access: &Access, client: &Client, now: Now) -> Result<Route, Rejection> {
     // On /inspect, a ticket replaces the token: the server sends tickets only in `welcome`, after its token check.
     let (query, has_ticket) = (request.query, request.path == "/inspect");
     let is_exempt = has_ticket || (!client.needs_token && find_token(request).is_none());
-    let identity = if is_exempt { Identity::default() } else { check_token(request, access, client.may_try_token)? };
+    let identity = if is_exempt { Identity::default() } else { check_token(request, access, client, now)? };
     percent_decode(query)?; // reject a malformed parameter even if its name is unknown
     Ok(match dialect_at(request.path) {
         Some(dialect) => {
@@ -234,13 +236,14 @@ fn check_origin<'h>(request: &Request<'h>, access: &Access, own: &str) -> Result
     Err(forbidden(format!("Pages of the origin {seen} may not connect to this server (RFC 6455 §10.2). {advice}")))
 }
 
-fn check_token(request: &Request, access: &Access, may_try_token: bool) -> Result<Identity, Rejection> {
-    if !may_try_token {
+fn check_token(request: &Request, access: &Access, client: &Client, now: Now) -> Result<Identity, Rejection> {
+    if !client.may_try_token {
         return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
     // The response must not reveal why the token is wrong, not even that its percent-encoding is malformed.
     let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    access.identify(find_token(request).as_deref()).ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+    let identity = access.identify(find_token(request).as_deref(), now.time);
+    identity.ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
 }
 
 /// Finds the access token: `?token=`, else `Authorization: Bearer` (RFC 6750 §2.1), else a subprotocol `bearer.TOKEN`.
@@ -279,12 +282,18 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
         return Err(forbidden(format!("This token is bound to another username than {seen} (RFC 6455 §10.5).")));
     }
     let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
+    if !identity.allows_room(&room) {
+        return Err(forbidden(format!(
+            "This token does not allow the room {} (RFC 6455 §10.5).",
+            quote(room.as_bytes())
+        )));
+    }
     // Only clients of the `events` dialect can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);
     let since = parameter("since").and_then(|since| since.parse().ok()); // a `since` that is not a number is ignored
     let resume = parameter("epoch").zip(since).map(|(epoch, since)| Resume { epoch, since });
     let session = parameter("session").and_then(|hex| parse_session(&hex));
-    let (is_bound, credential) = (bound.is_some(), identity.credential);
+    let (is_bound, credential) = (bound.is_some(), identity.credential.filter(|_| identity.claims.is_none()));
     Ok(Join { is_bound, session, client_id, credential, resume, ..Join::new(username, &room, user) })
 }
 

@@ -10,19 +10,19 @@ use crate::chat::{CredentialId, Identity, names};
 // The demo tokens are public knowledge, so they are valid only on a local server (PROTOCOL.md) without a token file.
 pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AccessTokens {
     by_hash: HashMap<u64, Vec<(String, Identity)>>, // tokens, keyed by a seeded hash: lookup times do not reveal them
     pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
-    next_id: CredentialId,                          // the next token id to assign, greater than all earlier ids
+    last_id: u32,                                   // the highest token id so far, or 0
 }
 
 impl AccessTokens {
     /// Parses a token file: one token per line. A token keeps its id from `previous`, the tokens before a reload,
     /// unless its username has changed. Error messages never quote a token, because error messages may be logged.
     pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
-        let next_id = previous.map_or(CredentialId::MIN, |previous| previous.next_id);
-        let mut tokens = AccessTokens { by_hash: HashMap::new(), usernames: HashMap::new(), next_id };
+        let last_id = previous.map_or(0, |previous| previous.last_id);
+        let mut tokens = AccessTokens { last_id, ..AccessTokens::default() };
         // Strip the byte-order mark that some editors write. Otherwise the first line would be invalid.
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
             tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
@@ -56,9 +56,11 @@ impl AccessTokens {
             }
         }
         let old = previous.and_then(|previous| previous.identify(token));
-        let id = old.filter(|old| old.username == username).and_then(|old| old.credential).unwrap_or(self.next_id);
-        self.next_id = self.next_id.max(id.saturating_add(1));
-        let identity = Identity { credential: Some(id), token_line: NonZeroU32::new(line), username };
+        let id = old.filter(|old| old.username == username).and_then(|old| old.credential);
+        let id = id.unwrap_or(CredentialId::MIN.saturating_add(self.last_id));
+        self.last_id = self.last_id.max(id.get());
+        let (credential, token_line) = (Some(id), NonZeroU32::new(line));
+        let identity = Identity { credential, token_line, username, claims: None };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
         Ok(())
     }

@@ -11,9 +11,10 @@ use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, raise_descriptor_limit};
 use super::{PollFlags, is_ready, log_writer::LogWriter, tls};
+use crate::http::{access::Access, jwt::read_key_files};
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
-use crate::{broker::Random, chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
+use crate::{broker::Random, chat::Now, config::Config, server::limits::ConnectionLimits};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -128,11 +129,12 @@ impl EventLoop {
         }
     }
 
-    /// Reloads the access tokens and the certificate (SIGHUP), or shuts down. Returns `false` if a second signal demands an immediate stop.
+    /// Reloads tokens, JWT keys and the certificate (SIGHUP), or shuts down. Returns `false` if a second signal demands
+    /// an immediate stop.
     fn handle_signals(&mut self) -> bool {
         let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
         if !reloads.is_empty() {
-            self.server.reload_tokens(self.config.read_token_file());
+            self.server.reload_tokens(self.config.read_token_file(), read_key_files(&self.config));
             self.tls.reload();
         }
         self.listener.take_if(|_| !stops.is_empty());

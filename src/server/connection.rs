@@ -33,7 +33,7 @@ use super::observer::Observer;
 use super::outbox::{Broadcast, Outbox, count_frames};
 pub use crate::ws::frame::Role;
 use crate::ws::protocol::{Limits, Protocol, State};
-use crate::{broker::CredentialId, config::Config, maps::TokenMap, ws::request::HeadReader};
+use crate::{config::Config, http::jwt::proof::Proof, maps::TokenMap, ws::request::HeadReader};
 
 /// The server stops processing an `/echo` client's input while the client's outbox holds more bytes than this.
 const MAX_ECHO_OUTBOX: usize = 64 * 1024;
@@ -76,9 +76,9 @@ pub enum Work {
 }
 
 pub struct ColdFields {
-    pub peer: SocketAddr, // the client's address, which a trusted proxy may have reported
-    pub is_counted: bool, // whether the connection counts towards `--max-per-address`
-    pub credential: Option<CredentialId>, // id of the client's access token
+    pub peer: SocketAddr,         // the client's address, which a trusted proxy may have reported
+    pub is_counted: bool,         // whether the connection counts towards `--max-per-address`
+    pub proof: Proof,             // what the client's access token proves
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
     pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
@@ -130,7 +130,7 @@ impl<S: Socket> Connection<S> {
         let cold = Box::new(ColdFields {
             peer,
             is_counted: false,
-            credential: None,
+            proof: Proof::default(),
             service: None,
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,

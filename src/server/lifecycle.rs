@@ -1,17 +1,17 @@
 //! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
 
 use std::io::{self, ErrorKind};
-use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, sync::Once, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, rc::Rc, sync::Once, time::Duration};
 
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
 use super::{READS_PER_TURN, Server, Shutdown, observer::ObservedStage, outbox::Outbox, timers::plan_check};
 use crate::http::proxy::{find_client_address, is_trusted_proxy};
-use crate::http::{self, Outcome, Route, tokens::AccessTokens};
+use crate::http::{self, Outcome, Route, jwt::proof::Proof, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request, bad_request};
 use crate::ws::{close::CloseCode, protocol::Protocol};
-use crate::{broker::BrokerError, chat::JoinError, chat::dialect::Dialect};
+use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
@@ -137,10 +137,10 @@ impl<S: Socket> Server<S> {
 
     /// Switches a connection to the WebSocket protocol (§4.2.2).
     fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
-        let (service, credential, mut join) = match route {
-            Route::Echo(identity) => (Service::Echo, identity.credential, None),
-            Route::Chat(request) => (Service::Chat, request.identity.credential, Some(request)),
-            Route::Inspect { .. } => (Service::Inspect, None, None),
+        let (service, identity, mut join) = match route {
+            Route::Echo(identity) => (Service::Echo, identity, None),
+            Route::Chat(request) => (Service::Chat, request.identity.clone(), Some(request)),
+            Route::Inspect { .. } => (Service::Inspect, Identity::default(), None),
         };
         if let Some(request) = join.as_mut().filter(|request| request.dialect == Dialect::Events) {
             request.extra = self.observers.welcome_field(token);
@@ -157,14 +157,34 @@ impl<S: Socket> Server<S> {
         };
         connection.observer.iter_mut().for_each(|observer| observer.set_stage(upgraded));
         connection.outbox.push_response(response);
-        (connection.cold.service, connection.cold.credential) = (Some(service), credential);
+        (connection.cold.service, connection.cold.proof) = (Some(service), Proof::new(&identity));
         connection.cold.stage = Stage::Open(Protocol::new(limits));
         self.connections.queue(Work::Write, token);
-        self.set_timer(token, self.config.ping_interval);
         if let Some(request) = join {
             self.chat.join(token, request, self.now);
             self.apply_effects();
         }
+        self.check_proof(token, self.config.ping_interval);
+    }
+
+    /// Closes a connection whose JWT has expired, or else sets its timer. `wait`: the longest time until the next check.
+    fn check_proof(&mut self, token: Token, wait: Duration) {
+        let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) else {
+            return;
+        };
+        let (next, event) = connection.cold.proof.check(self.now.time);
+        let Some(next) = next else { return self.close(token, CloseCode::POLICY_VIOLATION, "token expired") };
+        self.set_timer(token, wait.min(next));
+        event.into_iter().for_each(|event| self.chat.send(token, event));
+        self.apply_effects();
+    }
+
+    /// Replaces the JWT of a client that has sent a fresh one.
+    pub(super) fn renew(&mut self, token: Token, fresh: &str, nonce: Option<Rc<str>>) {
+        let renewed = self.access.jwt_keys.renew(&mut self.chat, token, fresh, nonce, self.now.time);
+        let (Some(connection), Some(identity)) = (self.connections.get_mut(token), renewed) else { return };
+        connection.cold.proof = Proof::new(&identity);
+        self.set_timer(token, Duration::ZERO); // check the new `exp` in this turn
     }
 
     pub(super) fn check_timers(&mut self) {
@@ -203,7 +223,7 @@ impl<S: Socket> Server<S> {
         if pings {
             self.ping(token, b"");
         }
-        self.set_timer(token, wait);
+        self.check_proof(token, wait);
     }
 
     pub(super) fn ping(&mut self, token: Token, payload: &[u8]) {
@@ -339,19 +359,24 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Replaces the access tokens, and closes connections whose token was removed or is now bound to another username.
-    pub fn reload_tokens(&mut self, file: Result<Option<String>, String>) {
+    /// Replaces the access tokens and JWT keys, and closes connections whose token or key is gone or bound differently.
+    pub fn reload_tokens(&mut self, file: Result<Option<String>, String>, keys: Vec<Result<Vec<u8>, String>>) {
         let before = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
+        let key_changes = self.access.jwt_keys.reload(&self.config, keys);
         if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
-            return log::error!("RELOAD failed, the old tokens stay in force: {error}");
+            log::error!("RELOAD failed, the old tokens stay in force: {error}");
+            if key_changes.is_empty() {
+                return;
+            }
         }
         self.chat.set_reserved_usernames(self.access.reserved_usernames());
         let now = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
-        let is_revoked = |connection: &Connection<S>| connection.cold.credential.is_some_and(|id| !now.contains(&id));
+        let is_revoked = |id| !now.contains(&id) && !self.access.jwt_keys.contains(id);
+        let is_revoked = |connection: &Connection<S>| connection.cold.proof.credential.is_some_and(is_revoked);
         let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
         let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // sorted: oldest connection first
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
-        log::info!("RELOAD tokens added={added} removed={removed} connections_closed={}", revoked.len());
+        log::info!("RELOAD tokens added={added} removed={removed}{key_changes} connections_closed={}", revoked.len());
         for token in revoked {
             self.close(token, CloseCode::POLICY_VIOLATION, "token revoked");
         }
@@ -422,7 +447,6 @@ mod tests {
     use std::cell::Cell;
     use std::collections::VecDeque;
     use std::io::{self, ErrorKind, Read, Write};
-    use std::rc::Rc;
     use std::time::SystemTime;
 
     use clap::Parser;

@@ -293,6 +293,7 @@ impl<S: Socket> Server<S> {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
                     self.close(client, code, reason);
                 }
+                Effect::Renew(client, token, nonce) => self.renew(client, &token, nonce),
                 Effect::StorageFailed { reason } => {
                     log::error!("STORAGE failed: {reason}");
                     self.storage_failed = true;

@@ -39,6 +39,10 @@ impl Request {
         self
     }
 
+    pub fn path(&self) -> &str {
+        &self.target
+    }
+
     pub fn version(mut self, version: &'static str) -> Request {
         self.version = version;
         self

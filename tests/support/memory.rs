@@ -18,7 +18,7 @@ use wirechat::broker::Broker;
 use wirechat::broker::memory::MemoryBroker;
 use wirechat::chat::Now;
 use wirechat::config::Config;
-use wirechat::http::access::Access;
+use wirechat::http::{access::Access, jwt::read_key_files};
 use wirechat::net::listener::Listener;
 use wirechat::net::log_writer::LogWriter;
 use wirechat::server::limits::ConnectionLimits;
@@ -84,7 +84,8 @@ impl World {
         log::set_max_level(log::LevelFilter::Debug);
         let config = Config::try_parse_from([&["wirechat"], args].concat()).expect("arguments");
         config.validate().expect("a valid configuration");
-        let access = Access::new(&config, None).expect("the demo tokens");
+        let mut access = Access::new(&config, None).expect("the demo tokens");
+        assert_eq!(access.jwt_keys.load(&config, read_key_files(&config)).0, Vec::<String>::new());
         let limits = ConnectionLimits::new(&config, config.max_connections.unwrap_or(1000), MAX_LINGERING);
         let mut random = fastrand::Rng::with_seed(seed);
         let random = Box::new(move |bytes: &mut [u8]| random.fill(bytes));
@@ -209,6 +210,11 @@ impl World {
     pub fn jump(&mut self, time: Duration) {
         self.now.monotonic += time;
         self.now.time += time;
+    }
+
+    /// Sets the wall clock to a time since the epoch. The monotonic clock does not change.
+    pub fn set_clock(&mut self, time: Duration) {
+        self.now.time = SystemTime::UNIX_EPOCH + time;
     }
 
     /// A turn in which the signal to stop arrives.

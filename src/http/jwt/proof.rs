@@ -1,0 +1,37 @@
+//! What the server remembers of the access token with which a client connected, and when it must act on it.
+
+use std::time::{Duration, SystemTime};
+use std::{mem, rc::Rc};
+
+use crate::chat::{Claims, CredentialId, Identity, event::Event};
+
+const WARNING: Duration = Duration::from_secs(30); // before a JWT expires, time for its client to get a fresh one
+
+/// The credential of a client, and the claims if it is a JWT.
+#[derive(Debug, Default)]
+pub struct Proof {
+    pub credential: Option<CredentialId>,
+    claims: Option<Rc<Claims>>,
+    is_warned: bool, // whether the client knows that its JWT expires soon
+}
+
+impl Proof {
+    pub fn new(identity: &Identity) -> Proof {
+        Proof { credential: identity.credential, claims: identity.claims.clone(), is_warned: false }
+    }
+
+    /// Returns the time until the next check, `None` if the JWT has expired, and an event for the client, if any. `exp` is a
+    /// wall-clock time, and someone may set the clock, so each check compares it with the current time.
+    pub fn check(&mut self, now: SystemTime) -> (Option<Duration>, Option<Event>) {
+        let Some(claims) = &self.claims else { return (Some(Duration::MAX), None) };
+        let left = claims.expires.duration_since(now).unwrap_or_default();
+        if left.is_zero() {
+            return (None, None);
+        }
+        if left > WARNING {
+            return (Some(left - WARNING), None);
+        }
+        let warning = Event::TokenExpiring { seconds: left.as_secs_f64().ceil() as u64 };
+        (Some(left), (!mem::replace(&mut self.is_warned, true)).then_some(warning))
+    }
+}
