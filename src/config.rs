@@ -200,10 +200,7 @@ impl Config {
             .or(self.history_keep.map(|_| "--history-keep"))
             .or(self.history_days.map(|_| "--history-days"));
         let tls_option = (self.tls_cert.as_ref().map(|_| "--tls-cert")).or(self.tls_key.as_ref().map(|_| "--tls-key"));
-        let jwt_option = (self.jwt_key.first().map(|_| "--jwt-key"))
-            .or(self.jwt_issuer.as_ref().map(|_| "--jwt-issuer"))
-            .or(self.jwt_aud.as_ref().map(|_| "--jwt-audience"));
-        let requires_token = self.tokens.is_some() || !self.jwt_key.is_empty();
+        let has_demo_tokens = self.tokens.is_none() && self.jwt_key.is_empty() && !self.open;
         Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
             format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
         } else if let (Some(option), None) = (history_option, &self.history_db) {
@@ -212,13 +209,9 @@ impl Config {
             format!("{option} needs the feature tls; build with cargo build --release --features tls")
         } else if self.tls_cert.is_some() != self.tls_key.is_some() {
             "--tls-cert and --tls-key belong together; add the missing one".into()
-        } else if let (Some(option), false) = (jwt_option, cfg!(feature = "jwt")) {
-            format!("{option} needs the feature jwt; build with cargo build --release --features jwt")
-        } else if let (Some(option), true) = (jwt_option, self.jwt_key.is_empty()) {
-            format!("{option} is for the JWTs of --jwt-key, which is missing; add --jwt-key FILE")
-        } else if self.open && requires_token {
+        } else if self.open && (self.tokens.is_some() || !self.jwt_key.is_empty()) {
             "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
-        } else if let (false, Some(set)) = (requires_token || self.open, self.public_option()) {
+        } else if let (true, Some(set)) = (has_demo_tokens, self.public_option()) {
             format!("the demo tokens are public, so not for {set}; pass --tokens FILE, --jwt-key FILE or --open")
         } else if self.inspect && self.no_inspect {
             "--inspect and --no-inspect contradict each other; remove one of the two".into()

@@ -73,8 +73,7 @@ fn serve(config: &Config) -> Result<bool, (u8, String)> {
         EventLoop::bind(config.clone(), access, log, player, tls).map_err(|error| (EXIT_FAILURE, error))?;
     let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The start-up banner may end up in a log, so the banner never shows a real access token.
-    let has_demo_tokens = config.tokens.is_none() && config.jwt_key.is_empty();
-    let token = if has_demo_tokens { "token=dev-token&" } else { "token=TOKEN&" };
+    let token = if config.tokens.is_none() && config.jwt_key.is_empty() { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
     let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
     let s = if config.tls_cert.is_some() { "s" } else { "" };

@@ -487,7 +487,8 @@ fn typing_under_a_bad_name_is_an_error_once_a_second() {
 #[test]
 fn a_token_with_a_username_allows_no_other() {
     with_each_broker(&[], |harness| {
-        let identity = Identity { credential: CredentialId::new(1), token_line: None, username: Some("ann".into()) };
+        let identity =
+            Identity { credential: CredentialId::new(1), username: Some("ann".into()), ..Identity::default() };
         harness.join(CAROL, JoinRequest { identity, ..request(Dialect::Rooms, "ann", "general") });
         let error = event("error", r#"{"message":"This token may be used with another username only"}"#);
         assert_eq!(
@@ -533,7 +534,8 @@ fn a_username_that_a_token_is_bound_to_is_reserved() {
             let request = request(Dialect::Events, look_alike, "general");
             assert_eq!(harness.chat.check_join(&request, NOW), Err(JoinError::Reserved), "{look_alike}");
         }
-        let identity = Identity { credential: CredentialId::new(2), token_line: None, username: Some("Ann".into()) };
+        let identity =
+            Identity { credential: CredentialId::new(2), username: Some("Ann".into()), ..Identity::default() };
         let own = JoinRequest { identity, ..request(Dialect::Rooms, "Ann", "general") };
         assert_eq!(harness.chat.check_join(&own, NOW), Ok(()));
         harness.join(ALICE, own);

@@ -644,6 +644,39 @@ fn a_short_life() {
     server.wait_for_log("token expired");
 }
 
+/// Traces and recordings show asterisks instead of tokens, also of those that renew.
+#[test]
+fn tokens_are_not_traced_or_recorded() {
+    let Some(mut maker) = Maker::start("trace") else { return };
+    let records = maker.directory.join("records");
+    let server = maker.server(&["es"], &["--trace=full", "--verbose", "--record", records.to_str().unwrap()]);
+    let tokens = ["a", "b", "c"].map(|id| maker.token("es", and(claims("alice"), json!({"jti": id}))));
+    let (mut alice, _) = join(&server, &tokens[0], "");
+    alice.sends_event("token", json!({"token": tokens[1]}));
+    alice.receives_event("token_accepted", json!({}));
+    // In two fragments, with white space.
+    let command = format!(r#"{{"event": "token", "data": {{"token" : "{}"}}}}"#, tokens[2]);
+    let (first, second) = command.split_at(command.len() - 40);
+    alice.client.send(&masked(0x01, first.as_bytes()));
+    alice.client.send(&masked(0x80, second.as_bytes()));
+    alice.receives_event("token_accepted", json!({}));
+    alice.leaves();
+    server.wait_for_log("CLOSE");
+    let files = fs::read_dir(&records).unwrap().map(|file| fs::read_to_string(file.unwrap().path()).unwrap());
+    let recorded: String = files.collect();
+    let log = server.log();
+    assert!(log.contains("token_accepted") && recorded.contains("client"), "{log} {recorded}");
+    for token in &tokens {
+        for part in [&token[..12], &token[40..60], &token[token.len() - 20..]] {
+            let hex: String = part.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let spaced: String = part.bytes().map(|byte| format!("{byte:02x} ")).collect();
+            for text in [part, &hex, &spaced[..29]] {
+                assert!(!log.contains(text) && !recorded.contains(text), "{text} in {log} {recorded}");
+            }
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------------- reload
 
 #[test]

@@ -156,9 +156,10 @@ fn commands_work() {
     {
         // By default, zsh does not accept comments at its prompt.
         assert!(!line.contains('#'), "{line}");
-        let features = [("sqlite", cfg!(feature = "sqlite")), ("tls", cfg!(feature = "tls"))];
+        const FEATURES: [(&str, bool); 3] =
+            [("sqlite", cfg!(feature = "sqlite")), ("tls", cfg!(feature = "tls")), ("jwt", cfg!(feature = "jwt"))];
         let option = |name: &str| format!(" --features {name}");
-        let feature = features.into_iter().find(|(name, _)| line.contains(&option(name)));
+        let feature = FEATURES.into_iter().find(|(name, _)| line.contains(&option(name)));
         let is_other_build = feature.is_some_and(|(_, is_built)| !is_built);
         let line = &*feature.map_or_else(|| line.to_owned(), |(name, _)| line.replace(&option(name), ""));
         if let Some(arguments) = line.strip_prefix("cargo run -q --release -- ") {

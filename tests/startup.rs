@@ -216,6 +216,17 @@ fn options_of_the_feature_tls() {
     }
 }
 
+#[test]
+#[cfg(not(feature = "jwt"))]
+fn options_of_the_feature_jwt() {
+    for (option, value) in [("--jwt-key", "missing.pem"), ("--jwt-issuer", "a"), ("--jwt-audience", "a")] {
+        let words = [option, "feature jwt"];
+        fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+        let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
+        run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
+    }
+}
+
 /// A host or origin that no request can match is an error. The error suggests a correct value if there is one.
 #[test]
 fn hosts_and_origins_that_match_nothing() {

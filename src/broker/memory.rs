@@ -180,8 +180,7 @@ impl MemoryBroker {
 
 impl Broker for MemoryBroker {
     fn check_join(&self, join: &Join) -> Result<(), BrokerError> {
-        let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
-        let older = older.map(|older| &self.members[older]);
+        let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id)).map(|older| &self.members[older]);
         let is_other_user = |older: &Member| join.is_bound && older.username != join.username;
         if older.is_some_and(|older| older.credential != join.credential || is_other_user(older)) {
             return Err(BrokerError::ClientIdInUse);

@@ -60,9 +60,8 @@ impl Dialect {
             }
             // In the `presence` dialect, an error is the only event without the `type` field.
             (Presence, Event::Error { message, .. }) => return write_json(&json!({ "error": message }), out),
-            (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_)) => return,
-            (_, Event::Typing { .. } | Event::Pong {}) => return,
-            (_, Event::TokenExpiring { .. } | Event::TokenAccepted { .. }) => return,
+            (_, Event::Welcome { .. } | Event::Switched { .. } | Event::History(_) | Event::Typing { .. }) => return,
+            (_, Event::TokenExpiring { .. } | Event::TokenAccepted { .. } | Event::Pong {}) => return,
         };
         write_json(&json, out);
     }
@@ -116,7 +115,7 @@ fn parse_events_dialect(text: &str) -> ParsedCommand<'_> {
     }
     let mut nonce = None;
     let command = parse_command(text, &mut nonce);
-    // Return a nonce only with a message, a token or an error. Other commands ignore the field `nonce`, like any unknown field.
+    // Return a nonce only with a message, a token or an error. Other commands ignore the field, like any unknown field.
     let nonce = nonce.filter(|_| matches!(command, Ok(Command::Message { .. } | Command::Token(_)) | Err(_)));
     (command, nonce)
 }

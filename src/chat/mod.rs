@@ -72,14 +72,13 @@ pub struct Identity {
 /// The claims of a JWT that limit what its client may do.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Claims {
-    pub rooms: Option<Vec<Box<str>>>, // `None`: all rooms
+    pub rooms: Option<HashSet<Box<str>>>, // `None`: all rooms
     pub expires: SystemTime,
 }
 
 impl Identity {
     pub fn allows_room(&self, room: &str) -> bool {
-        let rooms = self.claims.as_ref().and_then(|claims| claims.rooms.as_ref());
-        rooms.is_none_or(|rooms| rooms.iter().any(|allowed| **allowed == *room))
+        self.claims.as_ref().and_then(|claims| claims.rooms.as_ref()).is_none_or(|rooms| rooms.contains(room))
     }
 
     /// The user to whom rate limits apply. A local server limits each connection instead (PROTOCOL.md, "Rate limit").
@@ -245,9 +244,8 @@ impl Chat {
                 }
             }
             Command::SwitchRoom { room } => {
-                let room = names::parse_room_name(&room)?;
-                let is_allowed = self.clients[&client].identity.allows_room(&room);
-                is_allowed.then_some(()).ok_or("Not allowed in this room")?;
+                let is_allowed = |room: &Cow<'_, str>| self.clients[&client].identity.allows_room(room);
+                let room = Some(names::parse_room_name(&room)?).filter(is_allowed).ok_or("Not allowed in this room")?;
                 Request::Switch { room: room.into() }
             }
             Command::History { before, limit } => Request::History { before, limit },
@@ -362,8 +360,7 @@ impl Chat {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
         let record = &self.clients[&client];
         let (dialect, username) = (record.dialect, Rc::clone(&record.username));
-        // With a slow broker, the client may have renewed its JWT in the meantime.
-        let is_allowed = record.identity.allows_room(&self.rooms[&to].name);
+        let is_allowed = record.identity.allows_room(&self.rooms[&to].name); // or the JWT was renewed after the command
         let before = self.active_client(client).map(|this| mem::replace(&mut this.membership, Membership::Member(to)));
         let new = self.room_mut(to);
         let (room, member_count) = (Rc::clone(&new.name), new.usernames.len());
@@ -511,7 +508,8 @@ mod tests {
                     Effect::Broadcast { room: id, except, event } => {
                         Some(format!("{}{}: {}", room(*id), except.map_or("", |_| " but bob"), json(event)))
                     }
-                    Effect::SetRoom { .. } | Effect::Close { .. } | Effect::StorageFailed { .. } => None,
+                    Effect::SetRoom { .. } | Effect::Close { .. } => None,
+                    Effect::Renew(..) | Effect::StorageFailed { .. } => None,
                 }
             });
             format!("\n  {action:20}{}", effects.collect::<Vec<_>>().join("; "))

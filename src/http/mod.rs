@@ -241,9 +241,9 @@ fn check_token(request: &Request, access: &Access, client: &Client, now: Now) ->
         return Err(too_many_requests("Too many wrong tokens from this address", &[("Retry-After", "60")]));
     }
     // The response must not reveal why the token is wrong, not even that its percent-encoding is malformed.
-    let (headers, body) = (&[("WWW-Authenticate", "Bearer")], "Unauthorized");
-    let identity = access.identify(find_token(request).as_deref(), now.time);
-    identity.ok_or_else(|| Rejection { status: 401, headers, body: body.into() })
+    let headers = &[("WWW-Authenticate", "Bearer")];
+    let unauthorized = || Rejection { status: 401, headers, body: "Unauthorized".into() };
+    access.identify(find_token(request).as_deref(), now.time).ok_or_else(unauthorized)
 }
 
 /// Finds the access token: `?token=`, else `Authorization: Bearer` (RFC 6750 §2.1), else a subprotocol `bearer.TOKEN`.
@@ -283,10 +283,7 @@ fn parse_join(request: &Request, dialect: Dialect, identity: &Identity, user: Us
     }
     let username = require_parameter("username", bound.or(username).or(dialect.default_username()))?;
     if !identity.allows_room(&room) {
-        return Err(forbidden(format!(
-            "This token does not allow the room {} (RFC 6455 §10.5).",
-            quote(room.as_bytes())
-        )));
+        return Err(forbidden("This token does not allow this room (RFC 6455 §10.5)."));
     }
     // Only clients of the `events` dialect can resume, because only `events` sends message ids and a session.
     let parameter = |name| query(name).filter(|_| dialect == Dialect::Events);

@@ -59,8 +59,7 @@ impl AccessTokens {
         let id = old.filter(|old| old.username == username).and_then(|old| old.credential);
         let id = id.unwrap_or(CredentialId::MIN.saturating_add(self.last_id));
         self.last_id = self.last_id.max(id.get());
-        let (credential, token_line) = (Some(id), NonZeroU32::new(line));
-        let identity = Identity { credential, token_line, username, claims: None };
+        let identity = Identity { credential: Some(id), token_line: NonZeroU32::new(line), username, claims: None };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
         Ok(())
     }

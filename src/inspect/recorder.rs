@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 use super::Head;
 use super::recording::{Entry, FirstLine, Step};
 use super::scan::{Direction, ScanResult};
-use super::secret::{self, WelcomeRedactor};
+use super::secret::{self, TokenRedactor, WelcomeRedactor};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
@@ -77,6 +77,8 @@ pub struct Recorder {
     response: Head,
     client: Direction,
     welcome: Option<WelcomeRedactor>,
+    /// `None` unless the client has the dialect `events`, in which it may send a fresh JWT.
+    tokens: Option<TokenRedactor>,
     is_private: bool,
 }
 
@@ -170,6 +172,7 @@ impl Recorder {
             response: Head::default(),
             client: Direction::new(Role::Client),
             welcome: None,
+            tokens: None,
             is_private: false,
         }
     }
@@ -215,6 +218,7 @@ impl Recorder {
     /// Records that the server accepted the upgrade. `secrets` is the number of values to redact in the `welcome` event.
     pub fn upgrade(&mut self, limits: Limits, user: Option<&str>, secrets: usize, now: SystemTime) {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
+        self.tokens = (secrets > 0).then(TokenRedactor::default);
         self.is_upgraded = true;
         self.flush_request(now);
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
@@ -300,10 +304,24 @@ impl Recorder {
         self.client.is_out_of_sync |= self.response.is_complete && self.response.status() != 101;
         while !rest.is_empty() && !self.client.is_out_of_sync {
             let before = rest;
+            let offset = self.client.frames.partial_frame().map_or(0, |frame| frame.received);
             let result = self.client.frames.next(&mut rest, 0);
-            let passed = &before[..before.len() - rest.len()];
+            let mut passed = before[..before.len() - rest.len()].to_vec();
+            let frame = match &result {
+                ScanResult::Complete(frame) => Some(frame),
+                ScanResult::More => self.client.frames.partial_frame(),
+                ScanResult::Lost(..) => None,
+            };
+            match (frame, &mut self.tokens) {
+                (None, _) => passed = secret::redact_head(&passed),
+                (Some(frame), Some(tokens)) => {
+                    let start = passed.len() - (frame.received - offset) as usize;
+                    tokens.redact(&frame.header, offset, &mut passed[start..]);
+                }
+                (Some(_), None) => {}
+            }
             self.client.is_out_of_sync = matches!(result, ScanResult::Lost(..));
-            kept.extend(if self.client.is_out_of_sync { secret::redact_head(passed) } else { passed.to_vec() });
+            kept.extend(passed);
         }
         // Add one `*` per hidden byte, so that a replay counts the same number of bytes.
         kept.resize(bytes.len(), b'*');

@@ -4,6 +4,8 @@
 
 use percent_encoding::percent_decode;
 
+use super::frame::Header;
+use crate::ws::frame::Opcode;
 use crate::ws::handshake::find_access_token;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
@@ -92,6 +94,69 @@ impl WelcomeRedactor {
                 self.in_value |= *matched == field.len();
                 *matched %= field.len();
             }
+        }
+    }
+}
+
+/// Redacts the JWT in a client's `token` command: the value of each field `token` in a text message, wherever the message
+/// is cut. The payload stays masked.
+#[derive(Debug, Default)]
+pub struct TokenRedactor(TokenState);
+
+#[derive(Debug, Clone, Copy)]
+enum TokenState {
+    /// How many bytes of [`TokenRedactor::NAME`] match the end of the payload so far.
+    Name(usize),
+    BeforeColon,
+    BeforeValue,
+    InValue,
+    /// After a backslash in the value.
+    Escaped,
+}
+
+impl Default for TokenState {
+    fn default() -> TokenState {
+        TokenState::Name(0)
+    }
+}
+
+impl TokenRedactor {
+    const NAME: &[u8] = b"\"token\"";
+
+    /// Redacts payload bytes of a client's frame in place. `offset` is the position of `bytes` in the frame's payload.
+    pub fn redact(&mut self, header: &Header, offset: u64, bytes: &mut [u8]) {
+        match Opcode::from_bits(header.opcode()) {
+            Ok(Opcode::Text) if offset == 0 => self.0 = TokenState::default(),
+            Ok(Opcode::Text | Opcode::Continuation) => {}
+            _ => return,
+        }
+        let key = header.masking_key().unwrap_or_default();
+        for (at, byte) in (offset..).zip(bytes) {
+            let key = key[(at % 4) as usize];
+            let (redacted, state) = self.next(*byte ^ key);
+            (*byte, self.0) = (redacted ^ key, state);
+        }
+    }
+
+    /// Call after bytes that are not shown. A value may have started there, so redacts up to the next quotation mark.
+    pub fn skip(&mut self) {
+        self.0 = TokenState::InValue;
+    }
+
+    fn next(&self, byte: u8) -> (u8, TokenState) {
+        use TokenState::{BeforeColon, BeforeValue, Escaped, InValue, Name};
+        let restart = Name(usize::from(byte == b'"'));
+        match (self.0, byte) {
+            (InValue, b'"') => (byte, Name(0)),
+            (InValue, b'\\') => (b'*', Escaped),
+            (InValue | Escaped, _) => (b'*', InValue),
+            (BeforeColon | BeforeValue, b' ' | b'\t' | b'\n' | b'\r') => (byte, self.0),
+            (BeforeColon, b':') => (byte, BeforeValue),
+            (BeforeValue, b'"') => (byte, InValue),
+            (Name(matched), _) if byte == Self::NAME[matched] => {
+                (byte, if matched + 1 == Self::NAME.len() { BeforeColon } else { Name(matched + 1) })
+            }
+            (Name(_) | BeforeColon | BeforeValue, _) => (byte, restart),
         }
     }
 }
@@ -204,6 +269,39 @@ mod tests {
             redactor.redact(left);
             redactor.redact(right);
             assert_eq!(payload, redacted, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn the_token_of_a_token_command_is_redacted_wherever_it_is_cut() {
+        let rows = [
+            (r#"{"event":"token","data":{"token":"a.b"}}"#, r#"{"event":"token","data":{"token":"***"}}"#),
+            (
+                r#"{"data":{ "token" : "a\"b" , "x":"y"},"event":"token"}"#,
+                r#"{"data":{ "token" : "****" , "x":"y"},"event":"token"}"#,
+            ),
+            (r#"{"token":1,"token":"a"}"#, r#"{"token":1,"token":"*"}"#),
+            (
+                r#"{"text":"\"token\":\"a\"","tokens":"b","token":"#,
+                r#"{"text":"\"token\":\"a\"","tokens":"b","token":"#,
+            ),
+        ];
+        let key = [1, 2, 3, 4];
+        let masked = |text: &str| {
+            let mut payload = text.as_bytes().to_vec();
+            crate::ws::mask::apply(&mut payload, key, 0);
+            payload
+        };
+        let mut header = Header::default();
+        header.push(&[&[0x81, 0x80 | 100], &key[..]].concat());
+        for (text, redacted) in rows {
+            for cut in 0..text.len() {
+                let (mut payload, mut redactor) = (masked(text), TokenRedactor::default());
+                let (left, right) = payload.split_at_mut(cut);
+                redactor.redact(&header, 0, left);
+                redactor.redact(&header, cut as u64, right);
+                assert_eq!(payload, masked(redacted), "{text} cut at {cut}");
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use super::checker::RuleChecker;
 use super::lifecycle::Lifecycle;
 use super::scan::{Direction, ScanResult};
-use super::secret::WelcomeRedactor;
+use super::secret::{TokenRedactor, WelcomeRedactor};
 use super::{AcceptSteps, Frame, Head, MAX_SHOWN_BYTES, RecordKind, Records, Reporter, Response, State};
 use super::{failure, secret};
 use crate::ws::frame::{Opcode, Role};
@@ -39,6 +39,8 @@ pub struct Tap {
     lifecycle: Lifecycle,
     /// Redacts the secrets in the `welcome` event, the server's first text frame. `None` if there is nothing to redact.
     welcome: Option<WelcomeRedactor>,
+    /// Redacts the fresh JWTs that a client sends. `None` for other dialects than `events`, which have no such command.
+    tokens: Option<TokenRedactor>,
     /// Whether to omit frames and report only the handshake and the close.
     is_private: bool,
 }
@@ -64,6 +66,7 @@ impl Tap {
             checker: RuleChecker::default(),
             lifecycle: Lifecycle::new(State::Connecting),
             welcome: None,
+            tokens: None,
             is_private: false,
         }
     }
@@ -83,7 +86,8 @@ impl Tap {
     /// assert_eq!((frame.header.name(), frame.unmasked_payload()), ("TEXT", b"Hello".to_vec()));
     /// ```
     pub fn open(connection: usize, records: Records) -> Tap {
-        Tap { stage: TapStage::Frames, lifecycle: Lifecycle::new(State::Open), ..Tap::new(connection, records) }
+        let (lifecycle, tokens) = (Lifecycle::new(State::Open), Some(TokenRedactor::default()));
+        Tap { stage: TapStage::Frames, lifecycle, tokens, ..Tap::new(connection, records) }
     }
 
     /// Passes the server's limits to the rule checker and resets the checker. Must be called before the first frame.
@@ -114,6 +118,7 @@ impl Tap {
         self.set_limits(limits);
         self.reporter.user = user;
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
+        self.tokens = (secrets > 0).then(TokenRedactor::default);
     }
 
     /// Makes the tap report no frames. Must be called before the tap observes the response.
@@ -318,7 +323,14 @@ impl Tap {
             }
             Role::Server => {}
             // The second byte of a masked frame is not ASCII, so the frame cannot be an HTTP request with secrets.
-            Role::Client if frame.header.is_masked() => {}
+            Role::Client if frame.header.is_masked() => {
+                if let Some(tokens) = &mut self.tokens {
+                    tokens.redact(&frame.header, 0, &mut frame.wire);
+                    if frame.received > frame.wire.len() as u64 {
+                        tokens.skip();
+                    }
+                }
+            }
             // An unmasked frame may be the start of an HTTP request with an access token, so redact secrets.
             Role::Client => {
                 let header = frame.header.bytes();

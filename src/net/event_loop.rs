@@ -11,10 +11,9 @@ use signal_hook_mio::v1_0::Signals;
 
 use super::listener::{Listener, raise_descriptor_limit};
 use super::{PollFlags, is_ready, log_writer::LogWriter, tls};
-use crate::http::{access::Access, jwt::read_key_files};
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
-use crate::{broker::Random, chat::Now, config::Config, server::limits::ConnectionLimits};
+use crate::{broker::Random, chat::Now, config::Config, http::access::Access, server::limits::ConnectionLimits};
 
 const LISTENER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -134,7 +133,7 @@ impl EventLoop {
     fn handle_signals(&mut self) -> bool {
         let (reloads, stops): (Vec<i32>, Vec<i32>) = self.signals.pending().partition(|signal| *signal == SIGHUP);
         if !reloads.is_empty() {
-            self.server.reload_tokens(self.config.read_token_file(), read_key_files(&self.config));
+            self.server.reload_tokens(self.config.read_token_file(), crate::http::jwt::read_key_files(&self.config));
             self.tls.reload();
         }
         self.listener.take_if(|_| !stops.is_empty());

@@ -176,10 +176,8 @@ impl<S: Socket> Server<S> {
         let Some(next) = next else { return self.close(token, CloseCode::POLICY_VIOLATION, "token expired") };
         self.set_timer(token, wait.min(next));
         event.into_iter().for_each(|event| self.chat.send(token, event));
-        self.apply_effects();
     }
 
-    /// Replaces the JWT of a client that has sent a fresh one.
     pub(super) fn renew(&mut self, token: Token, fresh: &str, nonce: Option<Rc<str>>) {
         let renewed = self.access.jwt_keys.renew(&mut self.chat, token, fresh, nonce, self.now.time);
         let (Some(connection), Some(identity)) = (self.connections.get_mut(token), renewed) else { return };
@@ -363,17 +361,16 @@ impl<S: Socket> Server<S> {
     pub fn reload_tokens(&mut self, file: Result<Option<String>, String>, keys: Vec<Result<Vec<u8>, String>>) {
         let before = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let key_changes = self.access.jwt_keys.reload(&self.config, keys);
-        if let Err(error) = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref())) {
-            log::error!("RELOAD failed, the old tokens stay in force: {error}");
-            if key_changes.is_empty() {
-                return;
-            }
+        let loaded = file.and_then(|text| self.access.load_tokens(&self.config, text.as_deref()));
+        let loaded = loaded.inspect_err(|error| log::error!("RELOAD failed, the old tokens stay in force: {error}"));
+        if loaded.is_err() && key_changes.is_empty() {
+            return;
         }
         self.chat.set_reserved_usernames(self.access.reserved_usernames());
         let now = self.access.tokens.as_ref().map(AccessTokens::ids).unwrap_or_default();
         let is_revoked = |id| !now.contains(&id) && !self.access.jwt_keys.contains(id);
-        let is_revoked = |connection: &Connection<S>| connection.cold.proof.credential.is_some_and(is_revoked);
-        let revoked = self.connections.table.iter().filter(|(_, connection)| is_revoked(connection));
+        let revoked =
+            self.connections.table.iter().filter(|(_, peer)| peer.cold.proof.credential.is_some_and(is_revoked));
         let revoked: BTreeSet<Token> = revoked.map(|(token, _)| *token).collect(); // sorted: oldest connection first
         let (added, removed) = (now.difference(&before).count(), before.difference(&now).count());
         log::info!("RELOAD tokens added={added} removed={removed}{key_changes} connections_closed={}", revoked.len());

@@ -1,4 +1,4 @@
-//! Stands in for the module in a build without the feature `jwt`, in which `Config::validate` rejects `--jwt-key`.
+//! Stands in for the module in a build without the feature `jwt`, and rejects its options.
 
 #[path = "proof.rs"]
 pub mod proof;
@@ -18,8 +18,13 @@ pub fn read_key_files(_: &Config) -> Vec<Result<Vec<u8>, String>> {
 }
 
 impl JwtKeys {
-    pub fn load(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
-        (Vec::new(), String::new())
+    /// Returns an error that names the first option that needs the feature.
+    pub fn load(&mut self, config: &Config, _files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
+        let Config { jwt_key, jwt_issuer, jwt_aud, .. } = config;
+        let option = jwt_key.first().map(|_| "--jwt-key").or(jwt_issuer.as_ref().map(|_| "--jwt-issuer"));
+        let option = option.or(jwt_aud.as_ref().map(|_| "--jwt-audience"));
+        let error = |option| format!("{option} needs the feature jwt; build with cargo build --release --features jwt");
+        (option.map(error).into_iter().collect(), String::new())
     }
 
     pub fn reload(&mut self, _: &Config, _files: Vec<Result<Vec<u8>, String>>) -> String {

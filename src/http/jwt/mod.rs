@@ -62,6 +62,11 @@ impl JwtKeys {
     /// key stays. Returns the errors, and the changes for the log.
     pub fn load(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
         (self.iss, self.aud) = (config.jwt_issuer.clone(), config.jwt_aud.clone());
+        let option = self.iss.as_ref().map(|_| "--jwt-issuer").or(self.aud.as_ref().map(|_| "--jwt-audience"));
+        if let (Some(option), true) = (option, config.jwt_key.is_empty()) {
+            let error = format!("{option} is for the JWTs of --jwt-key, which is missing; add --jwt-key FILE");
+            return (vec![error], String::new());
+        }
         let (before, old, mut errors) = (self.ids(), std::mem::take(&mut self.keys), Vec::new());
         for (index, (path, file)) in config.jwt_key.iter().zip(files).enumerate() {
             let key = file.and_then(|file| parse_key(&file)).map(|parsed| self.number_key(parsed, &old));
@@ -186,7 +191,7 @@ fn is_intended_for(claim: Option<&Value>, aud: &str) -> bool {
     }
 }
 
-fn parse_rooms(rooms: &Value) -> Result<Vec<Box<str>>, String> {
+fn parse_rooms(rooms: &Value) -> Result<HashSet<Box<str>>, String> {
     let rooms = rooms.as_array().ok_or("rooms is not an array")?;
     let room = |room: &Value| names::parse_room_name(room.as_str()?).ok().map(Box::from);
     rooms.iter().map(room).collect::<Option<_>>().ok_or_else(|| "rooms contains a value that is not a room name".into())
