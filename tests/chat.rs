@@ -171,7 +171,7 @@ fn json(dialect: Dialect, event: &Event) -> String {
 fn sent(effects: &[Effect]) -> Vec<(Recipients, String)> {
     let sent = effects.iter().filter_map(|effect| match effect {
         Effect::SetRoom { .. } => None,
-        Effect::Close { .. } | Effect::StorageFailed { .. } => panic!("not sent: {effect:?}"),
+        Effect::Close { .. } | Effect::Renew(..) | Effect::StorageFailed { .. } => panic!("not sent: {effect:?}"),
         Effect::Send { client, event } => Some((Recipients::One(*client), json(Dialect::Events, event))),
         Effect::Broadcast { room, except, event } => {
             Some((Recipients::Room(*room, *except), json(Dialect::Events, event)))
@@ -860,6 +860,7 @@ impl Transcripts {
             }
             Effect::SetRoom { client, to, .. } => assert_eq!(chat.room_of(client), Some(to)),
             Effect::Close { client, reason, .. } => self.0.entry(client).or_default().push(format!("{reason:?}")),
+            Effect::Renew(..) => panic!("this server accepts no JWTs"),
             Effect::StorageFailed { .. } => panic!("this broker stores nothing"),
         }
     }
