@@ -90,7 +90,7 @@ fn every_example_is_what_the_server_does() {
     }
     let mut failed = Vec::new();
     for section in examples.chunk_by(|a, b| a.heading == b.heading) {
-        let has = |option| section.iter().any(|example| example.text.contains(option));
+        let has = |option: &str| section.iter().any(|example| example.text.contains(option));
         let features = [("--history-db", cfg!(feature = "sqlite")), ("--jwt-key", cfg!(feature = "jwt"))];
         let is_missing = features.iter().any(|(option, is_built)| !is_built && has(option));
         if is_missing || has("--tls-cert") && !make_certificate() {
