@@ -1,11 +1,12 @@
 //! The server's options with their defaults and bounds, and the reasons for many of them.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::{path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Command, Parser, value_parser};
 use ipnet::IpNet;
+use socket2::SockAddr;
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
@@ -25,9 +26,10 @@ and type:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    /// Listen on this address; a port alone means 127.0.0.1, and port 0 means any free port
-    #[arg(long, default_value = "127.0.0.1:3000", value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
-    pub listen: SocketAddr,
+    /// Listen on HOST:PORT, on [::]:PORT for IPv6 and IPv4, on a port of 127.0.0.1 (0: any free port), or on unix:PATH
+    /// for a proxy on this machine (repeatable)
+    #[arg(long, default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_listen_address, help_heading = "Access")]
+    pub listen: Vec<SockAddr>,
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
@@ -142,7 +144,7 @@ pub struct Config {
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = parse_number(0, 10_000_000), help_heading = "Limits")]
     pub max_empty_rooms: usize,
     /// Keep the history of an empty room for this long
-    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub history_ttl: Duration, // a member whose connection is lost can return within an hour and still find the history
     /// Keep the history in this SQLite file, so that no acknowledged message is lost (feature sqlite)
     #[arg(long, value_name = "FILE", help_heading = "Durable history")]
@@ -163,17 +165,23 @@ pub struct Config {
     #[arg(long, value_name = "FILE", help_heading = "TLS")]
     pub tls_key: Option<PathBuf>,
     /// Reject a request that is not complete after this long
-    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
     /// Ping a client that has sent nothing for this long
-    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    #[arg(long, default_value = "30", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub ping_interval: Duration, // detects dead peers; proxies often close a connection that is idle for a minute
     /// Drop a client that has sent nothing for this long
-    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    #[arg(long, default_value = "60", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub idle_timeout: Duration,
     /// Wait this long for the reply to a Close frame
-    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Timeouts")]
+    #[arg(long, default_value = "5", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub close_timeout: Duration, // the reply to a Close takes only one round trip, so 5 s suffice
+    /// After SIGTERM, accept clients for this much longer: a load balancer needs time to notice
+    #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds(0.0), help_heading = "Timeouts")]
+    pub drain_delay: Duration,
+    /// After SIGTERM, close the connections evenly over this time
+    #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds(0.0), help_heading = "Timeouts")]
+    pub drain: Duration, // clients that all reconnect at once could overload another server
     /// Read options from this TOML file, such as max-text = 1000; the environment and the command line override it
     #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
     pub config: Option<PathBuf>,
@@ -195,6 +203,9 @@ impl Config {
         let (largest, option) = (max_message, "--max-message").max((max_echo, "--max-echo"));
         // Require one byte per character of `--max-text`: few clients send JSON escapes, which need up to 12 bytes.
         let needed = max_text + r#"{"event":"message","data":{"text":""}}"#.len();
+        let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
+        let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);
+        let repeated = (0..self.listen.len()).find(is_repeated);
         let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
             .or(self.history_sync.as_ref().map(|_| "--history-sync"))
             .or(self.history_keep.map(|_| "--history-keep"))
@@ -209,6 +220,8 @@ impl Config {
             format!("{option} needs the feature tls; build with cargo build --release --features tls")
         } else if self.tls_cert.is_some() != self.tls_key.is_some() {
             "--tls-cert and --tls-key belong together; add the missing one".into()
+        } else if let Some(index) = repeated {
+            format!("--listen {} is given twice; remove one of the two", format_address(&self.listen[index]))
         } else if self.open && (self.tokens.is_some() || !self.jwt_key.is_empty()) {
             "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
         } else if let (true, Some(set)) = (has_demo_tokens, self.public_option()) {
@@ -237,7 +250,7 @@ impl Config {
     }
 
     pub fn is_loopback(&self) -> bool {
-        self.listen.ip().to_canonical().is_loopback()
+        self.listen.iter().any(is_loopback_address)
     }
 
     /// Whether only programs on this machine are meant to reach the server (PROTOCOL.md, "Local servers").
@@ -245,13 +258,29 @@ impl Config {
         self.public_option().is_none()
     }
 
-    /// The first option that makes the server public, with its value. A trusted proxy may forward remote clients.
+    /// The first option that makes the server public, with its value. A proxy (or a Unix socket) may serve remote clients.
     fn public_option(&self) -> Option<String> {
-        let listen = (!self.is_loopback()).then(|| format!("--listen {}", self.listen));
+        let listen = self.listen.iter().find(|address| !is_loopback_address(address));
+        let listen = listen.map(|address| format!("--listen {}", format_address(address)));
         let proxy = || self.trusted_proxy.first().map(|proxy| format!("--trusted-proxy {proxy}"));
         let host = || self.allow_host.iter().find(|host| !is_loopback_name(host));
         listen.or_else(proxy).or_else(|| host().map(|host| format!("--allow-host {host}")))
     }
+}
+
+/// The TCP address at which programs on this machine reach a listener: browsers cannot open `http://[::]:3000/`.
+pub fn local_address(address: &SockAddr) -> Option<SocketAddr> {
+    let address = address.as_socket()?;
+    Some(if address.ip().is_unspecified() { (Ipv4Addr::LOCALHOST, address.port()).into() } else { address })
+}
+
+pub fn format_address(address: &SockAddr) -> String {
+    let path = || address.as_pathname().unwrap_or("".as_ref()).display();
+    address.as_socket().map_or_else(|| format!("unix:{}", path()), |address| address.to_string())
+}
+
+fn is_loopback_address(address: &SockAddr) -> bool {
+    address.as_socket().is_some_and(|address| address.ip().to_canonical().is_loopback())
 }
 
 /// Whether `host`, a name or an address without a port, refers to this machine.
@@ -281,12 +310,18 @@ pub fn format_error(error: &str) -> String {
     lines.collect::<Vec<_>>().join("; ") + " (see --help)"
 }
 
+fn parse_listen_address(text: &str) -> Result<SockAddr, String> {
+    let Some(path) = text.strip_prefix("unix:") else { return parse_address(text).map(SockAddr::from) };
+    let address = SockAddr::unix(path).ok().filter(|_| !path.is_empty());
+    address.ok_or_else(|| "write unix:PATH with a path of 1 to 107 bytes".into())
+}
+
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let text = &text.parse::<u16>().map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
     // Require brackets around an IPv6 address: `::1:3000` could be an address alone, or an address and a port.
     let is_host = |host: &str| host.starts_with('[') || !(host.is_empty() || host.contains([':', '/']));
     if !text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok()) {
-        return Err("write HOST:PORT, such as 127.0.0.1:3000, or a port from 0 to 65535 alone".into());
+        return Err("write HOST:PORT, such as 127.0.0.1:3000, a port from 0 to 65535 alone, or unix:PATH".into());
     }
     let found = text.to_socket_addrs().map_err(|error| format!("the host cannot be resolved: {error}"))?.next();
     found.ok_or_else(|| "the host has no address; write one, such as 127.0.0.1".into())
@@ -312,9 +347,10 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
     rate.ok_or("write 0, or a number from 0.001 to 10000")
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, &'static str> {
-    let seconds = text.parse().ok().filter(|seconds| (0.001..=86_400.0).contains(seconds));
-    seconds.map(Duration::from_secs_f64).ok_or("write a number of seconds from 0.001 to 86400")
+fn parse_seconds(min: f64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+    let is_allowed = move |seconds: &f64| (min..=86_400.0).contains(seconds);
+    let error = move || format!("write a number of seconds from {min} to 86400");
+    move |text| text.parse().ok().filter(is_allowed).map(Duration::from_secs_f64).ok_or_else(error)
 }
 
 #[cfg(test)]
@@ -330,7 +366,7 @@ mod tests {
     #[test]
     fn defaults() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:3000");
+        assert_eq!(config.listen.iter().map(format_address).collect::<Vec<_>>(), ["127.0.0.1:3000"]);
         assert_eq!((config.max_head, config.max_headers, config.max_text), (8192, 64, 500));
         assert_eq!((config.max_message, config.max_echo, config.max_fragments), (65536, 16_777_216, 100_000));
         assert_eq!((config.max_outbox, config.max_buffered), (262_144, 268_435_456));
@@ -355,6 +391,10 @@ mod tests {
             &["--open", "--tokens", "file"],
             &["--listen", "0.0.0.0:3000"],
             &["--listen", "[::]:3000"],
+            &["--listen", "unix:/run/chat.sock"],
+            &["--listen", "3000", "--listen", "unix:/run/chat.sock"],
+            &["--drain", "-1"],
+            &["--drain-delay", "soon"],
         ];
         for args in silly {
             assert!(config(args).is_err(), "{args:?}");
@@ -386,8 +426,37 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_given_once() {
+        let rows = [
+            ("3000", "127.0.0.1:3000", true),
+            ("unix:/a", "unix:/a", true),
+            ("127.0.0.1:3000", "[::1]:3000", false),
+            ("127.0.0.1:0", "127.0.0.1:0", false),
+            ("unix:/a", "unix:/b", false),
+        ];
+        for (one, two, is_error) in rows {
+            let result = config(&["--open", "--listen", one, "--listen", &format!("[::1]:9,{two}")]);
+            assert_eq!(result.is_err(), is_error, "{one} {two}: {result:?}");
+            match result {
+                Ok(config) => assert_eq!(config.listen.len(), 3),
+                Err(error) => assert!(error.contains(two), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_unix_socket_is_short() {
+        let listen = |path: &str| config(&["--open", "--listen", &format!("unix:{path}")]);
+        assert_eq!(format_address(&listen("/run/chat.sock").unwrap().listen[0]), "unix:/run/chat.sock");
+        assert!(listen(&"x".repeat(107)).is_ok());
+        for path in ["", &"x".repeat(108)] {
+            assert!(listen(path).unwrap_err().contains("1 to 107 bytes"), "{path}");
+        }
+    }
+
+    #[test]
     fn a_bare_port_is_on_loopback() {
-        assert_eq!(config(&["--listen", "8080"]).unwrap().listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(format_address(&config(&["--listen", "8080"]).unwrap().listen[0]), "127.0.0.1:8080");
         for bad in
             ["", "127.0.0.1", "localhost", ":3000", "99999", "127.0.0.1:99999", "http://127.0.0.1:3000", "::1", "[::1]"]
         {

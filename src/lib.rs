@@ -3,8 +3,8 @@
 //!
 //! # Layers
 //! ```text
-//! main    ─▶ net, tools, config, config_file, http  arguments become a Config, and the Config a running server or a tool
-//! net     ─▶ server, inspect, config, broker, chat, http  the operating system: poll loop, sockets, signals, clock
+//! main    ─▶ net, tools, config, config_file, http, systemd  arguments become a Config, and the Config a server or a tool
+//! net     ─▶ server, inspect, config, broker, chat, http, systemd  the operating system: poll loop, sockets, signals, clock
 //! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
 //! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
 //! chat    ─▶ broker, config                      clients, rooms, names, JSON
@@ -12,6 +12,7 @@
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
 //! config_file ─▶ config                          part two: options from a file
+//! systemd                                        inherited sockets, and reports to the service manager
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, health
 //! ```
@@ -28,10 +29,11 @@
 //! 7. [`chat::dialect`]: three message formats for the same chat.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
 //! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: requests, responses; who may connect, and as whom.
-//! 10. [`server`], [`server::connection`], `server::lifecycle`: one turn of the loop; the life cycle of a connection.
+//! 10. [`server`], [`server::connection`], `server::lifecycle`, `server::shutdown`: one turn of the loop; the life cycle
+//!     of a connection; the stages of a shutdown.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
-//! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`config`], `main.rs`: system, options.
+//! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`systemd`], [`config`], `main.rs`: system, options.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`], [`config_file`]: the
 //!     other tools; options in a file.
@@ -96,5 +98,6 @@ pub mod net;
 #[cfg(test)]
 mod pictures;
 pub mod server;
+pub mod systemd;
 pub mod tools;
 pub mod ws;

@@ -4,11 +4,11 @@
 use std::{ffi::OsString, io::Write, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use wirechat::config::{Config, add_environment, format_error};
-use wirechat::config_file;
+use wirechat::config::{Config, add_environment, format_address, format_error, local_address};
 use wirechat::http::{access::Access, jwt::read_key_files};
 use wirechat::net::{self, event_loop::EventLoop, log_writer::LogWriter, tls};
 use wirechat::tools::{Tool, poke::player::LoopbackPlayer};
+use wirechat::{config_file, systemd};
 
 const EXIT_FAILURE: u8 = 1; // exit status if the server fails (port in use, for example) or a tool finds an error
 const EXIT_USAGE: u8 = 2; // exit status if the command line or the configuration is invalid, or a tool cannot run
@@ -49,7 +49,7 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
     // clap mistakes the `full` in `--trace full` for a tool. A special error message suggests `--trace=full` instead.
     let has_trace_full = arguments.windows(2).any(|pair| pair == ["--trace", "full"]);
     match command.try_get_matches_from(&arguments).and_then(|matches| CommandLine::from_arg_matches(&matches)) {
-        Ok(CommandLine { tool: None, config }) => serve(&config),
+        Ok(CommandLine { tool: None, config }) => serve(config),
         Ok(CommandLine { tool: Some(tool), .. }) => tool.run(CommandLine::command()).map_err(|why| (EXIT_USAGE, why)),
         Err(help) if !help.use_stderr() => help.exit(),
         Err(_) if has_trace_full => Err((EXIT_USAGE, "write --trace=full as one word (see --help)".into())),
@@ -57,33 +57,44 @@ fn run(mut arguments: Vec<OsString>) -> Result<bool, (u8, String)> {
     }
 }
 
-fn serve(config: &Config) -> Result<bool, (u8, String)> {
+fn serve(mut config: Config) -> Result<bool, (u8, String)> {
     let usage_error = |error| (EXIT_USAGE, error);
-    net::parse_trace_filter(config).map_err(usage_error)?;
+    let inherited = systemd::take_sockets().map_err(usage_error)?;
+    if !inherited.is_empty() {
+        config.listen = inherited.iter().filter_map(|socket| socket.local_addr().ok()).collect();
+    }
+    net::parse_trace_filter(&config).map_err(usage_error)?;
     let tokens = config.read_token_file().map_err(usage_error)?;
-    let mut access = Access::new(config, tokens.as_deref()).map_err(usage_error)?;
+    let mut access = Access::new(&config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;
-    access.jwt_keys.load(config, read_key_files(config)).0.into_iter().map(usage_error).try_for_each(Err)?;
-    let tls = tls::Acceptor::new(config).map_err(usage_error)?;
+    access.jwt_keys.load(&config, read_key_files(&config)).0.into_iter().map(usage_error).try_for_each(Err)?;
+    let tls = tls::Acceptor::new(&config).map_err(usage_error)?;
     let level = if config.quiet { log::LevelFilter::Warn } else { log::LevelFilter::Info };
     let level = if config.verbose { log::LevelFilter::Debug } else { level };
     let log = LogWriter::install(level).map_err(usage_error)?;
     let player = Box::new(LoopbackPlayer);
-    let event_loop =
-        EventLoop::bind(config.clone(), access, log, player, tls).map_err(|error| (EXIT_FAILURE, error))?;
-    let (address, version, connections) = (event_loop.address, env!("CARGO_PKG_VERSION"), event_loop.max_connections);
+    let event_loop = EventLoop::bind(config.clone(), inherited, access, log, player, tls);
+    let event_loop = event_loop.map_err(|error| (EXIT_FAILURE, error))?;
+    let (version, connections) = (env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The start-up banner may end up in a log, so the banner never shows a real access token.
     let token = if config.tokens.is_none() && config.jwt_key.is_empty() { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
     let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
     let s = if config.tls_cert.is_some() { "s" } else { "" };
-    let banner = format!(
-        "wirechat {version} listens on http{s}://{address}/ for up to {connections} connections\n\
-         \x20 page:   open client.html in a browser, or http{s}://{address}/\n\
-         \x20 wscat:  wscat -c 'ws{s}://{address}/?{token}username=me&room=general'\n\
-         \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}\n{history}\
-         \x20 stop:   Ctrl-C\n"
-    );
+    let url = |address| local_address(address).map(|address| format!("http{s}://{address}/"));
+    let addresses = &event_loop.addresses;
+    let urls = addresses.iter().map(|address| url(address).unwrap_or_else(|| format_address(address)));
+    let urls = urls.collect::<Vec<_>>().join(", ");
+    let usage = match addresses.iter().find_map(local_address) {
+        Some(address) => format!(
+            "\x20 page:   open client.html in a browser, or http{s}://{address}/\n\
+             \x20 wscat:  wscat -c 'ws{s}://{address}/?{token}username=me&room=general'\n\
+             \x20         and type  {{\"event\":\"message\",\"data\":{{\"text\":\"hello from wscat\"}}}}"
+        ),
+        None => format!("\x20 curl:   curl --unix-socket {} http://localhost/health", urls.trim_start_matches("unix:")),
+    };
+    let first = format!("wirechat {version} listens on {urls} for up to {connections} connections");
+    let banner = format!("{first}\n{usage}\n{history}\x20 stop:   Ctrl-C\n");
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
     event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))
 }

@@ -15,9 +15,9 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 12] = [
-    ("main", &["net", "tools", "config", "config_file", "http"]),
-    ("net", &["server", "inspect", "config", "broker", "chat", "http"]),
+const ARROWS: [(&str, &[&str]); 13] = [
+    ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
+    ("net", &["server", "inspect", "config", "broker", "chat", "http", "systemd"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
     ("http", &["ws", "chat", "config"]),
     ("chat", &["broker", "config", "maps"]),
@@ -27,6 +27,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("config", &[]),
     ("config_file", &["config"]),
     ("maps", &[]),
+    ("systemd", &[]),
     ("ws", &[]),
 ];
 

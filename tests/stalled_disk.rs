@@ -129,6 +129,34 @@ fn a_stop_waits_for_the_disk() {
     assert!(stalled.world.is_stopped);
 }
 
+/// Each step of a drain waits until everything that was received before is stored and sent. Meanwhile nobody is read.
+#[test]
+fn a_drain_waits_for_the_disk() {
+    let mut stalled = Stalled::new(&["--drain", "2"]);
+    let (alice, bob) = (stalled.join("alice", "tea"), stalled.join("bob", "tea"));
+    stalled.world.advance(Duration::from_secs(1));
+    send_message(&bob, "I am not quiet");
+    stalled.world.settle();
+    stalled.execute();
+    stalled.world.drain();
+    send_message(&alice, "last words");
+    stalled.world.advance(STALL); // fails if the server spins
+    for client in [&alice, &bob] {
+        let events: Vec<_> = client.read_frames().iter().map(|frame| frame.first).collect();
+        assert!(!events.contains(&0x88), "nobody is closed before the message is stored");
+    }
+    stalled.execute();
+    stalled.world.advance(Duration::from_millis(1100));
+    assert_eq!(alice.read_event("message")["text"], "last words");
+    stalled.execute();
+    stalled.world.advance(Duration::from_millis(1100));
+    assert_eq!(bob.read_event("message")["text"], "last words");
+    for client in [&alice, &bob] {
+        let last = client.read_frames().last().map(|frame| frame.close());
+        assert_eq!(last, Some((1001, "the server is shutting down".into())));
+    }
+}
+
 #[test]
 fn a_failed_disk_closes_every_connection() {
     let mut stalled = Stalled::new(&[]);

@@ -2,43 +2,66 @@
 //! edge-triggered and reports a client only once, so the listener retries after a pause or when a connection closes.
 
 use std::io::{self, ErrorKind};
-use std::net::{Shutdown, SocketAddr};
-use std::time::Duration;
+use std::net::{Ipv6Addr, Shutdown, SocketAddr};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::{fs, path::Path, path::PathBuf, time::Duration};
 
-use mio::net::{TcpListener, TcpStream};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::config::{Config, RESERVED_DESCRIPTORS};
-use crate::server::connection::Socket;
+use crate::config::{Config, RESERVED_DESCRIPTORS, format_address};
+use crate::server::connection;
 
 const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; equals Linux's default `somaxconn`
 const RETRY_DELAY: Duration = Duration::from_millis(250); // pause between a failed accept and the next attempt
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-pub struct Listener<S = TcpListener> {
+pub struct Listener<S = Socket> {
     pub socket: S,
     pub next_at: Option<Duration>, // monotonic time of the next accept; `None` to wait for a readiness edge
     pub logged_at: Option<Duration>, // monotonic time when the listener last logged a failed accept
+    pub file: Option<SocketFile>,  // the file of a Unix socket that this server has created
+}
+
+/// The file of a Unix socket. `drop` removes it.
+pub struct SocketFile {
+    path: PathBuf,
+    inode: u64,
 }
 
 impl Listener {
-    pub fn bind(address: SocketAddr) -> Result<Listener, String> {
-        let open = || -> io::Result<TcpListener> {
-            // `bind` sets SO_REUSEADDR, because a restart must not wait for old connections in TIME_WAIT.
-            let socket = TcpListener::bind(address)?;
-            SockRef::from(&socket).listen(BACKLOG)?;
-            // Accepted sockets inherit TCP_NODELAY. The server batches writes, so Nagle's algorithm only adds delay.
-            SockRef::from(&socket).set_tcp_nodelay(true)?;
-            Ok(socket)
+    pub fn bind(address: &SockAddr) -> Result<Listener, String> {
+        let open = || -> io::Result<Listener> {
+            let socket = Socket::new(address.domain(), Type::STREAM, None)?;
+            let bind = || socket.bind(address);
+            let file = address.as_pathname().map(|path| SocketFile::create(path, bind)).transpose()?;
+            if let Some(address) = address.as_socket() {
+                socket.set_reuse_address(true)?; // a restart must not wait for old connections in TIME_WAIT
+                if address.ip() == Ipv6Addr::UNSPECIFIED {
+                    socket.set_only_v6(false)?; // [::] also serves IPv4
+                }
+                bind()?;
+            }
+            socket.listen(BACKLOG)?;
+            Ok(Listener { file, ..Listener::new(socket)? })
         };
-        let port = address.port();
-        let socket = open().map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => format!("Port {port} is already in use. Stop the other program or pass --listen."),
-            ErrorKind::PermissionDenied => format!("Port {port} needs more privileges. Pass another --listen."),
-            _ => format!("Cannot listen on {address}: {error}. Pass another --listen."),
-        })?;
-        Ok(Listener { socket, next_at: Some(Duration::ZERO), logged_at: None })
+        let (name, port) = (format_address(address), address.as_socket().map(|address| address.port()));
+        let what = port.map_or(name.clone(), |port| format!("Port {port}"));
+        open().map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => format!("{what} is already in use. Stop the other program or pass --listen."),
+            ErrorKind::PermissionDenied => format!("{what} needs more privileges. Pass another --listen."),
+            _ => format!("Cannot listen on {name}: {error}. Pass another --listen."),
+        })
+    }
+
+    /// `socket` must be listening already.
+    pub fn new(socket: Socket) -> io::Result<Listener> {
+        socket.set_nonblocking(true)?;
+        if socket.domain()? != Domain::UNIX {
+            // Accepted sockets inherit TCP_NODELAY. The server batches writes, so Nagle's algorithm only adds delay.
+            socket.set_tcp_nodelay(true)?;
+        }
+        Ok(Listener { socket, next_at: Some(Duration::ZERO), logged_at: None, file: None })
     }
 }
 
@@ -70,7 +93,43 @@ impl<S> Listener<S> {
     }
 }
 
-impl Socket for TcpStream {
+impl SocketFile {
+    /// Creates a socket file with `bind`. Replaces the file of a server that no longer runs, but no other file.
+    fn create(path: &Path, bind: impl FnOnce() -> io::Result<()>) -> io::Result<SocketFile> {
+        let connect = || {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            socket.set_nonblocking(true)?; // the backlog of a live server may be full
+            socket.connect(&SockAddr::unix(path)?)
+        };
+        match fs::symlink_metadata(path) {
+            Ok(file) if !file.file_type().is_socket() => return Err(ErrorKind::AlreadyExists.into()),
+            Ok(_) if connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) => {
+                fs::remove_file(path)?
+            }
+            _ => {}
+        }
+        bind()?;
+        Ok(SocketFile { path: path.into(), inode: fs::symlink_metadata(path)?.ino() })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // If the inode differs, another server has replaced the file.
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Accepts a client. A client of a Unix socket has no address.
+pub fn accept(socket: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
+    let (socket, peer) = socket.accept()?;
+    socket.set_nonblocking(true)?;
+    Ok((socket, peer.as_socket()))
+}
+
+impl connection::Socket for Socket {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }

@@ -77,6 +77,7 @@ pub enum Work {
 
 pub struct ColdFields {
     pub peer: SocketAddr,         // the client's address, which a trusted proxy may have reported
+    pub is_proxy: bool,           // whether the peer is a proxy that reports the client's address and scheme
     pub is_counted: bool,         // whether the connection counts towards `--max-per-address`
     pub proof: Proof,             // what the client's access token proves
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
@@ -129,6 +130,7 @@ impl<S: Socket> Connection<S> {
     pub fn new(socket: S, peer: SocketAddr, observer: Option<Box<dyn Observer>>, now: Duration) -> Connection<S> {
         let cold = Box::new(ColdFields {
             peer,
+            is_proxy: false,
             is_counted: false,
             proof: Proof::default(),
             service: None,

@@ -1,12 +1,14 @@
 //! The life of a connection, from accept to removal. [`connection`](super::connection) lists the causes of closing.
 
 use std::io::{self, ErrorKind};
-use std::{borrow::Cow, collections::BTreeSet, net::SocketAddr, rc::Rc, sync::Once, time::Duration};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::{borrow::Cow, collections::BTreeSet, rc::Rc, sync::Once, time::Duration};
 
 use mio::Token;
 
 use super::connection::{ColdFields, Connection, Service, Socket, Stage, Work};
-use super::{READS_PER_TURN, Server, Shutdown, observer::ObservedStage, outbox::Outbox, timers::plan_check};
+use super::shutdown::{CloseSchedule, Shutdown};
+use super::{READS_PER_TURN, Server, observer::ObservedStage, outbox::Outbox, timers::plan_check};
 use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, jwt::proof::Proof, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request, bad_request};
@@ -14,11 +16,22 @@ use crate::ws::{close::CloseCode, protocol::Protocol};
 use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
+const SHUTDOWN_REASON: &str = "the server is shutting down";
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1); // extra time for a request that the server has yet to read
 
 impl<S: Socket> Server<S> {
     pub fn may_accept(&self) -> bool {
-        self.shutdown.is_none() && self.limits.may_accept(self.connection_count() + self.removed.len())
+        self.accepts() && self.limits.may_accept(self.connection_count() + self.removed.len())
+    }
+
+    /// Whether the server may still accept clients. After that, nobody should be able to connect.
+    pub fn accepts(&self) -> bool {
+        matches!(self.shutdown, None | Some(Shutdown::Announced { .. }))
+    }
+
+    /// Whether a shutdown has begun, so that a load balancer should send new clients elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.shutdown.is_some()
     }
 
     /// Returns the poll token with which the event loop must register the next accepted socket.
@@ -26,15 +39,18 @@ impl<S: Socket> Server<S> {
         self.connections.next_token
     }
 
-    pub fn accept(&mut self, socket: S, peer: SocketAddr) {
+    /// `peer` is `None` on a Unix socket. Such a peer is a program on this machine, and a trusted proxy.
+    pub fn accept(&mut self, socket: S, peer: Option<SocketAddr>) {
+        let (is_local, peer) = (peer.is_none(), peer.unwrap_or((Ipv4Addr::LOCALHOST, 0).into()));
         // An IPv6 listener reports IPv4 clients as `::ffff:192.0.2.1`. Count both forms as one address.
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
         // A trusted proxy connects for many clients, so count its connection later, when the request names the client.
-        let is_counted = !is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
-        connection.cold.is_counted = is_counted;
+        let is_proxy = is_local || is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
+        let is_counted = !is_proxy;
+        (connection.cold.is_proxy, connection.cold.is_counted) = (is_proxy, is_counted);
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
         if is_counted && let Err(what) = self.limits.add_connection(peer.ip(), now) {
@@ -50,18 +66,18 @@ impl<S: Socket> Server<S> {
 
     pub(super) fn respond(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
+        let is_proxied = connection.cold.is_proxy;
         let ColdFields { stage: Stage::Handshake(head), peer, is_counted, .. } = &mut *connection.cold else { return };
         let (is_head, needs_token) = (head.head().starts_with(b"HEAD "), self.observers.needs_token(token));
         let (now, proxies) = (self.now.monotonic, &self.config.trusted_proxy);
         let outcome = Request::parse(head.head(), self.config.max_headers).and_then(|request| {
             let has = |header| request.header_values(header).next().is_some();
             let (address, is_forwarded) = (peer.ip(), has("X-Forwarded-For"));
-            let is_proxied = is_trusted_proxy(address, proxies);
             if is_proxied && let Some(client) = find_client_address(&request, proxies) {
                 peer.set_ip(client);
                 *is_counted = true;
                 self.limits.add_connection(client, now).map_err(http::service_unavailable)?;
-            } else if is_forwarded && proxies.is_empty() && address.is_loopback() {
+            } else if is_forwarded && !is_proxied && proxies.is_empty() && address.is_loopback() {
                 static ONCE: Once = Once::new();
                 ONCE.call_once(|| log::warn!("PROXY if a proxy adds X-Forwarded-For, pass --trusted-proxy {address}"));
             }
@@ -379,12 +395,23 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Starts the shutdown. Returns `false` if the server is already shutting down.
-    pub fn shut_down(&mut self) -> bool {
+    /// Starts the shutdown. Returns `false` if the server is already shutting down. `drains`: whether `--drain-delay` and
+    /// `--drain` apply.
+    pub fn shut_down(&mut self, drains: bool) -> bool {
         if self.shutdown.is_some() {
             return false;
         }
         log::info!("STOP connections to close: {}", self.connection_count());
+        if !drains {
+            (self.config.drain_delay, self.config.drain) = (Duration::ZERO, Duration::ZERO);
+        }
+        self.shutdown = Some(Shutdown::Announced { until: self.now.monotonic + self.config.drain_delay });
+        self.continue_shutdown();
+        true
+    }
+
+    /// Closes all connections after publishing the messages that have arrived.
+    fn stop_reading(&mut self) {
         // First read the remaining input, so that the chat publishes messages that arrived before the shutdown.
         let queued = self.connections.queue_len(Work::ReadEnding).max(self.connections.queue_len(Work::Read));
         for _ in 0..=queued / READS_PER_TURN {
@@ -392,15 +419,34 @@ impl<S: Socket> Server<S> {
             self.read();
             self.send_batches();
         }
-        self.shutdown.get_or_insert(Shutdown::Publishing);
+        if !matches!(self.shutdown, Some(Shutdown::Closing { .. })) {
+            self.shutdown = Some(Shutdown::Publishing);
+        }
         self.continue_shutdown();
-        true
     }
 
-    /// Closes all connections once every message received before the shutdown has been stored and sent.
+    /// Closes connections once every message received before has been stored and sent.
     pub(super) fn continue_shutdown(&mut self) {
-        if self.shutdown == Some(Shutdown::Publishing) && self.chat.queued_bytes() == 0 {
-            self.close_all(CloseCode::GOING_AWAY, "the server is shutting down");
+        let (now, is_published) = (self.now.monotonic, self.chat.queued_bytes() == 0);
+        match &mut self.shutdown {
+            Some(Shutdown::Announced { until }) if *until > now => {}
+            Some(Shutdown::Announced { .. }) if self.config.drain.is_zero() => self.stop_reading(),
+            Some(Shutdown::Announced { .. }) => {
+                // Do not close an inspector before the connection that it observes.
+                let table = self.connections.table.iter();
+                let table = table.filter(|(_, connection)| connection.cold.service != Some(Service::Inspect));
+                let connections = table.map(|(token, connection)| (connection.cold.last_received, *token)).collect();
+                let schedule = CloseSchedule::new(connections, self.config.drain, now);
+                self.shutdown = Some(Shutdown::Spreading(schedule));
+            }
+            Some(Shutdown::Spreading(schedule)) if is_published && schedule.step_at <= now => {
+                schedule.waiting.retain(|token| self.connections.table.contains_key(token));
+                let Some(tokens) = schedule.take_step(now) else { return self.stop_reading() };
+                self.send_batches();
+                tokens.into_iter().for_each(|token| self.close(token, CloseCode::GOING_AWAY, SHUTDOWN_REASON));
+            }
+            Some(Shutdown::Publishing) if is_published => self.close_all(CloseCode::GOING_AWAY, SHUTDOWN_REASON),
+            _ => {}
         }
     }
 
@@ -508,7 +554,7 @@ mod tests {
         let mut server = Server::new(config, access, limits, observers, broker, now);
         let socket = Pipe { input: REQUEST.bytes().collect(), ..Pipe::default() };
         let (token, space, written) = (server.next_token(), Rc::clone(&socket.space), Rc::clone(&socket.written));
-        server.accept(socket, "127.0.0.1:1".parse().unwrap());
+        server.accept(socket, "127.0.0.1:1".parse().ok());
         let turn = |server: &mut Server<Pipe>, bytes| {
             space.set(bytes);
             server.set_ready(token, WRITABLE);

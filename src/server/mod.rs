@@ -14,6 +14,7 @@ mod lifecycle;
 pub mod limits;
 pub mod observer;
 pub mod outbox;
+mod shutdown;
 pub mod timers;
 
 use std::{collections::VecDeque, time::Duration};
@@ -32,6 +33,7 @@ use fanout::{Batch, Fanout, append_frame};
 use limits::ConnectionLimits;
 use observer::{Action, Observers};
 use outbox::Broadcast;
+use shutdown::Shutdown;
 use timers::Timers;
 
 const HANDSHAKES_PER_TURN: usize = 16; // handshakes are costly: a join to a large room costs as much as 100 messages
@@ -53,12 +55,6 @@ pub struct Server<S> {
     scratch: Vec<u8>, // read buffer that all connections share
     shutdown: Option<Shutdown>,
     pub storage_failed: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Shutdown {
-    Publishing, // the server reads no more; the broker still publishes the messages already received
-    Closing { until: Duration }, // all connections are closing; the server stops waiting at the monotonic time `until`
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +147,11 @@ impl<S: Socket> Server<S> {
     pub fn next_turn_at(&self) -> Option<Duration> {
         let has_input = self.connections.has_work([Work::ReadEnding, Work::Read, Work::Handshake]);
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
-        let stop = if let Some(Shutdown::Closing { until }) = self.shutdown { Some(until) } else { None };
+        let stop = match &self.shutdown {
+            Some(Shutdown::Announced { until } | Shutdown::Closing { until }) => Some(*until),
+            Some(Shutdown::Spreading(schedule)) if self.chat.queued_bytes() == 0 => Some(schedule.step_at),
+            _ => None,
+        };
         let now = has_work.then_some(self.now.monotonic);
         [now, self.timers.next_deadline(), self.limits.next_summary_at(), stop].into_iter().flatten().min()
     }
@@ -179,9 +179,15 @@ impl<S: Socket> Server<S> {
         self.apply_effects();
     }
 
-    /// Whether the server pauses all reads, so that messages that wait for a slow disk cannot fill the memory.
+    /// Whether the server pauses all reads, so that messages that wait for a slow disk cannot fill the memory, and do not
+    /// postpone a step of the shutdown for ever.
     fn pauses_reads(&self) -> bool {
-        self.shutdown == Some(Shutdown::Publishing) || self.chat.queued_bytes() > self.config.max_buffered / 2
+        let max_queued = match &self.shutdown {
+            Some(Shutdown::Publishing) => return true,
+            Some(Shutdown::Spreading(schedule)) if schedule.step_at <= self.now.monotonic => 0,
+            _ => self.config.max_buffered / 2,
+        };
+        self.chat.queued_bytes() > max_queued
     }
 
     /// Reads at most once from the socket, so that a busy connection does not delay other connections.

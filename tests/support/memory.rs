@@ -94,7 +94,7 @@ impl World {
         let now = Now { time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31), monotonic: Duration::ZERO };
         let broker = wrap(memory_broker(&config, random));
         let server = Server::new(config, access, limits, observers, broker, now);
-        let listener = Listener { socket: Backlog::default(), next_at: None, logged_at: None };
+        let listener = Listener { socket: Backlog::default(), next_at: None, logged_at: None, file: None };
         let (links, capacity, is_stopped, spurious, log) = (BTreeMap::new(), 64 * 1024, false, NO_EDGE, None);
         LOG_WRITER.set(None);
         World { server, now, listener, links, reasons, is_stopped, capacity, log, spurious }
@@ -155,7 +155,7 @@ impl World {
         {
             let token = self.server.next_token();
             link.borrow_mut().token = Some(token);
-            self.server.accept(MemorySocket(Rc::clone(&link)), peer);
+            self.server.accept(MemorySocket(Rc::clone(&link)), Some(peer));
             self.links.insert(token, link);
         }
         let count = self.server.connection_count();
@@ -219,7 +219,16 @@ impl World {
 
     /// A turn in which the signal to stop arrives.
     pub fn shut_down(&mut self) {
-        self.turn_with(|server| _ = server.shut_down());
+        self.turn_with(|server| _ = server.shut_down(false));
+    }
+
+    /// A turn in which the signal to drain arrives.
+    pub fn drain(&mut self) {
+        self.turn_with(|server| _ = server.shut_down(true));
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.server.is_draining()
     }
 
     pub fn storage_failed(&self) -> bool {

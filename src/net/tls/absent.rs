@@ -2,11 +2,9 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use mio::net::TcpStream;
-
 use crate::{config::Config, inspect::cases::BoxedPlayer};
 
-pub type Transport = TcpStream;
+pub type Transport = socket2::Socket;
 
 #[derive(Debug)]
 pub struct Acceptor;
@@ -16,7 +14,7 @@ impl Acceptor {
         Ok(Acceptor) // `Config::validate` has rejected the options of TLS
     }
 
-    pub fn accept(&self, tcp: TcpStream, _: SocketAddr) -> io::Result<Transport> {
+    pub fn accept(&self, tcp: socket2::Socket, _: Option<SocketAddr>) -> io::Result<Transport> {
         Ok(tcp)
     }
 

@@ -6,8 +6,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use mio::net::TcpStream;
-
 use super::certificate::{Certificate, FileStamp, Files};
 use super::socket::{Shared, TlsSocket, Transport};
 use crate::config::Config;
@@ -50,8 +48,8 @@ impl Acceptor {
         })))
     }
 
-    pub fn accept(&self, tcp: TcpStream, peer: SocketAddr) -> io::Result<Transport> {
-        let Some(tls) = self.0.as_ref().filter(|tls| !tls.plain_peers.remove(peer)) else {
+    pub fn accept(&self, tcp: socket2::Socket, peer: Option<SocketAddr>) -> io::Result<Transport> {
+        let Some(tls) = self.0.as_ref().filter(|tls| !peer.is_some_and(|peer| tls.plain_peers.remove(peer))) else {
             return Ok(Transport::Plain(tcp));
         };
         let socket = TlsSocket::new(tcp, &tls.certificate.settings, &tls.shared).map_err(io::Error::other)?;

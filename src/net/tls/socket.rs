@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
 use rustls::ServerConfig;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus, WriteTraffic};
@@ -32,7 +31,7 @@ const HTTP_ERROR: &str =
     "This port speaks TLS, and the request is not encrypted. Use https:// or wss:// (RFC 8446 §5.1).";
 
 pub enum Transport {
-    Plain(TcpStream),
+    Plain(socket2::Socket),
     Tls(Box<TlsSocket>),
 }
 
@@ -45,7 +44,7 @@ pub struct Shared {
 }
 
 pub struct TlsSocket {
-    tcp: TcpStream,
+    tcp: socket2::Socket,
     session: UnbufferedServerConnection,
     mode: Mode,
     input: Vec<u8>, // received, but the record, or the handshake message in several records, is incomplete
@@ -153,7 +152,11 @@ impl Write for Transport {
 }
 
 impl TlsSocket {
-    pub fn new(tcp: TcpStream, settings: &Arc<ServerConfig>, shared: &Rc<Shared>) -> Result<TlsSocket, rustls::Error> {
+    pub fn new(
+        tcp: socket2::Socket,
+        settings: &Arc<ServerConfig>,
+        shared: &Rc<Shared>,
+    ) -> Result<TlsSocket, rustls::Error> {
         Ok(TlsSocket {
             tcp,
             session: UnbufferedServerConnection::new(Arc::clone(settings))?,
@@ -380,7 +383,7 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, output: &mut Vec<u8
 }
 
 /// Sends bytes until the kernel accepts no more. Returns how many it has accepted.
-fn send(tcp: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+fn send(tcp: &mut socket2::Socket, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         match tcp.write(&bytes[sent..]) {

@@ -1,0 +1,91 @@
+//! The stages of a shutdown. With `--drain`, the server closes connections evenly over that time, the quietest first.
+
+use std::{collections::VecDeque, time::Duration};
+
+use mio::Token;
+
+/// Connections close in steps. The `left` events of a step share a write; otherwise n leaving members cost n² writes.
+const STEP: Duration = Duration::from_millis(100);
+
+pub enum Shutdown {
+    Announced { until: Duration }, // `--drain-delay`: the server still accepts clients
+    Spreading(CloseSchedule),
+    Publishing, // the server reads no more; the broker still publishes the messages already received
+    Closing { until: Duration }, // all connections are closing; the server stops waiting at the monotonic time `until`
+}
+
+pub struct CloseSchedule {
+    pub waiting: VecDeque<Token>,
+    per_step: f64,         // number of connections to close in a step
+    remainder: f64,        // the fraction of a connection that earlier steps have left over
+    pub step_at: Duration, // monotonic time of the next step
+}
+
+impl CloseSchedule {
+    /// `connections`: each with the monotonic time of its last received byte.
+    pub fn new(mut connections: Vec<(Duration, Token)>, span: Duration, now: Duration) -> CloseSchedule {
+        connections.sort_unstable();
+        let per_step = connections.len() as f64 / span.div_duration_f64(STEP).max(1.0);
+        let waiting = connections.into_iter().map(|(_, token)| token).collect();
+        CloseSchedule { waiting, per_step, remainder: 0.0, step_at: now + STEP }
+    }
+
+    /// Returns the connections to close in this step; `None` if no connection is left.
+    pub fn take_step(&mut self, now: Duration) -> Option<Vec<Token>> {
+        self.step_at = (self.step_at + STEP).max(now); // after a long delay, skip steps: a burst would catch up
+        let count = self.per_step + self.remainder;
+        self.remainder = count.fract();
+        let count = self.waiting.len().min(count as usize);
+        (!self.waiting.is_empty()).then(|| self.waiting.drain(..count).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns how many connections close at which time. `delay` makes steps late.
+    fn play(count: usize, seconds: u64, delay: impl Fn(usize) -> Duration) -> Vec<(Duration, Vec<usize>)> {
+        let connections = (0..count).map(|index| (Duration::from_secs(index as u64), Token(index))).collect();
+        let mut schedule = CloseSchedule::new(connections, Duration::from_secs(seconds), Duration::ZERO);
+        let mut closed = Vec::new();
+        let mut now = schedule.step_at;
+        while let Some(tokens) = schedule.take_step(now) {
+            closed.push((now, tokens.into_iter().map(|token| token.0).collect()));
+            now = schedule.step_at.max(now) + delay(closed.len());
+        }
+        closed
+    }
+
+    fn max_per_second(closed: &[(Duration, Vec<usize>)]) -> usize {
+        let count = |(start, _): &(Duration, Vec<usize>)| {
+            let second = closed.iter().filter(|(at, _)| (*start..*start + Duration::from_secs(1)).contains(at));
+            second.map(|(_, tokens)| tokens.len()).sum()
+        };
+        closed.iter().map(count).max().unwrap_or_default()
+    }
+
+    #[test]
+    fn closes_are_even_and_the_quietest_connection_is_first() {
+        for (count, seconds) in [(1, 10), (7, 3), (100, 60), (1000, 1), (10_000, 10), (100_000, 10)] {
+            let closed = play(count, seconds, |_| Duration::ZERO);
+            assert!(closed.iter().flat_map(|(_, tokens)| tokens).copied().eq(0..count), "{count} in {seconds} s");
+            let most = (count as f64 / seconds as f64 * 1.1).max(1.0);
+            assert!(
+                max_per_second(&closed) as f64 <= most.ceil(),
+                "{count} in {seconds} s: {}",
+                max_per_second(&closed)
+            );
+            let last = closed.last().unwrap().0.as_secs_f64();
+            assert!((last - seconds as f64).abs() <= 0.21, "{count} in {seconds} s: {last}");
+        }
+    }
+
+    #[test]
+    fn a_delay_causes_no_burst() {
+        let late = |step| Duration::from_millis(if step % 7 == 0 { 900 } else { 20 });
+        let closed = play(2000, 10, late);
+        assert_eq!(closed.iter().map(|(_, tokens)| tokens.len()).sum::<usize>(), 2000);
+        assert!(max_per_second(&closed) <= 260, "{}", max_per_second(&closed));
+    }
+}

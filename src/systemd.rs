@@ -1,0 +1,58 @@
+//! Integration with systemd, or with any other program that speaks its two small protocols: listening sockets that are
+//! open before the server starts (`LISTEN_FDS`), and reports about the state of the server (`NOTIFY_SOCKET`).
+
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use socket2::Socket;
+
+const GRACE: Duration = Duration::from_secs(30); // for the last clients' replies and the last messages' way to the disk
+const FIRST_DESCRIPTOR: usize = 3; // sd_listen_fds(3): descriptors follow stdin, stdout and stderr
+
+/// Returns the listening sockets that this process has inherited: none unless `LISTEN_PID` is its own id.
+pub fn take_sockets() -> Result<Vec<Socket>, String> {
+    // listenfd would also accept descriptors if `LISTEN_PID` is missing or empty.
+    if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
+        return Ok(Vec::new());
+    }
+    let mut descriptors = ListenFd::from_env(); // also removes the variables
+    let mut sockets = Vec::new();
+    for index in 0..descriptors.len() {
+        let mut socket = descriptors.take_tcp_listener(index).ok().flatten().map(Socket::from);
+        if socket.is_none() {
+            socket = descriptors.take_unix_listener(index).ok().flatten().map(Socket::from);
+        }
+        let socket = socket.filter(|socket| socket.is_listener().unwrap_or_default());
+        let descriptor = FIRST_DESCRIPTOR + index;
+        sockets.push(socket.ok_or_else(|| {
+            format!("LISTEN_FDS: descriptor {descriptor} is not a listening TCP or Unix stream socket")
+        })?);
+    }
+    Ok(sockets)
+}
+
+pub fn report_ready() {
+    report(&[NotifyState::Ready, NotifyState::Status("Accepting clients")]);
+}
+
+/// Reports that the server reads its files again. A call of `report_ready` must follow.
+pub fn report_reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => report(&[NotifyState::Reloading, now]),
+        Err(error) => log::warn!("SYSTEMD no clock: {error}"),
+    }
+}
+
+/// Reports that the server stops. `wait`: how long the shutdown waits before it closes the last connection.
+pub fn report_stopping(wait: Duration) {
+    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // at most 71 minutes
+    let status = NotifyState::Status("Closing the connections");
+    report(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(timeout)]);
+}
+
+fn report(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("SYSTEMD cannot report to NOTIFY_SOCKET: {error}");
+    }
+}
