@@ -33,11 +33,11 @@
 //!     of a connection; the stages of a shutdown.
 //! 11. [`server::fanout`], [`server::outbox`]: one message to a thousand clients, and backpressure.
 //! 12. [`server::timers`], [`server::limits`], [`server::observer`]: deadlines, limits, and the interface to part two.
-//! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`systemd`], [`config`], `main.rs`: system, options.
+//! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`config`], `main.rs`: system, options.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
-//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`], [`config_file`]: the
-//!     other tools; options in a file.
-//! 16. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
+//! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
+//! 16. [`config_file`], [`systemd`]: options from a file; sockets from systemd, and reports to it.
+//! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops
 //! | | code | what happens to the message |

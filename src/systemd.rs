@@ -23,7 +23,8 @@ pub fn take_sockets() -> Result<Vec<Socket>, String> {
         if socket.is_none() {
             socket = descriptors.take_unix_listener(index).ok().flatten().map(Socket::from);
         }
-        let socket = socket.filter(|socket| socket.is_listener().unwrap_or_default());
+        // A socket without an address could pass for one that only this machine can reach.
+        let socket = socket.filter(|socket| socket.is_listener().unwrap_or_default() && socket.local_addr().is_ok());
         let descriptor = FIRST_DESCRIPTOR + index;
         sockets.push(socket.ok_or_else(|| {
             format!("LISTEN_FDS: descriptor {descriptor} is not a listening TCP or Unix stream socket")

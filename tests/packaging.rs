@@ -15,6 +15,7 @@ use support::{Server, require_tool};
 use wirechat::config::Config;
 
 const UNIT: &str = include_str!("../.dist/wirechat.service");
+const SOCKET: &str = include_str!("../.dist/wirechat.socket");
 const ENVIRONMENT: &str = include_str!("../.dist/wirechat.env");
 const CONTAINERFILE: &str = include_str!("../.dist/Containerfile");
 const MANIFEST: &str = include_str!("../Cargo.toml");
@@ -171,7 +172,7 @@ fn the_unit_is_valid_and_hardened() {
     let Some(analyze) = require_tool("systemd-analyze", &[]) else { return };
     let unit = UNIT.replace("ExecStart=/usr/local/bin/wirechat", concat!("ExecStart=", env!("CARGO_BIN_EXE_wirechat")));
     assert_ne!(unit, UNIT);
-    let unit = TemporaryFile::new("wirechat.service", &unit);
+    let (unit, socket) = (TemporaryFile::new("wirechat.service", &unit), TemporaryFile::new("wirechat.socket", SOCKET));
     // The exposure score ranges from 0 to 100. A service without any hardening scores 96.
     let checks: [&[&str]; 2] = [&["verify", "--man=no"], &["security", "--offline=yes", "--threshold=15"]];
     for arguments in checks {
@@ -179,6 +180,33 @@ fn the_unit_is_valid_and_hardened() {
         let error = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && error.is_empty(), "{arguments:?}: {error}");
     }
+    // The lines that are commented out are a valid alternative.
+    let alternative = SOCKET
+        .replace("\nListenStream=127", "\n;ListenStream=127")
+        .replace("\n#ListenS", "\nListenS")
+        .replace("\n#Socket", "\nSocket");
+    assert!(alternative.contains("\nListenStream=/run/wirechat.sock\n"));
+    let alternative = TemporaryFile::new("alternative.socket", &alternative);
+    for (socket, service) in [(&socket, "wirechat"), (&alternative, "alternative")] {
+        let copy = socket.0.with_file_name(format!("{service}.service"));
+        std::fs::copy(&unit.0, &copy).unwrap();
+        let output = Command::new(&analyze).args(["verify", "--man=no"]).args([&socket.0, &copy]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && error.is_empty(), "{service}: {error}");
+    }
+}
+
+/// systemd passes the socket to the service of the same name, and waits until that service is ready.
+#[test]
+fn the_units_belong_together() {
+    assert_eq!(setting("Type"), "notify");
+    let families = setting("RestrictAddressFamilies");
+    assert!(families.contains("AF_UNIX"), "the server reports to systemd through a Unix socket: {families}");
+    let port = SOCKET.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
+    assert_eq!(
+        socket2::SockAddr::from(port.parse::<std::net::SocketAddr>().unwrap()),
+        Config::parse_from(["wirechat"]).listen[0]
+    );
 }
 
 #[test]

@@ -197,12 +197,17 @@ fn is_installation(line: &str, server: &Server) -> bool {
         ["sudo", "install", "-D", .., "-t", folder, file] => {
             let path = Path::new(file);
             let installed = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
-            let is_unit = installed == "/etc/systemd/system/wirechat.service";
+            let is_unit =
+                ["service", "socket"].map(|end| format!("/etc/systemd/system/wirechat.{end}")).contains(&installed);
             let is_named = || unit.lines().any(|line| line.ends_with(&format!("={installed}")));
             assert!(is_unit || is_named(), "the unit does not name {installed}");
             assert!(file == "target/release/wirechat" || repository().join(file).exists(), "{file}");
         }
         ["sudo", "systemctl", "enable", "--now", "wirechat"] => assert!(unit.contains("\n[Install]\n")),
+        ["sudo", "systemctl", "enable", "--now", "wirechat.socket"] => {
+            assert!(include_str!("../.dist/wirechat.socket").contains("\n[Install]\n"));
+        }
+        ["sudo", "systemctl", "stop", "wirechat"] => {}
         ["podman", "build", "--format", "docker", "--file", file, "--tag", "wirechat", "."] => {
             assert!(repository().join(file).exists(), "{file}");
         }

@@ -32,24 +32,21 @@ pub struct SocketFile {
 impl Listener {
     pub fn bind(address: &SockAddr) -> Result<Listener, String> {
         let open = || -> io::Result<Listener> {
-            let socket = Socket::new(address.domain(), Type::STREAM, None)?;
-            let bind = || socket.bind(address);
-            let file = address.as_pathname().map(|path| SocketFile::create(path, bind)).transpose()?;
-            if let Some(address) = address.as_socket() {
-                socket.set_reuse_address(true)?; // a restart must not wait for old connections in TIME_WAIT
-                if address.ip() == Ipv6Addr::UNSPECIFIED {
-                    socket.set_only_v6(false)?; // [::] also serves IPv4
-                }
-                bind()?;
+            let (socket, path) = (Socket::new(address.domain(), Type::STREAM, None)?, address.as_pathname());
+            socket.set_reuse_address(true)?; // a restart must not wait for old connections in TIME_WAIT
+            if address.as_socket().is_some_and(|address| address.ip() == Ipv6Addr::UNSPECIFIED) {
+                socket.set_only_v6(false)?; // [::] also serves IPv4
             }
+            path.map_or(Ok(()), remove_stale_file)?;
+            socket.bind(address)?;
+            let file = path.map(SocketFile::new).transpose()?;
             socket.listen(BACKLOG)?;
             Ok(Listener { file, ..Listener::new(socket)? })
         };
-        let (name, port) = (format_address(address), address.as_socket().map(|address| address.port()));
-        let what = port.map_or(name.clone(), |port| format!("Port {port}"));
+        let name = format_address(address);
         open().map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => format!("{what} is already in use. Stop the other program or pass --listen."),
-            ErrorKind::PermissionDenied => format!("{what} needs more privileges. Pass another --listen."),
+            ErrorKind::AddrInUse => format!("{name} is already in use. Stop the other program or pass --listen."),
+            ErrorKind::PermissionDenied => format!("{name} needs more privileges. Pass another --listen."),
             _ => format!("Cannot listen on {name}: {error}. Pass another --listen."),
         })
     }
@@ -93,22 +90,22 @@ impl<S> Listener<S> {
     }
 }
 
+/// Removes the file of a Unix socket on which no server listens any more.
+fn remove_stale_file(path: &Path) -> io::Result<()> {
+    let connect = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?; // the backlog of a live server may be full
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => Err(io::Error::other("the file is not a socket")),
+        Ok(_) if connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) => fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
+
 impl SocketFile {
-    /// Creates a socket file with `bind`. Replaces the file of a server that no longer runs, but no other file.
-    fn create(path: &Path, bind: impl FnOnce() -> io::Result<()>) -> io::Result<SocketFile> {
-        let connect = || {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-            socket.set_nonblocking(true)?; // the backlog of a live server may be full
-            socket.connect(&SockAddr::unix(path)?)
-        };
-        match fs::symlink_metadata(path) {
-            Ok(file) if !file.file_type().is_socket() => return Err(ErrorKind::AlreadyExists.into()),
-            Ok(_) if connect().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused) => {
-                fs::remove_file(path)?
-            }
-            _ => {}
-        }
-        bind()?;
+    fn new(path: &Path) -> io::Result<SocketFile> {
         Ok(SocketFile { path: path.into(), inode: fs::symlink_metadata(path)?.ino() })
     }
 }
