@@ -290,7 +290,7 @@ fn turn(c: &mut Criterion) {
         let mut server = Server::new(config, access, limits, Box::new(observers), broker, NOW);
         for number in 0..members {
             server.begin_turn(NOW);
-            server.accept(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), ADDRESS);
+            server.accept(MemorySocket(vec![masked(TEXT.as_bytes()), REQUEST.to_vec()]), Some(ADDRESS));
             server.set_ready(Token(number + 1), readable);
             server.finish_turn();
         }
