@@ -61,6 +61,9 @@ pub struct Config {
     /// Serve no /echo, which sends every message back to its sender
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub no_echo: bool,
+    /// Serve metrics to the operator on this address, and remove or ban clients on request (feature metrics)
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
+    pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", value_parser = ["line", "full"], hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<String>,
@@ -220,6 +223,8 @@ impl Config {
             format!("{option} needs the feature tls; build with cargo build --release --features tls")
         } else if self.tls_cert.is_some() != self.tls_key.is_some() {
             "--tls-cert and --tls-key belong together; add the missing one".into()
+        } else if self.admin.is_some() && !cfg!(feature = "metrics") {
+            "--admin needs the feature metrics; build with cargo build --release --features metrics".into()
         } else if let Some(index) = repeated {
             format!("--listen {} is given twice; remove one of the two", format_address(&self.listen[index]))
         } else if self.open && (self.tokens.is_some() || !self.jwt_key.is_empty()) {

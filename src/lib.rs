@@ -4,10 +4,11 @@
 //! # Layers
 //! ```text
 //! main    ─▶ net, tools, config, config_file, http, systemd  arguments become a Config, and the Config a server or a tool
-//! net     ─▶ server, inspect, config, broker, chat, http, systemd  the operating system: poll loop, sockets, signals, clock
+//! net     ─▶ server, inspect, config, broker, chat, http, operator, systemd  the system: poll loop, sockets, signals, clock
 //! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
 //! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
-//! chat    ─▶ broker, config                      clients, rooms, names, JSON
+//! chat    ─▶ broker, config, operator            clients, rooms, names, JSON
+//! operator                                       numbers and bans for the operator (feature metrics)
 //! broker                                         the order of a room's events, and its history
 //! ws                                             RFC 6455: bytes in, events and bytes out
 //! config                                         every option: default, bounds, reason
@@ -95,6 +96,7 @@ pub mod http;
 pub mod inspect;
 pub mod maps;
 pub mod net;
+pub mod operator;
 #[cfg(test)]
 mod pictures;
 pub mod server;

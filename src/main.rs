@@ -93,8 +93,9 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
         ),
         None => format!("\x20 curl:   curl --unix-socket {} http://localhost/health", urls.trim_start_matches("unix:")),
     };
+    let admin: String = event_loop.admin.iter().map(|admin| format!("  admin:  http://{}/\n", admin.address)).collect();
     let first = format!("wirechat {version} listens on {urls} for up to {connections} connections");
-    let banner = format!("{first}\n{usage}\n{history}\x20 stop:   Ctrl-C\n");
+    let banner = format!("{first}\n{usage}\n{history}{admin}\x20 stop:   Ctrl-C\n");
     let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
     event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))
 }

@@ -15,12 +15,12 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
-    ("net", &["server", "inspect", "config", "broker", "chat", "http", "systemd"]),
+    ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
     ("http", &["ws", "chat", "config"]),
-    ("chat", &["broker", "config", "maps"]),
+    ("chat", &["broker", "config", "maps", "operator"]),
     ("broker", &["maps"]),
     ("inspect", &["ws", "server", "maps"]),
     ("tools", &["ws", "inspect", "broker"]),
@@ -28,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("config_file", &["config"]),
     ("maps", &[]),
     ("systemd", &[]),
+    ("operator", &["maps"]),
     ("ws", &[]),
 ];
 
@@ -254,7 +255,7 @@ fn is_forbidden_in(module: &str, path: &[&str]) -> bool {
         "ws" => is_clock || is_random || is_system || path.first() == Some(&"mio"),
         // `http` may use `std::fs`, to read the token file.
         "http" => is_clock || is_random || is_mio,
-        "chat" | "broker" | "server" | "maps" => is_clock || is_random || is_system || is_mio,
+        "chat" | "broker" | "server" | "maps" | "operator" => is_clock || is_random || is_system || is_mio,
         // A tool has one connection and may wait for it, so it needs no poll loop.
         "tools" => path.first() == Some(&"mio"),
         _ => false,

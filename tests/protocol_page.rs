@@ -8,12 +8,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::net::TcpStream;
 use std::process::Command;
 
 use support::http::Response;
 use support::table::hex;
 use support::users::TIME;
-use support::{Frame, RawClient, Server, masked};
+use support::{Frame, RawClient, Server, masked, wait_until};
 
 const PAGE: &str = include_str!("../src/chat/PROTOCOL.md");
 
@@ -91,7 +92,11 @@ fn every_example_is_what_the_server_does() {
     let mut failed = Vec::new();
     for section in examples.chunk_by(|a, b| a.heading == b.heading) {
         let has = |option: &str| section.iter().any(|example| example.text.contains(option));
-        let features = [("--history-db", cfg!(feature = "sqlite")), ("--jwt-key", cfg!(feature = "jwt"))];
+        let features = [
+            ("--history-db", cfg!(feature = "sqlite")),
+            ("--jwt-key", cfg!(feature = "jwt")),
+            ("--admin", cfg!(feature = "metrics")),
+        ];
         let is_missing = features.iter().any(|(option, is_built)| !is_built && has(option));
         if is_missing || has("--tls-cert") && !make_certificate() {
             continue;
@@ -136,6 +141,7 @@ impl Session {
             self.finish();
             self.clients.clear();
             self.server = None; // stops the old server, which may use the same history file
+            let command = command.replace("--admin 9000", "--admin 0");
             let arguments: Vec<&str> = command.split_whitespace().collect();
             self.server = Some(Server::launch(Server::command("127.0.0.1:0", &arguments).current_dir(DIRECTORY)));
             return;
@@ -202,7 +208,8 @@ impl Session {
     fn exchange(&mut self, text: &str, line: usize) {
         let (request, response) = text.split_once("\n\nHTTP/1.1 ").expect("a request, a blank line, a response");
         let request = self.filled_in(request);
-        let mut client = self.server().connect();
+        let is_admin = request.contains("\nHost: 127.0.0.1:9000");
+        let mut client = if is_admin { connect_to_admin(self.server()) } else { self.server().connect() };
         client.send(format!("{}\r\n\r\n", request.replace('\n', "\r\n")).as_bytes());
         let (head, body) = response.split_once("\n\n").unwrap_or((response.trim_end(), ""));
         let received = if head.starts_with("101") { client.read_head().into() } else { client.read_to_clean_end() };
@@ -259,6 +266,17 @@ impl Client {
             }
         }
     }
+}
+
+/// On the page, the admin listener has port 9000; the banner of the server shows the real one.
+fn connect_to_admin(server: &Server) -> RawClient {
+    let mut address = None;
+    wait_until("the banner shows the admin address", || {
+        let banner = server.printed();
+        address = banner.split_once("admin:  http://").and_then(|(_, rest)| Some(rest.split_once("/\n")?.0.to_owned()));
+        address.is_some()
+    });
+    RawClient::new(TcpStream::connect(address.unwrap()).expect("the admin listener accepts"))
 }
 
 /// The steps of a session with the numbers of their lines; an indented line continues the one above it.

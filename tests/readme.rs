@@ -39,6 +39,7 @@ fn repository() -> &'static Path {
 #[test]
 fn links_lead_to_files() {
     for target in links(README) {
+        let target = target.split('#').next().unwrap_or_default();
         assert!(repository().join(target).exists(), "{target}");
     }
 }
@@ -156,8 +157,12 @@ fn commands_work() {
     {
         // By default, zsh does not accept comments at its prompt.
         assert!(!line.contains('#'), "{line}");
-        const FEATURES: [(&str, bool); 3] =
-            [("sqlite", cfg!(feature = "sqlite")), ("tls", cfg!(feature = "tls")), ("jwt", cfg!(feature = "jwt"))];
+        const FEATURES: [(&str, bool); 4] = [
+            ("sqlite", cfg!(feature = "sqlite")),
+            ("tls", cfg!(feature = "tls")),
+            ("jwt", cfg!(feature = "jwt")),
+            ("metrics", cfg!(feature = "metrics")),
+        ];
         let option = |name: &str| format!(" --features {name}");
         let feature = FEATURES.into_iter().find(|(name, _)| line.contains(&option(name)));
         let is_other_build = feature.is_some_and(|(_, is_built)| !is_built);
@@ -166,8 +171,8 @@ fn commands_work() {
             let arguments: Vec<&str> = arguments.split(' ').collect();
             match arguments[0] {
                 "explain" => drop(run(&arguments)),
-                "history" if is_other_build => {}
-                "poke" | "replay" | "history" => drop(run(&[arguments[0], "--help"])),
+                "history" | "admin" if is_other_build => {}
+                "poke" | "replay" | "history" | "admin" => drop(run(&[arguments[0], "--help"])),
                 tool => panic!("{tool}"),
             }
         } else if let Some(options) = line.strip_prefix("cargo run --release") {

@@ -227,6 +227,13 @@ fn options_of_the_feature_jwt() {
     }
 }
 
+#[test]
+#[cfg(not(feature = "metrics"))]
+fn an_option_of_the_feature_metrics() {
+    fail_to_start("127.0.0.1:0", &["--admin", "0"]).check(USAGE, &["--admin", "feature metrics"]);
+    run_to_failure(Server::command("127.0.0.1:0", &[]).env("WIRECHAT_ADMIN", "0")).check(USAGE, &["feature metrics"]);
+}
+
 /// A host or origin that no request can match is an error. The error suggests a correct value if there is one.
 #[test]
 fn hosts_and_origins_that_match_nothing() {

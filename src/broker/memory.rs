@@ -125,6 +125,24 @@ impl MemoryBroker {
         Some(RoomEvent::Published { room, client: Some(client), message: self.rooms.append(room, message) })
     }
 
+    /// Publishes a message of the operator, who is a member of the room only during this call.
+    fn announce(&mut self, client: Token, name: &Rc<str>, message: Message, now: Duration) -> Option<RoomEvent> {
+        let user = User::Connection(Token(0)); // the token of no client: tokens of connections count from 1
+        if !self.rooms.can_join(name, &user) {
+            return Some(RoomEvent::Rejected { client, error: BrokerError::TooManyRooms, nonce: message.nonce });
+        }
+        let (room, _) = self.add_member(name, user.clone(), None, now);
+        self.announce_room(room);
+        let (username, session) = (Rc::clone(&message.username), Session([0; 16]));
+        let member = Member { room, username, user, client_id: None, credential: None, session };
+        self.members.insert(client, Box::new(member));
+        let event = self.publish(client, message);
+        self.events.extend(event);
+        self.members.remove(&client);
+        self.rooms.remove_member(room, now);
+        self.rooms.find(name).is_none().then_some(RoomEvent::Closed { room })
+    }
+
     fn send_private(&mut self, client: Token, message: PrivateMessage) -> Option<RoomEvent> {
         self.authorize(client, &message.from, message.nonce.as_ref())?;
         let key = (self.names.key)(&message.to);
@@ -194,6 +212,7 @@ impl Broker for MemoryBroker {
             Request::Leave => self.leave(client, now),
             Request::Switch { room } => self.switch(client, &room, now),
             Request::Publish(message) => self.publish(client, message),
+            Request::Announce { room, message } => self.announce(client, &room, message, now),
             Request::Private(message) => self.send_private(client, message),
             Request::History { before, limit } => self.read_history(client, before, limit),
             // Unlike a message, a `typing` command does not change the username that the client holds.

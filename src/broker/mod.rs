@@ -4,7 +4,7 @@
 //!
 //! - All members of a room see the room's events in the same order.
 //! - The requests of one client take effect, and their events arrive, in the order of submission.
-//! - The broker silently drops a request other than a join if the client is not a member of any room.
+//! - The broker silently drops a request of a client that is not a member of any room, except `Join` and `Announce`.
 //! - Every join results in exactly one [`RoomEvent::Joined`] or [`RoomEvent::JoinRejected`]. Every client that joined
 //!   causes exactly one [`RoomEvent::Left`], when it leaves or is replaced.
 
@@ -81,6 +81,7 @@ pub enum Request {
     Private(PrivateMessage),
     History { before: u64, limit: usize }, // requests up to `limit` messages of the room with ids less than `before`
     Typing { username: Rc<str> },
+    Announce { room: Rc<str>, message: Message }, // a message from the operator, who is not a member of the room
 }
 
 #[derive(Debug, Clone)]
@@ -164,6 +165,8 @@ pub enum RoomEvent {
     RemoteJoined { room: RoomId, member: MemberId, username: Rc<str> },
     /// A member left or was replaced by a newer connection. The room closes after its last local member has left.
     Left { room: RoomId, member: MemberId },
+    /// A room that `Opened` announced for a message of the operator has no members, and closes again.
+    Closed { room: RoomId },
     /// Every member of the room receives the message. `client` is the sender, or `None` if the sender is remote.
     Published { room: RoomId, client: Option<Token>, message: Rc<Message> },
     /// A message repeats the username and nonce of a message in the history. Only `client` receives the stored message.

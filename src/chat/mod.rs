@@ -26,9 +26,9 @@ use std::{borrow::Cow, mem, net::IpAddr, num::NonZeroU32, rc::Rc};
 
 use mio::Token;
 
-use crate::broker::{Backlog, Broker, BrokerError, MemberId, Message, PrivateMessage, Request, RoomEvent, RoomMap};
-pub use crate::broker::{CredentialId, Join, Resume, RoomId, Session, User};
-use crate::{config::Config, maps::TokenMap};
+use crate::broker::{Backlog, Broker, BrokerError, MemberId, PrivateMessage, Request, RoomEvent, RoomMap};
+pub use crate::broker::{CredentialId, Join, Message, Resume, RoomId, Session, User, network_of};
+use crate::{config::Config, maps::TokenMap, operator::Operator};
 use command::Command;
 use dialect::{Dialect, excerpt};
 use event::{ActiveUsers, ClientLimits, Effect, ErrorText, Event};
@@ -85,34 +85,37 @@ impl Identity {
     pub fn user(&self, address: IpAddr) -> User {
         match &self.username {
             Some(username) => User::Username(names::username_key(username)),
-            None => User::Peer { credential: self.credential, address: crate::broker::network_of(address) },
+            None => User::Peer { credential: self.credential, address: network_of(address) },
         }
     }
 }
 
 pub struct Chat {
-    clients: TokenMap<Box<Client>>, // boxed to keep empty hash-table slots small
-    rooms: RoomMap<Room>,
+    pub clients: TokenMap<Box<Client>>, // boxed to keep empty hash-table slots small
+    pub rooms: RoomMap<Room>,
     broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
     formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, formatted once per event loop turn
     config: Config,
+    pub operator: Operator<Event>,
 }
 
-struct Client {
-    dialect: Dialect,
+pub struct Client {
+    pub dialect: Dialect,
     membership: Membership,
-    username: Rc<str>, // the username from the join; a later command may carry another username
+    pub username: Rc<str>, // the username from the join; a later command may carry another username
+    pub last_username: Rc<str>, // the username of the last message, or from the join
     user: User,
     identity: Identity,
     address: IpAddr,
+    pub since: SystemTime, // time of the join
 }
 
 enum Membership {
     // `held`: errors and pongs to send after `welcome`, or after the backlog if the client's dialect omits `welcome`.
-    Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event> },
+    Joining { extra: Option<Box<(&'static str, String)>>, held: Vec<Event>, asks_to_resume: bool },
     Member(RoomId),
     Leaving(Box<str>), // why the client leaves, for the log; the client receives no more events
 }
@@ -121,8 +124,8 @@ impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        let config = config.clone();
-        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config }
+        let (config, operator) = (config.clone(), Operator::default());
+        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, operator }
     }
 
     pub fn set_reserved_usernames(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -146,9 +149,10 @@ impl Chat {
         } else {
             self.limiter.take_token(&join.user, now.monotonic);
         }
-        let membership = Membership::Joining { extra: extra.map(Box::new), held: Vec::new() };
-        let (username, user) = (Rc::clone(&join.username), join.user.clone());
-        let record = Client { dialect, membership, username, user, identity, address };
+        let (extra, held, asks_to_resume) = (extra.map(Box::new), Vec::new(), join.resume.is_some());
+        let membership = Membership::Joining { extra, held, asks_to_resume };
+        let (username, last_username, user) = (Rc::clone(&join.username), Rc::clone(&join.username), join.user.clone());
+        let record = Client { dialect, membership, username, last_username, user, identity, address, since: now.time };
         let before = self.clients.insert(client, Box::new(record));
         debug_assert!(before.is_none(), "a client joins once");
         self.broker.submit(client, Request::Join(join), now.monotonic);
@@ -167,6 +171,16 @@ impl Chat {
         self.clients.clear();
         self.rooms.clear();
         self.effects.clear();
+    }
+
+    /// Publishes a valid message of the operator. The reply to the token `operator` will be in `operator.announcing`.
+    pub fn announce(&mut self, operator: Token, room: Rc<str>, message: Message, now: Now) {
+        self.operator.announcing.insert(operator, None);
+        self.broker.submit(operator, Request::Announce { room, message }, now.monotonic);
+    }
+
+    pub fn is_banned(&self, address: IpAddr, username: Option<&Rc<str>>, time: SystemTime) -> bool {
+        self.operator.bans.contains(network_of(address), || username.map(names::username_key), time)
     }
 
     pub fn receive(&mut self, client: Token, text: &str, now: Now) {
@@ -223,7 +237,7 @@ impl Chat {
         let request = match command {
             Command::Message { username, to, text } => {
                 let text = text.trim();
-                let username = self.resolve_username(client, username)?;
+                let username = self.resolve_username(client, username, now)?;
                 let private = to.as_deref().map(|to| (to, text)).or_else(|| command::split_private_message(text));
                 let (to, text) = private.map_or((None, text), |(to, text)| (Some(to.trim()), text));
                 if text.is_empty() {
@@ -232,6 +246,7 @@ impl Chat {
                 if text.chars().count() > self.config.max_text {
                     return Err("Message too long".into());
                 }
+                self.active_client(client).into_iter().for_each(|record| record.last_username = Rc::clone(&username));
                 let (text, time) = (text.into(), self.format_time(now.time));
                 if let Some(to) = to {
                     let name = names::parse_username(to).ok().map(Rc::from);
@@ -249,7 +264,7 @@ impl Chat {
                 Request::Switch { room: room.into() }
             }
             Command::History { before, limit } => Request::History { before, limit },
-            Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username)? },
+            Command::Typing { username } => Request::Typing { username: self.resolve_username(client, username, now)? },
             Command::Ping => {
                 self.send(client, Event::Pong {});
                 return Ok(());
@@ -269,9 +284,9 @@ impl Chat {
         self.active_client(client).map(|record| (&mut record.identity, room))
     }
 
-    fn resolve_username(&self, client: Token, username: Option<Cow<'_, str>>) -> Result<Rc<str>, ErrorText> {
-        let Client { identity, username: default, .. } = &*self.clients[&client];
-        let given = username.as_deref().map(names::parse_username).transpose()?;
+    fn resolve_username(&self, client: Token, given: Option<Cow<'_, str>>, now: Now) -> Result<Rc<str>, ErrorText> {
+        let Client { identity, username: default, address, .. } = &*self.clients[&client];
+        let given = given.as_deref().map(names::parse_username).transpose()?;
         let username = given.map_or_else(|| Rc::clone(default), Rc::from);
         if identity.username.as_ref().is_some_and(|bound| *bound != username) {
             return Err("This token may be used with another username only".into());
@@ -279,6 +294,9 @@ impl Chat {
         // Check the username in every command: the client may have changed it, or a token reload may have reserved it.
         if self.is_reserved(&username, identity) {
             return Err(format!("The username {username} is reserved for another token").into());
+        }
+        if self.is_banned(*address, Some(&username), now.time) {
+            return Err(format!("The username {username} is banned").into());
         }
         Ok(username)
     }
@@ -297,6 +315,7 @@ impl Chat {
     fn apply(&mut self, event: RoomEvent) {
         match event {
             RoomEvent::Opened { room, name, members } => _ = self.rooms.insert(room, Room::new(name, members)),
+            RoomEvent::Closed { room } => _ = self.rooms.remove(&room),
             RoomEvent::Joined { client, session, from, to, backlog } => {
                 self.add_member(client, session, from, to, backlog)
             }
@@ -319,19 +338,18 @@ impl Chat {
                 self.remove_member(room, member);
             }
             RoomEvent::Published { room, client, message } => {
-                let sender = client.filter(|_| log::log_enabled!(log::Level::Debug));
-                if let Some((client, record)) = sender.and_then(|client| self.clients.get_key_value(&client)) {
-                    let fields = record.log_fields(*client, &message.username);
-                    let name = quote_for_log(&self.rooms[&room].name);
-                    log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
-                }
+                self.count_message(room, client, &message);
                 self.broadcast(room, None, Event::Message(message));
             }
             RoomEvent::History { client, page } => self.send(client, Event::History(page)),
-            RoomEvent::Duplicate { client, message } => self.send(client, Event::Message(message)),
+            RoomEvent::Duplicate { client, message } => {
+                self.operator.counters.duplicates += 1;
+                self.send(client, Event::Message(message));
+            }
             RoomEvent::Private { recipients, message } => {
                 // Never log the text of a private message.
                 log::debug!("PRIVATE user={} to={}", quote_for_log(&message.from), quote_for_log(&message.to));
+                self.operator.counters.deliveries += recipients.len() as u64;
                 recipients.iter().for_each(|client| self.send(*client, Event::Private(Rc::clone(&message))));
             }
             RoomEvent::Typing { room, client, username } => self.broadcast(room, client, Event::Typing { username }),
@@ -355,6 +373,19 @@ impl Chat {
         }
     }
 
+    /// Counts and logs a published message. Sends the message to the operator if the operator has published it.
+    fn count_message(&mut self, room: RoomId, client: Option<Token>, message: &Rc<Message>) {
+        let (Room { name, recipients, .. }, counters) = (&self.rooms[&room], &mut self.operator.counters);
+        counters.deliveries += recipients.len() as u64;
+        let Some((client, record)) = client.map(|client| (client, self.clients.get(&client))) else { return };
+        let Some(record) = record else { return self.send(client, Event::Message(Rc::clone(message))) };
+        counters.messages[record.dialect as usize] += 1;
+        if log::log_enabled!(log::Level::Debug) {
+            let (name, fields) = (quote_for_log(name), record.log_fields(client, &message.username));
+            log::debug!("MSG room={name} {fields} {:?}", excerpt(&message.text));
+        }
+    }
+
     /// Applies a `RoomEvent::Joined`. Broadcasts `joined` even for a leaving client, because `left` will follow.
     fn add_member(&mut self, client: Token, session: Session, from: Option<RoomId>, to: RoomId, backlog: Backlog) {
         let Config { max_listed, max_text, max_message, rate_limit, .. } = self.config;
@@ -374,7 +405,8 @@ impl Chat {
         } else {
             log::info!("JOIN room={} {}", quote_for_log(&room), self.clients[&client].log_fields(client, &username));
         }
-        if let Some(Membership::Joining { extra, held }) = before {
+        if let Some(Membership::Joining { extra, held, asks_to_resume }) = before {
+            self.operator.counters.resumes[usize::from(backlog.resumed)] += u64::from(asks_to_resume);
             if dialect == Dialect::Events {
                 let (message, username) = (format!("Welcome to #{room}, {username}!"), Rc::clone(&username));
                 let extra = extra.into_iter().map(|field| *field).collect();
@@ -412,7 +444,8 @@ impl Chat {
             Some(Membership::Member(_)) => self.effects.push_back(Effect::Send { client, event }),
             Some(Membership::Joining { held, .. }) if held.len() < MAX_HELD_EVENTS => held.push(event),
             Some(Membership::Joining { .. }) => self.close(client, event::FLOODING),
-            Some(Membership::Leaving(_)) | None => {}
+            Some(Membership::Leaving(_)) => {}
+            None => _ = self.operator.announcing.get_mut(&client).map(|reply| *reply = Some(event)),
         }
     }
 

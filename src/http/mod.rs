@@ -16,7 +16,7 @@ use sha1::{Digest, Sha1};
 
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Session, User, dialect::Dialect, names};
 use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, upgrade_required};
-use crate::ws::request::{Rejection, Request, bad_request, is_authority, quote};
+pub use crate::ws::request::{HeadReader, Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
 
 const PAGE: &str = include_str!("../../client.html");
@@ -163,13 +163,13 @@ fn format_page(request: &Request, is_head: bool, now: SystemTime) -> Vec<u8> {
     format_response(if is_cached { 304 } else { 200 }, &headers, PAGE, is_head || is_cached, now)
 }
 
-fn not_found(path: &str) -> Rejection {
+pub fn not_found(path: &str) -> Rejection {
     // Cut the quoted path at `=`: if the client sent `?` as %3F, the path includes the query, and so perhaps a token.
     let path = quote(path.split('=').next().unwrap_or_default().as_bytes());
     Rejection::new(404, format!("There is nothing at {path} (RFC 9110 §15.5.5)."))
 }
 
-fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
+pub fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: bool, now: SystemTime) -> Vec<u8> {
     let (date, length) = (httpdate::fmt_http_date(now), body.len());
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or_default();
     let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -188,7 +188,7 @@ fn format_response(status: u16, headers: &[(&str, &str)], body: &str, is_head: b
 }
 
 /// Checks that `Host` and the authority in the request target, if any, are allowed. Returns the authority, else `Host`.
-fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
+pub fn check_authority<'h>(request: &Request<'h>, access: &Access) -> Result<&'h str, Rejection> {
     let host = request.host()?;
     let is_absent = host.is_empty() && request.minor_version == 0; // an HTTP/1.0 request may omit Host
     for authority in [Some(host).filter(|_| !is_absent), request.authority].into_iter().flatten() {
@@ -308,7 +308,7 @@ fn find_parameter(query: &str, wanted: &str) -> Option<Result<String, Rejection>
 }
 
 /// Returns the decoded value of a parameter, `Some("")` if decoding fails, or `None` if the parameter is missing.
-fn read_parameter(query: &str, wanted: &str) -> Option<String> {
+pub fn read_parameter(query: &str, wanted: &str) -> Option<String> {
     find_parameter(query, wanted).map(Result::unwrap_or_default)
 }
 

@@ -11,7 +11,7 @@ use signal_hook_mio::v1_0::Signals;
 use socket2::{SockAddr, Socket};
 
 use super::listener::{self, Listener, raise_descriptor_limit};
-use super::{PollFlags, is_ready, log_writer::LogWriter, tls};
+use super::{PollFlags, is_ready, log_writer::LogWriter, metrics::ADMIN, metrics::Admin, tls};
 use crate::config::{self, Config};
 use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
@@ -35,6 +35,7 @@ pub struct EventLoop {
     server: Server<tls::Transport>,
     tls: tls::Acceptor,
     started: Instant,
+    pub admin: Option<Admin>,     // the listener for the operator (feature `metrics`)
     pub addresses: Vec<SockAddr>, // of the listeners, with the kernel's choice of port if a configured port is 0
     pub max_connections: usize,
 }
@@ -77,8 +78,8 @@ impl EventLoop {
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
         let broker = super::new_broker(&config, random, wake)?;
         let server = Server::new(config.clone(), access, limits, Box::new(observers), broker, now);
-        let started = Instant::now();
-        Ok(EventLoop { poll, listeners, signals, log, config, server, tls, started, addresses, max_connections })
+        let (started, admin) = (Instant::now(), Admin::open(&config, poll.registry())?);
+        Ok(EventLoop { poll, listeners, signals, log, config, server, tls, started, admin, addresses, max_connections })
     }
 
     /// Runs until a signal or a storage failure stops the server. Returns `Ok(false)` after a storage failure.
@@ -88,7 +89,8 @@ impl EventLoop {
         loop {
             let listeners = self.listeners.iter().filter(|_| self.server.may_accept());
             let accept = listeners.filter_map(|listener| listener.next_at).min();
-            let next = [self.server.next_turn_at(), accept, self.log.lines().deadline(), self.tls.next_check_at()];
+            let (admin, log) = (self.admin.as_ref().and_then(Admin::next_turn_at), self.log.lines().deadline());
+            let next = [self.server.next_turn_at(), accept, admin, log, self.tls.next_check_at()];
             let next = next.into_iter().flatten().min();
             let polled = self.poll.poll(&mut events, next.map(|at| at.saturating_sub(self.started.elapsed())));
             polled.or_else(|error| if error.kind() == ErrorKind::Interrupted { Ok(()) } else { Err(error) })?;
@@ -101,6 +103,7 @@ impl EventLoop {
             for event in &events {
                 match event.token() {
                     SIGNALS => has_signal = true,
+                    ADMIN => self.admin.iter_mut().for_each(Admin::set_ready),
                     Token(token @ FIRST_LISTENER..) => {
                         let listener = self.listeners.get_mut(token - FIRST_LISTENER);
                         listener.into_iter().for_each(|listener| _ = listener.next_at.get_or_insert_default());
@@ -120,11 +123,13 @@ impl EventLoop {
                 std::process::exit(EXIT_INTERRUPTED); // exit at once: dropping the broker may block on a hung disk
             }
             self.accept(now.monotonic);
+            self.admin.iter_mut().for_each(|admin| admin.begin_turn(&mut self.server, &self.listeners, now));
             let count = self.server.connection_count();
             self.server.finish_turn();
             for listener in self.listeners.iter_mut().filter(|_| self.server.connection_count() < count) {
                 listener.next_at = listener.next_at.min(Some(now.monotonic));
             }
+            self.admin.iter_mut().for_each(|admin| admin.finish_turn(&self.server, self.started, now.monotonic));
             if !self.server.accepts() {
                 self.listeners.clear();
             }

@@ -3,6 +3,8 @@
 pub mod event_loop;
 pub mod listener;
 pub mod log_writer;
+#[cfg_attr(not(feature = "metrics"), path = "metrics/absent.rs")]
+pub mod metrics;
 pub mod tls;
 
 use std::{io::IsTerminal, os::fd::AsFd};

@@ -59,6 +59,7 @@ pub struct Connection<S> {
     socket: S,
     pub outbox: Outbox,
     pub frames_sent: u64, // number of frames sent or queued; an observer attached later continues this count
+    pub bytes_sent: u64,
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
     queued: [bool; WORK_LIST_COUNT], // for each work list, whether it contains the connection
@@ -84,6 +85,7 @@ pub struct ColdFields {
     pub stage: Stage,
     pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
+    pub close_code: Option<u16>, // code of the first Close frame, from either peer
     pub buffered: usize,         // this connection's share of `ConnectionLimits::buffered`
     pub unprocessed: Box<[u8]>,  // input that waits until the outbox has room for the replies
 }
@@ -137,11 +139,12 @@ impl<S: Socket> Connection<S> {
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
             deadline: None,
+            close_code: None,
             buffered: 0,
             unprocessed: Box::default(),
         });
         let (outbox, input, queued) = (Outbox::default(), Input::Drained, Default::default());
-        Connection { socket, outbox, frames_sent: 0, observer, input, queued, cold }
+        Connection { socket, outbox, frames_sent: 0, bytes_sent: 0, observer, input, queued, cold }
     }
 
     /// Records that the poll reported input. `is_last`: the stream ended or the socket failed, so no report follows.
@@ -202,8 +205,11 @@ impl<S: Socket> Connection<S> {
 
     /// Writes the outbox. After the last byte, shuts down the write side of a draining connection that discards input.
     pub fn flush(&mut self) -> io::Result<()> {
-        let Connection { socket, outbox, observer, .. } = self;
-        outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _))?;
+        let Connection { socket, outbox, observer, bytes_sent, .. } = self;
+        let before = outbox.len();
+        let flushed = outbox.flush(socket, observer.as_deref_mut().map(|observer| observer as _));
+        *bytes_sent += (before - outbox.len()) as u64;
+        flushed?;
         socket.flush()?;
         observer.take_if(|observer| observer.is_done());
         if self.is_flushed()
@@ -221,7 +227,10 @@ impl<S: Socket> Connection<S> {
             return self.flush();
         }
         self.frames_sent += broadcast.count;
-        self.outbox.send_broadcast(broadcast, &mut self.socket)
+        let total = self.outbox.len() + broadcast.frames.len();
+        self.outbox.send_broadcast(broadcast, &mut self.socket)?;
+        self.bytes_sent += (total - self.outbox.len()) as u64;
+        Ok(())
     }
 
     pub fn push_frames<'a>(&mut self, frames: impl Into<Cow<'a, [u8]>>) {

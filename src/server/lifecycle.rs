@@ -51,6 +51,7 @@ impl<S: Socket> Server<S> {
         let is_proxy = is_local || is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
         let is_counted = !is_proxy;
         (connection.cold.is_proxy, connection.cold.is_counted) = (is_proxy, is_counted);
+        self.chat.operator.counters.accepts += 1;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
         if is_counted && let Err(what) = self.limits.add_connection(peer.ip(), now) {
@@ -111,6 +112,11 @@ impl<S: Socket> Server<S> {
     /// Runs the access checks that need server state. The checks must not change the chat: `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
         use {BrokerError::ClientIdInUse, JoinError::*};
+        let username = if let Route::Chat(request) = route { Some(&request.join.username) } else { None };
+        let peer = self.connections.table.get(&token).map(|connection| connection.cold.peer);
+        if peer.is_some_and(|peer| self.chat.is_banned(peer.ip(), username, self.now.time)) {
+            return Err(http::forbidden("The operator has banned this address or username (RFC 9110 §15.5.4)."));
+        }
         let checked = if let Route::Chat(request) = route { self.chat.check_join(request, self.now) } else { Ok(()) };
         Err(match (checked, route) {
             (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
@@ -135,6 +141,7 @@ impl<S: Socket> Server<S> {
         if self.limits.should_log_rejection(peer.ip(), self.now.monotonic) {
             log::info!("REJECT {peer} {} {}", rejection.status, rejection.body);
         }
+        *self.chat.operator.counters.rejections.entry(rejection.status).or_default() += 1;
         let response = http::format_rejection(rejection, is_head, self.now.time);
         self.send_response(token, response, "the request was rejected");
         if let Some(oldest) = self.limits.start_lingering(token) {
@@ -162,6 +169,7 @@ impl<S: Socket> Server<S> {
             request.extra = self.observers.welcome_field(token);
         }
         self.limits.clients += 1;
+        self.chat.operator.counters.services[service as usize] += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
         let limits = service.limits(&self.config);
         let upgraded = ObservedStage::Upgraded {
@@ -247,10 +255,11 @@ impl<S: Socket> Server<S> {
     }
 
     /// Starts the closing handshake (§7.1.2) if the connection is open.
-    pub(super) fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
+    pub fn close(&mut self, token: Token, code: CloseCode, reason: &str) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let Some(protocol) = connection.protocol_if_open() else { return };
         protocol.close(code, reason);
+        connection.cold.close_code.get_or_insert(code.get());
         connection.observer.iter_mut().for_each(|observer| observer.set_stage(ObservedStage::Closing));
         self.apply_protocol_state(token, reason);
     }
@@ -259,6 +268,7 @@ impl<S: Socket> Server<S> {
     pub(super) fn close_slow(&mut self, token: Token, code: CloseCode, reason: &str) {
         if let Some(connection) = self.connections.get_mut(token).filter(|connection| connection.is_open()) {
             connection.outbox.drop_unsent();
+            self.chat.operator.counters.slow_consumers += 1;
             self.chat.room_of(token).into_iter().for_each(|room| self.skip(token, room));
             self.close(token, code, reason);
         }
@@ -316,7 +326,7 @@ impl<S: Socket> Server<S> {
     /// Removes a connection from all tables. Its socket closes later: a turn closes at most `CLOSES_PER_TURN` sockets.
     pub(super) fn remove(&mut self, token: Token) {
         let Some(mut connection) = self.connections.table.remove(&token) else { return };
-        let ColdFields { ref mut stage, peer, service, buffered, is_counted, .. } = *connection.cold;
+        let ColdFields { ref mut stage, peer, service, buffered, is_counted, close_code, .. } = *connection.cold;
         let Stage::Draining { reason, .. } = stage else { unreachable!("a connection drains before its removal") };
         let reason = std::mem::take(reason);
         self.chat.leave(token, &reason, self.now);
@@ -331,6 +341,7 @@ impl<S: Socket> Server<S> {
             None => self.limits.stop_lingering(token),
         }
         self.limits.buffered -= buffered;
+        self.chat.operator.counters.count_end(service.map(|kind| kind as usize), close_code, connection.bytes_sent);
         // Log chat clients and rejections only at debug level, because they already have LEAVE and REJECT lines.
         let level = if matches!(service, Some(Service::Chat) | None) { log::Level::Debug } else { log::Level::Info };
         log::log!(level, "CLOSE {peer} reason={reason:?}");

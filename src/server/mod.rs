@@ -25,9 +25,10 @@ use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{Broker, NameRules, Random, RoomId};
 use crate::chat::event::{Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
+pub use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::protocol::{Event as ProtocolEvent, State};
-use crate::{config::Config, http::access::Access, ws::close::CloseCode, ws::message::Message};
+use crate::{config::Config, http::access::Access, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::ConnectionLimits;
@@ -43,8 +44,8 @@ const READS_PER_TURN: usize = 2048; // limit on reads, because each delays the t
 pub struct Server<S> {
     config: Config,
     access: Access,
-    chat: Chat,
-    connections: Connections<S>,
+    pub chat: Chat,
+    pub connections: Connections<S>,
     removed: VecDeque<Connection<S>>, // removed connections whose sockets are still open
     timers: Timers,
     fanout: Fanout,
@@ -181,7 +182,7 @@ impl<S: Socket> Server<S> {
 
     /// Whether the server pauses all reads, so that messages that wait for a slow disk cannot fill the memory, and do not
     /// postpone a step of the shutdown for ever.
-    fn pauses_reads(&self) -> bool {
+    pub fn pauses_reads(&self) -> bool {
         let max_queued = match &self.shutdown {
             Some(Shutdown::Publishing) => return true,
             Some(Shutdown::Spreading(schedule)) if schedule.step_at <= self.now.monotonic => 0,
@@ -204,6 +205,7 @@ impl<S: Socket> Server<S> {
                 Ok(Some(0)) => self.handle_end_of_stream(token),
                 Ok(Some(len)) => {
                     connection.cold.last_received = self.now.monotonic;
+                    self.chat.operator.counters.bytes_received += len as u64;
                     self.receive(token, &mut scratch[..len]);
                 }
                 Ok(None) => self.enforce_buffer_limit(token), // the transport may hold an unfinished record
@@ -252,6 +254,7 @@ impl<S: Socket> Server<S> {
                 ProtocolEvent::Ping(_) => self.apply_protocol_state(token, ""),
                 ProtocolEvent::Pong(_) => {}
                 ProtocolEvent::Close(code, reason) => {
+                    cold.close_code.get_or_insert(code.map_or(1005, CloseCode::get)); // §7.1.5: 1005 means no code
                     let code = code.map_or("no code".into(), |code| code.get().to_string());
                     let reason = ["closed by the client:", &code, &reason].join(" ");
                     // If the server closed first, the client's Close is only a reply, not the reason for closing.
@@ -260,6 +263,7 @@ impl<S: Socket> Server<S> {
                 ProtocolEvent::Failed(error) => {
                     let (peer, code) = (cold.peer, error.code().get());
                     log::info!("FAIL {peer} {code} §{} {error}", error.section());
+                    cold.close_code.get_or_insert(code);
                     self.apply_protocol_state(token, &format!("{code} {error}"));
                 }
             }

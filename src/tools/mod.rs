@@ -1,10 +1,12 @@
 //! The command-line tools: [`explain`] draws frames from their bytes, [`poke`] runs test cases against a server,
-//! [`replay`] draws a recording, `history` reads a history file, [`health`] checks that a server responds, and
-//! [`packaging`] prints completion scripts and the man page. The tools do not depend on each other, but share
+//! [`replay`] draws a recording, `history` reads a history file, `admin` sends an operator's requests, [`health`] checks
+//! that a server responds, and [`packaging`] prints completion scripts and the man page. The tools do not depend on each other, but share
 //! modules: [`notation`] parses bytes given as text, [`url`] the URL of a server, [`inbox`] parses a server's bytes as
 //! a client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a
 //! poll loop.
 
+#[cfg(feature = "metrics")]
+pub mod admin;
 pub mod explain;
 pub mod health;
 #[cfg(feature = "sqlite")]
@@ -36,6 +38,9 @@ pub enum Tool {
     /// Export, check or copy a history file written with --history-db
     #[cfg(feature = "sqlite")]
     History(history::Arguments),
+    /// List, remove and ban clients of a server started with --admin, or send a message to a room
+    #[cfg(feature = "metrics")]
+    Admin(admin::Arguments),
     /// Check that a server responds, for health checks of containers and proxies
     Health(health::Arguments),
     /// Print a completion script for bash, zsh, fish, PowerShell or elvish
@@ -57,6 +62,8 @@ impl Tool {
             Tool::Replay(arguments) => replay::run(&arguments),
             #[cfg(feature = "sqlite")]
             Tool::History(arguments) => history::run(&arguments),
+            #[cfg(feature = "metrics")]
+            Tool::Admin(arguments) => admin::run(&arguments),
             Tool::Health(arguments) => health::run(&arguments),
             Tool::Completions(arguments) => packaging::print_completions(&arguments, command),
             Tool::Man(_) => packaging::print_man_page(command),

@@ -108,8 +108,18 @@ pub struct Request<'h> {
 }
 
 impl<'h> Request<'h> {
-    /// Parses a complete request head, or a request line alone if `max_headers` is 0.
+    /// Parses a complete request head, or a request line alone if `max_headers` is 0. Rejects a request with a body.
     pub fn parse(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
+        let request = Request::parse_head(head, max_headers)?;
+        // Reject requests with a body: the server would mistake the body for WebSocket frames.
+        let has_length = request.header_values("Content-Length").any(|value| value != b"0");
+        if has_length || request.header_values("Transfer-Encoding").next().is_some() {
+            return Err(bad_request("This server accepts no request with a body (RFC 6455 §4.1, RFC 9112 §6)."));
+        }
+        Ok(request)
+    }
+
+    pub fn parse_head(head: &'h [u8], max_headers: usize) -> Result<Request<'h>, Rejection> {
         let mut headers = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', head).count().min(max_headers)];
         let mut parsed = httparse::Request::new(&mut headers);
         parsed.parse(head).map_err(|error| reject_parse_error(head, max_headers, error))?;
@@ -127,13 +137,7 @@ impl<'h> Request<'h> {
         let (path, query) = local.split_once('?').unwrap_or((local, ""));
         // RFC 3986 §6.2.3: in absolute form, an empty path means "/".
         let path = if path.is_empty() && authority.is_some() { "/" } else { path };
-        let request = Request { method, authority, path, query, minor_version, headers: parsed.headers.to_vec() };
-        // Reject requests with a body: the server would mistake the body for WebSocket frames.
-        let has_length = request.header_values("Content-Length").any(|value| value != b"0");
-        if has_length || request.header_values("Transfer-Encoding").next().is_some() {
-            return Err(bad_request("This server accepts no request with a body (RFC 6455 §4.1, RFC 9112 §6)."));
-        }
-        Ok(request)
+        Ok(Request { method, authority, path, query, minor_version, headers: parsed.headers.to_vec() })
     }
 
     /// The trimmed values of all header lines called `name`, in order.

@@ -285,6 +285,7 @@ impl Model {
             },
             Request::History { before, limit } => Submitted::History { before: *before, limit: *limit },
             Request::Typing { username } => Submitted::Typing { username: Rc::clone(username) },
+            Request::Announce { .. } => unreachable!("the simulation has no operator"),
         }
     }
 
@@ -797,6 +798,7 @@ impl Model {
     /// Derives the frames that clients must receive because of an event that the chat received.
     pub fn see_event(&mut self, event: &RoomEvent) {
         match event {
+            RoomEvent::Closed { .. } => unreachable!("the simulation has no operator"),
             RoomEvent::Opened { room, name, .. } => {
                 self.rooms.insert(*room, Room { name: Rc::clone(name), members: BTreeMap::new() });
             }

@@ -154,6 +154,7 @@ impl State {
                 self.rooms.insert(*client, *to);
             }
             RoomEvent::RemoteJoined { room, .. }
+            | RoomEvent::Closed { room }
             | RoomEvent::Published { room, .. }
             | RoomEvent::Typing { room, .. } => keys.push(Key::Room(*room)),
             RoomEvent::Private { recipients, .. } => keys.extend(recipients.iter().map(|client| Key::Client(*client))),

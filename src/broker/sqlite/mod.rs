@@ -267,6 +267,10 @@ impl SqliteBroker {
                 self.remove_member(room);
                 RoomEvent::Left { room, member }
             }
+            (RoomEvent::Closed { room }, _) => {
+                self.close_if_empty(room);
+                RoomEvent::Closed { room }
+            }
             (RoomEvent::History { client, mut page }, Some(Outcome::Messages { last_id, messages })) => {
                 let newest = messages.last().map_or(last_id, |newest| newest.id);
                 // Commands run only while half of the client's outbox is free, so a history page may fill only half.
@@ -316,8 +320,12 @@ impl SqliteBroker {
     }
 
     fn remove_member(&mut self, id: RoomId) {
+        self.room_mut(id).members -= 1;
+        self.close_if_empty(id);
+    }
+
+    fn close_if_empty(&mut self, id: RoomId) {
         let room = self.room_mut(id);
-        room.members -= 1;
         if room.members == 0 && room.openings == 0 {
             self.bytes -= self.rooms.remove(&id).map_or(0, |room| room.log.bytes);
         }

@@ -1,0 +1,404 @@
+//! Responds to the operator's requests. Section "Administration" of PROTOCOL.md lists them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use mio::Token;
+use serde_json::{Value, json};
+
+use super::connection::MAX_HEADERS;
+use super::text::{self, TurnTimes};
+use crate::chat::command::Command;
+use crate::chat::dialect::Dialect;
+use crate::chat::event::{ErrorText, Event};
+use crate::chat::{Message, Now, names, network_of, quote_for_log};
+use crate::http::access::Access;
+use crate::http::{Rejection, Request, bad_request, check_authority, forbidden, not_found, quote, read_parameter};
+use crate::server::connection::{Connection, Service};
+use crate::server::{CloseCode, Server};
+use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
+
+const REASON: &str = "removed by the operator";
+const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // in seconds: longer bans would have dates that few programs can read
+const STALL: Duration = Duration::from_secs(5); // storage that has stored nothing for this long is not ready
+const ACCEPT_FAILURE: Duration = Duration::from_secs(2); // the clients' listener logs a failed accept once a second
+const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far from the tokens of connections, which count from 1
+
+type Allow = &'static [(&'static str, &'static str)];
+const GET: Allow = &[("Allow", "GET, HEAD")];
+const POST: Allow = &[("Allow", "POST")];
+const POST_DELETE: Allow = &[("Allow", "POST, DELETE")];
+
+const ROUTES: [(&str, Allow); 8] = [
+    ("/live", GET),
+    ("/ready", GET),
+    ("/metrics", GET),
+    ("/clients", GET),
+    ("/bans", GET),
+    ("/kick", POST),
+    ("/ban", POST_DELETE),
+    ("/publish", POST),
+];
+
+pub struct Console {
+    access: Access,
+    max_text: usize,
+    pub turns: TurnTimes,
+    pub storage: Storage,
+    next_announcement: Token,
+}
+
+/// Whether the storage makes progress: the number of queued bytes shrinks, or clients receive messages.
+#[derive(Debug, Default)]
+pub struct Storage {
+    queued: usize,
+    deliveries: u64,
+    progressed_at: Duration,
+}
+
+pub enum Reply {
+    Response(Vec<u8>),
+    Announcing(Token), // the response follows once the broker has stored the message
+}
+
+/// A response, or a rejection and whether the method is HEAD.
+pub type Outcome = Result<Reply, (Rejection, bool)>;
+
+enum Subject {
+    Connection(Token),
+    Address(IpAddr),
+    Username(Rc<str>), // a username key
+}
+
+impl Storage {
+    pub fn observe(&mut self, server: &Server<Transport>, now: Duration) {
+        let (queued, deliveries) = (server.chat.queued_bytes(), server.chat.operator.counters.deliveries);
+        if self.queued == 0 || queued < self.queued || deliveries != self.deliveries {
+            self.progressed_at = now;
+        }
+        (self.queued, self.deliveries) = (queued, deliveries);
+    }
+
+    fn is_stalled(&self, now: Duration) -> bool {
+        self.queued > 0 && now.saturating_sub(self.progressed_at) >= STALL
+    }
+}
+
+impl Console {
+    pub fn new(config: &Config, address: SocketAddr) -> Result<Console, String> {
+        // Check `Host` as a client listener on this address would (DNS rebinding). The tokens are not used.
+        let mut config = config.clone();
+        (config.listen, config.tokens) = (vec![address.into()], None);
+        let (access, max_text) = (Access::new(&config, None)?, config.max_text);
+        let (turns, storage) = (TurnTimes::default(), Storage::default());
+        Ok(Console { access, max_text, turns, storage, next_announcement: FIRST_ANNOUNCEMENT })
+    }
+
+    pub fn respond(
+        &mut self,
+        head: &[u8],
+        body: &[u8],
+        server: &mut Server<Transport>,
+        clients: &[Listener],
+        peer: SocketAddr,
+        now: Now,
+    ) -> Outcome {
+        let is_head = head.starts_with(b"HEAD ");
+        let reply = Request::parse_head(head, MAX_HEADERS)
+            .and_then(|request| self.reply(&request, body, server, clients, peer, now));
+        reply.map_err(|rejection| (rejection, is_head))
+    }
+
+    fn reply(
+        &mut self,
+        request: &Request,
+        body: &[u8],
+        server: &mut Server<Transport>,
+        clients: &[Listener],
+        peer: SocketAddr,
+        now: Now,
+    ) -> Result<Reply, Rejection> {
+        self.check(request)?;
+        let is_head = request.method == "HEAD";
+        let json = |value: Value| format_response(200, &[JSON], &format!("{value}\n"), is_head, now.time);
+        Ok(Reply::Response(match (request.path, request.method) {
+            ("/live", _) => format_response(200, &[TEXT], "live\n", is_head, now.time),
+            ("/ready", _) => {
+                let obstacle = self.find_obstacle(server, clients, now.monotonic);
+                let (status, line) = obstacle.map_or((200, "ready"), |obstacle| (503, obstacle));
+                format_response(status, &[TEXT], &format!("{line}\n"), is_head, now.time)
+            }
+            ("/metrics", _) => {
+                let (content_type, text) = text::write(request, server, &self.turns);
+                format_response(200, &[("Content-Type", content_type)], &text, is_head, now.time)
+            }
+            ("/clients", _) => json(list_clients(server)),
+            ("/bans", _) => json(list_bans(server, now.time)),
+            ("/kick", _) => json(json!({ "closed": kick(request, server, peer)? })),
+            ("/ban", "POST") => json(json!({ "closed": ban(request, server, peer, now.time)? })),
+            ("/ban", _) => json(json!({ "lifted": unban(request, server, peer)? })),
+            _ => return self.publish(request, body, server, peer, now).map(Reply::Announcing),
+        }))
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Rejection> {
+        check_authority(request, &self.access)?;
+        if request.header_values("Origin").next().is_some() {
+            return Err(forbidden("Web pages may not send requests to this port (RFC 6454 §7.3)."));
+        }
+        let (_, allow) =
+            ROUTES.into_iter().find(|(path, _)| *path == request.path).ok_or_else(|| not_found(request.path))?;
+        let methods = allow[0].1;
+        if methods.split(", ").any(|method| method == request.method) {
+            return Ok(());
+        }
+        let body = format!(
+            "The method is {}; it must be one of {methods} (RFC 9110 §15.5.6).",
+            quote(request.method.as_bytes())
+        );
+        Err(Rejection { status: 405, headers: allow, body })
+    }
+
+    /// Why a load balancer should send new clients elsewhere.
+    fn find_obstacle(&self, server: &Server<Transport>, clients: &[Listener], now: Duration) -> Option<&'static str> {
+        let failed_at = clients.iter().filter_map(|listener| listener.logged_at).max();
+        if server.is_draining() || server.storage_failed {
+            Some("draining: the server is shutting down")
+        } else if server.limits.is_full() {
+            Some("full: the server has as many clients as --max-connections allows")
+        } else if server.pauses_reads() || self.storage.is_stalled(now) {
+            Some("storage: messages wait for the disk")
+        } else if failed_at.is_some_and(|at| now.saturating_sub(at) < ACCEPT_FAILURE) {
+            Some("descriptors: the server cannot accept clients")
+        } else {
+            None
+        }
+    }
+
+    fn publish(
+        &mut self,
+        request: &Request,
+        body: &[u8],
+        server: &mut Server<Transport>,
+        peer: SocketAddr,
+        now: Now,
+    ) -> Result<Token, Rejection> {
+        if !server.accepts() || server.storage_failed {
+            return Err(Rejection::new(503, "The server is shutting down (RFC 9110 §15.6.4)."));
+        }
+        let room = read_parameter(request.query, "room").ok_or_else(|| missing("room"))?;
+        let room = names::parse_room_name(&room).map_err(|error| bad_request(error + "."))?;
+        let room: Rc<str> = room.into();
+        let time = humantime::format_rfc3339_millis(now.time).to_string().into();
+        let message = parse_message(body, self.max_text, time).map_err(bad_request)?;
+        let token = self.next_announcement;
+        self.next_announcement.0 += 1;
+        let (name, user) = (quote_for_log(&room), quote_for_log(&message.username));
+        log::info!("PUBLISH room={name} user={user} by={peer}");
+        server.chat.announce(token, room, message, now);
+        server.apply_effects();
+        Ok(token)
+    }
+
+    /// Returns the response to a request to publish, once the broker has stored the message or the request is late.
+    pub fn take_announcement(
+        &mut self,
+        token: Token,
+        is_late: bool,
+        server: &mut Server<Transport>,
+        now: Now,
+    ) -> Option<Outcome> {
+        let announcing = &mut server.chat.operator.announcing;
+        let event = announcing.get_mut(&token).and_then(Option::take);
+        if event.is_some() || is_late {
+            announcing.remove(&token);
+        }
+        match event {
+            Some(Event::Message(message)) => {
+                let body = format!("{}\n", serde_json::to_string(&message).unwrap_or_default());
+                Some(Ok(Reply::Response(format_response(200, &[JSON], &body, false, now.time))))
+            }
+            Some(Event::Error { message, .. }) => Some(Err((bad_request(message), false))),
+            _ if is_late => {
+                let body = "The message is not stored yet, and may be stored later. Send it again with the same nonce.";
+                Some(Err((Rejection::new(503, body), false)))
+            }
+            _ => None,
+        }
+    }
+}
+
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+const TEXT: (&str, &str) = ("Content-Type", "text/plain; charset=utf-8");
+
+fn missing(parameter: &str) -> Rejection {
+    bad_request(format!("The query parameter {parameter} is missing."))
+}
+
+/// Parses and checks a message as the chat does with a message of a client.
+fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message, ErrorText> {
+    let body = str::from_utf8(body).map_err(|_| "Invalid JSON")?;
+    let fields: Value = serde_json::from_str(body).map_err(|_| "Invalid JSON")?;
+    let event = format!("{{\"event\":\"message\",\"data\":{body}}}");
+    let (command, nonce) = Dialect::Events.parse(&event);
+    let Command::Message { text, .. } = command? else { return Err("Invalid JSON".into()) };
+    let username = fields.get("username").ok_or("data.username is missing")?;
+    let username = names::parse_username(username.as_str().ok_or("data.username must be a string")?)?.into();
+    match text.trim() {
+        "" => Err("Nothing to send".into()),
+        text if text.chars().count() > max_text => Err("Message too long".into()),
+        text => Ok(Message { username, text: text.into(), id: 0, time, nonce }),
+    }
+}
+
+/// Returns the value of the only parameter of `names` that the request has.
+fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject, Rejection> {
+    let values = names.map(|name| read_parameter(request.query, name).map(|value| (name, value)));
+    let (name, value) = match values {
+        [Some(one), None] | [None, Some(one)] => one,
+        _ => return Err(bad_request(format!("The query needs either {} or {}.", names[0], names[1]))),
+    };
+    let seen = quote(value.as_bytes());
+    match name {
+        "username" => {
+            let username = names::parse_username(&value).map_err(|error| bad_request(error + "."))?;
+            Ok(Subject::Username(names::username_key(&username.into())))
+        }
+        "address" => {
+            let address = value.parse().map_err(|_| bad_request(format!("{seen} is not an IP address.")))?;
+            Ok(Subject::Address(network_of(address)))
+        }
+        _ => {
+            let number =
+                value.parse().map_err(|_| bad_request(format!("{seen} is not the number of a connection.")))?;
+            Ok(Subject::Connection(Token(number)))
+        }
+    }
+}
+
+impl Subject {
+    /// Closes all open connections of the subject, and returns their number.
+    fn close(&self, server: &mut Server<Transport>) -> usize {
+        let is_key = |username: &Rc<str>, key: &Rc<str>| names::username_key(username) == *key;
+        let mut tokens: Vec<Token> = match self {
+            Subject::Connection(token) => vec![*token],
+            Subject::Address(network) => {
+                let is_in = |connection: &Connection<_>| network_of(connection.cold.peer.ip()) == *network;
+                let found = server.connections.table.iter().filter(|(_, connection)| is_in(connection));
+                found.map(|(token, _)| *token).collect()
+            }
+            Subject::Username(key) => {
+                let found = server
+                    .chat
+                    .clients
+                    .iter()
+                    .filter(|(_, client)| is_key(&client.username, key) || is_key(&client.last_username, key));
+                found.map(|(token, _)| *token).collect()
+            }
+        };
+        tokens.retain(|token| server.connections.table.get(token).is_some_and(Connection::is_open));
+        tokens.sort_unstable(); // the oldest connection first
+        tokens.iter().for_each(|token| server.close(*token, CloseCode::POLICY_VIOLATION, REASON));
+        tokens.len()
+    }
+
+    fn format_for_log(&self) -> String {
+        match self {
+            Subject::Connection(token) => format!("connection={}", token.0),
+            Subject::Address(network) => format!("address={}", format_network(*network)),
+            Subject::Username(key) => format!("user={}", quote_for_log(key)),
+        }
+    }
+}
+
+fn format_network(network: IpAddr) -> String {
+    if network.is_ipv6() { format!("{network}/64") } else { network.to_string() }
+}
+
+fn kick(request: &Request, server: &mut Server<Transport>, peer: SocketAddr) -> Result<usize, Rejection> {
+    let subject = parse_subject(request, ["username", "connection"])?;
+    let closed = subject.close(server);
+    log::info!("KICK {} closed={closed} by={peer}", subject.format_for_log());
+    Ok(closed)
+}
+
+fn ban(
+    request: &Request,
+    server: &mut Server<Transport>,
+    peer: SocketAddr,
+    now: SystemTime,
+) -> Result<usize, Rejection> {
+    let subject = parse_subject(request, ["username", "address"])?;
+    let seconds = read_parameter(request.query, "seconds").ok_or_else(|| missing("seconds"))?;
+    let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_BAN).contains(seconds));
+    let seconds = seconds.ok_or_else(|| bad_request(format!("seconds must be a number from 1 to {MAX_BAN}.")))?;
+    let (until, bans) = (now + Duration::from_secs(seconds), &mut server.chat.operator.bans);
+    bans.remove_expired(now);
+    let is_known = match &subject {
+        Subject::Username(key) => bans.usernames.contains_key(key),
+        Subject::Address(network) => bans.addresses.contains_key(network),
+        Subject::Connection(_) => false,
+    };
+    if bans.is_full() && !is_known {
+        return Err(Rejection::new(507, "There are too many bans; lift some first."));
+    }
+    match &subject {
+        Subject::Username(key) => _ = bans.usernames.insert(Rc::clone(key), until),
+        Subject::Address(network) => _ = bans.addresses.insert(*network, until),
+        Subject::Connection(_) => {}
+    }
+    let closed = subject.close(server);
+    log::info!("BAN {} seconds={seconds} closed={closed} by={peer}", subject.format_for_log());
+    Ok(closed)
+}
+
+fn unban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr) -> Result<usize, Rejection> {
+    let subject = parse_subject(request, ["username", "address"])?;
+    let bans = &mut server.chat.operator.bans;
+    let ban = match &subject {
+        Subject::Username(key) => bans.usernames.remove(key),
+        Subject::Address(network) => bans.addresses.remove(network),
+        Subject::Connection(_) => None,
+    };
+    let lifted = usize::from(ban.is_some());
+    log::info!("UNBAN {} lifted={lifted} by={peer}", subject.format_for_log());
+    Ok(lifted)
+}
+
+fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {
+    let bans = &mut server.chat.operator.bans;
+    bans.remove_expired(now);
+    let format = |until: &SystemTime| humantime::format_rfc3339_seconds(*until).to_string();
+    let addresses = bans.addresses.iter().map(|(network, until)| ("address", format_network(*network), format(until)));
+    let usernames = bans.usernames.iter().map(|(key, until)| ("username", key.to_string(), format(until)));
+    let mut rows: Vec<_> = addresses.chain(usernames).collect();
+    rows.sort_unstable();
+    rows.into_iter().map(|(kind, subject, until)| json!({ kind: subject, "until": until })).collect()
+}
+
+fn list_clients(server: &Server<Transport>) -> Value {
+    let mut rows: Vec<_> = server.connections.table.iter().filter(|(_, connection)| connection.is_open()).collect();
+    rows.sort_unstable_by_key(|(token, _)| **token);
+    let describe = |(token, connection): (&Token, &Connection<_>)| {
+        let client = server.chat.clients.get(token);
+        let room = server.chat.room_of(*token).and_then(|room| server.chat.rooms.get(&room));
+        let dialect = match connection.cold.service {
+            Some(Service::Chat) => {
+                client.map_or("chat.", |client| client.dialect.subprotocol()).trim_start_matches("chat.")
+            }
+            Some(Service::Echo) => "echo",
+            Some(Service::Inspect) | None => "inspect",
+        };
+        json!({
+            "connection": token.0,
+            "address": connection.cold.peer.ip(),
+            "username": client.map(|client| &client.last_username),
+            "room": room.map(|room| &room.name),
+            "dialect": dialect,
+            "since": client.map(|client| humantime::format_rfc3339_millis(client.since).to_string()),
+            "queued": connection.outbox.len(),
+        })
+    };
+    rows.into_iter().map(describe).collect()
+}

@@ -1,0 +1,154 @@
+//! The admin listener: a second port, for the operator only, in the same poll loop (PROTOCOL.md, "Administration").
+//! `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes the metrics.
+//!
+//! Everything is bounded: the number of connections, the size of a request, and the time of a connection. A connection
+//! that the listener cannot serve waits in the kernel's queue and costs the clients nothing.
+
+mod connection;
+mod console;
+mod text;
+
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use socket2::SockAddr;
+
+use super::listener::{self, Listener};
+use super::{PollFlags, is_ready, tls::Transport};
+use crate::{chat::Now, config::Config, http::format_rejection, server::Server};
+use connection::{AdminConnection, Progress};
+use console::{Console, Reply};
+
+pub const ADMIN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
+const MAX_CONNECTIONS: usize = 24; // a few terminals, a monitoring system, a load balancer
+/// The number of descriptors that the admin listener may use.
+pub const DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
+
+pub struct Admin {
+    pub address: SocketAddr,
+    listener: Listener,
+    registry: Registry,
+    connections: Vec<AdminConnection>, // oldest first
+    is_ready: bool,                    // whether a connection may have input, or room for output
+    console: Console,
+}
+
+impl Admin {
+    /// Listens on `--admin`, if given. `Err` is an error message for the operator.
+    pub fn open(config: &Config, registry: &Registry) -> Result<Option<Admin>, String> {
+        let Some(address) = config.admin else { return Ok(None) };
+        if address.port() != 0 && config.listen.contains(&SockAddr::from(address)) {
+            return Err(format!("--admin and --listen are both {address}. Pass another --admin."));
+        }
+        let listener = Listener::bind(&address.into()).map_err(|error| error.replace("--listen", "--admin"))?;
+        let error = |error| format!("The system cannot poll: {error}.");
+        registry.register(&mut SourceFd(&listener.socket.as_raw_fd()), ADMIN, Interest::READABLE).map_err(error)?;
+        let (registry, console) = (registry.try_clone().map_err(error)?, Console::new(config, address)?);
+        let address = listener.socket.local_addr().ok().and_then(|address| address.as_socket()).unwrap_or(address);
+        Ok(Some(Admin { address, listener, registry, connections: Vec::new(), is_ready: false, console }))
+    }
+
+    /// Records that the poll reported the listener or a connection. They share a token, because there are few.
+    pub fn set_ready(&mut self) {
+        self.listener.next_at.get_or_insert_default();
+        self.is_ready = true;
+    }
+
+    pub fn next_turn_at(&self) -> Option<Duration> {
+        let accept = self.listener.next_at.filter(|_| self.has_place());
+        let deadlines = self.connections.iter().map(|connection| connection.deadline);
+        deadlines.chain(accept).chain(self.is_ready.then_some(Duration::ZERO)).min()
+    }
+
+    /// Serves the operator's requests. `clients`: the clients' listeners, empty once the server shuts down.
+    pub fn begin_turn(&mut self, server: &mut Server<Transport>, clients: &[Listener], now: Now) {
+        self.accept(now.monotonic);
+        let is_waiting = |connection: &AdminConnection| connection.announcement().is_some();
+        if self.connections.iter().any(is_waiting) {
+            server.apply_effects(); // takes the replies from the broker, which may come in any turn
+        } else if !self.is_ready && self.connections.iter().all(|connection| connection.deadline > now.monotonic) {
+            return;
+        }
+        self.is_ready = false;
+        for mut connection in std::mem::take(&mut self.connections) {
+            let is_served = self.serve(&mut connection, server, clients, now);
+            if is_served {
+                self.connections.push(connection);
+            } else if let Some(announcement) = connection.announcement() {
+                server.chat.operator.announcing.remove(&announcement);
+            }
+        }
+    }
+
+    /// Measures the turn, which began at the monotonic time `now`: the time since `started`, the start of the server.
+    pub fn finish_turn(&mut self, server: &Server<Transport>, started: Instant, now: Duration) {
+        self.console.turns.add(started.elapsed().saturating_sub(now));
+        self.console.storage.observe(server, now);
+    }
+
+    fn accept(&mut self, now: Duration) {
+        for _ in 0..MAX_CONNECTIONS {
+            if !self.has_place() {
+                return;
+            }
+            let accepted = self.listener.accept(now, listener::accept, |socket| is_ready(socket, PollFlags::IN));
+            let Some((socket, Some(peer))) = accepted else { return };
+            if self.connections.len() == MAX_CONNECTIONS {
+                // The oldest connection without a complete request makes room, so that silent peers lock nobody out.
+                let oldest = self.connections.iter().position(AdminConnection::is_reading);
+                oldest.into_iter().for_each(|oldest| drop(self.connections.remove(oldest)));
+            }
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            if self.registry.register(&mut SourceFd(&socket.as_raw_fd()), ADMIN, interest).is_ok() {
+                self.connections.push(AdminConnection::new(socket, peer, now));
+                self.is_ready = true;
+            }
+        }
+    }
+
+    fn has_place(&self) -> bool {
+        self.connections.len() < MAX_CONNECTIONS || self.connections.iter().any(AdminConnection::is_reading)
+    }
+
+    /// Reads from and writes to a connection. Returns `false` once the connection has ended.
+    fn serve(
+        &mut self,
+        connection: &mut AdminConnection,
+        server: &mut Server<Transport>,
+        clients: &[Listener],
+        now: Now,
+    ) -> bool {
+        let reply = match connection.announcement() {
+            Some(announcement) => {
+                let is_late = connection.deadline <= now.monotonic;
+                self.console.take_announcement(announcement, is_late, server, now)
+            }
+            None if connection.deadline <= now.monotonic => return false,
+            None => match connection.receive() {
+                Progress::Ended => return false,
+                Progress::Rejected(rejection) => Some(Err((rejection, false))),
+                Progress::Request { head, body } => {
+                    Some(self.console.respond(&head, &body, server, clients, connection.peer, now))
+                }
+                Progress::Waits => None,
+            },
+        };
+        match reply {
+            Some(Ok(Reply::Response(bytes))) => connection.respond(bytes, now.monotonic),
+            Some(Ok(Reply::Announcing(announcement))) => {
+                connection.wait_for(announcement);
+                self.is_ready = true; // the reply may be there at once
+            }
+            Some(Err((rejection, is_head))) => {
+                connection.respond(format_rejection(&rejection, is_head, now.time), now.monotonic);
+            }
+            None => {}
+        }
+        let (is_open, has_more) = connection.send();
+        self.is_ready |= has_more;
+        is_open
+    }
+}

@@ -1,0 +1,170 @@
+//! Writes the metrics: as OpenMetrics 1.0, or as the older text format of Prometheus for clients that accept only
+//! that. Both formats have the same samples. They differ in the name of a counter's family and in the last line.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::chat::dialect::Dialect;
+use crate::http::Request;
+use crate::net::tls::Transport;
+use crate::server::Server;
+use crate::server::connection::Service;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const BOUNDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY]; // in seconds
+
+/// A histogram of the durations of turns.
+#[derive(Debug, Default)]
+pub struct TurnTimes {
+    counts: [u64; BOUNDS.len()],
+    sum: Duration,
+}
+
+impl TurnTimes {
+    pub fn add(&mut self, elapsed: Duration) {
+        let bucket = BOUNDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len() - 1);
+        self.counts[bucket] += 1;
+        self.sum += elapsed;
+    }
+}
+
+/// Returns the content type and the text.
+pub fn write(request: &Request, server: &Server<Transport>, turns: &TurnTimes) -> (&'static str, String) {
+    let accepts = |kind: &str| {
+        let kinds = request.list_elements("Accept").filter_map(|element| element.split(|byte| *byte == b';').next());
+        kinds.map(<[u8]>::trim_ascii).any(|element| element.eq_ignore_ascii_case(kind.as_bytes()))
+    };
+    let is_open_metrics = accepts("application/openmetrics-text") || !accepts("text/plain");
+    let mut page = Page { text: String::with_capacity(8 * 1024), is_open_metrics };
+    page.write_all(server, turns);
+    if is_open_metrics { (OPEN_METRICS, page.text + "# EOF\n") } else { (TEXT_FORMAT, page.text) }
+}
+
+struct Page {
+    text: String,
+    is_open_metrics: bool,
+}
+
+impl Page {
+    fn write_all(&mut self, server: &Server<Transport>, turns: &TurnTimes) {
+        let (chat, limits) = (&server.chat, &server.limits);
+        let counters = &chat.operator.counters;
+        let mut members = [0; Dialect::ALL.len()];
+        for room in chat.rooms.values() {
+            members.iter_mut().zip(room.dialect_counts).for_each(|(sum, count)| *sum += count as u64);
+        }
+        let [events, rooms, presence] = members;
+        let service = |service: Service| counters.services[service as usize];
+        let handshakes = server.connection_count().saturating_sub(limits.clients) as u64;
+        let endpoints = [
+            ("/", events),
+            ("/ws/{room}", rooms),
+            ("/ws", presence),
+            ("/echo", service(Service::Echo)),
+            ("/inspect", service(Service::Inspect)),
+            ("none", handshakes),
+        ];
+        let dialects = Dialect::ALL.map(|dialect| dialect.subprotocol().trim_start_matches("chat."));
+        let sent = server.connections.table.values().map(|connection| connection.bytes_sent).sum::<u64>();
+        let buffered = limits.buffered + limits.buffered_shared.get() + chat.queued_bytes();
+        let closes = counters.closes.iter().map(|(code, count)| (format_code(*code), *count));
+        let rejections = counters.rejections.iter().map(|(status, count)| (status.to_string(), *count));
+        let outcomes = ["restarted", "resumed"].into_iter().zip(counters.resumes);
+        self.gauges("build_info", "Version of the server.", "version", [(env!("CARGO_PKG_VERSION"), 1)]);
+        self.gauges("connections", "Connections by endpoint; none before the upgrade.", "endpoint", endpoints);
+        self.gauge("rooms", "Rooms with members.", chat.rooms.len());
+        self.counter("accepts", "Accepted connections.", counters.accepts);
+        self.counters("rejections", "Rejected requests by HTTP status.", "status", rejections);
+        self.counters("closes", "Ended WebSocket connections by the code that was sent first.", "code", closes);
+        let messages = dialects.into_iter().zip(counters.messages);
+        self.counters("messages", "Messages that clients published to rooms.", "dialect", messages);
+        self.counter("deliveries", "Messages sent to clients, one per recipient.", counters.deliveries);
+        self.counter("duplicates", "Messages that repeated a nonce.", counters.duplicates);
+        self.counters("resumes", "Joins that asked to resume.", "outcome", outcomes);
+        self.counter("received_bytes", "Bytes received from clients.", counters.bytes_received);
+        self.counter("sent_bytes", "Bytes sent to clients.", counters.bytes_sent + sent);
+        self.counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
+        self.gauge("buffered_bytes", "Bytes in all buffers.", buffered);
+        self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.queued_bytes());
+        self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turns);
+    }
+
+    fn family(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = write!(self.text, "# HELP wirechat_{name} {help}\n# TYPE wirechat_{name} {kind}\n");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: usize) {
+        self.family(name, help, "gauge");
+        let _ = writeln!(self.text, "wirechat_{name} {value}");
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, label: &str, rows: impl IntoIterator<Item = (&'static str, u64)>) {
+        self.family(name, help, "gauge");
+        for (value, count) in rows {
+            let _ = writeln!(self.text, "wirechat_{name}{{{label}=\"{value}\"}} {count}");
+        }
+    }
+
+    /// OpenMetrics names a counter's family without `_total`; the older format has no families and uses one name.
+    fn counter_family(&mut self, name: &str, help: &str) {
+        let name = if self.is_open_metrics { name.to_owned() } else { format!("{name}_total") };
+        self.family(&name, help, "counter");
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.counter_family(name, help);
+        let _ = writeln!(self.text, "wirechat_{name}_total {value}");
+    }
+
+    fn counters<L>(&mut self, name: &str, help: &str, label: &str, rows: impl IntoIterator<Item = (L, u64)>)
+    where
+        L: AsRef<str>,
+    {
+        self.counter_family(name, help);
+        for (value, count) in rows {
+            let _ = writeln!(self.text, "wirechat_{name}_total{{{label}=\"{}\"}} {count}", value.as_ref());
+        }
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, TurnTimes { counts, sum }: &TurnTimes) {
+        self.family(name, help, "histogram");
+        let mut total = 0;
+        for (bound, count) in BOUNDS.into_iter().zip(counts) {
+            total += count;
+            let bound = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
+            let _ = writeln!(self.text, "wirechat_{name}_bucket{{le=\"{bound}\"}} {total}");
+        }
+        let sum = sum.as_secs_f64();
+        let _ = write!(self.text, "wirechat_{name}_sum {sum}\nwirechat_{name}_count {total}\n");
+    }
+}
+
+fn format_code(code: u16) -> String {
+    if code < 3000 { code.to_string() } else { format!("{}xxx", code / 1000) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() {
+        let mut turns = TurnTimes::default();
+        for micros in [50, 100, 101, 2_000_000] {
+            turns.add(Duration::from_micros(micros));
+        }
+        let mut page = Page { text: String::new(), is_open_metrics: true };
+        page.histogram("x", "Help.", &turns);
+        let lines: Vec<&str> = page.text.lines().skip(2).collect();
+        assert_eq!(lines[..2], ["wirechat_x_bucket{le=\"0.0001\"} 2", "wirechat_x_bucket{le=\"0.0003\"} 3"]);
+        let end = ["wirechat_x_bucket{le=\"1.0\"} 3", "wirechat_x_bucket{le=\"+Inf\"} 4"];
+        assert_eq!(lines[8..10], end);
+        assert_eq!(lines[10..], ["wirechat_x_sum 2.000251", "wirechat_x_count 4"]);
+    }
+
+    #[test]
+    fn codes_that_clients_choose_share_a_row() {
+        assert_eq!([1000, 1005, 2999, 3000, 4000].map(format_code), ["1000", "1005", "2999", "3xxx", "4xxx"]);
+    }
+}
