@@ -181,6 +181,7 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
+    #[command(disable_help_flag = true)]
     struct CommandLine {
         #[command(flatten)]
         arguments: Arguments,
