@@ -141,7 +141,7 @@ pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
                 let mut link =
                     Link { plain, tcp, session: new_session(&settings), to_plain: Vec::new(), ends: [false; 2] };
                 if link.run().is_err() {
-                    // Pass on a reset: an end of the stream would be a lie.
+                    // Pass on a reset. Otherwise, the other end would see a regular end of the stream.
                     for stream in [&link.plain, &link.tcp] {
                         let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
                     }
