@@ -26,9 +26,8 @@ and type:
 #[derive(Debug, Clone, Parser)]
 #[command(name = "wirechat", version, max_term_width = 110, after_help = AFTER_HELP, disable_help_flag = true)]
 pub struct Config {
-    /// Listen on HOST:PORT, on [::]:PORT for IPv6 and IPv4, on a port of 127.0.0.1 (0: any free port), or on unix:PATH
-    /// for a proxy on this machine (repeatable)
-    #[arg(long, default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_listen_address, help_heading = "Access")]
+    // `help`, because rustdoc would take [::] for a link.
+    #[arg(long, help = "Listen on HOST:PORT, on [::]:PORT for IPv6 and IPv4, on a port of 127.0.0.1 (0: any free port), or on unix:PATH for a proxy on this machine (repeatable)", default_value = "127.0.0.1:3000", value_name = "ADDRESS", value_delimiter = ',', value_parser = parse_listen_address, help_heading = "Access")]
     pub listen: Vec<SockAddr>,
     /// Read access tokens from this file: one per line, optionally followed by the username that the token is bound to;
     /// # starts a comment
