@@ -380,6 +380,7 @@ mod tests {
         }
 
         fn flush(&mut self) -> io::Result<()> {
+            self.pending.take_if(|from| *from == Role::Server);
             Ok(())
         }
     }
@@ -456,6 +457,8 @@ mod tests {
         assert!(connection.wants_read(100) && connection.is_flushed(), "decrypted and unread");
         connection.socket.pending = Some(Role::Server);
         assert!(!connection.wants_read(100) && !connection.is_flushed(), "encrypted and unsent");
+        connection.flush().unwrap();
+        assert!(connection.is_flushed(), "the transport sends its bytes, even if the outbox is empty");
     }
 
     #[test]
