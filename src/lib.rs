@@ -15,7 +15,7 @@
 //! config_file ─▶ config                          part two: options from a file
 //! systemd                                        inherited sockets, and reports to the service manager
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
-//! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, health
+//! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, admin, health
 //! ```
 //! In the diagram, an arrow means "may use"; `tests/layering.rs` enforces it. Only [`net`] and the tools read a clock
 //! or open sockets. The other layers receive sockets, time and random bytes as arguments, so tests can supply these.

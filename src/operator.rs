@@ -77,3 +77,37 @@ impl Bans {
         self.addresses.len() + self.usernames.len() >= MAX_BANS
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn bans_are_bounded_and_expire() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let (mut bans, network) = (Bans::default(), IpAddr::from([192, 0, 2, 1]));
+        bans.addresses.insert(network, at(10));
+        bans.usernames.extend((1..MAX_BANS).map(|number| (Rc::from(format!("user{number}")), at(20))));
+        assert!(bans.is_full());
+        let is_banned = |bans: &Bans, name: &str, seconds| {
+            bans.contains(IpAddr::from([192, 0, 2, 2]), || Some(name.into()), at(seconds))
+        };
+        assert!(is_banned(&bans, "user7", 19) && !is_banned(&bans, "user7", 20) && !is_banned(&bans, "other", 0));
+        assert!(bans.contains(network, || None, at(9)) && !bans.contains(network, || None, at(10)));
+        bans.remove_expired(at(10));
+        assert!(!bans.is_full() && bans.addresses.is_empty() && bans.usernames.len() == MAX_BANS - 1);
+        bans.remove_expired(at(20));
+        assert!(!bans.contains(network, || unreachable!("no username is banned, so no key is needed"), at(0)));
+    }
+
+    #[test]
+    fn the_end_of_a_connection_is_counted_once_and_codes_of_clients_share_a_row() {
+        let mut counters = Counters { services: [2, 2, 0], ..Counters::default() };
+        let ends = [(None, None), (Some(0), None), (Some(0), Some(1008)), (Some(1), Some(3000)), (Some(1), Some(3999))];
+        ends.into_iter().for_each(|(service, code)| counters.count_end(service, code, 5));
+        assert_eq!((counters.services, counters.bytes_sent), ([0; 3], 25));
+        assert!(counters.closes.into_iter().eq([(1006, 1), (1008, 1), (3000, 2)]));
+    }
+}

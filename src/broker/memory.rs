@@ -442,6 +442,38 @@ mod tests {
     }
 
     #[test]
+    fn the_operator_publishes_to_rooms_with_and_without_members() {
+        // Without kept rooms, an empty room is gone once the operator's message is published.
+        for empty_rooms in [0, 1000] {
+            let mut broker = broker(MemoryConfig { rooms: 1, empty_rooms, ..LIMITS });
+            let announce = |broker: &mut MemoryBroker, room: &str, nonce: &str| {
+                let message = Message { nonce: Some(nonce.into()), ..message("host", "hi") };
+                broker.submit(Token(99), Request::Announce { room: room.into(), message }, NOW);
+                events(broker)
+            };
+            for id in [1, 2] {
+                let events = announce(&mut broker, "a", &id.to_string());
+                let [
+                    RoomEvent::Opened { room: opened, .. },
+                    RoomEvent::Published { room, client: Some(Token(99)), message },
+                    RoomEvent::Closed { room: closed },
+                ] = &events[..]
+                else {
+                    panic!("{events:?}");
+                };
+                assert_eq!((opened, closed), (room, room));
+                assert_eq!(message.id, if empty_rooms == 0 { 1 } else { id });
+            }
+            assert_eq!(texts(&join_room(&mut broker, 1, "a", NOW)).len(), if empty_rooms == 0 { 0 } else { 2 });
+            assert!(matches!(announce(&mut broker, "a", "3")[..], [RoomEvent::Published { .. }]));
+            assert!(matches!(announce(&mut broker, "a", "3")[..], [RoomEvent::Duplicate { client: Token(99), .. }]));
+            assert!(matches!(announce(&mut broker, "b", "4")[..], [RoomEvent::Rejected { client: Token(99), .. }]));
+            leave(&mut broker, 1, NOW);
+            assert!(broker.members.is_empty() && broker.by_username.is_empty());
+        }
+    }
+
+    #[test]
     fn an_empty_room_keeps_its_history_for_a_while_and_then_starts_a_new_one() {
         for (absence, same) in [(HOUR, true), (HOUR + Duration::from_secs(1), false)] {
             let mut broker = broker(LIMITS);
