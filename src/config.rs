@@ -8,6 +8,8 @@ use clap::{ArgAction, Command, Parser, value_parser};
 use ipnet::IpNet;
 use socket2::SockAddr;
 
+use crate::features::FeatureOptions;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 pub const RESERVED_DESCRIPTORS: usize = 16; // half for stdio, the listener etc., half for rejected connections
@@ -33,15 +35,6 @@ pub struct Config {
     /// # starts a comment
     #[arg(long, value_name = "FILE", help_heading = "Access")]
     pub tokens: Option<PathBuf>, // if absent (and not `open`): the demo tokens, allowed only on a local server
-    /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
-    #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
-    pub jwt_key: Vec<PathBuf>, // with several keys, the issuer can replace one while its JWTs are in use
-    /// Require this issuer (iss) of a JWT
-    #[arg(long, value_name = "ISSUER", help_heading = "Access")]
-    pub jwt_issuer: Option<String>,
-    /// Require this audience (aud) of a JWT
-    #[arg(long = "jwt-audience", id = "jwt_audience", value_name = "AUDIENCE", help_heading = "Access")]
-    pub jwt_aud: Option<String>,
     /// Accept clients without an access token
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub open: bool,
@@ -60,9 +53,6 @@ pub struct Config {
     /// Serve no /echo, which sends every message back to its sender
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub no_echo: bool,
-    /// Serve metrics to the operator on this address, and remove or ban clients on request (feature metrics)
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
-    pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
     /// Print every frame to stderr, either on one line or, with =full, with all of its fields
     #[arg(long, value_name = "full", num_args = 0..=1, require_equals = true, default_missing_value = "line", value_parser = ["line", "full"], hide_possible_values = true, help_heading = "Tracing and recording")]
     pub trace: Option<String>,
@@ -148,24 +138,6 @@ pub struct Config {
     /// Keep the history of an empty room for this long
     #[arg(long, default_value = "3600", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub history_ttl: Duration, // a member whose connection is lost can return within an hour and still find the history
-    /// Keep the history in this SQLite file, so that no acknowledged message is lost (feature sqlite)
-    #[arg(long, value_name = "FILE", help_heading = "Durable history")]
-    pub history_db: Option<PathBuf>,
-    /// Make stored messages survive a power failure ("full") or only a crash of the server ("normal") [default: full]
-    #[arg(long, value_name = "full|normal", value_parser = ["full", "normal"], hide_possible_values = true, help_heading = "Durable history")]
-    pub history_sync: Option<String>, // `normal` saves an fsync per commit
-    /// Keep this many messages per room in the file; 0: all [default: 10000]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
-    pub history_keep: Option<u64>,
-    /// Delete messages older than this many days from the file; 0: never [default: 0]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
-    pub history_days: Option<u32>,
-    /// Serve https:// and wss:// with the certificate chain in this PEM file (feature tls)
-    #[arg(long, value_name = "FILE", help_heading = "TLS")]
-    pub tls_cert: Option<PathBuf>,
-    /// Use the private key in this PEM file for --tls-cert
-    #[arg(long, value_name = "FILE", help_heading = "TLS")]
-    pub tls_key: Option<PathBuf>,
     /// Reject a request that is not complete after this long
     #[arg(long, default_value = "10", value_name = "SECONDS", value_parser = parse_seconds(0.001), help_heading = "Timeouts")]
     pub handshake_timeout: Duration, // a silent peer must not keep a connection slot; slow networks need less than 10 s
@@ -187,6 +159,8 @@ pub struct Config {
     /// Read options from this TOML file, such as max-text = 1000; the environment and the command line override it
     #[arg(long, value_name = "FILE", help_heading = "Configuration file")]
     pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub features: FeatureOptions,
     /// Also log every message (its first 64 characters)
     #[arg(short, long, help_heading = LOGGING_HEADING)]
     pub verbose: bool,
@@ -208,25 +182,11 @@ impl Config {
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);
         let repeated = (0..self.listen.len()).find(is_repeated);
-        let history_option = (self.history_db.as_ref().map(|_| "--history-db"))
-            .or(self.history_sync.as_ref().map(|_| "--history-sync"))
-            .or(self.history_keep.map(|_| "--history-keep"))
-            .or(self.history_days.map(|_| "--history-days"));
-        let tls_option = (self.tls_cert.as_ref().map(|_| "--tls-cert")).or(self.tls_key.as_ref().map(|_| "--tls-key"));
-        let has_demo_tokens = self.tokens.is_none() && self.jwt_key.is_empty() && !self.open;
-        Err(if let (Some(option), false) = (history_option, cfg!(feature = "sqlite")) {
-            format!("{option} needs the feature sqlite; build with cargo build --release --features sqlite")
-        } else if let (Some(option), None) = (history_option, &self.history_db) {
-            format!("{option} is for the file of --history-db, which is missing; add --history-db FILE")
-        } else if let (Some(option), false) = (tls_option, cfg!(feature = "tls")) {
-            format!("{option} needs the feature tls; build with cargo build --release --features tls")
-        } else if self.tls_cert.is_some() != self.tls_key.is_some() {
-            "--tls-cert and --tls-key belong together; add the missing one".into()
-        } else if self.admin.is_some() && !cfg!(feature = "metrics") {
-            "--admin needs the feature metrics; build with cargo build --release --features metrics".into()
-        } else if let Some(index) = repeated {
+        let has_demo_tokens = self.tokens.is_none() && self.features.jwt_key.is_empty() && !self.open;
+        self.features.validate()?;
+        Err(if let Some(index) = repeated {
             format!("--listen {} is given twice; remove one of the two", format_address(&self.listen[index]))
-        } else if self.open && (self.tokens.is_some() || !self.jwt_key.is_empty()) {
+        } else if self.open && (self.tokens.is_some() || !self.features.jwt_key.is_empty()) {
             "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
         } else if let (true, Some(set)) = (has_demo_tokens, self.public_option()) {
             format!("the demo tokens are public, so not for {set}; pass --tokens FILE, --jwt-key FILE or --open")
@@ -320,7 +280,7 @@ fn parse_listen_address(text: &str) -> Result<SockAddr, String> {
     address.ok_or_else(|| "write unix:PATH with a path of 1 to 107 bytes".into())
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, String> {
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
     let text = &text.parse::<u16>().map_or(text.to_owned(), |port| format!("127.0.0.1:{port}"));
     // Require brackets around an IPv6 address: `::1:3000` could be an address alone, or an address and a port.
     let is_host = |host: &str| host.starts_with('[') || !(host.is_empty() || host.contains([':', '/']));

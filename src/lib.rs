@@ -11,7 +11,8 @@
 //! operator                                       numbers and bans for the operator (feature metrics)
 //! broker                                         the order of a room's events, and its history
 //! ws                                             RFC 6455: bytes in, events and bytes out
-//! config                                         every option: default, bounds, reason
+//! config  ─▶ features                            every option: default, bounds, reason
+//! features ─▶ config                             part three: the options of the optional features
 //! config_file ─▶ config                          part two: options from a file
 //! systemd                                        inherited sockets, and reports to the service manager
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
@@ -26,7 +27,7 @@
 //! 3. [`ws::close`], [`ws::protocol`]: close codes and protocol errors; the state machine of a connection.
 //! 4. [`ws::request`], [`ws::handshake`], [`ws::extension`]: the opening handshake.
 //! 5. [`chat`], [`chat::command`], [`chat::event`]: commands in, events and their recipients out.
-//! 6. [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the members of a room; names; rate limits.
+//! 6. [`chat::identity`], [`chat::room`], [`chat::names`], [`chat::rate_limiter`]: the members of a room; names; rate limits.
 //! 7. [`chat::dialect`]: three message formats for the same chat.
 //! 8. [`broker`], [`broker::log`], [`broker::memory`]: the order of a room's events; ids, history, nonces.
 //! 9. [`http`], [`http::access`], [`http::tokens`], [`http::proxy`]: requests, responses; who may connect, and as whom.
@@ -92,6 +93,7 @@ pub mod broker;
 pub mod chat;
 pub mod config;
 pub mod config_file;
+pub mod features;
 pub mod http;
 pub mod inspect;
 pub mod maps;

@@ -77,10 +77,12 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
     let event_loop = event_loop.map_err(|error| (EXIT_FAILURE, error))?;
     let (version, connections) = (env!("CARGO_PKG_VERSION"), event_loop.max_connections);
     // The start-up banner may end up in a log, so the banner never shows a real access token.
-    let token = if config.tokens.is_none() && config.jwt_key.is_empty() { "token=dev-token&" } else { "token=TOKEN&" };
+    let token =
+        if config.tokens.is_none() && config.features.jwt_key.is_empty() { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
-    let history = config.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
-    let s = if config.tls_cert.is_some() { "s" } else { "" };
+    let history =
+        config.features.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
+    let s = if config.features.tls_cert.is_some() { "s" } else { "" };
     let url = |address| local_address(address).map(|address| format!("http{s}://{address}/"));
     let addresses = &event_loop.addresses;
     let urls = addresses.iter().map(|address| url(address).unwrap_or_else(|| format_address(address)));

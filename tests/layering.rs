@@ -15,7 +15,7 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
     ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
@@ -24,7 +24,8 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("broker", &["maps"]),
     ("inspect", &["ws", "server", "maps"]),
     ("tools", &["ws", "inspect", "broker"]),
-    ("config", &[]),
+    ("config", &["features"]),
+    ("features", &["config"]),
     ("config_file", &["config"]),
     ("maps", &[]),
     ("systemd", &[]),

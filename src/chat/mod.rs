@@ -16,13 +16,14 @@
 pub mod command;
 pub mod dialect;
 pub mod event;
+pub mod identity;
 pub mod names;
 pub mod rate_limiter;
 pub mod room;
 
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, SystemTime};
-use std::{borrow::Cow, mem, net::IpAddr, num::NonZeroU32, rc::Rc};
+use std::{borrow::Cow, mem, net::IpAddr, rc::Rc};
 
 use mio::Token;
 
@@ -32,6 +33,7 @@ use crate::{config::Config, maps::TokenMap, operator::Operator};
 use command::Command;
 use dialect::{Dialect, excerpt};
 use event::{ActiveUsers, ClientLimits, Effect, ErrorText, Event};
+pub use identity::{Claims, Identity};
 use rate_limiter::{Decision, RateLimiter};
 use room::Room;
 
@@ -58,36 +60,6 @@ pub enum JoinError {
     Reserved, // the username is reserved for another access token
     Broker(BrokerError),
     TooManyJoins, // the user has reached the rate limit, which joins share with messages
-}
-
-/// The identity that an access token proves. A client without an access token has the default identity.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub credential: Option<CredentialId>, // id of the token, or of the key that verifies the JWT
-    pub token_line: Option<NonZeroU32>,   // the token's line number in the token file (or the demo tokens), for the log
-    pub username: Option<Rc<str>>,        // the only username that the token allows; `None`: any unreserved username
-    pub claims: Option<Rc<Claims>>,       // `None` if the token is not a JWT
-}
-
-/// The claims of a JWT that limit what its client may do.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Claims {
-    pub rooms: Option<HashSet<Box<str>>>, // `None`: all rooms
-    pub expires: SystemTime,
-}
-
-impl Identity {
-    pub fn allows_room(&self, room: &str) -> bool {
-        self.claims.as_ref().and_then(|claims| claims.rooms.as_ref()).is_none_or(|rooms| rooms.contains(room))
-    }
-
-    /// The user to whom rate limits apply. A local server limits each connection instead (PROTOCOL.md, "Rate limit").
-    pub fn user(&self, address: IpAddr) -> User {
-        match &self.username {
-            Some(username) => User::Username(names::username_key(username)),
-            None => User::Peer { credential: self.credential, address: network_of(address) },
-        }
-    }
 }
 
 pub struct Chat {
@@ -269,7 +241,7 @@ impl Chat {
                 self.send(client, Event::Pong {});
                 return Ok(());
             }
-            Command::Token(_) if self.config.jwt_key.is_empty() => return Err("Unknown event: token".into()),
+            Command::Token(_) if self.config.features.jwt_key.is_empty() => return Err("Unknown event: token".into()),
             Command::Token(token) => {
                 return token.map(|new| self.effects.push_back(Effect::Renew(client, new.into(), nonce)));
             }

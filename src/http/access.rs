@@ -22,7 +22,7 @@ pub struct Access {
 
 impl Access {
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
-        let (is_encrypted, no_echo) = (config.tls_cert.is_some(), config.no_echo);
+        let (is_encrypted, no_echo) = (config.features.tls_cert.is_some(), config.no_echo);
         let mut access = Access { is_encrypted, no_echo, ..Access::default() };
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
@@ -39,7 +39,7 @@ impl Access {
     /// Replaces the access tokens. On error, the old tokens stay in force.
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
-        let text = token_file.or(config.jwt_key.is_empty().then_some(DEMO_TOKENS));
+        let text = token_file.or(config.features.jwt_key.is_empty().then_some(DEMO_TOKENS));
         let parse = |text| AccessTokens::parse(text, config.max_head, self.tokens.as_ref());
         let parse = || text.map(parse).unwrap_or(Ok(AccessTokens::default()));
         self.tokens = (!config.open).then(parse).transpose().map_err(|error| format!("--tokens {path}: {error}"))?;

@@ -24,12 +24,12 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
 /// Returns the broker that the options select. `wake` starts a turn of the event loop; any thread may call `wake`.
 fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static) -> Result<Box<dyn Broker>, String> {
     #[cfg(feature = "sqlite")]
-    if let Some(path) = &config.history_db {
+    if let Some(path) = &config.features.history_db {
         use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};
         let options = DatabaseOptions {
-            survives_power_failure: config.history_sync.as_deref() != Some("normal"),
-            keep: config.history_keep.unwrap_or(10_000),
-            max_days: config.history_days.unwrap_or(0),
+            survives_power_failure: config.features.history_sync.as_deref() != Some("normal"),
+            keep: config.features.history_keep.unwrap_or(10_000),
+            max_days: config.features.history_days.unwrap_or(0),
         };
         let limits = Limits { messages: config.history, backlog: config.max_outbox, bytes: config.max_history };
         let mut config = config.clone();

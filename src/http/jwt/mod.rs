@@ -54,21 +54,16 @@ impl fmt::Debug for Key {
 /// Reads the files of `--jwt-key`. Returns their contents or errors, in the order of the options.
 pub fn read_key_files(config: &Config) -> Vec<Result<Vec<u8>, String>> {
     let read = |path| std::fs::read(path).map_err(|error| format!("cannot read the file: {error}"));
-    config.jwt_key.iter().map(read).collect()
+    config.features.jwt_key.iter().map(read).collect()
 }
 
 impl JwtKeys {
     /// Replaces the keys by those in `files`, the contents of the files of `--jwt-key`. If a file does not load, its old
     /// key stays. Returns the errors, and the changes for the log.
     pub fn load(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
-        (self.iss, self.aud) = (config.jwt_issuer.clone(), config.jwt_aud.clone());
-        let option = self.iss.as_ref().map(|_| "--jwt-issuer").or(self.aud.as_ref().map(|_| "--jwt-audience"));
-        if let (Some(option), true) = (option, config.jwt_key.is_empty()) {
-            let error = format!("{option} is for the JWTs of --jwt-key, which is missing; add --jwt-key FILE");
-            return (vec![error], String::new());
-        }
+        (self.iss, self.aud) = (config.features.jwt_issuer.clone(), config.features.jwt_aud.clone());
         let (before, old, mut errors) = (self.ids(), std::mem::take(&mut self.keys), Vec::new());
-        for (index, (path, file)) in config.jwt_key.iter().zip(files).enumerate() {
+        for (index, (path, file)) in config.features.jwt_key.iter().zip(files).enumerate() {
             let key = file.and_then(|file| parse_key(&file)).map(|parsed| self.number_key(parsed, &old));
             let key = key.map_err(|error| errors.push(format!("--jwt-key {}: {error}", path.display())));
             self.keys.extend(key.ok().or_else(|| old.get(index).cloned()));

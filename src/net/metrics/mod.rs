@@ -39,7 +39,7 @@ pub struct Admin {
 impl Admin {
     /// Listens on `--admin`, if given. `Err` is an error message for the operator.
     pub fn open(config: &Config, registry: &Registry) -> Result<Option<Admin>, String> {
-        let Some(address) = config.admin else { return Ok(None) };
+        let Some(address) = config.features.admin else { return Ok(None) };
         if address.port() != 0 && config.listen.contains(&SockAddr::from(address)) {
             return Err(format!("--admin and --listen are both {address}. Pass another --admin."));
         }

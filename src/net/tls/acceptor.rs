@@ -32,7 +32,7 @@ impl Acceptor {
     /// # Errors
     /// A one-line message if the certificate or its key is missing or unusable.
     pub fn new(config: &Config) -> Result<Acceptor, String> {
-        let (Some(certificate), Some(key)) = (config.tls_cert.clone(), config.tls_key.clone()) else {
+        let (Some(certificate), Some(key)) = (config.features.tls_cert.clone(), config.features.tls_key.clone()) else {
             return Ok(Acceptor(None));
         };
         let files = Files { certificate, key };

@@ -1,0 +1,74 @@
+//! The options of the optional features. They exist in every build, so that a build without a feature can say which one
+//! is missing.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, value_parser};
+
+use crate::config::parse_address;
+
+#[derive(Debug, Clone, Args)]
+pub struct FeatureOptions {
+    /// Keep the history in this SQLite file, so that no acknowledged message is lost (feature sqlite)
+    #[arg(long, value_name = "FILE", help_heading = "Durable history")]
+    pub history_db: Option<PathBuf>,
+    /// Make stored messages survive a power failure ("full") or only a crash of the server ("normal") [default: full]
+    #[arg(long, value_name = "full|normal", value_parser = ["full", "normal"], hide_possible_values = true, help_heading = "Durable history")]
+    pub history_sync: Option<String>, // `normal` saves an fsync per commit
+    /// Keep this many messages per room in the file; 0: all [default: 10000]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(..=i64::MAX as u64), help_heading = "Durable history")]
+    pub history_keep: Option<u64>,
+    /// Delete messages older than this many days from the file; 0: never [default: 0]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
+    pub history_days: Option<u32>,
+    /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
+    #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
+    pub jwt_key: Vec<PathBuf>, // with several keys, the issuer can replace one while its JWTs are in use
+    /// Require this issuer (iss) of a JWT
+    #[arg(long, value_name = "ISSUER", help_heading = "Access")]
+    pub jwt_issuer: Option<String>,
+    /// Require this audience (aud) of a JWT
+    #[arg(long = "jwt-audience", id = "jwt_audience", value_name = "AUDIENCE", help_heading = "Access")]
+    pub jwt_aud: Option<String>,
+    /// Serve https:// and wss:// with the certificate chain in this PEM file (feature tls)
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_cert: Option<PathBuf>,
+    /// Use the private key in this PEM file for --tls-cert
+    #[arg(long, value_name = "FILE", help_heading = "TLS")]
+    pub tls_key: Option<PathBuf>,
+    /// Serve metrics to the operator on this address, and remove or ban clients on request (feature metrics)
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
+    pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
+}
+
+impl FeatureOptions {
+    /// Rejects an option whose feature this build lacks, and an option without the option that it belongs to.
+    pub fn validate(&self) -> Result<(), String> {
+        let FeatureOptions { history_db, history_sync, history_keep, history_days, .. } = self;
+        let FeatureOptions { jwt_key, jwt_issuer, jwt_aud, tls_cert, tls_key, admin, .. } = self;
+        let sqlite = (cfg!(feature = "sqlite"), "sqlite", "--history-db", history_db.is_some());
+        let jwt = (cfg!(feature = "jwt"), "jwt", "--jwt-key", !jwt_key.is_empty());
+        let options = [
+            ("--history-db", history_db.is_some(), sqlite),
+            ("--history-sync", history_sync.is_some(), sqlite),
+            ("--history-keep", history_keep.is_some(), sqlite),
+            ("--history-days", history_days.is_some(), sqlite),
+            ("--jwt-key", !jwt_key.is_empty(), jwt),
+            ("--jwt-issuer", jwt_issuer.is_some(), jwt),
+            ("--jwt-audience", jwt_aud.is_some(), jwt),
+            ("--tls-cert", tls_cert.is_some(), (cfg!(feature = "tls"), "tls", "--tls-key", tls_key.is_some())),
+            ("--tls-key", tls_key.is_some(), (cfg!(feature = "tls"), "tls", "--tls-cert", tls_cert.is_some())),
+            ("--admin", admin.is_some(), (cfg!(feature = "metrics"), "metrics", "--admin", true)),
+        ];
+        for (option, _, (is_built, feature, needed, has_needed)) in options.into_iter().filter(|(_, is_set, _)| *is_set)
+        {
+            if !is_built {
+                let command = format!("cargo build --release --features {feature}");
+                return Err(format!("{option} needs the feature {feature}; build with {command}"));
+            } else if !has_needed {
+                return Err(format!("{option} needs {needed}, which is missing; add {needed} FILE"));
+            }
+        }
+        Ok(())
+    }
+}
