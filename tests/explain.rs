@@ -372,7 +372,7 @@ fn tools_and_server_options_are_separate() {
     for words in [
         "\nTools:\n  explain      Draw WebSocket frames",
         "\n  poke         Test a WebSocket server",
-        "\n      --listen <HOST:PORT>",
+        "\n      --listen <ADDRESS>",
     ] {
         assert!(help.contains(words), "{words:?} in\n{help}");
     }

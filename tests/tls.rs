@@ -667,8 +667,8 @@ fn errors_at_start() {
     let other_key = other.key.to_str().unwrap();
     let old_form = openssl(&["rsa", "-traditional", "-in", other_key, "-aes256", "-passout", "pass:secret"], "old");
     let rows: [(&[&str], &[&str]); 10] = [
-        (&["--tls-cert", cert], &["--tls-cert and --tls-key belong together"]),
-        (&["--tls-key", key], &["--tls-cert and --tls-key belong together"]),
+        (&["--tls-cert", cert], &["--tls-cert needs --tls-key, which is missing"]),
+        (&["--tls-key", key], &["--tls-key needs --tls-cert, which is missing"]),
         (&["--tls-cert", "missing.pem", "--tls-key", key], &["--tls-cert missing.pem: cannot read the file: No such"]),
         (&["--tls-cert", cert, "--tls-key", "missing.pem"], &["--tls-key missing.pem: cannot read the file: No such"]),
         (&["--tls-cert", key, "--tls-key", key], &["--tls-cert", "contains no certificate"]),
