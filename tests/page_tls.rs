@@ -10,7 +10,6 @@ mod support;
 #[path = "support/visitor.rs"]
 mod visitor;
 
-use serde_json::json;
 use support::Server;
 use support::tls::{Certificate, EC};
 use visitor::*;
@@ -21,9 +20,7 @@ fn two_visitors_talk_over_tls() {
     let Some(certificate) = Certificate::new("page", EC) else { return };
     let server = Server::start(&certificate.options());
     let join = |name: &str| {
-        let tab = browser.open("data:text/html,empty");
-        tab.call("Security.setIgnoreCertificateErrors", json!({"ignore": true})); // no authority has signed it
-        tab.navigate(&format!("https://127.0.0.1:{}/?username={name}", server.port()));
+        let tab = browser.open(&format!("https://127.0.0.1:{}/?username={name}", server.port()));
         tab.press_button("Connect");
         wait_for_state(&tab, "joined");
         assert_eq!(tab.text("location.protocol"), "https:");
