@@ -176,8 +176,7 @@ fn endless_responses() {
 
 #[test]
 fn bad_arguments() {
-    let rows: [(&[&str], &str); 12] = [
-        (&["https://127.0.0.1:3000"], "the server's own port"),
+    let rows: [(&[&str], &str); 11] = [
         (&["ws://127.0.0.1:3000"], "http://127.0.0.1:3000"),
         (&["127.0.0.1:3000"], "begin with http://"),
         (&["/health"], "begin with http://"),
@@ -191,4 +190,10 @@ fn bad_arguments() {
         (&["http://127.0.0.1:3000", "--timeout", "0s"], "--timeout"),
     ];
     each_row(&rows, |(arguments, _)| arguments.join(" "), |(arguments, words)| assert_error(arguments, 2, &[words]));
+}
+
+#[test]
+#[cfg(not(feature = "tls"))]
+fn https_needs_the_feature_tls() {
+    assert_error(&["https://127.0.0.1:3000"], 2, &["https needs the feature tls"]);
 }

@@ -687,3 +687,19 @@ fn errors_at_start() {
         },
     );
 }
+
+/// `wirechat health` asks a server with a certificate that no authority has signed.
+#[test]
+fn health_checks() {
+    let Some(certificate) = Certificate::new("health", EC) else { return };
+    let server = Server::start(&certificate.options());
+    let health = |url: String| Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["health", &url]).output().unwrap();
+    let healthy = health(format!("https://127.0.0.1:{}", server.port()));
+    assert!(healthy.status.success(), "{healthy:?}");
+    let plain = health(format!("http://127.0.0.1:{}", server.port()));
+    let error = String::from_utf8(plain.stderr).unwrap();
+    assert!(plain.status.code() == Some(1) && error.contains("the status is 400, not 200"), "{error}");
+    let plain_server = Server::start(&[]);
+    let error = String::from_utf8(health(format!("https://{}", plain_server.addr())).stderr).unwrap();
+    assert!(error.contains("cannot read the response"), "{error}");
+}

@@ -1,5 +1,6 @@
-//! `wirechat health URL` sends one request over plain HTTP and reports the status as an exit code. Containers and
-//! proxies can use it for their health checks: a container image without a shell usually has no curl either.
+//! `wirechat health URL` sends one request over HTTP, or over TLS with the feature `tls`, and reports the status as an
+//! exit code. Containers and proxies can use it for their health checks: a container image without a shell usually has no
+//! curl either.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -63,9 +64,23 @@ fn request_status_within(timeout: Duration, url: Url) -> Result<u16, String> {
         .unwrap_or_else(|_| Err(format!("no response within {}", humantime::format_duration(timeout))))
 }
 
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+#[cfg(not(feature = "tls"))]
+fn encrypt(_: TcpStream) -> Result<Box<dyn Stream>, String> {
+    Err("https needs the feature tls".into())
+}
+
+#[cfg(feature = "tls")]
+fn encrypt(tcp: TcpStream) -> Result<Box<dyn Stream>, String> {
+    Ok(Box::new(super::any_certificate::connect(tcp).map_err(|error| format!("TLS: {error}"))?))
+}
+
 fn request_status(url: &Url) -> Result<u16, String> {
     let addresses = url.resolve(true)?;
-    let mut stream = TcpStream::connect(&addresses[..]).map_err(|error| format!("cannot connect: {error}"))?;
+    let tcp = TcpStream::connect(&addresses[..]).map_err(|error| format!("cannot connect: {error}"))?;
+    let mut stream = if url.is_https() { encrypt(tcp)? } else { Box::new(tcp) };
     let (target, host) = (url.target(), url.authority());
     let request = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
     // Ignore a write error: a full server may respond and close without reading the request, so read its response.

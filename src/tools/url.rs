@@ -1,9 +1,9 @@
-//! The URL of a server: `ws://` (RFC 6455 §3) or `http://` (RFC 9110 §4.2.1). This module parses URLs itself: a general
+//! The URL of a server: `ws://` (RFC 6455 §3), `http://` or `https://` (RFC 9110 §4.2). This module parses URLs itself: a general
 //! URL parser would normalize the path, but a test client must send the path exactly as the user typed it.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 
-/// `ws://host:port/path?query` or `http://host:port/path?query`
+/// `ws://host:port/path?query`, also with `http` or `https`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     scheme: &'static str,
@@ -39,18 +39,16 @@ impl Url {
         Url::parse_authority("ws", rest, text)
     }
 
-    /// Parses an `http://` URL (RFC 9110 §4.2.1).
+    /// Parses an `http://` URL (RFC 9110 §4.2.1) or, with the feature `tls`, an `https://` URL.
     pub fn parse_http(text: &str) -> Result<Url, String> {
         let (scheme, rest) = split_scheme(text);
         match scheme.as_str() {
-            "http" if rest.contains('#') => {
+            "http" | "https" if rest.contains('#') => {
                 Err(format!("{text:?}: a request cannot contain a fragment; remove # and the rest"))
             }
             "http" => Url::parse_authority("http", rest, text),
-            "https" => Err(format!(
-                "{text:?}: https is not supported; ask the server's own port, which is plain HTTP, as in \
-                 http://127.0.0.1:3000"
-            )),
+            "https" if cfg!(feature = "tls") => Url::parse_authority("https", rest, text),
+            "https" => Err(format!("{text:?}: https needs the feature tls")),
             _ => Err(format!("{text:?}: the URL must begin with http://, as in http://127.0.0.1:3000")),
         }
     }
@@ -62,7 +60,7 @@ impl Url {
         }
         let at = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(at);
-        let (host, port) = split_port(authority).ok_or_else(|| {
+        let (host, port) = split_port(authority, default_port(scheme)).ok_or_else(|| {
             format!("{text}: {authority:?} is not a host with an optional port, such as 127.0.0.1:8080")
         })?;
         // RFC 6455 §3 and RFC 9112 §3.2.1: if the path is empty, the request target begins with "/".
@@ -74,6 +72,10 @@ impl Url {
         Url { target: target.to_owned(), ..self.clone() }
     }
 
+    pub fn is_https(&self) -> bool {
+        self.scheme == "https"
+    }
+
     /// The URL's path and query, in the form for an HTTP request line.
     pub fn target(&self) -> &str {
         &self.target
@@ -81,7 +83,7 @@ impl Url {
 
     /// The value of the `Host` header. RFC 6455 §4.1: it includes the port "when not using the default port".
     pub fn authority(&self) -> String {
-        if self.port == 80 { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
+        if self.port == default_port(self.scheme) { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
 
     /// Resolves the host. Unless `anywhere` is true, every address must be loopback: sending invalid frames to another
@@ -109,12 +111,16 @@ fn split_scheme(text: &str) -> (String, &str) {
     (scheme.to_ascii_lowercase(), rest)
 }
 
-/// Splits `host:port`, `host`, `[::1]:port` or `[::1]` into host and port. The default port of both schemes is 80.
-fn split_port(authority: &str) -> Option<(&str, u16)> {
+fn default_port(scheme: &str) -> u16 {
+    if scheme == "https" { 443 } else { 80 }
+}
+
+/// Splits `host:port`, `host`, `[::1]:port` or `[::1]` into host and port.
+fn split_port(authority: &str, default: u16) -> Option<(&str, u16)> {
     let end = authority.rfind(']').map_or(0, |at| at + 1);
     let (host, port) = match authority[end..].rfind(':') {
         Some(colon) => (&authority[..end + colon], authority[end + colon + 1..].parse().ok()?),
-        None => (authority, 80),
+        None => (authority, default),
     };
     let is_bracketed = host.starts_with('[') && host.ends_with(']');
     let is_plain = !host.is_empty() && !host.contains(['[', ']', ':', '@']);
@@ -174,7 +180,6 @@ mod tests {
         assert_eq!(url("HTTP://127.0.0.1:3000").unwrap(), "http://127.0.0.1:3000/ /");
         assert_eq!(url("http://[::1]:80/a?b").unwrap(), "http://[::1]/a /a?b");
         let cases = [
-            ("https://localhost/", "the server's own port"),
             ("ws://localhost/", "begin with http://"),
             ("localhost:3000", "begin with http://"),
             ("http://localhost/#a", "fragment"),
