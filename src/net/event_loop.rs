@@ -1,4 +1,4 @@
-//! Drives the server with mio: one poll loop for the listener, the signals and every connection.
+//! Drives the server with mio: one poll loop for the listeners, the signals and every connection.
 
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant, SystemTime};
@@ -53,9 +53,10 @@ impl EventLoop {
     ) -> Result<EventLoop, String> {
         let (max_connections, max_lingering) = raise_descriptor_limit(&config)?;
         let error = |error| format!("The system cannot poll: {error}.");
-        let listeners = match inherited.is_empty() {
-            true => config.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?,
-            false => inherited.into_iter().map(Listener::new).collect::<Result<_, _>>().map_err(error)?,
+        let listeners = if inherited.is_empty() {
+            config.listen.iter().map(Listener::bind).collect::<Result<Vec<_>, _>>()?
+        } else {
+            inherited.into_iter().map(Listener::new).collect::<Result<_, _>>().map_err(error)?
         };
         let poll = Poll::new().map_err(error)?;
         let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(error)?;
