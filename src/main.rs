@@ -75,13 +75,17 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
     let player = Box::new(LoopbackPlayer);
     let event_loop = EventLoop::bind(config.clone(), inherited, access, log, player, tls);
     let event_loop = event_loop.map_err(|error| (EXIT_FAILURE, error))?;
+    // A closed stdout must not stop the server.
+    let _ = std::io::stdout().write_all(format_banner(&config, &event_loop).as_bytes());
+    event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))
+}
+
+/// The start-up banner may end up in a log, so it never shows a real access token.
+fn format_banner(config: &Config, event_loop: &EventLoop) -> String {
     let (version, connections) = (env!("CARGO_PKG_VERSION"), event_loop.max_connections);
-    // The start-up banner may end up in a log, so the banner never shows a real access token.
-    let token =
-        if config.tokens.is_none() && config.features.jwt_key.is_empty() { "token=dev-token&" } else { "token=TOKEN&" };
+    let has_demo_tokens = config.tokens.is_none() && config.features.jwt_key.is_empty();
+    let token = if has_demo_tokens { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
-    let history =
-        config.features.history_db.iter().map(|path| format!("  history: {}\n", path.display())).collect::<String>();
     let s = if config.features.tls_cert.is_some() { "s" } else { "" };
     let url = |address| local_address(address).map(|address| format!("http{s}://{address}/"));
     let addresses = &event_loop.addresses;
@@ -95,9 +99,9 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
         ),
         None => format!("\x20 curl:   curl --unix-socket {} http://localhost/health", urls.trim_start_matches("unix:")),
     };
-    let admin: String = event_loop.admin.iter().map(|admin| format!("  admin:  http://{}/\n", admin.address)).collect();
+    let history = config.features.history_db.iter().map(|path| format!("  history: {}\n", path.display()));
+    let admin = event_loop.admin.iter().map(|admin| format!("  admin:  http://{}/\n", admin.address));
+    let others: String = history.chain(admin).collect();
     let first = format!("wirechat {version} listens on {urls} for up to {connections} connections");
-    let banner = format!("{first}\n{usage}\n{history}{admin}\x20 stop:   Ctrl-C\n");
-    let _ = std::io::stdout().write_all(banner.as_bytes()); // a closed stdout must not stop the server
-    event_loop.run().map_err(|error| (EXIT_FAILURE, format!("the poll failed: {error}")))
+    format!("{first}\n{usage}\n{others}\x20 stop:   Ctrl-C\n")
 }
