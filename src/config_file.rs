@@ -1,4 +1,4 @@
-//! `--config FILE`: a TOML file with the server's options under their names, such as `max-text = 1000`. An environment
+//! `--config FILE`: a TOML file whose keys are option names, such as `max-text = 1000`. An environment
 //! variable overrides the file, and an option on the command line overrides both.
 
 use std::ffi::OsString;
@@ -12,8 +12,8 @@ use crate::config::{add_environment, format_error};
 /// Options that a file cannot set.
 const COMMAND_LINE_ONLY: [&str; 3] = ["config", "help", "version"];
 
-/// Inserts the options from the file that `--config` names before all other arguments, except options that the command
-/// line or the environment sets. `Err` is an error message for the operator.
+/// Reads the `--config` file and inserts its options before all other arguments, except options that the command line
+/// or the environment sets. `Err` is an error message for the operator.
 pub fn add_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<OsString>, String> {
     // Ignore errors in other arguments: the caller reports them later.
     let lenient = add_environment(command.clone()).ignore_errors(true).try_get_matches_from(&arguments);
@@ -27,7 +27,7 @@ pub fn add_file(command: &Command, mut arguments: Vec<OsString>) -> Result<Vec<O
     let mut from_file = Vec::new();
     for (name, value) in read(&path).map_err(error)? {
         let option = to_arguments(&name, value).map_err(|why| error(format!("{name}: {why}")))?;
-        // Check each option of the file by itself, so that the error names the file.
+        // Parse the options one at a time, so that an error message names the file.
         let checked = command.clone().try_get_matches_from(["wirechat".into()].iter().chain(&option));
         checked.map_err(|why| error(format_error(&why.to_string())))?;
         let source = matches.value_source(&name.replace('-', "_"));

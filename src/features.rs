@@ -23,7 +23,7 @@ pub struct FeatureOptions {
     pub history_days: Option<u32>,
     /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
     #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
-    pub jwt_key: Vec<PathBuf>, // with several keys, the issuer can replace one while its JWTs are in use
+    pub jwt_key: Vec<PathBuf>, // several keys allow rotation: JWTs signed with the old key stay valid
     /// Require this issuer (iss) of a JWT
     #[arg(long, value_name = "ISSUER", help_heading = "Access")]
     pub jwt_issuer: Option<String>,
@@ -42,7 +42,7 @@ pub struct FeatureOptions {
 }
 
 impl FeatureOptions {
-    /// Rejects an option whose feature this build lacks, and an option without the option that it belongs to.
+    /// Rejects options whose feature is not in this build, and options that require another option that is not set.
     pub fn validate(&self) -> Result<(), String> {
         let FeatureOptions { history_db, history_sync, history_keep, history_days, .. } = self;
         let FeatureOptions { jwt_key, jwt_issuer, jwt_aud, tls_cert, tls_key, admin, .. } = self;

@@ -1,5 +1,5 @@
-//! What the operator of a server sees and decides (feature `metrics`): numbers, counted where things happen, bans, and
-//! the replies to messages that the operator publishes. `net::metrics` serves all of it over HTTP.
+//! What the operator of a server sees and decides (feature `metrics`): counters, bans, and the
+//! replies to messages that the operator publishes. `net::metrics` serves them over HTTP.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ impl<E> Default for Operator<E> {
     }
 }
 
-/// Numbers since the server's start. An increment costs next to nothing, so the server counts even if nobody asks.
+/// Counters since the server's start. Incrementing costs next to nothing, so the server counts even without `--admin`.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub accepts: u64,
@@ -33,10 +33,10 @@ pub struct Counters {
     pub closes: BTreeMap<u16, u64>,     // upgraded connections that have ended, by the code of the first Close frame
     pub slow_consumers: u64,
     pub bytes_received: u64,
-    pub bytes_sent: u64,    // by connections that have ended
+    pub bytes_sent: u64,    // only on connections that have ended
     pub messages: [u64; 3], // messages that clients have published to rooms, by `Dialect`
-    pub deliveries: u64,    // messages, room or private, sent to clients: once per recipient, and without any history
-    pub resumes: [u64; 2],  // joins that asked to resume: those that could not, those that could
+    pub deliveries: u64,    // room and private messages sent, counted once per recipient; excludes history
+    pub resumes: [u64; 2],  // joins that asked to resume: first those that failed, then those that succeeded
     pub duplicates: u64,    // messages that repeated a nonce
 }
 
@@ -46,8 +46,8 @@ impl Counters {
         self.bytes_sent += bytes_sent;
         let Some(service) = service else { return };
         self.services[service] -= 1;
-        let code = code.unwrap_or(1006); // RFC 6455 §7.1.5: 1006 means that no Close was sent
-        // Clients may choose any code from 3000 to 4999. Count them by the thousand, so that no client can add rows.
+        let code = code.unwrap_or(1006); // RFC 6455 §7.1.5: 1006 means that there was no Close frame
+        // Clients may choose any code from 3000 to 4999. Group them by thousand, so that clients cannot add rows.
         *self.closes.entry(if code < 3000 { code } else { code / 1000 * 1000 }).or_default() += 1;
     }
 }
@@ -60,7 +60,7 @@ pub struct Bans {
 }
 
 impl Bans {
-    /// `key` returns a username key. It is called only if a username is banned, because keys are slow to compute.
+    /// Calls `key`, which computes a username key, only if a username is banned: computing a key is slow.
     pub fn contains(&self, network: IpAddr, key: impl FnOnce() -> Option<Rc<str>>, now: SystemTime) -> bool {
         let is_in_force = |until: &SystemTime| now < *until;
         let by_key = || if self.usernames.is_empty() { None } else { self.usernames.get(&key()?) };
@@ -72,7 +72,6 @@ impl Bans {
         self.usernames.retain(|_, until| now < *until);
     }
 
-    /// Whether there is no room for another ban.
     pub fn is_full(&self) -> bool {
         self.addresses.len() + self.usernames.len() >= MAX_BANS
     }

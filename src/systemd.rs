@@ -7,7 +7,7 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use socket2::Socket;
 
-const GRACE: Duration = Duration::from_secs(30); // for the last clients' replies and the last messages' way to the disk
+const GRACE: Duration = Duration::from_secs(30); // for the last Close replies and for storing the last messages
 const FIRST_DESCRIPTOR: usize = 3; // sd_listen_fds(3): descriptors follow stdin, stdout and stderr
 
 /// Returns the listening sockets that this process has inherited: none unless `LISTEN_PID` is its own id.
@@ -16,14 +16,14 @@ pub fn take_sockets() -> Result<Vec<Socket>, String> {
     if std::env::var("LISTEN_PID").ok() != Some(std::process::id().to_string()) {
         return Ok(Vec::new());
     }
-    let mut descriptors = ListenFd::from_env(); // also removes the variables
+    let mut descriptors = ListenFd::from_env(); // also unsets the environment variables
     let mut sockets = Vec::new();
     for index in 0..descriptors.len() {
         let mut socket = descriptors.take_tcp_listener(index).ok().flatten().map(Socket::from);
         if socket.is_none() {
             socket = descriptors.take_unix_listener(index).ok().flatten().map(Socket::from);
         }
-        // A socket without an address could pass for one that only this machine can reach.
+        // Reject a socket without an address: it could be mistaken for one that only this machine can reach.
         let socket = socket.filter(|socket| socket.is_listener().unwrap_or_default() && socket.local_addr().is_ok());
         let descriptor = FIRST_DESCRIPTOR + index;
         sockets.push(socket.ok_or_else(|| {
@@ -37,7 +37,7 @@ pub fn report_ready() {
     report(&[NotifyState::Ready, NotifyState::Status("Accepting clients")]);
 }
 
-/// Reports that the server reads its files again. A call of `report_ready` must follow.
+/// Reports that the server is reloading its files. The caller must call `report_ready` afterwards.
 pub fn report_reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => report(&[NotifyState::Reloading, now]),
@@ -45,9 +45,9 @@ pub fn report_reloading() {
     }
 }
 
-/// Reports that the server stops. `wait`: how long the shutdown waits before it closes the last connection.
+/// Reports that the server is stopping. `wait`: how long the shutdown waits before it closes the last connection.
 pub fn report_stopping(wait: Duration) {
-    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // at most 71 minutes
+    let timeout = u32::try_from((wait + GRACE).as_micros()).unwrap_or(u32::MAX); // `u32::MAX` is 71 minutes
     let status = NotifyState::Status("Closing the connections");
     report(&[NotifyState::Stopping, status, NotifyState::ExtendTimeoutUsec(timeout)]);
 }

@@ -1,5 +1,5 @@
-//! The admin listener (`--admin`): its requests and their errors, metrics that equal a scripted load to the unit, kicks,
-//! bans, publishing, peers that are slow or rude, and the tool `wirechat admin`.
+//! The admin listener (`--admin`): its requests and their errors, metrics that match a scripted load exactly, kicks,
+//! bans, publishing, slow and malicious peers, and the tool `wirechat admin`.
 
 #![cfg(feature = "metrics")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -225,7 +225,7 @@ fn heads_and_second_requests() {
     assert_eq!((http_1_0.status, http_1_0.body.as_str()), (200, "live\n"));
 }
 
-/// A page in the operator's browser must not reach the admin listener, not even under a name that it controls.
+/// A page in the operator's browser must not reach the admin listener, not even through DNS rebinding.
 #[test]
 fn hosts_and_origins() {
     let host = Host::start(&["--allow-host", "admin.example", "--open"]);
@@ -282,7 +282,7 @@ fn rude_requests() {
         |(bytes, status)| {
             let mut client = host.connect();
             client.send(bytes);
-            // Input that the server has not read would reset the connection, and could destroy the response.
+            // Closing a socket with unread input would reset the connection and could destroy the response.
             assert_eq!(client.read_response().status, *status);
         },
     );
@@ -295,7 +295,7 @@ fn rude_requests() {
     assert_eq!(host.request("GET", "/live").status, 200);
 }
 
-/// Silent peers cannot lock the operator out: the oldest of them makes room. Each byte may arrive alone.
+/// Silent peers cannot lock the operator out: the oldest one is closed. A request may arrive byte by byte.
 #[test]
 fn silent_and_slow_peers() {
     let host = Host::start(&[]);
@@ -307,7 +307,7 @@ fn silent_and_slow_peers() {
         slow.send(&[byte]);
     }
     assert_eq!(parse_json(&slow.read_response())["text"], "hi");
-    // The others are over once their time is.
+    // The other silent peers are closed when their deadline expires.
     let mut last = silent.pop().unwrap();
     last.expect_end();
 }
@@ -330,7 +330,7 @@ impl Counted {
         (counted, head)
     }
 
-    /// Joins, and reads the first event, which contains `words`.
+    /// Upgrades the connection. Unless `words` is empty, reads until a frame contains `words`.
     fn join(host: &Host, path: &str, bytes: &Bytes, words: &str) -> Counted {
         let (mut counted, head) = Counted::connect(host, upgrade_request(path).as_bytes(), bytes);
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -394,7 +394,7 @@ impl Counted {
     }
 }
 
-/// Three messages of ann, two of ben and one of pat, a repeated nonce, a private message, and one to nobody.
+/// Sends three messages by ann, two by ben and one by pat, a duplicate, and private messages to pat and to nobody.
 fn talk(ann: &mut Counted, ben: &mut Counted, pat: &mut Counted) {
     for number in 1..=3 {
         let text = format!("ann's message {number}");
@@ -533,7 +533,7 @@ fn slow_consumers_are_counted() {
     host.wait_for_metrics(&[("closes_total{code=\"1008\"}", 1), ("connections{endpoint=\"/\"}", 1)]);
 }
 
-/// Both formats are valid for independent parsers, with labels and without any.
+/// promtool accepts the Prometheus text format, and prometheus_client accepts OpenMetrics.
 #[test]
 fn independent_parsers_accept_the_metrics() {
     let host = Host::start(&[]);
@@ -560,7 +560,7 @@ fn independent_parsers_accept_the_metrics() {
         let output = feed(Command::new(promtool).args(["check", "metrics"]), &text);
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
     }
-    // python3 -m venv target/openmetrics && target/openmetrics/bin/pip install -r tests/openmetrics/requirements.txt
+    // Needs a Python venv in target/openmetrics, with tests/openmetrics/requirements.txt installed.
     let python = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/openmetrics/bin/python");
     if let Some(python) = require_tool("openmetrics-python", &[python]) {
         const SCRIPT: &str = "import sys; from prometheus_client.openmetrics import parser; \
@@ -621,7 +621,7 @@ fn kicked_clients() {
     while !ben.read_text().contains("hi") {}
     assert_eq!(host.json("POST", "/kick?username=ben"), json!({"closed": 1}));
     assert_eq!(read_close(&mut ben), removed());
-    // An echo client has a number only.
+    // An echo client has no username, only a connection number.
     let mut echo = host.server.upgrade("/echo?token=dev-token");
     let clients = host.json("GET", "/clients");
     let number = clients.as_array().unwrap().last().unwrap()["connection"].as_u64().unwrap();
@@ -651,7 +651,7 @@ fn banned_usernames() {
     assert_eq!(status(&events_path("mallory2", "tea")), 101);
     let check = host.server.connect().exchange_text("/check?token=dev-token&username=mallory");
     assert!(check.contains("\"status\":403") && check.contains("operator has banned"), "{check}");
-    // A client of the dialect `rooms` carries its name in each message.
+    // A client of the dialect `rooms` sends its name in each message, so each message is checked.
     for (name, words) in [("Mallory", "The username Mallory is banned"), ("ben", "\"text\":\"hi\"")] {
         ben.send_text(&json!({"username": name, "text": "hi"}).to_string());
         let mut text = ben.read_text();
@@ -669,13 +669,13 @@ fn banned_usernames() {
     host.server.wait_for_log("UNBAN user=mallory lifted=1 by=127.0.0.1:");
     assert_eq!(host.json("GET", "/bans"), json!([]));
     assert_eq!(status(&events_path("mallory", "tea")), 101);
-    // A ban ends by itself.
+    // A ban expires.
     host.json("POST", "/ban?username=mallory&seconds=1");
     wait_until("the ban is over", || status(&events_path("mallory", "tea")) == 101);
     assert_eq!(host.json("GET", "/bans"), json!([]));
 }
 
-/// The client's address is the one that the proxy reports; an IPv6 address stands for its network.
+/// The proxy reports the client's address. A ban of an IPv6 address covers its /64 network.
 #[test]
 fn banned_addresses() {
     let host = Host::start(&["--trusted-proxy", "127.0.0.1", "--open"]);
@@ -729,7 +729,7 @@ fn published_messages() {
     assert_eq!(ann.read_json(), json!({"event": "message", "data": published}), "nobody joins");
     while ben.read_text() != r#"{"type":"message","username":"bot","text":"hi"}"# {}
     host.server.wait_for_log("PUBLISH room=tea user=bot by=127.0.0.1:");
-    // The nonce makes the request repeatable.
+    // A second request with the same nonce publishes nothing and gets the same response.
     assert_eq!(parse_json(&host.publish("tea", &body)), published);
     assert_eq!(parse_json(&host.publish("tea", r#"{"username":"bot","text":"/msg ann x"}"#))["id"], 2);
     assert_eq!(ann.read_json()["data"]["text"], "/msg ann x", "a text, and the repeated message is sent to nobody");
@@ -865,7 +865,7 @@ fn a_full_server_is_not_ready() {
     wait_until("the server is ready again", || host.request("GET", "/ready").status == 200);
 }
 
-/// During a shutdown, a client that does not reply to its Close keeps the server for two seconds.
+/// During a shutdown, the server waits two seconds for a client that does not reply to its Close.
 #[test]
 fn a_server_that_shuts_down_is_not_ready() {
     let is_seen = (0..5).any(|_| {
@@ -900,7 +900,7 @@ fn addresses_that_are_in_use() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let error = fail(&free, &free);
     assert!(error.contains("--listen") || error.contains("--admin"), "{error}");
-    // A bare port is on loopback.
+    // A port without an address means loopback.
     let host = Host::launch(&mut Server::command("127.0.0.1:0", &["--admin", "0"]));
     assert!(host.admin.ip().is_loopback());
 }

@@ -53,7 +53,7 @@ fn a_file_sets_options_of_each_kind() {
     assert_eq!(server.log(), "", "--quiet logs no connections");
 }
 
-/// An option with several values on the command line replaces the file's values.
+/// A list on the command line replaces the file's list. The two are not merged.
 #[test]
 fn lists_are_replaced() {
     let path = file("lists", "allow-host = [\"one.example\"]");
@@ -95,7 +95,7 @@ fn errors_name_the_file_and_the_option() {
     );
     let missing = fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", "/nonexistent.toml"]));
     assert!(missing.contains("--config /nonexistent.toml: No such file"), "{missing}");
-    // An error of the environment or the command line does not blame the file.
+    // An error in an environment variable does not blame the file.
     let path = file("valid", "max-text = 5");
     let environment =
         fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path]).env("WIRECHAT_MAX_HEAD", "x"));
@@ -114,7 +114,7 @@ fn fail(command: &mut Command) -> String {
     stderr
 }
 
-/// A tool does not read the server's file.
+/// Subcommands such as `explain` do not read the server's file.
 #[test]
 fn tools_ignore_the_file() {
     let mut explain = Command::new(env!("CARGO_BIN_EXE_wirechat"));

@@ -1,4 +1,4 @@
-//! The end of a server that other servers replace: `--drain-delay` and `--drain`.
+//! Graceful shutdown of a server behind a load balancer: `--drain-delay` and `--drain`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -38,7 +38,7 @@ fn close_code(client: &Client) -> Option<u16> {
     Some(close.close().0)
 }
 
-/// Advances the clock in steps. Returns in which step each client received a 1001.
+/// Advances the clock in steps until the server stops. Returns the step in which each client received Close 1001.
 fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     let mut closed = vec![None; clients.len()];
     for step in 0.. {
@@ -56,7 +56,7 @@ fn play(world: &mut World, clients: &[Client]) -> Vec<usize> {
     closed.into_iter().map(|step| step.expect("every client receives a Close")).collect()
 }
 
-/// In no second are there more than 1.3 times as many closes as in another second of an even drain.
+/// In any second, the server closes at most 1.3 times as many connections as at a constant rate.
 #[test]
 fn closes_are_spread_evenly() {
     for (count, span) in [(1000, 10), (300, 1), (30, 30)] {
@@ -92,7 +92,7 @@ fn the_quietest_connection_is_closed_first() {
     assert!(order.windows(2).all(|pair| (9..=11).contains(&(closed[pair[1]] - closed[pair[0]]))), "{closed:?}");
 }
 
-/// The others chat until their turn. They see who has left, and nobody loses a message.
+/// Clients that are not yet closed keep chatting. They see who has left, and no message is lost.
 #[test]
 fn the_remaining_clients_keep_chatting() {
     let mut world = world(&["--drain", "4"]);
@@ -113,7 +113,7 @@ fn the_remaining_clients_keep_chatting() {
         assert_eq!(client.read_event("left")["username"], "user-0");
         assert_eq!(client.read_event("message")["text"], "still here");
     }
-    // A message that arrives in the same turn as the Close leaves is acknowledged first.
+    // A message that arrives in the turn that sends the Close is acknowledged before the Close.
     let mut frames = Vec::new();
     for number in 0..20 {
         world.jump(STEP);

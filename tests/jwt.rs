@@ -1,7 +1,7 @@
 //! JWTs as access tokens (PROTOCOL.md, "JWT"): which tokens are valid, what they allow, and when they expire. The tokens
 //! come from PyJWT, which shares no code with the server. Tests about time use a virtual clock.
 //!
-//! This command installs PyJWT; `WIRECHAT_JWT_PYTHON` names a Python that has it elsewhere:
+//! This command installs PyJWT. To use another Python that has PyJWT, set `WIRECHAT_JWT_PYTHON` to its path:
 //! `python3 -m venv target/jwt-venv && target/jwt-venv/bin/pip install -r tests/jwt/requirements.txt`
 
 #![cfg(feature = "jwt")]
@@ -29,7 +29,7 @@ use support::{Server, becomes_true, masked, require_tool, token_file, upgrade_re
 
 /// The time at which the virtual clock starts.
 const START: u64 = 1 << 31;
-/// Turns off the limits that a test might exceed although it does not examine them.
+/// Turns off limits that a test might reach by accident.
 const UNLIMITED: [&str; 4] = ["--rate-limit", "0", "--max-wrong-tokens", "0"];
 
 /// A Python process that makes tokens, and a directory with its key files.
@@ -182,7 +182,7 @@ fn valid_tokens() {
         claims.as_object_mut().unwrap().remove(missing);
         assert_eq!(strict.status(&request("/", &maker.token("hs", claims))), 401, "without {missing}");
     }
-    // Headers that say nothing about the algorithm are ignored.
+    // The header parameters `kid`, `typ` and `jku` are ignored.
     for headers in [json!({"kid": "1"}), json!({"typ": "at+jwt"}), json!({"jku": "http://127.0.0.1:1/"})] {
         let token = maker.request(json!({"key": "rs", "claims": claims("alice"), "headers": headers}));
         assert_eq!(all.status(&request("/", token.as_str().unwrap())), 101, "{headers}");
@@ -282,7 +282,7 @@ fn key_files() {
         let error = fail_to_start(&with(&maker.options(&["hs", name]), &[]));
         assert!(error.contains("--jwt-key") && error.contains(&maker.key(name)) && error.contains(words), "{error}");
     }
-    // A public key in UTF-16 is not a secret.
+    // A public key in a UTF-16 file is recognized, and not used as an HMAC secret.
     let text = fs::read_to_string(maker.key("es")).unwrap();
     let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain(text.encode_utf16().flat_map(u16::to_le_bytes)).collect();
     fs::write(maker.key("utf-16"), utf16).unwrap();
@@ -290,7 +290,7 @@ fn key_files() {
     assert_eq!(server.status(&request("/", &maker.token("es", claims("alice")))), 101, "it is the same key");
 }
 
-/// The one line that a server prints which does not start.
+/// Runs a server that must not start. Returns its one line of stderr.
 fn fail_to_start(args: &[&str]) -> String {
     let output = Server::command("127.0.0.1:0", args).output().expect("the server runs");
     let error = String::from_utf8(output.stderr).unwrap();
@@ -311,7 +311,7 @@ fn options_that_exclude_each_other() {
         let error = fail_to_start(args);
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
-    // The demo tokens are not in force, and a public server starts.
+    // `--jwt-key` disables the demo tokens, so a public server may start.
     let server = Server::start(&["--jwt-key", &key, "--allow-host", "chat.example"]);
     assert_eq!(server.status(&handshake()), 401);
     assert!(!server.printed().contains("dev-token"), "{}", server.printed());
@@ -349,7 +349,7 @@ fn a_token_names_the_user() {
     newer.sends_message("hi");
     newer.receives_event("message", json!({"username": "alice", "text": "hi"}));
 
-    // A resume with a fresh token of the same user.
+    // A client can resume its session with a fresh token of the same user.
     let (epoch, session) = (welcome["epoch"].as_str().unwrap(), welcome["session"].as_str().unwrap());
     let query = format!("&room=den&epoch={epoch}&since=0&session={session}");
     let fresh = maker.token("es", and(claims("alice"), json!({"jti": "fresh"})));
@@ -370,7 +370,7 @@ fn a_token_names_the_user() {
     first.receives_close(1008, "replaced by a newer connection");
     assert_eq!(second.receive()["username"], "bob");
 
-    // In `rooms`, a message without a name has that of the token, and another name is an error.
+    // In `rooms`, a message without a name gets the name in the token. Any other name is an error.
     let mut rooms = User::at(&server, Dialect::Rooms, &format!("/ws/b?token={}", maker.token("hs", claims("rae"))), "");
     rooms.receive();
     rooms.send(r#"{"text":"hi"}"#);
@@ -415,7 +415,7 @@ fn a_token_lists_the_rooms() {
 
 // --------------------------------------------------------------------------------------------------------------- time
 
-/// Keeps a client of the virtual world alive for this long: it replies to Pings, and returns everything else.
+/// Advances the clock by `time` seconds and replies to Pings. Returns everything else that the client receives.
 fn pass(world: &mut World, client: &Client, time: f64) -> Vec<Value> {
     let (mut texts, mut left) = (Vec::new(), Duration::from_secs_f64(time));
     loop {
@@ -485,13 +485,13 @@ fn a_warning_and_the_end() {
 #[test]
 fn a_client_that_is_late() {
     let Some(mut maker) = Maker::start("late") else { return };
-    // Ten seconds before: the warning follows the welcome.
+    // The token is about to expire, so the warning follows the `welcome` at once.
     let mut world = maker.world(&["hs"], &[]);
     let client = enter(&mut world, "/", &maker.token("hs", at(9.5)));
     assert_eq!(pass(&mut world, &client, 0.0), [expiring(10)]);
     assert_eq!(pass(&mut world, &client, 9.4), NOTHING);
     assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
-    // Clocks may differ by five seconds when a token is presented, but it has expired.
+    // The handshake allows five seconds of clock skew, but an expired token still ends the connection.
     for (claims, status) in [
         (at(-4.9), 101),
         (at(-5.0), 401),
@@ -563,20 +563,20 @@ fn a_token_is_renewed() {
         json!({"event": "error", "data": {"message": "This token cannot renew the current one", "nonce": "n"}});
     assert_eq!(renew(&mut world, json!({"token": "x", "nonce": "n"})), [with_nonce]);
 
-    // A fresh token of another key, for fewer rooms.
+    // The fresh token is signed with another key and allows fewer rooms.
     let fresh = maker.token("rs", and(at(100.0), json!({"rooms": ["tea"]})));
     assert_eq!(renew(&mut world, json!({"token": fresh})), accepted("2038-01-19T03:15:48.000Z"));
     client.send_text(r#"{"event":"switch_room","data":{"room":"general"}}"#);
     assert_eq!(pass(&mut world, &client, 59.9), error("Not allowed in this room"));
     assert_eq!(pass(&mut world, &client, 0.2), [expiring(30)]);
-    // A fresh token that expires before the current one counts, too.
+    // A fresh token may expire before the current one.
     let fresh = maker.token("hs", at(75.5));
     assert_eq!(renew(&mut world, json!({"token": fresh}))[..1], accepted("2038-01-19T03:15:23.500Z"));
     assert_eq!(pass(&mut world, &client, 5.3), NOTHING);
     assert_eq!(pass(&mut world, &client, 0.2), [expired()]);
 }
 
-/// The chat processes a renewal at once, but a slow broker a switch later. The client must not stay in a room that its
+/// A renewal takes effect at once, but a slow broker delays a room switch. The client must not stay in a room that its
 /// new token does not allow.
 #[test]
 fn a_token_is_renewed_during_a_switch() {
@@ -611,7 +611,7 @@ fn a_token_is_renewed_during_a_switch() {
     assert_eq!(client.read_frame().close(), (1008, "Not allowed in this room".to_owned()));
 }
 
-/// The clock of the machine is set forward: the token has expired, although the timer has not.
+/// A token expires by the system clock, even if that clock is set forward or back after the timer was set.
 #[test]
 fn the_clock_is_set_while_a_token_is_in_use() {
     let Some(mut maker) = Maker::start("clock") else { return };
@@ -627,7 +627,7 @@ fn the_clock_is_set_while_a_token_is_in_use() {
     assert_eq!(pass(&mut world, &client, 30.0), [expired()]);
 }
 
-/// With the real clock.
+/// Tokens also expire by the real clock, on every endpoint.
 #[test]
 fn a_short_life() {
     let Some(mut maker) = Maker::start("short") else { return };
@@ -644,7 +644,7 @@ fn a_short_life() {
     server.wait_for_log("token expired");
 }
 
-/// Traces and recordings show asterisks instead of tokens, also of those that renew.
+/// Traces and recordings show asterisks instead of tokens, including the tokens of renewals.
 #[test]
 fn tokens_are_not_traced_or_recorded() {
     let Some(mut maker) = Maker::start("trace") else { return };
@@ -654,7 +654,7 @@ fn tokens_are_not_traced_or_recorded() {
     let (mut alice, _) = join(&server, &tokens[0], "");
     alice.sends_event("token", json!({"token": tokens[1]}));
     alice.receives_event("token_accepted", json!({}));
-    // In two fragments, with white space.
+    // The next renewal arrives in two fragments, with whitespace in its JSON.
     let command = format!(r#"{{"event": "token", "data": {{"token" : "{}"}}}}"#, tokens[2]);
     let (first, second) = command.split_at(command.len() - 40);
     alice.client.send(&masked(0x01, first.as_bytes()));
@@ -696,7 +696,7 @@ fn keys_are_reloaded() {
     renewed.sends_event("token", json!({"token": maker.token("es", claims("hs"))}));
     renewed.receives_event("token_accepted", json!({}));
 
-    // The first key moves to the second file; the second one is replaced.
+    // The second key moves to the first file, and a new key takes its place. The first key is gone.
     let mut reloads = 0;
     let mut reload = |line: &str| {
         server.signal("HUP");
@@ -712,7 +712,7 @@ fn keys_are_reloaded() {
     by_second.receives_nothing();
     renewed.receives_nothing();
 
-    // A file that does not load keeps its key. The other file is loaded.
+    // If a key file cannot be loaded, its old key stays valid. The other file is still loaded.
     fs::write(maker.key("first"), "short").unwrap();
     copy(&maker, "hs", "second");
     reload("jwt_keys_added=1 jwt_keys_removed=1");

@@ -84,7 +84,7 @@ impl Drop for Process {
     }
 }
 
-/// A socket is a socket: the raw client of the tests works over a Unix socket, too.
+/// Connects over a Unix socket. `RawClient` works with any stream socket, so its `TcpStream` may hold this one.
 fn unix_client(path: &Path) -> RawClient {
     let stream = UnixStream::connect(path).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -243,7 +243,7 @@ fn the_file_disappears_at_a_stop() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(130));
     assert!(!path.exists());
-    // An error after the file was created: the second address cannot be used.
+    // The file is also deleted if startup fails later: here, the second address is in use.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = Command::new(PROGRAM);
@@ -286,7 +286,7 @@ fn the_file_of_a_live_server_stays() {
     assert!(busy_path.exists());
 }
 
-/// Lets only one client wait.
+/// Leaves room for only one client in the backlog.
 fn shorten_backlog(listener: &UnixListener) {
     socket2::SockRef::from(listener).listen(0).unwrap();
 }
@@ -352,7 +352,7 @@ fn a_peer_of_a_unix_socket_is_a_proxy() {
         (from("203.0.113.1"), 101),
         (from("203.0.113.1"), 503),
         (from("203.0.113.2"), 101),
-        // Without the header, the limits per address do not apply, as for other proxies.
+        // Without `X-Forwarded-For`, a client of a proxy has no known address and no limit per address.
         (handshake(), 101),
         (handshake(), 101),
         (handshake(), 101),
@@ -364,7 +364,7 @@ fn a_peer_of_a_unix_socket_is_a_proxy() {
     for (scheme, expected) in [("https", 101), ("http", 403)] {
         let request = handshake().set("Host: 127.0.0.1").add(format!("X-Forwarded-Proto: {scheme}"));
         assert_eq!(unix_status(&path, &request.clone().add("Origin: https://127.0.0.1")), expected, "{scheme}");
-        // On TCP, nobody is trusted.
+        // This server trusts no TCP peer as a proxy, and ignores the header.
         assert_eq!(server.status(&request.add("Origin: https://127.0.0.1")), 403, "{scheme}");
     }
     assert!(!server.log().contains("PROXY"), "{}", server.log());
@@ -389,7 +389,7 @@ fn hosts_on_a_unix_socket() {
 
 // --------------------------------------------------------------------------------------------------- socket activation
 
-/// Starts the server with `descriptor` as descriptor 3, as systemd does. `pid`: the value of `LISTEN_PID`.
+/// A command that starts the server with `descriptor` as descriptor 3, like systemd. `pid`: the value of `LISTEN_PID`.
 fn activated(descriptor: OwnedFd, pid: &str, args: &[&str]) -> Command {
     let mut shell = Command::new("sh");
     let script = format!("exec 3<&0 </dev/null; LISTEN_PID={pid} LISTEN_FDS=1 exec \"$0\" \"$@\"");
@@ -418,7 +418,7 @@ fn an_inherited_socket_replaces_the_address() {
     assert!(path.exists(), "the file belongs to the parent");
 }
 
-/// Each demo token is public, also when the socket comes from elsewhere.
+/// The demo tokens are public, so the server rejects them on a public socket, even an inherited one.
 #[test]
 fn an_inherited_socket_can_make_the_server_public() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
@@ -479,7 +479,7 @@ fn a_restart_loses_no_client() {
             wait_until("clients are served", || served.load(Ordering::Relaxed) > before + 50);
             assert!(process.stop("TERM").success());
         }
-        // The clients that are now in the backlog need a server, too.
+        // Clients still in the backlog need a server before their threads can end.
         let descriptor = listener.try_clone().unwrap().into();
         last = Some(Process::launch(&mut activated(descriptor, "$$", &[])));
         is_over.store(true, Ordering::Relaxed);
@@ -497,7 +497,7 @@ fn systemd_socket_activate() {
     let child = command.arg(listen).args([PROGRAM, "--open"]).stdout(Stdio::null()).stderr(Stdio::null());
     let mut process = Process { child: child.spawn().unwrap(), banner: String::new() };
     wait_until("the socket exists", || path.exists());
-    // systemd starts the server when the first client connects, which the server then accepts.
+    // systemd starts the server on the first connection, and the server accepts that connection.
     for _ in 0..3 {
         assert_eq!(unix_status(&path, &handshake()), 101);
     }

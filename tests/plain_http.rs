@@ -25,7 +25,7 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
     assert_eq!(page.header("Cache-Control"), "no-cache");
     let policy = page.header("Content-Security-Policy");
     assert!(policy.starts_with("default-src 'none'; ") && policy.ends_with("; frame-ancestors 'none'"), "{policy}");
-    // The page contains the same hashes. A test of the page compares them with its scripts and styles.
+    // The page repeats these hashes. Another test compares them with the page's scripts and styles.
     let hashes: Vec<&str> = policy.split([' ', ';']).filter(|word| word.starts_with("'sha256-")).collect();
     assert!(hashes.len() == 7 && hashes.iter().all(|hash| page.body.contains(hash)), "{policy}");
 
@@ -45,7 +45,7 @@ fn the_page_has_a_policy_and_is_cached_until_it_changes() {
         assert_eq!(response.header("ETag"), tag);
     }
     assert_eq!(response(&server, &get("/").method("HEAD").add(format!("If-None-Match: {tag}"))).status, 304);
-    // Other responses are for one moment.
+    // Other responses must not be cached.
     assert_eq!(response(&server, &get("/health")).header("Cache-Control"), "no-store");
 }
 
@@ -69,7 +69,7 @@ fn a_handshake_without_upgrade_is_logged() {
     let line = "a proxy must forward Upgrade and Connection";
     server.wait_for_log(line);
     assert_eq!(response(&server, &get("/")).status, 200);
-    // The line counts as a rejection, so that a client cannot fill the log.
+    // The line shares the log limit of rejections, so that a client cannot fill the log.
     (0..20).for_each(|_| _ = response(&server, &stripped));
     assert!(server.log().matches(line).count() <= 5, "{}", server.log());
     assert!(!server.log().contains("dev-token"), "{}", server.log());

@@ -113,7 +113,7 @@ fn start_server(port: &str, tokens: &Path) -> Server {
     Server::start_at(&format!("127.0.0.1:{port}"), &[&args[..], &tokens].concat())
 }
 
-/// Starts a proxy before a server, and uses both as a community does.
+/// Tests a server behind a proxy end to end: limits, origin, the page, tokens in logs, and a restart.
 fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     let (Some(_), Some(browser)) = (require_tool("curl", &[]), Browser::start()) else { return };
     let tokens = token_file("proxies", "a-secret-of-alice alice\na-secret-of-bob bob\n");
@@ -127,7 +127,7 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     assert_eq!(guess("127.0.0.3"), "401 Unauthorized");
     server.wait_for_log("REJECT 127.0.0.3:");
 
-    // The server's own origin is https.
+    // Behind TLS, the server's own origin is https.
     let own = format!("Origin: https://127.0.0.1:{}", proxy.port);
     let token = "Authorization: Bearer a-secret-of-bob";
     let ask = |origin: &str| proxy.curl("127.0.0.4", "check", &["--header", origin, "--header", token]);
@@ -150,7 +150,7 @@ fn check(start: impl Fn(&Server) -> Option<Proxy>) {
     assert!(proxy.path == "/" || log.contains("username=bob"), "{log}");
     assert!(!log.contains("a-secret-of-bob"), "{log}");
 
-    // The server restarts, and the page comes back.
+    // The page reconnects after the server restarts.
     let port = server.port().to_string();
     drop(server);
     wait_for_state(&alice, "waiting");

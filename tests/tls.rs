@@ -218,7 +218,7 @@ fn python_speaks_to_the_server() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "TLSv1.2\nTLSv1.3\n");
 }
 
-/// The server must not expect a record, or a handshake message, to arrive in one read.
+/// The server must not assume that a record or a handshake message arrives in one read.
 #[test]
 fn a_handshake_cut_into_single_bytes() {
     let Some(fixture) = Fixture::new("cut", &[]) else { return };
@@ -273,7 +273,7 @@ fn invalid_handshakes() {
         hello[at] ^= 0xff;
         hello
     };
-    // A handshake message of 16 MiB, in records of 16 KiB.
+    // The first record of a handshake message of 16 MiB.
     let endless = [&[0x16, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff][..], &vec![0; 16 * 1024 - 4]].concat();
     let long = [&[0x16, 3, 1, 0x40, 0, 1, 0, 0xff, 0xff][..], &vec![0; 16 * 1024 - 4], &[0x16, 3, 1, 0x40, 0]].concat();
     let rows: [(&str, Vec<u8>); 9] = [
@@ -295,7 +295,7 @@ fn invalid_handshakes() {
             let port = client.stream.local_addr().unwrap();
             client.try_send(bytes);
             let reply = client.read_to_end();
-            // A fatal alert, if anything (RFC 8446 §6).
+            // The server may send one fatal alert (RFC 8446 §6) and nothing else.
             assert!(reply.is_empty() || matches!(reply[..], [21, 3, _, 0, 2, 2, _]), "{reply:?}");
             fixture.server.wait_for_log(&format!("CLOSE {port} reason=\"TLS: "));
         },
@@ -304,7 +304,7 @@ fn invalid_handshakes() {
     fixture.upgrade(ECHO).echoes("still alive");
 }
 
-/// Returns all that a client sends until the response to its request, one vector for each flight.
+/// Returns the bytes that a client sends until it has a response, one vector per flight.
 fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion) -> Vec<Vec<u8>> {
     let settings = Arc::new(client_settings(&[&fixture.certificate], &[version], &[]));
     let (mut session, mut flights) = (new_session(&settings), Vec::new());
@@ -325,7 +325,7 @@ fn flights(fixture: &Fixture, version: &'static rustls::SupportedProtocolVersion
     flights
 }
 
-/// Damages what a client sends, at random places: some records become invalid, and some only arrive out of place.
+/// Flips, inserts, cuts and repeats random bytes of a client's records. The server must survive this.
 #[test]
 fn damaged_records() {
     let Some(mut fixture) = Fixture::new("damaged", &["--quiet"]) else { return };
@@ -371,7 +371,7 @@ fn a_client_that_leaves_in_the_middle() {
     fixture.upgrade(ECHO).echoes("still alive");
 }
 
-/// One deadline covers TLS and the request.
+/// One deadline covers the TLS handshake and the HTTP request.
 #[test]
 fn a_client_that_is_silent() {
     let Some(fixture) = Fixture::new("silent", &["--verbose", "--handshake-timeout", "0.3"]) else { return };
@@ -428,7 +428,7 @@ fn own_origin() {
     assert_eq!(status("https://evil.example"), "403");
 }
 
-/// A client that the server rejects at accept gets an alert, before the server has spent time on a handshake.
+/// A client over the limit gets a TLS alert before the server spends time on a handshake.
 #[test]
 fn too_many_connections_from_one_address() {
     let args = ["--open", "--allow-host", "chat.example", "--max-per-address", "1"];
@@ -592,7 +592,7 @@ fn a_hundred_reloads() {
     for number in 1..=100 {
         let (next, before) = if number % 2 == 1 { (&b, &a) } else { (&a, &b) };
         let in_force = if number == 50 {
-            // The certificate of one pair with the key of the other: the server keeps what it has.
+            // The key does not match the certificate, so the server keeps the old pair.
             fs::copy(&a.key, &files.key).unwrap();
             before
         } else {
@@ -600,7 +600,7 @@ fn a_hundred_reloads() {
             next
         };
         server.signal("HUP");
-        // During the reload, a client gets one or the other.
+        // During the reload, a client gets the old certificate or the new one.
         connect(&[&a, &b]).upgrade(ECHO);
         let reloads =
             |log: &str| log.matches("RELOAD certificate").count() + log.matches("the old certificate").count();
@@ -634,7 +634,7 @@ fn changed_files_are_loaded() {
     assert_eq!(server.log().matches("RELOAD failed, the old certificate").count(), 1, "one line for each change");
 }
 
-/// The tracer sees frames, not records.
+/// A trace shows WebSocket frames, not TLS records.
 #[test]
 fn a_trace_shows_the_plaintext() {
     let Some(fixture) = Fixture::new("trace", &["--trace"]) else { return };
@@ -688,7 +688,7 @@ fn errors_at_start() {
     );
 }
 
-/// `wirechat health` asks a server with a certificate that no authority has signed.
+/// `wirechat health` accepts a certificate that no authority has signed.
 #[test]
 fn health_checks() {
     let Some(certificate) = Certificate::new("health", EC) else { return };

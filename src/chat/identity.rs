@@ -1,4 +1,4 @@
-//! What an access token proves about a client: its username, its rooms, and how long.
+//! What an access token proves about a client: its username, its allowed rooms, and when the proof expires.
 
 use std::net::IpAddr;
 use std::{collections::HashSet, num::NonZeroU32, rc::Rc, time::SystemTime};

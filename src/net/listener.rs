@@ -90,11 +90,11 @@ impl<S> Listener<S> {
     }
 }
 
-/// Removes the file of a Unix socket on which no server listens any more.
+/// Removes the file of a Unix socket that no server listens on.
 fn remove_stale_file(path: &Path) -> io::Result<()> {
     let connect = || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?; // the backlog of a live server may be full
+        socket.set_nonblocking(true)?; // do not block if the backlog of a live server is full
         socket.connect(&SockAddr::unix(path)?)
     };
     match fs::symlink_metadata(path) {

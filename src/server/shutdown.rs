@@ -1,4 +1,4 @@
-//! The stages of a shutdown. With `--drain`, the server closes connections evenly over that time, the quietest first.
+//! The stages of a shutdown. With `--drain`, connections close at an even rate, the longest idle first.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -17,7 +17,7 @@ pub enum Shutdown {
 pub struct CloseSchedule {
     pub waiting: VecDeque<Token>,
     per_step: f64,         // number of connections to close in a step
-    remainder: f64,        // the fraction of a connection that earlier steps have left over
+    remainder: f64,        // fraction of a connection carried over from earlier steps
     pub step_at: Duration, // monotonic time of the next step
 }
 
@@ -32,7 +32,7 @@ impl CloseSchedule {
 
     /// Returns the connections to close in this step; `None` if no connection is left.
     pub fn take_step(&mut self, now: Duration) -> Option<Vec<Token>> {
-        self.step_at = (self.step_at + STEP).max(now); // after a long delay, skip steps: a burst would catch up
+        self.step_at = (self.step_at + STEP).max(now); // skip missed steps: catching up would cause a burst
         let count = self.per_step + self.remainder;
         self.remainder = count.fract();
         let count = self.waiting.len().min(count as usize);
@@ -44,7 +44,7 @@ impl CloseSchedule {
 mod tests {
     use super::*;
 
-    /// Returns how many connections close at which time. `delay` makes steps late.
+    /// Returns the time of each step and the connections that the step closes. `delay` makes steps late.
     fn play(count: usize, seconds: u64, delay: impl Fn(usize) -> Duration) -> Vec<(Duration, Vec<usize>)> {
         let connections = (0..count).map(|index| (Duration::from_secs(index as u64), Token(index))).collect();
         let mut schedule = CloseSchedule::new(connections, Duration::from_secs(seconds), Duration::ZERO);

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::screen::{check_written, escape};
 use super::url::Url;
 
-const TIMEOUT: Duration = Duration::from_secs(20); // the server ends every connection earlier
+const TIMEOUT: Duration = Duration::from_secs(20); // exceeds the server's own timeout
 const MAX_RESPONSE: u64 = 256 * 1024 * 1024; // in bytes; a list of clients has about 150 bytes per client
 
 const DEFAULT_URL: &str = "http://127.0.0.1:9000";
@@ -90,7 +90,7 @@ enum Request {
 struct Subject {
     #[arg(value_name = "NAME", required_unless_present = "address", conflicts_with = "address")]
     username: Option<String>,
-    /// Instead of a user: an IP address; of an IPv6 address, the first 64 bits count
+    /// Use this IP address instead of a user; for IPv6, its /64 network
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
 }
@@ -135,7 +135,7 @@ fn encode(text: &str) -> String {
 /// A one-line message if the URL is invalid or stdout cannot be written.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
     let url = match arguments.url.trim() {
-        "" => Url::parse_http(DEFAULT_URL)?, // an empty environment variable counts as unset
+        "" => Url::parse_http(DEFAULT_URL)?, // treat an empty environment variable as unset
         url if url.contains("://") => Url::parse_http(url)?,
         port if port.parse::<u16>().is_ok() => Url::parse_http(&format!("http://127.0.0.1:{port}"))?,
         address => Url::parse_http(&format!("http://{address}"))?,

@@ -1,5 +1,5 @@
-//! TLS for the tests: certificates from openssl, a client of rustls that accepts one certificate, and a forwarder that
-//! gives a client without TLS a plain port. With the environment variable `WIRECHAT_TEST_TLS`, every test's server
+//! TLS for the tests: certificates from openssl, a rustls client that accepts one certificate, and a forwarder that
+//! lets a client without TLS use a TLS server. With the environment variable `WIRECHAT_TEST_TLS`, every test's server
 //! speaks TLS behind such a forwarder.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -152,13 +152,13 @@ pub fn forward_to(server: SocketAddr, settings: ClientConfig) -> SocketAddr {
     addr
 }
 
-/// One connection of a forwarder. It reads from one end only while nothing waits for the other, as backpressure.
+/// One connection of a forwarder. For backpressure, it reads from one end only if nothing is queued for the other.
 struct Link {
     plain: TcpStream,
     tcp: TcpStream,
     session: ClientConnection,
     to_plain: Vec<u8>,
-    ends: [bool; 2], // whether the stream has ended of the plain client, and of the server
+    ends: [bool; 2], // whether the plain client's stream and the server's stream have ended
 }
 
 impl Link {

@@ -1,6 +1,6 @@
 //! JSON Web Tokens: a signature (RFC 7515 §7.1, the compact form) over claims (RFC 7519 §4) that name the user. The key
-//! decides the algorithm. If the token decided, an attacker could choose none, or sign with a public key as if it were a
-//! shared secret (RFC 8725 §2.1).
+//! decides the algorithm. If the token decided, an attacker could choose `none`, or sign with a public key as if it
+//! were a shared secret (RFC 8725 §2.1).
 //!
 //! The crate `jsonwebtoken` only verifies signatures: its own checks of the claims read the system clock, accept repeated
 //! claims and round `exp`.
@@ -23,12 +23,12 @@ use crate::chat::event::Event;
 use crate::chat::{Chat, Claims, CredentialId, Identity, dialect::excerpt, names, quote_for_log};
 use crate::config::Config;
 
-const LEEWAY: f64 = 5.0; // allowed difference in seconds between the clocks of the server and of the issuer
+const LEEWAY: f64 = 5.0; // in seconds; allowed clock skew between the server and the issuer
 const MAX_TIME: f64 = 253_402_300_799.0; // the end of the year 9999, because RFC 3339 has no later times
 const MIN_SECRET_LEN: usize = 32; // in bytes; RFC 7518 §3.2: at least the size of the hash output
 const MIN_RSA_LEN: usize = 256; // in bytes; RFC 7518 §3.3: "2048 bits or larger"
 
-/// The keys of `--jwt-key`, in the order of the options, and what a JWT must contain.
+/// The keys of `--jwt-key`, in the order given, and the claims that a JWT must contain.
 #[derive(Debug, Default)]
 pub struct JwtKeys {
     keys: Vec<Key>,
@@ -58,8 +58,8 @@ pub fn read_key_files(config: &Config) -> Vec<Result<Vec<u8>, String>> {
 }
 
 impl JwtKeys {
-    /// Replaces the keys by those in `files`, the contents of the files of `--jwt-key`. If a file does not load, its old
-    /// key stays. Returns the errors, and the changes for the log.
+    /// Replaces the keys with those in `files`, the contents of the files of `--jwt-key`. If a file does not load, its
+    /// old key stays. Returns the errors, and the changes for the log.
     pub fn load(&mut self, config: &Config, files: Vec<Result<Vec<u8>, String>>) -> (Vec<String>, String) {
         (self.iss, self.aud) = (config.features.jwt_issuer.clone(), config.features.jwt_aud.clone());
         let (before, old, mut errors) = (self.ids(), std::mem::take(&mut self.keys), Vec::new());
@@ -100,7 +100,7 @@ impl JwtKeys {
         self.keys.iter().any(|key| key.id == id)
     }
 
-    /// Returns the identity that a valid JWT proves. Otherwise logs the reason, because the client must not learn it.
+    /// Returns the identity if the JWT is valid. Otherwise logs the reason, which the client must not learn.
     pub fn identify(&self, token: &str, now: SystemTime) -> Option<Identity> {
         if self.keys.is_empty() {
             return None;
@@ -108,8 +108,8 @@ impl JwtKeys {
         self.verify(token, now).inspect_err(|reason| log::info!("JWT rejected: {reason}")).ok()
     }
 
-    /// Replaces the identity of a client that has sent a fresh JWT: one for the same user, with the client's room among its
-    /// rooms. Sends the reply, and returns the new identity.
+    /// Replaces the identity of a client that has sent a fresh JWT, if the JWT names the same user and allows the
+    /// client's current room. Sends the client a reply, and returns the new identity.
     pub fn renew(
         &self,
         chat: &mut Chat,
@@ -233,7 +233,7 @@ type ParsedKey = (Algorithm, DecodingKey, Rc<dyn JwtVerifier>);
 
 /// Parses a key file: a public key in PEM, or else a secret. Error messages never quote the file.
 fn parse_key(file: &[u8]) -> Result<ParsedKey, String> {
-    // Remove NULs: a PEM file that was saved as UTF-16 must not become a secret, because public keys are known to all.
+    // Remove the NULs of a PEM file saved as UTF-16: if it passed for a secret, anyone with the public key could sign.
     let text = String::from_utf8_lossy(file).replace('\0', "");
     if text.contains("-----BEGIN") {
         return parse_public_key(&text);

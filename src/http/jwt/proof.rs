@@ -1,11 +1,11 @@
-//! What the server remembers of the access token with which a client connected, and when it must act on it.
+//! Keeps the credential with which a client connected, and warns the client before its JWT expires.
 
 use std::time::{Duration, SystemTime};
 use std::{mem, rc::Rc};
 
 use crate::chat::{Claims, CredentialId, Identity, event::Event};
 
-const WARNING: Duration = Duration::from_secs(30); // before a JWT expires, time for its client to get a fresh one
+const WARNING: Duration = Duration::from_secs(30); // lead time before expiry, so that the client can get a fresh JWT
 
 /// The credential of a client, and the claims if it is a JWT.
 #[derive(Debug, Default)]
@@ -20,8 +20,8 @@ impl Proof {
         Proof { credential: identity.credential, claims: identity.claims.clone(), is_warned: false }
     }
 
-    /// Returns the time until the next check, `None` if the JWT has expired, and an event for the client, if any. `exp` is a
-    /// wall-clock time, and someone may set the clock, so each check compares it with the current time.
+    /// Returns the time until the next check (`None` if the JWT has expired) and an event for the client, if any. `exp`
+    /// is a wall-clock time, and the clock may be changed, so each check compares `exp` with the current time.
     pub fn check(&mut self, now: SystemTime) -> (Option<Duration>, Option<Event>) {
         let Some(claims) = &self.claims else { return (Some(Duration::MAX), None) };
         let left = claims.expires.duration_since(now).unwrap_or_default();

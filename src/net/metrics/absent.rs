@@ -1,4 +1,4 @@
-//! Replaces `net::metrics` in a build without the feature `metrics`: an [`Admin`] that cannot exist.
+//! Replaces `net::metrics` in a build without the feature `metrics`. [`Admin`] is uninhabited.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

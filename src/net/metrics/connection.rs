@@ -1,4 +1,4 @@
-//! One connection to the admin listener: a request, a response, and the end. A connection has [`TIMEOUT`] for all of it.
+//! One connection to the admin listener. It carries one request and one response, within [`TIMEOUT`].
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -14,7 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 8 * 1024;
 pub const MAX_HEADERS: usize = 64;
 const MAX_BODY: usize = 64 * 1024;
-const READS_PER_TURN: usize = 32; // limit on reads of 4 KiB: a peer that never pauses must not delay the clients
+const READS_PER_TURN: usize = 32; // of 4 KiB; a peer that never stops sending must not delay the clients
 
 pub struct AdminConnection {
     socket: Socket,
@@ -28,7 +28,7 @@ enum Stage {
     Body { head: Vec<u8>, body: Vec<u8>, length: usize },
     Waiting(Token), // the request publishes a message, and the broker has not stored the message yet
     Sending { response: Vec<u8>, sent: usize },
-    Draining, // a close with unread input would reset TCP, and the peer could lose the response
+    Draining, // closing with unread input would reset TCP, and the peer could lose the response
 }
 
 type HeadAndBody = (Vec<u8>, Vec<u8>);
@@ -49,7 +49,7 @@ impl AdminConnection {
         matches!(self.stage, Stage::Head(_) | Stage::Body { .. })
     }
 
-    /// The token of the message that the connection waits for.
+    /// The token of the published message, while the connection waits for the broker to store the message.
     pub fn announcement(&self) -> Option<Token> {
         if let Stage::Waiting(token) = self.stage { Some(token) } else { None }
     }
@@ -60,7 +60,7 @@ impl AdminConnection {
 
     pub fn respond(&mut self, response: Vec<u8>, now: Duration) {
         self.stage = Stage::Sending { response, sent: 0 };
-        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // a late response must still reach the peer
+        self.deadline = self.deadline.max(now + Duration::from_secs(1)); // give a late response time to reach the peer
     }
 
     /// Reads until the request is complete or the socket has no more input.
@@ -155,7 +155,7 @@ fn body_length(request: &Request) -> Result<usize, Rejection> {
 mod tests {
     use super::*;
 
-    /// The head's length and the body, or the status of the rejection, for a request in pieces of `size` bytes.
+    /// Parses a request in pieces of `size` bytes. Returns the head's length and the body, or the rejection's status.
     fn push(request: &str, size: usize) -> Result<Option<(usize, String)>, u16> {
         let mut stage = Stage::Head(HeadReader::default());
         for piece in request.as_bytes().chunks(size) {

@@ -21,9 +21,9 @@ use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
 
 const REASON: &str = "removed by the operator";
-const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // in seconds: longer bans would have dates that few programs can read
-const STALL: Duration = Duration::from_secs(5); // storage that has stored nothing for this long is not ready
-const ACCEPT_FAILURE: Duration = Duration::from_secs(2); // the clients' listener logs a failed accept once a second
+const MAX_BAN: u64 = 100 * 366 * 24 * 60 * 60; // in seconds; few programs can parse the end dates of longer bans
+const STALL: Duration = Duration::from_secs(5); // if the storage makes no progress for this long, it is stalled
+const ACCEPT_FAILURE: Duration = Duration::from_secs(2); // exceeds the interval at which a listener logs failed accepts
 const FIRST_ANNOUNCEMENT: Token = Token(usize::MAX / 2); // far from the tokens of connections, which count from 1
 
 type Allow = &'static [(&'static str, &'static str)];
@@ -63,7 +63,7 @@ pub enum Reply {
     Announcing(Token), // the response follows once the broker has stored the message
 }
 
-/// A response, or a rejection and whether the method is HEAD.
+/// `Err`: the rejection, and whether the method is HEAD.
 pub type Outcome = Result<Reply, (Rejection, bool)>;
 
 enum Subject {
@@ -88,7 +88,7 @@ impl Storage {
 
 impl Console {
     pub fn new(config: &Config, address: SocketAddr) -> Result<Console, String> {
-        // Check `Host` as a client listener on this address would (DNS rebinding). The tokens are not used.
+        // Check `Host` like a client listener on this address, against DNS rebinding. Requests need no token.
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (Access::new(&config, None)?, config.max_text);
@@ -161,7 +161,7 @@ impl Console {
         Err(Rejection { status: 405, headers: allow, body })
     }
 
-    /// Why a load balancer should send new clients elsewhere.
+    /// Returns the reason why a load balancer should send new clients elsewhere, if any.
     fn find_obstacle(&self, server: &Server<Transport>, clients: &[Listener], now: Duration) -> Option<&'static str> {
         let failed_at = clients.iter().filter_map(|listener| listener.logged_at).max();
         if server.is_draining() || server.storage_failed {
@@ -237,7 +237,7 @@ fn missing(parameter: &str) -> Rejection {
     bad_request(format!("The query parameter {parameter} is missing."))
 }
 
-/// Parses and checks a message as the chat does with a message of a client.
+/// Parses and checks a message by the same rules as a client's message.
 fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message, ErrorText> {
     let body = str::from_utf8(body).map_err(|_| "Invalid JSON")?;
     let fields: Value = serde_json::from_str(body).map_err(|_| "Invalid JSON")?;
@@ -253,7 +253,7 @@ fn parse_message(body: &[u8], max_text: usize, time: Rc<str>) -> Result<Message,
     }
 }
 
-/// Returns the value of the only parameter of `names` that the request has.
+/// Parses the subject of a request. The query must contain exactly one of the two parameters in `names`.
 fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject, Rejection> {
     let values = names.map(|name| read_parameter(request.query, name).map(|value| (name, value)));
     let (name, value) = match values {

@@ -1,8 +1,8 @@
 //! The admin listener: a second port, for the operator only, in the same poll loop (PROTOCOL.md, "Administration").
 //! `connection` reads one HTTP request per connection, `console` responds to it, and `text` writes the metrics.
 //!
-//! Everything is bounded: the number of connections, the size of a request, and the time of a connection. A connection
-//! that the listener cannot serve waits in the kernel's queue and costs the clients nothing.
+//! Everything is bounded: the number of connections, the size of a request, and the lifetime of a connection. A
+//! connection that the listener cannot serve waits in the kernel's queue and costs the clients nothing.
 
 mod connection;
 mod console;
@@ -23,7 +23,7 @@ use connection::{AdminConnection, Progress};
 use console::{Console, Reply};
 
 pub const ADMIN: Token = Token(usize::MAX - 3); // poll token of the admin listener and all of its connections
-const MAX_CONNECTIONS: usize = 24; // a few terminals, a monitoring system, a load balancer
+const MAX_CONNECTIONS: usize = 24; // enough for a few terminals, a monitoring system and a load balancer
 /// The number of descriptors that the admin listener may use.
 pub const DESCRIPTORS: usize = 1 + MAX_CONNECTIONS;
 
@@ -51,7 +51,7 @@ impl Admin {
         Ok(Some(Admin { address, listener, registry, connections: Vec::new(), is_ready: false, console }))
     }
 
-    /// Records that the poll reported the listener or a connection. They share a token, because there are few.
+    /// Records that the poll reported the listener or a connection. The listener and its few connections share a token.
     pub fn set_ready(&mut self) {
         self.listener.next_at.get_or_insert_default();
         self.is_ready = true;
@@ -68,7 +68,7 @@ impl Admin {
         self.accept(now.monotonic);
         let is_waiting = |connection: &AdminConnection| connection.announcement().is_some();
         if self.connections.iter().any(is_waiting) {
-            server.apply_effects(); // takes the replies from the broker, which may come in any turn
+            server.apply_effects(); // collects replies from the broker, which may arrive in any turn
         } else if !self.is_ready && self.connections.iter().all(|connection| connection.deadline > now.monotonic) {
             return;
         }
@@ -83,7 +83,7 @@ impl Admin {
         }
     }
 
-    /// Measures the turn, which began at the monotonic time `now`: the time since `started`, the start of the server.
+    /// Records the duration of the turn that began at `now`, the time elapsed since the server's start at `started`.
     pub fn finish_turn(&mut self, server: &Server<Transport>, started: Instant, now: Duration) {
         self.console.turns.add(started.elapsed().saturating_sub(now));
         self.console.storage.observe(server, now);
@@ -97,7 +97,7 @@ impl Admin {
             let accepted = self.listener.accept(now, listener::accept, |socket| is_ready(socket, PollFlags::IN));
             let Some((socket, Some(peer))) = accepted else { return };
             if self.connections.len() == MAX_CONNECTIONS {
-                // The oldest connection without a complete request makes room, so that silent peers lock nobody out.
+                // Drop the oldest connection without a complete request, so that silent peers cannot lock out others.
                 let oldest = self.connections.iter().position(AdminConnection::is_reading);
                 oldest.into_iter().for_each(|oldest| drop(self.connections.remove(oldest)));
             }
@@ -140,7 +140,7 @@ impl Admin {
             Some(Ok(Reply::Response(bytes))) => connection.respond(bytes, now.monotonic),
             Some(Ok(Reply::Announcing(announcement))) => {
                 connection.wait_for(announcement);
-                self.is_ready = true; // the reply may be there at once
+                self.is_ready = true; // the broker may have replied already
             }
             Some(Err((rejection, is_head))) => {
                 connection.respond(format_rejection(&rejection, is_head, now.time), now.monotonic);

@@ -1,5 +1,5 @@
-//! Writes the metrics: as OpenMetrics 1.0, or as the older text format of Prometheus for clients that accept only
-//! that. Both formats have the same samples. They differ in the name of a counter's family and in the last line.
+//! Writes the metrics as OpenMetrics 1.0, or in the older text format of Prometheus for clients that accept no other.
+//! Both formats have the same samples. They differ in the names of counter families and in the last line.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -106,7 +106,7 @@ impl Page {
         }
     }
 
-    /// OpenMetrics names a counter's family without `_total`; the older format has no families and uses one name.
+    /// OpenMetrics names a counter's family without `_total`; the older format includes `_total`.
     fn counter_family(&mut self, name: &str, help: &str) {
         let name = if self.is_open_metrics { name.to_owned() } else { format!("{name}_total") };
         self.family(&name, help, "counter");

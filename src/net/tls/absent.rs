@@ -11,7 +11,7 @@ pub struct Acceptor;
 
 impl Acceptor {
     pub fn new(_: &Config) -> Result<Acceptor, String> {
-        Ok(Acceptor) // `Config::validate` has rejected the options of TLS
+        Ok(Acceptor) // `Config::validate` has rejected the TLS options
     }
 
     pub fn accept(&self, tcp: socket2::Socket, _: Option<SocketAddr>) -> io::Result<Transport> {

@@ -13,7 +13,7 @@ use crate::inspect::cases::{BoxedPlayer, CasePlayer, CaseSummary, OnFinish};
 
 /// Time between two checks of the files. Two checks must see the same change, so a reload takes up to two intervals.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
-const MAX_PLAIN_PEERS: usize = 16; // more than the inspectors may start at once
+const MAX_PLAIN_PEERS: usize = 16; // more clients than the inspectors may start at once
 
 /// Accepts TLS clients, or plain clients if there is no `--tls-cert`.
 pub struct Acceptor(Option<TlsAcceptor>);
@@ -22,7 +22,7 @@ struct TlsAcceptor {
     files: Files,
     certificate: Certificate,
     loaded: [FileStamp; 2], // the state of the files when the server last loaded them
-    seen: [FileStamp; 2],   // their state at the last check
+    seen: [FileStamp; 2],   // the state of the files at the last check
     next_check: Duration,   // monotonic
     shared: Rc<Shared>,
     plain_peers: Rc<PlainPeers>,
@@ -56,7 +56,7 @@ impl Acceptor {
         Ok(Transport::Tls(Box::new(socket)))
     }
 
-    /// Grants the turn its time for TLS handshakes, and checks the files every few seconds.
+    /// Resets the time budget for TLS handshakes, and checks the certificate's files every few seconds.
     pub fn begin_turn(&mut self, now: Duration) {
         let Some(tls) = &mut self.0 else { return };
         tls.shared.begin_turn();
@@ -76,7 +76,7 @@ impl Acceptor {
         self.0.as_ref().map(|tls| tls.next_check)
     }
 
-    /// Loads the certificate and its key for new connections. If they do not load or match, the old pair stays.
+    /// Loads the certificate and its key for new connections. If they do not load or match, the old pair stays in use.
     pub fn reload(&mut self) {
         let Some(tls) = &mut self.0 else { return };
         tls.loaded = tls.files.stamps();
@@ -97,14 +97,14 @@ impl Acceptor {
     }
 }
 
-/// Lets the clients of a player connect without TLS: they run in this process and speak plain HTTP. No other process can
-/// have the address of such a client while the client's socket is bound.
+/// Lets the clients that a case player starts in this process connect without TLS. No other process can use a client's
+/// address while the client's socket is bound.
 struct PlainPlayer {
     player: BoxedPlayer,
     peers: Rc<PlainPeers>,
 }
 
-/// Addresses of clients that have started, oldest first, until the server accepts them.
+/// Addresses of started clients that the server has not accepted yet, oldest first.
 #[derive(Default)]
 struct PlainPeers(RefCell<Vec<SocketAddr>>);
 
@@ -112,7 +112,7 @@ impl PlainPeers {
     fn add(&self, address: SocketAddr) {
         let mut addresses = self.0.borrow_mut();
         let surplus = (addresses.len() + 1).saturating_sub(MAX_PLAIN_PEERS);
-        addresses.drain(..surplus); // the oldest clients never connected
+        addresses.drain(..surplus); // drop the oldest: those clients never connected
         addresses.push(address);
     }
 

@@ -1,4 +1,4 @@
-//! The files of `--tls-cert` and `--tls-key`: reads both, checks that they match, and makes the settings of a TLS server.
+//! Reads the files of `--tls-cert` and `--tls-key`, checks that they match, and creates the settings of a TLS server.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub struct Files {
     pub key: PathBuf,
 }
 
-/// What shows that a file has changed: when it was written, where it is on the disk, and its length.
+/// A file's modification time, inode number and length, to detect changes. `None` if the file cannot be inspected.
 pub type FileStamp = Option<(SystemTime, u64, u64)>;
 
 /// A certificate, identified by the first bytes of its SHA-256 fingerprint, and the settings that use it.
@@ -76,7 +76,7 @@ impl Files {
 
     fn read_key(&self) -> Result<PrivateKeyDer<'static>, String> {
         let pem = fs::read(&self.key).map_err(|error| self.key_error(&format!("cannot read the file: {error}")))?;
-        // The second marker is the older form of OpenSSL (RFC 1421 §4.6.1.1).
+        // The second marker belongs to OpenSSL's traditional key format (RFC 1421 §4.6.1.1).
         let markers: [&[u8]; 2] = [b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"];
         if markers.iter().any(|marker| memchr::memmem::find(&pem, marker).is_some()) {
             return Err(self.key_error("the key is encrypted; decrypt it with openssl pkey -in FILE -out NEW-FILE"));
@@ -106,15 +106,15 @@ fn new_settings(certified: CertifiedKey, provider: Arc<CryptoProvider>) -> Resul
     let resolver = Arc::new(SingleCertAndKey::from(certified));
     let mut settings = builder.with_no_client_auth().with_cert_resolver(resolver);
     settings.alpn_protocols = vec![b"http/1.1".to_vec()]; // WebSocket over HTTP/2 (RFC 8441) is not implemented
-    // Tickets carry the state of a session to the client, so the server stores none. A reload makes new ticket keys.
+    // Clients keep the session state in tickets, so the server stores none. A reload creates new ticket keys.
     settings.ticketer = ring::Ticketer::new()?;
     settings.session_storage = Arc::new(NoServerSessionStorage {});
-    settings.send_tls13_tickets = 1; // clients of a chat open one connection, so one resumption at a time suffices
+    settings.send_tls13_tickets = 1; // a chat client opens one connection at a time, so one ticket suffices
     settings.max_early_data_size = 0; // an attacker can replay early data (RFC 8446 §8)
     Ok(settings)
 }
 
-/// Returns the start of the SHA-256 fingerprint, which `openssl x509 -fingerprint -sha256` prints.
+/// Returns the first 8 bytes of the SHA-256 fingerprint that `openssl x509 -fingerprint -sha256` prints.
 fn fingerprint(certificate: &[u8], provider: &CryptoProvider) -> [u8; 8] {
     let suites = provider.cipher_suites.iter().filter_map(|suite| suite.tls13());
     let mut hashes = suites.map(|suite| suite.common.hash_provider).filter(|hash| hash.output_len() == 32);

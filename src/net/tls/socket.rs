@@ -1,7 +1,7 @@
-//! The transport of one connection: a TCP stream, with or without TLS. [`TlsSocket`] uses the interface of rustls that
-//! keeps no buffers: all connections share two, and a connection holds bytes only while a record is incomplete, the
-//! server has not read the plaintext, or the kernel has not accepted the ciphertext. Each of the three holds about one
-//! record of 16 KiB at most.
+//! The transport of one connection: a TCP stream, with or without TLS. [`TlsSocket`] uses the unbuffered interface
+//! of rustls: all connections share their I/O buffers, and a connection holds bytes only while a record is incomplete,
+//! the server has not read the plaintext, or the kernel has not accepted the ciphertext. In each of the three cases, it
+//! holds at most about one record of 16 KiB.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -16,10 +16,10 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptErr
 
 use crate::server::connection::{Role, Socket};
 
-const MAX_PLAINTEXT: usize = 16 * 1024; // of one record (RFC 8446 §5.1)
-const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // with header and expansion; TLS 1.2 allows most (RFC 5246 §6.2.3)
+const MAX_PLAINTEXT: usize = 16 * 1024; // bytes per record (RFC 8446 §5.1)
+const MAX_RECORD: usize = 5 + MAX_PLAINTEXT + 2048; // TLS 1.2 allows a larger expansion than 1.3 (RFC 5246 §6.2.3)
 const MAX_READ: usize = 64 * 1024; // maximum bytes per read(2)
-const MIN_READ: usize = 1024; // minimum of the bytes asked for per read(2)
+const MIN_READ: usize = 1024; // minimum buffer size for read(2)
 const MAX_READS: usize = 4; // reads per turn and connection that yield no plaintext, such as parts of a handshake
 /// Time that one turn spends on handshakes, so that the private-key operations of many clients do not delay the rooms.
 /// With ECDSA, 2 ms allow about ten handshakes. With RSA, one handshake takes about that long.
@@ -35,7 +35,7 @@ pub enum Transport {
     Tls(Box<TlsSocket>),
 }
 
-/// What all TLS connections share: buffers for one read and one write, and the time that handshakes have taken.
+/// State that all TLS connections share: buffers for one read and one write, and the handshake time of this turn.
 pub struct Shared {
     input: RefCell<Box<[u8]>>,
     output: RefCell<Box<[u8]>>,
@@ -47,9 +47,9 @@ pub struct TlsSocket {
     tcp: socket2::Socket,
     session: UnbufferedServerConnection,
     mode: Mode,
-    input: Vec<u8>, // received, but the record, or the handshake message in several records, is incomplete
+    input: Vec<u8>,     // received bytes of an incomplete record or handshake message
     plaintext: Vec<u8>, // decrypted, but the server's buffer was full
-    output: Vec<u8>, // encrypted, but the kernel has not accepted it
+    output: Vec<u8>,    // encrypted, but the kernel has not accepted it
     stream: Stream,
     wants_shutdown: bool, // whether to shut down the write side of TCP once `output` is sent
     shared: Rc<Shared>,
@@ -63,12 +63,12 @@ enum Mode {
     Failed, // after a fatal alert, the server sends nothing, and discards what it receives
 }
 
-/// The peer's stream as far as the poll and the records tell.
+/// The state of the peer's stream, as known from read(2) and the TLS records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stream {
-    Drained,  // the kernel holds no bytes, so new ones cause a readiness edge
-    Readable, // the kernel may hold more
-    Ended,    // the peer has ended it, with close_notify or FIN, and the server does not know yet
+    Drained,  // the kernel's receive buffer is empty, so new bytes cause a readiness edge
+    Readable, // the kernel may hold more bytes
+    Ended,    // the peer has sent close_notify or FIN, and `read` has not reported the end yet
     Reported,
 }
 
@@ -142,7 +142,7 @@ impl Write for Transport {
         }
     }
 
-    /// Sends what the kernel accepts of the encrypted bytes.
+    /// Sends encrypted bytes until the kernel accepts no more.
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Transport::Plain(_) => Ok(()),
@@ -170,7 +170,7 @@ impl TlsSocket {
         })
     }
 
-    /// Returns plaintext, or 0 at the end of the peer's stream. `Interrupted` asks for another call in a later turn.
+    /// Reads plaintext. Returns 0 at the end of the peer's stream. `Interrupted` asks for another call in a later turn.
     /// `InvalidInput` means plain HTTP, to which the server can respond, and `InvalidData` a TLS error.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         for _ in 0..MAX_READS {
@@ -214,7 +214,7 @@ impl TlsSocket {
         match self.mode {
             _ if received.is_empty() => Ok(0),
             Mode::Plain | Mode::Failed => Ok(0),
-            // A session begins with a handshake record, whose first byte is 22. A letter begins an HTTP request.
+            // TLS begins with a handshake record, whose first byte is 22. An HTTP request begins with a letter.
             Mode::New if received[0].is_ascii_alphabetic() => {
                 self.mode = Mode::Plain;
                 Err(io::Error::new(ErrorKind::InvalidInput, HTTP_ERROR))
@@ -254,7 +254,7 @@ impl TlsSocket {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.output),
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(), // `output` keeps the bytes
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(), // `output` already contains the bytes
                 Ok(ConnectionState::PeerClosed) => self.stream = Stream::Ended,
                 Ok(_) => result = Some(Ok(copied)), // the session needs more input, or can encrypt output
                 Err(error) => result = Some(Err(format!("TLS: {error}"))),
@@ -273,8 +273,8 @@ impl TlsSocket {
             self.input = rest.to_vec();
         } else {
             self.mode = Mode::Failed;
-            // The session may have queued an alert that names the error, behind other messages. Fetch only these: after an
-            // error, rustls must not parse the same input again.
+            // The session may have queued messages and an alert that names the error. Fetch queued messages only: after
+            // an error, rustls must not parse the same input again.
             while self.session.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(data)) = self.session.process_tls_records(rest).state
             {
@@ -294,7 +294,7 @@ impl TlsSocket {
             Mode::Plain => return self.tcp.write_vectored(slices),
             Mode::Failed => return Ok(total),
             Mode::New | Mode::Session if self.session.is_handshaking() => {
-                // The server rejects the client at accept, without reading anything. A handshake costs far more than
+                // The server rejects the client before the handshake is complete. A handshake costs far more than
                 // the HTTP response, so the client gets an alert instead.
                 self.mode = Mode::Failed;
                 self.output.extend_from_slice(&REJECTION_ALERT);
@@ -336,7 +336,7 @@ impl TlsSocket {
             self.input.drain(..discard);
         };
         let record = &buffer[..len.map_err(io::Error::other)?];
-        // Bytes in `output` precede the record.
+        // Earlier bytes in `output` must be sent before the record.
         let sent = if self.output.is_empty() { send(&mut self.tcp, record)? } else { 0 };
         self.output.extend_from_slice(&record[sent..]);
         Ok(())
@@ -353,7 +353,7 @@ impl TlsSocket {
         Ok(())
     }
 
-    /// Sends close_notify (RFC 8446 §6.1), unless that has happened.
+    /// Sends close_notify (RFC 8446 §6.1) once, if the handshake is complete and the session has not failed.
     fn close(&mut self) -> io::Result<()> {
         if self.mode != Mode::Session || self.session.is_handshaking() {
             return Ok(());
@@ -365,7 +365,7 @@ impl TlsSocket {
 impl Drop for TlsSocket {
     fn drop(&mut self) {
         // "Each party MUST send a "close_notify" alert before closing its write side of the connection" (RFC 8446 §6.1).
-        // If the kernel does not accept the bytes before it, the peer does not read and would not see it.
+        // If bytes remain in `output`, the peer is not reading and would not see the alert.
         if self.output.is_empty() {
             let _ = self.close();
         }
@@ -382,7 +382,7 @@ fn encode(mut data: EncodeTlsData<'_, ServerConnectionData>, output: &mut Vec<u8
     debug_assert!(encoded.is_ok(), "the buffer has the size that the session asked for");
 }
 
-/// Sends bytes until the kernel accepts no more. Returns how many it has accepted.
+/// Sends bytes until the kernel accepts no more. Returns the number of bytes sent.
 fn send(tcp: &mut socket2::Socket, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -397,7 +397,7 @@ fn send(tcp: &mut socket2::Socket, bytes: &[u8]) -> io::Result<usize> {
     Ok(sent)
 }
 
-/// Returns the plaintext of the next record: the bytes of `slices` from `start` on. Copies them only if it must join them.
+/// Returns the plaintext of the next record: it begins at byte `start` of `slices`. Copies bytes only to join slices.
 fn next_record<'a>(slices: &'a [IoSlice<'_>], start: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
     joined.clear();
     let mut skip = start;
