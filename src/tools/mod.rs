@@ -5,8 +5,8 @@
 //! a client does, and [`screen`] prints. A tool has at most one connection at a time and may block, so no tool needs a
 //! poll loop.
 
-pub mod admin;
 #[cfg(feature = "metrics")]
+pub mod admin;
 #[cfg(feature = "tls")]
 mod any_certificate;
 pub mod explain;
