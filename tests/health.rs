@@ -195,5 +195,5 @@ fn bad_arguments() {
 #[test]
 #[cfg(not(feature = "tls"))]
 fn https_needs_the_feature_tls() {
-    assert_error(&["https://127.0.0.1:3000"], 2, &["https needs the feature tls"]);
+    assert_error(&["https://127.0.0.1:3000"], 2, &["https needs the feature tls", "the server's own port"]);
 }

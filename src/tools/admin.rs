@@ -140,9 +140,6 @@ pub fn run(arguments: &Arguments) -> Result<bool, String> {
         port if port.parse::<u16>().is_ok() => Url::parse_http(&format!("http://127.0.0.1:{port}"))?,
         address => Url::parse_http(&format!("http://{address}"))?,
     };
-    if url.is_https() {
-        return Err(format!("{url}: https is not supported; the admin port speaks plain HTTP"));
-    }
     let (method, target, body) = arguments.request.to_http();
     let url = url.with_target(&target);
     let error = match send(&url, method, &body) {

@@ -42,7 +42,7 @@ pub struct Arguments {
 /// # Errors
 /// A one-line message if the URL is invalid.
 pub fn run(arguments: &Arguments) -> Result<bool, String> {
-    let url = Url::parse_http(&arguments.url)?;
+    let url = Url::parse_http_or_https(&arguments.url)?;
     let url = if url.target() == "/" { url.with_target(HEALTH_TARGET) } else { url };
     let error = match request_status_within(arguments.timeout, url.clone()) {
         Ok(HEALTHY) => return Ok(true),

@@ -39,8 +39,19 @@ impl Url {
         Url::parse_authority("ws", rest, text)
     }
 
-    /// Parses an `http://` URL (RFC 9110 §4.2.1) or, with the feature `tls`, an `https://` URL.
+    /// Parses an `http://` URL (RFC 9110 §4.2.1).
     pub fn parse_http(text: &str) -> Result<Url, String> {
+        match split_scheme(text) {
+            (scheme, _) if scheme == "https" => Err(format!(
+                "{text:?}: https is not supported; ask the server's own port, which is plain HTTP, as in \
+                 http://127.0.0.1:3000"
+            )),
+            _ => Url::parse_http_or_https(text),
+        }
+    }
+
+    /// Parses an `http://` URL or, in a build with the feature `tls`, an `https://` URL (RFC 9110 §4.2.2).
+    pub fn parse_http_or_https(text: &str) -> Result<Url, String> {
         let (scheme, rest) = split_scheme(text);
         match scheme.as_str() {
             "http" | "https" if rest.contains('#') => {
@@ -48,7 +59,9 @@ impl Url {
             }
             "http" => Url::parse_authority("http", rest, text),
             "https" if cfg!(feature = "tls") => Url::parse_authority("https", rest, text),
-            "https" => Err(format!("{text:?}: https needs the feature tls")),
+            "https" => {
+                Err(format!("{text:?}: https needs the feature tls; ask the server's own port, if it is plain HTTP"))
+            }
             _ => Err(format!("{text:?}: the URL must begin with http://, as in http://127.0.0.1:3000")),
         }
     }
@@ -180,6 +193,7 @@ mod tests {
         assert_eq!(url("HTTP://127.0.0.1:3000").unwrap(), "http://127.0.0.1:3000/ /");
         assert_eq!(url("http://[::1]:80/a?b").unwrap(), "http://[::1]/a /a?b");
         let cases = [
+            ("https://localhost/", "the server's own port"),
             ("ws://localhost/", "begin with http://"),
             ("localhost:3000", "begin with http://"),
             ("http://localhost/#a", "fragment"),
