@@ -182,13 +182,12 @@ impl Config {
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);
         let repeated = (0..self.listen.len()).find(is_repeated);
-        let has_demo_tokens = self.tokens.is_none() && self.features.jwt_key.is_empty() && !self.open;
         self.features.validate()?;
         Err(if let Some(index) = repeated {
             format!("--listen {} is given twice; remove one of the two", format_address(&self.listen[index]))
-        } else if self.open && (self.tokens.is_some() || !self.features.jwt_key.is_empty()) {
+        } else if self.open && self.requires_token() {
             "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
-        } else if let (true, Some(set)) = (has_demo_tokens, self.public_option()) {
+        } else if let (true, Some(set)) = (self.has_demo_tokens(), self.public_option()) {
             format!("the demo tokens are public, so not for {set}; pass --tokens FILE, --jwt-key FILE or --open")
         } else if self.inspect && self.no_inspect {
             "--inspect and --no-inspect contradict each other; remove one of the two".into()
@@ -211,6 +210,14 @@ impl Config {
         let Some(path) = &self.tokens else { return Ok(None) };
         let text = std::fs::read_to_string(path).map(Some); // fails on a token file saved as UTF-16
         text.map_err(|error| format!("--tokens {}: cannot read the file as UTF-8 text: {error}", path.display()))
+    }
+
+    fn requires_token(&self) -> bool {
+        self.tokens.is_some() || !self.features.jwt_key.is_empty()
+    }
+
+    pub fn has_demo_tokens(&self) -> bool {
+        !self.open && !self.requires_token()
     }
 
     pub fn is_loopback(&self) -> bool {

@@ -67,7 +67,8 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
     let tokens = config.read_token_file().map_err(usage_error)?;
     let mut access = Access::new(&config, tokens.as_deref()).map_err(usage_error)?;
     config.validate().map_err(usage_error)?;
-    access.jwt_keys.load(&config, read_key_files(&config)).0.into_iter().map(usage_error).try_for_each(Err)?;
+    let (errors, _) = access.jwt_keys.load(&config, read_key_files(&config));
+    errors.into_iter().try_for_each(|error| Err(usage_error(error)))?;
     let tls = tls::Acceptor::new(&config).map_err(usage_error)?;
     let level = if config.quiet { log::LevelFilter::Warn } else { log::LevelFilter::Info };
     let level = if config.verbose { log::LevelFilter::Debug } else { level };
@@ -83,8 +84,7 @@ fn serve(mut config: Config) -> Result<bool, (u8, String)> {
 /// The start-up banner may end up in a log, so it never shows a real access token.
 fn format_banner(config: &Config, event_loop: &EventLoop) -> String {
     let (version, connections) = (env!("CARGO_PKG_VERSION"), event_loop.max_connections);
-    let has_demo_tokens = config.tokens.is_none() && config.features.jwt_key.is_empty();
-    let token = if has_demo_tokens { "token=dev-token&" } else { "token=TOKEN&" };
+    let token = if config.has_demo_tokens() { "token=dev-token&" } else { "token=TOKEN&" };
     let token = if config.open { "" } else { token };
     let s = if config.features.tls_cert.is_some() { "s" } else { "" };
     let url = |address| local_address(address).map(|address| format!("http{s}://{address}/"));
