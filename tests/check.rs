@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::http::{Request, Response, get, handshake};
+use support::http::{Request, get, handshake, response};
 use support::table::each_row;
 use support::users::{Dialect, User, encode};
 use support::{Server, token_file, wait_until};
@@ -25,15 +25,6 @@ fn tokens(name: &str, content: &str) -> String {
 fn check_request(target: &str) -> Request {
     let (endpoint, query) = target.split_once('?').unwrap_or((target, ""));
     get(&format!("/check?{query}&endpoint={}", encode(endpoint)))
-}
-
-/// Sends a request and reads the complete response. A 101 has no body.
-fn response(server: &Server, request: &Request) -> Response {
-    let mut client = server.connect();
-    client.send(&request.bytes());
-    let response = Response::parse(client.read_head().as_bytes());
-    let body = if response.status == 101 { Vec::new() } else { client.read_to_clean_end() };
-    Response { body: String::from_utf8(body).unwrap(), ..response }
 }
 
 /// The JSON in the response to a check.

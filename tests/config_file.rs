@@ -4,9 +4,10 @@
 
 mod support;
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use serde_json::Value;
+use support::failure::{Failure, USAGE, run_to_failure};
 use support::http::handshake;
 use support::table::each_row;
 use support::users::{Dialect, User, events_path};
@@ -14,6 +15,16 @@ use support::{Server, token_file};
 
 fn file(name: &str, text: &str) -> String {
     token_file(name, text).to_str().unwrap().to_owned()
+}
+
+fn with_file(path: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
+    command.args(["--config", path]);
+    command
+}
+
+fn run_with(path: &str) -> Failure {
+    run_to_failure(&mut with_file(path))
 }
 
 /// The limits that the server reports in `welcome`.
@@ -87,31 +98,17 @@ fn errors_name_the_file_and_the_option() {
         |(text, _)| (*text).to_owned(),
         |(text, words)| {
             let path = file("errors", text);
-            let error = fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path]));
-            for word in words.iter().chain([&"--config", &path.as_str()]) {
-                assert!(error.contains(word), "{word:?} in {error:?}");
-            }
+            run_with(&path).check(USAGE, &[words, &["--config", &path][..]].concat());
         },
     );
-    let missing = fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", "/nonexistent.toml"]));
-    assert!(missing.contains("--config /nonexistent.toml: No such file"), "{missing}");
+    run_with("/nonexistent.toml").check(USAGE, &["--config /nonexistent.toml: No such file"]);
     // An error in an environment variable does not blame the file.
     let path = file("valid", "max-text = 5");
-    let environment =
-        fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path]).env("WIRECHAT_MAX_HEAD", "x"));
-    assert!(environment.contains("--max-head") && !environment.contains("--config"), "{environment}");
+    let environment = run_to_failure(with_file(&path).env("WIRECHAT_MAX_HEAD", "x"));
+    environment.check(USAGE, &["--max-head"]);
+    assert!(!environment.stderr.contains("--config"), "{}", environment.stderr);
     // Options that contradict each other do so in a file, too.
-    let path = file("pair", "ping-interval = 9\nidle-timeout = 8");
-    assert!(fail(Command::new(env!("CARGO_BIN_EXE_wirechat")).args(["--config", &path])).contains("--idle-timeout 8"));
-}
-
-/// Runs a server that must not start. Returns its one line of stderr.
-fn fail(command: &mut Command) -> String {
-    let Output { status, stderr, stdout } = command.output().unwrap();
-    assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
-    let stderr = String::from_utf8(stderr).unwrap();
-    assert_eq!((status.code(), stderr.lines().count()), (Some(2), 1), "{stderr}");
-    stderr
+    run_with(&file("pair", "ping-interval = 9\nidle-timeout = 8")).check(USAGE, &["--idle-timeout 8"]);
 }
 
 /// Subcommands such as `explain` do not read the server's file.

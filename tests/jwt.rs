@@ -9,6 +9,8 @@
 
 #[path = "support/delayed_broker.rs"]
 mod delayed_broker;
+#[path = "support/delayed_world.rs"]
+mod delayed_world;
 #[path = "support/memory.rs"]
 mod memory;
 mod support;
@@ -19,9 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use delayed_broker::DelayedBroker;
 use memory::{Client, World};
 use serde_json::{Value, json};
+use support::failure::{USAGE, fail_to_start};
 use support::http::{Request, Response, get, handshake};
 use support::table::each_row;
 use support::users::{Dialect, User, encode};
@@ -279,8 +281,8 @@ fn key_files() {
         ("missing", "cannot read"),
     ];
     for (name, words) in bad {
-        let error = fail_to_start(&with(&maker.options(&["hs", name]), &[]));
-        assert!(error.contains("--jwt-key") && error.contains(&maker.key(name)) && error.contains(words), "{error}");
+        let failure = fail_to_start("127.0.0.1:0", &with(&maker.options(&["hs", name]), &[]));
+        failure.check(USAGE, &["--jwt-key", &maker.key(name), words]);
     }
     // A public key in a UTF-16 file is recognized, and not used as an HMAC secret.
     let text = fs::read_to_string(maker.key("es")).unwrap();
@@ -288,14 +290,6 @@ fn key_files() {
     fs::write(maker.key("utf-16"), utf16).unwrap();
     let server = maker.server(&["utf-16"], &[]);
     assert_eq!(server.status(&request("/", &maker.token("es", claims("alice")))), 101, "it is the same key");
-}
-
-/// Runs a server that must not start. Returns its one line of stderr.
-fn fail_to_start(args: &[&str]) -> String {
-    let output = Server::command("127.0.0.1:0", args).output().expect("the server runs");
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), error.lines().count(), &*output.stdout), (Some(2), 1, &b""[..]), "{error}");
-    error
 }
 
 #[test]
@@ -308,8 +302,7 @@ fn options_that_exclude_each_other() {
         (&["--jwt-audience", "a", "--open"], &["--jwt-audience", "--jwt-key FILE"]),
     ];
     for (args, words) in rows {
-        let error = fail_to_start(args);
-        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        fail_to_start("127.0.0.1:0", args).check(USAGE, words);
     }
     // `--jwt-key` disables the demo tokens, so a public server may start.
     let server = Server::start(&["--jwt-key", &key, "--allow-host", "chat.example"]);
@@ -582,31 +575,17 @@ fn a_token_is_renewed() {
 fn a_token_is_renewed_during_a_switch() {
     let Some(mut maker) = Maker::start("switch") else { return };
     let options = maker.options(&["hs"]);
-    let mut control = None;
-    let mut world = World::with_broker(&with(&options, &UNLIMITED), 1, false, |broker| {
-        let (broker, its_control) = DelayedBroker::new(Box::new(broker), 1);
-        control = Some(its_control);
-        Box::new(broker)
-    });
-    let control = control.unwrap();
-    let release = |world: &mut World| {
-        world.turn_with(|server| {
-            while control.release_one() {
-                server.apply_effects();
-            }
-        });
-        world.settle();
-    };
+    let (mut world, control) = delayed_world::start(&with(&options, &UNLIMITED));
     let both = maker.token("hs", and(at(600.0), json!({"rooms": ["tea", "coffee"]})));
     let tea = maker.token("hs", and(at(600.0), json!({"rooms": ["tea"]})));
     let client = world.upgrade(&format!("/?room=tea&token={both}"));
-    release(&mut world);
+    delayed_world::release(&mut world, &control);
     client.read_event("welcome");
     client.send_text(r#"{"event":"switch_room","data":{"room":"coffee"}}"#);
     client.send_text(&json!({"event": "token", "data": {"token": tea}}).to_string());
     world.settle();
     client.read_event("token_accepted");
-    release(&mut world);
+    delayed_world::release(&mut world, &control);
     client.read_event("switched");
     assert_eq!(client.read_frame().close(), (1008, "Not allowed in this room".to_owned()));
 }

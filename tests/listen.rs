@@ -14,13 +14,11 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::{fs, thread};
 
+use support::failure::{FAILURE, USAGE, run_to_failure};
 use support::http::{Request, Response, get, handshake};
 use support::{DEADLINE, RawClient, Server, print_skipped, require_tool, signal, wait_until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_wirechat");
-/// Exit statuses: for an error at run time, and for an invalid configuration.
-const FAILURE: i32 = 1;
-const USAGE: i32 = 2;
 
 /// A folder for the sockets of one test. Its path is short, because the path of a Unix socket must be.
 struct Folder(PathBuf);
@@ -100,23 +98,6 @@ fn unix_status(path: &Path, request: &Request) -> u16 {
     status(&mut unix_client(path), request)
 }
 
-/// Checks that the server does not start, and that stderr is one line with all these words.
-#[track_caller]
-fn assert_fails(command: &mut Command, status: i32, words: &[&str]) {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut banner = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut banner).unwrap();
-    if !banner.is_empty() {
-        child.kill().unwrap();
-    }
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(banner, "", "the server does not start");
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(status), "{stderr}");
-    assert!(stderr.lines().count() == 1 && stderr.starts_with("wirechat: "), "one line: {stderr:?}");
-    assert!(words.iter().all(|word| stderr.contains(word)), "{words:?} in {stderr:?}");
-}
-
 #[test]
 fn several_addresses_lead_to_the_same_rooms() {
     let folder = Folder::new("several");
@@ -175,10 +156,11 @@ fn dual_stack() {
 fn an_address_that_is_given_twice() {
     for address in ["127.0.0.1:3000", "unix:/tmp/wirechat-twice"] {
         let mut command = Command::new(PROGRAM);
-        assert_fails(command.args(["--open", "--listen", address, "--listen", address]), USAGE, &[address, "twice"]);
+        run_to_failure(command.args(["--open", "--listen", address, "--listen", address]))
+            .check(USAGE, &[address, "twice"]);
     }
     let long = format!("unix:/{}", "x".repeat(107));
-    assert_fails(Command::new(PROGRAM).args(["--open", "--listen", &long]), USAGE, &["--listen", "107 bytes"]);
+    run_to_failure(Command::new(PROGRAM).args(["--open", "--listen", &long])).check(USAGE, &["--listen", "107 bytes"]);
 }
 
 // ------------------------------------------------------------------------------------------------------ Unix sockets
@@ -205,8 +187,10 @@ fn the_command_in_the_banner_works() {
 fn a_unix_socket_makes_the_server_public() {
     let folder = Folder::new("public");
     let listen = listen_option(&folder.path("socket"));
-    assert_fails(Command::new(PROGRAM).arg(&listen), USAGE, &["demo tokens", "--listen unix:/", "--tokens", "--open"]);
-    assert_fails(Command::new(PROGRAM).args([&listen, "--listen=127.0.0.1:0"]), USAGE, &["demo tokens", "unix:/"]);
+    run_to_failure(Command::new(PROGRAM).arg(&listen))
+        .check(USAGE, &["demo tokens", "--listen unix:/", "--tokens", "--open"]);
+    run_to_failure(Command::new(PROGRAM).args([&listen, "--listen=127.0.0.1:0"]))
+        .check(USAGE, &["demo tokens", "unix:/"]);
     assert!(!folder.path("socket").exists());
 }
 
@@ -248,7 +232,7 @@ fn the_file_disappears_at_a_stop() {
     let address = taken.local_addr().unwrap().to_string();
     let mut command = Command::new(PROGRAM);
     let command = command.args([&listen_option(&path), "--listen", &address, "--open"]);
-    assert_fails(command, FAILURE, &["already in use", &address[address.len() - 4..]]);
+    run_to_failure(command).check(FAILURE, &["already in use", &address[address.len() - 4..]]);
     assert!(!path.exists());
 }
 
@@ -271,7 +255,7 @@ fn the_file_of_a_live_server_stays() {
     let _server = Process::run(&path, &["--open"]);
     let fails = || {
         let mut command = Command::new(PROGRAM);
-        assert_fails(command.args([&listen_option(&path), "--open"]), FAILURE, &["unix:/", "already in use"]);
+        run_to_failure(command.args([&listen_option(&path), "--open"])).check(FAILURE, &["unix:/", "already in use"]);
     };
     fails();
     assert_eq!(unix_status(&path, &handshake()), 101, "the first server lives");
@@ -282,7 +266,7 @@ fn the_file_of_a_live_server_stays() {
     let waiting: Vec<_> = std::iter::from_fn(|| connect_now(&busy_path)).take(10_000).collect();
     assert!(!waiting.is_empty());
     let mut command = Command::new(PROGRAM);
-    assert_fails(command.args([&listen_option(&busy_path), "--open"]), FAILURE, &["unix:/", "already in use"]);
+    run_to_failure(command.args([&listen_option(&busy_path), "--open"])).check(FAILURE, &["unix:/", "already in use"]);
     assert!(busy_path.exists());
 }
 
@@ -314,7 +298,7 @@ fn no_other_file_is_deleted() {
         let path = folder.path(name);
         let before = fs::symlink_metadata(&path).unwrap().file_type();
         let mut command = Command::new(PROGRAM);
-        assert_fails(command.args([&listen_option(&path), "--open"]), FAILURE, &["unix:/", name]);
+        run_to_failure(command.args([&listen_option(&path), "--open"])).check(FAILURE, &["unix:/", name]);
         assert_eq!(fs::symlink_metadata(&path).unwrap().file_type(), before, "{name}");
     }
     assert_eq!(
@@ -324,7 +308,8 @@ fn no_other_file_is_deleted() {
     assert!(socket.exists());
     drop(datagrams);
     let path = folder.path("no-folder").join("socket");
-    assert_fails(Command::new(PROGRAM).args([&listen_option(&path), "--open"]), FAILURE, &["unix:/", "--listen"]);
+    run_to_failure(Command::new(PROGRAM).args([&listen_option(&path), "--open"]))
+        .check(FAILURE, &["unix:/", "--listen"]);
 }
 
 /// An operator replaces a server: a new one has taken the path before the old one stops.
@@ -422,7 +407,7 @@ fn an_inherited_socket_replaces_the_address() {
 #[test]
 fn an_inherited_socket_can_make_the_server_public() {
     let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    assert_fails(&mut activated(listener.into(), "$$", &[]), USAGE, &["demo tokens"]);
+    run_to_failure(&mut activated(listener.into(), "$$", &[])).check(USAGE, &["demo tokens"]);
 }
 
 #[test]
@@ -441,7 +426,7 @@ fn descriptors_that_do_not_listen() {
     ];
     for (name, descriptor) in rows {
         println!("{name}");
-        assert_fails(&mut activated(descriptor, "$$", &[]), USAGE, &["descriptor 3"]);
+        run_to_failure(&mut activated(descriptor, "$$", &[])).check(USAGE, &["descriptor 3"]);
     }
 }
 

@@ -5,6 +5,8 @@
 
 #[path = "support/delayed_broker.rs"]
 mod delayed_broker;
+#[path = "support/delayed_world.rs"]
+mod delayed_world;
 #[path = "support/memory.rs"]
 mod memory;
 mod support;
@@ -12,7 +14,6 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use delayed_broker::DelayedBroker;
 use fastrand::Rng;
 use memory::{Client, End, MAX_LINGERING, NO_EDGE, World, log_lines};
 use mio::Token;
@@ -484,30 +485,16 @@ fn a_slow_consumer_that_never_reads_again_is_cut() {
 /// The broker accepts a join after the server has closed the client. The client must not receive the room's events.
 #[test]
 fn a_client_that_is_closed_before_its_join_receives_nothing_more() {
-    let mut control = None;
-    let mut world = World::with_broker(&CALM, 1, false, |broker| {
-        let (broker, its_control) = DelayedBroker::new(Box::new(broker), 1);
-        control = Some(its_control);
-        Box::new(broker)
-    });
-    let control = control.unwrap();
-    let release = |world: &mut World| {
-        world.turn_with(|server| {
-            while control.release_one() {
-                server.apply_effects();
-            }
-        });
-        world.settle();
-    };
+    let (mut world, control) = delayed_world::start(&CALM);
     let talker = world.upgrade(CHAT);
-    release(&mut world);
+    delayed_world::release(&mut world, &control);
     send_message(&talker, "hi");
     world.settle();
     let late = world.upgrade(CHAT);
     (0..65).for_each(|_| late.send_text(PING));
     world.settle();
     assert_eq!(late.read_frame().close(), (1008, "flooding".to_owned()));
-    release(&mut world);
+    delayed_world::release(&mut world, &control);
     late.expect_nothing();
 }
 

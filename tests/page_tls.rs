@@ -11,7 +11,7 @@ mod support;
 mod visitor;
 
 use support::Server;
-use support::tls::{Certificate, EC};
+use support::certificate::{Certificate, EC};
 use visitor::*;
 
 #[test]

@@ -5,16 +5,8 @@
 mod support;
 
 use support::Server;
-use support::http::{Request, Response, get, handshake};
+use support::http::{get, handshake, response};
 use support::users::{Dialect, User, events_path};
-
-fn response(server: &Server, request: &Request) -> Response {
-    let mut client = server.connect();
-    client.send(&request.bytes());
-    let head = Response::parse(client.read_head().as_bytes());
-    let body = if head.status == 101 { Vec::new() } else { client.read_to_clean_end() };
-    Response { body: String::from_utf8(body).unwrap(), ..head }
-}
 
 #[test]
 fn the_page_has_a_policy_and_is_cached_until_it_changes() {

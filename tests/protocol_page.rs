@@ -115,7 +115,7 @@ fn every_example_is_what_the_server_does() {
 /// Makes the files that the section about TLS names. `false` if this build has no TLS, or if openssl is missing.
 fn make_certificate() -> bool {
     #[cfg(feature = "tls")]
-    if let Some(certificate) = support::tls::Certificate::new("protocol-page", support::tls::EC) {
+    if let Some(certificate) = support::certificate::Certificate::new("protocol-page", support::certificate::EC) {
         std::fs::copy(certificate.cert, format!("{DIRECTORY}/chat.crt")).unwrap();
         std::fs::copy(certificate.key, format!("{DIRECTORY}/chat.key")).unwrap();
         return true;

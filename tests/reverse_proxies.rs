@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use browser::Browser;
+use support::certificate::{Certificate, EC};
 use support::{Server, becomes_true, require_tool, token_file, wait_until};
 use visitor::{type_message, wait_for_log, wait_for_state};
 
@@ -59,26 +60,46 @@ impl Proxy {
         server: &Server,
         configure: impl Fn(&str, u16, u16) -> String,
     ) -> Option<Proxy> {
-        let openssl = require_tool("openssl", &[])?;
+        let mut errors = String::new();
+        for _ in 0..5 {
+            let mut proxy = Proxy::spawn(program, path, arguments, server, &configure)?;
+            let mut is_up = false;
+            let has_settled = becomes_true(|| {
+                is_up = proxy.curl("127.0.0.1", "health", &["--max-time", "5"]).starts_with("200");
+                is_up || proxy.child.try_wait().unwrap().is_some()
+            });
+            if is_up {
+                return Some(proxy);
+            }
+            // If the proxy has exited, another process was faster to take the port: try another port.
+            errors += &fs::read_to_string(proxy.directory.join("stderr")).unwrap();
+            assert!(has_settled, "{errors}");
+        }
+        panic!("{errors}");
+    }
+
+    fn spawn(
+        program: &Path,
+        path: &'static str,
+        arguments: &[&str],
+        server: &Server,
+        configure: &impl Fn(&str, u16, u16) -> String,
+    ) -> Option<Proxy> {
         let port = free_port();
+        let certificate = Certificate::new(&format!("proxy-{port}"), EC)?;
         let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("proxy-{}-{port}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost \
-                       -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem";
-        let made = Command::new(openssl).args(request.split_whitespace()).current_dir(&directory).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let both = ["cert.pem", "key.pem"].map(|name| fs::read_to_string(directory.join(name)).unwrap());
-        fs::write(directory.join("both.pem"), both.concat()).unwrap();
+        let both = [&certificate.cert, &certificate.key].map(|path| fs::read_to_string(path).unwrap());
+        for (name, text) in [("cert.pem", &both[0]), ("key.pem", &both[1]), ("both.pem", &both.concat())] {
+            fs::write(directory.join(name), text).unwrap();
+        }
         fs::write(directory.join("config"), configure(directory.to_str().unwrap(), server.port(), port)).unwrap();
         let mut command = Command::new(program);
         command.args(arguments).current_dir(&directory).env("HOME", &directory);
         command.env("XDG_CONFIG_HOME", &directory).env("XDG_DATA_HOME", &directory);
         let log = fs::File::create(directory.join("stderr")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the proxy starts");
-        let proxy = Proxy { child, directory, port, path };
-        let is_up = becomes_true(|| proxy.curl("127.0.0.1", "health", &[]).starts_with("200"));
-        assert!(is_up, "{}", fs::read_to_string(proxy.directory.join("stderr")).unwrap());
-        Some(proxy)
+        Some(Proxy { child, directory, port, path })
     }
 
     fn url(&self, path: &str) -> String {

@@ -5,52 +5,13 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
+use support::failure::{FAILURE, USAGE, fail_to_start, run_to_failure};
 use support::http::{Request, Response, handshake};
 use support::table::each_row;
 use support::watched::DEMO_TOKENS;
 use support::{Server, token_file, wait_until};
-
-/// Exit statuses: for an invalid configuration, and for an error at run time.
-const USAGE: i32 = 2;
-const FAILURE: i32 = 1;
-
-/// The exit status and the error output of a server that failed to start.
-struct Failure {
-    status: Option<i32>,
-    stderr: String,
-}
-
-fn fail_to_start(listen: &str, args: &[&str]) -> Failure {
-    run_to_failure(&mut Server::command(listen, args))
-}
-
-fn run_to_failure(command: &mut Command) -> Failure {
-    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("the program runs");
-    let mut banner = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut banner).unwrap();
-    if !banner.is_empty() {
-        child.kill().unwrap();
-    }
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(banner, "", "the server does not start");
-    Failure { status: output.status.code(), stderr: String::from_utf8(output.stderr).unwrap() }
-}
-
-impl Failure {
-    /// Checks the exit status, and that stderr is one line with all these words.
-    fn check(&self, status: i32, words: &[&str]) {
-        assert_eq!(self.status, Some(status), "{}", self.stderr);
-        let lines: Vec<&str> = self.stderr.lines().collect();
-        assert!(matches!(lines.as_slice(), [line] if line.starts_with("wirechat: ")), "one line: {:?}", self.stderr);
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} in {:?}", self.stderr);
-        }
-    }
-}
 
 /// A port that another program uses is an error at run time, not a usage error.
 #[test]

@@ -106,6 +106,15 @@ pub struct Response {
     pub body: String,
 }
 
+/// Sends a request and reads the complete response. A 101 has no body.
+pub fn response(server: &Server, request: &Request) -> Response {
+    let mut client = server.connect();
+    client.send(&request.bytes());
+    let response = Response::parse(client.read_head().as_bytes());
+    let body = if response.status == 101 { Vec::new() } else { client.read_to_clean_end() };
+    Response { body: String::from_utf8(body).unwrap(), ..response }
+}
+
 impl Response {
     /// Parses a response. Its lines must end in CRLF (RFC 9112 §2.1).
     pub fn parse(bytes: &[u8]) -> Response {

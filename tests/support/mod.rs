@@ -5,6 +5,8 @@
 //! used the code in `ws/` would share its mistakes, and so not find them.
 #![allow(dead_code)] // each test binary uses its own part
 
+pub mod certificate;
+pub mod failure;
 pub mod http;
 pub mod table;
 #[cfg(feature = "tls")]
@@ -52,7 +54,7 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_wirechat"));
         command.args(["--listen", listen]).args(args).env_remove("RUST_LOG");
         #[cfg(feature = "tls")]
-        if let Some(certificate) = tls::Certificate::of_all_tests().filter(|_| !args.contains(&"--tls-cert")) {
+        if let Some(certificate) = certificate::Certificate::of_all_tests().filter(|_| !args.contains(&"--tls-cert")) {
             command.args(certificate.options());
         }
         command
@@ -89,7 +91,7 @@ impl Server {
         // Keep reading: a full pipe would block the server.
         let printed = collect(stdout);
         #[cfg(feature = "tls")]
-        if let Some(certificate) = tls::Certificate::of_all_tests() {
+        if let Some(certificate) = certificate::Certificate::of_all_tests() {
             let settings = tls::client_settings(&[certificate], rustls::ALL_VERSIONS, &[]);
             addr = addr.map(|addr| tls::forward_to(addr, settings));
         }

@@ -1,114 +1,19 @@
-//! TLS for the tests: certificates from openssl, a rustls client that accepts one certificate, and a forwarder that
-//! lets a client without TLS use a TLS server. With the environment variable `WIRECHAT_TEST_TLS`, every test's server
+//! TLS for the tests: a rustls client that trusts the test's certificates, and a forwarder that lets a client without
+//! TLS use a TLS server. With the environment variable `WIRECHAT_TEST_TLS`, every test's server
 //! speaks TLS behind such a forwarder.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion};
 
-use super::{DEADLINE, require_tool};
-
-/// The files of a self-signed certificate for `localhost` and its key.
-#[derive(Debug, Clone)]
-pub struct Certificate {
-    pub cert: PathBuf,
-    pub key: PathBuf,
-}
-
-pub const EC: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
-pub const RSA: &[&str] = &["rsa:2048"];
-
-impl Certificate {
-    /// `None` if openssl is missing.
-    pub fn new(name: &str, algorithm: &[&str]) -> Option<Certificate> {
-        let openssl = require_tool("openssl", &[])?;
-        let path =
-            |end| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.{end}", std::process::id()));
-        let certificate = Certificate { cert: path("crt"), key: path("key") };
-        let made = Command::new(openssl)
-            .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"])
-            .args(algorithm)
-            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
-            .args([certificate.key.as_os_str(), "-out".as_ref(), certificate.cert.as_os_str()])
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.expect("openssl runs").success());
-        Some(certificate)
-    }
-
-    pub fn options(&self) -> [&str; 4] {
-        ["--tls-cert", self.cert.to_str().unwrap(), "--tls-key", self.key.to_str().unwrap()]
-    }
-
-    pub fn der(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(&self.cert).expect("a certificate")
-    }
-
-    /// The files of the certificate that all servers use while `WIRECHAT_TEST_TLS` is set; otherwise none.
-    pub fn of_all_tests() -> Option<&'static Certificate> {
-        static CERTIFICATE: LazyLock<Option<Certificate>> = LazyLock::new(|| {
-            std::env::var_os("WIRECHAT_TEST_TLS")?;
-            Certificate::new("all-tests", EC)
-        });
-        CERTIFICATE.as_ref()
-    }
-}
-
-/// Accepts the expected certificates and no others, whatever their names and dates are.
-#[derive(Debug)]
-struct Pinned {
-    expected: Vec<CertificateDer<'static>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let is_expected = self.expected.iter().any(|expected| expected == end_entity);
-        if is_expected {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(Error::General("another certificate".into()))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
+use super::DEADLINE;
+use super::certificate::Certificate;
 
 /// The settings of a client that expects one of these certificates. `versions`: TLS 1.2, TLS 1.3 or both.
 pub fn client_settings(
@@ -116,13 +21,17 @@ pub fn client_settings(
     versions: &[&'static SupportedProtocolVersion],
     alpn: &[&str],
 ) -> ClientConfig {
-    let provider = Arc::new(ring::default_provider());
-    let expected = certificates.iter().map(|certificate| certificate.der()).collect();
-    let verifier = Arc::new(Pinned { expected, provider: Arc::clone(&provider) });
-    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions).expect("versions");
-    let mut settings = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let mut roots = RootCertStore::empty();
+    certificates.iter().for_each(|certificate| roots.add(der(certificate)).expect("a certificate"));
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_protocol_versions(versions).expect("versions").with_root_certificates(roots);
+    let mut settings = builder.with_no_client_auth();
     settings.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     settings
+}
+
+pub fn der(certificate: &Certificate) -> CertificateDer<'static> {
+    CertificateDer::from_pem_file(&certificate.cert).expect("a certificate")
 }
 
 pub fn new_session(settings: &Arc<ClientConfig>) -> ClientConnection {

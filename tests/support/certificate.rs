@@ -1,0 +1,50 @@
+//! Self-signed certificates from openssl.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+
+use super::require_tool;
+
+/// The files of a self-signed certificate for `localhost` and its key.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+pub const EC: &[&str] = &["ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+pub const RSA: &[&str] = &["rsa:2048"];
+
+impl Certificate {
+    /// `None` if openssl is missing.
+    pub fn new(name: &str, algorithm: &[&str]) -> Option<Certificate> {
+        let openssl = require_tool("openssl", &[])?;
+        let path =
+            |end| PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.{end}", std::process::id()));
+        let certificate = Certificate { cert: path("crt"), key: path("key") };
+        let made = Command::new(openssl)
+            .args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-newkey"])
+            .args(algorithm)
+            .args(["-addext", "basicConstraints=critical,CA:FALSE"]) // rustls accepts no CA as a server
+            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout"])
+            .args([certificate.key.as_os_str(), "-out".as_ref(), certificate.cert.as_os_str()])
+            .stderr(Stdio::null())
+            .status();
+        assert!(made.expect("openssl runs").success());
+        Some(certificate)
+    }
+
+    pub fn options(&self) -> [&str; 4] {
+        ["--tls-cert", self.cert.to_str().unwrap(), "--tls-key", self.key.to_str().unwrap()]
+    }
+
+    /// The files of the certificate that all servers use while `WIRECHAT_TEST_TLS` is set; otherwise none.
+    pub fn of_all_tests() -> Option<&'static Certificate> {
+        static CERTIFICATE: LazyLock<Option<Certificate>> = LazyLock::new(|| {
+            std::env::var_os("WIRECHAT_TEST_TLS")?;
+            Certificate::new("all-tests", EC)
+        });
+        CERTIFICATE.as_ref()
+    }
+}
