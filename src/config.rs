@@ -318,7 +318,7 @@ fn parse_rate(text: &str) -> Result<f64, &'static str> {
     rate.ok_or("write 0, or a number from 0.001 to 10000")
 }
 
-fn parse_seconds(min: f64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
+pub fn parse_seconds(min: f64) -> impl Fn(&str) -> Result<Duration, String> + Clone {
     let is_allowed = move |seconds: &f64| (min..=86_400.0).contains(seconds);
     let error = move || format!("write a number of seconds from {min} to 86400");
     move |text| text.parse().ok().filter(is_allowed).map(Duration::from_secs_f64).ok_or_else(error)

@@ -1,11 +1,11 @@
 //! The options of the optional features. They exist in every build, so that a build without a feature can say which one
 //! is missing.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, value_parser};
 
-use crate::config::parse_address;
+use crate::config::{parse_address, parse_seconds};
 
 #[derive(Debug, Clone, Args)]
 pub struct FeatureOptions {
@@ -21,6 +21,15 @@ pub struct FeatureOptions {
     /// Delete messages older than this many days from the file; 0: never [default: 0]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
     pub history_days: Option<u32>,
+    /// Share the rooms with other instances of the server through this Redis server: redis://[USER:PASSWORD@]HOST:PORT (feature redis)
+    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Several instances")]
+    pub redis: Option<String>,
+    /// Begin the names of all keys in Redis with this prefix; instances with the same prefix form one chat [default: wirechat]
+    #[arg(long, value_name = "NAME", help_heading = "Several instances")]
+    pub redis_prefix: Option<String>,
+    /// Wait this many seconds for Redis before a message is rejected [default: 5]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds(1.0), help_heading = "Several instances")]
+    pub redis_timeout: Option<Duration>,
     /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
     #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
     pub jwt_key: Vec<PathBuf>, // several keys allow rotation: JWTs signed with the old key stay valid
@@ -46,18 +55,22 @@ impl FeatureOptions {
     pub fn validate(&self) -> Result<(), String> {
         let FeatureOptions { history_db, history_sync, history_keep, history_days, .. } = self;
         let FeatureOptions { jwt_key, jwt_issuer, jwt_aud, tls_cert, tls_key, admin, .. } = self;
-        let sqlite = (cfg!(feature = "sqlite"), "sqlite", "--history-db", history_db.is_some());
-        let jwt = (cfg!(feature = "jwt"), "jwt", "--jwt-key", !jwt_key.is_empty());
+        let sqlite = (cfg!(feature = "sqlite"), "sqlite", "--history-db FILE", history_db.is_some());
+        let redis = (cfg!(feature = "redis"), "redis", "--redis URL", self.redis.is_some());
+        let jwt = (cfg!(feature = "jwt"), "jwt", "--jwt-key FILE", !jwt_key.is_empty());
         let options = [
             ("--history-db", history_db.is_some(), sqlite),
             ("--history-sync", history_sync.is_some(), sqlite),
             ("--history-keep", history_keep.is_some(), sqlite),
             ("--history-days", history_days.is_some(), sqlite),
+            ("--redis", self.redis.is_some(), redis),
+            ("--redis-prefix", self.redis_prefix.is_some(), redis),
+            ("--redis-timeout", self.redis_timeout.is_some(), redis),
             ("--jwt-key", !jwt_key.is_empty(), jwt),
             ("--jwt-issuer", jwt_issuer.is_some(), jwt),
             ("--jwt-audience", jwt_aud.is_some(), jwt),
-            ("--tls-cert", tls_cert.is_some(), (cfg!(feature = "tls"), "tls", "--tls-key", tls_key.is_some())),
-            ("--tls-key", tls_key.is_some(), (cfg!(feature = "tls"), "tls", "--tls-cert", tls_cert.is_some())),
+            ("--tls-cert", tls_cert.is_some(), (cfg!(feature = "tls"), "tls", "--tls-key FILE", tls_key.is_some())),
+            ("--tls-key", tls_key.is_some(), (cfg!(feature = "tls"), "tls", "--tls-cert FILE", tls_cert.is_some())),
             ("--admin", admin.is_some(), (cfg!(feature = "metrics"), "metrics", "--admin", true)),
         ];
         for (option, _, (is_built, feature, needed, has_needed)) in options.into_iter().filter(|(_, is_set, _)| *is_set)
@@ -66,8 +79,16 @@ impl FeatureOptions {
                 let command = format!("cargo build --release --features {feature}");
                 return Err(format!("{option} needs the feature {feature}; build with {command}"));
             } else if !has_needed {
-                return Err(format!("{option} needs {needed}, which is missing; add {needed} FILE"));
+                let name = needed.split(' ').next().unwrap_or(needed);
+                return Err(format!("{option} needs {name}, which is missing; add {needed}"));
             }
+        }
+        let has_room = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+        if self.redis_prefix.as_deref().is_some_and(|prefix| prefix.is_empty() || !prefix.chars().all(has_room)) {
+            return Err("--redis-prefix may contain only letters, digits, '-', '_' and '.'".into());
+        }
+        if self.redis.is_some() && self.history_db.is_some() {
+            return Err("--redis and --history-db exclude each other: Redis keeps the history".into());
         }
         Ok(())
     }

@@ -10,6 +10,8 @@
 
 pub mod log;
 pub mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
@@ -41,6 +43,15 @@ pub trait Broker {
     /// The total size, in bytes, of the requests whose events the broker has not returned yet. 0 if there are none.
     fn queued_bytes(&self) -> usize {
         0
+    }
+    fn begin_turn(&mut self, _now: Duration) {}
+    /// The deadline for the next `begin_turn`.
+    fn next_turn_at(&self) -> Option<Duration> {
+        None
+    }
+    /// Whether a request would take effect soon.
+    fn is_available(&self) -> bool {
+        true
     }
 }
 
@@ -181,6 +192,11 @@ pub enum RoomEvent {
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
+    /// The chat may have missed events of the room. `members` are the members on other instances. All members on this
+    /// server stay, and need the room's new state.
+    Resynchronized { room: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog },
+    /// The broker does not know whether the room has a message of the client, which must resend the message.
+    FateUnknown { client: Token },
     /// The broker can no longer store messages, and returns no more events.
     StorageFailed { reason: String },
 }
@@ -191,5 +207,6 @@ pub enum BrokerError {
     ClientIdInUse, // another client, with a different token or JWT subject, has joined with the same client id
     TooManyRooms,
     NoSuchUser(Rc<str>),
-    NotStored, // the broker neither stored nor sent the message; the client may retry with the same nonce
+    Unavailable, // the broker could not accept the request in time
+    NotStored,   // the broker neither stored nor sent the message; the client may retry with the same nonce
 }

@@ -86,6 +86,7 @@ pub const FLOODING: &str = "flooding";
 pub const NAME_IN_USE: &str = "username already in use";
 pub const REPLACED: &str = "replaced by a newer connection";
 pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
+pub const UNAVAILABLE: &str = "the rooms are unavailable";
 
 #[derive(Debug, PartialEq)]
 pub enum Effect {

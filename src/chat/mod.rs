@@ -65,7 +65,7 @@ pub enum JoinError {
 pub struct Chat {
     pub clients: TokenMap<Box<Client>>, // boxed to keep empty hash-table slots small
     pub rooms: RoomMap<Room>,
-    broker: Box<dyn Broker>,
+    pub broker: Box<dyn Broker>,
     effects: VecDeque<Effect>,
     limiter: RateLimiter,
     reserved: HashSet<Rc<str>>, // the `username_key` of every username that an access token is bound to
@@ -182,10 +182,6 @@ impl Chat {
             self.apply(event);
         }
         self.effects.pop_front()
-    }
-
-    pub fn queued_bytes(&self) -> usize {
-        self.broker.queued_bytes()
     }
 
     pub fn room_of(&self, client: Token) -> Option<RoomId> {
@@ -326,8 +322,11 @@ impl Chat {
             }
             RoomEvent::Typing { room, client, username } => self.broadcast(room, client, Event::Typing { username }),
             RoomEvent::JoinRejected { client, error } => {
-                let may_retry = error == BrokerError::TooManyRooms;
-                let reason = if may_retry { event::TOO_MANY_ROOMS } else { event::NAME_IN_USE };
+                let (reason, may_retry) = match error {
+                    BrokerError::TooManyRooms => (event::TOO_MANY_ROOMS, true),
+                    BrokerError::Unavailable => (event::UNAVAILABLE, true),
+                    _ => (event::NAME_IN_USE, false),
+                };
                 if self.remove_client(client).is_some_and(|old| matches!(old.membership, Membership::Joining { .. })) {
                     self.effects.push_back(Effect::Close { client, reason, may_retry });
                 }
@@ -338,8 +337,14 @@ impl Chat {
                     BrokerError::TooManyRooms => "There are too many rooms".into(),
                     BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
                     BrokerError::NotStored => "Message not stored".into(),
+                    BrokerError::Unavailable => event::UNAVAILABLE.into(),
                 };
                 self.send(client, Event::Error { message, nonce });
+            }
+            RoomEvent::Resynchronized { room, members, backlog } => self.resynchronize(room, members, backlog),
+            RoomEvent::FateUnknown { client } => {
+                let reason = "no confirmation of a message";
+                self.effects.push_back(Effect::Close { client, reason, may_retry: true });
             }
             RoomEvent::StorageFailed { reason } => self.effects.push_back(Effect::StorageFailed { reason }),
         }
@@ -399,6 +404,25 @@ impl Chat {
         self.broadcast(to, Some(client), Event::Joined { username, active: self.active_users(to) });
         if !is_allowed {
             self.close(client, "Not allowed in this room");
+        }
+    }
+
+    /// Replaces a room's remote members, and sends the room's new state to its members on this server.
+    fn resynchronize(&mut self, id: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog) {
+        let room = self.room_mut(id);
+        room.usernames.retain(|member, _| matches!(member, MemberId::Local(_)));
+        room.usernames.extend(members);
+        for (client, dialect) in self.recipients(id).collect::<Vec<_>>() {
+            if dialect == Dialect::Events {
+                let Room { name: room, usernames, .. } = &self.rooms[&id];
+                let others = usernames.iter().filter(|(member, _)| **member != MemberId::Local(client));
+                let members = others.map(|(_, username)| Rc::clone(username)).take(self.config.max_listed).collect();
+                let (room, member_count) = (Rc::clone(room), usernames.len() - 1);
+                let Backlog { epoch, last_id, messages: history, .. } = backlog.clone();
+                self.send(client, Event::Switched { room, members, member_count, epoch, last_id, history });
+            } else {
+                backlog.messages.iter().for_each(|message| self.send(client, Event::Message(Rc::clone(message))));
+            }
         }
     }
 

@@ -22,7 +22,20 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
 }
 
 /// Returns the broker that the options select. `wake` starts a turn of the event loop; any thread may call `wake`.
-fn new_broker(config: &Config, random: Random, wake: impl Fn() + Send + 'static) -> Result<Box<dyn Broker>, String> {
+fn new_broker(
+    config: &Config,
+    random: Random,
+    wake: impl Fn() + Clone + Send + 'static,
+) -> Result<Box<dyn Broker>, String> {
+    #[cfg(feature = "redis")]
+    if let Some(url) = &config.features.redis {
+        let (limits, names) = crate::server::broker_limits(config);
+        let prefix = config.features.redis_prefix.as_deref().unwrap_or("wirechat").to_owned();
+        let timeout = config.features.redis_timeout.unwrap_or(std::time::Duration::from_secs(5));
+        let settings = crate::broker::redis::Settings { prefix, timeout, limits };
+        let broker = crate::broker::redis::RedisBroker::open(url, settings, random, names, wake)?;
+        return Ok(Box::new(broker));
+    }
     #[cfg(feature = "sqlite")]
     if let Some(path) = &config.features.history_db {
         use crate::broker::sqlite::{Limits, SqliteBroker, database::DatabaseOptions};

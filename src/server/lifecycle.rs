@@ -111,7 +111,7 @@ impl<S: Socket> Server<S> {
 
     /// Runs the access checks that need server state. The checks must not change the chat: `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
-        use {BrokerError::ClientIdInUse, JoinError::*};
+        use {BrokerError::ClientIdInUse, BrokerError::Unavailable, JoinError::*};
         let username = if let Route::Chat(request) = route { Some(&request.join.username) } else { None };
         let peer = self.connections.table.get(&token).map(|connection| connection.cold.peer);
         if peer.is_some_and(|peer| self.chat.is_banned(peer.ip(), username, self.now.time)) {
@@ -121,6 +121,7 @@ impl<S: Socket> Server<S> {
         Err(match (checked, route) {
             (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
             (Err(Broker(ClientIdInUse)), _) => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
+            (Err(Broker(Unavailable)), _) => http::service_unavailable("The rooms are unavailable"),
             (Err(Broker(_)), _) => http::service_unavailable("There are too many rooms"),
             _ if self.limits.is_full() => http::service_unavailable("The server is full"),
             (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
@@ -356,7 +357,7 @@ impl<S: Socket> Server<S> {
                 self.limits.buffered += buffered;
                 self.limits.buffered -= std::mem::replace(&mut connection.cold.buffered, buffered);
             }
-            let buffered = self.limits.buffered + self.limits.buffered_shared.get() + self.chat.queued_bytes();
+            let buffered = self.limits.buffered + self.limits.buffered_shared.get() + self.chat.broker.queued_bytes();
             if buffered <= self.config.max_buffered {
                 return;
             }
@@ -438,7 +439,7 @@ impl<S: Socket> Server<S> {
 
     /// Closes connections once every message received before has been stored and sent.
     pub(super) fn continue_shutdown(&mut self) {
-        let (now, is_published) = (self.now.monotonic, self.chat.queued_bytes() == 0);
+        let (now, is_published) = (self.now.monotonic, self.chat.broker.queued_bytes() == 0);
         match &mut self.shutdown {
             Some(Shutdown::Announced { until }) if *until > now => {}
             Some(Shutdown::Announced { .. }) if self.config.drain.is_zero() => self.stop_reading(),

@@ -67,6 +67,12 @@ pub struct Readiness {
 }
 
 pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
+    let (memory, names) = broker_limits(config);
+    MemoryBroker::new(memory, random, names)
+}
+
+/// What a broker limits, and how it compares usernames.
+pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
     let memory = MemoryConfig {
         messages: config.history,
         bytes: config.max_history,
@@ -78,7 +84,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
         default_room: DEFAULT_ROOM,
     };
     let may_share = if config.unique_names { names::is_default_username } else { |_: &str| true };
-    MemoryBroker::new(memory, random, NameRules { key: names::username_key, may_share })
+    (memory, NameRules { key: names::username_key, may_share })
 }
 
 impl<S: Socket> Server<S> {
@@ -114,6 +120,7 @@ impl<S: Socket> Server<S> {
         self.now = now;
         self.observers.begin_turn(now.time);
         self.fanout.begin_turn(now.monotonic);
+        self.chat.broker.begin_turn(now.monotonic);
     }
 
     /// Records the readiness that the poll reported. The server reads and writes later, in `finish_turn`.
@@ -150,11 +157,13 @@ impl<S: Socket> Server<S> {
         let has_work = has_input && !self.pauses_reads() || !self.removed.is_empty() || !self.fanout.is_empty();
         let stop = match &self.shutdown {
             Some(Shutdown::Announced { until } | Shutdown::Closing { until }) => Some(*until),
-            Some(Shutdown::Spreading(schedule)) if self.chat.queued_bytes() == 0 => Some(schedule.step_at),
+            Some(Shutdown::Spreading(schedule)) if self.chat.broker.queued_bytes() == 0 => Some(schedule.step_at),
             _ => None,
         };
         let now = has_work.then_some(self.now.monotonic);
-        [now, self.timers.next_deadline(), self.limits.next_summary_at(), stop].into_iter().flatten().min()
+        let (timer, summary, broker) =
+            (self.timers.next_deadline(), self.limits.next_summary_at(), self.chat.broker.next_turn_at());
+        [now, timer, summary, stop, broker].into_iter().flatten().min()
     }
 
     pub fn connection_count(&self) -> usize {
@@ -188,7 +197,7 @@ impl<S: Socket> Server<S> {
             Some(Shutdown::Spreading(schedule)) if schedule.step_at <= self.now.monotonic => 0,
             _ => self.config.max_buffered / 2,
         };
-        self.chat.queued_bytes() > max_queued
+        self.chat.broker.queued_bytes() > max_queued
     }
 
     /// Reads at most once from the socket, so that a busy connection does not delay other connections.

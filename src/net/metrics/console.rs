@@ -74,7 +74,7 @@ enum Subject {
 
 impl Storage {
     pub fn observe(&mut self, server: &Server<Transport>, now: Duration) {
-        let (queued, deliveries) = (server.chat.queued_bytes(), server.chat.operator.counters.deliveries);
+        let (queued, deliveries) = (server.chat.broker.queued_bytes(), server.chat.operator.counters.deliveries);
         if self.queued == 0 || queued < self.queued || deliveries != self.deliveries {
             self.progressed_at = now;
         }

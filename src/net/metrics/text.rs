@@ -67,7 +67,7 @@ impl Page {
         ];
         let dialects = Dialect::ALL.map(|dialect| dialect.subprotocol().trim_start_matches("chat."));
         let sent = server.connections.table.values().map(|connection| connection.bytes_sent).sum::<u64>();
-        let buffered = limits.buffered + limits.buffered_shared.get() + chat.queued_bytes();
+        let buffered = limits.buffered + limits.buffered_shared.get() + chat.broker.queued_bytes();
         let closes = counters.closes.iter().map(|(code, count)| (format_code(*code), *count));
         let rejections = counters.rejections.iter().map(|(status, count)| (status.to_string(), *count));
         let outcomes = ["restarted", "resumed"].into_iter().zip(counters.resumes);
@@ -86,7 +86,7 @@ impl Page {
         self.counter("sent_bytes", "Bytes sent to clients.", counters.bytes_sent + sent);
         self.counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
         self.gauge("buffered_bytes", "Bytes in all buffers.", buffered);
-        self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.queued_bytes());
+        self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.broker.queued_bytes());
         self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turns);
     }
 

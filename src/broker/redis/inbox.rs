@@ -1,0 +1,69 @@
+//! The events in an instance's inbox, as the script writes them: one JSON value per line.
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::Message;
+
+/// A message without its id, which Redis assigns.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Payload {
+    username: Rc<str>,
+    text: Box<str>,
+    time: Rc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nonce: Option<Rc<str>>,
+}
+
+impl Payload {
+    pub fn new(message: Message) -> Payload {
+        let Message { username, text, time, nonce, .. } = message;
+        Payload { username, text, time, nonce }
+    }
+
+    pub fn with_id(self, id: u64) -> Message {
+        let Payload { username, text, time, nonce } = self;
+        Message { username, text, id, time, nonce }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub struct PrivatePayload {
+    pub from: Rc<str>,
+    pub to: Rc<str>,
+    pub text: Box<str>,
+    pub time: Rc<str>,
+    #[serde(default)]
+    pub nonce: Option<Rc<str>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InboxEvent {
+    /// All events of the requests up to this number have arrived.
+    Executed(u64),
+    /// The room has a new epoch, and the same messages.
+    Renewed(Rc<str>, Rc<str>),
+    /// The room has its first member on this instance: its members on other instances.
+    Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
+    /// A client of this instance has joined: the client, the room before, the room, and the room's history.
+    Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>),
+    JoinRejected(u64),
+    /// A client of another instance has joined: room, instance, client, username.
+    Arrived(Rc<str>, u32, u64, Rc<str>),
+    Left(Rc<str>, u32, u64),
+    /// Room, instance and client of the sender, id.
+    Message(Rc<str>, u32, u64, u64, Payload),
+    /// The reply to a message of the operator: room, instance, client, id.
+    Announced(Rc<str>, u32, u64, u64, Payload),
+    Duplicate(u64, u64, Payload),
+    Private(Vec<u64>, PrivatePayload),
+    /// Client, room, the `before` of the request, whether there are older messages.
+    Page(u64, Rc<str>, u64, bool, Vec<(u64, Payload)>),
+    Typing(Rc<str>, u32, u64, Rc<str>),
+    /// Client, reason, detail, nonce.
+    Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
+    /// The state of a room whose events may have been missed: name, history, members.
+    Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>, Vec<(u32, u64, Rc<str>)>),
+}

@@ -1,0 +1,247 @@
+//! The threads that talk to Redis, so that the event loop need not wait for it. One thread sends the calls of the
+//! script, and another reads the instance's inbox. Each connects again when its connection fails.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
+
+const MAX_ENTRIES: usize = 256; // maximum number of inbox entries per read
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must go on within a second once Redis is back
+
+/// The connections to Redis, as the broker sees them.
+pub trait Link {
+    /// Calls the script with these arguments. The next call must wait for the reply, or for `Lost`.
+    fn call(&mut self, arguments: Vec<String>);
+    /// Reads the inbox `key` from the entry after `after`, as long as the Redis data has this lineage.
+    fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
+    fn next_event(&mut self) -> Option<LinkEvent>;
+}
+
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// `lineage` identifies the server process and the data that it holds.
+    Connected { lineage: String, warning: Option<String> },
+    /// The reply to a call. `Err`: Redis has rejected the call, and executed nothing of it.
+    Reply(Result<Vec<String>, String>),
+    /// Entries of the inbox: their ids and events.
+    Inbox(Vec<(u64, String)>),
+    /// There is no connection. Redis may or may not have executed the last call.
+    Lost { reason: String },
+}
+
+pub struct Threads {
+    calls: Option<Sender<(u64, Vec<String>)>>, // `None` stops the thread
+    reads: Sender<Read>,
+    events: Receiver<(u64, LinkEvent)>, // each event with its session
+    caller: Option<JoinHandle<()>>,
+    session: u64, // number of the connection for calls
+    reading: u64, // number of the newest `Read`
+}
+
+struct Read {
+    number: u64,
+    key: String,
+    after: u64,
+    lineage: String,
+}
+
+#[derive(Clone)]
+struct Reporter<W> {
+    events: Sender<(u64, LinkEvent)>,
+    wake: W,
+}
+
+impl<W: Fn()> Reporter<W> {
+    fn report(&self, number: u64, event: LinkEvent) {
+        let _ = self.events.send((number, event));
+        (self.wake)();
+    }
+}
+
+impl Threads {
+    /// `timeout` bounds every wait for Redis. `wake` tells the event loop that there is an event.
+    pub fn start(
+        client: Client,
+        script: &str,
+        timeout: Duration,
+        wake: impl Fn() + Clone + Send + 'static,
+    ) -> Result<Threads, String> {
+        let ((calls, receiver), (reads, new_reads), (sender, events)) = (channel(), channel(), channel());
+        let (script, reporter) = (Script::new(script), Reporter { events: sender, wake });
+        let (reading, reader) = (client.clone(), reporter.clone());
+        let error = |error| format!("A Redis thread cannot start: {error}.");
+        let read = move || read_inboxes(&reading, &new_reads, timeout, &reader);
+        Builder::new().name("redis inbox".into()).spawn(read).map_err(error)?;
+        let call = move || send_calls(&client, &script, &receiver, timeout, &reporter);
+        let caller = Builder::new().name("redis calls".into()).spawn(call).map_err(error)?;
+        Ok(Threads { calls: Some(calls), reads, events, caller: Some(caller), session: 0, reading: 0 })
+    }
+}
+
+impl Link for Threads {
+    fn call(&mut self, arguments: Vec<String>) {
+        self.calls.iter().for_each(|calls| _ = calls.send((self.session, arguments.clone())));
+    }
+
+    fn read_inbox(&mut self, key: &str, after: u64, lineage: &str) {
+        self.reading += 1;
+        let _ = self.reads.send(Read { number: self.reading, key: key.into(), after, lineage: lineage.into() });
+    }
+
+    fn next_event(&mut self) -> Option<LinkEvent> {
+        loop {
+            let (number, event) = self.events.try_recv().ok()?;
+            match event {
+                LinkEvent::Connected { .. } => self.session = number,
+                LinkEvent::Inbox(_) if number != self.reading => continue,
+                _ => {}
+            }
+            return Some(event);
+        }
+    }
+}
+
+impl Drop for Threads {
+    /// Waits until the last call is sent. The other thread ends by itself.
+    fn drop(&mut self) {
+        self.calls = None;
+        self.caller.take().into_iter().for_each(|thread| _ = thread.join());
+    }
+}
+
+fn connect(client: &Client, timeout: Duration) -> RedisResult<(Connection, String)> {
+    let mut connection = client.get_connection_with_timeout(timeout)?;
+    connection.set_read_timeout(Some(timeout))?;
+    connection.set_write_timeout(Some(timeout))?;
+    let mut lineage = String::new();
+    for (section, field) in [("server", "run_id"), ("replication", "master_replid")] {
+        let info: String = redis::cmd("INFO").arg(section).query(&mut connection)?;
+        let value = info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        lineage += value.unwrap_or_default();
+    }
+    Ok((connection, lineage))
+}
+
+/// Returns what an operator should change, because Redis may delete keys of the chat.
+fn find_eviction(connection: &mut Connection) -> Option<String> {
+    // Some hosts of Redis forbid CONFIG.
+    let policy: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query(connection).ok()?;
+    let policy = policy.into_iter().nth(1).filter(|policy| policy != "noeviction")?;
+    Some(format!("maxmemory-policy is {policy}, so Redis may delete parts of the chat; set it to noeviction"))
+}
+
+/// Waits before the next try to connect, longer each time. Returns `false` if the server stops.
+fn back_off<T>(wait: &mut Duration, channel: &Receiver<T>) -> bool {
+    let mut random = [0];
+    _ = getrandom::fill(&mut random);
+    let jitter = wait.mul_f64(0.5 + f64::from(random[0]) / 512.0); // instances must not reconnect at the same time
+    *wait = (*wait * 2).min(MAX_BACKOFF);
+    let deadline = std::time::Instant::now() + jitter;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match channel.recv_timeout(left) {
+            Ok(_) => {} // a call for a connection that has failed
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
+}
+
+fn send_calls(
+    client: &Client,
+    script: &Script,
+    calls: &Receiver<(u64, Vec<String>)>,
+    timeout: Duration,
+    reporter: &Reporter<impl Fn()>,
+) {
+    let (mut session, mut wait) = (0, MIN_BACKOFF);
+    loop {
+        let failed = match connect(client, timeout) {
+            Ok((mut connection, lineage)) => {
+                session += 1;
+                wait = MIN_BACKOFF;
+                let warning = find_eviction(&mut connection);
+                reporter.report(session, LinkEvent::Connected { lineage, warning });
+                loop {
+                    let Ok((of, arguments)) = calls.recv() else { return };
+                    if of != session {
+                        continue;
+                    }
+                    let mut invocation = script.prepare_invoke();
+                    arguments.iter().for_each(|argument| _ = invocation.arg(argument));
+                    match invocation.invoke(&mut connection) {
+                        Ok(reply) => reporter.report(session, LinkEvent::Reply(Ok(reply))),
+                        Err(error) if was_rejected(&error) => {
+                            reporter.report(session, LinkEvent::Reply(Err(error.to_string())));
+                        }
+                        Err(error) => break error,
+                    }
+                }
+            }
+            Err(error) => error,
+        };
+        reporter.report(session, LinkEvent::Lost { reason: failed.to_string() });
+        if !back_off(&mut wait, calls) {
+            return;
+        }
+    }
+}
+
+/// Whether Redis has rejected a call without executing it. A replica is an error of the connection: the master is elsewhere.
+fn was_rejected(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,
+        ErrorKind::Extension => true, // an error that the crate does not know, such as OOM or MISCONF
+        _ => false,
+    }
+}
+
+fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, reporter: &Reporter<impl Fn()>) {
+    let mut wait = MIN_BACKOFF;
+    let Ok(mut read) = reads.recv() else { return };
+    loop {
+        if let Ok((mut connection, lineage)) = connect(client, timeout)
+            && lineage == read.lineage
+        {
+            wait = MIN_BACKOFF;
+            while let Ok(entries) = read_entries(&mut connection, &read, timeout) {
+                read.after = entries.last().map_or(read.after, |(id, _)| *id);
+                if !entries.is_empty() {
+                    reporter.report(read.number, LinkEvent::Inbox(entries));
+                }
+                match reads.try_recv() {
+                    Ok(newer) => {
+                        read = newer;
+                        break;
+                    }
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+        }
+        // A new lineage comes with a new `Read`.
+        loop {
+            match reads.recv_timeout(wait) {
+                Ok(newer) => read = newer,
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+        wait = (wait * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Waits for entries, but not long, so that the thread notices a new `Read`.
+fn read_entries(connection: &mut Connection, read: &Read, timeout: Duration) -> RedisResult<Vec<(u64, String)>> {
+    type Streams = Option<Vec<(String, Vec<(String, (String, String))>)>>;
+    let block = (timeout / 2).min(Duration::from_millis(500)).as_millis() as u64;
+    let mut command = redis::cmd("XREAD");
+    command.arg("COUNT").arg(MAX_ENTRIES).arg("BLOCK").arg(block).arg("STREAMS").arg(&read.key);
+    let streams: Streams = command.arg(format!("{}-0", read.after)).query(connection)?;
+    let entries = streams.into_iter().flatten().flat_map(|(_, entries)| entries);
+    let id = |id: &str| id.split('-').next().and_then(|id| id.parse().ok()).unwrap_or(0);
+    Ok(entries.map(|(name, (_, events))| (id(&name), events)).collect())
+}

@@ -1,0 +1,135 @@
+//! The requests that Redis has not confirmed, oldest first. A request keeps its number when it is sent again, so Redis
+//! executes it once, even if the reply to the first call was lost.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::Token;
+
+const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
+const MAX_BYTES: usize = 256 * 1024; // maximum size of the arguments of a call; one request may be larger
+
+/// What to do with a request that Redis does not confirm in time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Join,
+    Message { nonce: Option<Rc<str>> }, // a message to a room or to a user
+    Query,                              // a switch or a page of the history: the client gets an error
+    Typing,
+    Internal, // never expires
+}
+
+#[derive(Debug)]
+pub struct Request {
+    number: u64,
+    pub client: Token,
+    pub kind: Kind,
+    name: &'static str,
+    arguments: Vec<String>,
+    submitted_at: Duration,
+    pub is_sent: bool, // Redis may have executed the request
+}
+
+#[derive(Default)]
+pub struct Requests {
+    queue: VecDeque<Request>, // the sent requests come first
+    sent: usize,              // number of sent requests
+    last_number: u64,
+    pub bytes: usize, // see `Request::bytes`
+}
+
+impl Request {
+    pub fn new(client: Token, kind: Kind, name: &'static str, arguments: Vec<String>, now: Duration) -> Request {
+        Request { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
+    }
+
+    /// Whether a newer round of `rejoin` replaces the request.
+    pub fn is_obsolete(&self) -> bool {
+        matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
+    }
+
+    /// The size of the request. A server that stops waits for requests that expire, so the others do not count.
+    fn bytes(&self) -> usize {
+        if self.kind == Kind::Internal { 0 } else { self.size() }
+    }
+
+    fn size(&self) -> usize {
+        size_of::<Request>() + self.arguments.iter().map(|text| size_of::<String>() + text.len()).sum::<usize>()
+    }
+}
+
+impl Requests {
+    pub fn push(&mut self, mut request: Request) {
+        self.last_number += 1;
+        request.number = self.last_number;
+        self.bytes += request.bytes();
+        self.queue.push_back(request);
+    }
+
+    pub fn has_unsent(&self) -> bool {
+        self.sent < self.queue.len()
+    }
+
+    /// Takes the next requests for a call of the script: their arguments, and the number of the last one.
+    pub fn take_batch(&mut self) -> (Vec<String>, u64) {
+        let (mut arguments, mut bytes, mut last) = (Vec::new(), 0, 0);
+        for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS) {
+            bytes += request.size();
+            if bytes > MAX_BYTES && last > 0 {
+                break;
+            }
+            let count = request.arguments.len();
+            arguments.extend([request.number.to_string(), request.name.to_owned(), count.to_string()]);
+            arguments.extend(request.arguments.iter().cloned());
+            (request.is_sent, last) = (true, request.number);
+            self.sent += 1;
+        }
+        (arguments, last)
+    }
+
+    /// Drops the requests up to `number`: their events have arrived.
+    pub fn confirm(&mut self, number: u64) {
+        while self.queue.front().is_some_and(|request| request.number <= number) {
+            self.pop();
+        }
+    }
+
+    /// Redis has executed the requests up to `number`, and will execute no later one by an earlier call.
+    pub fn set_executed(&mut self, number: u64) {
+        self.sent = self.queue.partition_point(|request| request.number <= number);
+        self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);
+    }
+
+    /// Takes a request that has waited too long.
+    pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<Request> {
+        let is_expired = |request: &Request| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
+        let at = self.queue.iter().position(is_expired)?;
+        self.sent -= usize::from(at < self.sent);
+        let request = self.queue.remove(at)?;
+        self.bytes -= request.bytes();
+        Some(request)
+    }
+
+    pub fn next_expiry(&self, timeout: Duration) -> Option<Duration> {
+        let expiring = self.queue.iter().find(|request| request.kind != Kind::Internal);
+        expiring.map(|request| request.submitted_at + timeout)
+    }
+
+    pub fn contains(&self, client: Token, name: &str) -> bool {
+        self.queue.iter().any(|request| request.client == client && request.name == name)
+    }
+
+    /// Takes all requests.
+    pub fn take(&mut self) -> VecDeque<Request> {
+        (self.sent, self.bytes) = (0, 0);
+        std::mem::take(&mut self.queue)
+    }
+
+    fn pop(&mut self) {
+        if let Some(request) = self.queue.pop_front() {
+            self.bytes -= request.bytes();
+            self.sent = self.sent.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The rooms with members on this instance, as far as this instance has read its inbox.
+
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+
+use super::super::{MemberId, RoomEvent, RoomId};
+
+pub struct Room {
+    pub id: RoomId, // a new one each time the room opens
+    pub epoch: Rc<str>,
+    pub last_id: u64,
+    pub is_synced: bool, // if not, events may be missing, and a request `sync` is on its way
+    remote: BTreeMap<MemberId, Rc<str>>,
+    visible: usize, // clients here that the chat knows as members
+    hidden: usize,  // clients here that gave up before Redis accepted their join, and leave again
+}
+
+#[derive(Default)]
+pub struct Rooms {
+    pub by_name: HashMap<Rc<str>, Room>,
+    last_id: u64,
+}
+
+impl Rooms {
+    /// Creates the room that the next join fills, unless the room exists.
+    pub fn open(&mut self, name: Rc<str>, remote: BTreeMap<MemberId, Rc<str>>) {
+        let (id, epoch) = (RoomId(0), "".into());
+        let room = Room { id, epoch, last_id: 0, is_synced: true, remote, visible: 0, hidden: 0 };
+        self.by_name.entry(name).or_insert(room);
+    }
+
+    /// Adds a client of this instance. `Opened` precedes the first that the chat knows.
+    pub fn enter(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
+        let room = self.by_name.get_mut(name)?;
+        if !is_visible {
+            room.hidden += 1;
+            return None;
+        }
+        room.visible += 1;
+        let opened = room.visible == 1;
+        opened.then(|| {
+            self.last_id += 1;
+            room.id = RoomId(self.last_id);
+            RoomEvent::Opened { room: room.id, name: Rc::clone(name), members: room.remote_members() }
+        })
+    }
+
+    pub fn exit(&mut self, name: &str, is_visible: bool) {
+        let Some(room) = self.by_name.get_mut(name) else { return };
+        *(if is_visible { &mut room.visible } else { &mut room.hidden }) -= 1;
+        if room.visible + room.hidden == 0 {
+            self.by_name.remove(name);
+        }
+    }
+
+    /// Returns a room that the chat knows and whose events are complete.
+    pub fn synced(&mut self, name: &str) -> Option<&mut Room> {
+        self.by_name.get_mut(name).filter(|room| room.is_synced)
+    }
+
+    pub fn next_id(&mut self) -> RoomId {
+        self.last_id += 1;
+        RoomId(self.last_id)
+    }
+}
+
+impl Room {
+    pub fn is_visible(&self) -> bool {
+        self.visible > 0
+    }
+
+    pub fn remote_members(&self) -> Vec<(MemberId, Rc<str>)> {
+        self.remote.iter().map(|(member, username)| (*member, Rc::clone(username))).collect()
+    }
+
+    /// Adds a member of another instance. Returns the event for the chat, if the chat knows the room.
+    pub fn add_remote(&mut self, member: MemberId, username: Rc<str>) -> Option<RoomEvent> {
+        let is_new = self.remote.insert(member, Rc::clone(&username)).is_none();
+        (is_new && self.is_visible()).then_some(RoomEvent::RemoteJoined { room: self.id, member, username })
+    }
+
+    pub fn remove_remote(&mut self, member: MemberId) -> Option<RoomEvent> {
+        let was_member = self.remote.remove(&member).is_some();
+        (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
+    }
+
+    /// Replaces the members of other instances. Returns the events that lead from the members before to `members`.
+    pub fn replace_remote(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
+        let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
+        let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote(member)).collect();
+        let joined = members.into_iter().filter_map(|(member, username)| self.add_remote(member, username));
+        left.into_iter().chain(joined.collect::<Vec<_>>()).collect()
+    }
+}

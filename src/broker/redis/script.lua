@@ -1,0 +1,625 @@
+#!lua
+-- Executes the requests of one instance, in their order. Redis runs one script at a time and runs it whole, so all
+-- instances see one order of events, and every event goes to exactly the instances whose clients must receive it.
+--
+-- Each instance has an inbox: a stream whose entries have consecutive ids. The events of one call become one entry in
+-- the inbox of each instance concerned. PREFIX stands for `--redis-prefix`; A is an address, `instance/client`:
+--
+--   PREFIX:meta            hash    protocol, lineage of the Redis data, generation, number of epochs given
+--   PREFIX:instances       set     numbers of the instances
+--   PREFIX:instance:N      hash    connection (number of the newest), executed (number of the newest request), entry (id
+--                                  of the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead
+--   PREFIX:inbox:N         stream  the events for instance N
+--   PREFIX:clients:N       hash    client -> JSON: room, username, key, share, client_id, credential, session
+--   PREFIX:room:R          hash    last_id, epoch, generation, past (JSON: earlier epochs with their last ids)
+--   PREFIX:log:R           stream  the newest messages; the id of an entry is the id of the message
+--   PREFIX:nonces:R        hash    nonce with username -> id of the message
+--   PREFIX:members:R       hash    A -> username
+--   PREFIX:present:R       hash    N -> number of members on instance N
+--   PREFIX:user:K          set     A of every client that uses a username with key K
+--   PREFIX:holders         hash    username key -> A, for usernames that clients may not share
+--   PREFIX:client_ids      hash    client_id -> A
+--   PREFIX:empty           zset    rooms without members, by the time when they emptied
+
+local call = redis.call
+local position = 0
+
+local function take()
+    position = position + 1
+    return ARGV[position]
+end
+
+local mode, prefix, instance = take(), take(), take()
+local meta = prefix .. ':meta'
+local record = prefix .. ':instance:' .. instance
+
+local function key(kind, name)
+    return prefix .. ':' .. kind .. ':' .. name
+end
+
+local function text(number)
+    return string.format('%.0f', number)
+end
+
+-- Before the first entry under a new generation, remembers the id of the last entry under the old one.
+local function prepare_inbox(of, generation)
+    local fields = call('HMGET', of, 'generation', 'entry')
+    if fields[1] ~= generation then
+        call('HSET', of, 'generation', generation, 'base', fields[2] or '0')
+    end
+end
+
+-- Registers the instance, which has read its inbox up to the entry `read` in the generation `believed`. The data of Redis
+-- has a lineage: the server process that holds it. If the lineage has changed, Redis may have lost its newest writes,
+-- so a new generation begins, and with it a new epoch in each room.
+local function open()
+    local protocol, lineage, new_generation, believed, read = take(), take(), take(), take(), take()
+    local known = call('HMGET', meta, 'protocol', 'lineage', 'generation')
+    if known[1] and known[1] ~= protocol then
+        return { 'protocol', known[1] }
+    end
+    local generation = known[3]
+    if known[2] ~= lineage or not generation then
+        generation = new_generation
+        call('HSET', meta, 'protocol', protocol, 'lineage', lineage, 'generation', generation)
+    end
+    local exists = call('EXISTS', record) == 1
+    prepare_inbox(record, generation)
+    local fields = call('HMGET', record, 'base', 'dead', 'executed', 'entry')
+    local status = 'known'
+    if not exists or (believed ~= generation and tonumber(fields[1]) < tonumber(read)) then
+        -- Redis has lost entries that the instance has read, or requests that it believes executed.
+        status = 'lost'
+        call('DEL', key('inbox', instance))
+        call('HSET', record, 'executed', '0', 'entry', read)
+        fields[3], fields[4] = '0', read
+    elseif fields[2] then
+        status = 'dead'
+    end
+    call('HDEL', record, 'dead')
+    call('SADD', prefix .. ':instances', instance)
+    local connection = call('HINCRBY', record, 'connection', 1)
+    return { status, generation, text(connection), fields[3] or '0', fields[4] or '0' }
+end
+
+if mode == 'open' then
+    return open()
+end
+
+local generation, connection, read, beats = take(), take(), take(), take()
+local history, max_bytes, max_empty, ttl, expiry =
+    tonumber(take()), tonumber(take()), tonumber(take()), take(), take()
+
+if call('HGET', meta, 'generation') ~= generation then
+    return { 'stale' }
+end
+local own = call('HMGET', record, 'connection', 'executed', 'dead')
+if own[1] ~= connection or own[3] then
+    return { 'stale' }
+end
+local executed = tonumber(own[2] or '0')
+
+local quote = cjson.encode
+local outgoing, clients, rooms, present = {}, {}, {}, {}
+
+local function push(to, event)
+    outgoing[to] = outgoing[to] or {}
+    table.insert(outgoing[to], event)
+end
+
+-- The instances with members of a room.
+local function instances_of(room)
+    if not present[room] then
+        present[room] = call('HKEYS', key('present', room))
+    end
+    return present[room]
+end
+
+local function push_to_room(room, event, except)
+    for _, id in ipairs(instances_of(room)) do
+        if id ~= except then
+            push(id, event)
+        end
+    end
+end
+
+local function address(id, client)
+    return id .. '/' .. client
+end
+
+local function split(of)
+    return string.match(of, '^(%d+)/(%d+)$')
+end
+
+local function client_of(id, client)
+    local of = address(id, client)
+    if clients[of] == nil then
+        local found = call('HGET', key('clients', id), client)
+        clients[of] = found and cjson.decode(found) or false
+    end
+    return clients[of]
+end
+
+local function save(id, client, fields)
+    clients[address(id, client)] = fields
+    call('HSET', key('clients', id), client, cjson.encode(fields))
+end
+
+local function claim(fields, of)
+    call('SADD', key('user', fields.key), of)
+    if fields.share ~= '1' then
+        call('HSET', prefix .. ':holders', fields.key, of)
+    end
+end
+
+local function release(fields, of)
+    call('SREM', key('user', fields.key), of)
+    if call('HGET', prefix .. ':holders', fields.key) == of then
+        call('HDEL', prefix .. ':holders', fields.key)
+    end
+end
+
+-- Returns a room's state. In a new generation, the room gets a new epoch.
+local function room_of(room)
+    local state = rooms[room]
+    if state then
+        return state
+    end
+    local found = call('HMGET', key('room', room), 'last_id', 'epoch', 'generation', 'past')
+    state = { last_id = tonumber(found[1] or '0'), epoch = found[2], past = cjson.decode(found[4] or '[]') }
+    if found[3] ~= generation then
+        if state.epoch then
+            table.insert(state.past, { state.epoch, text(state.last_id) })
+            if #state.past > 64 then
+                table.remove(state.past, 1)
+            end
+        end
+        state.epoch = generation .. '-' .. text(call('HINCRBY', meta, 'epochs', 1))
+        call('HSET', key('room', room), 'last_id', text(state.last_id), 'epoch', state.epoch,
+            'generation', generation, 'past', cjson.encode(state.past))
+        push_to_room(room, '{"renewed":[' .. quote(room) .. ',' .. quote(state.epoch) .. ']}')
+    end
+    rooms[room] = state
+    return state
+end
+
+-- Whether the room's history contains the message `since` that a client saw under an epoch.
+local function is_same_history(state, epoch, since)
+    if epoch == state.epoch then
+        return since <= state.last_id
+    end
+    for _, earlier in ipairs(state.past) do
+        if earlier[1] == epoch then
+            return since <= tonumber(earlier[2])
+        end
+    end
+    return false
+end
+
+-- The newest messages below `before` and above `since`, at most `count` and `bytes`, as JSON; their number; the first id.
+-- With `is_page`, a message above `bytes` gets its own page, so that paging cannot get stuck.
+local function messages_of(room, before, since, count, bytes, is_page)
+    local found, first, upper = {}, before, '(' .. text(before) .. '-0'
+    while #found < count do
+        local chunk = call('XREVRANGE', key('log', room), upper, '(' .. text(since) .. '-0', 'COUNT', math.min(count - #found, 64))
+        for _, entry in ipairs(chunk) do
+            local id = string.match(entry[1], '^%d+')
+            bytes = bytes - #entry[2][2] - 40
+            if bytes < 0 and not (is_page and #found == 0) then
+                return '[' .. table.concat(found, ',') .. ']', #found, first
+            end
+            table.insert(found, 1, '[' .. id .. ',' .. entry[2][2] .. ']')
+            first, upper = tonumber(id), '(' .. entry[1]
+        end
+        if #chunk == 0 then
+            break
+        end
+    end
+    return '[' .. table.concat(found, ',') .. ']', #found, first
+end
+
+-- Returns the arguments of an event that describe a room's history: epoch, last id, whether the messages are exactly those
+-- after `since`, and the messages.
+local function backlog(room, epoch, since)
+    local state = room_of(room)
+    local is_same = epoch ~= '' and is_same_history(state, epoch, since)
+    local messages, count = messages_of(room, 1e16, is_same and since or 0, history, max_bytes)
+    local resumed = is_same and count == state.last_id - since
+    return quote(state.epoch) .. ',' .. text(state.last_id) .. ',' .. tostring(resumed) .. ',' .. messages, is_same
+end
+
+local function members_of(room, except)
+    local list, flat = {}, call('HGETALL', key('members', room))
+    for at = 1, #flat, 2 do
+        local id, client = split(flat[at])
+        if flat[at] ~= except then
+            table.insert(list, '[' .. id .. ',' .. client .. ',' .. quote(flat[at + 1]) .. ']')
+        end
+    end
+    return '[' .. table.concat(list, ',') .. ']'
+end
+
+local function enter(room, id, client, username)
+    call('HSET', key('members', room), address(id, client), username)
+    if call('HINCRBY', key('present', room), id, 1) == 1 then
+        present[room] = nil
+    end
+    if call('ZREM', prefix .. ':empty', room) == 1 then
+        for _, kind in ipairs({ 'room', 'log', 'nonces' }) do
+            call('PERSIST', key(kind, room))
+        end
+    end
+end
+
+local function drop_history(room)
+    call('DEL', key('room', room), key('log', room), key('nonces', room))
+    rooms[room] = nil
+end
+
+-- Keeps the history of an empty room for a while. The first that goes is one without a message.
+local function keep_empty(room)
+    local score = tonumber(call('TIME')[1]) - (room_of(room).last_id == 0 and 1e11 or 0)
+    call('ZADD', prefix .. ':empty', score, room)
+    for _, kind in ipairs({ 'room', 'log', 'nonces' }) do
+        call('PEXPIRE', key(kind, room), ttl)
+    end
+    while call('ZCARD', prefix .. ':empty') > max_empty do
+        drop_history(call('ZPOPMIN', prefix .. ':empty')[1])
+    end
+end
+
+local function exit(room, id, client)
+    call('HDEL', key('members', room), address(id, client))
+    if call('HINCRBY', key('present', room), id, -1) <= 0 then
+        call('HDEL', key('present', room), id)
+        present[room] = nil
+    end
+    if call('EXISTS', key('present', room)) == 0 then
+        keep_empty(room)
+    end
+end
+
+local function join_event(name, room, id, client, rest)
+    return '{"' .. name .. '":[' .. quote(room) .. ',' .. id .. ',' .. client .. (rest or '') .. ']}'
+end
+
+local function remove(id, client)
+    local fields = client_of(id, client)
+    if not fields then
+        return
+    end
+    local of = address(id, client)
+    push_to_room(fields.room, join_event('left', fields.room, id, client))
+    call('HDEL', key('clients', id), client)
+    clients[of] = false
+    release(fields, of)
+    if fields.client_id ~= '' and call('HGET', prefix .. ':client_ids', fields.client_id) == of then
+        call('HDEL', prefix .. ':client_ids', fields.client_id)
+    end
+    exit(fields.room, id, client)
+end
+
+-- Tells the instance of a client, and then the other instances, that the client is a member of a room now.
+local function announce_member(client, from, room, username, epoch, since, again)
+    if again or call('HGET', key('present', room), instance) == '1' then
+        push(instance, '{"opened":[' .. quote(room) .. ',' .. members_of(room, address(instance, client)) .. ']}')
+    end
+    local history_fields = backlog(room, epoch, since)
+    push(instance, '{"joined":[' .. client .. ',' .. (from and quote(from) or 'null') .. ',' .. quote(room) .. ','
+        .. history_fields .. ']}')
+    if not again then
+        push_to_room(room, join_event('arrived', room, instance, client, ',' .. quote(username)), instance)
+    end
+end
+
+local function reject(client, reason, detail, nonce)
+    push(instance, '{"rejected":[' .. client .. ',' .. quote(reason) .. ',' .. quote(detail) .. ',' .. nonce .. ']}')
+end
+
+-- Whether the client may use a username. If not, the client's request is rejected.
+local function authorize(client, fields, username, name_key, share, nonce)
+    if fields.username ~= username and share ~= '1' then
+        local holder = call('HGET', prefix .. ':holders', name_key)
+        if holder and holder ~= address(instance, client) then
+            reject(client, 'name', '', nonce)
+            return false
+        end
+    end
+    return true
+end
+
+local function set_username(client, fields, username, name_key, share)
+    if fields.username ~= username then
+        release(fields, address(instance, client))
+        fields.username, fields.key, fields.share = username, name_key, share
+        claim(fields, address(instance, client))
+        save(instance, client, fields)
+    end
+end
+
+-- Appends a message to a room's history, or finds the message with the same nonce. Returns its id, and the payload of
+-- the message that was found.
+local function append(room, nonce_key, payload)
+    local state = room_of(room)
+    local found = nonce_key ~= '' and call('HGET', key('nonces', room), nonce_key)
+    if found then
+        return found, call('XRANGE', key('log', room), found, found)[1][2][2]
+    end
+    state.last_id = state.last_id + 1
+    local id = text(state.last_id)
+    call('HSET', key('room', room), 'last_id', id)
+    if history == 0 then
+        return id
+    end
+    call('XADD', key('log', room), id .. '-0', 'message', payload, 'nonce', nonce_key)
+    if nonce_key ~= '' then
+        call('HSET', key('nonces', room), nonce_key, id)
+    end
+    while call('XLEN', key('log', room)) > history do
+        local oldest = call('XRANGE', key('log', room), '-', '+', 'COUNT', 1)[1]
+        call('XDEL', key('log', room), oldest[1])
+        if oldest[2][4] ~= '' then
+            call('HDEL', key('nonces', room), oldest[2][4])
+        end
+    end
+    return id
+end
+
+local requests = {}
+
+function requests.join()
+    local client, room, username, name_key, share, bound = take(), take(), take(), take(), take(), take()
+    local client_id, credential, session, new_session, epoch, since = take(), take(), take(), take(), take(), take()
+    local of = address(instance, client)
+    if client_of(instance, client) then
+        -- The instance has sent its request again, because it missed the event.
+        announce_member(client, nil, room, username, epoch, tonumber(since), true)
+        return
+    end
+    local older = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
+    local other = older and client_of(split(older))
+    if other and (other.credential ~= credential or (bound == '1' and other.username ~= username)) then
+        push(instance, '{"join_rejected":[' .. client .. ']}')
+        return
+    end
+    local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
+    if holder and holder ~= older and bound ~= '1' and (session == '' or client_of(split(holder)).session ~= session) then
+        push(instance, '{"join_rejected":[' .. client .. ']}')
+        return
+    end
+    local fields = { room = room, username = username, key = name_key, share = share, client_id = client_id,
+        credential = credential, session = session ~= '' and session or new_session }
+    -- Enter before the older connection leaves: an empty room could lose its history.
+    enter(room, instance, client, username)
+    if older then
+        remove(split(older))
+    end
+    if holder and holder ~= older then
+        remove(split(holder))
+    end
+    save(instance, client, fields)
+    claim(fields, of)
+    if client_id ~= '' then
+        call('HSET', prefix .. ':client_ids', client_id, of)
+    end
+    announce_member(client, nil, room, username, epoch, tonumber(since))
+end
+
+function requests.leave()
+    remove(instance, take())
+end
+
+function requests.switch()
+    local client, room, joined_as = take(), take(), take()
+    local fields = client_of(instance, client)
+    if not fields or fields.room == room then
+        return
+    end
+    local from = fields.room
+    enter(room, instance, client, joined_as)
+    push_to_room(from, join_event('left', from, instance, client), instance)
+    fields.room = room
+    save(instance, client, fields)
+    exit(from, instance, client)
+    announce_member(client, from, room, joined_as, '', 0)
+end
+
+function requests.publish()
+    local client, username, name_key, share, nonce, nonce_key, payload =
+        take(), take(), take(), take(), take(), take(), take()
+    local fields = client_of(instance, client)
+    if not fields or not authorize(client, fields, username, name_key, share, nonce) then
+        return
+    end
+    local id, original = append(fields.room, nonce_key, payload)
+    if original then
+        push(instance, '{"duplicate":[' .. client .. ',' .. id .. ',' .. original .. ']}')
+        return
+    end
+    set_username(client, fields, username, name_key, share)
+    push_to_room(fields.room, join_event('message', fields.room, instance, client, ',' .. id .. ',' .. payload))
+end
+
+-- Publishes a message of the operator, who is not a member of the room.
+function requests.announce()
+    local client, room, nonce_key, payload = take(), take(), take(), take()
+    local id, original = append(room, nonce_key, payload)
+    if original then
+        push(instance, '{"duplicate":[' .. client .. ',' .. id .. ',' .. original .. ']}')
+        return
+    end
+    push_to_room(room, join_event('message', room, instance, client, ',' .. id .. ',' .. payload), instance)
+    push(instance, join_event('announced', room, instance, client, ',' .. id .. ',' .. payload))
+    if #instances_of(room) == 0 then
+        keep_empty(room)
+    end
+end
+
+requests['private'] = function()
+    local client, username, name_key, share, nonce, to_key, to, payload =
+        take(), take(), take(), take(), take(), take(), take(), take()
+    local fields = client_of(instance, client)
+    if not fields or not authorize(client, fields, username, name_key, share, nonce) then
+        return
+    end
+    local recipients, own_address = {}, address(instance, client)
+    for _, of in ipairs(call('SMEMBERS', key('user', to_key))) do
+        local id, recipient = split(of)
+        recipients[id] = recipients[id] or {}
+        if of ~= own_address then
+            table.insert(recipients[id], recipient)
+        end
+    end
+    if next(recipients) == nil then
+        reject(client, 'nobody', to, nonce)
+        return
+    end
+    set_username(client, fields, username, name_key, share)
+    recipients[instance] = recipients[instance] or {}
+    table.insert(recipients[instance], client)
+    for id, list in pairs(recipients) do
+        push(id, '{"private":[[' .. table.concat(list, ',') .. '],' .. payload .. ']}')
+    end
+end
+
+function requests.page()
+    local client, before, limit = take(), take(), tonumber(take())
+    local fields = client_of(instance, client)
+    if not fields then
+        return
+    end
+    local upper = math.min(tonumber(before), room_of(fields.room).last_id + 1)
+    local messages, count, first = messages_of(fields.room, upper, 0, limit, max_bytes / 2, true)
+    local more = count > 0 and #call('XRANGE', key('log', fields.room), '-', '(' .. text(first) .. '-0', 'COUNT', 1) > 0
+    push(instance, '{"page":[' .. client .. ',' .. quote(fields.room) .. ',' .. before .. ',' .. tostring(more) .. ','
+        .. messages .. ']}')
+end
+
+function requests.typing()
+    local client, username, name_key, share = take(), take(), take(), take()
+    local fields = client_of(instance, client)
+    if fields and authorize(client, fields, username, name_key, share, 'null') then
+        push_to_room(fields.room, join_event('typing', fields.room, instance, client, ',' .. quote(username)))
+    end
+end
+
+-- Rejects a request at its place in the order, for a reason that the instance knows.
+function requests.reject()
+    local client, reason, nonce = take(), take(), take()
+    reject(client, reason, '', nonce)
+end
+
+-- Makes a client a member again, after the instance was declared dead or Redis has lost data.
+function requests.rejoin()
+    local client, room, joined_as, username, name_key, share, client_id, credential, session =
+        take(), take(), take(), take(), take(), take(), take(), take(), take()
+    local of = address(instance, client)
+    local fields = client_of(instance, client)
+    if fields and fields.room == room then
+        return
+    end
+    if fields then
+        remove(instance, client)
+    end
+    local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
+    local older = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
+    if holder or older then
+        push(instance, join_event('left', room, instance, client))
+        return
+    end
+    fields = { room = room, username = username, key = name_key, share = share, client_id = client_id,
+        credential = credential, session = session }
+    enter(room, instance, client, joined_as)
+    save(instance, client, fields)
+    claim(fields, of)
+    if client_id ~= '' then
+        call('HSET', prefix .. ':client_ids', client_id, of)
+    end
+    push_to_room(room, join_event('arrived', room, instance, client, ',' .. quote(joined_as)), instance)
+end
+
+-- Removes the instance and its clients: the server stops.
+function requests.close()
+    for _, client in ipairs(call('HKEYS', key('clients', instance))) do
+        remove(instance, client)
+    end
+    call('SREM', prefix .. ':instances', instance)
+end
+
+-- Removes the clients of the instance that are not in the list: they left while Redis could not hear of it.
+function requests.retain()
+    local list, count = {}, tonumber(take())
+    for _ = 1, count do
+        list[take()] = true
+    end
+    for _, client in ipairs(call('HKEYS', key('clients', instance))) do
+        if not list[client] then
+            remove(instance, client)
+        end
+    end
+end
+
+-- Reports the members of a room, and the messages after `since`, to an instance that may have missed events.
+function requests.sync()
+    local room, epoch, since = take(), take(), tonumber(take())
+    local history_fields = backlog(room, epoch, since)
+    push(instance, '{"synced":[' .. quote(room) .. ',' .. history_fields .. ',' .. members_of(room) .. ']}')
+end
+
+-- Removes the clients of an instance whose beat has stood still.
+function requests.reap()
+    local dead, beat = take(), take()
+    local of = key('instance', dead)
+    local fields = call('HMGET', of, 'beat', 'dead')
+    if not fields[2] and fields[1] ~= beat then
+        return
+    end
+    call('HSET', of, 'dead', '1')
+    local left = call('HKEYS', key('clients', dead))
+    for at = 1, math.min(#left, 500) do
+        remove(dead, left[at])
+    end
+    if #left <= 500 then
+        call('SREM', prefix .. ':instances', dead)
+    end
+end
+
+-- Does nothing: its effect is the event `executed`, which shows the instance that events reach it.
+function requests.probe()
+end
+
+while position < #ARGV do
+    local number, name, count = tonumber(take()), take(), tonumber(take())
+    if number > executed then
+        local next_position = position + count
+        requests[name]()
+        executed, position = number, next_position
+    else
+        position = position + count
+    end
+end
+call('HSET', record, 'executed', text(executed))
+push(instance, '{"executed":' .. text(executed) .. '}')
+
+for to, events in pairs(outgoing) do
+    local of = key('instance', to)
+    if call('EXISTS', of) == 1 and call('HEXISTS', of, 'dead') == 0 then
+        prepare_inbox(of, generation)
+        local id = text(call('HINCRBY', of, 'entry', 1))
+        call('XADD', key('inbox', to), 'MAXLEN', '~', 100000, id .. '-0', 'events', table.concat(events, '\n'))
+    end
+end
+
+local reply = { 'done' }
+if beats == '1' then
+    call('HINCRBY', record, 'beat', 1)
+    call('XTRIM', key('inbox', instance), 'MINID', text(tonumber(read) + 1))
+    for _, kind in ipairs({ 'instance', 'inbox', 'clients' }) do
+        call('PEXPIRE', key(kind, instance), expiry)
+    end
+    for _, id in ipairs(call('SMEMBERS', prefix .. ':instances')) do
+        table.insert(reply, id)
+        table.insert(reply, call('HGET', key('instance', id), 'beat') or '')
+    end
+end
+return reply
