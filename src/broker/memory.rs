@@ -379,7 +379,7 @@ mod tests {
         Join::new(&format!("user{client}"), room, user(client as u8))
     }
 
-    fn credential(number: u32) -> Option<CredentialId> {
+    fn credential(number: u64) -> Option<CredentialId> {
         CredentialId::new(number)
     }
 

@@ -24,8 +24,9 @@ use serde::Serialize;
 use crate::maps::CounterHasher;
 
 pub type Random = Box<dyn FnMut(&mut [u8])>;
-/// Identifies an access token without revealing it. A token reload keeps the id, unless the token's username changes.
-pub type CredentialId = std::num::NonZeroU32;
+/// Identifies an access token, and the username that it is bound to, without revealing the token. All instances of the
+/// server give a token the same id.
+pub type CredentialId = std::num::NonZeroU64;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::BTreeMap, rc::Rc};
 use mio::Token;
 use serde::Serialize;
 
-use crate::broker::{Backlog, Message, Page, PrivateMessage, RoomId};
+use crate::broker::{Backlog, BrokerError, Message, Page, PrivateMessage, RoomId};
 
 /// An event for a client. Do not reorder the fields: PROTOCOL.md ("Dialect `events`") shows the serialized JSON.
 #[derive(Debug, PartialEq, Serialize)]
@@ -87,6 +87,16 @@ pub const NAME_IN_USE: &str = "username already in use";
 pub const REPLACED: &str = "replaced by a newer connection";
 pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
 pub const UNAVAILABLE: &str = "the rooms are unavailable";
+
+pub fn describe(error: BrokerError) -> ErrorText {
+    match error {
+        BrokerError::NameInUse | BrokerError::ClientIdInUse => NAME_IN_USE.into(),
+        BrokerError::TooManyRooms => "There are too many rooms".into(),
+        BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
+        BrokerError::NotStored => "Message not stored".into(),
+        BrokerError::Unavailable => "The rooms are unavailable".into(),
+    }
+}
 
 #[derive(Debug, PartialEq)]
 pub enum Effect {

@@ -321,25 +321,9 @@ impl Chat {
                 recipients.iter().for_each(|client| self.send(*client, Event::Private(Rc::clone(&message))));
             }
             RoomEvent::Typing { room, client, username } => self.broadcast(room, client, Event::Typing { username }),
-            RoomEvent::JoinRejected { client, error } => {
-                let (reason, may_retry) = match error {
-                    BrokerError::TooManyRooms => (event::TOO_MANY_ROOMS, true),
-                    BrokerError::Unavailable => (event::UNAVAILABLE, true),
-                    _ => (event::NAME_IN_USE, false),
-                };
-                if self.remove_client(client).is_some_and(|old| matches!(old.membership, Membership::Joining { .. })) {
-                    self.effects.push_back(Effect::Close { client, reason, may_retry });
-                }
-            }
+            RoomEvent::JoinRejected { client, error } => self.reject_join(client, &error),
             RoomEvent::Rejected { client, error, nonce } => {
-                let message = match error {
-                    BrokerError::NameInUse | BrokerError::ClientIdInUse => event::NAME_IN_USE.into(),
-                    BrokerError::TooManyRooms => "There are too many rooms".into(),
-                    BrokerError::NoSuchUser(name) => format!("No such user: {name}").into(),
-                    BrokerError::NotStored => "Message not stored".into(),
-                    BrokerError::Unavailable => event::UNAVAILABLE.into(),
-                };
-                self.send(client, Event::Error { message, nonce });
+                self.send(client, Event::Error { message: event::describe(error), nonce });
             }
             RoomEvent::Resynchronized { room, members, backlog } => self.resynchronize(room, members, backlog),
             RoomEvent::FateUnknown { client } => {
@@ -404,6 +388,17 @@ impl Chat {
         self.broadcast(to, Some(client), Event::Joined { username, active: self.active_users(to) });
         if !is_allowed {
             self.close(client, "Not allowed in this room");
+        }
+    }
+
+    fn reject_join(&mut self, client: Token, error: &BrokerError) {
+        let (reason, may_retry) = match error {
+            BrokerError::TooManyRooms => (event::TOO_MANY_ROOMS, true),
+            BrokerError::Unavailable => (event::UNAVAILABLE, true),
+            _ => (event::NAME_IN_USE, false),
+        };
+        if self.remove_client(client).is_some_and(|old| matches!(old.membership, Membership::Joining { .. })) {
+            self.effects.push_back(Effect::Close { client, reason, may_retry });
         }
     }
 

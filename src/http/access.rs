@@ -40,7 +40,7 @@ impl Access {
     pub fn load_tokens(&mut self, config: &Config, token_file: Option<&str>) -> Result<(), String> {
         let path = config.tokens.as_deref().unwrap_or("".as_ref()).display();
         let text = token_file.or(config.features.jwt_key.is_empty().then_some(DEMO_TOKENS));
-        let parse = |text| AccessTokens::parse(text, config.max_head, self.tokens.as_ref());
+        let parse = |text| AccessTokens::parse(text, config.max_head);
         let parse = || text.map(parse).unwrap_or(Ok(AccessTokens::default()));
         self.tokens = (!config.open).then(parse).transpose().map_err(|error| format!("--tokens {path}: {error}"))?;
         Ok(())

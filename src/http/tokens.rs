@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::{hash::BuildHasher, num::NonZeroU32, rc::Rc};
 
+use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
 
 use crate::chat::{CredentialId, Identity, names};
@@ -14,23 +15,20 @@ pub const DEMO_TOKENS: &str = "token-alice\ntoken-bob\ntoken-carol\ndev-token";
 pub struct AccessTokens {
     by_hash: HashMap<u64, Vec<(String, Identity)>>, // tokens, keyed by a seeded hash: lookup times do not reveal them
     pub usernames: HashMap<Rc<str>, Rc<str>>,       // every username that a token is bound to, keyed by `username_key`
-    last_id: u32,                                   // the highest token id so far, or 0
 }
 
 impl AccessTokens {
-    /// Parses a token file: one token per line. A token keeps its id from `previous`, the tokens before a reload,
-    /// unless its username has changed. Error messages never quote a token, because error messages may be logged.
-    pub fn parse(text: &str, max_head: usize, previous: Option<&AccessTokens>) -> Result<AccessTokens, String> {
-        let last_id = previous.map_or(0, |previous| previous.last_id);
-        let mut tokens = AccessTokens { last_id, ..AccessTokens::default() };
+    /// Parses a token file: one token per line. Error messages never quote a token, because they may be logged.
+    pub fn parse(text: &str, max_head: usize) -> Result<AccessTokens, String> {
+        let mut tokens = AccessTokens::default();
         // Strip the byte-order mark that some editors write. Otherwise the first line would be invalid.
         for (line, text) in (1..).zip(text.strip_prefix('\u{feff}').unwrap_or(text).lines()) {
-            tokens.add(text, line, max_head, previous).map_err(|error| format!("line {line}: {error}"))?;
+            tokens.add(text, line, max_head).map_err(|error| format!("line {line}: {error}"))?;
         }
         (!tokens.by_hash.is_empty()).then_some(tokens).ok_or("the file contains no token; write one per line".into())
     }
 
-    fn add(&mut self, text: &str, line: u32, max_head: usize, previous: Option<&AccessTokens>) -> Result<(), String> {
+    fn add(&mut self, text: &str, line: u32, max_head: usize) -> Result<(), String> {
         let comment = text.match_indices('#').find(|(at, _)| *at == 0 || text[..*at].ends_with(char::is_whitespace));
         let text = comment.map_or(text, |(at, _)| &text[..at]).trim();
         let (token, username) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
@@ -55,11 +53,8 @@ impl AccessTokens {
                 return Err(format!("the usernames {username:?} and {other:?} count as the same; write them alike"));
             }
         }
-        let old = previous.and_then(|previous| previous.identify(token));
-        let id = old.filter(|old| old.username == username).and_then(|old| old.credential);
-        let id = id.unwrap_or(CredentialId::MIN.saturating_add(self.last_id));
-        self.last_id = self.last_id.max(id.get());
-        let identity = Identity { credential: Some(id), token_line: NonZeroU32::new(line), username, claims: None };
+        let id = Some(credential_id(token, username.as_deref()));
+        let identity = Identity { credential: id, token_line: NonZeroU32::new(line), username, claims: None };
         self.by_hash.entry(self.by_hash.hasher().hash_one(token)).or_default().push((token.to_owned(), identity));
         Ok(())
     }
@@ -74,12 +69,18 @@ impl AccessTokens {
     }
 }
 
+fn credential_id(token: &str, username: Option<&str>) -> CredentialId {
+    let digest: [u8; 20] = Sha1::digest(format!("{token}\n{}", username.unwrap_or_default())).into();
+    let [a, b, c, d, e, f, g, h, ..] = digest;
+    CredentialId::new(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(CredentialId::MIN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<AccessTokens, String> {
-        AccessTokens::parse(text, 1000, None)
+        AccessTokens::parse(text, 1000)
     }
 
     fn id(tokens: &AccessTokens, token: &str) -> Option<CredentialId> {
@@ -119,14 +120,14 @@ mod tests {
     #[test]
     fn a_reload_keeps_the_ids_of_tokens_that_did_not_change() {
         let before = parse("one\ntwo ann\nthree\nfour").unwrap();
-        let after = AccessTokens::parse("new\nthree\ntwo bob\none", 1000, Some(&before)).unwrap();
+        let after = parse("new\nthree\ntwo bob\none").unwrap();
         assert_eq!(id(&after, "one"), id(&before, "one"));
         assert_eq!(id(&after, "three"), id(&before, "three"));
         for (token, other) in [("new", "one"), ("two", "two"), ("new", "four")] {
             assert_ne!(id(&after, token), id(&before, other), "{token} {other}");
         }
         assert!(!after.ids().contains(&id(&before, "four").unwrap()));
-        assert_eq!(after.usernames.values().collect::<Vec<_>>(), [&"bob".into()]);
+        assert_eq!(after.usernames.values().collect::<Vec<_>>(), [&Rc::<str>::from("bob")]);
     }
 
     #[test]

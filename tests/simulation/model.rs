@@ -598,6 +598,7 @@ impl Model {
                     BrokerError::NoSuchUser(name) => {
                         !self.decided.members.values().any(|seat| key(&seat.username) == key(name))
                     }
+                    BrokerError::Unavailable => false,
                     BrokerError::NotStored => {
                         // The sender takes the username when its message starts to wait for the disk.
                         let seat = self.decided.members.get_mut(&client).zip(username);
@@ -896,6 +897,7 @@ impl Model {
                     BrokerError::NameInUse | BrokerError::ClientIdInUse => "username already in use".to_owned(),
                     BrokerError::TooManyRooms => "There are too many rooms".to_owned(),
                     BrokerError::NoSuchUser(name) => format!("No such user: {name}"),
+                    BrokerError::Unavailable => unreachable!("only a broker on Redis is ever unavailable"),
                     BrokerError::NotStored => {
                         self.count("a message that is not stored");
                         "Message not stored".to_owned()
@@ -911,6 +913,9 @@ impl Model {
                 self.expect(*client, text, nonce.clone(), None);
             }
             RoomEvent::StorageFailed { .. } => {} // the server closes all connections
+            RoomEvent::Resynchronized { .. } | RoomEvent::FateUnknown { .. } => {
+                unreachable!("only a broker on Redis misses events or loses track of a message")
+            }
             RoomEvent::RemoteJoined { .. } | RoomEvent::Left { .. } => {
                 self.fail(MEMBERS, "a member on another instance")
             }

@@ -154,6 +154,7 @@ impl State {
                 self.rooms.insert(*client, *to);
             }
             RoomEvent::RemoteJoined { room, .. }
+            | RoomEvent::Resynchronized { room, .. }
             | RoomEvent::Closed { room }
             | RoomEvent::Published { room, .. }
             | RoomEvent::Typing { room, .. } => keys.push(Key::Room(*room)),
@@ -162,6 +163,7 @@ impl State {
             | RoomEvent::Duplicate { .. }
             | RoomEvent::JoinRejected { .. }
             | RoomEvent::Rejected { .. }
+            | RoomEvent::FateUnknown { .. }
             | RoomEvent::StorageFailed { .. } => {}
         }
         self.pending.push(Pending { event, keys });

@@ -18,33 +18,29 @@
 //! - *Redis has lost data*, or another Redis server has taken over. A new generation begins, in which every room has a
 //!   new epoch. An instance that has seen more than Redis still has does the same as a silent one.
 
+mod beats;
 pub mod inbox;
 pub mod link;
+mod mirror;
 pub mod requests;
 mod rooms;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::rc::Rc;
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use mio::Token;
 
 use super::memory::MemoryConfig;
-use super::{Backlog, Broker, BrokerError, CredentialId, Join, MemberId, Message, NameRules, Page};
-use super::{PrivateMessage, Random, RoomEvent, Session, User};
-use crate::maps::TokenMap;
-use inbox::{InboxEvent, Payload, PrivatePayload};
+use super::{Broker, BrokerError, Join, Message, NameRules, PrivateMessage, Random, RoomEvent, Session, User};
+use beats::Beats;
+use inbox::{InboxEvent, Payload};
 use link::{Link, LinkEvent, Threads};
-use requests::{Kind, Request, Requests};
-use rooms::Rooms;
+use mirror::Mirror;
+use requests::{Kind, Request, Requests, flag, format_credential, format_session, json, nonce_key};
 
 pub const SCRIPT: &str = include_str!("script.lua");
 const PROTOCOL: &str = "1"; // instances with another version of the script or of its keys must not share them
 
 const BEAT: Duration = Duration::from_millis(500);
-// The others declare an instance dead after this many of their own beats without one of its own: after 3.5 to 4.5 s.
-const SILENT_BEATS: u32 = 7;
-const MAX_WAIT: Duration = Duration::from_secs(2); // Redis counts as unavailable once a call has waited this long
 const RETRY: Duration = Duration::from_millis(200);
 const EXPIRY: Duration = Duration::from_secs(600); // until Redis forgets an instance that does not come back
 
@@ -64,11 +60,7 @@ pub struct RedisBroker {
     stage: Stage,
     requests: Requests,
     beats: Beats,
-    clients: TokenMap<Box<Client>>,
-    client_ids: HashMap<Rc<str>, Token>,
-    rooms: Rooms,
-    opened: HashMap<Rc<str>, (User, usize)>, // per room: the user who opened it, and the number of clients in it or on their way
-    events: VecDeque<RoomEvent>,
+    mirror: Mirror,
     now: Duration,
 }
 
@@ -94,26 +86,6 @@ enum Stage {
     Registered,
 }
 
-#[derive(Default)]
-struct Beats {
-    next_at: Duration,
-    is_calling: bool,                       // a call has no reply yet
-    calls: VecDeque<(u64, Duration)>,       // last request and time of each call whose events have not arrived
-    rejection: Option<String>,              // why Redis rejects calls
-    others: HashMap<String, (String, u32)>, // per instance: its newest beat, and our beats since
-    was_available: Option<bool>,
-}
-
-struct Client {
-    room: Option<Rc<str>>, // `None` until its join takes effect
-    target: Rc<str>,       // the room it will be in once all its requests have taken effect
-    join: Join,
-    session: Session,
-    username: Rc<str>, // from the client's last message, or from its join
-    is_leaving: bool,
-    is_hidden: bool, // its join took too long, and the chat has forgotten it
-}
-
 impl RedisBroker {
     /// Connects to the Redis server at `url`. If the server does not answer, the broker waits for it. `Err` is an error text.
     pub fn open(
@@ -134,6 +106,7 @@ impl RedisBroker {
         let mut bytes = [0; 4];
         random(&mut bytes);
         let (instance, none) = (u32::from_be_bytes(bytes).max(1), String::new);
+        let mirror = Mirror::new(instance, settings.limits);
         let inbox = Inbox { instance, generation: none(), lineage: none(), connection: none(), read: 0 };
         RedisBroker {
             link,
@@ -144,11 +117,7 @@ impl RedisBroker {
             stage: Stage::Lost,
             requests: Requests::default(),
             beats: Beats::default(),
-            clients: TokenMap::default(),
-            client_ids: HashMap::new(),
-            rooms: Rooms::default(),
-            opened: HashMap::new(),
-            events: VecDeque::new(),
+            mirror,
             now: Duration::ZERO,
         }
     }
@@ -160,6 +129,10 @@ impl RedisBroker {
         let arguments = client_argument.chain(arguments).collect();
         self.requests.push(Request::new(client, kind, name, arguments, self.now));
         self.flush();
+    }
+
+    fn push_internal(&mut self, name: &'static str, arguments: Vec<String>) {
+        self.requests.push(Request::new(Token(0), Kind::Internal, name, arguments, self.now));
     }
 
     /// Rejects a request after all earlier ones, as Redis would.
@@ -174,19 +147,15 @@ impl RedisBroker {
     }
 
     fn join(&mut self, client: Token, join: Join) {
-        if !self.may_open(&join.room, &join.user) {
+        if !self.mirror.may_open(&join.room, &join.user) {
             let error = BrokerError::TooManyRooms;
-            return self.events.push_back(RoomEvent::JoinRejected { client, error });
+            return self.mirror.events.push_back(RoomEvent::JoinRejected { client, error });
         }
         let mut session = [0; 16];
         (self.random)(&mut session);
         let session = join.session.unwrap_or(Session(session));
         let arguments = self.join_arguments(&join, session);
-        self.count_in(&join.room, &join.user);
-        let (room, username) = (Rc::clone(&join.room), Rc::clone(&join.username));
-        self.client_ids.extend(join.client_id.iter().map(|id| (Rc::clone(id), client)));
-        let record = Client { room: None, target: room, join, session, username, is_leaving: false, is_hidden: false };
-        self.clients.insert(client, Box::new(record));
+        self.mirror.add(client, join, session);
         self.push(client, Kind::Join, "join", arguments);
     }
 
@@ -203,15 +172,13 @@ impl RedisBroker {
     }
 
     fn switch(&mut self, client: Token, room: Rc<str>) {
-        let Some(record) = self.clients.get(&client).filter(|record| record.target != room) else { return };
-        let (from, user, joined_as) = (&record.target, record.join.user.clone(), record.join.username.to_string());
+        let Some(record) = self.mirror.clients.get(&client).filter(|record| record.target != room) else { return };
+        let joined_as = record.join.username.to_string();
         // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
-        let replaces = self.opened.get(from).is_some_and(|(opener, count)| *count == 1 && *opener == user)
-            && **from != *self.settings.limits.default_room;
-        if !self.may_open(&room, &user) && !replaces {
+        if !self.mirror.may_open(&room, &record.join.user) && !self.mirror.switch_frees_room(record) {
             return self.push_rejection(client, None);
         }
-        self.set_target(client, &room);
+        self.mirror.set_target(client, &room);
         self.push(client, Kind::Query, "switch", vec![room.to_string(), joined_as]);
     }
 
@@ -224,7 +191,7 @@ impl RedisBroker {
 
     fn announce(&mut self, client: Token, room: &Rc<str>, message: Message) {
         let nonce = message.nonce.clone();
-        if !self.may_open(room, &User::Connection(Token(0))) {
+        if !self.mirror.may_open(room, &User::Connection(Token(0))) {
             return self.push_rejection(client, nonce.as_ref());
         }
         let arguments = vec![room.to_string(), nonce_key(&message), json(&Payload::new(message))];
@@ -273,18 +240,18 @@ impl RedisBroker {
             let error = BrokerError::Unavailable;
             match kind {
                 Kind::Join => self.give_up_join(client, is_sent),
-                Kind::Message { .. } if is_sent => self.events.push_back(RoomEvent::FateUnknown { client }),
+                Kind::Message { .. } if is_sent => self.mirror.events.push_back(RoomEvent::FateUnknown { client }),
                 Kind::Message { nonce } => {
                     let error = BrokerError::NotStored;
-                    self.events.push_back(RoomEvent::Rejected { client, error, nonce });
+                    self.mirror.events.push_back(RoomEvent::Rejected { client, error, nonce });
                 }
                 Kind::Query => {
-                    self.events.push_back(RoomEvent::Rejected { client, error, nonce: None });
-                    let Some(record) = self.clients.get(&client) else { continue };
+                    self.mirror.events.push_back(RoomEvent::Rejected { client, error, nonce: None });
+                    let Some(record) = self.mirror.clients.get(&client) else { continue };
                     if let Some(room) = record.room.clone()
                         && !self.requests.contains(client, "switch")
                     {
-                        self.set_target(client, &room);
+                        self.mirror.set_target(client, &room);
                     }
                 }
                 Kind::Typing | Kind::Internal => {}
@@ -294,50 +261,13 @@ impl RedisBroker {
 
     /// The client's join failed. If Redis may execute the join nevertheless, the client leaves at once.
     fn give_up_join(&mut self, client: Token, is_sent: bool) {
-        let Some(record) = self.clients.get_mut(&client) else { return };
+        let Some(record) = self.mirror.clients.get_mut(&client) else { return };
         record.is_hidden = true;
-        self.events.push_back(RoomEvent::JoinRejected { client, error: BrokerError::Unavailable });
+        self.mirror.events.push_back(RoomEvent::JoinRejected { client, error: BrokerError::Unavailable });
         if is_sent {
             self.push(client, Kind::Internal, "leave", Vec::new());
         } else {
-            self.forget(client);
-        }
-    }
-
-    fn log_availability(&mut self) {
-        let is_available = self.is_available();
-        if self.beats.was_available.is_none() && !is_available && self.beats.rejection.is_none() {
-            return; // the first try to connect is not over
-        }
-        if self.beats.was_available.replace(is_available) != Some(is_available) {
-            match is_available {
-                true => log::info!("REDIS available, instance {}", self.inbox.instance),
-                false => {
-                    let reason = self.beats.rejection.as_deref().unwrap_or("it does not answer");
-                    log::warn!("REDIS unavailable: {reason}");
-                }
-            }
-        }
-    }
-
-    /// Counts our beats since the newest beat of each other instance, and removes those that have stopped.
-    fn compare_beats(&mut self, beats: &[String]) {
-        let before = std::mem::take(&mut self.beats.others);
-        for pair in beats.as_chunks().0 {
-            let [instance, beat] = pair;
-            if *instance == self.inbox.instance.to_string() {
-                continue;
-            }
-            let silent = match before.get(instance) {
-                Some((last, silent)) if last == beat => silent + 1,
-                _ => 0,
-            };
-            if silent >= SILENT_BEATS {
-                log::info!("REDIS instance {instance} is silent");
-                let arguments = vec![instance.clone(), beat.clone()];
-                self.requests.push(Request::new(Token(0), Kind::Internal, "reap", arguments, self.now));
-            }
-            self.beats.others.insert(instance.clone(), (beat.clone(), silent));
+            self.mirror.forget(client);
         }
     }
 
@@ -352,9 +282,7 @@ impl RedisBroker {
             }
             LinkEvent::Lost { reason } => {
                 self.stage = Stage::Lost;
-                self.beats.is_calling = false;
-                self.beats.rejection = Some(reason);
-                self.beats.others.clear();
+                self.beats.lose_connection(reason);
             }
             LinkEvent::Reply(Err(reason)) => {
                 self.beats.is_calling = false;
@@ -362,28 +290,30 @@ impl RedisBroker {
                 self.stage = Stage::Connected { open_at: Some(self.now + RETRY) };
             }
             LinkEvent::Reply(Ok(reply)) => self.apply_reply(&reply),
-            LinkEvent::Inbox(entries) => {
-                for (id, events) in entries {
-                    if id != self.inbox.read + 1 {
-                        // Redis has deleted entries: the inbox was full.
-                        self.inbox.read = id;
-                        self.rejoin(true);
-                        continue;
-                    }
-                    self.inbox.read = id;
-                    for event in events.lines() {
-                        match serde_json::from_str(event) {
-                            Ok(event) => self.apply(event),
-                            Err(error) => log::error!("REDIS an event is invalid: {error}"),
-                        }
-                    }
-                }
-                if matches!(self.stage, Stage::CatchingUp { until } if self.inbox.read >= until) {
-                    self.rejoin(false);
-                }
-            }
+            LinkEvent::Inbox(entries) => entries.into_iter().for_each(|(id, events)| self.read_entry(id, &events)),
         }
         self.flush();
+    }
+
+    fn read_entry(&mut self, id: u64, events: &str) {
+        let is_next = id == self.inbox.read + 1;
+        self.inbox.read = id;
+        if !is_next {
+            return self.rejoin(true); // the inbox was full, so Redis has deleted entries
+        }
+        for event in events.lines() {
+            match serde_json::from_str(event) {
+                Ok(InboxEvent::Executed(number)) => {
+                    self.requests.confirm(number);
+                    self.beats.confirm(number);
+                }
+                Ok(event) => self.mirror.apply(event),
+                Err(error) => log::error!("REDIS an event is invalid: {error}"),
+            }
+        }
+        if matches!(self.stage, Stage::CatchingUp { until } if id >= until) {
+            self.rejoin(false);
+        }
     }
 
     /// Registers the instance, on a new connection or after Redis has removed it.
@@ -404,7 +334,9 @@ impl RedisBroker {
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["done", ..] => {
                 self.beats.rejection = None;
-                self.compare_beats(&reply[1..]);
+                for (instance, beat) in self.beats.compare(&reply[1..], self.inbox.instance) {
+                    self.push_internal("reap", vec![instance, beat]);
+                }
             }
             ["stale"] => self.register(),
             ["protocol", protocol] => {
@@ -438,260 +370,35 @@ impl RedisBroker {
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
-        let mut tokens: Vec<Token> = self.clients.keys().copied().collect();
-        tokens.sort_unstable();
-        let mut retained = Vec::new();
-        for token in tokens {
-            let Some(record) = self.clients.get(&token) else { continue };
-            let Some(room) = record.room.clone() else { continue };
-            if record.is_leaving || record.is_hidden {
-                self.remove_local(token);
-                continue;
-            }
-            retained.push(token.0.to_string());
-            let [username, key, share] = self.claim_arguments(&record.username);
-            let client_id = record.join.client_id.as_deref().unwrap_or_default().to_owned();
-            let credential = format_credential(record.join.credential);
-            let (room, joined_as) = (room.to_string(), record.join.username.to_string());
-            let arguments = [room, joined_as, username, key, share, client_id, credential];
-            let arguments =
-                std::iter::once(token.0.to_string()).chain(arguments).chain([format_session(record.session)]);
-            self.requests.push(Request::new(token, Kind::Internal, "rejoin", arguments.collect(), self.now));
+        self.mirror.remove_leaving();
+        let members = self.mirror.members();
+        for client in &members {
+            self.push_rejoin(*client);
         }
-        retained.insert(0, retained.len().to_string());
-        self.requests.push(Request::new(Token(0), Kind::Internal, "retain", retained, self.now));
-        for (name, room) in &mut self.rooms.by_name {
-            room.is_synced = false;
-            let arguments = vec![name.to_string(), room.epoch.to_string(), room.last_id.to_string()];
-            self.requests.push(Request::new(Token(0), Kind::Internal, "sync", arguments, self.now));
+        let retained = std::iter::once(members.len()).chain(members.iter().map(|client| client.0));
+        self.push_internal("retain", retained.map(|number| number.to_string()).collect());
+        for (name, epoch, last_id) in self.mirror.rooms.start_sync() {
+            self.push_internal("sync", vec![name.to_string(), epoch.to_string(), last_id.to_string()]);
         }
         for request in waiting {
-            match &request.kind {
-                Kind::Message { .. } if is_lost && request.is_sent => {
-                    self.events.push_back(RoomEvent::FateUnknown { client: request.client });
-                }
-                _ if request.is_obsolete() || !self.is_known(&request) => {}
-                _ => self.requests.push(request),
+            if is_lost && request.is_sent && matches!(request.kind, Kind::Message { .. }) {
+                self.mirror.events.push_back(RoomEvent::FateUnknown { client: request.client });
+            } else if !request.is_obsolete() {
+                self.requests.push(request);
             }
         }
         self.flush();
     }
 
-    /// Whether the client of a request is still there. Requests of the operator and of the instance have no client.
-    fn is_known(&self, request: &Request) -> bool {
-        request.kind == Kind::Internal
-            || matches!(request.kind, Kind::Message { .. })
-            || self.clients.contains_key(&request.client)
-    }
-
-    // ---- Events ----
-
-    fn apply(&mut self, event: InboxEvent) {
-        match event {
-            InboxEvent::Executed(number) => {
-                self.requests.confirm(number);
-                while self.beats.calls.front().is_some_and(|(last, _)| *last <= number) {
-                    self.beats.calls.pop_front();
-                }
-            }
-            InboxEvent::Renewed(name, epoch) => {
-                self.rooms.synced(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));
-            }
-            InboxEvent::Opened(name, members) => {
-                let members = self.remote_members(members);
-                self.rooms.open(name, members);
-            }
-            InboxEvent::Joined(client, from, to, epoch, last_id, resumed, messages) => {
-                let backlog = Backlog { epoch, last_id, resumed, messages: with_ids(messages) };
-                self.apply_join(token(client), from, &to, backlog);
-            }
-            InboxEvent::JoinRejected(client) => {
-                if self.forget(token(client)) {
-                    let error = BrokerError::NameInUse;
-                    self.events.push_back(RoomEvent::JoinRejected { client: token(client), error });
-                }
-            }
-            InboxEvent::Arrived(name, instance, connection, username) => {
-                let room = self.rooms.synced(&name);
-                let member = MemberId::Remote { instance, connection };
-                self.events.extend(room.and_then(|room| room.add_remote(member, username)));
-            }
-            InboxEvent::Left(_, instance, client) if instance == self.inbox.instance => {
-                self.remove_local(token(client))
-            }
-            InboxEvent::Left(name, instance, connection) => {
-                let room = self.rooms.synced(&name);
-                let member = MemberId::Remote { instance, connection };
-                self.events.extend(room.and_then(|room| room.remove_remote(member)));
-            }
-            InboxEvent::Message(name, instance, client, id, payload) => {
-                let client = (instance == self.inbox.instance).then_some(token(client));
-                self.apply_message(&name, client, payload.with_id(id));
-            }
-            InboxEvent::Announced(name, _, client, id, payload) => {
-                self.apply_announcement(&name, token(client), payload.with_id(id));
-            }
-            InboxEvent::Duplicate(client, id, payload) => {
-                let message = Rc::new(payload.with_id(id));
-                self.events.push_back(RoomEvent::Duplicate { client: token(client), message });
-            }
-            InboxEvent::Private(recipients, payload) => self.apply_private(recipients, payload),
-            InboxEvent::Page(client, room, before, more, messages) => {
-                let page = Page { room, before, messages: with_ids(messages), more };
-                self.events.push_back(RoomEvent::History { client: token(client), page });
-            }
-            InboxEvent::Typing(name, instance, client, username) => {
-                let client = (instance == self.inbox.instance).then_some(token(client));
-                let room = self.rooms.synced(&name).filter(|room| room.is_visible()).map(|room| room.id);
-                self.events.extend(room.map(|room| RoomEvent::Typing { room, client, username }));
-            }
-            InboxEvent::Rejected(client, reason, detail, nonce) => {
-                let error = match &*reason {
-                    "nobody" => BrokerError::NoSuchUser(detail),
-                    "rooms" => BrokerError::TooManyRooms,
-                    _ => BrokerError::NameInUse,
-                };
-                self.events.push_back(RoomEvent::Rejected { client: token(client), error, nonce });
-            }
-            InboxEvent::Synced(name, epoch, last_id, resumed, messages, members) => {
-                let backlog = Backlog { epoch, last_id, resumed, messages: with_ids(messages) };
-                let members = self.remote_members(members);
-                self.apply_sync(&name, backlog, members);
-            }
-        }
-    }
-
-    fn apply_join(&mut self, client: Token, from: Option<Rc<str>>, to: &Rc<str>, backlog: Backlog) {
-        let Some(record) = self.clients.get_mut(&client) else { return };
-        if record.room.is_some() && from.is_none() {
-            return; // the reply to a request that was sent twice
-        }
-        let (is_visible, session) = (!record.is_hidden, record.session);
-        record.room = Some(Rc::clone(to));
-        let opened = self.rooms.enter(to, is_visible);
-        let Some(room) = self.rooms.by_name.get_mut(to) else { return };
-        (room.epoch, room.last_id) = (Rc::clone(&backlog.epoch), backlog.last_id);
-        let id = room.id;
-        self.events.extend(opened);
-        let from_id = from.as_ref().and_then(|from| self.rooms.by_name.get(from)).map(|room| room.id);
-        from.into_iter().for_each(|from| self.rooms.exit(&from, is_visible));
-        if is_visible {
-            self.events.push_back(RoomEvent::Joined { client, session, from: from_id, to: id, backlog });
-        }
-    }
-
-    fn apply_message(&mut self, name: &str, client: Option<Token>, message: Message) {
-        let sender = client.and_then(|client| self.clients.get_mut(&client));
-        sender.into_iter().for_each(|record| record.username = Rc::clone(&message.username));
-        let Some(room) = self.rooms.synced(name).filter(|room| message.id > room.last_id) else { return };
-        debug_assert_eq!(message.id, room.last_id + 1, "ids are consecutive");
-        room.last_id = message.id;
-        if room.is_visible() {
-            let published = RoomEvent::Published { room: room.id, client, message: Rc::new(message) };
-            self.events.push_back(published);
-        }
-    }
-
-    /// Replies to the operator, who is not a member of the room.
-    fn apply_announcement(&mut self, name: &Rc<str>, client: Token, message: Message) {
-        let message = Rc::new(message);
-        if let Some(room) = self.rooms.by_name.get_mut(name) {
-            room.last_id = room.last_id.max(message.id);
-            if room.is_visible() {
-                return self.events.push_back(RoomEvent::Published { room: room.id, client: Some(client), message });
-            }
-        }
-        let (room, members) = (self.rooms.next_id(), Vec::new());
-        self.events.extend([
-            RoomEvent::Opened { room, name: Rc::clone(name), members },
-            RoomEvent::Published { room, client: Some(client), message },
-            RoomEvent::Closed { room },
-        ]);
-    }
-
-    fn apply_private(&mut self, recipients: Vec<u64>, payload: PrivatePayload) {
-        let is_member =
-            |client: &Token| self.clients.get(client).is_some_and(|record| record.room.is_some() && !record.is_hidden);
-        let recipients: Vec<Token> = recipients.into_iter().map(token).filter(is_member).collect();
-        let PrivatePayload { from, to, text, time, nonce } = payload;
-        let message = Rc::new(PrivateMessage { from, to, text, time, nonce });
-        self.events.push_back(RoomEvent::Private { recipients, message });
-    }
-
-    /// Applies the state of a room whose events may be missing. The chat learns what the members missed.
-    fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
-        let Some(room) = self.rooms.by_name.get_mut(name) else { return };
-        (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);
-        let changes = room.replace_remote(members);
-        if !room.is_visible() {
-            return;
-        }
-        let id = room.id;
-        if backlog.resumed {
-            self.events.extend(changes);
-            let published = |message| RoomEvent::Published { room: id, client: None, message };
-            self.events.extend(backlog.messages.into_iter().map(published));
-        } else {
-            let members = room.remote_members();
-            self.events.push_back(RoomEvent::Resynchronized { room: id, members, backlog });
-        }
-    }
-
-    fn remote_members(&self, members: Vec<(u32, u64, Rc<str>)>) -> BTreeMap<MemberId, Rc<str>> {
-        let remote = members.into_iter().filter(|(instance, ..)| *instance != self.inbox.instance);
-        remote.map(|(instance, connection, username)| (MemberId::Remote { instance, connection }, username)).collect()
-    }
-
-    /// Removes a client of this instance that Redis has removed.
-    fn remove_local(&mut self, client: Token) {
-        let Some(record) = self.clients.get(&client) else { return };
-        let (room, is_visible) = (record.room.clone(), !record.is_hidden);
-        self.forget(client);
-        let Some(name) = room else { return };
-        let id = self.rooms.by_name.get(&name).map(|room| room.id);
-        self.rooms.exit(&name, is_visible);
-        if let Some(room) = id.filter(|_| is_visible) {
-            self.events.push_back(RoomEvent::Left { room, member: MemberId::Local(client) });
-        }
-    }
-
-    // ---- Limits ----
-
-    fn may_open(&self, room: &Rc<str>, user: &User) -> bool {
-        let is_open = || self.opened.contains_key(room);
-        let by_user = || self.opened.values().filter(|(opener, _)| opener == user).count();
-        **room == *self.settings.limits.default_room
-            || is_open()
-            || (self.opened.len() < self.settings.limits.rooms && by_user() < self.settings.limits.rooms_per_user)
-    }
-
-    fn count_in(&mut self, room: &Rc<str>, user: &User) {
-        self.opened.entry(Rc::clone(room)).or_insert_with(|| (user.clone(), 0)).1 += 1;
-    }
-
-    fn count_out(&mut self, room: &Rc<str>) {
-        if let Some((_, count)) = self.opened.get_mut(room) {
-            *count -= 1;
-            if *count == 0 {
-                self.opened.remove(room);
-            }
-        }
-    }
-
-    fn set_target(&mut self, client: Token, room: &Rc<str>) {
-        let Some(record) = self.clients.get_mut(&client) else { return };
-        let (before, user) = (std::mem::replace(&mut record.target, Rc::clone(room)), record.join.user.clone());
-        self.count_in(room, &user);
-        self.count_out(&before);
-    }
-
-    /// Returns whether the chat knew the client.
-    fn forget(&mut self, client: Token) -> bool {
-        let Some(record) = self.clients.remove(&client) else { return false };
-        self.count_out(&record.target);
-        let client_id = record.join.client_id.filter(|id| self.client_ids.get(id) == Some(&client));
-        client_id.and_then(|id| self.client_ids.remove(&id));
-        !record.is_hidden
+    fn push_rejoin(&mut self, client: Token) {
+        let Some(record) = self.mirror.clients.get(&client) else { return };
+        let room = record.room.as_deref().unwrap_or_default().to_owned();
+        let [username, key, share] = self.claim_arguments(&record.username);
+        let client_id = record.join.client_id.as_deref().unwrap_or_default().to_owned();
+        let (credential, session) = (format_credential(record.join.credential), format_session(record.session));
+        let (token, joined_as) = (client.0.to_string(), record.join.username.to_string());
+        let arguments = vec![token, room, joined_as, username, key, share, client_id, credential, session];
+        self.push_internal("rejoin", arguments);
     }
 }
 
@@ -700,13 +407,10 @@ impl Broker for RedisBroker {
         if !self.is_available() {
             return Err(BrokerError::Unavailable);
         }
-        let older = join.client_id.as_ref().and_then(|id| self.client_ids.get(id));
-        if let Some(older) = older.and_then(|older| self.clients.get(older))
-            && (older.join.credential != join.credential || (join.is_bound && older.username != join.username))
-        {
+        if self.mirror.has_client_id_of_other(join) {
             return Err(BrokerError::ClientIdInUse);
         }
-        self.may_open(&join.room, &join.user).then_some(()).ok_or(BrokerError::TooManyRooms)
+        self.mirror.may_open(&join.room, &join.user).then_some(()).ok_or(BrokerError::TooManyRooms)
     }
 
     fn submit(&mut self, client: Token, request: super::Request, now: Duration) {
@@ -715,9 +419,9 @@ impl Broker for RedisBroker {
         match request {
             Request::Join(join) => self.join(client, join),
             Request::Announce { room, message } => self.announce(client, &room, message),
-            _ if self.clients.get(&client).is_none_or(|record| record.is_leaving || record.is_hidden) => {}
+            _ if self.mirror.clients.get(&client).is_none_or(|record| record.is_leaving || record.is_hidden) => {}
             Request::Leave => {
-                self.clients.get_mut(&client).into_iter().for_each(|record| record.is_leaving = true);
+                self.mirror.clients.get_mut(&client).into_iter().for_each(|record| record.is_leaving = true);
                 self.push(client, Kind::Internal, "leave", Vec::new());
             }
             Request::Switch { room } => self.switch(client, room),
@@ -736,12 +440,12 @@ impl Broker for RedisBroker {
     }
 
     fn next_event(&mut self) -> Option<RoomEvent> {
-        while self.events.is_empty()
+        while self.mirror.events.is_empty()
             && let Some(event) = self.link.next_event()
         {
             self.apply_link_event(event);
         }
-        self.events.pop_front()
+        self.mirror.events.pop_front()
     }
 
     fn queued_bytes(&self) -> usize {
@@ -755,10 +459,11 @@ impl Broker for RedisBroker {
             self.register();
         }
         if matches!(self.stage, Stage::Registered) && !self.beats.is_calling && now >= self.beats.next_at {
-            self.requests.push(Request::new(Token(0), Kind::Internal, "probe", Vec::new(), now));
+            self.push_internal("probe", Vec::new());
         }
         self.flush();
-        self.log_availability();
+        let is_available = self.is_available();
+        self.beats.log_availability(is_available, self.inbox.instance);
     }
 
     fn next_turn_at(&self) -> Option<Duration> {
@@ -767,12 +472,12 @@ impl Broker for RedisBroker {
             Stage::Registered if !self.beats.is_calling => Some(self.beats.next_at),
             _ => None,
         };
-        let late = self.beats.calls.front().map(|(_, at)| *at + MAX_WAIT).filter(|at| *at > self.now);
+        let late = self.beats.late_at().filter(|at| *at > self.now);
         [beat, late, self.requests.next_expiry(self.settings.timeout)].into_iter().flatten().min()
     }
 
     fn is_available(&self) -> bool {
-        let is_late = self.beats.calls.front().is_some_and(|(_, at)| self.now >= *at + MAX_WAIT);
+        let is_late = self.beats.late_at().is_some_and(|at| self.now >= at);
         matches!(self.stage, Stage::Registered) && !is_late && self.beats.rejection.is_none()
     }
 }
@@ -782,38 +487,8 @@ impl Drop for RedisBroker {
     fn drop(&mut self) {
         if self.is_available() && !self.beats.is_calling {
             self.requests.take();
-            self.requests.push(Request::new(Token(0), Kind::Internal, "close", Vec::new(), self.now));
+            self.push_internal("close", Vec::new());
             self.flush();
         }
     }
-}
-
-fn token(client: u64) -> Token {
-    Token(usize::try_from(client).unwrap_or(usize::MAX))
-}
-
-fn with_ids(messages: Vec<(u64, Payload)>) -> Vec<Rc<Message>> {
-    messages.into_iter().map(|(id, payload)| Rc::new(payload.with_id(id))).collect()
-}
-
-/// A JSON text. The values have no maps with keys that are not strings, so serialization cannot fail.
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
-}
-
-fn flag(is_set: bool) -> String {
-    if is_set { "1" } else { "0" }.into()
-}
-
-fn format_session(session: Session) -> String {
-    format!("{:032x}", u128::from_be_bytes(session.0))
-}
-
-fn format_credential(credential: Option<CredentialId>) -> String {
-    credential.map(|id| id.to_string()).unwrap_or_default()
-}
-
-/// The key of a message's nonce in the hash of its room. No username contains a line feed.
-fn nonce_key(message: &Message) -> String {
-    message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }

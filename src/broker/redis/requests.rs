@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use mio::Token;
 
+use super::super::{CredentialId, Message, Session};
+
 const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
 const MAX_BYTES: usize = 256 * 1024; // maximum size of the arguments of a call; one request may be larger
 
@@ -132,4 +134,28 @@ impl Requests {
             self.sent = self.sent.saturating_sub(1);
         }
     }
+}
+
+// ---- Arguments ----
+
+/// A JSON text. The values have no maps with keys that are not strings, so serialization cannot fail.
+pub fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+pub fn flag(is_set: bool) -> String {
+    if is_set { "1" } else { "0" }.into()
+}
+
+pub fn format_session(session: Session) -> String {
+    format!("{:032x}", u128::from_be_bytes(session.0))
+}
+
+pub fn format_credential(credential: Option<CredentialId>) -> String {
+    credential.map(|id| id.to_string()).unwrap_or_default()
+}
+
+/// The key of a message's nonce in the hash of its room. No username contains a line feed.
+pub fn nonce_key(message: &Message) -> String {
+    message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }

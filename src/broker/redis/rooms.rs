@@ -58,6 +58,13 @@ impl Rooms {
         self.by_name.get_mut(name).filter(|room| room.is_synced)
     }
 
+    /// From now on, the events of the rooms may be incomplete. Returns each room's name, epoch and last id.
+    pub fn start_sync(&mut self) -> Vec<(Rc<str>, Rc<str>, u64)> {
+        self.by_name.values_mut().for_each(|room| room.is_synced = false);
+        let rooms = self.by_name.iter();
+        rooms.map(|(name, room)| (Rc::clone(name), Rc::clone(&room.epoch), room.last_id)).collect()
+    }
+
     pub fn next_id(&mut self) -> RoomId {
         self.last_id += 1;
         RoomId(self.last_id)

@@ -32,14 +32,14 @@ const MIN_RSA_LEN: usize = 256; // in bytes; RFC 7518 §3.3: "2048 bits or large
 #[derive(Debug, Default)]
 pub struct JwtKeys {
     keys: Vec<Key>,
-    key_count: u32, // the number of keys that have ever been loaded
+    key_count: u64, // the number of keys that have ever been loaded
     iss: Option<String>,
     aud: Option<String>,
 }
 
 #[derive(Clone)]
 struct Key {
-    id: CredentialId, // counts down from the maximum, so that no access token of the token file has the same id
+    id: CredentialId, // counts down from the maximum: the ids of access tokens are hashes, and practically never so large
     algorithm: Algorithm,
     key: DecodingKey,
     verifier: Rc<dyn JwtVerifier>,

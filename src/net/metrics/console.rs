@@ -168,6 +168,8 @@ impl Console {
             Some("draining: the server is shutting down")
         } else if server.limits.is_full() {
             Some("full: the server has as many clients as --max-connections allows")
+        } else if !server.chat.broker.is_available() {
+            Some("redis: the rooms are unavailable")
         } else if server.pauses_reads() || self.storage.is_stalled(now) {
             Some("storage: messages wait for the disk")
         } else if failed_at.is_some_and(|at| now.saturating_sub(at) < ACCEPT_FAILURE) {

@@ -1,0 +1,71 @@
+//! Signs of life: whether Redis answers this instance, and whether the other instances still beat.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+// The others declare an instance dead after this many of their own beats without one of its own: after 3.5 to 4.5 s. The
+// count does not grow while Redis does not answer.
+const SILENT_BEATS: u32 = 7;
+const MAX_WAIT: Duration = Duration::from_secs(2); // Redis counts as unavailable once a call has waited this long
+
+#[derive(Default)]
+pub struct Beats {
+    pub next_at: Duration,
+    pub is_calling: bool,                   // a call has no reply yet
+    pub calls: VecDeque<(u64, Duration)>,   // last request and time of each call whose events have not arrived
+    pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
+    others: HashMap<String, (String, u32)>, // per instance: its newest beat, and our beats since
+    was_available: Option<bool>,
+}
+
+impl Beats {
+    /// The events of all requests up to `number` have arrived.
+    pub fn confirm(&mut self, number: u64) {
+        while self.calls.front().is_some_and(|(last, _)| *last <= number) {
+            self.calls.pop_front();
+        }
+    }
+
+    pub fn late_at(&self) -> Option<Duration> {
+        self.calls.front().map(|(_, at)| *at + MAX_WAIT)
+    }
+
+    pub fn lose_connection(&mut self, reason: String) {
+        self.is_calling = false;
+        self.rejection = Some(reason);
+        self.others.clear();
+    }
+
+    /// Counts our beats since the newest beat of each other instance. Returns the instances that have stopped, and their
+    /// last beats. `beats` contains instances and their beats by turns.
+    pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
+        let before = std::mem::take(&mut self.others);
+        let mut silent = Vec::new();
+        for [instance, beat] in beats.as_chunks().0 {
+            let count = match before.get(instance) {
+                Some((last, count)) if last == beat => count + 1,
+                _ => 0,
+            };
+            if *instance == own.to_string() {
+                continue;
+            }
+            if count >= SILENT_BEATS {
+                log::info!("REDIS instance {instance} is silent");
+                silent.push((instance.clone(), beat.clone()));
+            }
+            self.others.insert(instance.clone(), (beat.clone(), count));
+        }
+        silent
+    }
+
+    pub fn log_availability(&mut self, is_available: bool, instance: u32) {
+        let is_first_try = self.was_available.is_none() && !is_available && self.rejection.is_none();
+        if is_first_try || self.was_available.replace(is_available) == Some(is_available) {
+            return;
+        }
+        match is_available {
+            true => log::info!("REDIS available, instance {instance}"),
+            false => log::warn!("REDIS unavailable: {}", self.rejection.as_deref().unwrap_or("it does not answer")),
+        }
+    }
+}
