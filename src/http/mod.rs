@@ -30,7 +30,7 @@ pub enum Outcome {
 
 pub enum Route {
     Echo(Identity),
-    Chat(JoinRequest),
+    Chat(Box<JoinRequest>),
     Inspect { ticket: String }, // `ticket` identifies the connection to observe
 }
 
@@ -101,7 +101,7 @@ fn select_route(request: &Request, access: &Access, client: &Client, now: Now) -
     Ok(match dialect_at(request.path) {
         Some(dialect) => {
             let join = parse_join(request, dialect, &identity, identity.user(client.address))?;
-            Route::Chat(JoinRequest { dialect, identity, address: client.address, join, extra: None })
+            Route::Chat(Box::new(JoinRequest { dialect, identity, address: client.address, join, extra: None }))
         }
         None if has_ticket => Route::Inspect { ticket: require_parameter("ticket", read_parameter(query, "ticket"))? },
         None => Route::Echo(identity),
@@ -347,7 +347,8 @@ mod tests {
             Ok(Outcome::Response(bytes)) => String::from_utf8(bytes).unwrap()[9..12].to_owned(),
             Ok(Outcome::Upgrade { route: Route::Echo(_), .. }) => "echo".into(),
             Ok(Outcome::Upgrade { route: Route::Inspect { ticket }, .. }) => format!("observe {ticket}"),
-            Ok(Outcome::Upgrade { route: Route::Chat(JoinRequest { dialect, join, .. }), .. }) => {
+            Ok(Outcome::Upgrade { route: Route::Chat(request), .. }) => {
+                let JoinRequest { dialect, join, .. } = *request;
                 format!("{dialect:?} {} in {}", join.username, join.room)
             }
             Ok(Outcome::Check { route, .. }) => format!("check {}", route.map_or_else(|error| error.status, |_| 101)),

@@ -186,7 +186,7 @@ impl<S: Socket> Server<S> {
         connection.cold.stage = Stage::Open(Protocol::new(limits));
         self.connections.queue(Work::Write, token);
         if let Some(request) = join {
-            self.chat.join(token, request, self.now);
+            self.chat.join(token, *request, self.now);
             self.apply_effects();
         }
         self.check_proof(token, self.config.ping_interval);

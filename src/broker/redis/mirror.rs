@@ -147,13 +147,13 @@ impl Mirror {
         }
         let (is_visible, session) = (!record.is_hidden, record.session);
         record.room = Some(Rc::clone(to));
-        let opened = self.rooms.enter(to, is_visible);
+        let opened = self.rooms.join(to, is_visible);
         let Some(room) = self.rooms.by_name.get_mut(to) else { return };
         (room.epoch, room.last_id) = (Rc::clone(&backlog.epoch), backlog.last_id);
         let id = room.id;
         self.events.extend(opened);
         let from_id = from.as_ref().and_then(|from| self.rooms.by_name.get(from)).map(|room| room.id);
-        from.into_iter().for_each(|from| self.rooms.exit(&from, is_visible));
+        from.into_iter().for_each(|from| self.rooms.leave(&from, is_visible));
         if is_visible {
             self.events.push_back(RoomEvent::Joined { client, session, from: from_id, to: id, backlog });
         }
@@ -228,7 +228,7 @@ impl Mirror {
         self.forget(client);
         let Some(name) = room else { return };
         let id = self.rooms.by_name.get(&name).map(|room| room.id);
-        self.rooms.exit(&name, is_visible);
+        self.rooms.leave(&name, is_visible);
         if let Some(room) = id.filter(|_| is_visible) {
             self.events.push_back(RoomEvent::Left { room, member: MemberId::Local(client) });
         }

@@ -30,7 +30,7 @@ impl Rooms {
     }
 
     /// Adds a client of this instance. `Opened` precedes the first that the chat knows.
-    pub fn enter(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
+    pub fn join(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
         let room = self.by_name.get_mut(name)?;
         if !is_visible {
             room.hidden += 1;
@@ -45,7 +45,7 @@ impl Rooms {
         })
     }
 
-    pub fn exit(&mut self, name: &str, is_visible: bool) {
+    pub fn leave(&mut self, name: &str, is_visible: bool) {
         let Some(room) = self.by_name.get_mut(name) else { return };
         *(if is_visible { &mut room.visible } else { &mut room.hidden }) -= 1;
         if room.visible + room.hidden == 0 {

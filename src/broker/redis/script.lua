@@ -5,8 +5,12 @@
 -- Each instance has an inbox: a stream whose entries have consecutive ids. The events of one call become one entry in
 -- the inbox of each instance concerned. PREFIX stands for `--redis-prefix`; A is an address, `instance/client`:
 --
---   PREFIX:meta            hash    protocol, lineage of the Redis data, generation, number of epochs given
+--   PREFIX:meta            hash    protocol, lineage of the Redis data, generation and its number, epochs (how many), and
+--                                  continuous_from: since this generation, no instance has seen what Redis has lost
+--                                  (if_proven: its value once `unproven` is empty)
 --   PREFIX:instances       set     numbers of the instances
+--   PREFIX:seen            zset    instances with a beat in the last minute
+--   PREFIX:unproven        set     instances that may have seen more before this generation than Redis still has
 --   PREFIX:instance:N      hash    connection (number of the newest), executed (number of the newest request), entry (id
 --                                  of the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead
 --   PREFIX:inbox:N         stream  the events for instance N
@@ -51,7 +55,8 @@ end
 
 -- Registers the instance, which has read its inbox up to the entry `read` in the generation `believed`. The data of Redis
 -- has a lineage: the server process that holds it. If the lineage has changed, Redis may have lost its newest writes,
--- so a new generation begins, and with it a new epoch in each room.
+-- so a new generation begins, and with it a new epoch in each room. An epoch of an earlier generation counts for the
+-- messages that Redis still had when that generation ended, and for all messages if it had lost nothing.
 local function open()
     local protocol, lineage, new_generation, believed, read = take(), take(), take(), take(), take()
     local known = call('HMGET', meta, 'protocol', 'lineage', 'generation')
@@ -60,8 +65,15 @@ local function open()
     end
     local generation = known[3]
     if known[2] ~= lineage or not generation then
-        generation = new_generation
-        call('HSET', meta, 'protocol', protocol, 'lineage', lineage, 'generation', generation)
+        local number = text(call('HINCRBY', meta, 'number', 1))
+        local continuous_from = call('HGET', meta, 'continuous_from') or number
+        generation = number .. '-' .. new_generation
+        call('HSET', meta, 'protocol', protocol, 'lineage', lineage, 'generation', generation,
+            'continuous_from', number, 'if_proven', continuous_from)
+        call('DEL', prefix .. ':unproven')
+        for _, id in ipairs(call('ZRANGE', prefix .. ':seen', 0, -1)) do
+            call('SADD', prefix .. ':unproven', id)
+        end
     end
     local exists = call('EXISTS', record) == 1
     prepare_inbox(record, generation)
@@ -73,8 +85,14 @@ local function open()
         call('DEL', key('inbox', instance))
         call('HSET', record, 'executed', '0', 'entry', read)
         fields[3], fields[4] = '0', read
-    elseif fields[2] then
-        status = 'dead'
+    else
+        if fields[2] then
+            status = 'dead'
+        end
+        -- Once every instance has shown that it has seen no more than Redis still has, nobody has.
+        if call('SREM', prefix .. ':unproven', instance) == 1 and call('EXISTS', prefix .. ':unproven') == 0 then
+            call('HSET', meta, 'continuous_from', call('HGET', meta, 'if_proven'))
+        end
     end
     call('HDEL', record, 'dead')
     call('SADD', prefix .. ':instances', instance)
@@ -190,7 +208,9 @@ local function is_same_history(state, epoch, since)
     end
     for _, earlier in ipairs(state.past) do
         if earlier[1] == epoch then
-            return since <= tonumber(earlier[2])
+            local number = tonumber(string.match(epoch, '^%d+'))
+            local is_continued = number >= tonumber(call('HGET', meta, 'continuous_from'))
+            return since <= (is_continued and state.last_id or tonumber(earlier[2]))
         end
     end
     return false
@@ -379,12 +399,12 @@ function requests.join()
     local older = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
     local other = older and client_of(split(older))
     if other and (other.credential ~= credential or (bound == '1' and other.username ~= username)) then
-        push(instance, '{"join_rejected":[' .. client .. ']}')
+        push(instance, '{"join_rejected":' .. client .. '}')
         return
     end
     local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
     if holder and holder ~= older and bound ~= '1' and (session == '' or client_of(split(holder)).session ~= session) then
-        push(instance, '{"join_rejected":[' .. client .. ']}')
+        push(instance, '{"join_rejected":' .. client .. '}')
         return
     end
     local fields = { room = room, username = username, key = name_key, share = share, client_id = client_id,
@@ -613,6 +633,9 @@ end
 local reply = { 'done' }
 if beats == '1' then
     call('HINCRBY', record, 'beat', 1)
+    local now = tonumber(call('TIME')[1])
+    call('ZADD', prefix .. ':seen', now, instance)
+    call('ZREMRANGEBYSCORE', prefix .. ':seen', '-inf', now - 60)
     call('XTRIM', key('inbox', instance), 'MINID', text(tonumber(read) + 1))
     for _, kind in ipairs({ 'instance', 'inbox', 'clients' }) do
         call('PEXPIRE', key(kind, instance), expiry)
