@@ -87,6 +87,7 @@ pub const NAME_IN_USE: &str = "username already in use";
 pub const REPLACED: &str = "replaced by a newer connection";
 pub const TOO_MANY_ROOMS: &str = "there are too many rooms";
 pub const UNAVAILABLE: &str = "the rooms are unavailable";
+pub const UNCONFIRMED: &str = "a message was not confirmed in time";
 
 pub fn describe(error: BrokerError) -> ErrorText {
     match error {

@@ -326,9 +326,11 @@ impl Chat {
                 self.send(client, Event::Error { message: event::describe(error), nonce });
             }
             RoomEvent::Resynchronized { room, members, backlog } => self.resynchronize(room, members, backlog),
+            RoomEvent::FateUnknown { client } if self.clients.contains_key(&client) => {
+                self.effects.push_back(Effect::Close { client, reason: event::UNCONFIRMED, may_retry: true });
+            }
             RoomEvent::FateUnknown { client } => {
-                let reason = "no confirmation of a message";
-                self.effects.push_back(Effect::Close { client, reason, may_retry: true });
+                self.send(client, Event::Error { message: event::UNCONFIRMED.into(), nonce: None });
             }
             RoomEvent::StorageFailed { reason } => self.effects.push_back(Effect::StorageFailed { reason }),
         }

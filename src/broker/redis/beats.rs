@@ -39,6 +39,9 @@ impl Beats {
     /// Counts our beats since the newest beat of each other instance. Returns the instances that have stopped, and their
     /// last beats. `beats` contains instances and their beats by turns.
     pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
+        if beats.is_empty() {
+            return Vec::new(); // the reply to a call that is no beat
+        }
         let before = std::mem::take(&mut self.others);
         let mut silent = Vec::new();
         for [instance, beat] in beats.as_chunks().0 {

@@ -162,7 +162,6 @@ fn send_calls(
         let failed = match connect(client, timeout) {
             Ok((mut connection, lineage)) => {
                 session += 1;
-                wait = MIN_BACKOFF;
                 let warning = find_eviction(&mut connection);
                 reporter.report(session, LinkEvent::Connected { lineage, warning });
                 loop {
@@ -173,7 +172,10 @@ fn send_calls(
                     let mut invocation = script.prepare_invoke();
                     arguments.iter().for_each(|argument| _ = invocation.arg(argument));
                     match invocation.invoke(&mut connection) {
-                        Ok(reply) => reporter.report(session, LinkEvent::Reply(Ok(reply))),
+                        Ok(reply) => {
+                            wait = MIN_BACKOFF;
+                            reporter.report(session, LinkEvent::Reply(Ok(reply)));
+                        }
                         Err(error) if was_rejected(&error) => {
                             reporter.report(session, LinkEvent::Reply(Err(error.to_string())));
                         }

@@ -24,18 +24,19 @@ pub mod link;
 mod mirror;
 pub mod requests;
 mod rooms;
+mod submit;
 
-use std::{rc::Rc, time::Duration};
+use std::time::Duration;
 
 use mio::Token;
 
 use super::memory::MemoryConfig;
-use super::{Broker, BrokerError, Join, Message, NameRules, PrivateMessage, Random, RoomEvent, Session, User};
+use super::{Broker, BrokerError, Join, NameRules, Random, RoomEvent};
 use beats::Beats;
-use inbox::{InboxEvent, Payload};
+use inbox::InboxEvent;
 use link::{Link, LinkEvent, Threads};
 use mirror::Mirror;
-use requests::{Kind, Request, Requests, flag, format_credential, format_session, json, nonce_key};
+use requests::{Kind, Request, Requests, flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
 const PROTOCOL: &str = "1"; // instances with another version of the script or of its keys must not share them
@@ -71,6 +72,7 @@ struct Inbox {
     lineage: String,
     connection: String, // number of the connection, from Redis
     read: u64,          // id of the last entry that was read
+    has_gap: bool,      // Redis has deleted entries, because the inbox was full
 }
 
 enum Stage {
@@ -107,7 +109,8 @@ impl RedisBroker {
         random(&mut bytes);
         let (instance, none) = (u32::from_be_bytes(bytes).max(1), String::new);
         let mirror = Mirror::new(instance, settings.limits);
-        let inbox = Inbox { instance, generation: none(), lineage: none(), connection: none(), read: 0 };
+        let inbox =
+            Inbox { instance, generation: none(), lineage: none(), connection: none(), read: 0, has_gap: false };
         RedisBroker {
             link,
             settings,
@@ -122,92 +125,16 @@ impl RedisBroker {
         }
     }
 
-    // ---- Requests ----
-
-    fn push(&mut self, client: Token, kind: Kind, name: &'static str, arguments: Vec<String>) {
-        let client_argument = std::iter::once(client.0.to_string());
-        let arguments = client_argument.chain(arguments).collect();
-        self.requests.push(Request::new(client, kind, name, arguments, self.now));
-        self.flush();
-    }
-
-    fn push_internal(&mut self, name: &'static str, arguments: Vec<String>) {
-        self.requests.push(Request::new(Token(0), Kind::Internal, name, arguments, self.now));
-    }
-
-    /// Rejects a request after all earlier ones, as Redis would.
-    fn push_rejection(&mut self, client: Token, nonce: Option<&Rc<str>>) {
-        let kind = Kind::Message { nonce: nonce.cloned() };
-        self.push(client, kind, "reject", vec!["rooms".into(), json(&nonce)]);
-    }
-
-    fn claim_arguments(&self, username: &Rc<str>) -> [String; 3] {
-        let may_share = (self.names.may_share)(username);
-        [username.to_string(), (self.names.key)(username).to_string(), flag(may_share)]
-    }
-
-    fn join(&mut self, client: Token, join: Join) {
-        if !self.mirror.may_open(&join.room, &join.user) {
-            let error = BrokerError::TooManyRooms;
-            return self.mirror.events.push_back(RoomEvent::JoinRejected { client, error });
-        }
-        let mut session = [0; 16];
-        (self.random)(&mut session);
-        let session = join.session.unwrap_or(Session(session));
-        let arguments = self.join_arguments(&join, session);
-        self.mirror.add(client, join, session);
-        self.push(client, Kind::Join, "join", arguments);
-    }
-
-    fn join_arguments(&self, join: &Join, session: Session) -> Vec<String> {
-        let [username, key, share] = self.claim_arguments(&join.username);
-        let client_id = join.client_id.as_deref().unwrap_or_default().to_owned();
-        let given = join.session.map(format_session).unwrap_or_default();
-        let (epoch, since) =
-            join.resume.as_ref().map(|resume| (resume.epoch.clone(), resume.since)).unwrap_or_default();
-        let credential = format_credential(join.credential);
-        let room = join.room.to_string();
-        let (bound, new_session, since) = (flag(join.is_bound), format_session(session), since.to_string());
-        vec![room, username, key, share, bound, client_id, credential, given, new_session, epoch, since]
-    }
-
-    fn switch(&mut self, client: Token, room: Rc<str>) {
-        let Some(record) = self.mirror.clients.get(&client).filter(|record| record.target != room) else { return };
-        let joined_as = record.join.username.to_string();
-        // At a room limit, a client may still switch if the switch empties a room that the client's user opened.
-        if !self.mirror.may_open(&room, &record.join.user) && !self.mirror.switch_frees_room(record) {
-            return self.push_rejection(client, None);
-        }
-        self.mirror.set_target(client, &room);
-        self.push(client, Kind::Query, "switch", vec![room.to_string(), joined_as]);
-    }
-
-    fn publish(&mut self, client: Token, message: Message) {
-        let nonce = message.nonce.clone();
-        let mut arguments = self.claim_arguments(&message.username).to_vec();
-        arguments.extend([json(&nonce), nonce_key(&message), json(&Payload::new(message))]);
-        self.push(client, Kind::Message { nonce }, "publish", arguments);
-    }
-
-    fn announce(&mut self, client: Token, room: &Rc<str>, message: Message) {
-        let nonce = message.nonce.clone();
-        if !self.mirror.may_open(room, &User::Connection(Token(0))) {
-            return self.push_rejection(client, nonce.as_ref());
-        }
-        let arguments = vec![room.to_string(), nonce_key(&message), json(&Payload::new(message))];
-        self.push(client, Kind::Message { nonce }, "announce", arguments);
-    }
-
-    fn send_private(&mut self, client: Token, message: &PrivateMessage) {
-        let mut arguments = self.claim_arguments(&message.from).to_vec();
-        let key = (self.names.key)(&message.to).to_string();
-        arguments.extend([json(&message.nonce), key, message.to.to_string(), json(message)]);
-        self.push(client, Kind::Message { nonce: message.nonce.clone() }, "private", arguments);
-    }
-
     /// Sends the next call, if Redis has answered the one before.
     fn flush(&mut self) {
-        if !matches!(self.stage, Stage::Registered) || self.beats.is_calling || !self.requests.has_unsent() {
+        if !matches!(self.stage, Stage::Registered) || self.beats.is_calling {
+            return;
+        }
+        if self.inbox.has_gap {
+            self.inbox.generation.clear();
+            return self.register();
+        }
+        if !self.requests.has_unsent() {
             return;
         }
         let is_beat = self.now >= self.beats.next_at;
@@ -296,10 +223,10 @@ impl RedisBroker {
     }
 
     fn read_entry(&mut self, id: u64, events: &str) {
-        let is_next = id == self.inbox.read + 1;
+        self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
-        if !is_next {
-            return self.rejoin(true); // the inbox was full, so Redis has deleted entries
+        if self.inbox.has_gap {
+            return; // the instance registers again, as one that knows nothing
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
@@ -348,6 +275,7 @@ impl RedisBroker {
                 let number = |text: &str| text.parse().unwrap_or(0);
                 self.beats.rejection = None;
                 self.beats.calls.clear();
+                self.inbox.has_gap = false;
                 (self.inbox.generation, self.inbox.connection) = (generation.into(), connection.into());
                 let key = format!("{}:inbox:{}", self.settings.prefix, self.inbox.instance);
                 self.link.read_inbox(&key, self.inbox.read, &self.inbox.lineage);
@@ -389,17 +317,6 @@ impl RedisBroker {
         }
         self.flush();
     }
-
-    fn push_rejoin(&mut self, client: Token) {
-        let Some(record) = self.mirror.clients.get(&client) else { return };
-        let room = record.room.as_deref().unwrap_or_default().to_owned();
-        let [username, key, share] = self.claim_arguments(&record.username);
-        let client_id = record.join.client_id.as_deref().unwrap_or_default().to_owned();
-        let (credential, session) = (format_credential(record.join.credential), format_session(record.session));
-        let (token, joined_as) = (client.0.to_string(), record.join.username.to_string());
-        let arguments = vec![token, room, joined_as, username, key, share, client_id, credential, session];
-        self.push_internal("rejoin", arguments);
-    }
 }
 
 impl Broker for RedisBroker {
@@ -414,29 +331,8 @@ impl Broker for RedisBroker {
     }
 
     fn submit(&mut self, client: Token, request: super::Request, now: Duration) {
-        use super::Request;
         self.now = now;
-        match request {
-            Request::Join(join) => self.join(client, join),
-            Request::Announce { room, message } => self.announce(client, &room, message),
-            _ if self.mirror.clients.get(&client).is_none_or(|record| record.is_leaving || record.is_hidden) => {}
-            Request::Leave => {
-                self.mirror.clients.get_mut(&client).into_iter().for_each(|record| record.is_leaving = true);
-                self.push(client, Kind::Internal, "leave", Vec::new());
-            }
-            Request::Switch { room } => self.switch(client, room),
-            Request::Publish(message) => self.publish(client, message),
-            Request::Private(message) => self.send_private(client, &message),
-            Request::History { before, limit } => {
-                self.push(client, Kind::Query, "page", vec![before.to_string(), limit.to_string()]);
-            }
-            Request::Typing { username } => {
-                if self.is_available() {
-                    let arguments = self.claim_arguments(&username).to_vec();
-                    self.push(client, Kind::Typing, "typing", arguments);
-                }
-            }
-        }
+        self.submit_request(client, request);
     }
 
     fn next_event(&mut self) -> Option<RoomEvent> {
@@ -485,7 +381,8 @@ impl Broker for RedisBroker {
 impl Drop for RedisBroker {
     /// Removes this instance from Redis, so that the others need not wait until it counts as dead.
     fn drop(&mut self) {
-        if self.is_available() && !self.beats.is_calling {
+        if self.is_available() {
+            self.beats.is_calling = false; // the link keeps the order, and nobody waits for a reply any more
             self.requests.take();
             self.push_internal("close", Vec::new());
             self.flush();

@@ -45,12 +45,14 @@ local function text(number)
     return string.format('%.0f', number)
 end
 
--- Before the first entry under a new generation, remembers the id of the last entry under the old one.
+-- Before the first entry under a new generation, remembers the id of the last entry under the old one. Returns whether
+-- the instance reads its inbox.
 local function prepare_inbox(of, generation)
-    local fields = call('HMGET', of, 'generation', 'entry')
+    local fields = call('HMGET', of, 'generation', 'entry', 'dead')
     if fields[1] ~= generation then
         call('HSET', of, 'generation', generation, 'base', fields[2] or '0')
     end
+    return fields[1] and not fields[3]
 end
 
 -- Registers the instance, which has read its inbox up to the entry `read` in the generation `believed`. The data of Redis
@@ -79,8 +81,9 @@ local function open()
     prepare_inbox(record, generation)
     local fields = call('HMGET', record, 'base', 'dead', 'executed', 'entry')
     local status = 'known'
-    if not exists or (believed ~= generation and tonumber(fields[1]) < tonumber(read)) then
-        -- Redis has lost entries that the instance has read, or requests that it believes executed.
+    local entry, base, has_read = tonumber(fields[4] or '0'), tonumber(fields[1]), tonumber(read)
+    if not exists or entry < has_read or (believed ~= generation and base < has_read) then
+        -- Redis has lost entries that the instance has read, or the instance has lost some.
         status = 'lost'
         call('DEL', key('inbox', instance))
         call('HSET', record, 'executed', '0', 'entry', read)
@@ -161,6 +164,18 @@ end
 local function save(id, client, fields)
     clients[address(id, client)] = fields
     call('HSET', key('clients', id), client, cjson.encode(fields))
+end
+
+-- The address of the client that holds a username, if clients may not share it.
+local function holder_of(name_key, share)
+    local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
+    return holder and client_of(split(holder)) and holder
+end
+
+-- The address of the client with a client id.
+local function owner_of(client_id)
+    local owner = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
+    return owner and client_of(split(owner)) and owner
 end
 
 local function claim(fields, of)
@@ -338,8 +353,8 @@ end
 
 -- Whether the client may use a username. If not, the client's request is rejected.
 local function authorize(client, fields, username, name_key, share, nonce)
-    if fields.username ~= username and share ~= '1' then
-        local holder = call('HGET', prefix .. ':holders', name_key)
+    if fields.username ~= username then
+        local holder = holder_of(name_key, share)
         if holder and holder ~= address(instance, client) then
             reject(client, 'name', '', nonce)
             return false
@@ -396,13 +411,13 @@ function requests.join()
         announce_member(client, nil, room, username, epoch, tonumber(since), true)
         return
     end
-    local older = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
+    local older = owner_of(client_id)
     local other = older and client_of(split(older))
     if other and (other.credential ~= credential or (bound == '1' and other.username ~= username)) then
         push(instance, '{"join_rejected":' .. client .. '}')
         return
     end
-    local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
+    local holder = holder_of(name_key, share)
     if holder and holder ~= older and bound ~= '1' and (session == '' or client_of(split(holder)).session ~= session) then
         push(instance, '{"join_rejected":' .. client .. '}')
         return
@@ -541,9 +556,7 @@ function requests.rejoin()
     if fields then
         remove(instance, client)
     end
-    local holder = share ~= '1' and call('HGET', prefix .. ':holders', name_key)
-    local older = client_id ~= '' and call('HGET', prefix .. ':client_ids', client_id)
-    if holder or older then
+    if holder_of(name_key, share) or owner_of(client_id) then
         push(instance, join_event('left', room, instance, client))
         return
     end
@@ -591,10 +604,11 @@ function requests.reap()
     local dead, beat = take(), take()
     local of = key('instance', dead)
     local fields = call('HMGET', of, 'beat', 'dead')
-    if not fields[2] and fields[1] ~= beat then
+    if not fields[2] and (fields[1] or '') ~= beat then
         return
     end
     call('HSET', of, 'dead', '1')
+    call('PEXPIRE', of, expiry)
     local left = call('HKEYS', key('clients', dead))
     for at = 1, math.min(#left, 500) do
         remove(dead, left[at])
@@ -623,8 +637,7 @@ push(instance, '{"executed":' .. text(executed) .. '}')
 
 for to, events in pairs(outgoing) do
     local of = key('instance', to)
-    if call('EXISTS', of) == 1 and call('HEXISTS', of, 'dead') == 0 then
-        prepare_inbox(of, generation)
+    if call('EXISTS', of) == 1 and prepare_inbox(of, generation) then
         local id = text(call('HINCRBY', of, 'entry', 1))
         call('XADD', key('inbox', to), 'MAXLEN', '~', 100000, id .. '-0', 'events', table.concat(events, '\n'))
     end
@@ -637,7 +650,7 @@ if beats == '1' then
     call('ZADD', prefix .. ':seen', now, instance)
     call('ZREMRANGEBYSCORE', prefix .. ':seen', '-inf', now - 60)
     call('XTRIM', key('inbox', instance), 'MINID', text(tonumber(read) + 1))
-    for _, kind in ipairs({ 'instance', 'inbox', 'clients' }) do
+    for _, kind in ipairs({ 'instance', 'inbox' }) do
         call('PEXPIRE', key(kind, instance), expiry)
     end
     for _, id in ipairs(call('SMEMBERS', prefix .. ':instances')) do
