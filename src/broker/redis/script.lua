@@ -99,6 +99,7 @@ local function open()
     end
     call('HDEL', record, 'dead')
     call('SADD', prefix .. ':instances', instance)
+    call('HINCRBY', record, 'beat', 1) -- the others must not count from its last beat before it was silent
     local connection = call('HINCRBY', record, 'connection', 1)
     return { status, generation, text(connection), fields[3] or '0', fields[4] or '0' }
 end
