@@ -72,3 +72,37 @@ impl Beats {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(beats: &[(&str, &str)]) -> Vec<String> {
+        beats.iter().flat_map(|(instance, beat)| [(*instance).to_owned(), (*beat).to_owned()]).collect()
+    }
+
+    #[test]
+    fn an_instance_is_silent_after_seven_beats_without_one_of_its_own() {
+        let mut beats = Beats::default();
+        for own in 0..20 {
+            let others = reply(&[("1", &own.to_string()), ("2", "5"), ("3", &own.to_string())]);
+            let silent = beats.compare(&others, 1);
+            let expected = if own < SILENT_BEATS { Vec::new() } else { vec![("2".to_owned(), "5".to_owned())] };
+            assert_eq!(silent, expected, "beat {own}");
+            assert!(beats.compare(&[], 1).is_empty(), "calls without a beat do not count");
+        }
+        beats.lose_connection("gone".into());
+        assert!(beats.compare(&reply(&[("2", "5")]), 1).is_empty(), "time without Redis does not count");
+    }
+
+    #[test]
+    fn redis_is_late_once_a_call_has_waited_two_seconds() {
+        let mut beats = Beats::default();
+        beats.calls.extend([(3, Duration::from_secs(1)), (5, Duration::from_secs(2))]);
+        assert_eq!(beats.late_at(), Some(Duration::from_secs(3)));
+        beats.confirm(4);
+        assert_eq!(beats.late_at(), Some(Duration::from_secs(4)));
+        beats.confirm(5);
+        assert_eq!(beats.late_at(), None);
+    }
+}

@@ -159,3 +159,62 @@ pub fn format_credential(credential: Option<CredentialId>) -> String {
 pub fn nonce_key(message: &Message) -> String {
     message.nonce.as_ref().map(|nonce| format!("{}\n{nonce}", message.username)).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(client: usize, kind: Kind, seconds: u64) -> Request {
+        Request::new(Token(client), kind, "name", vec!["argument".into()], Duration::from_secs(seconds))
+    }
+
+    fn numbers(arguments: &[String]) -> Vec<&str> {
+        arguments.chunks(4).map(|request| &*request[0]).collect()
+    }
+
+    #[test]
+    fn a_request_is_sent_until_it_is_confirmed_and_keeps_its_number() {
+        let mut requests = Requests::default();
+        (1..=3).for_each(|client| requests.push(request(client, Kind::Join, 0)));
+        let (arguments, last) = requests.take_batch();
+        assert_eq!((numbers(&arguments), last), (vec!["1", "2", "3"], 3));
+        assert!(!requests.has_unsent());
+        requests.push(request(4, Kind::Join, 0));
+        requests.set_executed(1);
+        assert_eq!(numbers(&requests.take_batch().0), ["2", "3", "4"], "the connection was lost after request 1");
+        requests.confirm(3);
+        requests.set_executed(3);
+        assert_eq!(numbers(&requests.take_batch().0), ["4"]);
+        requests.confirm(4);
+        assert_eq!((requests.queue.len(), requests.bytes, requests.sent), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_call_has_a_bounded_size() {
+        let mut requests = Requests::default();
+        (0..MAX_REQUESTS + 1).for_each(|client| requests.push(request(client, Kind::Typing, 0)));
+        assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64);
+        assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64 + 1);
+        let long = || Request::new(Token(1), Kind::Join, "name", vec!["x".repeat(MAX_BYTES * 2 / 3)], Duration::ZERO);
+        (0..2).for_each(|_| requests.push(long()));
+        let before = MAX_REQUESTS as u64 + 1;
+        assert_eq!(requests.take_batch().1, before + 1);
+        assert_eq!(requests.take_batch().1, before + 2);
+    }
+
+    #[test]
+    fn requests_expire_unless_redis_must_execute_them() {
+        let mut requests = Requests::default();
+        requests.push(request(1, Kind::Internal, 0));
+        requests.push(request(2, Kind::Message { nonce: None }, 0));
+        requests.take_batch();
+        requests.push(request(3, Kind::Message { nonce: None }, 1));
+        let timeout = Duration::from_secs(5);
+        assert_eq!(requests.next_expiry(timeout), Some(timeout));
+        assert!(requests.pop_expired(Duration::from_secs(4), timeout).is_none());
+        let mut expired =
+            || requests.pop_expired(Duration::from_secs(9), timeout).map(|expired| (expired.client, expired.is_sent));
+        assert_eq!([expired(), expired(), expired()], [Some((Token(2), true)), Some((Token(3), false)), None]);
+        assert_eq!((requests.queue.len(), requests.sent, requests.bytes), (1, 1, 0), "internal requests do not count");
+    }
+}
