@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use clap::{CommandFactory, Parser};
 use support::table::each_row;
-use support::{Server, require_tool};
+use support::{Server, print_skipped, require_tool};
 use wirechat::config::Config;
 
 const UNIT: &str = include_str!("../.dist/wirechat.service");
@@ -304,12 +304,73 @@ fn the_container_runs_commands_that_exist() {
         .any(|(_, rest)| rest.ends_with(&volume) && rest.contains(&format!("--chown={user} ")));
     assert!(owned, "the user may write to the volume");
 
-    let program: Vec<String> = serde_json::from_str(&instruction("ENTRYPOINT")).unwrap();
-    let check: Vec<String> = serde_json::from_str(instruction("HEALTHCHECK").split_once(" CMD ").unwrap().1).unwrap();
-    assert_eq!(check[0], program[0]);
     let server = Server::start_at("0.0.0.0:0", &["--open"]);
-    let arguments: Vec<String> = check[1..].iter().map(|word| word.replace(port, &server.port().to_string())).collect();
-    assert_ne!(arguments, check[1..], "the health check asks port {port}");
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let check = health_check(server.port());
+    let arguments: Vec<&str> = check[1..].iter().map(String::as_str).collect();
     assert_eq!(wirechat(&arguments), "");
+}
+
+fn entry_point() -> Vec<String> {
+    serde_json::from_str(&instruction("ENTRYPOINT")).unwrap()
+}
+
+/// The command of the health check, for a server on this port.
+fn health_check(port: u16) -> Vec<String> {
+    let check: Vec<String> = serde_json::from_str(instruction("HEALTHCHECK").split_once(" CMD ").unwrap().1).unwrap();
+    assert_eq!(check[0], entry_point()[0]);
+    let exposed = instruction("EXPOSE");
+    assert!(check.last().unwrap().ends_with(&exposed), "{check:?}");
+    check.iter().map(|word| word.replace(&exposed, &port.to_string())).collect()
+}
+
+/// Builds the program with the commands of the Containerfile, and runs it as a container does: there is no other file, and
+/// its user can write only to the volume.
+#[test]
+#[ignore = "builds a release, which takes minutes"]
+fn the_program_of_the_container_needs_no_other_file() {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        assert!(std::env::var_os("WIRECHAT_NO_SKIP").is_none(), "only root may call chroot");
+        return print_skipped("only root may call chroot");
+    }
+    let Some(chroot) = require_tool("chroot", &["/usr/sbin/chroot".into()]) else { return };
+    let tokens = TemporaryFile::new("tokens.txt", "a-long-random-word\n");
+    let root = tokens.0.parent().unwrap();
+    let run = |command: &str| {
+        let mut shell = Command::new("sh");
+        let status = shell.args(["-ec", command]).current_dir(env!("CARGO_MANIFEST_DIR")).status();
+        assert!(status.unwrap().success(), "{command}");
+    };
+    let out = TemporaryFile::new("out", "");
+    let out = out.0.parent().unwrap().to_str().unwrap();
+    let (copies, commands): (Vec<_>, Vec<_>) = instructions()
+        .into_iter()
+        .filter(|(name, _)| name == "RUN" || name == "COPY")
+        .partition(|(name, _)| name == "COPY");
+    commands.iter().for_each(|(_, command)| run(&command.replace("/out", out)));
+    let (user, user_option) = (instruction("USER"), format!("--chown={} ", instruction("USER")));
+    for copy in copies.iter().filter_map(|(_, copy)| copy.strip_prefix("--from=build ")) {
+        let (source, target) = copy.trim_start_matches(&user_option).split_once(' ').unwrap();
+        let (source, target) = (source.replace("/out", out), format!("{}{target}", root.display()));
+        run(&format!("cp -r {source} {target}"));
+        if copy.starts_with(&user_option) {
+            run(&format!("chown {user} {target}"));
+        }
+    }
+    let program = format!("{}{}", root.display(), entry_point()[0]);
+    let mib = std::fs::metadata(program).unwrap().len() as f64 / f64::from(1 << 20);
+    assert!(mib <= 8.0, "the program has {mib:.2} MiB");
+
+    let in_container = |arguments: &[String]| {
+        let mut command = Command::new(&chroot);
+        command.arg(format!("--userspec={user}")).arg(root).args(arguments).env_clear();
+        command
+    };
+    let environment = instruction("ENV").replace(&instruction("EXPOSE"), "0");
+    let options = ["--tokens", "/tokens.txt"].map(String::from);
+    let mut command = in_container(&[entry_point(), options.to_vec()].concat());
+    let server = Server::launch(command.envs(variables(environment.split(' '))));
+    let checked = in_container(&health_check(server.port())).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    assert!(root.join("data/chat.db").exists(), "{}", server.printed());
 }
