@@ -199,7 +199,7 @@ fn the_unit_is_valid_and_hardened() {
 /// systemd passes the socket to the service of the same name, and waits until that service is ready.
 #[test]
 fn the_units_belong_together() {
-    assert_eq!(setting("Type"), "notify");
+    assert_eq!((setting("Type"), setting("Sockets")), ("notify", "wirechat.socket"));
     let families = setting("RestrictAddressFamilies");
     assert!(families.contains("AF_UNIX"), "the server reports to systemd through a Unix socket: {families}");
     let port = SOCKET.lines().find_map(|line| line.strip_prefix("ListenStream=")).unwrap();
@@ -250,7 +250,8 @@ fn the_environment_file_names_options() {
     assert_eq!(active.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["WIRECHAT_HISTORY_DB"]);
     // Variables that the comments mention must exist, too.
     for word in ENVIRONMENT.split(|c: char| !(c.is_ascii_uppercase() || c == '_')) {
-        let is_option = || suggested.iter().any(|(name, _)| *name == word) || word == "WIRECHAT_MAX_TEXT";
+        let is_mentioned = ["WIRECHAT_MAX_TEXT", "WIRECHAT_LISTEN"].contains(&word);
+        let is_option = || suggested.iter().any(|(name, _)| *name == word) || is_mentioned;
         assert!(!word.starts_with("WIRECHAT_") || is_option(), "{word}");
     }
 }

@@ -12,6 +12,8 @@ use std::process::Command;
 
 use clap::{CommandFactory, Parser};
 use sources::{code_spans, fences, read_all, table_rows};
+#[cfg(all(feature = "sqlite", feature = "tls", feature = "jwt", feature = "metrics"))]
+use support::wait_until;
 use support::{Server, masked};
 use wirechat::config::Config;
 
@@ -81,7 +83,7 @@ fn reading_times_are_measured() {
 fn every_limit_has_a_test() {
     let tests = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests")).unwrap();
     let tests: String = tests.filter_map(|entry| std::fs::read_to_string(entry.unwrap().path()).ok()).collect();
-    let rows = table_rows(section("Host it").split_once("### Limits").unwrap().1);
+    let rows = table_rows(section("Run it for others").split_once("### Limits").unwrap().1);
     assert!(rows.len() > 10);
     let help = Config::command().render_long_help().to_string();
     for row in rows {
@@ -148,71 +150,108 @@ fn the_trace_is_real() {
     assert!(golden.contains(shown), "{shown}");
 }
 
+/// All shell commands of a text, each on one line.
+fn shell_commands(text: &str) -> Vec<String> {
+    let fences = fences(text).into_iter().filter(|(kind, _)| *kind == "sh");
+    let commands: String = fences.map(|(_, commands)| commands.replace("\\\n    ", "")).collect();
+    commands.lines().map(str::to_owned).collect()
+}
+
+/// Splits a command into words. The README quotes words that have special characters for the shell.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (index, part) in command.split('\'').enumerate() {
+        let mut pieces = if index % 2 == 0 { part.split(' ').collect() } else { vec![part] }.into_iter();
+        words.last_mut().unwrap().push_str(pieces.next().unwrap_or_default());
+        words.extend(pieces.map(str::to_owned));
+    }
+    words
+}
+
 /// The options of all shell commands exist, and the server accepts a client at each URL for wscat.
 #[test]
 fn commands_work() {
     let server = Server::start(&[]);
-    let mut count = 0;
-    for line in fences(README).into_iter().filter(|(kind, _)| *kind == "sh").flat_map(|(_, commands)| commands.lines())
-    {
+    let commands = shell_commands(README);
+    for line in &commands {
         // By default, zsh does not accept comments at its prompt.
         assert!(!line.contains('#'), "{line}");
-        const FEATURES: [(&str, bool); 4] = [
-            ("sqlite", cfg!(feature = "sqlite")),
-            ("tls", cfg!(feature = "tls")),
-            ("jwt", cfg!(feature = "jwt")),
-            ("metrics", cfg!(feature = "metrics")),
-        ];
-        let option = |name: &str| format!(" --features {name}");
-        let feature = FEATURES.into_iter().find(|(name, _)| line.contains(&option(name)));
-        let is_other_build = feature.is_some_and(|(_, is_built)| !is_built);
-        let line = &*feature.map_or_else(|| line.to_owned(), |(name, _)| line.replace(&option(name), ""));
-        if let Some(arguments) = line.strip_prefix("cargo run -q --release -- ") {
-            let arguments: Vec<&str> = arguments.split(' ').collect();
-            match arguments[0] {
-                "explain" => drop(run(&arguments)),
-                "history" | "admin" if is_other_build => {}
-                "poke" | "replay" | "history" | "admin" => drop(run(&[arguments[0], "--help"])),
-                tool => panic!("{tool}"),
+        let program = ["cargo run -q --release -- ", "cargo run --release", "wirechat "];
+        if let Some(arguments) = program.iter().find_map(|program| line.strip_prefix(program)) {
+            let arguments = words(arguments.trim_start().trim_start_matches("-- "));
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).filter(|word| !word.is_empty()).collect();
+            match arguments[..] {
+                ["explain", ..] => drop(run(&arguments)),
+                ["history", ..] if !cfg!(feature = "sqlite") => {}
+                ["admin", ..] if !cfg!(feature = "metrics") => {}
+                [tool @ ("poke" | "replay" | "history" | "admin" | "health"), ..] => drop(run(&[tool, "--help"])),
+                [] => {}
+                [option, ..] => {
+                    assert!(option.starts_with("--"), "no test knows this command: {line}");
+                    check_options(&arguments);
+                }
             }
-        } else if let Some(options) = line.strip_prefix("cargo run --release") {
-            let options = options.trim_start().trim_start_matches("--").split_whitespace();
-            let config = Config::try_parse_from(["wirechat"].into_iter().chain(options));
-            let result = config.map_err(|error| error.to_string()).and_then(|config| config.validate());
-            assert_eq!(result.err().is_some_and(|error| error.contains("needs the feature")), is_other_build, "{line}");
         } else if let Some(url) = line.strip_prefix("wscat -c 'ws://127.0.0.1:3000") {
             server.upgrade(url.trim_end_matches('\''));
-        } else if !is_installation(line, &server) {
-            let is_other = ["npm install -g wscat", "curl -i ", "echo "].iter().any(|other| line.starts_with(other));
-            assert!(is_other, "no test knows this command: {line}");
+        } else if !is_installation(line) {
+            let others = ["npm install -g wscat", "curl -i ", "echo ", "git pull"];
+            assert!(others.iter().any(|other| line.starts_with(other)), "no test knows this command: {line}");
         }
-        count += 1;
     }
-    assert!(count > 10, "the README has commands");
+    assert!(commands.len() > 10, "the README has commands");
 }
 
-/// Checks a command of the section "Install it". Returns `false` if `line` is not one of these commands.
-fn is_installation(line: &str, server: &Server) -> bool {
+/// The server accepts these options, unless one of them needs a feature that is not in this build.
+fn check_options(options: &[&str]) {
+    let config = Config::try_parse_from(["wirechat"].iter().chain(options)).unwrap_or_else(|error| panic!("{error}"));
+    const FEATURES: [(&str, bool); 5] = [
+        ("sqlite", cfg!(feature = "sqlite")),
+        ("redis", cfg!(feature = "redis")),
+        ("tls", cfg!(feature = "tls")),
+        ("jwt", cfg!(feature = "jwt")),
+        ("metrics", cfg!(feature = "metrics")),
+    ];
+    if let Err(error) = config.validate() {
+        let feature = FEATURES.iter().find(|(name, _)| error.contains(&format!("needs the feature {name};")));
+        assert!(feature.is_some_and(|(_, is_built)| !is_built), "{options:?}: {error}");
+    }
+}
+
+/// Checks a command that installs the server, or starts it as a service. Returns `false` if `line` is another command.
+fn is_installation(line: &str) -> bool {
     let unit = include_str!("../.dist/wirechat.service");
-    let words: Vec<&str> = line.split(' ').collect();
+    let state = unit.lines().find_map(|line| line.strip_prefix("StateDirectory=")).unwrap();
+    let words = words(line);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["cargo", "build", "--release", "--features", feature] => {
             assert!(include_str!("../Cargo.toml").contains(&format!("\n{feature} = [")), "{line}");
         }
-        ["sudo", "install", "-D", .., "-t", folder, file] => {
-            let path = Path::new(file);
-            let installed = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
-            let is_unit =
-                ["service", "socket"].map(|end| format!("/etc/systemd/system/wirechat.{end}")).contains(&installed);
-            let is_named = || unit.lines().any(|line| line.ends_with(&format!("={installed}")));
-            assert!(is_unit || is_named(), "the unit does not name {installed}");
-            assert!(file == "target/release/wirechat" || repository().join(file).exists(), "{file}");
+        ["sudo", "install", "-d", "-m", "700", folder] => assert_eq!(folder, format!("/var/lib/{state}")),
+        ["sudo", "install", "-m", "644", "-t", folder, "tokens.txt"] => assert_eq!(folder, format!("/var/lib/{state}")),
+        ["sudo", "install", "-D", ..] => {
+            let folder = words.iter().position(|word| *word == "-t").unwrap() + 1;
+            let (folder, files) = (words[folder], &words[folder + 1..]);
+            for file in files {
+                let path = Path::new(file);
+                let installed = format!("{folder}/{}", path.file_name().unwrap().to_str().unwrap());
+                let is_unit =
+                    ["service", "socket"].map(|end| format!("/etc/systemd/system/wirechat.{end}")).contains(&installed);
+                let is_named = || unit.lines().any(|line| line.ends_with(&format!("={installed}")));
+                assert!(is_unit || is_named(), "the unit does not name {installed}");
+                assert!(*file == "target/release/wirechat" || repository().join(file).exists(), "{file}");
+            }
+        }
+        ["sudo", "certbot", "certonly", "--standalone", "--domain", "chat.example", "--deploy-hook", hook] => {
+            assert!(hook.contains(&format!("install -m 644 -t /var/lib/{state} ")), "{hook}");
+            let options = include_str!("../.dist/wirechat.env");
+            for file in hook.split(' ').filter_map(|word| word.strip_prefix("$RENEWED_LINEAGE/")) {
+                assert!(options.contains(&format!("=/var/lib/{state}/{file}\n")), "{file}");
+            }
         }
         ["sudo", "systemctl", "enable", "--now", "wirechat"] => assert!(unit.contains("\n[Install]\n")),
-        ["sudo", "systemctl", "enable", "--now", "wirechat.socket"] => {
-            assert!(include_str!("../.dist/wirechat.socket").contains("\n[Install]\n"));
-        }
-        ["sudo", "systemctl", "stop", "wirechat"] => {}
+        ["sudo", "systemctl", "reload", "wirechat"] => assert!(unit.contains("\nExecReload=")),
+        ["sudo", "systemctl", "restart", "wirechat"] | ["sudo", "journalctl", "-u", "wirechat"] => {}
         ["podman", "build", "--format", "docker", "--file", file, "--tag", "wirechat", "."] => {
             assert!(repository().join(file).exists(), "{file}");
         }
@@ -223,13 +262,59 @@ fn is_installation(line: &str, server: &Server) -> bool {
                 assert!(path == tokens || containerfile.contains(&format!("\nVOLUME {path}\n")), "{mount}");
             }
         }
-        ["wirechat", "health", url] => {
-            assert_eq!(run(&["health", &url.replace("127.0.0.1:3000", &server.addr().to_string())]), "");
-        }
         ["source", "<(wirechat", "completions", "bash)"] => assert!(!run(&["completions", "bash"]).is_empty()),
         _ => return false,
     }
     true
+}
+
+/// A host types the commands of the section one after another: the server starts, and the tools work.
+#[test]
+#[cfg(all(feature = "sqlite", feature = "tls", feature = "jwt", feature = "metrics"))]
+fn a_host_runs_the_commands() {
+    let Some(certificate) = support::certificate::Certificate::new("readme", support::certificate::EC) else { return };
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("readme-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(&certificate.cert, folder.join("fullchain.pem")).unwrap();
+    std::fs::copy(&certificate.key, folder.join("privkey.pem")).unwrap();
+    std::fs::write(folder.join("issuer.pem"), [b'k'; 32]).unwrap();
+    let commands = shell_commands(section("Run it for others"));
+    let shell = |command: &str| {
+        let output = Command::new("bash").args(["-ec", command]).current_dir(&folder).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let find = |start: &str| commands.iter().filter(|command| command.starts_with(start)).collect::<Vec<_>>();
+    find("echo ").into_iter().for_each(|command| drop(shell(command)));
+    let starts = find("wirechat --");
+    assert_eq!(starts.len(), 5, "with TLS, behind a proxy, two instances, with a file");
+    let mut stopped = None;
+    for (index, command) in starts.into_iter().enumerate() {
+        let arguments = words(&command.replace(":8443", ":0").replace(":3001", ":0"));
+        let mut server = Command::new(env!("CARGO_BIN_EXE_wirechat"));
+        server.args(&arguments[1..]).args(["--admin", "0"]).current_dir(&folder);
+        if index > 0 {
+            server.args(["--listen", "127.0.0.1:0"]);
+        }
+        let server = Server::launch(&mut server);
+        let scheme = if index == 0 { "https" } else { "http" };
+        wait_until("the server prints all addresses", || server.printed().contains("stop:"));
+        let printed = server.printed();
+        let admin = printed.split("admin:  http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+        for command in find("wirechat health ").into_iter().chain(find("wirechat admin ")) {
+            let command = command.replace("http://127.0.0.1:3000", &format!("{scheme}://127.0.0.1:{}", server.port()));
+            let command = command.replace("127.0.0.1:9000", admin);
+            let command = command.replace("wirechat", env!("CARGO_BIN_EXE_wirechat"));
+            shell(&format!("export WIRECHAT_ADMIN={admin}; {command}"));
+        }
+        stopped = Some(server);
+    }
+    drop(stopped);
+    let tools = find("wirechat history ");
+    let outputs: String =
+        tools.iter().map(|command| shell(&command.replacen("wirechat", env!("CARGO_BIN_EXE_wirechat"), 1))).collect();
+    assert!(tools.len() == 3 && outputs.contains("Back in five minutes."), "{outputs}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 /// Types the lines of "Try it" one after another, while the page is open with a name that the page generated.
@@ -256,7 +341,7 @@ fn the_lines_to_type_cause_no_error() {
 #[test]
 fn options_exist_and_have_their_default() {
     let command = Config::command();
-    let rows = table_rows(section("Host it"));
+    let rows = table_rows(section("Run it for others"));
     assert!(rows.len() > 5);
     for row in rows {
         let name = code_spans(row[0])[0].split(' ').next().unwrap_or_default();

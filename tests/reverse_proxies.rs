@@ -42,8 +42,8 @@ fn free_port() -> u16 {
 fn from_readme(language: &str, server: u16) -> String {
     let (_, rest) = include_str!("../README.md").split_once(&format!("```{language}\n")).expect(language);
     let (block, _) = rest.split_once("```").expect("the end of the block");
-    assert!(block.contains("127.0.0.1:3001"), "{block}");
-    block.replace("127.0.0.1:3001", &format!("127.0.0.1:{server}"))
+    assert!(block.contains("127.0.0.1:3000"), "{block}");
+    block.replace("127.0.0.1:3000", &format!("127.0.0.1:{server}"))
 }
 
 fn replace(text: &str, old: &str, new: &str) -> String {
