@@ -301,7 +301,9 @@ fn a_host_runs_the_commands() {
         wait_until("the server prints all addresses", || server.printed().contains("stop:"));
         let printed = server.printed();
         let admin = printed.split("admin:  http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
-        for command in find("wirechat health ").into_iter().chain(find("wirechat admin ")) {
+        let tools = find("wirechat health ").into_iter().chain(find("wirechat admin "));
+        // Without Redis, an instance responds, but is not ready.
+        for command in tools.filter(|tool| !command.contains("--redis") || tool.ends_with(":3000")) {
             let command = command.replace("http://127.0.0.1:3000", &format!("{scheme}://127.0.0.1:{}", server.port()));
             let command = command.replace("127.0.0.1:9000", admin);
             let command = command.replace("wirechat", env!("CARGO_BIN_EXE_wirechat"));
