@@ -85,6 +85,10 @@ local function open()
     if not exists or entry < has_read or (believed ~= generation and base < has_read) then
         -- Redis has lost entries that the instance has read, or the instance has lost some.
         status = 'lost'
+        if believed ~= '' then
+            call('HSET', meta, 'continuous_from', string.match(generation, '^%d+'))
+            call('DEL', prefix .. ':unproven')
+        end
         call('DEL', key('inbox', instance))
         call('HSET', record, 'executed', '0', 'entry', read)
         fields[3], fields[4] = '0', read
