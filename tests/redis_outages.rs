@@ -1,0 +1,821 @@
+//! Instances and Redis fail (PROTOCOL.md, sections 6.1 and 6.2): what the other instances and the clients notice, and
+//! what happens to the messages meanwhile.
+
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/cluster.rs"]
+mod cluster;
+#[path = "support/proxy.rs"]
+mod proxy;
+#[path = "support/redis_server.rs"]
+mod redis_server;
+mod support;
+
+#[cfg(feature = "metrics")]
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use cluster::{Cluster, instance, is_ready, join, kill, launch, names, next, publishes, sends_nonce, since, welcome};
+use proxy::Proxy;
+use redis_server::{Persistence, RedisServer};
+use serde_json::{Value, json};
+#[cfg(feature = "metrics")]
+use support::RawClient;
+use support::http::{get, handshake, response};
+use support::users::{DIALECTS, Dialect, User};
+use support::{Frame, Server, wait_until};
+
+/// Shorter silence of an instance does not count (section 6.1).
+const SHORT: Duration = Duration::from_secs(3);
+const NOT_STORED: &str = "Message not stored";
+
+fn event(event: &str, name: &str) -> Value {
+    json!({"event": event, "data": {"username": name}})
+}
+
+/// Sends a message with its text as its nonce, and reads until its fate is known.
+enum Fate {
+    /// The room has the message.
+    Published(Value),
+    NotStored,
+    /// The server closed the connection with 1013: the client has to ask again, with the same nonce.
+    Unknown,
+}
+
+/// The fate of a message that the user has sent with its text as its nonce. `others` may arrive before.
+fn fate(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Fate {
+    loop {
+        let frame = user.frame();
+        if frame.opcode() == 8 {
+            assert_eq!(frame.close().0, 1013, "{:?}", frame.close());
+            return Fate::Unknown;
+        }
+        let mut event = json_of(&frame);
+        match event["event"].as_str() {
+            _ if event["data"]["nonce"] != nonce => others.push(event),
+            Some("message") => return Fate::Published(event["data"].take()),
+            Some("error") => {
+                assert_eq!(event["data"]["message"], NOT_STORED);
+                return Fate::NotStored;
+            }
+            _ => panic!("not an answer to {nonce}: {event}"),
+        }
+    }
+}
+
+fn json_of(frame: &Frame) -> Value {
+    serde_json::from_str(frame.text()).expect("JSON")
+}
+
+/// The members of a room as a guest on this instance sees them.
+fn members(server: &Server, room: &str) -> Vec<String> {
+    names(&welcome(server, room, "")["members"])
+}
+
+/// Waits until a message travels from the one to the other. Each attempt has its own text; a failed one may leave an error.
+fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
+    static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let mut delivered = Value::Null;
+    wait_until("messages are delivered again", || {
+        let text = format!("again {}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        sends_nonce(from, &text);
+        match fate(from, &text, &mut Vec::new()) {
+            Fate::Published(message) => delivered = message,
+            Fate::NotStored => {}
+            Fate::Unknown => panic!("the fate of {text:?} is unknown, and Redis is there"),
+        }
+        delivered != Value::Null
+    });
+    loop {
+        if next(to, "message")["text"] == delivered["text"] {
+            return delivered;
+        }
+    }
+}
+
+/// Asserts that the connection lives and receives nothing but `joined` and `left` of guests.
+fn receives_only_guests(user: &mut User) {
+    user.client.send(&support::masked(0x89, b"only guests?"));
+    loop {
+        let frame = user.frame();
+        if frame.first == 0x8a {
+            assert_eq!(frame.payload, b"only guests?");
+            return;
+        }
+        let event = json_of(&frame);
+        assert_eq!(event["data"]["username"], "guest", "{event}");
+    }
+}
+
+// -------------------------------------------------------------------------------------------------- instances that fail
+
+#[test]
+fn a_graceful_stop_is_a_leave() {
+    // A crash is noticed after at least 3 s. On a busy machine a stop may take as long, so one of three is enough.
+    let is_prompt = (0..3).any(|_| {
+        let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
+        let mut ann = User::events(cluster.at(0), "ann", "general");
+        let mut users = DIALECTS.map(|dialect| User::joins(cluster.at(1), dialect, "bob", "general"));
+        for user in &mut users {
+            user.receive();
+            ann.receive();
+        }
+        let start = Instant::now();
+        cluster.at(1).signal("TERM");
+        let mut left: Vec<Value> = (0..3).map(|_| next(&mut ann, "left")["username"].clone()).collect();
+        let elapsed = start.elapsed();
+        left.sort_by_key(ToString::to_string);
+        assert_eq!(left, ["Anonymous", "bob", "bob"]);
+        drop(users);
+        assert!(cluster.servers[1].wait().success());
+        assert_eq!(members(cluster.at(0), "general"), ["ann"]);
+        elapsed < SHORT
+    });
+    assert!(is_prompt, "the others notice a stop before they would notice a crash");
+}
+
+/// The clients of a killed instance leave on all others, once, and their names are free.
+#[test]
+fn a_killed_instance() {
+    let Some(mut cluster) = Cluster::start(3, &["--unique-names"]) else { return };
+    let mut ann = User::events(cluster.at(0), "ann", "general");
+    let mut eve = User::events(cluster.at(1), "eve", "general");
+    let (mut bob, _) = join(cluster.at(2), "bob", "general", "");
+    let _elsewhere = User::events(cluster.at(2), "carol", "elsewhere");
+    publishes(&mut bob, "last words");
+    let start = Instant::now();
+    kill(&mut cluster.servers[2]);
+    for user in [&mut ann, &mut eve] {
+        assert_eq!(next(user, "message")["text"], "last words");
+        user.receives(event("left", "bob"));
+        let elapsed = start.elapsed();
+        assert!(elapsed >= SHORT, "silence under 3 s does not count: {elapsed:?}");
+        println!("bob left after {:.1} s", elapsed.as_secs_f64());
+    }
+    assert_eq!(members(cluster.at(0), "general"), ["ann", "eve"]);
+    wait_until("carol is gone", || members(cluster.at(1), "elsewhere").is_empty());
+    User::events(cluster.at(1), "carol", "elsewhere").leaves();
+    let mut bob = User::events(cluster.at(0), "bob", "general");
+    publishes(&mut bob, "back");
+    for user in [&mut ann, &mut eve] {
+        for _ in 0..2 {
+            user.receives_event("joined", json!({"username": "guest"}));
+            user.receives_event("left", json!({"username": "guest"}));
+            if user.name == "eve" {
+                break;
+            }
+        }
+    }
+    for user in [&mut ann, &mut eve] {
+        assert_eq!(next(user, "message")["text"], "back");
+    }
+}
+
+/// An instance that stands still for less than 3 s loses no member, and its clients no message.
+#[test]
+fn an_instance_that_stands_still_briefly() {
+    loop {
+        let Some(cluster) = Cluster::start(2, &[]) else { return };
+        let mut ann = User::events(cluster.at(0), "ann", "general");
+        let mut bob = User::events(cluster.at(1), "bob", "general");
+        ann.receives(event("joined", "bob"));
+        let start = Instant::now();
+        cluster.at(1).signal("STOP");
+        let sent: Vec<Value> = (0..5).map(|text| publishes(&mut ann, &text.to_string())).collect();
+        std::thread::sleep(Duration::from_millis(2300));
+        cluster.at(1).signal("CONT");
+        for message in sent {
+            bob.receives_event("message", message);
+        }
+        if start.elapsed() > Duration::from_millis(2800) {
+            continue; // the machine is too busy: the silence was longer
+        }
+        // A leave would be noticed within five seconds after the beginning.
+        while start.elapsed() < Duration::from_secs(8) {
+            std::thread::sleep(Duration::from_millis(500));
+            let text = format!("{:?}", start.elapsed());
+            publishes(&mut bob, &text);
+            ann.receives_event("message", json!({"text": text}));
+        }
+        break;
+    }
+}
+
+/// An instance that stands still for long: the others see its clients leave and join again. Its own clients see neither,
+/// and receive every message.
+#[test]
+fn an_instance_that_stands_still_for_long() {
+    let Some(cluster) = Cluster::start(2, &[]) else { return };
+    let mut ann = User::events(cluster.at(0), "ann", "general");
+    let mut bob = User::events(cluster.at(1), "bob", "general");
+    let mut ron = User::rooms(cluster.at(1), "ron", "general");
+    for name in ["bob", "Anonymous"] {
+        ann.receives(event("joined", name));
+    }
+    bob.receives(event("joined", "Anonymous"));
+    cluster.at(1).signal("STOP");
+    let mut sent = vec![publishes(&mut ann, "one")];
+    let mut gone: Vec<Value> = (0..2).map(|_| ann.receives_event("left", json!({}))["username"].clone()).collect();
+    gone.sort_by_key(ToString::to_string);
+    assert_eq!(gone, ["Anonymous", "bob"]);
+    assert_eq!(members(cluster.at(0), "general"), ["ann"]);
+    sent.extend(["two", "three"].map(|text| publishes(&mut ann, text)));
+    cluster.at(1).signal("CONT");
+    let mut back: Vec<Value> = (0..2).map(|_| next(&mut ann, "joined")["username"].clone()).collect();
+    back.sort_by_key(ToString::to_string);
+    assert_eq!(back, ["Anonymous", "bob"]);
+    for message in sent {
+        let message = loop {
+            let received = bob.receive();
+            if received["data"]["username"] != "guest" {
+                break (received, message);
+            }
+        };
+        assert_eq!(message.0, json!({"event": "message", "data": message.1}));
+    }
+    for text in ["one", "two", "three"] {
+        while ron.receive() != ron.room_message("ann", text, 0) {}
+    }
+    wait_until("the members are complete", || members(cluster.at(0), "general") == ["Anonymous", "ann", "bob"]);
+    publishes(&mut bob, "still here");
+    assert_eq!(next(&mut ann, "message")["text"], "still here");
+    for user in [&mut ann, &mut bob] {
+        receives_only_guests(user);
+    }
+}
+
+/// Cuts the connection of an instance to Redis until the others have declared the instance dead.
+fn cut_off(redis: &RedisServer, args: &[&str]) -> (Server, Proxy, Server) {
+    let proxy = Proxy::to(redis.addr());
+    let addr = std::net::SocketAddr::from(([127, 0, 0, 1], proxy.port()));
+    (instance(&redis.url_by(addr), args), proxy, instance(&redis.url(), args))
+}
+
+/// An instance that cannot reach Redis rejects new clients and messages, and fills the gap afterwards.
+#[test]
+fn an_instance_that_is_cut_off() {
+    let Some(redis) = RedisServer::start(Persistence::Always) else { return };
+    let (lonely, proxy, other) = cut_off(&redis, &[]);
+    let mut bob = User::events(&lonely, "bob", "general");
+    let mut ann = User::events(&other, "ann", "general");
+    bob.receives(event("joined", "ann"));
+    proxy.cut();
+    wait_until("no new client is accepted", || !is_ready(&lonely));
+    sends_nonce(&mut bob, "lost");
+    assert!(matches!(fate(&mut bob, "lost", &mut Vec::new()), Fate::NotStored), "no connection, no doubt");
+    ann.receives(event("left", "bob"));
+    assert!(is_ready(&other));
+    let sent: Vec<Value> = (0..10).map(|text| publishes(&mut ann, &text.to_string())).collect();
+    bob.receives_nothing();
+    proxy.restore();
+    for message in sent {
+        bob.receives_event("message", message);
+    }
+    ann.receives(event("joined", "bob"));
+    wait_until("new clients are accepted", || is_ready(&lonely));
+    assert_eq!(members(&lonely, "general"), ["ann", "bob"]);
+    let message = wait_for_delivery(&mut bob, &mut ann);
+    assert_eq!(message["id"], 11, "the rejected message never appears");
+}
+
+/// An instance that missed more than the history keeps: its clients receive `switched` with the same epoch, or all messages.
+#[test]
+fn an_instance_that_missed_too_much() {
+    const COUNT: u64 = 3000;
+    let Some(redis) = RedisServer::start(Persistence::Off) else { return };
+    let (lonely, proxy, other) = cut_off(&redis, &["--history", "5"]);
+    let (mut bob, first) = join(&lonely, "bob", "general", "");
+    let mut ann = User::events(&other, "ann", "general");
+    bob.receives(event("joined", "ann"));
+    publishes(&mut ann, "one");
+    bob.receives_event("message", json!({"id": 1}));
+    proxy.cut();
+    wait_until("the instance knows", || !is_ready(&lonely));
+    (2..=COUNT).for_each(|text| ann.sends_message(&text.to_string()));
+    while next(&mut ann, "message")["id"] != COUNT {}
+    proxy.restore();
+    let mut last = 1;
+    while last < COUNT {
+        let event = bob.receive();
+        let data = &event["data"];
+        match event["event"].as_str().unwrap() {
+            "message" => assert_eq!(data["id"], last + 1, "a silent gap: {event}"),
+            "switched" => {
+                assert_eq!((&data["epoch"], &data["room"]), (&first["epoch"], &json!("general")), "{event}");
+                assert_eq!(names(&data["members"]), ["ann"], "{event}");
+                let history = data["history"].as_array().unwrap();
+                let (first, end) = (history[0]["id"].as_u64().unwrap(), data["last_id"].as_u64().unwrap());
+                assert!(first > last + 1 && history.len() == 5 && end == first + 4, "{event}");
+                last = end;
+                continue;
+            }
+            "joined" | "left" => continue,
+            _ => panic!("{event}"),
+        }
+        last = data["id"].as_u64().unwrap();
+    }
+    let message = wait_for_delivery(&mut ann, &mut bob);
+    assert_eq!(message["id"], COUNT + 1);
+}
+
+// --------------------------------------------------------------------------------------------------- Redis is not there
+
+#[test]
+fn redis_is_absent_at_start() {
+    let Some(mut redis) = RedisServer::prepare(Persistence::Always, None, &[]) else { return };
+    let server = launch(&redis.url(), &[]);
+    wait_until("one log line", || server.log().to_lowercase().contains("redis"));
+    is_cut_off(&server);
+    assert_eq!(
+        server.log().lines().filter(|line| line.to_lowercase().contains("redis")).count(),
+        1,
+        "{}",
+        server.log()
+    );
+    redis.launch();
+    wait_until("the instance is ready", || is_ready(&server));
+    let mut ann = User::events(&server, "ann", "general");
+    publishes(&mut ann, "hello");
+}
+
+/// While Redis is unavailable: a chat handshake is rejected, and everything else works.
+fn is_cut_off(server: &Server) {
+    for target in ["/?token=dev-token", "/ws/general?token=dev-token", "/ws?token=dev-token&username=p&client_id=1"] {
+        let rejection = response(server, &handshake().target(target));
+        assert_eq!(rejection.status, 503, "{target}: {rejection:?}");
+        assert!(rejection.header("Retry-After").parse::<u64>().is_ok_and(|seconds| seconds > 0), "{rejection:?}");
+    }
+    assert_eq!(server.status(&handshake().target("/?token=wrong")), 401, "the token is checked first");
+    for target in ["/", "/health"] {
+        assert_eq!(server.status(&get(target)), 200, "{target}");
+    }
+    let mut echo = server.upgrade("/echo?token=dev-token");
+    echo.send_text("hello?");
+    assert_eq!(echo.read_text(), "hello?");
+}
+
+#[cfg(feature = "metrics")]
+#[test]
+fn readiness() {
+    let Some(mut cluster) = Cluster::start(1, &["--admin", "127.0.0.1:0"]) else { return };
+    let mut admin: Option<SocketAddr> = None;
+    wait_until("the banner shows the admin address", || {
+        let printed = cluster.at(0).printed();
+        let address = printed.split_once("admin:").and_then(|(_, rest)| rest.split_once("http://"));
+        admin = address.and_then(|(_, rest)| rest.split_once("/\n")?.0.parse().ok());
+        admin.is_some()
+    });
+    let admin = admin.unwrap();
+    let status = |path: &str| {
+        let mut client = RawClient::new(TcpStream::connect(admin).unwrap());
+        client.send(&get(path).bytes());
+        let response = client.read_response();
+        (response.status, response.body)
+    };
+    wait_until("ready", || status("/ready").0 == 200);
+    cluster.redis.kill();
+    wait_until("not ready", || {
+        let (code, body) = status("/ready");
+        assert_eq!(status("/live").0, 200);
+        code == 503 && body.contains("Redis")
+    });
+    cluster.redis.launch();
+    wait_until("ready again", || status("/ready").0 == 200);
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Outage {
+    /// The connection is refused.
+    Killed,
+    /// Connections stay open, and nothing replies.
+    Stopped,
+    /// Redis replies to every write with an error.
+    RejectsWrites,
+}
+
+impl Outage {
+    fn begin(self, redis: &mut RedisServer) {
+        match self {
+            Outage::Killed => redis.kill(),
+            Outage::Stopped => redis.stop(),
+            Outage::RejectsWrites => drop(redis.run(&["CONFIG", "SET", "min-replicas-to-write", "1"])),
+        }
+    }
+
+    fn end(self, redis: &mut RedisServer) {
+        match self {
+            Outage::Killed => redis.launch(),
+            Outage::Stopped => redis.resume(),
+            Outage::RejectsWrites => drop(redis.run(&["CONFIG", "SET", "min-replicas-to-write", "0"])),
+        }
+    }
+}
+
+/// Section 6.2 in full. Two instances; the clients of both stay connected through the outage.
+fn outage(kind: Outage) {
+    let Some(mut cluster) = Cluster::start(2, &[]) else { return };
+    let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
+    let mut bob = User::events(cluster.at(1), "bob", "general");
+    let mut ron = User::rooms(cluster.at(1), "ron", "general");
+    let mut pat = User::presence(cluster.at(0), "pat", "general");
+    publishes(&mut ann, "before");
+    assert_eq!(next(&mut bob, "message")["text"], "before");
+    while ron.receive() != ron.room_message("ann", "before", 0) {}
+    while pat.receive()["type"] != "chat_message" {}
+    bob.receives_nothing();
+
+    kind.begin(&mut cluster.redis);
+    wait_until("new clients are rejected", || cluster.servers.iter().all(|server| !is_ready(server)));
+    cluster.servers.iter().for_each(is_cut_off);
+    // Once Redis is known to be unavailable, each request gets an error within `--redis-timeout`. Typing is dropped.
+    let start = Instant::now();
+    ann.sends_event("typing", json!({}));
+    sends_nonce(&mut ann, "lost");
+    ann.sends_event("private", json!({"to": "bob", "text": "lost", "nonce": "private"}));
+    ann.sends_event("switch_room", json!({"room": "elsewhere"}));
+    ann.sends_event("history", json!({"before": 10}));
+    ron.sends_message("lost");
+    pat.sends_message("lost");
+    for nonce in [Some("lost"), Some("private"), None, None] {
+        let data = ann.receives_event("error", json!({}));
+        assert_eq!(data.get("nonce").and_then(Value::as_str), nonce, "{data}");
+        if nonce.is_some() {
+            assert_eq!(data["message"], NOT_STORED);
+        }
+    }
+    for user in [&mut ron, &mut pat] {
+        assert_eq!(user.receives_error(), NOT_STORED);
+    }
+    println!("{kind:?}: rejected within {:?}", start.elapsed());
+    for user in [&mut ann, &mut bob, &mut ron, &mut pat] {
+        user.receives_nothing();
+    }
+
+    // Long enough for the instances to be declared dead, if the time of an outage counted.
+    while start.elapsed() < Duration::from_secs(6) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    kind.end(&mut cluster.redis);
+    let start = Instant::now();
+    let message = wait_for_delivery(&mut ann, &mut bob);
+    println!("{kind:?}: delivered {:?} after the end", start.elapsed());
+    assert_eq!(message["id"], 2, "what was rejected never appears");
+    ron.receives(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
+    pat.receives(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
+    wait_for_delivery(&mut bob, &mut ann);
+    // Nobody left, nobody joined, nobody was switched; ann is still in her room.
+    for server in &cluster.servers {
+        wait_until("new clients are accepted", || is_ready(server));
+        assert_eq!(members(server, "general"), ["Anonymous", "ann", "bob", "pat"]);
+        assert!(members(server, "elsewhere").is_empty());
+    }
+    for user in [&mut ann, &mut bob] {
+        receives_only_guests(user);
+    }
+    for server in &cluster.servers {
+        let back = welcome(server, "general", &since(&first["epoch"], 1));
+        assert_eq!(back["resumed"], true, "an earlier epoch counts: {back}");
+        assert_eq!(back["history"][0], message);
+    }
+    // A nonce that was rejected is free.
+    sends_nonce(&mut ann, "lost");
+    assert_eq!(next(&mut ann, "message")["id"], 4);
+}
+
+#[test]
+fn redis_is_killed() {
+    outage(Outage::Killed);
+}
+
+#[test]
+fn redis_is_stopped() {
+    outage(Outage::Stopped);
+}
+
+#[test]
+fn redis_rejects_writes() {
+    outage(Outage::RejectsWrites);
+}
+
+/// Messages on their way when Redis stops replying: each client learns the fate, or is closed with 1013 and asks again.
+#[test]
+fn messages_of_unknown_fate() {
+    for kind in [Outage::Stopped, Outage::Killed] {
+        let Some(mut cluster) = Cluster::start(2, &[]) else { return };
+        let mut witness = User::events(cluster.at(1), "witness", "general");
+        let mut users: Vec<(User, Value)> =
+            (0..6).map(|i| join(cluster.at(0), &format!("user-{i}"), "general", "")).collect();
+        for (user, _) in &mut users {
+            sends_nonce(user, &format!("{} one", user.name.clone()));
+        }
+        kind.begin(&mut cluster.redis);
+        for (user, _) in &mut users {
+            sends_nonce(user, &format!("{} two", user.name.clone()));
+        }
+        let mut open: Vec<(String, Option<User>, Value)> = Vec::new();
+        let (mut published, mut unknown) = (Vec::new(), 0);
+        let mut rejected: Vec<String> = Vec::new();
+        for (mut user, welcome) in users {
+            let mut is_closed = false;
+            for word in ["one", "two"] {
+                let nonce = format!("{} {word}", user.name);
+                match fate(&mut user, &nonce, &mut Vec::new()) {
+                    Fate::Published(message) => published.push(message),
+                    Fate::NotStored => rejected.push(nonce),
+                    Fate::Unknown => {
+                        unknown += 1;
+                        is_closed = true;
+                        break;
+                    }
+                }
+            }
+            let name = user.name.clone();
+            open.push((name, (!is_closed).then_some(user), welcome));
+        }
+        println!("{kind:?}: {} published, {} rejected, {unknown} of unknown fate", published.len(), rejected.len());
+        if kind == Outage::Stopped {
+            assert!(unknown > 0, "the last messages were sent to a Redis that did not reply");
+        }
+        kind.end(&mut cluster.redis);
+        wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
+        // Those who do not know ask again, on the other instance. The messages may or may not be there: they are in the
+        // room once.
+        let mut expected: Vec<String> = Vec::new();
+        for (name, user, first) in &mut open {
+            let is_new = user.is_none();
+            let mut user = user.take().unwrap_or_else(|| {
+                let session = first["session"].as_str().unwrap();
+                let resume = format!("{}&session={session}", since(&first["epoch"], 0));
+                let (user, welcome) = join(cluster.at(1), name, "general", &resume);
+                assert_eq!(welcome["resumed"], true, "{welcome}");
+                user
+            });
+            for word in ["one", "two"] {
+                let nonce = format!("{name} {word}");
+                if is_new {
+                    publishes(&mut user, &nonce);
+                    rejected.retain(|rejected| *rejected != nonce);
+                }
+                expected.push(nonce);
+            }
+        }
+        expected.retain(|nonce| !rejected.contains(nonce));
+        publishes(&mut witness, "the end");
+        let (_guest, welcome) = join(cluster.at(0), "reader", "general", "");
+        let history = welcome["history"].as_array().unwrap();
+        let mut texts: Vec<&str> = history.iter().map(|message| message["text"].as_str().unwrap()).collect();
+        assert_eq!(texts.pop(), Some("the end"));
+        texts.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(texts, expected, "each once, and none that was rejected");
+        for message in published {
+            assert!(history.contains(&message), "acknowledged and lost: {message}");
+        }
+    }
+}
+
+/// A join that Redis does not accept in time is closed with 1013, and leaves no member behind.
+#[test]
+fn a_join_on_its_way() {
+    let Some(mut cluster) = Cluster::start(2, &["--unique-names"]) else { return };
+    let mut witness = User::events(cluster.at(1), "witness", "general");
+    Outage::Stopped.begin(&mut cluster.redis);
+    let mut pending = 0;
+    wait_until("new clients are rejected", || {
+        let request = handshake().target(format!("/?token=dev-token&username=late-{pending}&room=general"));
+        let mut client = cluster.at(0).connect();
+        client.send(&request.bytes());
+        let head = client.read_head();
+        if head.starts_with("HTTP/1.1 503 ") {
+            return true;
+        }
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        pending += 1;
+        let frame = User::new(client, Dialect::Events, "late").frame();
+        assert_eq!((frame.opcode(), frame.close().0), (8, 1013), "{frame:?}");
+        false
+    });
+    assert!(pending > 0, "the first join is sent to a Redis that does not reply");
+    Outage::Stopped.end(&mut cluster.redis);
+    wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
+    for server in &cluster.servers {
+        wait_until("no ghost is left", || members(server, "general") == ["witness"]);
+    }
+    // The names are free.
+    for number in 0..pending {
+        let late = User::events(cluster.at(1), &format!("late-{number}"), "general");
+        late.leaves();
+    }
+    publishes(&mut witness, "the end");
+}
+
+/// A switch on its way: an error, and the client is in one room, the one that it was last told.
+#[test]
+fn a_switch_on_its_way() {
+    let Some(mut cluster) = Cluster::start(2, &[]) else { return };
+    let mut old = User::events(cluster.at(1), "old", "old");
+    let mut new = User::events(cluster.at(1), "new", "new");
+    let mut ann = User::events(cluster.at(0), "ann", "old");
+    old.receives(event("joined", "ann"));
+    Outage::Stopped.begin(&mut cluster.redis);
+    ann.sends_event("switch_room", json!({"room": "new"}));
+    ann.sends_event("history", json!({"before": 10}));
+    for _ in 0..2 {
+        ann.receives_event("error", json!({}));
+    }
+    Outage::Stopped.end(&mut cluster.redis);
+    wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
+    let mut others = Vec::new();
+    let mut room = "old".to_owned();
+    loop {
+        sends_nonce(&mut ann, "where am I?");
+        match fate(&mut ann, "where am I?", &mut others) {
+            Fate::Published(_) => break,
+            Fate::NotStored => {}
+            Fate::Unknown => panic!("Redis is there"),
+        }
+    }
+    for switched in others.iter().filter(|event| event["event"] == "switched") {
+        room = switched["data"]["room"].as_str().unwrap().to_owned();
+    }
+    println!("ann is in {room}");
+    let reader = if room == "old" { &mut old } else { &mut new };
+    assert_eq!(next(reader, "message")["text"], "where am I?");
+    for server in &cluster.servers {
+        for name in ["old", "new"] {
+            let expected = if name == room { vec!["ann", name] } else { vec![name] };
+            wait_until("ann is in one room", || members(server, name) == expected);
+        }
+    }
+}
+
+/// A pause shorter than the timeouts loses nothing and rejects nothing.
+#[test]
+fn a_short_pause_of_redis() {
+    for kind in ["STOP", "CLIENT PAUSE"] {
+        let Some(mut cluster) = Cluster::start(2, &[]) else { return };
+        let mut ann = User::events(cluster.at(0), "ann", "general");
+        let mut bob = User::events(cluster.at(1), "bob", "general");
+        ann.receives(event("joined", "bob"));
+        if kind == "STOP" {
+            Outage::Stopped.begin(&mut cluster.redis);
+        } else {
+            cluster.redis.run(&["CLIENT", "PAUSE", "1000", "ALL"]);
+        }
+        (0..20).for_each(|text| sends_nonce(&mut ann, &text.to_string()));
+        if kind == "STOP" {
+            std::thread::sleep(Duration::from_secs(1));
+            Outage::Stopped.end(&mut cluster.redis);
+        }
+        for user in [&mut ann, &mut bob] {
+            for id in 1..=20 {
+                user.receives_event("message", json!({"text": (id - 1).to_string(), "id": id}));
+            }
+        }
+    }
+}
+
+/// Redis closes the connections of the instances, again and again: nothing is lost or repeated, and nobody is told.
+#[test]
+fn killed_connections() {
+    let Some(cluster) = Cluster::start(2, &[]) else { return };
+    let mut ann = User::events(cluster.at(0), "ann", "general");
+    let mut bob = User::events(cluster.at(1), "bob", "general");
+    ann.receives(event("joined", "bob"));
+    let mut last = 0;
+    for round in 0..6 {
+        let kinds: &[&str] = [&["normal", "pubsub"][..], &["pubsub"], &["normal"]][round % 3];
+        for kind in kinds {
+            cluster.redis.run(&["CLIENT", "KILL", "TYPE", kind]);
+        }
+        for (from, to) in [(0, 1), (1, 0)] {
+            let [from, to] = if (from, to) == (0, 1) { [&mut ann, &mut bob] } else { [&mut bob, &mut ann] };
+            // A message on its way may be rejected, and is then sent again.
+            let text = format!("{round} from {}", from.name);
+            loop {
+                sends_nonce(from, &text);
+                let mut others = Vec::new();
+                match fate(from, &text, &mut others) {
+                    Fate::Published(message) => {
+                        last += 1;
+                        assert_eq!(message["id"], last, "{message}");
+                        break;
+                    }
+                    Fate::NotStored => std::thread::sleep(Duration::from_millis(20)),
+                    Fate::Unknown => panic!("an operation can be sent again when Redis is back at once"),
+                }
+                assert!(others.is_empty(), "{others:?}");
+            }
+            to.receives_event("message", json!({"text": text, "id": last}));
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------- Redis and its data
+
+/// Redis restarts with its data: nobody is switched, and a client resumes with its earlier epoch.
+#[test]
+fn a_restart_with_the_data() {
+    let Some(mut cluster) = Cluster::start(2, &[]) else { return };
+    let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
+    let mut bob = User::events(cluster.at(1), "bob", "general");
+    ann.receives(event("joined", "bob"));
+    let mut sent = vec![publishes(&mut ann, "before")];
+    bob.receives_event("message", sent[0].clone());
+    for round in 0..3 {
+        cluster.redis.restart();
+        let message = wait_for_delivery(&mut ann, &mut bob);
+        sent.push(message);
+        let message = wait_for_delivery(&mut bob, &mut ann);
+        sent.push(message);
+        wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
+        for server in &cluster.servers {
+            for seen in 0..=sent.len() {
+                // What was stored before the restart resumes with the earlier epoch.
+                if seen <= 1 + round * 2 {
+                    let back = welcome(server, "general", &since(&first["epoch"], seen as u64));
+                    if seen <= 1 {
+                        assert_eq!(
+                            (&back["resumed"], &back["history"]),
+                            (&json!(true), &json!(sent[seen..])),
+                            "{seen}"
+                        );
+                    }
+                }
+            }
+            assert_eq!(members(server, "general"), ["ann", "bob"]);
+        }
+    }
+    let numbers: Vec<&Value> = sent.iter().map(|message| &message["id"]).collect();
+    assert!(numbers.iter().enumerate().all(|(i, id)| **id == i + 1), "{numbers:?}");
+    for user in [&mut ann, &mut bob] {
+        receives_only_guests(user);
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Loss {
+    Restart,
+    Flush,
+}
+
+/// Redis forgets everything: every member receives `switched` with a new epoch, and no id appears twice in an epoch.
+fn loss(kind: Loss) {
+    let Some(redis) = RedisServer::start(Persistence::Off) else { return };
+    let mut cluster = Cluster::with(redis, 2, &[]);
+    let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
+    let mut bob = User::events(cluster.at(1), "bob", "general");
+    let mut eve = User::events(cluster.at(1), "eve", "elsewhere");
+    ann.receives(event("joined", "bob"));
+    (0..3).for_each(|text| drop(publishes(&mut ann, &text.to_string())));
+    while next(&mut bob, "message")["id"] != 3 {}
+    match kind {
+        Loss::Restart => cluster.redis.restart(),
+        Loss::Flush => drop(cluster.redis.run(&["FLUSHALL"])),
+    }
+    let mut epochs = Vec::new();
+    for (user, room, others) in
+        [(&mut ann, "general", &["bob"][..]), (&mut bob, "general", &["ann"]), (&mut eve, "elsewhere", &[])]
+    {
+        let data = user.receives_event("switched", json!({"room": room}));
+        assert_ne!(data["epoch"], first["epoch"]);
+        let listed = names(&data["members"]);
+        assert!(listed.iter().all(|name| others.contains(&&**name)), "{data}");
+        assert_eq!(data["member_count"], listed.len());
+        let history = data["history"].as_array().unwrap();
+        let last = data["last_id"].as_u64().unwrap();
+        assert!(history.len() as u64 <= last && history.last().is_none_or(|message| message["id"] == last), "{data}");
+        epochs.push((data["epoch"].clone(), last));
+        // A member whose join comes later is announced.
+        for _ in listed.len()..others.len() {
+            user.receives_event("joined", json!({}));
+        }
+    }
+    assert_eq!(epochs[0], epochs[1], "the members of a room agree");
+    let (epoch, last) = &epochs[0];
+    let message = wait_for_delivery(&mut ann, &mut bob);
+    assert_eq!(message["id"], last + 1);
+    wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
+    for server in &cluster.servers {
+        let back = welcome(server, "general", &since(&first["epoch"], 3));
+        assert_eq!(back["resumed"], false, "the earlier history is gone: {back}");
+        let back = welcome(server, "general", &since(epoch, *last));
+        assert_eq!((&back["resumed"], &back["history"]), (&json!(true), &json!([message])), "{back}");
+        assert_eq!(members(server, "general"), ["ann", "bob"]);
+        assert_eq!(members(server, "elsewhere"), ["eve"]);
+    }
+    for user in [&mut ann, &mut bob, &mut eve] {
+        receives_only_guests(user);
+    }
+}
+
+#[test]
+fn a_restart_without_the_data() {
+    loss(Loss::Restart);
+}
+
+#[test]
+fn data_that_is_flushed() {
+    loss(Loss::Flush);
+}
