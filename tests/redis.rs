@@ -336,7 +336,7 @@ fn a_nonce_that_is_used_on_two_instances_at_once() {
     // Each sender has every message, and once more the event of each message that the other one had sent first.
     for ann in &mut both {
         cluster::sends_nonce(ann, &format!("the end of {}", ann.name));
-        let mut seen = vec![false; COUNT];
+        let mut seen = [false; COUNT];
         loop {
             let message = next(ann, "message");
             match message["id"].as_u64().unwrap() as usize {

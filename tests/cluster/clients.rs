@@ -1,0 +1,522 @@
+//! Hundreds of clients of the `events` dialect on one thread. Each does what PROTOCOL.md tells a client to do: it
+//! reconnects to any instance with `epoch`, `since` and `session`, and resends what it saw no event for.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use serde_json::{Value, json};
+
+use crate::cluster::since;
+use crate::record::{Record, Text};
+use crate::support::users::events_path;
+use crate::support::{masked, upgrade_request, whole_frames};
+
+const MAX_UNANSWERED: usize = 3;
+/// A client that missed at most this many messages must resume: so few always fit into one `welcome`.
+const CERTAINLY_FIT: u64 = 500;
+/// The number of messages that a client carries into another epoch.
+const CARRIED: usize = 200;
+/// How long a client waits for its `welcome`, or for an answer to a message, before it tries another instance.
+const PATIENCE: Duration = Duration::from_secs(4);
+const LONG_PATIENCE: Duration = Duration::from_secs(15);
+
+struct Connection {
+    stream: TcpStream,
+    received: Vec<u8>,
+    unsent: Vec<u8>,
+    has_response: bool,
+    has_joined: bool,
+    opened: Instant,
+    /// Nonces that were sent before, on this connection or another one.
+    resent: HashSet<String>,
+}
+
+struct Pending {
+    nonce: String,
+    text: String,
+    sent: Instant,
+    /// How often it was sent.
+    count: u32,
+    is_rejected: bool,
+}
+
+pub struct Client {
+    pub name: String,
+    pub room: String,
+    pub epoch: String,
+    pub last_id: u64,
+    session: String,
+    carried: Vec<(Rc<Value>, Text)>,
+    members: BTreeMap<String, usize>,
+    pending: Vec<Pending>,
+    switching: Option<String>,
+    connection: Option<Connection>,
+    away_until: Instant,
+}
+
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub sent: usize,
+    pub acknowledged: usize,
+    pub rejected: usize,
+    pub joins: usize,
+    pub resumes: usize,
+    pub rejected_joins: usize,
+    pub switched: usize,
+    pub closes: BTreeMap<String, usize>,
+    pub slowest: Duration,
+}
+
+pub struct Pool {
+    poll: Poll,
+    events: Events,
+    pub clients: Vec<Client>,
+    pub record: Record,
+    pub counts: Counts,
+    random: Rng,
+    keeps_data: bool,
+    rooms: usize,
+    /// Whether the clients only talk.
+    pub is_calm: bool,
+}
+
+impl Pool {
+    pub fn new(count: usize, rooms: usize, random: Rng, keeps_data: bool) -> Pool {
+        let client = |number: usize| Client {
+            name: format!("user-{number}"),
+            room: format!("room-{}", number % rooms),
+            epoch: String::new(),
+            last_id: 0,
+            session: String::new(),
+            carried: Vec::new(),
+            members: BTreeMap::new(),
+            pending: Vec::new(),
+            switching: None,
+            connection: None,
+            away_until: Instant::now(),
+        };
+        let (poll, events) = (Poll::new().expect("a poll"), Events::with_capacity(1024));
+        let clients = (0..count).map(client).collect();
+        let (record, counts) = (Record::new(keeps_data), Counts::default());
+        Pool { poll, events, clients, record, counts, random, keeps_data, rooms, is_calm: false }
+    }
+
+    /// Polls once: connects, reads and writes. `target` chooses an instance.
+    pub fn turn(&mut self, mut target: impl FnMut(&mut Rng) -> SocketAddr) {
+        let now = Instant::now();
+        for number in 0..self.clients.len() {
+            if self.clients[number].connection.is_none() {
+                if now >= self.clients[number].away_until {
+                    let addr = target(&mut self.random);
+                    self.connect(number, addr);
+                }
+            } else if self.clients[number].is_out_of_patience(now) {
+                self.lose(number, "patience");
+            } else {
+                self.flush(number);
+            }
+        }
+        self.poll.poll(&mut self.events, Some(Duration::from_millis(5))).expect("a poll");
+        let ready: Vec<usize> = self.events.iter().map(|event| event.token().0).collect();
+        ready.into_iter().for_each(|number| self.read(number));
+    }
+
+    /// One client does something: it sends messages, switches rooms, or loses its connection.
+    pub fn act(&mut self) {
+        let number = self.random.usize(..self.clients.len());
+        let client = &mut self.clients[number];
+        if client.switching.is_some() || !client.has_joined() {
+            return;
+        }
+        match self.random.u16(..1000) {
+            0..4 if !self.is_calm => return self.lose(number, "own"),
+            4..10 if !self.is_calm && client.pending.is_empty() => {
+                let room = format!("room-{}", self.random.usize(..self.rooms));
+                if room != client.room {
+                    client.send(&json!({"event": "switch_room", "data": {"room": room}}));
+                    client.switching = Some(room);
+                }
+            }
+            _ => {
+                client.resend(|pending| pending.is_rejected);
+                let count = self.random.usize(1..=MAX_UNANSWERED);
+                while client.pending.len() < count {
+                    self.counts.sent += 1;
+                    let (nonce, text) = (format!("n{}", self.counts.sent), format!("text {}", self.counts.sent));
+                    client.send_new(nonce, text);
+                }
+            }
+        }
+        self.flush(number);
+    }
+
+    /// Resends rejected messages, so that a run can end.
+    pub fn resend_rejected(&mut self) {
+        for number in 0..self.clients.len() {
+            if self.clients[number].has_joined() {
+                self.clients[number].resend(|pending| pending.is_rejected);
+                self.flush(number);
+            }
+        }
+    }
+
+    fn connect(&mut self, number: usize, addr: SocketAddr) {
+        let client = &mut self.clients[number];
+        if let Some(room) = client.switching.take()
+            && self.random.bool()
+        {
+            // Which room the lost connection was in last is unknown. The client may join either.
+            client.room = room;
+            (client.epoch, client.last_id) = (String::new(), 0);
+            client.carried.clear();
+        }
+        let mut path = events_path(&client.name, &client.room);
+        if !client.epoch.is_empty() {
+            path += &since(&json!(client.epoch), client.last_id);
+        }
+        if !client.session.is_empty() {
+            path += &format!("&session={}", client.session);
+        }
+        let Ok(mut stream) = TcpStream::connect(addr) else { return };
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(&mut stream, Token(number), interest).expect("a socket to poll");
+        let (received, unsent) = (Vec::new(), upgrade_request(&path).into_bytes());
+        let (opened, resent) = (Instant::now(), HashSet::new());
+        client.connection =
+            Some(Connection { stream, received, unsent, has_response: false, has_joined: false, opened, resent });
+    }
+
+    fn lose(&mut self, number: usize, why: &str) {
+        let client = &mut self.clients[number];
+        client.connection = None;
+        client.away_until = Instant::now() + Duration::from_millis(self.random.u64(20..800));
+        *self.counts.closes.entry(why.to_owned()).or_default() += 1;
+    }
+
+    fn flush(&mut self, number: usize) {
+        let Some(connection) = &mut self.clients[number].connection else { return };
+        while !connection.unsent.is_empty() {
+            match connection.stream.write(&connection.unsent) {
+                Ok(n) => drop(connection.unsent.drain(..n)),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
+                // The last bytes of a closed connection may still have to be read.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn read(&mut self, number: usize) {
+        self.flush(number);
+        let mut chunk = [0; 16 * 1024];
+        loop {
+            let Some(connection) = &mut self.clients[number].connection else { return };
+            match connection.stream.read(&mut chunk) {
+                Ok(0) => return self.lose(number, "end of the stream"),
+                Ok(n) => {
+                    connection.received.extend_from_slice(&chunk[..n]);
+                    self.process(number);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,
+                Err(error) => return self.lose(number, &format!("{:?}", error.kind())),
+            }
+        }
+    }
+
+    fn process(&mut self, number: usize) {
+        let Some(connection) = &mut self.clients[number].connection else { return };
+        if !connection.has_response {
+            let Some(end) = connection.received.windows(4).position(|end| end == b"\r\n\r\n") else { return };
+            let head: Vec<u8> = connection.received.drain(..end + 4).collect();
+            connection.has_response = true;
+            if !head.starts_with(b"HTTP/1.1 101 ") {
+                if !head.starts_with(b"HTTP/1.1 503 ") {
+                    self.record.report(format!("a rejection: {}", String::from_utf8_lossy(&head)));
+                }
+                self.counts.rejected_joins += 1;
+                return self.lose(number, "503");
+            }
+        }
+        let bytes = std::mem::take(&mut connection.received);
+        let (frames, rest) = whole_frames(&bytes);
+        connection.received = rest.to_vec();
+        for frame in frames {
+            match frame.first {
+                0x89 => {
+                    if let Some(connection) = &mut self.clients[number].connection {
+                        connection.unsent.extend(masked(0x8a, &frame.payload));
+                    }
+                }
+                0x88 => return self.receive_close(number, frame.close()),
+                _ => {
+                    let event: Value = serde_json::from_str(frame.text()).expect("JSON");
+                    self.receive(number, event);
+                }
+            }
+        }
+        self.flush(number);
+    }
+
+    fn receive_close(&mut self, number: usize, (code, reason): (u16, String)) {
+        let is_allowed = matches!(
+            (code, &*reason),
+            (1001 | 1013, _) | (1008, "replaced by a newer connection" | "username already in use")
+        );
+        if !is_allowed {
+            self.record.report(format!("{} is closed with {code} {reason}", self.clients[number].name));
+        }
+        self.lose(number, &format!("{code} {reason}"));
+    }
+
+    fn receive(&mut self, number: usize, mut event: Value) {
+        let data = event["data"].take();
+        match event["event"].as_str().unwrap_or_default() {
+            "welcome" => self.receive_welcome(number, &data),
+            "switched" => self.receive_switched(number, &data),
+            "message" => self.receive_message(number, data),
+            "joined" => *self.clients[number].members.entry(string(&data["username"])).or_default() += 1,
+            "left" => self.receive_left(number, &data),
+            "error" => self.receive_error(number, &data),
+            other => self.record.report(format!("{} receives {other} {data}", self.clients[number].name)),
+        }
+    }
+
+    fn receive_left(&mut self, number: usize, data: &Value) {
+        let (client, name) = (&mut self.clients[number], string(&data["username"]));
+        match client.members.get_mut(&name) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) => drop(client.members.remove(&name)),
+            None => {
+                let (own, room) = (client.name.clone(), client.room.clone());
+                self.record.report(format!("{own}: {name} leaves #{room} and was no member"));
+            }
+        }
+    }
+
+    fn receive_error(&mut self, number: usize, data: &Value) {
+        let client = &mut self.clients[number];
+        let Some(nonce) = data["nonce"].as_str() else {
+            if client.switching.take().is_none() {
+                self.record.report(format!("{} receives the error {data}", client.name));
+            }
+            return;
+        };
+        let at = client.pending.iter().position(|pending| pending.nonce == nonce);
+        let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
+            return self.record.report(format!("{} receives the error {data}", client.name));
+        };
+        self.counts.rejected += 1;
+        self.counts.slowest = self.counts.slowest.max(client.pending[at].sent.elapsed());
+        // Some clients give up, and then the message must never appear.
+        if client.pending[at].count == 1 && self.random.bool() {
+            client.pending.remove(at);
+            let name = client.name.clone();
+            self.record.reject(&name, nonce);
+        } else {
+            client.pending[at].is_rejected = true;
+        }
+    }
+
+    fn receive_welcome(&mut self, number: usize, data: &Value) {
+        self.counts.joins += 1;
+        let client = &mut self.clients[number];
+        let last_id = data["last_id"].as_u64().expect("an id");
+        let is_new = client.epoch.is_empty();
+        let mut violation = None;
+        if data["resumed"] == true {
+            self.counts.resumes += 1;
+            if is_new {
+                violation = Some("a new client resumes".to_owned());
+            }
+            client.epoch = string(&data["epoch"]);
+            let (room, epoch, carried) = (client.room.clone(), client.epoch.clone(), client.carried.clone());
+            if !self.keeps_data {
+                carried.iter().for_each(|(message, text)| self.record.insert(&room, &epoch, message, text));
+            }
+        } else {
+            if !is_new && (self.keeps_data && last_id.wrapping_sub(client.last_id) <= CERTAINLY_FIT) {
+                violation = Some(format!("no resume, since {} of {}: {data}", client.last_id, client.epoch));
+            }
+            if !is_new && self.keeps_data && client.last_id > last_id {
+                violation = Some(format!("knows {} and is told that the last id is {last_id}", client.last_id));
+            }
+            client.restart(data);
+        }
+        let client = &mut self.clients[number];
+        client.session = string(&data["session"]);
+        if data["room"] != *client.room {
+            violation = Some(format!("joins {} and not {}", data["room"], client.room));
+        }
+        client.read_members(data);
+        client.connection.as_mut().expect("a connection").has_joined = true;
+        self.finish_join(number, data, violation);
+        self.clients[number].resend(|_| true);
+    }
+
+    fn receive_switched(&mut self, number: usize, data: &Value) {
+        let client = &mut self.clients[number];
+        let (room, last_id) = (string(&data["room"]), data["last_id"].as_u64().expect("an id"));
+        let mut violation = None;
+        let is_own = client.switching.as_ref() == Some(&room);
+        if is_own {
+            client.room = room;
+            client.switching = None;
+        } else {
+            self.counts.switched += 1;
+            if room != client.room {
+                violation = Some(format!("is switched to {room}"));
+            } else if self.keeps_data && last_id.saturating_sub(client.last_id) <= CERTAINLY_FIT {
+                violation =
+                    Some(format!("is switched at {} of {}, without need: {data}", client.last_id, client.epoch));
+            }
+        }
+        client.restart(data);
+        client.read_members(data);
+        self.finish_join(number, data, violation);
+        if !is_own {
+            self.clients[number].resend(|_| true);
+        }
+    }
+
+    /// Receives the backlog of a `welcome` or a `switched`, and checks that it is complete.
+    fn finish_join(&mut self, number: usize, data: &Value, violation: Option<String>) {
+        for message in data["history"].as_array().expect("a history") {
+            self.receive_message(number, message.clone());
+        }
+        let client = &self.clients[number];
+        let backlog =
+            (client.last_id != data["last_id"]).then(|| format!("the backlog ends at {}: {data}", client.last_id));
+        let listed: usize = client.members.values().sum();
+        let members = (data["member_count"] != listed).then(|| format!("{listed} members are listed: {data}"));
+        for violation in violation.into_iter().chain(backlog).chain(members) {
+            self.record.report(format!("{}: {violation}", self.clients[number].name));
+        }
+    }
+
+    fn receive_message(&mut self, number: usize, message: Value) {
+        let client = &mut self.clients[number];
+        let (id, text): (u64, Text) = (message["id"].as_u64().expect("an id"), message.to_string().into());
+        let nonce = message["nonce"].as_str().unwrap_or_default();
+        if message["username"] == *client.name
+            && let Some(at) = client.pending.iter().position(|pending| pending.nonce == nonce)
+        {
+            let pending = client.pending.remove(at);
+            self.counts.acknowledged += 1;
+            self.counts.slowest = self.counts.slowest.max(pending.sent.elapsed());
+        }
+        let resent = client.connection.as_mut().map(|connection| &mut connection.resent);
+        let violation = if id == client.last_id + 1 {
+            client.last_id = id;
+            None
+        } else if id > client.last_id {
+            Some(format!("misses messages after {}: {message}", client.last_id))
+        } else if !(message["username"] == *client.name && resent.is_some_and(|resent| resent.remove(nonce))) {
+            Some(format!("at {} receives again {message}", client.last_id))
+        } else {
+            None
+        };
+        client.last_id = client.last_id.max(id);
+        let (room, epoch, message) = (client.room.clone(), client.epoch.clone(), Rc::new(message));
+        if !self.keeps_data {
+            if client.carried.len() >= 2 * CARRIED {
+                client.carried.drain(..CARRIED);
+            }
+            client.carried.push((Rc::clone(&message), Rc::clone(&text)));
+        }
+        if let Some(violation) = violation {
+            self.record.report(format!("{} in #{room}, epoch {epoch}: {violation}", self.clients[number].name));
+        }
+        self.record.insert(&room, &epoch, &message, &text);
+    }
+
+    /// What is missing for all clients to agree; empty in the end.
+    pub fn disagreements(&self) -> Vec<String> {
+        let mut rooms: HashMap<&str, (BTreeMap<&str, usize>, u64)> = HashMap::new();
+        for client in &self.clients {
+            let room = rooms.entry(&client.room).or_default();
+            *room.0.entry(&client.name).or_default() += 1;
+            room.1 = room.1.max(client.last_id);
+        }
+        let disagreement = |client: &Client| {
+            let (members, last_id) = &rooms[&*client.room];
+            let last_id = if self.keeps_data { self.record.last_id(&client.room, "") } else { *last_id };
+            let known = client.members.iter().map(|(name, count)| (&**name, *count));
+            let others = members.iter().filter(|(name, _)| **name != client.name).map(|(name, count)| (*name, *count));
+            let Client { name, room, .. } = client;
+            if !client.has_joined() {
+                Some(format!("{name} has not joined"))
+            } else if !client.pending.is_empty() || client.switching.is_some() {
+                Some(format!("{name} waits for an answer"))
+            } else if client.last_id != last_id {
+                Some(format!("{name} knows {} of {last_id} messages of #{room}", client.last_id))
+            } else if !known.clone().eq(others.clone()) {
+                let (known, others): (BTreeMap<_, _>, BTreeMap<_, _>) = (known.collect(), others.collect());
+                let missing = others.iter().filter(|(name, count)| known.get(*name) != Some(*count));
+                let ghosts = known.iter().filter(|(name, count)| others.get(*name) != Some(*count));
+                let (missing, ghosts): (Vec<_>, Vec<_>) = (missing.collect(), ghosts.collect());
+                Some(format!("{name} in #{room}: missing members {missing:?}, ghosts {ghosts:?}"))
+            } else {
+                None
+            }
+        };
+        self.clients.iter().filter_map(disagreement).collect()
+    }
+}
+
+impl Client {
+    fn has_joined(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.has_joined)
+    }
+
+    fn is_out_of_patience(&self, now: Instant) -> bool {
+        let Some(connection) = &self.connection else { return false };
+        if !connection.has_joined {
+            return now > connection.opened + PATIENCE;
+        }
+        self.pending.iter().any(|pending| !pending.is_rejected && now > pending.sent + LONG_PATIENCE)
+    }
+
+    fn send(&mut self, event: &Value) {
+        let connection = self.connection.as_mut().expect("a connection");
+        connection.unsent.extend(masked(0x81, event.to_string().as_bytes()));
+    }
+
+    fn send_new(&mut self, nonce: String, text: String) {
+        self.send(&json!({"event": "message", "data": {"text": text, "nonce": nonce}}));
+        self.pending.push(Pending { nonce, text, sent: Instant::now(), count: 1, is_rejected: false });
+    }
+
+    fn resend(&mut self, which: impl Fn(&Pending) -> bool) {
+        let mut pending = std::mem::take(&mut self.pending);
+        for pending in pending.iter_mut().filter(|pending| which(pending)) {
+            self.send(&json!({"event": "message", "data": {"text": pending.text, "nonce": pending.nonce}}));
+            (pending.sent, pending.count, pending.is_rejected) = (Instant::now(), pending.count + 1, false);
+            self.connection.as_mut().expect("a connection").resent.insert(pending.nonce.clone());
+        }
+        self.pending = pending;
+    }
+
+    /// Forgets the messages, and starts with this backlog.
+    fn restart(&mut self, data: &Value) {
+        let history = data["history"].as_array().expect("a history").len() as u64;
+        self.last_id = data["last_id"].as_u64().expect("an id").saturating_sub(history);
+        self.epoch = string(&data["epoch"]);
+        self.carried.clear();
+    }
+
+    fn read_members(&mut self, data: &Value) {
+        self.members.clear();
+        for name in data["members"].as_array().expect("a list of names") {
+            *self.members.entry(string(name)).or_default() += 1;
+        }
+    }
+}
+
+fn string(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}

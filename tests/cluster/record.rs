@@ -1,0 +1,118 @@
+//! What all clients have seen together, compared with PROTOCOL.md, sections 5 and 6: within an epoch, an id stands for one
+//! message; a message of one nonce has one id; and what was rejected never appears.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
+
+use serde_json::Value;
+
+/// A message as a client received it: the text of its JSON.
+pub type Text = Rc<str>;
+
+/// The messages of a room in one epoch. Clients that resume carry what they know into the epoch in which they resume.
+#[derive(Default)]
+struct History {
+    messages: BTreeMap<u64, Text>,
+    ids: HashMap<(String, String), u64>,
+}
+
+#[derive(Default)]
+pub struct Record {
+    histories: HashMap<(String, String), History>,
+    /// The same regardless of epochs, if Redis never loses its data: ids go on in a new epoch.
+    all: HashMap<String, History>,
+    keeps_data: bool,
+    /// Sender and nonce of messages that were sent once and rejected.
+    rejected: HashSet<(String, String)>,
+    pub violations: Vec<String>,
+    /// The number of different messages.
+    pub count: usize,
+}
+
+impl History {
+    fn insert(&mut self, message: &Value, text: &Text) -> Result<bool, String> {
+        let id = message["id"].as_u64().ok_or("no id")?;
+        if let Some(known) = self.messages.get(&id) {
+            return if known == text {
+                Ok(false)
+            } else {
+                Err(format!("two messages have one id: {known} and {text}"))
+            };
+        }
+        if let Some(key) = key(message)
+            && let Some(other) = self.ids.insert(key, id)
+        {
+            return Err(format!("a message has two ids: {text}, and {other}"));
+        }
+        self.messages.insert(id, Rc::clone(text));
+        Ok(true)
+    }
+}
+
+/// The sender and the nonce.
+pub fn key(message: &Value) -> Option<(String, String)> {
+    Some((message["username"].as_str()?.to_owned(), message["nonce"].as_str()?.to_owned()))
+}
+
+impl Record {
+    pub fn new(keeps_data: bool) -> Record {
+        Record { keeps_data, ..Record::default() }
+    }
+
+    /// Reports a broken rule.
+    pub fn report(&mut self, violation: String) {
+        if self.violations.len() < 20 {
+            println!("VIOLATION: {violation}");
+        }
+        self.violations.push(violation);
+    }
+
+    /// Adds a message that a client received in a room, in the epoch that the client is in.
+    pub fn insert(&mut self, room: &str, epoch: &str, message: &Value, text: &Text) {
+        let history = self.histories.entry((room.to_owned(), epoch.to_owned())).or_default();
+        let mut results = vec![history.insert(message, text)];
+        if self.keeps_data {
+            results.push(self.all.entry(room.to_owned()).or_default().insert(message, text));
+        }
+        self.count += usize::from(results.last() == Some(&Ok(true)));
+        for violation in results.into_iter().filter_map(Result::err) {
+            self.report(format!("#{room}, epoch {epoch}: {violation}"));
+        }
+        if key(message).is_some_and(|key| self.rejected.contains(&key)) {
+            self.report(format!("#{room}: a rejected message appears: {text}"));
+        }
+    }
+
+    pub fn reject(&mut self, sender: &str, nonce: &str) {
+        self.rejected.insert((sender.to_owned(), nonce.to_owned()));
+        let is_known = |history: &History| history.ids.contains_key(&(sender.to_owned(), nonce.to_owned()));
+        if self.histories.values().any(is_known) {
+            self.report(format!("{nonce} of {sender} was published, and then rejected"));
+        }
+    }
+
+    /// The highest id that any client has seen.
+    pub fn last_id(&self, room: &str, epoch: &str) -> u64 {
+        let history =
+            if self.keeps_data { self.all.get(room) } else { self.histories.get(&(room.to_owned(), epoch.to_owned())) };
+        history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
+    }
+
+    /// Compares what the server has in the end with everything that any client has seen.
+    pub fn check_end(&mut self, room: &str, epoch: &str, stored: &[Value]) {
+        let first = stored.first().and_then(|message| message["id"].as_u64()).unwrap_or(1);
+        for message in stored {
+            self.insert(room, epoch, message, &message.to_string().into());
+        }
+        let ids: HashSet<u64> = stored.iter().filter_map(|message| message["id"].as_u64()).collect();
+        let known = if self.keeps_data { self.all.get(room) } else { None };
+        let known = known.or_else(|| self.histories.get(&(room.to_owned(), epoch.to_owned())));
+        let is_lost = |(id, _): &(&u64, &Text)| (self.keeps_data || **id >= first) && !ids.contains(*id);
+        let lost: Vec<String> = known
+            .iter()
+            .flat_map(|history| history.messages.iter().filter(is_lost))
+            .map(|(_, text)| format!("#{room}: an acknowledged message is lost: {text}"))
+            .collect();
+        lost.into_iter().for_each(|violation| self.report(violation));
+    }
+}
