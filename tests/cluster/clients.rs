@@ -51,6 +51,9 @@ pub struct Client {
     pub room: String,
     pub epoch: String,
     pub last_id: u64,
+    /// `last_id` when Redis restarted for the first time since the epoch was given. An earlier epoch counts only up to the
+    /// messages of its time (section 5.1).
+    last_id_of_epoch: Option<u64>,
     session: String,
     carried: Vec<(Rc<Value>, Text)>,
     members: BTreeMap<String, usize>,
@@ -93,6 +96,7 @@ impl Pool {
             room: format!("room-{}", number % rooms),
             epoch: String::new(),
             last_id: 0,
+            last_id_of_epoch: None,
             session: String::new(),
             carried: Vec::new(),
             members: BTreeMap::new(),
@@ -154,6 +158,13 @@ impl Pool {
             }
         }
         self.flush(number);
+    }
+
+    /// Redis restarts: the current epochs may end.
+    pub fn note_restart(&mut self) {
+        for client in &mut self.clients {
+            client.last_id_of_epoch.get_or_insert(client.last_id);
+        }
     }
 
     /// Resends rejected messages, so that a run can end.
@@ -334,12 +345,15 @@ impl Pool {
                 violation = Some("a new client resumes".to_owned());
             }
             client.epoch = string(&data["epoch"]);
+            client.last_id_of_epoch = None;
             let (room, epoch, carried) = (client.room.clone(), client.epoch.clone(), client.carried.clone());
             if !self.keeps_data {
                 carried.iter().for_each(|(message, text)| self.record.insert(&room, &epoch, message, text));
             }
         } else {
-            if !is_new && (self.keeps_data && last_id.wrapping_sub(client.last_id) <= CERTAINLY_FIT) {
+            let has_left_epoch = client.last_id_of_epoch.is_some_and(|last_id| client.last_id > last_id);
+            let missed = last_id.wrapping_sub(client.last_id);
+            if !is_new && self.keeps_data && !has_left_epoch && missed <= CERTAINLY_FIT {
                 violation = Some(format!("no resume, since {} of {}: {data}", client.last_id, client.epoch));
             }
             if !is_new && self.keeps_data && client.last_id > last_id {
@@ -506,6 +520,7 @@ impl Client {
         let history = data["history"].as_array().expect("a history").len() as u64;
         self.last_id = data["last_id"].as_u64().expect("an id").saturating_sub(history);
         self.epoch = string(&data["epoch"]);
+        self.last_id_of_epoch = None;
         self.carried.clear();
     }
 

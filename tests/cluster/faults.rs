@@ -7,6 +7,7 @@ use fastrand::Rng;
 
 use crate::cluster;
 use crate::proxy::Proxy;
+use crate::record::now;
 use crate::redis_server::RedisServer;
 use crate::support::{Server, signal};
 
@@ -57,6 +58,8 @@ pub struct Machines {
     next: Instant,
     pub counts: Vec<(String, usize)>,
     keeps_data: bool,
+    /// Whether Redis has been killed since the clients were told.
+    pub has_restarted: bool,
     /// The last time at which Redis, or the way to it, was repaired.
     pub repaired: Option<Instant>,
 }
@@ -76,6 +79,7 @@ impl Machines {
             next: Instant::now() + Duration::from_secs(2),
             counts: Vec::new(),
             keeps_data,
+            has_restarted: false,
             repaired: None,
         };
         for i in 0..count {
@@ -140,7 +144,8 @@ impl Machines {
             Some((_, count)) => *count += 1,
             None => self.counts.push((name, 1)),
         }
-        println!("  {fault:?} for {:.1} s", length.as_secs_f64());
+        println!("{} {fault:?} for {:.1} s", now(), length.as_secs_f64());
+        self.has_restarted |= matches!(fault, Fault::KillRedis | Fault::EraseRedis);
         match fault {
             Fault::KillInstance(i) => {
                 if let Some(mut server) = self.servers[i].take() {
@@ -237,12 +242,13 @@ impl Machines {
         }
     }
 
-    /// The end of each instance's log, for a failed run.
+    /// What each instance has logged about its own state, for a failed run.
     pub fn logs(&self) -> String {
         let logs = self.servers.iter().enumerate().filter_map(|(i, server)| Some((i, server.as_ref()?.log())));
         let end = |(i, log): (usize, String)| {
-            let lines: Vec<&str> = log.lines().collect();
-            let skipped = lines.len().saturating_sub(40);
+            let lines: Vec<&str> =
+                log.lines().filter(|line| !line.contains(" INFO ") || line.contains("REDIS")).collect();
+            let skipped = lines.len().saturating_sub(60);
             format!("--- instance {i}\n{}\n", lines[skipped..].join("\n"))
         };
         logs.map(end).collect()

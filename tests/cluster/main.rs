@@ -201,6 +201,9 @@ fn main() -> ExitCode {
             restarted += 1;
         } else if arguments.has_faults && Instant::now() + Duration::from_secs(1) < end {
             run.machines.turn(&mut random);
+            if std::mem::take(&mut run.machines.has_restarted) {
+                run.pool.note_restart();
+            }
         }
     }
     run.machines.repair();

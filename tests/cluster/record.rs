@@ -54,6 +54,11 @@ pub fn key(message: &Value) -> Option<(String, String)> {
     Some((message["username"].as_str()?.to_owned(), message["nonce"].as_str()?.to_owned()))
 }
 
+/// The time, to be compared with the logs.
+pub fn now() -> impl std::fmt::Display {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now())
+}
+
 impl Record {
     pub fn new(keeps_data: bool) -> Record {
         Record { keeps_data, ..Record::default() }
@@ -62,7 +67,8 @@ impl Record {
     /// Reports a broken rule.
     pub fn report(&mut self, violation: String) {
         if self.violations.len() < 20 {
-            println!("VIOLATION: {violation}");
+            let short: String = violation.chars().take(300).collect();
+            println!("{} VIOLATION: {short}", now());
         }
         self.violations.push(violation);
     }
