@@ -85,6 +85,7 @@ pub struct Pool {
     random: Rng,
     keeps_data: bool,
     rooms: usize,
+    restarted: Option<Instant>,
     /// Whether the clients only talk.
     pub is_calm: bool,
 }
@@ -108,7 +109,7 @@ impl Pool {
         let (poll, events) = (Poll::new().expect("a poll"), Events::with_capacity(1024));
         let clients = (0..count).map(client).collect();
         let (record, counts) = (Record::new(keeps_data), Counts::default());
-        Pool { poll, events, clients, record, counts, random, keeps_data, rooms, is_calm: false }
+        Pool { poll, events, clients, record, counts, random, keeps_data, rooms, restarted: None, is_calm: false }
     }
 
     /// Polls once: connects, reads and writes. `target` chooses an instance.
@@ -162,6 +163,7 @@ impl Pool {
 
     /// Redis restarts: the current epochs may end.
     pub fn note_restart(&mut self) {
+        self.restarted = Some(Instant::now());
         for client in &mut self.clients {
             client.last_id_of_epoch.get_or_insert(client.last_id);
         }
@@ -351,9 +353,8 @@ impl Pool {
                 carried.iter().for_each(|(message, text)| self.record.insert(&room, &epoch, message, text));
             }
         } else {
-            let has_left_epoch = client.last_id_of_epoch.is_some_and(|last_id| client.last_id > last_id);
             let missed = last_id.wrapping_sub(client.last_id);
-            if !is_new && self.keeps_data && !has_left_epoch && missed <= CERTAINLY_FIT {
+            if !is_new && self.keeps_data && !client.has_outlived_epoch() && missed <= CERTAINLY_FIT {
                 violation = Some(format!("no resume, since {} of {}: {data}", client.last_id, client.epoch));
             }
             if !is_new && self.keeps_data && client.last_id > last_id {
@@ -399,6 +400,10 @@ impl Pool {
 
     /// Receives the backlog of a `welcome` or a `switched`, and checks that it is complete.
     fn finish_join(&mut self, number: usize, data: &Value, violation: Option<String>) {
+        // A backlog of the time before a restart may arrive after it.
+        if self.restarted.is_some_and(|restarted| restarted.elapsed() < LONG_PATIENCE) {
+            self.clients[number].last_id_of_epoch = data["last_id"].as_u64();
+        }
         for message in data["history"].as_array().expect("a history") {
             self.receive_message(number, message.clone());
         }
@@ -485,6 +490,11 @@ impl Pool {
 impl Client {
     fn has_joined(&self) -> bool {
         self.connection.as_ref().is_some_and(|connection| connection.has_joined)
+    }
+
+    /// Whether the client knows messages that may be newer than its epoch, so that it perhaps cannot resume.
+    pub fn has_outlived_epoch(&self) -> bool {
+        self.last_id_of_epoch.is_some_and(|last_id| self.last_id > last_id)
     }
 
     fn is_out_of_patience(&self, now: Instant) -> bool {
