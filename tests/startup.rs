@@ -195,6 +195,18 @@ fn an_option_of_the_feature_metrics() {
     run_to_failure(Server::command("127.0.0.1:0", &[]).env("WIRECHAT_ADMIN", "0")).check(USAGE, &["feature metrics"]);
 }
 
+#[test]
+#[cfg(not(feature = "redis"))]
+fn options_of_the_feature_redis() {
+    let rows = [("--redis", "redis://127.0.0.1:6379"), ("--redis-prefix", "chat"), ("--redis-timeout", "5")];
+    for (option, value) in rows {
+        let words = [option, "feature redis"];
+        fail_to_start("127.0.0.1:0", &[option, value]).check(USAGE, &words);
+        let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
+        run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
+    }
+}
+
 /// A host or origin that no request can match is an error. The error suggests a correct value if there is one.
 #[test]
 fn hosts_and_origins_that_match_nothing() {

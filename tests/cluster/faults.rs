@@ -217,8 +217,10 @@ impl Machines {
 
     /// Repairs everything.
     pub fn repair(&mut self) {
-        let last = self.current.iter().map(|current| current.end).max();
-        self.end_until(last.unwrap_or_else(Instant::now));
+        while let Some(last) = self.current.iter().map(|current| current.end).max() {
+            self.end_until(last);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Restarts one instance gracefully, and returns when it is ready again. `turn` runs meanwhile.
