@@ -11,7 +11,7 @@ const MAX_WAIT: Duration = Duration::from_secs(2); // Redis counts as unavailabl
 #[derive(Default)]
 pub struct Beats {
     pub next_at: Duration,
-    pub is_calling: bool,                   // a call has no reply yet
+    pub is_calling: bool,                   // a call has neither a reply nor events yet
     pub calls: VecDeque<(u64, Duration)>,   // last request and time of each call whose events have not arrived
     pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
     others: HashMap<String, (String, u32)>, // per instance: its newest beat, and our beats since
@@ -24,6 +24,7 @@ impl Beats {
         while self.calls.front().is_some_and(|(last, _)| *last <= number) {
             self.calls.pop_front();
         }
+        self.is_calling &= !self.calls.is_empty();
     }
 
     pub fn late_at(&self) -> Option<Duration> {

@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
+pub const DONE: &str = "done"; // the reply to a call whose only news are in the inboxes
+
 const MAX_ENTRIES: usize = 256; // maximum number of inbox entries per read
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must go on within a second once Redis is back
 
 /// The connections to Redis, as the broker sees them.
 pub trait Link {
-    /// Calls the script with these arguments. The next call must wait for the reply, or for `Lost`.
+    /// Calls the script with these arguments, after all earlier calls.
     fn call(&mut self, arguments: Vec<String>);
     /// Reads the inbox `key` from the entry after `after`, as long as the Redis data has this lineage.
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
@@ -55,9 +57,11 @@ struct Reporter<W> {
 }
 
 impl<W: Fn()> Reporter<W> {
-    fn report(&self, number: u64, event: LinkEvent) {
+    fn report(&self, number: u64, event: LinkEvent, wakes: bool) {
         let _ = self.events.send((number, event));
-        (self.wake)();
+        if wakes {
+            (self.wake)();
+        }
     }
 }
 
@@ -83,7 +87,9 @@ impl Threads {
 
 impl Link for Threads {
     fn call(&mut self, arguments: Vec<String>) {
-        self.calls.iter().for_each(|calls| _ = calls.send((self.session, arguments.clone())));
+        if let Some(calls) = &self.calls {
+            let _ = calls.send((self.session, arguments));
+        }
     }
 
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str) {
@@ -163,7 +169,7 @@ fn send_calls(
             Ok((mut connection, lineage)) => {
                 session += 1;
                 let warning = find_eviction(&mut connection);
-                reporter.report(session, LinkEvent::Connected { lineage, warning });
+                reporter.report(session, LinkEvent::Connected { lineage, warning }, true);
                 loop {
                     let Ok((of, arguments)) = calls.recv() else { return };
                     if of != session {
@@ -171,13 +177,14 @@ fn send_calls(
                     }
                     let mut invocation = script.prepare_invoke();
                     arguments.iter().for_each(|argument| _ = invocation.arg(argument));
-                    match invocation.invoke(&mut connection) {
+                    match invocation.invoke::<Vec<String>>(&mut connection) {
                         Ok(reply) => {
                             wait = MIN_BACKOFF;
-                            reporter.report(session, LinkEvent::Reply(Ok(reply)));
+                            let says_nothing = reply.len() == 1 && reply[0] == DONE;
+                            reporter.report(session, LinkEvent::Reply(Ok(reply)), !says_nothing);
                         }
                         Err(error) if was_rejected(&error) => {
-                            reporter.report(session, LinkEvent::Reply(Err(error.to_string())));
+                            reporter.report(session, LinkEvent::Reply(Err(error.to_string())), true);
                         }
                         Err(error) => break error,
                     }
@@ -185,7 +192,7 @@ fn send_calls(
             }
             Err(error) => error,
         };
-        reporter.report(session, LinkEvent::Lost { reason: failed.to_string() });
+        reporter.report(session, LinkEvent::Lost { reason: failed.to_string() }, true);
         if !back_off(&mut wait, calls) {
             return;
         }
@@ -212,7 +219,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
             while let Ok(entries) = read_entries(&mut connection, &read, timeout) {
                 read.after = entries.last().map_or(read.after, |(id, _)| *id);
                 if !entries.is_empty() {
-                    reporter.report(read.number, LinkEvent::Inbox(entries));
+                    reporter.report(read.number, LinkEvent::Inbox(entries), true);
                 }
                 match reads.try_recv() {
                     Ok(newer) => {

@@ -125,7 +125,7 @@ impl RedisBroker {
         }
     }
 
-    /// Sends the next call, if Redis has answered the one before.
+    /// Sends the next call, if Redis has executed the one before: meanwhile, requests gather for one call.
     fn flush(&mut self) {
         if !matches!(self.stage, Stage::Registered) || self.beats.is_calling {
             return;
@@ -232,7 +232,7 @@ impl RedisBroker {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number);
+                    self.beats.confirm(number); // replaces the reply, which is not worth a turn of the event loop
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),
@@ -259,7 +259,7 @@ impl RedisBroker {
     fn apply_reply(&mut self, reply: &[String]) {
         self.beats.is_calling = false;
         match reply.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["done", ..] => {
+            [link::DONE, ..] => {
                 self.beats.rejection = None;
                 for (instance, beat) in self.beats.compare(&reply[1..], self.inbox.instance) {
                     self.push_internal("reap", vec![instance, beat]);
