@@ -240,7 +240,7 @@ end
 -- With `is_page`, a message above `bytes` gets its own page, so that paging cannot get stuck.
 local function messages_of(room, before, since, count, bytes, is_page)
     local found, first, upper = {}, before, '(' .. text(before) .. '-0'
-    while #found < count do
+    while before > 0 and #found < count do
         local chunk = call('XREVRANGE', key('log', room), upper, '(' .. text(since) .. '-0', 'COUNT', math.min(count - #found, 64))
         for _, entry in ipairs(chunk) do
             local id = string.match(entry[1], '^%d+')
