@@ -43,6 +43,8 @@ pub struct PrivatePayload {
 pub enum InboxEvent {
     /// All events of the requests up to this number have arrived.
     Executed(u64),
+    /// A request failed because of a fault of the script.
+    Failed(Box<str>),
     /// The room has a new epoch, and the same messages.
     Renewed(Rc<str>, Rc<str>),
     /// The room has its first member on this instance: its members on other instances.

@@ -382,8 +382,9 @@ end
 local function append(room, nonce_key, payload)
     local state = room_of(room)
     local found = nonce_key ~= '' and call('HGET', key('nonces', room), nonce_key)
-    if found then
-        return found, call('XRANGE', key('log', room), found, found)[1][2][2]
+    local original = found and call('XRANGE', key('log', room), found, found)[1]
+    if original then
+        return found, original[2][2]
     end
     state.last_id = state.last_id + 1
     local id = text(state.last_id)
@@ -631,7 +632,11 @@ while position < #ARGV do
     local number, name, count = tonumber(take()), take(), tonumber(take())
     if number > executed then
         local next_position = position + count
-        requests[name]()
+        local succeeded, failure = pcall(requests[name])
+        if not succeeded then
+            -- A fault of this script must not stop the requests of the other clients.
+            push(instance, '{"failed":' .. quote(name .. ': ' .. (failure.err or tostring(failure))) .. '}')
+        end
         executed, position = number, next_position
     else
         position = position + count
