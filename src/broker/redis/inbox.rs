@@ -64,7 +64,7 @@ pub enum InboxEvent {
     /// Client, room, the `before` of the request, whether there are older messages.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, Payload)>),
     Typing(Rc<str>, u32, u64, Rc<str>),
-    /// Client, reason, detail, nonce.
+    /// A request other than a join failed: client, reason, detail, nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
     /// The state of a room whose events may have been missed: name, history, members.
     Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>, Vec<(u32, u64, Rc<str>)>),

@@ -94,11 +94,7 @@ impl Mirror {
                 let backlog = Backlog { epoch, last_id, resumed, messages: with_ids(messages) };
                 self.apply_join(token(client), from, &to, backlog);
             }
-            InboxEvent::JoinRejected(client) => {
-                let rejected = RoomEvent::JoinRejected { client: token(client), error: BrokerError::NameInUse };
-                let is_known = self.forget(token(client));
-                self.events.extend(is_known.then_some(rejected));
-            }
+            InboxEvent::JoinRejected(client) => self.reject_join(token(client)),
             InboxEvent::Arrived(name, instance, connection, username) => {
                 let (room, member) = (self.rooms.synced(&name), MemberId::Remote { instance, connection });
                 self.events.extend(room.and_then(|room| room.add_remote(member, username)));
@@ -138,6 +134,12 @@ impl Mirror {
                 let members = self.remote_members(members);
                 self.apply_sync(&name, backlog, members);
             }
+        }
+    }
+
+    fn reject_join(&mut self, client: Token) {
+        if self.forget(client) {
+            self.events.push_back(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
         }
     }
 

@@ -36,7 +36,7 @@ use beats::Beats;
 use inbox::InboxEvent;
 use link::{Link, LinkEvent, Threads};
 use mirror::Mirror;
-use requests::{Kind, Request, Requests, flag};
+use requests::{Kind, QueuedRequest, Requests, flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
 const PROTOCOL: &str = "1"; // instances with another version of the script or of its keys must not share them
@@ -163,7 +163,7 @@ impl RedisBroker {
     /// Ends requests that have waited too long.
     fn expire_requests(&mut self) {
         while let Some(request) = self.requests.pop_expired(self.now, self.settings.timeout) {
-            let Request { client, kind, is_sent, .. } = request;
+            let QueuedRequest { client, kind, is_sent, .. } = request;
             let error = BrokerError::Unavailable;
             match kind {
                 Kind::Join => self.give_up_join(client, is_sent),

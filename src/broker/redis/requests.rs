@@ -23,7 +23,7 @@ pub enum Kind {
 }
 
 #[derive(Debug)]
-pub struct Request {
+pub struct QueuedRequest {
     number: u64,
     pub client: Token,
     pub kind: Kind,
@@ -35,15 +35,15 @@ pub struct Request {
 
 #[derive(Default)]
 pub struct Requests {
-    queue: VecDeque<Request>, // the sent requests come first
-    sent: usize,              // number of sent requests
+    queue: VecDeque<QueuedRequest>, // the sent requests come first
+    sent: usize,                    // number of sent requests
     last_number: u64,
-    pub bytes: usize, // see `Request::bytes`
+    pub bytes: usize, // see `QueuedRequest::bytes`
 }
 
-impl Request {
-    pub fn new(client: Token, kind: Kind, name: &'static str, arguments: Vec<String>, now: Duration) -> Request {
-        Request { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
+impl QueuedRequest {
+    pub fn new(client: Token, kind: Kind, name: &'static str, arguments: Vec<String>, now: Duration) -> QueuedRequest {
+        QueuedRequest { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
     }
 
     /// Whether a newer round of `rejoin` replaces the request.
@@ -57,12 +57,12 @@ impl Request {
     }
 
     fn size(&self) -> usize {
-        size_of::<Request>() + self.arguments.iter().map(|text| size_of::<String>() + text.len()).sum::<usize>()
+        size_of::<QueuedRequest>() + self.arguments.iter().map(|text| size_of::<String>() + text.len()).sum::<usize>()
     }
 }
 
 impl Requests {
-    pub fn push(&mut self, mut request: Request) {
+    pub fn push(&mut self, mut request: QueuedRequest) {
         self.last_number += 1;
         request.number = self.last_number;
         self.bytes += request.bytes();
@@ -104,8 +104,9 @@ impl Requests {
     }
 
     /// Takes a request that has waited too long.
-    pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<Request> {
-        let is_expired = |request: &Request| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
+    pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<QueuedRequest> {
+        let is_expired =
+            |request: &QueuedRequest| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
         let at = self.queue.iter().position(is_expired)?;
         self.sent -= usize::from(at < self.sent);
         let request = self.queue.remove(at)?;
@@ -123,7 +124,7 @@ impl Requests {
     }
 
     /// Takes all requests.
-    pub fn take(&mut self) -> VecDeque<Request> {
+    pub fn take(&mut self) -> VecDeque<QueuedRequest> {
         (self.sent, self.bytes) = (0, 0);
         std::mem::take(&mut self.queue)
     }
@@ -164,8 +165,8 @@ pub fn nonce_key(message: &Message) -> String {
 mod tests {
     use super::*;
 
-    fn request(client: usize, kind: Kind, seconds: u64) -> Request {
-        Request::new(Token(client), kind, "name", vec!["argument".into()], Duration::from_secs(seconds))
+    fn request(client: usize, kind: Kind, seconds: u64) -> QueuedRequest {
+        QueuedRequest::new(Token(client), kind, "name", vec!["argument".into()], Duration::from_secs(seconds))
     }
 
     fn numbers(arguments: &[String]) -> Vec<&str> {
@@ -195,7 +196,8 @@ mod tests {
         (0..MAX_REQUESTS + 1).for_each(|client| requests.push(request(client, Kind::Typing, 0)));
         assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64);
         assert_eq!(requests.take_batch().1, MAX_REQUESTS as u64 + 1);
-        let long = || Request::new(Token(1), Kind::Join, "name", vec!["x".repeat(MAX_BYTES * 2 / 3)], Duration::ZERO);
+        let long =
+            || QueuedRequest::new(Token(1), Kind::Join, "name", vec!["x".repeat(MAX_BYTES * 2 / 3)], Duration::ZERO);
         (0..2).for_each(|_| requests.push(long()));
         let before = MAX_REQUESTS as u64 + 1;
         assert_eq!(requests.take_batch().1, before + 1);

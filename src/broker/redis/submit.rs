@@ -7,7 +7,7 @@ use mio::Token;
 use super::super::{Broker, BrokerError, Join, Message, PrivateMessage, Request, RoomEvent, Session, User};
 use super::RedisBroker;
 use super::inbox::Payload;
-use super::requests::{Kind, Request as QueuedRequest, flag, format_credential, format_session, json, nonce_key};
+use super::requests::{Kind, QueuedRequest, flag, format_credential, format_session, json, nonce_key};
 
 impl RedisBroker {
     pub(super) fn submit_request(&mut self, client: Token, request: Request) {
