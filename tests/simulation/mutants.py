@@ -80,8 +80,9 @@ MUTANTS = [
     ('a client that leaves still receives', CHAT, 'self.room_mut(room).remove_recipient(client);', 'let _ = room;'),
     ('a repeated nonce gets no event', CHAT, '                self.send(client, Event::Message(message));', '                drop(message);'),
     ('a flood is ignored', CHAT, 'Decision::Flood => return self.close(client, event::FLOODING),', 'Decision::Flood => return,'),
-    ('an error loses its nonce', CHAT, '                self.send(client, Event::Error { message, nonce });\n            }\n            RoomEvent',
-     '                self.send(client, Event::Error { message, nonce: nonce.filter(|_| false) });\n            }\n            RoomEvent'),
+    ('an error loses its nonce', CHAT,
+     'Event::Error { message: event::describe(error), nonce }',
+     'Event::Error { message: event::describe(error), nonce: nonce.filter(|_| false) }'),
     ('the echo does not wait for the broker', CHAT, '        self.broker.submit(client, request, now.monotonic);\n        Ok(())',
      '''        if let Request::Publish(Message { username, text, time, nonce, .. }) = &request {
             let (username, text, time, nonce) = (Rc::clone(username), text.clone(), Rc::clone(time), nonce.clone());
