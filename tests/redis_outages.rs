@@ -34,7 +34,7 @@ fn event(event: &str, name: &str) -> Value {
     json!({"event": event, "data": {"username": name}})
 }
 
-/// Sends a message with its text as its nonce, and reads until its fate is known.
+/// What becomes of a message.
 enum Fate {
     /// The room has the message.
     Published(Value),
@@ -411,6 +411,27 @@ impl Outage {
     }
 }
 
+/// Once Redis is known to be unavailable, each request gets an error within `--redis-timeout`. Typing is dropped.
+fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
+    ann.sends_event("typing", json!({}));
+    sends_nonce(ann, "lost");
+    ann.sends_event("private", json!({"to": "bob", "text": "lost", "nonce": "private"}));
+    ann.sends_event("switch_room", json!({"room": "elsewhere"}));
+    ann.sends_event("history", json!({"before": 10}));
+    ron.sends_message("lost");
+    pat.sends_message("lost");
+    for nonce in [Some("lost"), Some("private"), None, None] {
+        let data = ann.receives_event("error", json!({}));
+        assert_eq!(data.get("nonce").and_then(Value::as_str), nonce, "{data}");
+        if nonce.is_some() {
+            assert_eq!(data["message"], NOT_STORED);
+        }
+    }
+    for user in [ron, pat] {
+        assert_eq!(user.receives_error(), NOT_STORED);
+    }
+}
+
 /// Section 6.2 in full. Two instances; the clients of both stay connected through the outage.
 fn outage(kind: Outage) {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
@@ -427,25 +448,8 @@ fn outage(kind: Outage) {
     kind.begin(&mut cluster.redis);
     wait_until("new clients are rejected", || cluster.servers.iter().all(|server| !is_ready(server)));
     cluster.servers.iter().for_each(is_cut_off);
-    // Once Redis is known to be unavailable, each request gets an error within `--redis-timeout`. Typing is dropped.
     let start = Instant::now();
-    ann.sends_event("typing", json!({}));
-    sends_nonce(&mut ann, "lost");
-    ann.sends_event("private", json!({"to": "bob", "text": "lost", "nonce": "private"}));
-    ann.sends_event("switch_room", json!({"room": "elsewhere"}));
-    ann.sends_event("history", json!({"before": 10}));
-    ron.sends_message("lost");
-    pat.sends_message("lost");
-    for nonce in [Some("lost"), Some("private"), None, None] {
-        let data = ann.receives_event("error", json!({}));
-        assert_eq!(data.get("nonce").and_then(Value::as_str), nonce, "{data}");
-        if nonce.is_some() {
-            assert_eq!(data["message"], NOT_STORED);
-        }
-    }
-    for user in [&mut ron, &mut pat] {
-        assert_eq!(user.receives_error(), NOT_STORED);
-    }
+    are_rejected(&mut ann, &mut ron, &mut pat);
     println!("{kind:?}: rejected within {:?}", start.elapsed());
     for user in [&mut ann, &mut bob, &mut ron, &mut pat] {
         user.receives_nothing();
@@ -497,69 +501,75 @@ fn redis_rejects_writes() {
     outage(Outage::RejectsWrites);
 }
 
-/// Messages on their way when Redis stops replying: each client learns the fate, or is closed with 1013 and asks again.
+/// A client with two messages on their way, named after the client, when Redis fails.
+struct Sender {
+    name: String,
+    /// `None` after a close with 1013.
+    user: Option<User>,
+    welcome: Value,
+    published: Vec<Value>,
+    rejected: Vec<String>,
+}
+
+impl Sender {
+    fn read_fates(&mut self) {
+        for word in ["one", "two"] {
+            let (nonce, user) = (format!("{} {word}", self.name), self.user.as_mut().expect("a connection"));
+            match fate(user, &nonce, &mut Vec::new()) {
+                Fate::Published(message) => self.published.push(message),
+                Fate::NotStored => self.rejected.push(nonce),
+                Fate::Unknown => {
+                    self.user = None;
+                    break;
+                }
+            }
+        }
+    }
+
+    /// A client that does not know a fate asks again, on another instance. Returns the texts that the room must have.
+    fn ask_again(&mut self, server: &Server) -> Vec<String> {
+        let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
+        if self.user.is_some() {
+            texts.retain(|text| !self.rejected.contains(text));
+            return texts;
+        }
+        let session = self.welcome["session"].as_str().unwrap();
+        let resume = format!("{}&session={session}", since(&self.welcome["epoch"], 0));
+        let (mut user, welcome) = join(server, &self.name, "general", &resume);
+        assert_eq!(welcome["resumed"], true, "{welcome}");
+        texts.iter().for_each(|text| drop(publishes(&mut user, text)));
+        self.user = Some(user);
+        texts
+    }
+}
+
+/// Messages on their way when Redis fails: each client learns the fate, or is closed with 1013 and asks again.
 #[test]
 fn messages_of_unknown_fate() {
     for kind in [Outage::Stopped, Outage::Killed] {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return };
         let mut witness = User::events(cluster.at(1), "witness", "general");
-        let mut users: Vec<(User, Value)> =
-            (0..6).map(|i| join(cluster.at(0), &format!("user-{i}"), "general", "")).collect();
-        for (user, _) in &mut users {
-            sends_nonce(user, &format!("{} one", user.name.clone()));
-        }
-        kind.begin(&mut cluster.redis);
-        for (user, _) in &mut users {
-            sends_nonce(user, &format!("{} two", user.name.clone()));
-        }
-        let mut open: Vec<(String, Option<User>, Value)> = Vec::new();
-        let (mut published, mut unknown) = (Vec::new(), 0);
-        let mut rejected: Vec<String> = Vec::new();
-        for (mut user, welcome) in users {
-            let mut is_closed = false;
-            for word in ["one", "two"] {
-                let nonce = format!("{} {word}", user.name);
-                match fate(&mut user, &nonce, &mut Vec::new()) {
-                    Fate::Published(message) => published.push(message),
-                    Fate::NotStored => rejected.push(nonce),
-                    Fate::Unknown => {
-                        unknown += 1;
-                        is_closed = true;
-                        break;
-                    }
-                }
+        let sender = |i| {
+            let name = format!("user-{i}");
+            let (user, welcome) = join(cluster.at(0), &name, "general", "");
+            Sender { name, user: Some(user), welcome, published: Vec::new(), rejected: Vec::new() }
+        };
+        let mut senders: Vec<Sender> = (0..6).map(sender).collect();
+        let send = |senders: &mut [Sender], word: &str| {
+            for Sender { name, user, .. } in senders {
+                sends_nonce(user.as_mut().unwrap(), &format!("{name} {word}"));
             }
-            let name = user.name.clone();
-            open.push((name, (!is_closed).then_some(user), welcome));
-        }
-        println!("{kind:?}: {} published, {} rejected, {unknown} of unknown fate", published.len(), rejected.len());
-        if kind == Outage::Stopped {
-            assert!(unknown > 0, "the last messages were sent to a Redis that did not reply");
-        }
+        };
+        send(&mut senders, "one");
+        kind.begin(&mut cluster.redis);
+        send(&mut senders, "two");
+        senders.iter_mut().for_each(Sender::read_fates);
+        let unknown = senders.iter().filter(|sender| sender.user.is_none()).count();
+        println!("{kind:?}: {unknown} clients do not know the fate of a message");
+        assert!(unknown > 0 || kind == Outage::Killed, "the last messages were sent to a Redis that did not reply");
         kind.end(&mut cluster.redis);
         wait_until("new clients are accepted", || cluster.servers.iter().all(is_ready));
-        // Those who do not know ask again, on the other instance. The messages may or may not be there: they are in the
-        // room once.
-        let mut expected: Vec<String> = Vec::new();
-        for (name, user, first) in &mut open {
-            let is_new = user.is_none();
-            let mut user = user.take().unwrap_or_else(|| {
-                let session = first["session"].as_str().unwrap();
-                let resume = format!("{}&session={session}", since(&first["epoch"], 0));
-                let (user, welcome) = join(cluster.at(1), name, "general", &resume);
-                assert_eq!(welcome["resumed"], true, "{welcome}");
-                user
-            });
-            for word in ["one", "two"] {
-                let nonce = format!("{name} {word}");
-                if is_new {
-                    publishes(&mut user, &nonce);
-                    rejected.retain(|rejected| *rejected != nonce);
-                }
-                expected.push(nonce);
-            }
-        }
-        expected.retain(|nonce| !rejected.contains(nonce));
+        let mut expected: Vec<String> = senders.iter_mut().flat_map(|sender| sender.ask_again(cluster.at(1))).collect();
         publishes(&mut witness, "the end");
         let (_guest, welcome) = join(cluster.at(0), "reader", "general", "");
         let history = welcome["history"].as_array().unwrap();
@@ -568,8 +578,8 @@ fn messages_of_unknown_fate() {
         texts.sort_unstable();
         expected.sort_unstable();
         assert_eq!(texts, expected, "each once, and none that was rejected");
-        for message in published {
-            assert!(history.contains(&message), "acknowledged and lost: {message}");
+        for message in senders.iter().flat_map(|sender| &sender.published) {
+            assert!(history.contains(message), "acknowledged and lost: {message}");
         }
     }
 }

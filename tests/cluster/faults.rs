@@ -55,12 +55,14 @@ pub struct Machines {
     proxies: Vec<Proxy>,
     args: Vec<String>,
     current: Vec<Current>,
+    /// The faults that are still to come in this round, in reverse.
+    deck: Vec<Fault>,
     next: Instant,
     pub counts: Vec<(String, usize)>,
     keeps_data: bool,
     /// Whether Redis has been killed since the clients were told.
     pub has_restarted: bool,
-    /// The last time at which Redis, or the way to it, was repaired.
+    /// When Redis was repaired, until the next message is delivered.
     pub repaired: Option<Instant>,
 }
 
@@ -76,6 +78,7 @@ impl Machines {
             proxies,
             args,
             current: Vec::new(),
+            deck: Vec::new(),
             next: Instant::now() + Duration::from_secs(2),
             counts: Vec::new(),
             keeps_data,
@@ -105,37 +108,51 @@ impl Machines {
         self.addrs.len()
     }
 
-    /// Ends the faults whose time is over, and begins the next one.
-    pub fn turn(&mut self, random: &mut Rng) {
-        let now = Instant::now();
-        self.end_until(now);
-        if now < self.next {
-            return;
+    /// Ends the faults whose time is over. Returns whether it is time for the next fault.
+    pub fn turn(&mut self) -> bool {
+        self.end_until(Instant::now());
+        Instant::now() >= self.next
+    }
+
+    /// Begins the next fault.
+    pub fn fail(&mut self, random: &mut Rng) {
+        self.next = Instant::now() + Duration::from_millis(random.u64(200..2500));
+        if self.deck.is_empty() {
+            self.deck = self.kinds();
+            random.shuffle(&mut self.deck);
         }
-        self.next = now + Duration::from_millis(random.u64(200..3000));
-        let i = random.usize(..self.count());
-        let fault = match random.u8(..if self.keeps_data { 10 } else { 12 }) {
-            0 => Fault::KillInstance(i),
-            1 | 2 => Fault::StopInstance(i),
-            3 => Fault::DrainInstance(i),
-            4 => Fault::Cut(i),
-            5 => Fault::DropReplies(i),
-            6 => Fault::KillRedis,
-            7 => Fault::StopRedis,
-            8 => Fault::PauseRedis,
-            9 => Fault::KillConnections,
-            10 => Fault::EraseRedis,
-            _ => Fault::Flush,
-        };
+        // Each kind has its turn, so that even a short run has most of them.
+        let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
+        let Some(at) = self.deck.iter().rposition(is_free) else { return };
+        let fault = self.deck.remove(at);
         // Long enough, now and then, that an instance counts as dead or a timeout expires.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
             _ if random.u8(..3) == 0 => random.u64(5500..9000),
             _ => random.u64(50..2500),
         };
-        if self.current.iter().all(|current| current.fault.target() != fault.target()) {
-            self.begin(fault, Duration::from_millis(length), random);
+        self.begin(fault, Duration::from_millis(length), random);
+    }
+
+    fn kinds(&self) -> Vec<Fault> {
+        let of_instance = |i| {
+            [
+                Fault::KillInstance(i),
+                Fault::StopInstance(i),
+                Fault::DrainInstance(i),
+                Fault::Cut(i),
+                Fault::DropReplies(i),
+            ]
+        };
+        let of_redis = [Fault::KillRedis, Fault::StopRedis, Fault::PauseRedis, Fault::KillConnections];
+        let losses = [Fault::EraseRedis, Fault::Flush];
+        let mut kinds: Vec<Fault> = (0..self.count()).flat_map(of_instance).collect();
+        // As often as the faults of an instance.
+        (0..self.count()).for_each(|_| kinds.extend(of_redis));
+        if !self.keeps_data {
+            kinds.extend(losses.repeat(2));
         }
+        kinds
     }
 
     fn begin(&mut self, fault: Fault, length: Duration, random: &mut Rng) {
@@ -144,6 +161,7 @@ impl Machines {
             Some((_, count)) => *count += 1,
             None => self.counts.push((name, 1)),
         }
+        self.repaired = None;
         println!("{} {fault:?} for {:.1} s", now(), length.as_secs_f64());
         self.has_restarted |= matches!(fault, Fault::KillRedis | Fault::EraseRedis);
         match fault {
@@ -210,7 +228,8 @@ impl Machines {
             Fault::PauseRedis => drop(self.redis.ask(&["CLIENT", "UNPAUSE"])),
             Fault::KillConnections | Fault::Flush => {}
         }
-        if fault.target() == 20 {
+        // If an instance is faulty too, its clients wait for that as well.
+        if fault.target() == 20 && self.current.is_empty() {
             self.repaired = Some(Instant::now());
         }
     }

@@ -200,8 +200,11 @@ fn main() -> ExitCode {
                 (0..2).for_each(|_| pool.act());
             });
             restarted += 1;
-        } else if arguments.has_faults && Instant::now() + Duration::from_secs(1) < end {
-            run.machines.turn(&mut random);
+        } else if arguments.has_faults && run.machines.turn() && Instant::now() + Duration::from_secs(1) < end {
+            // Many messages are on their way when the fault begins.
+            (0..random.usize(..200)).for_each(|_| run.pool.act());
+            (0..random.usize(..3)).for_each(|_| run.turn());
+            run.machines.fail(&mut random);
             if std::mem::take(&mut run.machines.has_restarted) {
                 run.pool.note_restart();
             }
