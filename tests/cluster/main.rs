@@ -211,6 +211,7 @@ fn main() -> ExitCode {
         }
     }
     run.machines.repair();
+    run.machines.repaired = None;
     run.settle();
     if run.pool.record.violations.is_empty() {
         run.check_end();
