@@ -68,9 +68,11 @@ fn json_of(frame: &Frame) -> Value {
     serde_json::from_str(frame.text()).expect("JSON")
 }
 
-/// The members of a room as a guest on this instance sees them.
+/// The members of a room as a guest on this instance sees them, without earlier guests who may still be about to leave.
 fn members(server: &Server, room: &str) -> Vec<String> {
-    names(&welcome(server, room, "")["members"])
+    let mut members = names(&welcome(server, room, "")["members"]);
+    members.retain(|name| name != "guest");
+    members
 }
 
 /// Waits until a message travels from the one to the other. Each attempt has its own text; a failed one may leave an error.

@@ -1,0 +1,28 @@
+// The same chat with Socket.IO and its Redis adapter, for tests/cluster/measure: whoever sends a message to a room
+// receives it too. It has no ids, no history and no resume. Arguments: the port, and the URL of Redis, if any.
+
+const { Server } = require("socket.io");
+
+async function start(port, url) {
+    const options = { transports: ["websocket"], serveClient: false };
+    if (url) {
+        const { createAdapter } = require("@socket.io/redis-adapter");
+        const { createClient } = require("redis");
+        const clients = [createClient({ url }), createClient({ url })];
+        clients.forEach((client) => client.on("error", () => {}));
+        await Promise.all(clients.map((client) => client.connect()));
+        options.adapter = createAdapter(...clients);
+    }
+    const io = new Server(options);
+    io.on("connection", (socket) => {
+        const { room, username } = socket.handshake.query;
+        socket.join(room);
+        socket.on("message", ({ text }) => {
+            io.to(room).emit("message", { username, text, time: new Date().toISOString() });
+        });
+    });
+    io.listen(Number(port));
+    console.log("ready");
+}
+
+start(process.argv[2], process.argv[3]);
