@@ -47,6 +47,9 @@ pub struct Config {
     /// Take the client's address from X-Forwarded-For if the connection comes from this proxy (repeatable)
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = parse_network, help_heading = "Access")]
     pub trusted_proxy: Vec<IpNet>,
+    /// Require a PROXY protocol header, which names the client, on each connection from a --trusted-proxy or Unix socket
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
+    pub proxy_protocol: bool,
     /// Reject a username that is already in use (case-insensitive)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Access")]
     pub unique_names: bool,
@@ -182,6 +185,7 @@ impl Config {
         let is_fixed = |address: &SockAddr| address.as_socket().is_none_or(|address| address.port() != 0);
         let is_repeated = |i: &usize| is_fixed(&self.listen[*i]) && self.listen[..*i].contains(&self.listen[*i]);
         let repeated = (0..self.listen.len()).find(is_repeated);
+        let listens_on_tcp = self.listen.iter().any(|address| address.as_socket().is_some());
         self.features.validate()?;
         Err(if let Some(index) = repeated {
             format!("--listen {} is given twice; remove one of the two", format_address(&self.listen[index]))
@@ -189,6 +193,8 @@ impl Config {
             "--open requires no token, --tokens and --jwt-key require one; remove --open or the others".into()
         } else if let (true, Some(set)) = (self.has_demo_tokens(), self.public_option()) {
             format!("the demo tokens are public, so not for {set}; pass --tokens FILE, --jwt-key FILE or --open")
+        } else if self.proxy_protocol && self.trusted_proxy.is_empty() && listens_on_tcp {
+            "--proxy-protocol needs --trusted-proxy, which is missing; add --trusted-proxy CIDR".into()
         } else if self.inspect && self.no_inspect {
             "--inspect and --no-inspect contradict each other; remove one of the two".into()
         } else if self.trace_filter.is_some() && self.trace.is_none() {

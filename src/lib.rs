@@ -4,7 +4,7 @@
 //! # Layers
 //! ```text
 //! main    ─▶ net, tools, config, config_file, http, systemd  arguments become a Config, and the Config a server or a tool
-//! net     ─▶ server, inspect, config, broker, chat, http, operator, systemd  the system: poll loop, sockets, signals, clock
+//! net     ─▶ server, inspect, config, broker, chat, http, operator, systemd, proxy_protocol  poll loop, sockets, clock
 //! server  ─▶ ws, http, chat, broker, config      connections: bytes to the protocol, messages to the chat, and back
 //! http    ─▶ ws, chat, config                    everything before the upgrade: pages, tokens, origins
 //! chat    ─▶ broker, config, operator            clients, rooms, names, JSON
@@ -15,6 +15,7 @@
 //! features ─▶ config                             part three: the options of the optional features
 //! config_file ─▶ config                          part two: options from a file
 //! systemd                                        inherited sockets, and reports to the service manager
+//! proxy_protocol                                 a header in which a proxy names the client
 //! inspect ─▶ ws, server                          part two: traces, recordings, the inspector
 //! tools   ─▶ ws, inspect, broker                 part two: explain, poke, replay, history, admin, health
 //! ```
@@ -38,7 +39,7 @@
 //! 13. [`net`], [`net::event_loop`], [`net::listener`], [`net::log_writer`], [`config`], `main.rs`: system, options.
 //! 14. [`inspect`]: from the bytes of a connection to records, and from records to text, JSON and recordings.
 //! 15. [`tools`], [`tools::replay`], [`tools::explain`], [`tools::health`], [`tools::packaging`]: the other tools.
-//! 16. [`config_file`], [`systemd`]: options from a file; sockets from systemd, and reports to it.
+//! 16. [`config_file`], [`systemd`], [`proxy_protocol`]: options from a file; sockets from systemd; a proxy's header.
 //! 17. [`tools::poke`]: a table of valid and hostile client behavior, and the client that plays it.
 //!
 //! # One message, seven hops
@@ -101,6 +102,7 @@ pub mod net;
 pub mod operator;
 #[cfg(test)]
 mod pictures;
+pub mod proxy_protocol;
 pub mod server;
 pub mod systemd;
 pub mod tools;

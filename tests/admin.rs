@@ -716,6 +716,26 @@ fn banned_addresses() {
     assert_eq!(host.server.status(&from("2001:db8::2", "/echo")), 101);
 }
 
+/// The header of the PROXY protocol gives the client's address, for the list of clients and for bans.
+#[test]
+fn clients_named_by_a_proxy_header() {
+    let host = Host::start(&["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open"]);
+    let join = |header: &str| {
+        let mut client = host.server.connect();
+        client.send(&[header.as_bytes(), &handshake().target("/?username=ann").bytes()].concat());
+        let status = Response::parse(client.read_head().as_bytes()).status;
+        (client, status)
+    };
+    let header = "PROXY TCP4 192.0.2.7 192.0.2.99 4711 443\r\n";
+    let (mut ann, status) = join(header);
+    assert_eq!((status, &host.json("GET", "/clients")[0]["address"]), (101, &json!("192.0.2.7")));
+    assert_eq!(host.json("POST", "/ban?address=192.0.2.7&seconds=60"), json!({"closed": 1}));
+    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!([join(header).1, join("PROXY UNKNOWN\r\n").1], [403, 101]);
+    host.server.connect().send(b"GET / HTTP/1.1\r\n");
+    host.wait_for_metrics(&[("rejections_total{status=\"400\"}", 1), ("rejections_total{status=\"403\"}", 1)]);
+}
+
 #[test]
 fn published_messages() {
     let host = Host::start(&["--max-text", "10"]);

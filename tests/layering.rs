@@ -15,9 +15,9 @@ use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 
 /// Each module, and the modules that it may use. `lib.rs` is exempt, because it declares all modules.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("main", &["net", "tools", "config", "config_file", "http", "systemd"]),
-    ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd"]),
+    ("net", &["server", "inspect", "config", "broker", "chat", "http", "operator", "systemd", "proxy_protocol"]),
     ("server", &["ws", "http", "chat", "broker", "config", "maps"]),
     ("http", &["ws", "chat", "config"]),
     ("chat", &["broker", "config", "maps", "operator"]),
@@ -29,6 +29,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("config_file", &["config"]),
     ("maps", &[]),
     ("systemd", &[]),
+    ("proxy_protocol", &[]),
     ("operator", &["maps"]),
     ("ws", &[]),
 ];

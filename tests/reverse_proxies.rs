@@ -226,6 +226,51 @@ fn haproxy() {
     });
 }
 
+/// HAProxy forwards TCP streams, and names the client in a header of the PROXY protocol. `tls_ends_at_server`: otherwise,
+/// TLS ends at HAProxy.
+fn check_proxy_protocol(version: &str, tls_ends_at_server: bool) {
+    let Some(program) = require_tool("haproxy", &["/usr/sbin/haproxy".into()]) else { return };
+    let (Some(_), Some(certificate)) = (require_tool("curl", &[]), Certificate::new(version, EC)) else { return };
+    let tokens = token_file(version, "a-secret-of-bob bob\n");
+    let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--max-wrong-tokens", "2", "--verbose"];
+    let others = ["--tokens", tokens.to_str().unwrap(), "--allow-origin", "https://chat.example"];
+    let tls = if tls_ends_at_server { certificate.options().to_vec() } else { Vec::new() };
+    let server = Server::start(&[&options[..], &others, &tls].concat());
+    let proxy = Proxy::start(&program, "/", &["-db", "-f", "config"], &server, |directory, server, port| {
+        let tls = if tls_ends_at_server { String::new() } else { format!(" ssl crt {directory}/both.pem") };
+        let config = replace(&from_readme("cfg", server), ":443", &format!("127.0.0.1:{port}{tls}"));
+        let config = replace(&config, "send-proxy-v2 check", &format!("{version} check inter 50ms"));
+        format!("defaults\n    timeout connect 5s\n{config}")
+    });
+    let proxy = proxy.unwrap();
+    let forged = [&HANDSHAKE[..], &["--header", "X-Forwarded-For: 203.0.113.1"]].concat();
+    let guess = |from| proxy.curl(from, "echo?token=wrong", &forged)[..3].to_owned();
+    let statuses = ["127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"].map(guess);
+    assert_eq!(statuses, ["401", "401", "429", "401"], "{}", server.log());
+    let ask = |origin: &str| {
+        let headers = [format!("Origin: {origin}"), "Authorization: Bearer a-secret-of-bob".into()];
+        proxy.curl("127.0.0.4", "check", &["--header", &headers[0], "--header", &headers[1]])
+    };
+    assert!(ask("https://chat.example").contains("\"status\":101"), "{}", ask("https://chat.example"));
+    assert!(ask("https://evil.example").contains("\"status\":403"));
+    // The connections of health checks start with a header, too.
+    wait_until("a health check ends", || server.log().contains("CLOSE 127.0.0.1:"));
+    assert!(!server.log().contains(" 400 ") && !server.log().contains("203.0.113.1"), "{}", server.log());
+}
+
+#[test]
+fn haproxy_names_the_client_in_a_header() {
+    check_proxy_protocol("send-proxy", false);
+    check_proxy_protocol("send-proxy-v2", false);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn haproxy_forwards_tls() {
+    check_proxy_protocol("send-proxy", true);
+    check_proxy_protocol("send-proxy-v2", true);
+}
+
 #[test]
 fn caddy() {
     let Some(program) = require_tool("caddy", &["/usr/bin/caddy".into()]) else { return };

@@ -696,3 +696,38 @@ fn health_checks() {
     let error = String::from_utf8(health(format!("https://{}", plain_server.addr())).stderr).unwrap();
     assert!(error.contains("cannot read the response"), "{error}");
 }
+
+/// With `--proxy-protocol`, the header precedes the ClientHello, and is not encrypted.
+#[test]
+fn a_proxy_names_the_client_before_tls() {
+    let options = ["--open", "--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--max-per-address", "1"];
+    let Some(fixture) = Fixture::new("proxy-header", &options) else { return };
+    let connect = |header: &[u8]| {
+        let mut tcp = TcpStream::connect(fixture.server.addr()).unwrap();
+        tcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        tcp.write_all(header).unwrap();
+        TlsClient { stream: StreamOwned::new(new_session(&fixture.settings), tcp), received: Vec::new() }
+    };
+    let mut client = connect(b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n");
+    client.upgrade("/echo");
+    client.echoes("hello");
+    drop(client);
+    fixture.server.wait_for_log("CLOSE 203.0.113.1:4711 ");
+    // The header and the ClientHello arrive in one piece.
+    let hello = client_hello(&fixture.settings);
+    let mut tcp = TcpStream::connect(fixture.server.addr()).unwrap();
+    tcp.write_all(&[b"PROXY TCP4 203.0.113.2 192.0.2.99 4711 443\r\n", &hello[..]].concat()).unwrap();
+    let mut record = [0; 3];
+    tcp.read_exact(&mut record).unwrap();
+    assert_eq!(record, [22, 3, 3], "a ServerHello");
+    // A client over its limit gets an alert. Without a header, the server ends the connection.
+    let mut rejected = TcpStream::connect(fixture.server.addr()).unwrap();
+    rejected.write_all(b"PROXY TCP4 203.0.113.2 192.0.2.99 4712 443\r\n").unwrap();
+    rejected.read_exact(&mut record).unwrap();
+    assert_eq!(record[0], 21, "an alert");
+    fixture.server.wait_for_log("REJECT 203.0.113.2:4712 503 ");
+    let mut without = RawClient::new(TcpStream::connect(fixture.server.addr()).unwrap());
+    without.send(&hello);
+    without.expect_end();
+    fixture.server.wait_for_log("400 The PROXY header is missing or malformed");
+}

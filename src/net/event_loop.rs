@@ -72,7 +72,8 @@ impl EventLoop {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(error)?);
         let mut observers = super::new_observers(&config, &log, &mut random)?;
         let wake = move || _ = waker.wake();
-        if let Some(address) = addresses.iter().find_map(config::local_address) {
+        let local = addresses.iter().find_map(config::local_address);
+        if let Some(address) = local.filter(|_| !config.proxy_protocol) {
             observers = observers.with_player(tls.admit_player(player), address, wake.clone());
         }
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };

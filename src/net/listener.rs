@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{Config, RESERVED_DESCRIPTORS, format_address};
-use crate::server::connection;
+use crate::{proxy_protocol, server::connection};
 
 const BACKLOG: i32 = 4096; // maximum number of clients in the kernel's queue; equals Linux's default `somaxconn`
 const RETRY_DELAY: Duration = Duration::from_millis(250); // pause between a failed accept and the next attempt
@@ -127,6 +127,10 @@ pub fn accept(socket: &Socket) -> io::Result<(Socket, Option<SocketAddr>)> {
 }
 
 impl connection::Socket for Socket {
+    fn read_proxy_header(&self) -> io::Result<Option<SocketAddr>> {
+        proxy_protocol::read_header(self)
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.shutdown(Shutdown::Write)
     }

@@ -51,6 +51,11 @@ pub trait Socket: Read + Write {
         0
     }
 
+    /// Removes a complete PROXY header from the input; before that, `WouldBlock`. Returns the client, if it names one.
+    fn read_proxy_header(&self) -> io::Result<Option<SocketAddr>> {
+        Ok(None)
+    }
+
     fn shutdown_write(&mut self) -> io::Result<()>;
 }
 
@@ -79,6 +84,7 @@ pub enum Work {
 pub struct ColdFields {
     pub peer: SocketAddr,         // the client's address, which a trusted proxy may have reported
     pub is_proxy: bool,           // whether the peer is a proxy that reports the client's address and scheme
+    pub expects_header: bool,     // whether the input starts with a PROXY header
     pub is_counted: bool,         // whether the connection counts towards `--max-per-address`
     pub proof: Proof,             // what the client's access token proves
     pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
@@ -133,6 +139,7 @@ impl<S: Socket> Connection<S> {
         let cold = Box::new(ColdFields {
             peer,
             is_proxy: false,
+            expects_header: false,
             is_counted: false,
             proof: Proof::default(),
             service: None,
@@ -201,6 +208,14 @@ impl<S: Socket> Connection<S> {
             observer.observe(Role::Client, &buffer[..len]);
         }
         Ok(len)
+    }
+
+    pub fn read_proxy_header(&mut self) -> io::Result<Option<SocketAddr>> {
+        let header = self.socket.read_proxy_header();
+        let is_incomplete = header.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        self.cold.expects_header = is_incomplete && self.input != Input::Ending;
+        self.input = if self.cold.expects_header { Input::Drained } else { self.input };
+        header
     }
 
     /// Writes the outbox. After the last byte, shuts down the write side of a draining connection that discards input.

@@ -47,16 +47,12 @@ impl<S: Socket> Server<S> {
         let (token, now) = (self.connections.next_token, self.now.monotonic);
         self.connections.next_token.0 += 1;
         let mut connection = Connection::new(socket, peer, self.observers.create_observer(token, peer), now);
-        // A trusted proxy connects for many clients, so count its connection later, when the request names the client.
         let is_proxy = is_local || is_trusted_proxy(peer.ip(), &self.config.trusted_proxy);
-        let is_counted = !is_proxy;
-        (connection.cold.is_proxy, connection.cold.is_counted) = (is_proxy, is_counted);
+        connection.cold.expects_header = is_proxy && self.config.proxy_protocol;
         self.chat.operator.counters.accepts += 1;
         self.connections.table.insert(token, connection);
         self.set_timer(token, self.config.handshake_timeout);
-        if is_counted && let Err(what) = self.limits.add_connection(peer.ip(), now) {
-            self.reject(token, &http::service_unavailable(what), false);
-        }
+        self.set_peer(token, peer, is_proxy);
     }
 
     pub(super) fn set_timer(&mut self, token: Token, wait: Duration) {
@@ -288,7 +284,8 @@ impl<S: Socket> Server<S> {
         self.connections.queue(Work::Write, token);
     }
 
-    /// Handles a failed read. On a TLS port, `InvalidInput` stands for plain HTTP, and `InvalidData` for a TLS error.
+    /// Handles a failed read. `InvalidInput` stands for plain HTTP on a TLS port, `InvalidData` for an error in the header of
+    /// a proxy or in TLS.
     pub(super) fn handle_read_error(&mut self, token: Token, error: &io::Error) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let (kind, is_handshake) = (error.kind(), matches!(connection.cold.stage, Stage::Handshake(_)));

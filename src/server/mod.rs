@@ -17,7 +17,7 @@ pub mod outbox;
 mod shutdown;
 pub mod timers;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use mio::Token;
 
@@ -25,10 +25,11 @@ use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{Broker, NameRules, Random, RoomId};
 use crate::chat::event::{Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
+use crate::http::{access::Access, proxy::is_trusted_proxy, service_unavailable};
 pub use crate::ws::close::CloseCode;
 use crate::ws::frame::{self, Opcode};
 use crate::ws::protocol::{Event as ProtocolEvent, State};
-use crate::{config::Config, http::access::Access, ws::message::Message};
+use crate::{config::Config, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, append_frame};
 use limits::ConnectionLimits;
@@ -207,7 +208,9 @@ impl<S: Socket> Server<S> {
             return;
         }
         let mut unprocessed = std::mem::take(&mut connection.cold.unprocessed);
-        if !unprocessed.is_empty() {
+        if connection.cold.expects_header {
+            self.read_proxy_header(token);
+        } else if !unprocessed.is_empty() {
             self.receive(token, &mut unprocessed);
         } else {
             match connection.read(scratch) {
@@ -222,6 +225,29 @@ impl<S: Socket> Server<S> {
             }
         }
         self.connections.queue_read(token, self.config.max_outbox);
+    }
+
+    /// Reads the header in which a trusted proxy names the client.
+    fn read_proxy_header(&mut self, token: Token) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        match connection.read_proxy_header() {
+            Ok(Some(client)) => {
+                let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+                self.set_peer(token, client, is_trusted_proxy(client.ip(), &self.config.trusted_proxy));
+            }
+            Err(error) if !connection.cold.expects_header => self.handle_read_error(token, &error),
+            Ok(None) | Err(_) => {} // without a client's address, or incomplete
+        }
+    }
+
+    /// `is_proxy`: the peer connects for many clients, so count its connection later, when a header names the client.
+    fn set_peer(&mut self, token: Token, peer: SocketAddr, is_proxy: bool) {
+        let Some(connection) = self.connections.get_mut(token) else { return };
+        let cold = &mut *connection.cold;
+        (cold.peer, cold.is_proxy, cold.is_counted) = (peer, is_proxy, !is_proxy);
+        if !is_proxy && let Err(what) = self.limits.add_connection(peer.ip(), self.now.monotonic) {
+            self.reject(token, &service_unavailable(what), false);
+        }
     }
 
     fn receive(&mut self, token: Token, input: &mut [u8]) {

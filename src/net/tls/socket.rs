@@ -5,7 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -96,6 +96,13 @@ impl Socket for Transport {
             Transport::Plain(_) => false,
             Transport::Tls(tls) if from == Role::Server => !tls.output.is_empty(),
             Transport::Tls(tls) => !tls.plaintext.is_empty() || matches!(tls.stream, Stream::Readable | Stream::Ended),
+        }
+    }
+
+    fn read_proxy_header(&self) -> io::Result<Option<SocketAddr>> {
+        match self {
+            Transport::Plain(tcp) => tcp.read_proxy_header(),
+            Transport::Tls(tls) => tls.tcp.read_proxy_header(),
         }
     }
 

@@ -1,0 +1,34 @@
+//! Reads the header in which a proxy names the client of a forwarded stream (PROXY protocol, versions 1 and 2:
+//! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use proxy_header::{Error, ParseConfig, ProxyHeader};
+use rustix::net::{RecvFlags, recv};
+use socket2::Socket;
+
+const MAX_V1: usize = 107; // bytes (section 2.1)
+const MAX_V2: usize = 4096; // 64 KiB are possible, but even a header with data about a TLS client is much shorter
+
+/// Removes the header from the kernel's buffer once it is complete; until then, `WouldBlock`. Peeks first, because the
+/// bytes behind the header must stay. Returns the client's address, unless the header names none.
+pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
+    let mut buffer = [0; MAX_V2];
+    let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;
+    let limit = if buffer[0] == b'P' { MAX_V1 } else { MAX_V2 };
+    if buffer[0] == b'\r' && buffer[12] == 0x20 {
+        buffer[13] = 0; // LOCAL, the proxy itself: the receiver must ignore the address family (section 2.2)
+    }
+    let why = match ProxyHeader::parse(&buffer[..received.min(limit)], ParseConfig::default()) {
+        Ok((header, len)) => {
+            let client = header.proxied_address().map(|address| address.source);
+            return recv(socket, &mut buffer[..len], RecvFlags::empty()).map(|_| client).map_err(io::Error::from);
+        }
+        Err(_) if received == 0 => return Err(ErrorKind::UnexpectedEof.into()),
+        Err(Error::BufferTooShort) if received < limit => return Err(ErrorKind::WouldBlock.into()),
+        Err(Error::BufferTooShort) => "too long",
+        Err(_) => "missing or malformed",
+    };
+    Err(io::Error::new(ErrorKind::InvalidData, format!("The PROXY header is {why} (--proxy-protocol).")))
+}

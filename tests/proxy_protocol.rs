@@ -1,0 +1,361 @@
+//! `--proxy-protocol`: a header ahead of the client's bytes names the client (PROXY protocol, versions 1 and 2). The
+//! tests play the proxy, from 127.0.0.1 or over a Unix socket; tests/reverse_proxies.rs has a real one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+
+use support::failure::{USAGE, fail_to_start};
+use support::http::{Request, Response, get, handshake};
+use support::table::each_row;
+use support::{DEADLINE, RawClient, Server, wait_until};
+
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+const LOCAL: u8 = 0x20;
+const PROXY: u8 = 0x21;
+const V4: u8 = 0x11; // with TCP
+const V6: u8 = 0x21;
+
+fn start(args: &[&str]) -> Server {
+    let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0", "-v"];
+    Server::start(&[&options, args].concat())
+}
+
+/// A header of version 2 with this command and address family. `rest`: the addresses and further fields.
+fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
+    let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
+    [SIGNATURE, &[command, family], &len, rest].concat()
+}
+
+fn addresses(client: &str) -> Vec<u8> {
+    let client: SocketAddr = client.parse().unwrap();
+    let both = match client.ip() {
+        IpAddr::V4(ip) => [ip.octets(), [192, 0, 2, 99]].concat(),
+        IpAddr::V6(ip) => [ip.octets(), [0x20; 16]].concat(),
+    };
+    [&both[..], &client.port().to_be_bytes(), &[1, 187]].concat()
+}
+
+/// A field of a version 2 header: its type, its length and a value.
+fn field(kind: u8, len: u16) -> Vec<u8> {
+    [&[kind][..], &len.to_be_bytes(), &vec![b'x'; len.into()]].concat()
+}
+
+/// A header that names a client.
+fn from(client: &str) -> Vec<u8> {
+    version_2(PROXY, if client.starts_with('[') { V6 } else { V4 }, &addresses(client))
+}
+
+fn send(server: &Server, header: &[u8], request: &Request) -> RawClient {
+    let mut client = server.connect();
+    client.send(&[header, &request.bytes()].concat());
+    client
+}
+
+fn status(client: &mut RawClient) -> u16 {
+    Response::parse(client.read_head().as_bytes()).status
+}
+
+/// Checks that a request behind this header is one of a client with this address.
+fn check_address(server: &Server, header: &[u8], address: &str) {
+    let lines = || server.log().matches(&format!("CLOSE {address}")).count();
+    let before = lines();
+    assert_eq!(status(&mut send(server, header, &handshake().target("/echo"))), 101);
+    wait_until(&format!("{address} in the log"), || lines() > before);
+}
+
+#[test]
+fn the_header_names_the_client() {
+    let server = start(&[]);
+    let ipv6 = "2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff";
+    let rows: [(Vec<u8>, &str); 11] = [
+        (b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n".into(), "203.0.113.1:4711"),
+        (b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 0\r\n".into(), "255.255.255.255:65535"),
+        (b"PROXY TCP6 2001:db8::1 ::1 4711 443\r\n".into(), "[2001:db8::1]:4711"),
+        (format!("PROXY TCP6 {ipv6} {ipv6} 65535 65535\r\n").into(), &format!("[{ipv6}]:65535")),
+        (b"PROXY TCP6 ::ffff:203.0.113.2 ::1 4711 443\r\n".into(), "203.0.113.2:4711"),
+        (from("203.0.113.3:1"), "203.0.113.3:1"),
+        (from("[2001:db8::3]:65535"), "[2001:db8::3]:65535"),
+        (from("[::ffff:203.0.113.4]:4711"), "203.0.113.4:4711"),
+        (version_2(PROXY, 0x12, &addresses("203.0.113.5:1")), "203.0.113.5:1"),
+        (version_2(PROXY, 0x22, &addresses("[2001:db8::5]:1")), "[2001:db8::5]:1"),
+        (
+            version_2(PROXY, V4, &[addresses("203.0.113.6:1"), field(1, 8), field(0x20, 300), field(0xea, 0)].concat()),
+            "203.0.113.6:1",
+        ),
+    ];
+    each_row(
+        &rows,
+        |row| row.0.escape_ascii().to_string(),
+        |(header, address)| check_address(&server, header, address),
+    );
+}
+
+/// The header ends where its length says, whatever its fields contain: the largest one, and fields that are cut off.
+#[test]
+fn fields_behind_the_addresses_are_skipped() {
+    let server = start(&[]);
+    let addresses = addresses("203.0.113.6:1");
+    for fields in [field(0x20, 4096 - 16 - 12 - 3), vec![1], vec![1, 255, 255], b"GET / HTTP/1.1\r\n\r\n".to_vec()] {
+        check_address(&server, &version_2(PROXY, V4, &[&addresses[..], &fields].concat()), "203.0.113.6:1");
+    }
+}
+
+/// The proxy itself connects, to check the server's health, or it does not know the client's address. The connection
+/// keeps the proxy's address, and `X-Forwarded-For` may name the client.
+#[test]
+fn headers_that_name_no_client() {
+    let server = start(&["--max-per-address", "1"]);
+    let unix = [&[b'/'; 216][..], &field(1, 8)].concat();
+    let rows = [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN 203.0.113.1 192.0.2.99 4711 443\r\n".to_vec(),
+        format!("PROXY UNKNOWN {}\r\n", "x".repeat(107 - 16)).into_bytes(),
+        version_2(LOCAL, 0, &[]),
+        version_2(LOCAL, 0, &field(4, 20)),
+        version_2(LOCAL, V4, &addresses("203.0.113.1:4711")),
+        version_2(LOCAL, 0x51, b"any"), // the family of LOCAL is ignored
+        version_2(PROXY, 0, &[]),
+        version_2(PROXY, 0, &field(1, 8)),
+        version_2(PROXY, 0x31, &unix),
+    ];
+    each_row(
+        &rows,
+        |header| header.escape_ascii().to_string(),
+        |header| {
+            check_address(&server, header, "127.0.0.1:");
+            let forwarded = handshake().target("/echo").add("X-Forwarded-For: 198.51.100.7");
+            let lines = || server.log().matches("CLOSE 198.51.100.7:").count();
+            let before = lines();
+            assert_eq!(status(&mut send(&server, header, &forwarded)), 101);
+            wait_until("the forwarded address is in the log", || lines() > before);
+        },
+    );
+    assert!(!server.log().contains("203.0.113.1"), "{}", server.log());
+}
+
+/// Sends pieces. Between two of them, another connection makes sure that the server has seen the first one.
+fn send_in_pieces(server: &Server, client: &mut RawClient, pieces: &[&[u8]]) {
+    for piece in pieces {
+        client.send(piece);
+        assert_eq!(status(&mut send(server, &version_2(LOCAL, 0, &[]), &get("/health"))), 200);
+    }
+}
+
+#[test]
+fn a_header_in_pieces() {
+    let server = start(&["--max-per-address", "0"]);
+    let v1: &[u8] = b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n";
+    let v2 = version_2(PROXY, V6, &[addresses("[2001:db8::1]:4711"), field(4, 9)].concat());
+    let frame = support::masked(0x81, b"hello");
+    let request = [handshake().target("/echo").bytes(), frame].concat();
+    for header in [v1, &v2] {
+        let all = [header, &request].concat();
+        let cuts = (1..=header.len() + 1).map(|at| vec![&all[..at], &all[at..]]);
+        for pieces in cuts.chain([all.chunks(1).collect()]) {
+            let mut client = server.connect();
+            send_in_pieces(&server, &mut client, &pieces);
+            assert_eq!(status(&mut client), 101, "{:?}", pieces[0].escape_ascii().to_string());
+            assert_eq!(client.read_text(), "hello");
+        }
+    }
+}
+
+/// The server closes the connection without a response: the client could not tell it from a response of the proxy.
+#[test]
+fn bad_headers_end_the_connection() {
+    let server = start(&[]);
+    let addresses = addresses("203.0.113.1:4711");
+    let malformed = "missing or malformed";
+    let line = |line: &str| line.as_bytes().to_vec();
+    let rows = [
+        (get("/health").bytes(), malformed),
+        (handshake().bytes(), malformed),
+        (b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\x01\x02\x03\x04\x05".to_vec(), malformed),
+        (line("PROXY TCP4 203.0.113.1 192.0.2.99 4711\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.1 192.0.2.99 4711 65536\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.1 192.0.2.99 -1 443\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.1  192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.256 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.01 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY TCP4 2001:db8::1 ::1 4711 443\r\n"), malformed),
+        (line("PROXY TCP6 203.0.113.1 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY TCP6 [2001:db8::1] ::1 4711 443\r\n"), malformed),
+        (line("PROXY TCP5 203.0.113.1 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY tcp4 203.0.113.1 192.0.2.99 4711 443\r\n"), malformed),
+        (line("proxy TCP4 203.0.113.1 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r \n"), malformed),
+        (line("PROXY TCP4 \u{ff12}03.0.113.1 192.0.2.99 4711 443\r\n"), malformed),
+        (line("PROXY UNKNOWN\rx"), malformed),
+        (format!("PROXY UNKNOWN {}\r\n", "x".repeat(108 - 16)).into_bytes(), malformed),
+        (b"PROXY UNKNOWN ".iter().copied().chain([b'x'; 200]).collect(), malformed),
+        (b"PROXY ".repeat(1000), malformed),
+        (version_2(0x11, V4, &addresses), malformed),
+        (version_2(0x31, V4, &addresses), malformed),
+        (version_2(0x22, V4, &addresses), malformed),
+        (version_2(0x2f, V4, &addresses), malformed),
+        (version_2(PROXY, 0x41, &addresses), malformed),
+        (version_2(PROXY, 0x13, &addresses), malformed),
+        (version_2(PROXY, 0x10, &addresses), malformed),
+        (version_2(PROXY, V6, &addresses), malformed),
+        (version_2(PROXY, V4, &addresses[..11]), malformed),
+        (version_2(PROXY, 0x31, &[b'/'; 215]), malformed),
+        ([&b"\r\n\r\n\0\r\nQUIT\r"[..], &[PROXY, V4, 0, 12], &addresses].concat(), malformed),
+        (version_2(PROXY, V4, &[&addresses[..], &field(0x20, 4096 - 16 - 12 - 2)].concat()), "too long"),
+        (version_2(PROXY, V4, &[b'x'; 65535]), "too long"),
+    ];
+    each_row(
+        &rows,
+        |row| row.0[..row.0.len().min(80)].escape_ascii().to_string(),
+        |(bytes, why)| {
+            let mut client = server.connect();
+            client.try_send(bytes);
+            client.try_send(&handshake().bytes()); // bytes behind a bad header are not a request
+            client.expect_end();
+            let peer = client.stream.local_addr().unwrap();
+            server.wait_for_log(&format!("CLOSE {peer} reason=\"The PROXY header is {why}"));
+        },
+    );
+    let rejections = server.log().matches(" 400 The PROXY header is missing or malformed (--proxy-protocol).").count();
+    assert_eq!(rejections, 5, "one address must not fill the log");
+    check_address(&server, &from("203.0.113.1:4711"), "203.0.113.1:4711");
+    assert!(!server.log().contains("panic"), "{}", server.log());
+}
+
+/// A header counts as part of the request's time. The server does not wait for the rest of a stream that has ended.
+#[test]
+fn a_header_arrives_in_time() {
+    let server = start(&["--handshake-timeout", "0.2"]);
+    let header = from("203.0.113.1:4711");
+    for piece in [&b""[..], b"P", b"PROXY TCP4 203.0.113.1", &header[..12], &header[..header.len() - 1], &header] {
+        let mut client = server.connect();
+        client.send(piece);
+        client.expect_end();
+        let reason = "no request arrived in time";
+        let peer = if piece == header { "203.0.113.1:4711" } else { &client.stream.local_addr().unwrap().to_string() };
+        server.wait_for_log(&format!("CLOSE {peer} reason={reason:?}"));
+    }
+    let server = start(&["--handshake-timeout", "86400"]);
+    for piece in [&b""[..], b"PROXY TCP4 203.0.113.1", &header[..20], &header] {
+        let mut client = server.connect();
+        client.send(piece);
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        client.expect_end();
+    }
+}
+
+/// Whether a log line is about a client with an address of a header or of `X-Forwarded-For`.
+fn names_client(server: &Server) -> bool {
+    ["REJECT", "CLOSE", "JOIN", "FAIL"].iter().any(|event| server.log().contains(&format!("{event} 203.0.113.")))
+}
+
+/// Only a trusted proxy sends headers. Any other peer is a client, whose header is a malformed request.
+#[test]
+fn peers_that_are_no_proxies() {
+    let server = start(&["--trusted-proxy", "2001:db8::/32"]);
+    let elsewhere = start(&["--trusted-proxy", "10.0.0.0/8"]);
+    let connect = |server: &Server| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 2], 0)).into()).unwrap();
+        socket.connect(&server.addr().into()).unwrap();
+        RawClient::new(socket.into())
+    };
+    for server in [server, elsewhere] {
+        let exchange = |header: &[u8]| {
+            let mut client = connect(&server);
+            client.send(&[header, &handshake().target("/echo").add("X-Forwarded-For: 203.0.113.2").bytes()].concat());
+            status(&mut client)
+        };
+        assert_eq!(exchange(b""), 101);
+        server.wait_for_log("CLOSE 127.0.0.2:");
+        assert_eq!(exchange(b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n"), 400);
+        assert_eq!(exchange(&from("203.0.113.1:4711")), 400);
+        server.wait_for_log("REJECT 127.0.0.2:");
+        assert!(!names_client(&server), "{}", server.log());
+    }
+}
+
+/// Without the option, even a trusted proxy must not send a header.
+#[test]
+fn headers_without_the_option() {
+    let server = Server::start(&["--trusted-proxy", "127.0.0.1", "--open"]);
+    for header in [&b"PROXY TCP4 203.0.113.1 192.0.2.99 4711 443\r\n"[..], &from("203.0.113.1:4711")] {
+        assert_eq!(status(&mut send(&server, header, &handshake())), 400);
+    }
+    server.wait_for_log("REJECT 127.0.0.1:");
+    assert!(!names_client(&server), "{}", server.log());
+}
+
+/// The limits per address count the client, whatever it claims in `X-Forwarded-For`. A header may also name
+/// another trusted proxy, whose requests do name the client.
+#[test]
+fn limits_count_the_client() {
+    let server = start(&["--max-per-address", "2", "--trusted-proxy", "10.0.0.0/8"]);
+    let connect = |header: &str, forwarded: &str| {
+        let mut client =
+            send(&server, &from(header), &handshake().target("/echo").add(format!("X-Forwarded-For: {forwarded}")));
+        (status(&mut client), client)
+    };
+    let first = connect("203.0.113.1:1", "198.51.100.1");
+    let second = connect("203.0.113.1:2", "198.51.100.2");
+    let third = connect("203.0.113.1:3", "198.51.100.3");
+    let other = connect("203.0.113.2:1", "203.0.113.1");
+    assert_eq!([first.0, second.0, third.0, other.0], [101, 101, 503, 101]);
+    server.wait_for_log("REJECT 203.0.113.1:3 503 ");
+    // The server rejects the connection before it reads the request.
+    let mut early = server.connect();
+    early.send(&from("203.0.113.1:4"));
+    assert_eq!(status(&mut early), 503);
+    let proxies: Vec<_> =
+        (1..=6).map(|n| connect(&format!("10.0.0.1:{n}"), &format!("198.51.100.{}", n / 3))).collect();
+    assert_eq!(proxies.iter().map(|proxy| proxy.0).collect::<Vec<_>>(), [101, 101, 101, 101, 503, 101][..].to_vec());
+    drop(first);
+    server.wait_for_log("CLOSE 203.0.113.1:1 ");
+    assert_eq!(connect("203.0.113.1:5", "198.51.100.1").0, 101, "one has left");
+}
+
+#[test]
+fn clients_connect_at_a_limited_rate() {
+    let server =
+        Server::start(&["--proxy-protocol", "--trusted-proxy", "127.0.0.1", "--open", "--connect-rate", "0.2"]);
+    let connect = |address: &str| status(&mut send(&server, &from(address), &get("/health")));
+    assert_eq!([connect("203.0.113.1:1"), connect("203.0.113.1:2"), connect("203.0.113.2:1")], [200, 503, 200]);
+    // The proxy's own connections have no limit.
+    (0..9).for_each(|_| assert_eq!(status(&mut send(&server, &version_2(LOCAL, 0, &[]), &get("/health"))), 200));
+}
+
+/// Every peer of a Unix socket is a trusted proxy, so it must send a header.
+#[test]
+fn a_proxy_on_a_unix_socket() {
+    let path = std::env::temp_dir().join(format!("wirechat-header-{}", std::process::id()));
+    let listen = format!("--listen=unix:{}", path.display());
+    let server = start(&[&listen, "--max-per-address", "1"]);
+    let connect = |pieces: &[&[u8]]| {
+        let stream = UnixStream::connect(&path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        let mut client = RawClient { stream: TcpStream::from(OwnedFd::from(stream)) };
+        pieces.iter().for_each(|piece| client.send(piece));
+        client.send(&handshake().target("/echo").bytes());
+        client
+    };
+    let mut clients = ["203.0.113.1:1", "203.0.113.1:2", "[2001:db8::1]:1"].map(|address| connect(&[&from(address)]));
+    assert_eq!(clients.each_mut().map(status), [101, 503, 101]);
+    let mut local = [(); 3].map(|()| connect(&[&version_2(LOCAL, 0, &[])]));
+    assert_eq!(local.each_mut().map(status), [101; 3]);
+    connect(&[]).expect_end();
+    // The kernel keeps each write in a buffer of its own.
+    let pieces: Vec<Vec<u8>> = from("203.0.113.3:1").chunks(1).map(<[u8]>::to_vec).collect();
+    assert_eq!(status(&mut connect(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())), 101);
+    server.wait_for_log("CLOSE 203.0.113.3:1 ");
+    server.wait_for_log("REJECT 203.0.113.1:2 503");
+}
+
+#[test]
+fn the_option_needs_a_trusted_proxy() {
+    let options = ["--proxy-protocol", "--open"];
+    fail_to_start("127.0.0.1:0", &options).check(USAGE, &["--proxy-protocol needs --trusted-proxy", "CIDR"]);
+}
