@@ -1,10 +1,12 @@
-//! What the operator of a server sees and decides (feature `metrics`): counters, bans, and the
+//! What the operator of a server sees and decides (feature `metrics`): counters, durations, bans, and the
 //! replies to messages that the operator publishes. `net::metrics` serves them over HTTP.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime};
 
 use crate::maps::TokenMap;
 
@@ -15,12 +17,14 @@ const MAX_BANS: usize = 10_000;
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
+    pub commits: Option<Arc<Durations>>, // of the commits of `--history-db`
     pub announcing: TokenMap<Option<E>>, // one entry per message of the operator; `Some` once the chat has a reply
 }
 
 impl<E> Default for Operator<E> {
     fn default() -> Operator<E> {
-        Operator { counters: Counters::default(), bans: Bans::default(), announcing: TokenMap::default() }
+        let (counters, bans, announcing) = (Counters::default(), Bans::default(), TokenMap::default());
+        Operator { counters, bans, commits: None, announcing }
     }
 }
 
@@ -52,6 +56,33 @@ impl Counters {
     }
 }
 
+/// The upper bounds of the buckets of [`Durations`], in seconds.
+pub const BOUNDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY];
+
+/// A histogram of durations. Any thread may add to it.
+#[derive(Debug, Default)]
+pub struct Durations {
+    counts: [AtomicU64; BOUNDS.len()],
+    nanoseconds: AtomicU64,
+}
+
+impl Durations {
+    pub fn add(&self, elapsed: Duration) {
+        let bucket = BOUNDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len() - 1);
+        self.counts[bucket].fetch_add(1, Relaxed);
+        self.nanoseconds.fetch_add(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// The number of durations in each bucket.
+    pub fn counts(&self) -> [u64; BOUNDS.len()] {
+        self.counts.each_ref().map(|count| count.load(Relaxed))
+    }
+
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.nanoseconds.load(Relaxed))
+    }
+}
+
 /// The networks and the username keys that the operator has banned, each with the end of the ban.
 #[derive(Debug, Default)]
 pub struct Bans {
@@ -79,8 +110,6 @@ impl Bans {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -536,6 +536,11 @@ fn slow_consumers_are_counted() {
 /// promtool accepts the Prometheus text format, and prometheus_client accepts OpenMetrics.
 #[test]
 fn independent_parsers_accept_the_metrics() {
+    #[cfg(feature = "sqlite")]
+    let folder = history_file::Directory::new("metrics");
+    #[cfg(feature = "sqlite")]
+    let host = Host::start(&["--history-db", folder.0.join("chat.db").to_str().unwrap()]);
+    #[cfg(not(feature = "sqlite"))]
     let host = Host::start(&[]);
     let mut client = host.join("ann", "tea");
     assert_eq!(host.server.status(&get("/nowhere")), 404);
@@ -556,6 +561,7 @@ fn independent_parsers_accept_the_metrics() {
         assert_eq!(response.body.ends_with("# EOF\n"), is_open_metrics, "{header}");
     }
     let text = host.exchange(&get("/metrics").add("Accept: text/plain")).body;
+    assert_eq!(text.contains("wirechat_storage_commit_duration_seconds_bucket"), cfg!(feature = "sqlite"));
     if let Some(promtool) = require_tool("promtool", &[]) {
         let output = feed(Command::new(promtool).args(["check", "metrics"]), &text);
         assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
@@ -818,7 +824,9 @@ fn published_messages_are_durable() {
     };
     let host = start();
     let body = r#"{"username":"bot","text":"hi","nonce":"n1"}"#;
+    assert!(!host.request("GET", "/metrics").body.contains("storage_commit_duration_seconds_count 1"));
     let published = parse_json(&host.publish("tea", body));
+    host.wait_for_metrics(&[("storage_commit_duration_seconds_count", 1)]);
     host.server.signal("KILL");
     drop(host);
     let host = start();

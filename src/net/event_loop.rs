@@ -13,9 +13,9 @@ use socket2::{SockAddr, Socket};
 use super::listener::{self, Listener, raise_descriptor_limit};
 use super::{PollFlags, is_ready, log_writer::LogWriter, metrics::ADMIN, metrics::Admin, tls};
 use crate::config::{self, Config};
-use crate::inspect::cases::BoxedPlayer;
 use crate::server::{Readiness, Server};
 use crate::{broker::Random, chat::Now, http::access::Access, server::limits::ConnectionLimits, systemd};
+use crate::{inspect::cases::BoxedPlayer, operator::Operator};
 
 const SIGNALS: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1); // poll token of the waker, which lets other threads wake the poll
@@ -78,8 +78,10 @@ impl EventLoop {
         }
         let now = Now { time: SystemTime::now(), monotonic: Duration::ZERO };
         let limits = ConnectionLimits::new(&config, max_connections, max_lingering);
-        let broker = super::new_broker(&config, random, wake)?;
-        let server = Server::new(config.clone(), access, limits, Box::new(observers), broker, now);
+        let mut operator = Operator::default();
+        let broker = super::new_broker(&config, random, &mut operator, wake)?;
+        let mut server = Server::new(config.clone(), access, limits, Box::new(observers), broker, now);
+        server.chat.operator = operator;
         let (started, admin) = (Instant::now(), Admin::open(&config, poll.registry())?);
         Ok(EventLoop { poll, listeners, signals, log, config, server, tls, started, admin, addresses, max_connections })
     }

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use crate::inspect::{InspectObservers, InspectOptions, Trace, filter::Filter, text::Detail, text::Style};
-use crate::{broker::Broker, broker::Random, config::Config, server::memory_broker};
+use crate::{broker::Broker, broker::Random, config::Config, operator::Operator, server::memory_broker};
 use log_writer::LogWriter;
 
 pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
@@ -22,9 +22,10 @@ pub fn parse_trace_filter(config: &Config) -> Result<Filter, String> {
 }
 
 /// Returns the broker that the options select. `wake` starts a turn of the event loop; any thread may call `wake`.
-fn new_broker(
+fn new_broker<E>(
     config: &Config,
     random: Random,
+    operator: &mut Operator<E>,
     wake: impl Fn() + Clone + Send + 'static,
 ) -> Result<Box<dyn Broker>, String> {
     #[cfg(feature = "redis")]
@@ -48,10 +49,12 @@ fn new_broker(
         let mut config = config.clone();
         (config.history, config.max_empty_rooms) = (0, 0); // not in memory: the database keeps messages and empty rooms
         let memory = |random| Box::new(memory_broker(&config, random));
-        let broker = SqliteBroker::open(path, options, limits, random, memory, std::time::SystemTime::now(), wake)?;
+        let commits = operator.commits.get_or_insert_default().clone();
+        let on_commit = move |elapsed| commits.add(elapsed);
+        let broker = SqliteBroker::open(path, options, limits, random, memory, wake, on_commit)?;
         return Ok(Box::new(broker));
     }
-    drop(wake); // unused: the in-memory broker queues all events during `submit`
+    drop((operator, wake)); // unused: the in-memory broker queues all events during `submit`
     Ok(Box::new(memory_broker(config, random)))
 }
 

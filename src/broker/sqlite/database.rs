@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, btree_map::Entry};
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
@@ -157,6 +157,11 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
+    /// Like `open`, at the current time.
+    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<Database, String> {
+        Database::open(path, options, run, SystemTime::now())
+    }
+
     /// Begins a server run on an open database: creates the schema in an empty file, checks the file, and adds the run.
     pub fn begin_run(
         mut connection: Connection,
@@ -203,6 +208,16 @@ impl Database {
         }
         self.is_trusted = executed.is_ok();
         executed.map_err(|error| explain(&error))
+    }
+
+    /// Like `execute`. Calls `on_commit` with the duration of each transaction that stores something.
+    pub fn execute_timed(&mut self, operations: &[Operation], on_commit: &impl Fn(Duration)) -> Result<Batch, String> {
+        let started = Instant::now();
+        let executed = self.execute(operations);
+        if operations.iter().any(|operation| matches!(operation, Operation::Store { .. })) {
+            on_commit(started.elapsed());
+        }
+        executed
     }
 
     fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {

@@ -34,7 +34,7 @@ use std::collections::VecDeque;
 use std::mem;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use mio::Token;
 
@@ -87,15 +87,16 @@ struct Queued {
 }
 
 impl SqliteBroker {
-    /// Opens the database and starts the writer thread. `memory` creates a `MemoryBroker`. `Err` is an error text.
+    /// Opens the database and starts the writer thread, which calls `wake` after each batch, and `on_commit` with the
+    /// duration of each commit. `memory` creates a `MemoryBroker`. `Err` is an error text.
     pub fn open<B: Broker + 'static>(
         path: &Path,
         options: DatabaseOptions,
         mut limits: Limits,
         mut random: Random,
         memory: impl FnOnce(Random) -> Box<B>,
-        now: SystemTime,
         wake: impl Fn() + Send + 'static,
+        on_commit: impl Fn(Duration) + Send + 'static,
     ) -> Result<SqliteBroker, String> {
         let mut run = [0; 8];
         random(&mut run);
@@ -103,8 +104,9 @@ impl SqliteBroker {
         if options.keep > 0 {
             limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
         }
-        let mut database = Database::open(path, options, &run, now)?;
-        let writer = WriterThread::start(move |operations| database.execute(operations), wake, MAX_IDLE)?;
+        let mut database = Database::open_now(path, options, &run)?;
+        let execute = move |operations: &[Operation]| database.execute_timed(operations, &on_commit);
+        let writer = WriterThread::start(execute, wake, MAX_IDLE)?;
         Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
     }
 
@@ -357,6 +359,7 @@ mod tests {
     use std::cell::RefCell;
     use std::fs;
     use std::path::PathBuf;
+    use std::time::SystemTime;
 
     use super::super::memory::{MemoryBroker, MemoryConfig};
     use super::super::{NameRules, User};

@@ -9,13 +9,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::connection::MAX_HEADERS;
-use super::text::{self, TurnTimes};
+use super::text;
 use crate::chat::command::Command;
 use crate::chat::dialect::Dialect;
 use crate::chat::event::{ErrorText, Event};
 use crate::chat::{Message, Now, names, network_of, quote_for_log};
 use crate::http::access::Access;
 use crate::http::{Rejection, Request, bad_request, check_authority, forbidden, not_found, quote, read_parameter};
+use crate::operator::Durations;
 use crate::server::connection::{Connection, Service};
 use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
@@ -45,7 +46,7 @@ const ROUTES: [(&str, Allow); 8] = [
 pub struct Console {
     access: Access,
     max_text: usize,
-    pub turns: TurnTimes,
+    pub turns: Durations,
     pub storage: Storage,
     next_announcement: Token,
 }
@@ -92,7 +93,7 @@ impl Console {
         let mut config = config.clone();
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (Access::new(&config, None)?, config.max_text);
-        let (turns, storage) = (TurnTimes::default(), Storage::default());
+        let (turns, storage) = (Durations::default(), Storage::default());
         Ok(Console { access, max_text, turns, storage, next_announcement: FIRST_ANNOUNCEMENT })
     }
 

@@ -2,35 +2,19 @@
 //! Both formats have the same samples. They differ in the names of counter families and in the last line.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use crate::chat::dialect::Dialect;
 use crate::http::Request;
 use crate::net::tls::Transport;
+use crate::operator::{BOUNDS, Durations};
 use crate::server::Server;
 use crate::server::connection::Service;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-const BOUNDS: [f64; 10] = [0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, f64::INFINITY]; // in seconds
-
-/// A histogram of the durations of turns.
-#[derive(Debug, Default)]
-pub struct TurnTimes {
-    counts: [u64; BOUNDS.len()],
-    sum: Duration,
-}
-
-impl TurnTimes {
-    pub fn add(&mut self, elapsed: Duration) {
-        let bucket = BOUNDS.iter().position(|bound| elapsed.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len() - 1);
-        self.counts[bucket] += 1;
-        self.sum += elapsed;
-    }
-}
 
 /// Returns the content type and the text.
-pub fn write(request: &Request, server: &Server<Transport>, turns: &TurnTimes) -> (&'static str, String) {
+pub fn write(request: &Request, server: &Server<Transport>, turns: &Durations) -> (&'static str, String) {
     let accepts = |kind: &str| {
         let kinds = request.list_elements("Accept").filter_map(|element| element.split(|byte| *byte == b';').next());
         kinds.map(<[u8]>::trim_ascii).any(|element| element.eq_ignore_ascii_case(kind.as_bytes()))
@@ -47,7 +31,7 @@ struct Page {
 }
 
 impl Page {
-    fn write_all(&mut self, server: &Server<Transport>, turns: &TurnTimes) {
+    fn write_all(&mut self, server: &Server<Transport>, turns: &Durations) {
         let (chat, limits) = (&server.chat, &server.limits);
         let counters = &chat.operator.counters;
         let mut members = [0; Dialect::ALL.len()];
@@ -87,6 +71,9 @@ impl Page {
         self.counter("slow_consumers", "Clients closed because they did not read.", counters.slow_consumers);
         self.gauge("buffered_bytes", "Bytes in all buffers.", buffered);
         self.gauge("storage_queue_bytes", "Bytes that wait for the storage.", chat.broker.queued_bytes());
+        if let Some(commits) = &chat.operator.commits {
+            self.histogram("storage_commit_duration_seconds", "Duration of a commit of --history-db.", commits);
+        }
         self.histogram("turn_duration_seconds", "Duration of a turn of the event loop.", turns);
     }
 
@@ -127,15 +114,15 @@ impl Page {
         }
     }
 
-    fn histogram(&mut self, name: &str, help: &str, TurnTimes { counts, sum }: &TurnTimes) {
+    fn histogram(&mut self, name: &str, help: &str, durations: &Durations) {
         self.family(name, help, "histogram");
         let mut total = 0;
-        for (bound, count) in BOUNDS.into_iter().zip(counts) {
+        for (bound, count) in BOUNDS.into_iter().zip(durations.counts()) {
             total += count;
             let bound = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
             let _ = writeln!(self.text, "wirechat_{name}_bucket{{le=\"{bound}\"}} {total}");
         }
-        let sum = sum.as_secs_f64();
+        let sum = durations.sum().as_secs_f64();
         let _ = write!(self.text, "wirechat_{name}_sum {sum}\nwirechat_{name}_count {total}\n");
     }
 }
@@ -146,11 +133,13 @@ fn format_code(code: u16) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_histogram_is_cumulative_and_a_bound_belongs_to_its_bucket() {
-        let mut turns = TurnTimes::default();
+        let turns = Durations::default();
         for micros in [50, 100, 101, 2_000_000] {
             turns.add(Duration::from_micros(micros));
         }
