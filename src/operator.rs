@@ -2,10 +2,12 @@
 //! replies to messages that the operator publishes. `net::metrics` serves them over HTTP.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime};
 
 use crate::maps::TokenMap;
@@ -13,7 +15,6 @@ use crate::maps::TokenMap;
 const MAX_BANS: usize = 10_000;
 
 /// `E`: the events that the chat sends to clients.
-#[derive(Debug)]
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
@@ -83,14 +84,64 @@ impl Durations {
     }
 }
 
+/// Stores a change: the subject, the end of its ban (`None` lifts it) and the time now. The receiver gets the result.
+pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
+
 /// The networks and the username keys that the operator has banned, each with the end of the ban.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Bans {
     pub addresses: HashMap<IpAddr, SystemTime>,
     pub usernames: HashMap<Rc<str>, SystemTime>,
+    store: Option<StoreBan>, // `None` if a restart lifts all bans
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BanSubject {
+    Address(IpAddr),   // a network, see `network_of`
+    Username(Rc<str>), // a username key
+}
+
+impl fmt::Display for BanSubject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BanSubject::Address(network) => write!(f, "address {network}"),
+            BanSubject::Username(key) => write!(f, "username {key}"),
+        }
+    }
 }
 
 impl Bans {
+    /// Restores the bans of an earlier run, each a [`BanSubject`] as text with the end of its ban.
+    pub fn restore(&mut self, stored: Vec<(String, SystemTime)>, store: StoreBan) {
+        for (subject, until) in stored.into_iter().take(MAX_BANS) {
+            match subject.split_once(' ') {
+                Some(("address", network)) => {
+                    network.parse().into_iter().for_each(|network| _ = self.addresses.insert(network, until));
+                }
+                Some(("username", key)) => _ = self.usernames.insert(key.into(), until),
+                _ => {} // no version writes this
+            }
+        }
+        self.store = Some(store);
+    }
+
+    /// Changes a ban; `None` lifts it. Returns whether there was a ban, and the result of storing, if bans are stored.
+    pub fn set(
+        &mut self,
+        subject: &BanSubject,
+        until: Option<SystemTime>,
+        now: SystemTime,
+    ) -> (bool, Option<Receiver<bool>>) {
+        let before = match (subject, until) {
+            (BanSubject::Address(network), Some(until)) => self.addresses.insert(*network, until),
+            (BanSubject::Address(network), None) => self.addresses.remove(network),
+            (BanSubject::Username(key), Some(until)) => self.usernames.insert(Rc::clone(key), until),
+            (BanSubject::Username(key), None) => self.usernames.remove(key),
+        };
+        // Store even a repeated change: the storage may have missed the first one.
+        (before.is_some(), self.store.as_ref().map(|store| store(subject.to_string(), until, now)))
+    }
+
     /// Calls `key`, which computes a username key, only if a username is banned: computing a key is slow.
     pub fn contains(&self, network: IpAddr, key: impl FnOnce() -> Option<Rc<str>>, now: SystemTime) -> bool {
         let is_in_force = |until: &SystemTime| now < *until;
@@ -103,6 +154,13 @@ impl Bans {
         self.usernames.retain(|_, until| now < *until);
     }
 
+    pub fn is_banned(&self, subject: &BanSubject) -> bool {
+        match subject {
+            BanSubject::Address(network) => self.addresses.contains_key(network),
+            BanSubject::Username(key) => self.usernames.contains_key(key),
+        }
+    }
+
     pub fn is_full(&self) -> bool {
         self.addresses.len() + self.usernames.len() >= MAX_BANS
     }
@@ -110,6 +168,8 @@ impl Bans {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
 
     #[test]
@@ -128,6 +188,29 @@ mod tests {
         assert!(!bans.is_full() && bans.addresses.is_empty() && bans.usernames.len() == MAX_BANS - 1);
         bans.remove_expired(at(20));
         assert!(!bans.contains(network, || unreachable!("no username is banned, so no key is needed"), at(0)));
+    }
+
+    #[test]
+    fn bans_are_restored_and_stored() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let (mut bans, log) = (Bans::default(), Rc::new(RefCell::new(Vec::new())));
+        let stored = Rc::clone(&log);
+        let store = move |subject: String, until, _| {
+            stored.borrow_mut().push((subject, until));
+            std::sync::mpsc::channel().1
+        };
+        let subjects = ["address 192.0.2.1", "address nowhere", "username a b", "username", "room tea"];
+        bans.restore(subjects.map(|subject| (subject.to_owned(), at(10))).to_vec(), Box::new(store));
+        assert_eq!((bans.addresses.len(), bans.usernames.len()), (1, 1));
+        let subject = BanSubject::Username("a b".into());
+        assert!(bans.is_banned(&subject));
+        assert!(bans.set(&subject, None, at(0)).0 && !bans.is_banned(&subject));
+        let (was_banned, result) = bans.set(&subject, None, at(0));
+        assert!(!was_banned && result.is_some());
+        bans.set(&BanSubject::Address("2001:db8::".parse().unwrap()), Some(at(5)), at(0));
+        let lifted = ("username a b".to_owned(), None);
+        let expected = [lifted.clone(), lifted, ("address 2001:db8::".to_owned(), Some(at(5)))];
+        assert_eq!(*log.borrow(), expected);
     }
 
     #[test]

@@ -856,6 +856,126 @@ fn published_messages_are_durable() {
     host.wait_for_metrics(&[("rooms", 1), ("storage_queue_bytes", 0)]);
 }
 
+/// The command of a server with a history file in `folder`.
+#[cfg(feature = "sqlite")]
+fn durable_command(folder: &history_file::Directory, args: &[&str]) -> Command {
+    let args = [&["--history-db", "chat.db", "--trusted-proxy", "127.0.0.1", "--open"], args].concat();
+    let mut command = Server::command("127.0.0.1:0", &args);
+    command.current_dir(&folder.0);
+    command
+}
+
+#[cfg(feature = "sqlite")]
+fn durable_host(folder: &history_file::Directory) -> Host {
+    Host::launch(&mut durable_command(folder, &["--admin", "127.0.0.1:0"]))
+}
+
+#[cfg(feature = "sqlite")]
+fn kill(host: Host) {
+    host.server.signal("KILL");
+}
+
+#[cfg(feature = "sqlite")]
+fn status_from(server: &Server, address: &str, path: &str) -> u16 {
+    server.status(&handshake().target(path).add(format!("X-Forwarded-For: {address}")))
+}
+
+/// The history file keeps bans. The response waits until a ban is stored, so not even a kill lifts it.
+#[test]
+#[cfg(feature = "sqlite")]
+fn bans_are_durable() {
+    let folder = history_file::Directory::new("bans");
+    let host = durable_host(&folder);
+    let mut ann = host.join("ann", "tea");
+    assert_eq!(host.json("POST", "/ban?username=ANN&seconds=3600"), json!({"closed": 1}));
+    assert_eq!(read_close(&mut ann), removed());
+    for subject in ["username=ben%20x", "address=192.0.2.7", "address=2001:db8::7", "address=192.0.2.9"] {
+        assert_eq!(host.json("POST", &format!("/ban?{subject}&seconds=60")), json!({"closed": 0}));
+    }
+    host.json("POST", "/ban?username=ben%20x&seconds=7200"); // replaces the shorter ban
+    assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 1}));
+    assert_eq!(host.json("DELETE", "/ban?address=192.0.2.9"), json!({"lifted": 0}));
+    let bans = host.json("GET", "/bans");
+    host.json("POST", "/ban?username=carl&seconds=1");
+    kill(host);
+
+    let host = durable_host(&folder);
+    wait_until("the shortest ban is over", || host.json("GET", "/bans").as_array().unwrap().len() == 4);
+    let until = |ban: &Value| humantime::parse_rfc3339(ban["until"].as_str().unwrap()).unwrap();
+    for (before, after) in bans.as_array().unwrap().iter().zip(host.json("GET", "/bans").as_array().unwrap()) {
+        assert_eq!((&before["address"], &before["username"]), (&after["address"], &after["username"]));
+        // The file stores whole seconds, and rounds up.
+        let later = until(after).duration_since(until(before)).expect("no ban ends early");
+        assert!(later.as_secs() <= 1, "{before} {after}");
+    }
+    let status = |address: &str, path: &str| status_from(&host.server, address, path);
+    let addresses = ["192.0.2.7", "2001:db8::1", "192.0.2.9"].map(|address| status(address, "/echo"));
+    assert_eq!(addresses, [403, 403, 101]);
+    let names = ["Ann", "ben%20x", "carl"].map(|name| status("192.0.2.1", &format!("/?username={name}")));
+    assert_eq!(names, [403, 403, 101]);
+    for subject in ["username=ann", "username=ben%20x", "address=2001:db8::7"] {
+        assert_eq!(host.json("DELETE", &format!("/ban?{subject}")), json!({"lifted": 1}));
+    }
+    kill(host);
+
+    let host = durable_host(&folder);
+    assert_eq!(host.json("GET", "/bans")[0]["address"], "192.0.2.7");
+    assert_eq!(host.json("GET", "/bans").as_array().unwrap().len(), 1, "lifted bans stay lifted");
+    kill(host);
+    let file = rusqlite::Connection::open(folder.0.join("chat.db")).unwrap();
+    let subjects = file.query_row("SELECT group_concat(subject) FROM bans", [], |row| row.get::<_, String>(0));
+    assert_eq!(subjects.unwrap(), "address 192.0.2.7", "bans that are over are removed");
+}
+
+/// Bans hold without the admin port, too. A file of an earlier version has no table of bans.
+#[test]
+#[cfg(feature = "sqlite")]
+fn bans_without_the_admin_port_and_in_an_old_file() {
+    let folder = history_file::Directory::new("old-bans");
+    let ban = |host: &Host| assert_eq!(host.json("POST", "/ban?address=192.0.2.7&seconds=60"), json!({"closed": 0}));
+    let host = durable_host(&folder);
+    ban(&host);
+    kill(host);
+    let server = Server::launch(&mut durable_command(&folder, &[]));
+    assert_eq!(["192.0.2.7", "192.0.2.8"].map(|address| status_from(&server, address, "/echo")), [403, 101]);
+    drop(server);
+    rusqlite::Connection::open(folder.0.join("chat.db")).unwrap().execute("DROP TABLE bans", []).unwrap();
+    let host = durable_host(&folder);
+    assert_eq!(host.json("GET", "/bans"), json!([]));
+    ban(&host);
+    kill(host);
+    assert_eq!(durable_host(&folder).json("GET", "/bans")[0]["address"], "192.0.2.7");
+}
+
+/// While the disk hangs, a ban is in force, but the response waits.
+#[test]
+#[cfg(feature = "sqlite")]
+fn a_ban_waits_for_the_disk() {
+    let folder = history_file::Directory::new("slow-ban");
+    let args = ["--admin", "127.0.0.1:0", "--history-db", "chat.db"];
+    let host = Host::launch(Server::command("127.0.0.1:0", &args).current_dir(&folder.0));
+    let mut ann = host.join("ann", "tea");
+    let Some(stall) = stall::Stall::begin(&host.server) else { return };
+    let send = |target: &str| {
+        let mut client = host.connect();
+        client.send(&get(target).method("POST").bytes());
+        client
+    };
+    let mut late = send("/ban?username=ann&seconds=3600");
+    assert_eq!(read_close(&mut ann), removed());
+    assert_eq!(host.json("GET", "/bans")[0]["username"], "ann");
+    let response = late.read_response();
+    assert_eq!((response.status, response.body.contains("not stored yet")), (507, true), "{response:?}");
+    let mut patient = send("/ban?username=ben&seconds=3600");
+    host.server.wait_for_log("BAN user=ben");
+    drop(send("/ban?username=carl&seconds=3600")); // a peer that does not wait for its response
+    host.server.wait_for_log("BAN user=carl");
+    stall.end();
+    assert_eq!(parse_json(&patient.read_response()), json!({"closed": 0}));
+    wait_until("the commits are counted", || host.metrics()["storage_commit_duration_seconds_count"] >= 1.0);
+    assert!(host.metrics()["storage_commit_duration_seconds_sum"] > 0.0);
+}
+
 /// If no descriptor is left, a monitoring system that is already connected still gets a response.
 #[test]
 fn a_server_without_descriptors_is_not_ready() {

@@ -51,7 +51,8 @@ fn new_broker<E>(
         let memory = |random| Box::new(memory_broker(&config, random));
         let commits = operator.commits.get_or_insert_default().clone();
         let on_commit = move |elapsed| commits.add(elapsed);
-        let broker = SqliteBroker::open(path, options, limits, random, memory, wake, on_commit)?;
+        let (broker, stored) = SqliteBroker::open(path, options, limits, random, memory, wake, on_commit)?;
+        operator.bans.restore(stored.bans, stored.submit);
         return Ok(Box::new(broker));
     }
     drop((operator, wake)); // unused: the in-memory broker queues all events during `submit`

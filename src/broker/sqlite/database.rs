@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 
+use super::bans::{self, BanChange, Bans};
 use super::file::{APPLICATION_ID, SCHEMA_VERSION, check_header, connect, create, explain, failure};
 use super::queries::{execute_read, find_duplicate};
 use crate::broker::log::JSON_OVERHEAD;
@@ -65,6 +66,8 @@ pub enum Operation {
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
+    /// Changes the bans of the operator. Has no outcome: the change itself says where to report.
+    Ban(BanChange),
     /// Does not use the file. Makes a join wait for earlier messages, and adds the join's `cost` to the batch.
     Wait,
 }
@@ -81,7 +84,7 @@ pub enum Outcome {
 
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub outcomes: Vec<Outcome>,   // one outcome per operation, in the same order
+    pub outcomes: Vec<Outcome>,   // one outcome per operation except `Ban`, in the same order
     pub deletions: Vec<Deletion>, // messages that the expiry sweep deleted after the operations
 }
 
@@ -106,6 +109,10 @@ impl Operation {
     /// loop applies a few batches, and their events must fit in a client's outbox.
     pub fn cost(&self) -> usize {
         if let Operation::Store { message, .. } = self { message.json_len() } else { MAX_BATCH_COST / 16 }
+    }
+
+    fn is_write(&self) -> bool {
+        matches!(self, Operation::Store { .. } | Operation::Ban(_))
     }
 }
 
@@ -157,9 +164,12 @@ impl Database {
         open(path).map_err(|error| describe(explain(&error)))
     }
 
-    /// Like `open`, at the current time.
-    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<Database, String> {
-        Database::open(path, options, run, SystemTime::now())
+    /// Like `open`, at the current time. Also returns the operator's bans, each with its end.
+    pub fn open_now(path: &Path, options: DatabaseOptions, run: &str) -> Result<(Database, Bans), String> {
+        let now = SystemTime::now();
+        let database = Database::open(path, options, run, now)?;
+        let bans = bans::load(&database.connection, now).map_err(|error| explain(&error))?;
+        Ok((database, bans))
     }
 
     /// Begins a server run on an open database: creates the schema in an empty file, checks the file, and adds the run.
@@ -177,6 +187,7 @@ impl Database {
             return Err(failure(ErrorCode::DatabaseCorrupt, damage));
         }
         connection.prepare("SELECT * FROM runs, rooms, messages")?; // fails if a table is missing
+        connection.execute_batch(bans::SCHEMA)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?; // see `Database::drop`
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?; // off: SQLite hides errors of automatic checkpoints
@@ -199,6 +210,7 @@ impl Database {
     pub fn execute(&mut self, operations: &[Operation]) -> Result<Batch, String> {
         self.is_trusted = false;
         let mut executed = self.commit(operations);
+        let is_committed = executed.is_ok();
         if executed.as_ref().is_err_and(is_full) {
             if !std::mem::replace(&mut self.is_full, true) {
                 log::warn!("STORAGE full: messages are rejected until the disk has space");
@@ -207,6 +219,11 @@ impl Database {
             executed = ignore_full(self.checkpoint()).and_then(|()| self.execute_reads(operations));
         }
         self.is_trusted = executed.is_ok();
+        for operation in operations {
+            if let (Operation::Ban(change), Ok(_)) = (operation, &executed) {
+                let _ = change.is_stored.send(is_committed); // an error means that nobody waits for the result any more
+            }
+        }
         executed.map_err(|error| explain(&error))
     }
 
@@ -214,7 +231,7 @@ impl Database {
     pub fn execute_timed(&mut self, operations: &[Operation], on_commit: &impl Fn(Duration)) -> Result<Batch, String> {
         let started = Instant::now();
         let executed = self.execute(operations);
-        if operations.iter().any(|operation| matches!(operation, Operation::Store { .. })) {
+        if operations.iter().any(Operation::is_write) {
             on_commit(started.elapsed());
         }
         executed
@@ -222,7 +239,7 @@ impl Database {
 
     fn execute_reads(&self, operations: &[Operation]) -> rusqlite::Result<Batch> {
         let mut batch = Batch::default();
-        for operation in operations {
+        for operation in operations.iter().filter(|operation| !matches!(operation, Operation::Ban(_))) {
             batch.outcomes.push(execute_read(&self.connection, operation)?);
         }
         Ok(batch)
@@ -234,14 +251,14 @@ impl Database {
             _ => None,
         });
         let (count, newest) = times.fold((0, None), |(count, _), time| (count + 1, Some(time)));
-        let Some(newest) = newest else {
+        if !operations.iter().any(Operation::is_write) {
             let mut batch = self.execute_reads(operations)?;
             // The caller executes an empty batch once in a while, so that messages expire even if nobody sends any.
             if operations.is_empty() {
                 self.clean_up(SystemTime::now(), &mut batch.deletions)?;
             }
             return Ok(batch);
-        };
+        }
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let (mut batch, mut rooms, keep) = (Batch::default(), BTreeMap::new(), self.options.keep);
         for operation in operations {
@@ -256,6 +273,9 @@ impl Database {
                     Some(original) => Outcome::Duplicate(original),
                     None => store(&transaction, &mut rooms, room, message, self.run)?,
                 }
+            } else if let Operation::Ban(change) = operation {
+                bans::apply(&transaction, change)?;
+                continue;
             } else {
                 update_rooms(&transaction, &mut rooms, keep)?;
                 execute_read(&transaction, operation)?
@@ -268,7 +288,7 @@ impl Database {
             log::info!("STORAGE has space again");
         }
         self.changes += count;
-        if let Ok(now) = humantime::parse_rfc3339(newest) {
+        if let Some(Ok(now)) = newest.map(humantime::parse_rfc3339) {
             self.clean_up(now, &mut batch.deletions)?;
         }
         Ok(batch)

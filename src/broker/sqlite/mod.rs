@@ -24,6 +24,7 @@
 //!   after              yes     no     no     no    yes
 //! ```
 
+pub mod bans;
 pub mod database;
 pub mod file;
 mod queries;
@@ -40,6 +41,7 @@ use mio::Token;
 
 use super::log::{RoomLog, memory_bytes};
 use super::{Backlog, Broker, BrokerError, Join, Message, Random, Request, Resume, RoomEvent, RoomId, RoomMap};
+use bans::{Bans, SubmitBan};
 use database::{Batch, Database, DatabaseOptions, Deletion, Operation, Outcome, StoredMessage};
 use writer::{MAX_IDLE, WriterThread};
 
@@ -55,6 +57,12 @@ pub struct Limits {
     pub messages: usize, // maximum number of messages sent to a client that joins or switches to a room
     pub backlog: usize,  // maximum total size of the messages sent on a join or switch, in bytes
     pub bytes: usize,    // maximum memory for the logs of all rooms with members, in bytes
+}
+
+/// The operator's bans in the file, each with its end, and where to submit changes.
+pub struct StoredBans {
+    pub bans: Bans,
+    pub submit: SubmitBan,
 }
 
 pub struct SqliteBroker {
@@ -97,17 +105,20 @@ impl SqliteBroker {
         memory: impl FnOnce(Random) -> Box<B>,
         wake: impl Fn() + Send + 'static,
         on_commit: impl Fn(Duration) + Send + 'static,
-    ) -> Result<SqliteBroker, String> {
+    ) -> Result<(SqliteBroker, StoredBans), String> {
         let mut run = [0; 8];
         random(&mut run);
         let run = format!("{:016x}", u64::from_be_bytes(run));
         if options.keep > 0 {
             limits.messages = limits.messages.min(usize::try_from(options.keep).unwrap_or(usize::MAX));
         }
-        let mut database = Database::open_now(path, options, &run)?;
+        let (mut database, bans) = Database::open_now(path, options, &run)?;
         let execute = move |operations: &[Operation]| database.execute_timed(operations, &on_commit);
         let writer = WriterThread::start(execute, wake, MAX_IDLE)?;
-        Ok(SqliteBroker::new(memory(random), Box::new(writer), &run, limits))
+        let store = writer.ban_store();
+        let submit = move |subject, until, now| store.submit(subject, until, now);
+        let bans = StoredBans { bans, submit: Box::new(submit) };
+        Ok((SqliteBroker::new(memory(random), Box::new(writer), &run, limits), bans))
     }
 
     /// `decisions` is a broker that never waits and keeps no messages. `epoch` is the name of the current run.
@@ -566,6 +577,40 @@ mod tests {
         submit(&mut broker, 1, publish("two", Some("n2")));
         disk.execute();
         assert_eq!(events(&mut broker), ["two is 2"], "the id and the nonce are free");
+    }
+
+    #[test]
+    fn bans_are_stored_with_the_batch() {
+        let folder = Folder::new("bans");
+        let path = folder.path("file");
+        let mut database = open(&path, "a");
+        let at = |seconds| NOW + Duration::from_millis(1000 * seconds);
+        let mut results = Vec::new();
+        let mut change = |subject: &str, until: Option<u64>, now: u64| {
+            let (is_stored, result) = std::sync::mpsc::channel();
+            results.push(result);
+            Operation::Ban(bans::BanChange { subject: subject.into(), until: until.map(at), now: at(now), is_stored })
+        };
+        let store = |text: &str| Operation::Store { room: "tea".into(), message: stored(text, None) };
+        let batch = [store("one"), change("username ann", Some(9), 1), Operation::Wait, store("two")];
+        let outcomes = database.execute(&batch).unwrap().outcomes;
+        assert!(matches!(outcomes[..], [Outcome::Stored(1), Outcome::Waited, Outcome::Stored(2)]), "{outcomes:?}");
+        let batch = [change("address ::", Some(5), 1), change("address ::", Some(20), 2), change("a", Some(30), 2)];
+        assert!(database.execute(&batch).unwrap().outcomes.is_empty());
+        database.execute(&[change("a", None, 2)]).unwrap();
+        let all = [("address ::".to_owned(), at(20)), ("username ann".to_owned(), at(9))];
+        assert_eq!(bans::load(&database.connection, at(2)).unwrap(), all);
+        database.connection.query_row("PRAGMA max_page_count = 1", [], |_| Ok(())).unwrap();
+        let batch = [change(&"x".repeat(9000), Some(30), 2), Operation::Wait];
+        assert!(matches!(database.execute(&batch).unwrap().outcomes[..], [Outcome::Waited]));
+        let results: Vec<bool> = results.iter().map(|result| result.try_recv().unwrap()).collect();
+        assert_eq!(results, [true, true, true, true, true, false]);
+        drop(database);
+        let database = open(&path, "b");
+        assert_eq!(bans::load(&database.connection, at(9)).unwrap(), all[..1], "a ban is over at its end");
+        let insert = "INSERT INTO bans VALUES ('b', 9223372036854775807), ('c', -1)";
+        database.connection.execute(insert, []).unwrap();
+        assert_eq!(bans::load(&database.connection, at(9)).unwrap(), all[..1], "impossible times are ignored");
     }
 
     #[test]

@@ -3,17 +3,17 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::{thread::JoinHandle, time::Duration};
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
 
-use super::Disk;
 use super::database::{Batch, MAX_BATCH_COST, Operation};
+use super::{Disk, bans::BanStore};
 
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
 const MAX_BATCHES: usize = 1; // capacity of the queue of executed batches; the thread waits while the queue is full
 
 /// Executes database operations on its own thread. `drop` waits until the thread has closed the database file.
 pub struct WriterThread {
-    operations: Option<Sender<Operation>>, // set to `None` to stop the writer thread
+    operations: Option<Arc<Sender<Operation>>>, // set to `None` to stop the writer thread
     batches: Receiver<Result<Batch, String>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -31,7 +31,11 @@ impl WriterThread {
         let thread = std::thread::Builder::new().name("history".into());
         let thread = thread.spawn(move || run(execute, &operations, &batch_sender, &wake, max_idle));
         let thread = thread.map_err(|error| format!("The history thread cannot start: {error}."))?;
-        Ok(WriterThread { operations: Some(sender), batches, thread: Some(thread) })
+        Ok(WriterThread { operations: Some(Arc::new(sender)), batches, thread: Some(thread) })
+    }
+
+    pub fn ban_store(&self) -> BanStore {
+        BanStore(self.operations.as_ref().map(Arc::downgrade).unwrap_or_default())
     }
 }
 
@@ -77,6 +81,9 @@ fn run(
         // After an error, stop using the database file: a second fsync can succeed although the first one lost data.
         let has_failed = batch.is_err();
         if batch.as_ref().is_ok_and(|batch| batch.outcomes.is_empty() && batch.deletions.is_empty()) {
+            if !waiting.is_empty() {
+                wake(); // only bans have changed, and the console waits for that
+            }
             continue;
         }
         let is_over = batches.send(batch).is_err() || has_failed;
@@ -170,6 +177,24 @@ mod tests {
         let mut writer = WriterThread::start(execute, wake, Duration::from_millis(1)).unwrap();
         let batch = next_batch(&mut writer, &woken).unwrap();
         assert_eq!(batch.deletions[0].id, 3, "the batches before change nothing, so they wake nobody");
+    }
+
+    /// The change of a ban has no outcome, but the operator waits for it.
+    #[test]
+    fn a_batch_without_outcomes_wakes_the_event_loop() {
+        let (wake, woken) = channel();
+        let execute = |_: &[Operation]| Ok(Batch::default());
+        let mut writer = WriterThread::start(execute, move || wake.send(()).unwrap(), MAX_IDLE).unwrap();
+        let store = writer.ban_store();
+        let result = store.submit("a".into(), None, std::time::SystemTime::UNIX_EPOCH);
+        woken.recv_timeout(DEADLINE).expect("a wake-up");
+        assert!(writer.next_batch().is_none());
+        drop(writer);
+        assert!(result.recv().is_err(), "nobody has reported a result");
+        assert!(
+            store.submit("a".into(), None, std::time::SystemTime::UNIX_EPOCH).recv().is_err(),
+            "the thread has ended"
+        );
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Responds to the operator's requests. Section "Administration" of PROTOCOL.md lists them.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, SystemTime};
 
 use mio::Token;
@@ -16,7 +18,7 @@ use crate::chat::event::{ErrorText, Event};
 use crate::chat::{Message, Now, names, network_of, quote_for_log};
 use crate::http::access::Access;
 use crate::http::{Rejection, Request, bad_request, check_authority, forbidden, not_found, quote, read_parameter};
-use crate::operator::Durations;
+use crate::operator::{BanSubject, Durations};
 use crate::server::connection::{Connection, Service};
 use crate::server::{CloseCode, Server};
 use crate::{config::Config, http::format_response, net::listener::Listener, net::tls::Transport};
@@ -48,6 +50,7 @@ pub struct Console {
     max_text: usize,
     pub turns: Durations,
     pub storage: Storage,
+    storing: HashMap<Token, (Receiver<bool>, Value)>, // changes of bans that the storage has not reported yet
     next_announcement: Token,
 }
 
@@ -61,7 +64,7 @@ pub struct Storage {
 
 pub enum Reply {
     Response(Vec<u8>),
-    Announcing(Token), // the response follows once the broker has stored the message
+    Announcing(Token), // the response follows once the broker has stored the message or the change of a ban
 }
 
 /// `Err`: the rejection, and whether the method is HEAD.
@@ -69,8 +72,7 @@ pub type Outcome = Result<Reply, (Rejection, bool)>;
 
 enum Subject {
     Connection(Token),
-    Address(IpAddr),
-    Username(Rc<str>), // a username key
+    Ban(BanSubject),
 }
 
 impl Storage {
@@ -94,7 +96,8 @@ impl Console {
         (config.listen, config.tokens) = (vec![address.into()], None);
         let (access, max_text) = (Access::new(&config, None)?, config.max_text);
         let (turns, storage) = (Durations::default(), Storage::default());
-        Ok(Console { access, max_text, turns, storage, next_announcement: FIRST_ANNOUNCEMENT })
+        let (storing, next_announcement) = (HashMap::new(), FIRST_ANNOUNCEMENT);
+        Ok(Console { access, max_text, turns, storage, storing, next_announcement })
     }
 
     pub fn respond(
@@ -138,8 +141,14 @@ impl Console {
             ("/clients", _) => json(list_clients(server)),
             ("/bans", _) => json(list_bans(server, now.time).to_string()),
             ("/kick", _) => json(json!({ "closed": kick(request, server, peer)? }).to_string()),
-            ("/ban", "POST") => json(json!({ "closed": ban(request, server, peer, now.time)? }).to_string()),
-            ("/ban", _) => json(json!({ "lifted": unban(request, server, peer)? }).to_string()),
+            ("/ban", method) => {
+                let change = if method == "POST" { ban } else { unban };
+                let (result, is_stored) = change(request, server, peer, now.time)?;
+                let Some(is_stored) = is_stored else { return Ok(Reply::Response(json(result.to_string()))) };
+                let token = self.next_token();
+                self.storing.insert(token, (is_stored, result));
+                return Ok(Reply::Announcing(token));
+            }
             _ => return self.publish(request, body, server, peer, now).map(Reply::Announcing),
         }))
     }
@@ -196,13 +205,40 @@ impl Console {
         let room: Rc<str> = room.into();
         let time = humantime::format_rfc3339_millis(now.time).to_string().into();
         let message = parse_message(body, self.max_text, time).map_err(bad_request)?;
-        let token = self.next_announcement;
-        self.next_announcement.0 += 1;
+        let token = self.next_token();
         let (name, user) = (quote_for_log(&room), quote_for_log(&message.username));
         log::info!("PUBLISH room={name} user={user} by={peer}");
         server.chat.announce(token, room, message, now);
         server.apply_effects();
         Ok(token)
+    }
+
+    fn next_token(&mut self) -> Token {
+        self.next_announcement.0 += 1;
+        self.next_announcement
+    }
+
+    /// Forgets a request to publish or ban whose peer has left.
+    pub fn forget(&mut self, token: Token, server: &mut Server<Transport>) {
+        server.chat.operator.announcing.remove(&token);
+        self.storing.remove(&token);
+    }
+
+    /// Returns the response to a request to ban, once the change is stored or the request is late.
+    fn take_ban(&mut self, token: Token, is_late: bool, now: Now) -> Option<Outcome> {
+        let (is_stored, result) = self.storing.get(&token)?;
+        let body = match is_stored.try_recv() {
+            Ok(true) => {
+                let response = format_response(200, &[JSON], &format!("{result}\n"), false, now.time);
+                self.storing.remove(&token);
+                return Some(Ok(Reply::Response(response)));
+            }
+            Ok(false) => "The disk is full. The change is in force, but a restart will undo it.",
+            Err(TryRecvError::Empty) if !is_late => return None,
+            Err(_) => "The change is in force, but not stored yet. Send the request again.",
+        };
+        self.storing.remove(&token);
+        Some(Err((Rejection::new(507, body), false)))
     }
 
     /// Returns the response to a request to publish, once the broker has stored the message or the request is late.
@@ -213,6 +249,9 @@ impl Console {
         server: &mut Server<Transport>,
         now: Now,
     ) -> Option<Outcome> {
+        if self.storing.contains_key(&token) {
+            return self.take_ban(token, is_late, now);
+        }
         let announcing = &mut server.chat.operator.announcing;
         let event = announcing.get_mut(&token).and_then(Option::take);
         if event.is_some() || is_late {
@@ -267,11 +306,11 @@ fn parse_subject(request: &Request, names: [&'static str; 2]) -> Result<Subject,
     match name {
         "username" => {
             let username = names::parse_username(&value).map_err(|error| bad_request(error + "."))?;
-            Ok(Subject::Username(names::username_key(&username.into())))
+            Ok(Subject::Ban(BanSubject::Username(names::username_key(&username.into()))))
         }
         "address" => {
             let address = value.parse().map_err(|_| bad_request(format!("{seen} is not an IP address.")))?;
-            Ok(Subject::Address(network_of(address)))
+            Ok(Subject::Ban(BanSubject::Address(network_of(address))))
         }
         _ => {
             let number =
@@ -287,12 +326,12 @@ impl Subject {
         let is_key = |username: &Rc<str>, key: &Rc<str>| names::username_key(username) == *key;
         let mut tokens: Vec<Token> = match self {
             Subject::Connection(token) => vec![*token],
-            Subject::Address(network) => {
+            Subject::Ban(BanSubject::Address(network)) => {
                 let is_in = |connection: &Connection<_>| network_of(connection.cold.peer.ip()) == *network;
                 let found = server.connections.table.iter().filter(|(_, connection)| is_in(connection));
                 found.map(|(token, _)| *token).collect()
             }
-            Subject::Username(key) => {
+            Subject::Ban(BanSubject::Username(key)) => {
                 let found = server
                     .chat
                     .clients
@@ -310,8 +349,8 @@ impl Subject {
     fn format_for_log(&self) -> String {
         match self {
             Subject::Connection(token) => format!("connection={}", token.0),
-            Subject::Address(network) => format!("address={}", format_network(*network)),
-            Subject::Username(key) => format!("user={}", quote_for_log(key)),
+            Subject::Ban(BanSubject::Address(network)) => format!("address={}", format_network(*network)),
+            Subject::Ban(BanSubject::Username(key)) => format!("user={}", quote_for_log(key)),
         }
     }
 }
@@ -327,47 +366,32 @@ fn kick(request: &Request, server: &mut Server<Transport>, peer: SocketAddr) -> 
     Ok(closed)
 }
 
-fn ban(
-    request: &Request,
-    server: &mut Server<Transport>,
-    peer: SocketAddr,
-    now: SystemTime,
-) -> Result<usize, Rejection> {
+type BanResult = Result<(Value, Option<Receiver<bool>>), Rejection>;
+
+fn ban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr, now: SystemTime) -> BanResult {
     let subject = parse_subject(request, ["username", "address"])?;
     let seconds = read_parameter(request.query, "seconds").ok_or_else(|| missing("seconds"))?;
     let seconds = seconds.parse().ok().filter(|seconds| (1..=MAX_BAN).contains(seconds));
     let seconds = seconds.ok_or_else(|| bad_request(format!("seconds must be a number from 1 to {MAX_BAN}.")))?;
     let (until, bans) = (now + Duration::from_secs(seconds), &mut server.chat.operator.bans);
     bans.remove_expired(now);
-    let is_known = match &subject {
-        Subject::Username(key) => bans.usernames.contains_key(key),
-        Subject::Address(network) => bans.addresses.contains_key(network),
-        Subject::Connection(_) => false,
-    };
-    if bans.is_full() && !is_known {
+    let Subject::Ban(ban) = &subject else { return Err(missing("username")) };
+    if bans.is_full() && !bans.is_banned(ban) {
         return Err(Rejection::new(507, "There are too many bans; lift some first."));
     }
-    match &subject {
-        Subject::Username(key) => _ = bans.usernames.insert(Rc::clone(key), until),
-        Subject::Address(network) => _ = bans.addresses.insert(*network, until),
-        Subject::Connection(_) => {}
-    }
+    let (_, is_stored) = bans.set(ban, Some(until), now);
     let closed = subject.close(server);
     log::info!("BAN {} seconds={seconds} closed={closed} by={peer}", subject.format_for_log());
-    Ok(closed)
+    Ok((json!({ "closed": closed }), is_stored))
 }
 
-fn unban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr) -> Result<usize, Rejection> {
+fn unban(request: &Request, server: &mut Server<Transport>, peer: SocketAddr, now: SystemTime) -> BanResult {
     let subject = parse_subject(request, ["username", "address"])?;
-    let bans = &mut server.chat.operator.bans;
-    let ban = match &subject {
-        Subject::Username(key) => bans.usernames.remove(key),
-        Subject::Address(network) => bans.addresses.remove(network),
-        Subject::Connection(_) => None,
-    };
-    let lifted = usize::from(ban.is_some());
+    let Subject::Ban(ban) = &subject else { return Err(missing("username")) };
+    let (was_banned, is_stored) = server.chat.operator.bans.set(ban, None, now);
+    let lifted = usize::from(was_banned);
     log::info!("UNBAN {} lifted={lifted} by={peer}", subject.format_for_log());
-    Ok(lifted)
+    Ok((json!({ "lifted": lifted }), is_stored))
 }
 
 fn list_bans(server: &mut Server<Transport>, now: SystemTime) -> Value {

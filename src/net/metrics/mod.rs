@@ -78,7 +78,7 @@ impl Admin {
             if is_served {
                 self.connections.push(connection);
             } else if let Some(announcement) = connection.announcement() {
-                server.chat.operator.announcing.remove(&announcement);
+                self.console.forget(announcement, server);
             }
         }
     }

@@ -1,0 +1,73 @@
+//! The operator's bans in the history file, so that a restart does not lift them.
+
+use std::sync::Weak;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, params};
+
+use super::database::Operation;
+
+const MAX_END: u64 = 253_402_300_800; // the year 10000; an edited file must not overflow a time
+
+/// Also added to files that an earlier version has created. An earlier version can still use the file, but ignores bans.
+pub const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS bans (
+    subject TEXT PRIMARY KEY,           -- what the operator has banned, such as `address 192.0.2.7`
+    until INTEGER NOT NULL              -- Unix time in seconds
+) STRICT, WITHOUT ROWID;
+";
+
+/// Subjects of bans, each with the end of its ban.
+pub type Bans = Vec<(String, SystemTime)>;
+
+/// A change of the operator's bans.
+#[derive(Debug)]
+pub struct BanChange {
+    pub subject: String,
+    pub until: Option<SystemTime>, // `None` lifts the ban
+    pub now: SystemTime,
+    pub is_stored: Sender<bool>, // gets `false` if the disk is full, and nothing if the storage fails
+}
+
+/// Submits a change: the subject of the ban, its end, and the time now. The receiver gets whether the change is stored.
+pub type SubmitBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
+
+/// Submits changes to the writer thread. Does not keep the thread alive.
+pub struct BanStore(pub Weak<Sender<Operation>>);
+
+impl BanStore {
+    pub fn submit(&self, subject: String, until: Option<SystemTime>, now: SystemTime) -> Receiver<bool> {
+        let (is_stored, receiver) = channel();
+        let operation = Operation::Ban(BanChange { subject, until, now, is_stored });
+        if let Some(operations) = self.0.upgrade() {
+            let _ = operations.send(operation); // if the thread has failed, the receiver gets nothing
+        }
+        receiver
+    }
+}
+
+/// Reads the bans that are still in force.
+pub fn load(connection: &Connection, now: SystemTime) -> rusqlite::Result<Bans> {
+    let mut statement = connection.prepare("SELECT subject, until FROM bans WHERE until > ? AND until < ?")?;
+    let rows = statement.query_map([unix_seconds(now), MAX_END], |row| {
+        Ok((row.get(0)?, SystemTime::UNIX_EPOCH + Duration::from_secs(row.get(1)?)))
+    })?;
+    rows.collect()
+}
+
+/// Applies a change, and removes all bans that are over.
+pub fn apply(connection: &Connection, change: &BanChange) -> rusqlite::Result<()> {
+    let BanChange { subject, until, now, .. } = change;
+    connection.execute("DELETE FROM bans WHERE until <= ? OR subject = ?", params![unix_seconds(*now), subject])?;
+    if let Some(until) = until {
+        connection
+            .execute("INSERT INTO bans (subject, until) VALUES (?, ?)", params![subject, unix_seconds(*until)])?;
+    }
+    Ok(())
+}
+
+/// Rounds up, so that a ban does not end early.
+fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64().ceil() as u64
+}
