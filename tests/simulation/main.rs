@@ -48,6 +48,7 @@ const OFTEN: &[&str] = &[
     "a Close that is answered",
     "a Close with 1013",
     "a Close without a reply",
+    "a drain",
     "a duplicate nonce",
     "a flood",
     "a full server",

@@ -36,6 +36,8 @@ pub struct Script {
     pub shares_room: bool,
     pub logs_to_stderr: bool,
     pub ends_with_shutdown: bool,
+    /// If the shutdown is a drain, the sum of `--drain-delay` and `--drain`.
+    pub drain: Option<Duration>,
 }
 
 #[derive(Debug, Clone)]
@@ -220,12 +222,27 @@ impl Script {
             shares_room,
             logs_to_stderr: random.u8(..4) == 0,
             ends_with_shutdown: random.u8(..5) == 0,
+            drain: None,
         };
         script.write_actions(random, is_busy);
         if cfg!(feature = "sqlite") && !is_independent && !is_crowd {
             script.store_messages(&mut Rng::with_seed(seed ^ 0xd15c));
         }
+        // The rude client's place in a drain would shift the places of the others.
+        if script.ends_with_shutdown && !is_independent {
+            script.drain_clients(&mut Rng::with_seed(seed ^ 0xd7a1));
+        }
         script
+    }
+
+    /// Turns half of the shutdowns into drains. A separate generator keeps the other scripts the same.
+    fn drain_clients(&mut self, random: &mut Rng) {
+        if random.bool() {
+            return;
+        }
+        let (delay, drain) = ([0, 0, 2][random.usize(..3)], [0, 1, 10, 90][random.usize(..4)]);
+        self.options.extend([("--drain-delay", delay.to_string()), ("--drain", drain.to_string())]);
+        self.drain = Some(Duration::from_secs(delay + drain));
     }
 
     /// Gives one script in three a history file. A separate generator keeps the others the same as without `sqlite`.

@@ -212,11 +212,14 @@ impl Run<'_> {
         note!(self, "the server receives the signal to stop");
         self.is_stopping = true;
         let alive: Vec<usize> = self.active.iter().copied().filter(|at| self.is_alive(*at)).collect();
-        self.world.shut_down();
+        match self.script.drain {
+            Some(_) => self.world.drain(),
+            None => self.world.shut_down(),
+        }
         self.read_log();
         self.active.clone().into_iter().for_each(|at| self.receive(at));
         if !self.world.is_stopped {
-            self.run_until(self.world.now() + 3 * SECOND);
+            self.run_until(self.world.now() + self.script.drain.unwrap_or_default() + 3 * SECOND);
         }
         self.active.clone().into_iter().for_each(|at| self.receive(at));
         if self.has_failed() {
@@ -232,6 +235,6 @@ impl Run<'_> {
                 return self.fail(FRAMES, text);
             }
         }
-        self.count("a stop of the server");
+        self.count(if self.script.drain.is_some() { "a drain" } else { "a stop of the server" });
     }
 }
