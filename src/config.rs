@@ -314,7 +314,7 @@ fn parse_list_item(text: &str) -> Result<String, &'static str> {
     item.ok_or("an item of the list is empty; remove the extra comma")
 }
 
-fn parse_number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+pub fn parse_number(min: usize, max: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
     let is_allowed = move |number: &usize| (min..=max).contains(number);
     move |text| text.parse().ok().filter(is_allowed).ok_or(format!("write a whole number from {min} to {max}"))
 }

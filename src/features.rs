@@ -3,9 +3,10 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use clap::builder::BoolishValueParser;
 use clap::{Args, value_parser};
 
-use crate::config::{parse_address, parse_seconds};
+use crate::config::{parse_address, parse_number, parse_seconds};
 
 #[derive(Debug, Clone, Args)]
 pub struct FeatureOptions {
@@ -48,12 +49,18 @@ pub struct FeatureOptions {
     /// Serve metrics to the operator on this address, and remove or ban clients on request (feature metrics)
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_address, help_heading = "Access")]
     pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
+    /// Compress messages for clients that offer permessage-deflate, as browsers do (feature deflate)
+    #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Compression")]
+    pub deflate: bool, // off by default: it pays where bandwidth is scarce, and can reveal secrets by their length
+    /// Compress no message of fewer bytes than this [default: 32]
+    #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
+    pub deflate_min: Option<usize>, // a shorter message shrinks by a few bytes at best
 }
 
 impl FeatureOptions {
     /// Rejects options whose feature is not in this build, and options that require another option that is not set.
     pub fn validate(&self) -> Result<(), String> {
-        let FeatureOptions { history_db, history_sync, history_keep, history_days, .. } = self;
+        let FeatureOptions { history_db, history_sync, history_keep, history_days, deflate, deflate_min, .. } = self;
         let FeatureOptions { jwt_key, jwt_issuer, jwt_aud, tls_cert, tls_key, admin, .. } = self;
         let sqlite = (cfg!(feature = "sqlite"), "sqlite", "--history-db FILE", history_db.is_some());
         let redis = (cfg!(feature = "redis"), "redis", "--redis URL", self.redis.is_some());
@@ -72,6 +79,8 @@ impl FeatureOptions {
             ("--tls-cert", tls_cert.is_some(), (cfg!(feature = "tls"), "tls", "--tls-key FILE", tls_key.is_some())),
             ("--tls-key", tls_key.is_some(), (cfg!(feature = "tls"), "tls", "--tls-cert FILE", tls_cert.is_some())),
             ("--admin", admin.is_some(), (cfg!(feature = "metrics"), "metrics", "--admin", true)),
+            ("--deflate", *deflate, (cfg!(feature = "deflate"), "deflate", "--deflate", true)),
+            ("--deflate-min", deflate_min.is_some(), (cfg!(feature = "deflate"), "deflate", "--deflate", *deflate)),
         ];
         for (option, _, (is_built, feature, needed, has_needed)) in options.into_iter().filter(|(_, is_set, _)| *is_set)
         {

@@ -66,7 +66,7 @@
 //! # while chat.next_effect().is_some() {}
 //! // A client's frame: header, masking key (zeros leave the payload readable), payload.
 //! let mut bytes = *b"\x81\xa8\0\0\0\0{\"event\":\"message\",\"data\":{\"text\":\"hi\"}}";
-//! let mut protocol = Protocol::new(Limits { message: 65536, fragments: 100, accepts_binary: false });
+//! let mut protocol = Protocol::new(Limits { message: 65536, fragments: 100, accepts_binary: false, deflates: false });
 //! let Some(Event::Message(Message::Text(text))) = protocol.receive(&mut &mut bytes[..]) else { panic!() };
 //! chat.receive(mio::Token(2), &text, now); // alice, who has joined, has token 2
 //! let Some(Effect::Broadcast { event: event::Event::Message(message), .. }) = chat.next_effect() else { panic!() };

@@ -204,6 +204,7 @@ fn rule_of(error: ProtocolError) -> Rule {
         ProtocolError::ClosePayloadOfOneByte => CLOSE_PAYLOAD,
         ProtocolError::InvalidCloseCode(_) => CLOSE_CODE,
         ProtocolError::CloseReasonNotUtf8 => CLOSE_REASON,
+        ProtocolError::MisplacedRsv1 | ProtocolError::InvalidDeflate => unreachable!("compression is not negotiated"),
     }
 }
 

@@ -96,6 +96,8 @@ fn number(error: ProtocolError) -> usize {
         ClosePayloadOfOneByte => 13,
         InvalidCloseCode(_) => 14,
         CloseReasonNotUtf8 => 15,
+        MisplacedRsv1 => 16,
+        InvalidDeflate => 17,
     }
 }
 
@@ -392,7 +394,8 @@ fn respond_late(head: &[u8]) -> Result<Vec<u8>, Vec<u8>> {
 
 /// Echoes messages until the connection is closed or the client is gone.
 fn echo_late(stream: &mut TcpStream) {
-    let mut protocol = Protocol::new(Limits { message: 1 << 20, fragments: 1000, accepts_binary: true });
+    let mut protocol =
+        Protocol::new(Limits { message: 1 << 20, fragments: 1000, accepts_binary: true, deflates: false });
     while protocol.state() == State::Open {
         let Some(mut frame) = read_whole_frame(stream) else { return };
         let mut answer = Vec::new();

@@ -21,7 +21,7 @@ const HEADER_OF_256: &[u8] = b"\x82\x7e\x01\x00";
 const HEADER_OF_64_KIB: &[u8] = b"\x82\x7f\x00\x00\x00\x00\x00\x01\x00\x00";
 
 fn protocol() -> Protocol {
-    Protocol::new(Limits { message: 1 << 20, fragments: 100, accepts_binary: true })
+    Protocol::new(Limits { message: 1 << 20, fragments: 100, accepts_binary: true, deflates: false })
 }
 
 /// Returns the events as text, and the replies, when `bytes` arrive in two reads that are split at `cut`.

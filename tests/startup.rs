@@ -167,6 +167,29 @@ fn options_of_the_feature_sqlite() {
 }
 
 #[test]
+#[cfg(not(feature = "deflate"))]
+fn options_of_the_feature_deflate() {
+    for (option, value) in [("--deflate", None), ("--deflate-min", Some("100"))] {
+        let words = [option, "needs the feature deflate", "--features deflate"];
+        fail_to_start("127.0.0.1:0", &[&[option][..], value.as_slice()].concat()).check(USAGE, &words);
+        let variable = format!("WIRECHAT_{}", option[2..].to_uppercase().replace('-', "_"));
+        let value = value.unwrap_or("true");
+        run_to_failure(Server::command("127.0.0.1:0", &[]).env(variable, value)).check(USAGE, &words);
+    }
+}
+
+#[test]
+#[cfg(feature = "deflate")]
+fn options_that_need_deflate() {
+    let words = ["--deflate-min", "needs --deflate, which is missing; add --deflate"];
+    fail_to_start("127.0.0.1:0", &["--deflate-min", "100"]).check(USAGE, &words);
+    for value in ["0", "x", "-1"] {
+        fail_to_start("127.0.0.1:0", &["--deflate", "--deflate-min", value]).check(USAGE, &["--deflate-min"]);
+    }
+    Server::start(&["--deflate", "--deflate-min", "1"]);
+}
+
+#[test]
 #[cfg(not(feature = "tls"))]
 fn options_of_the_feature_tls() {
     for option in ["--tls-cert", "--tls-key"] {

@@ -18,7 +18,7 @@ use wirechat::ws::frame::Role;
 use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol};
 
-const LIMITS: Limits = Limits { message: 70_000, fragments: 4, accepts_binary: true };
+const LIMITS: Limits = Limits { message: 70_000, fragments: 4, accepts_binary: true, deflates: false };
 
 /// The time of every record in these tests.
 fn noon() -> SystemTime {

@@ -11,7 +11,7 @@ use super::command::{Command, ParsedCommand};
 use super::event::{ActiveUsers, ErrorText, Event};
 use crate::broker::Message;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     Events,   // used at the path `/`: every message is a JSON object with the field `event` and usually `data`
     Rooms,    // used at the path `/ws/{room}`: each message from a client may carry a different username

@@ -18,12 +18,13 @@ pub struct Access {
     origins: Option<Vec<String>>,
     hosts: Option<Vec<String>>,
     pub no_echo: bool,
+    pub deflates: bool, // whether the server accepts permessage-deflate
 }
 
 impl Access {
     pub fn new(config: &Config, token_file: Option<&str>) -> Result<Access, String> {
         let (is_encrypted, no_echo) = (config.features.tls_cert.is_some(), config.no_echo);
-        let mut access = Access { is_encrypted, no_echo, ..Access::default() };
+        let mut access = Access { is_encrypted, no_echo, deflates: config.features.deflate, ..Access::default() };
         access.load_tokens(config, token_file)?;
         let mut origins = config.allow_origin.clone();
         // Allow pages opened from disk, but only with tokens: sandboxed iframes of any site also send `Origin: null`.

@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use sha1::{Digest, Sha1};
 
 use crate::chat::{DEFAULT_ROOM, Identity, Join, JoinRequest, Now, Resume, Session, User, dialect::Dialect, names};
+use crate::ws::deflate::{Agreement, negotiate};
 use crate::ws::handshake::{BEARER_PREFIX, accept_handshake, method_rejection, upgrade_required};
 pub use crate::ws::request::{HeadReader, Rejection, Request, bad_request, is_authority, quote};
 use access::{Access, normalize_host, normalize_origin};
@@ -24,7 +25,7 @@ const MAX_ORIGIN_LEN: usize = 300; // in bytes; enough for a scheme, a DNS name 
 
 pub enum Outcome {
     Response(Vec<u8>),
-    Upgrade { response: Vec<u8>, route: Route },
+    Upgrade { response: Vec<u8>, deflate: Option<Agreement>, route: Route },
     Check { route: Result<Route, Rejection>, origin: Option<String> }, // pages of `origin` may read the response
 }
 
@@ -66,9 +67,11 @@ pub fn route_request(request: &Request, access: &Access, client: Client, now: No
         _ => {}
     }
     let subprotocol = dialect.map_or(request.path.trim_start_matches('/'), |dialect| dialect.subprotocol());
-    let response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
+    let deflate = if access.deflates { negotiate(request) } else { None };
+    let mut response = accept_handshake(request, subprotocol).map_err(|mut rejections| rejections.swap_remove(0))?;
+    deflate.iter().for_each(|agreement| agreement.add_header(&mut response));
     check_origin(request, access, &own_origin)?;
-    Ok(Outcome::Upgrade { response, route: select_route(request, access, &client, now)? })
+    Ok(Outcome::Upgrade { response, deflate, route: select_route(request, access, &client, now)? })
 }
 
 /// Checks the origin, token and parameters of a trial handshake with the path given in the parameter `endpoint`.

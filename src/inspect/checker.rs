@@ -11,7 +11,8 @@ use crate::ws::protocol::{Event, Limits, Protocol, State};
 
 // The limits of a checker until `set_limits` is called. They are generous, because it is worse to report a false
 // protocol error than to miss one.
-const DEFAULT_LIMITS: Limits = Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true };
+const DEFAULT_LIMITS: Limits =
+    Limits { message: 16 * 1024 * 1024, fragments: 100_000, accepts_binary: true, deflates: false };
 
 #[derive(Debug)]
 pub struct RuleChecker {

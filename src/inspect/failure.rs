@@ -29,10 +29,15 @@ fn format_byte(frame: &Frame, index: usize) -> String {
     format!("{:02x}", frame.header.bytes().get(index).copied().unwrap_or_default())
 }
 
+const NO_EXTENSION: &str = "the reserved bits must be 0 unless an extension was negotiated, and none was";
+const RSV1_RULE: &str = "with permessage-deflate, only RSV1 may be set, in the first frame of a message (RFC 7692)";
+const NOT_DEFLATE: &str =
+    "the compressed message is not DEFLATE data that ends with an empty block (RFC 7692, RFC 1951)";
+
 fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
     let (name, first, second) = (frame.header.name(), format_byte(frame, 0), format_byte(frame, 1));
     match error {
-        ProtocolError::ReservedBits => describe_rsv(frame),
+        ProtocolError::ReservedBits => describe_rsv(frame, NO_EXTENSION),
         ProtocolError::ReservedOpcode(opcode) => format!(
             "opcode {opcode:x} has no meaning; only 0, 1, 2, 8, 9 and a are defined; the first byte was {first}, its \
              last four bits are {opcode:x}"
@@ -63,11 +68,9 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
              message; the first byte was {first}, its opcode is {}",
             frame.header.opcode()
         ),
-        ProtocolError::UnsupportedData => {
-            format!(
-                "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
-            )
-        }
+        ProtocolError::UnsupportedData => format!(
+            "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
+        ),
         // The RFC leaves limits to the implementation (§10.4), so the explanation states the server's limit.
         ProtocolError::MessageTooBig => format!(
             "this frame is {} bytes long, which makes its message too long; the limit of this server is {} bytes",
@@ -87,6 +90,8 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             spaced_hex(&code.to_be_bytes())
         ),
         ProtocolError::CloseReasonNotUtf8 => format!("the reason is not UTF-8; {}", describe_invalid_utf8(frame, 2)),
+        ProtocolError::MisplacedRsv1 => describe_rsv(frame, RSV1_RULE),
+        ProtocolError::InvalidDeflate => NOT_DEFLATE.into(),
     }
 }
 
@@ -107,6 +112,9 @@ fn describe_long_form(frame: &Frame) -> String {
 
 /// Describes the invalid UTF-8 in a payload. `skip` is the number of payload bytes before the text: 2 in a Close.
 fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
+    if frame.header.rsv() != 0 {
+        return "it was compressed".into();
+    }
     let payload = frame.unmasked_payload();
     let text = payload.get(skip..).unwrap_or_default();
     let is_start = frame.position.is_none_or(|position| position.fragment == 1);
@@ -151,12 +159,11 @@ pub fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [0x14..=0x17, 3, 0..=4, ..])
 }
 
-fn describe_rsv(frame: &Frame) -> String {
+fn describe_rsv(frame: &Frame, rule: &str) -> String {
     let names: Vec<_> = frame.header.rsv_names().collect();
     let (names, verb) = (names.join(" and "), if names.len() == 1 { "is" } else { "are" });
     format!(
-        "{names} {verb} set; the reserved bits must be 0 unless an extension was negotiated, and none was; the first byte \
-         was {}, {}",
+        "{names} {verb} set; {rule}; the first byte was {}, {}",
         format_byte(frame, 0),
         format_bits(frame.header.bytes()[0])
     )

@@ -282,7 +282,7 @@ mod tests {
     const FIRST: Token = Token(1);
     const PEER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
     const MAX_OUTBOX: usize = 1000;
-    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
+    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false, deflates: false };
     const REQUEST: &[u8] = b"GET /?token=secret HTTP/1.1\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     const RESPONSE: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\n\r\n";
     const PING: &[u8] = b"\x89\x80\0\0\0\0";

@@ -353,7 +353,7 @@ mod tests {
     use super::*;
 
     const LIMIT: u64 = 20_000;
-    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false };
+    const LIMITS: Limits = Limits { message: 1000, fragments: 9, accepts_binary: false, deflates: false };
     const REQUEST: &[u8] = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n\r\n";
     const PING: &[u8] = b"\x89\x80\0\0\0\0";
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;

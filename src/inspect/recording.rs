@@ -125,6 +125,8 @@ struct LimitsFormat {
     fragments: u32,
     #[serde(rename = "binary")]
     accepts_binary: bool,
+    #[serde(rename = "deflate", default, skip_serializing_if = "std::ops::Not::not")]
+    deflates: bool,
 }
 
 /// Serializes times as RFC 3339 timestamps in UTC with microsecond precision.

@@ -31,6 +31,7 @@ use mio::Token;
 
 use super::observer::Observer;
 use super::outbox::{Broadcast, Outbox, count_frames};
+use crate::ws::deflate::{broadcast::Variant, negotiation::Agreement};
 pub use crate::ws::frame::Role;
 use crate::ws::protocol::{Limits, Protocol, State};
 use crate::{config::Config, http::jwt::proof::Proof, maps::TokenMap, ws::request::HeadReader};
@@ -67,6 +68,7 @@ pub struct Connection<S> {
     pub bytes_sent: u64,
     pub observer: Option<Box<dyn Observer>>,
     input: Input,
+    pub variant: Variant,            // how the connection receives the messages of its room
     queued: [bool; WORK_LIST_COUNT], // for each work list, whether it contains the connection
     pub cold: Box<ColdFields>,
 }
@@ -82,12 +84,13 @@ pub enum Work {
 }
 
 pub struct ColdFields {
-    pub peer: SocketAddr,         // the client's address, which a trusted proxy may have reported
-    pub is_proxy: bool,           // whether the peer is a proxy that reports the client's address and scheme
-    pub expects_header: bool,     // whether the input starts with a PROXY header
-    pub is_counted: bool,         // whether the connection counts towards `--max-per-address`
-    pub proof: Proof,             // what the client's access token proves
-    pub service: Option<Service>, // the service of the endpoint, `None` before the upgrade
+    pub peer: SocketAddr,           // the client's address, which a trusted proxy may have reported
+    pub is_proxy: bool,             // whether the peer is a proxy that reports the client's address and scheme
+    pub expects_header: bool,       // whether the input starts with a PROXY header
+    pub is_counted: bool,           // whether the connection counts towards `--max-per-address`
+    pub proof: Proof,               // what the client's access token proves
+    pub deflate: Option<Agreement>, // how `/echo` compresses, if negotiated
+    pub service: Option<Service>,   // the service of the endpoint, `None` before the upgrade
     pub stage: Stage,
     pub last_received: Duration, // monotonic time of the last received byte, plus the delays of late timers
     pub deadline: Option<Duration>, // a copy of the connection's deadline in `Timers`
@@ -130,7 +133,7 @@ impl Service {
             Service::Chat => config.max_message,
             Service::Inspect => 1024, // maximum message size in bytes; inspectors send only short commands
         };
-        Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo }
+        Limits { message, fragments: config.max_fragments, accepts_binary: self == Service::Echo, deflates: false }
     }
 }
 
@@ -142,6 +145,7 @@ impl<S: Socket> Connection<S> {
             expects_header: false,
             is_counted: false,
             proof: Proof::default(),
+            deflate: None,
             service: None,
             stage: Stage::Handshake(HeadReader::default()),
             last_received: now,
@@ -150,8 +154,8 @@ impl<S: Socket> Connection<S> {
             buffered: 0,
             unprocessed: Box::default(),
         });
-        let (outbox, input, queued) = (Outbox::default(), Input::Drained, Default::default());
-        Connection { socket, outbox, frames_sent: 0, bytes_sent: 0, observer, input, queued, cold }
+        let (outbox, input, variant, queued) = (Outbox::default(), Input::Drained, Variant::Plain, Default::default());
+        Connection { socket, outbox, frames_sent: 0, bytes_sent: 0, observer, input, variant, queued, cold }
     }
 
     /// Records that the poll reported input. `is_last`: the stream ended or the socket failed, so no report follows.
@@ -420,7 +424,7 @@ mod tests {
     }
 
     fn open() -> Stage {
-        Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, accepts_binary: true }))
+        Stage::Open(Protocol::new(Limits { message: 9, fragments: 9, accepts_binary: true, deflates: false }))
     }
 
     fn draining(discards: bool) -> Stage {

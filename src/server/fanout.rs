@@ -1,4 +1,5 @@
-//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. A
+//! Fan-out: the frames that each room receives this turn, rendered once per dialect and shared by all members. For
+//! members that negotiated compression, [`deflate`](crate::ws::deflate) adds up to two variants of each rendering. A
 //! member usually receives the batch with one write at the end of the turn: many messages cost one system call.
 //!
 //! A *cursor* is the number of bytes of the batch that a member has received or skipped. Before an event for one member
@@ -16,6 +17,7 @@ use std::time::Duration;
 use mio::Token;
 
 use crate::broker::{RoomId, RoomMap};
+use crate::ws::deflate::broadcast::{Deflater, Recipients, Variant};
 use crate::ws::frame::{self, Opcode};
 use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 
@@ -23,10 +25,13 @@ use crate::{chat::dialect::Dialect, chat::event::Event, maps::TokenMap};
 const FULL_BATCH_LEN: usize = 64 * 1024;
 const MASS_DISCONNECT: usize = 128; // maximum number of `left` events in a turn before the server holds all batches
 const MAX_HOLD: Duration = Duration::from_millis(250); // maximum time for which the server holds batches
-const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each dialect
+const MAX_HELD_LEN: usize = 4 * 1024 * 1024; // maximum size in bytes of a held batch, in each rendering
+
+pub type Format = (Dialect, Variant); // members with the same format share a rendering
 
 #[derive(Debug, Default)]
 pub struct Fanout {
+    pub deflater: Deflater<(RoomId, Dialect)>,
     rooms: RoomMap<Batch>,
     order: VecDeque<RoomId>, // rooms in the order of their first events; a listed room's batch may have been sent
     pub full_rooms: HashSet<RoomId>,
@@ -38,11 +43,15 @@ pub struct Fanout {
 /// One room's frames since its last batch, rendered in every dialect that its members use.
 #[derive(Debug, Default)]
 pub struct Batch {
-    pub frames: [Vec<u8>; Dialect::ALL.len()],
+    pub frames: [[Vec<u8>; Variant::COUNT]; Dialect::ALL.len()],
     pub cursors: TokenMap<usize>, // a member without an entry has received nothing of the batch
 }
 
 impl Fanout {
+    pub fn new(deflate_min: usize) -> Fanout {
+        Fanout { deflater: Deflater::new(deflate_min), ..Fanout::default() }
+    }
+
     pub fn begin_turn(&mut self, now: Duration) {
         (self.now, self.left_events) = (now, 0);
         self.full_rooms.clear();
@@ -58,7 +67,14 @@ impl Fanout {
     }
 
     /// Appends an event to the room's batch. Returns `true` if the batch is full and the server must send it now.
-    pub fn append(&mut self, room: RoomId, dialects: impl Iterator<Item = Dialect>, event: &Event) -> bool {
+    /// `except`: the format of the member that will skip the event.
+    pub fn append(
+        &mut self,
+        room: RoomId,
+        dialects: impl Iterator<Item = Dialect>,
+        except: Option<Format>,
+        event: &Event,
+    ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));
         if self.left_events > MASS_DISCONNECT {
             self.held_since.get_or_insert(self.now);
@@ -68,14 +84,27 @@ impl Fanout {
             self.order.push_back(room);
             Batch::default()
         });
-        dialects.for_each(|dialect| append_frame(dialect, event, &mut batch.frames[dialect as usize]));
-        batch.frames.iter().any(|frames| frames.len() > max_len)
+        for dialect in dialects {
+            let frames = &mut batch.frames[dialect as usize];
+            let start = frames[Variant::Plain as usize].len();
+            append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
+            let recipients = match (except, event) {
+                (None, _) => Recipients::All,
+                // A new member whose dialect has no `welcome` receives its own join, but alone.
+                (Some((of, new)), Event::Joined { .. }) if dialect != Dialect::Events => {
+                    Recipients::AllButNew(if of == dialect { new } else { Variant::Plain })
+                }
+                _ => Recipients::AllButOne,
+            };
+            self.deflater.append((room, dialect), recipients, start, frames);
+        }
+        batch.frames.iter().flatten().any(|frames| frames.len() > max_len)
     }
 
     /// Moves a member's cursor to the end of the batch, and returns the frames between the old and the new cursor.
-    pub fn advance_cursor(&mut self, room: RoomId, member: Token, dialect: Dialect) -> &[u8] {
+    pub fn advance_cursor(&mut self, room: RoomId, member: Token, (dialect, variant): Format) -> &[u8] {
         let Some(batch) = self.rooms.get_mut(&room) else { return &[] };
-        let frames = &batch.frames[dialect as usize];
+        let frames = &batch.frames[dialect as usize][variant as usize];
         let start = batch.cursors.insert(member, frames.len()).unwrap_or_default();
         &frames[start..]
     }
@@ -112,6 +141,7 @@ mod tests {
     const ALICE: Token = Token(1);
     const BOB: Token = Token(2);
     const EVENTS: Dialect = Dialect::Events;
+    const FORMAT: Format = (EVENTS, Variant::Plain);
     const ROOM: RoomId = RoomId(1);
 
     fn joined(username: &str) -> Event {
@@ -119,7 +149,7 @@ mod tests {
     }
 
     fn append(fanout: &mut Fanout, room: RoomId, username: &str) {
-        fanout.append(room, [EVENTS].into_iter(), &joined(username));
+        fanout.append(room, [EVENTS].into_iter(), None, &joined(username));
     }
 
     fn cursor(batch: &Batch, member: Token) -> usize {
@@ -135,10 +165,10 @@ mod tests {
     fn picture_matches_the_code() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
-        let before = fanout.advance_cursor(ROOM, ALICE, EVENTS).to_vec();
+        let before = fanout.advance_cursor(ROOM, ALICE, FORMAT).to_vec();
         append(&mut fanout, ROOM, "two");
         let (_, batch) = fanout.take_next_batch().unwrap();
-        let all = &batch.frames[EVENTS as usize];
+        let [all, ..] = &batch.frames[EVENTS as usize];
         let names = |frames: &[u8]| {
             let text = String::from_utf8_lossy(frames);
             ["one", "two"].into_iter().filter(|name| text.contains(name)).collect::<Vec<_>>().join(", ")
@@ -155,12 +185,12 @@ mod tests {
     fn a_cursor_skips_what_was_read() {
         let mut fanout = Fanout::default();
         append(&mut fanout, ROOM, "one");
-        assert_eq!(fanout.advance_cursor(ROOM, ALICE, EVENTS), &frame("one")[..]);
-        assert_eq!(fanout.advance_cursor(ROOM, ALICE, EVENTS), b"");
+        assert_eq!(fanout.advance_cursor(ROOM, ALICE, FORMAT), &frame("one")[..]);
+        assert_eq!(fanout.advance_cursor(ROOM, ALICE, FORMAT), b"");
         append(&mut fanout, ROOM, "two");
         append(&mut fanout, ROOM, "three");
         let (_, batch) = fanout.take_next_batch().unwrap();
-        assert_eq!(batch.frames[EVENTS as usize], [frame("one"), frame("two"), frame("three")].concat());
+        assert_eq!(batch.frames[EVENTS as usize][0], [frame("one"), frame("two"), frame("three")].concat());
         assert_eq!((cursor(&batch, ALICE), cursor(&batch, BOB)), (frame("one").len(), 0));
         assert!(fanout.is_empty() && fanout.take_next_batch().is_none());
     }
@@ -180,7 +210,7 @@ mod tests {
     #[test]
     fn a_held_batch_is_larger_but_bounded() {
         let mut fanout = Fanout::default();
-        let mut append = |event: &Event| fanout.append(ROOM, [EVENTS].into_iter(), event);
+        let mut append = |event: &Event| fanout.append(ROOM, [EVENTS].into_iter(), None, event);
         let left = Event::Left { username: "x".into(), active: ActiveUsers::default() };
         assert!((0..=MASS_DISCONNECT).all(|_| !append(&left)));
         let long = joined(&"x".repeat(FULL_BATCH_LEN));
@@ -191,10 +221,10 @@ mod tests {
     #[test]
     fn each_dialect_has_its_own_frames_or_none() {
         let mut fanout = Fanout::default();
-        fanout.append(ROOM, Dialect::ALL.into_iter(), &Event::Typing { username: "a".into() });
+        fanout.append(ROOM, Dialect::ALL.into_iter(), None, &Event::Typing { username: "a".into() });
         let (_, batch) = fanout.take_next_batch().unwrap();
         let rendered = |dialect| {
-            let frames = &batch.frames[dialect as usize];
+            let [frames, ..] = &batch.frames[dialect as usize];
             String::from_utf8_lossy(frames.get(2..).unwrap_or_default()).into_owned()
         };
         assert_eq!(rendered(Dialect::Events), r#"{"event":"typing","data":{"username":"a"}}"#);

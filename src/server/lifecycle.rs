@@ -12,7 +12,7 @@ use super::{READS_PER_TURN, Server, observer::ObservedStage, outbox::Outbox, tim
 use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, jwt::proof::Proof, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request, bad_request};
-use crate::ws::{close::CloseCode, protocol::Protocol};
+use crate::ws::{close::CloseCode, deflate::Agreement, protocol::Limits};
 use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
@@ -97,8 +97,8 @@ impl<S: Socket> Server<S> {
                 let bytes = http::format_check(checked, origin.as_deref(), is_head, self.now.time);
                 self.send_response(token, bytes, "the response was sent");
             }
-            Ok(Outcome::Upgrade { response, route }) => match self.admit(token, &route) {
-                Ok(()) => self.upgrade(token, response, route),
+            Ok(Outcome::Upgrade { response, deflate, route }) => match self.admit(token, &route) {
+                Ok(()) => self.upgrade(token, response, deflate, route),
                 Err(rejection) => self.reject(token, &rejection, is_head),
             },
             Err(rejection) => self.reject(token, &rejection, is_head),
@@ -156,7 +156,7 @@ impl<S: Socket> Server<S> {
     }
 
     /// Switches a connection to the WebSocket protocol (§4.2.2).
-    fn upgrade(&mut self, token: Token, response: Vec<u8>, route: Route) {
+    fn upgrade(&mut self, token: Token, response: Vec<u8>, deflate: Option<Agreement>, route: Route) {
         let (service, identity, mut join) = match route {
             Route::Echo(identity) => (Service::Echo, identity, None),
             Route::Chat(request) => (Service::Chat, request.identity.clone(), Some(request)),
@@ -168,7 +168,7 @@ impl<S: Socket> Server<S> {
         self.limits.clients += 1;
         self.chat.operator.counters.services[service as usize] += 1;
         let Some(connection) = self.connections.get_mut(token) else { return };
-        let limits = service.limits(&self.config);
+        let limits = Limits { deflates: deflate.is_some(), ..service.limits(&self.config) };
         let upgraded = ObservedStage::Upgraded {
             limits,
             username: join.as_ref().map(|request| &request.join.username),
@@ -179,7 +179,8 @@ impl<S: Socket> Server<S> {
         connection.observer.iter_mut().for_each(|observer| observer.set_stage(upgraded));
         connection.outbox.push_response(response);
         (connection.cold.service, connection.cold.proof) = (Some(service), Proof::new(&identity));
-        connection.cold.stage = Stage::Open(Protocol::new(limits));
+        (connection.cold.deflate, connection.variant) = (deflate.filter(|_| service == Service::Echo), deflate.into());
+        connection.cold.stage = Stage::Open(self.fanout.deflater.open(limits));
         self.connections.queue(Work::Write, token);
         if let Some(request) = join {
             self.chat.join(token, *request, self.now);

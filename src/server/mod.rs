@@ -23,15 +23,17 @@ use mio::Token;
 
 use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{Broker, NameRules, Random, RoomId};
+use crate::chat::dialect::Dialect;
 use crate::chat::event::{Effect, Event};
 use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
 use crate::http::{access::Access, proxy::is_trusted_proxy, service_unavailable};
 pub use crate::ws::close::CloseCode;
-use crate::ws::frame::{self, Opcode};
+use crate::ws::deflate::broadcast::{DEFAULT_MIN, Variant};
+use crate::ws::frame::Opcode;
 use crate::ws::protocol::{Event as ProtocolEvent, State};
 use crate::{config::Config, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
-use fanout::{Batch, Fanout, append_frame};
+use fanout::{Batch, Fanout, Format, append_frame};
 use limits::ConnectionLimits;
 use observer::{Action, Observers};
 use outbox::Broadcast;
@@ -99,6 +101,7 @@ impl<S: Socket> Server<S> {
     ) -> Server<S> {
         let mut chat = Chat::new(&config, broker);
         chat.set_reserved_usernames(access.reserved_usernames());
+        let fanout = Fanout::new(config.features.deflate_min.unwrap_or(DEFAULT_MIN));
         Server {
             chat,
             limits,
@@ -108,7 +111,7 @@ impl<S: Socket> Server<S> {
             connections: Connections::new(Token(1)), // the event loop's own poll tokens count down from `usize::MAX`
             removed: VecDeque::new(),
             timers: Timers::default(),
-            fanout: Fanout::default(),
+            fanout,
             observers,
             to_observe: Vec::new(),
             now,
@@ -322,7 +325,8 @@ impl<S: Socket> Server<S> {
 
     fn send_frame(&mut self, token: Token, opcode: Opcode, payload: &[u8]) {
         let mut bytes = Vec::new();
-        frame::append(&mut bytes, opcode, payload);
+        let agreement = self.connections.table.get(&token).and_then(|connection| connection.cold.deflate);
+        self.fanout.deflater.append_alone(agreement, opcode, payload, &mut bytes);
         self.connections.send(token, bytes);
     }
 
@@ -333,6 +337,10 @@ impl<S: Socket> Server<S> {
                 Effect::SetRoom { client, from, to } => {
                     from.into_iter().for_each(|room| self.catch_up(client, room));
                     self.skip(client, to);
+                    if let Some((dialect, variant)) = self.format_of(client) {
+                        let exists = |(room, _): &_| self.chat.rooms.contains_key(room);
+                        self.fanout.deflater.add_member((to, dialect), variant, exists);
+                    }
                 }
                 Effect::Close { client, reason, may_retry } => {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
@@ -362,7 +370,8 @@ impl<S: Socket> Server<S> {
     fn broadcast(&mut self, room: RoomId, except: Option<Token>, event: &Event) {
         let except = except.filter(|client| self.chat.room_of(*client).is_some()); // a client in no room gets no batch
         except.into_iter().for_each(|client| self.catch_up(client, room));
-        let is_full = self.fanout.append(room, self.chat.dialects(room), event);
+        let format = except.and_then(|client| self.format_of(client));
+        let is_full = self.fanout.append(room, self.chat.dialects(room), format, event);
         // Make the client `except` skip the event before a full batch is sent: `except` must not receive the event.
         except.into_iter().for_each(|client| self.skip(client, room));
         if is_full && let Some(batch) = self.fanout.take_full_batch(room) {
@@ -376,15 +385,19 @@ impl<S: Socket> Server<S> {
         if self.fanout.is_held() && !self.connections.get_mut(client).is_some_and(|connection| connection.is_open()) {
             return;
         }
-        let Some(dialect) = self.chat.dialect_of(client) else { return };
-        self.connections.send(client, self.fanout.advance_cursor(room, client, dialect));
+        let Some(format) = self.format_of(client) else { return };
+        self.connections.send(client, self.fanout.advance_cursor(room, client, format));
     }
 
     /// Makes the client skip the events that the room's batch contains so far.
     fn skip(&mut self, client: Token, room: RoomId) {
-        if let Some(dialect) = self.chat.dialect_of(client) {
-            self.fanout.advance_cursor(room, client, dialect);
+        if let Some(format) = self.format_of(client) {
+            self.fanout.advance_cursor(room, client, format);
         }
+    }
+
+    fn format_of(&self, client: Token) -> Option<Format> {
+        Some((self.chat.dialect_of(client)?, self.connections.table.get(&client)?.variant))
     }
 
     /// Removes closed connections and writes output until no work is queued. Writing reveals slow consumers and failed
@@ -418,12 +431,15 @@ impl<S: Socket> Server<S> {
     }
 
     fn send_batch(&mut self, room: RoomId, batch: &Batch) {
-        let mut broadcasts = batch.frames.each_ref().map(|frames| Broadcast::new(frames, &self.limits.buffered_shared));
-        let mut failed = Vec::new();
+        let broadcast = |frames| Broadcast::new(frames, &self.limits.buffered_shared);
+        let mut broadcasts = batch.frames.each_ref().map(|frames| frames.each_ref().map(|frames| broadcast(frames)));
+        let (mut failed, mut formats) = (Vec::new(), [[false; Variant::COUNT]; Dialect::ALL.len()]);
         for (token, dialect) in self.chat.recipients(room) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
             let cursor = batch.cursors.get(&token).copied().unwrap_or_default();
-            let broadcast = &mut broadcasts[dialect as usize];
+            let variant = connection.variant as usize;
+            formats[dialect as usize][variant] = true;
+            let broadcast = &mut broadcasts[dialect as usize][variant];
             let was_empty = connection.outbox.is_empty();
             let sent = match cursor {
                 _ if connection.is_queued(Work::Remove) => continue, // an aborted connection receives nothing
@@ -443,6 +459,7 @@ impl<S: Socket> Server<S> {
                 Err(error) => failed.push((token, error)),
             }
         }
+        self.fanout.deflater.update(Dialect::ALL.map(|dialect| ((room, dialect), formats[dialect as usize])));
         for (token, error) in failed {
             self.abort(token, error.to_string());
         }
@@ -477,10 +494,10 @@ impl<S: Socket> Server<S> {
     fn attach_observer(&mut self, token: Token) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let is_quiet = connection.cold.unprocessed.is_empty() && connection.is_flushed();
-        let (service, frames_sent) = (connection.cold.service, connection.frames_sent);
-        let (Some(service), Some(protocol)) = (service, connection.protocol_if_open()) else { return };
+        let frames_sent = connection.frames_sent;
+        let Some(protocol) = connection.protocol_if_open() else { return };
         if is_quiet && protocol.is_between_messages() {
-            let (limits, frames_received) = (service.limits(&self.config), protocol.frames_received());
+            let (limits, frames_received) = (protocol.limits, protocol.frames_received());
             connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
         } else {
             self.to_observe.push(token);

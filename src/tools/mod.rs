@@ -95,7 +95,7 @@ impl Tracer {
 
     fn from_parts(mut tap: Tap, records: Records) -> Tracer {
         // Set no size limits: they are each server's own choice, and a tool's trace reports only violations of the RFC.
-        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true });
+        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true, deflates: false });
         Tracer { tap, records }
     }
 

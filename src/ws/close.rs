@@ -72,6 +72,8 @@ pub enum ProtocolError {
     ClosePayloadOfOneByte,
     InvalidCloseCode(u16),
     CloseReasonNotUtf8,
+    MisplacedRsv1,
+    InvalidDeflate,
 }
 
 impl ProtocolError {
@@ -94,6 +96,8 @@ impl ProtocolError {
             ClosePayloadOfOneByte => (1002, "5.5.1", "a close payload must be empty or begin with a code".into()),
             InvalidCloseCode(code) => (1002, "7.4", format!("close code {code} must not be sent").into()),
             CloseReasonNotUtf8 => (1007, "8.1", "a close reason must be UTF-8".into()),
+            MisplacedRsv1 => (1002, "6", "of the RSV bits, only RSV1 of a message's first frame may be 1".into()),
+            InvalidDeflate => (1007, "7.2.2", "the compressed message does not inflate".into()),
         }
     }
 
@@ -113,7 +117,8 @@ impl ProtocolError {
 impl fmt::Display for ProtocolError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, section, sentence) = self.code_section_text();
-        write!(f, "{sentence} (RFC 6455 §{section})")
+        let rfc = if matches!(self, Self::MisplacedRsv1 | Self::InvalidDeflate) { 7692 } else { 6455 };
+        write!(f, "{sentence} (RFC {rfc} §{section})")
     }
 }
 
@@ -173,10 +178,13 @@ mod tests {
             ClosePayloadOfOneByte,
             InvalidCloseCode(65535),
             CloseReasonNotUtf8,
+            MisplacedRsv1,
+            InvalidDeflate,
         ];
         for error in all {
             assert!(error.to_string().len() <= MAX_CONTROL_PAYLOAD - 2, "{error}");
-            assert!(error.to_string().ends_with(&format!("(RFC 6455 §{})", error.section())), "{error}");
+            let rfc = if matches!(error, MisplacedRsv1 | InvalidDeflate) { 7692 } else { 6455 };
+            assert!(error.to_string().ends_with(&format!("(RFC {rfc} §{})", error.section())), "{error}");
         }
     }
 }

@@ -15,6 +15,7 @@
 //! ```
 
 use super::close::ProtocolError::{self, *};
+use super::deflate;
 
 const FIN_BIT: u8 = 0x80;
 const RSV_BITS: u8 = 0x70;
@@ -62,6 +63,7 @@ impl Opcode {
 pub struct FrameHeader {
     pub fin: bool,
     pub opcode: Opcode,
+    pub is_compressed: bool, // RSV1 (RFC 7692 §6)
     pub payload_len: u64,
     pub masking_key: Option<[u8; 4]>, // `None` if the mask bit is 0 or the masking key is incomplete
     pub size: usize,                  // size of the header in bytes, including the masking key
@@ -70,9 +72,15 @@ pub struct FrameHeader {
 impl FrameHeader {
     /// Parses the header at the start of `bytes`, sent by `role`. Returns `Ok(None)` if the length field is incomplete.
     pub fn parse(role: Role, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
+        FrameHeader::parse_negotiated(role, false, bytes)
+    }
+
+    /// Like `parse`. `deflates`: whether the endpoints negotiated permessage-deflate, which gives RSV1 a meaning.
+    pub fn parse_negotiated(role: Role, deflates: bool, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
-        ReservedBits.err_unless(first & RSV_BITS == 0)?;
+        ReservedBits.err_unless(deflates || first & RSV_BITS == 0)?;
+        let is_compressed = deflate::check_reserved_bits(first)?;
         let opcode = Opcode::from_bits(first & OPCODE_MASK)?;
         let fin = first & FIN_BIT != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."
@@ -95,7 +103,7 @@ impl FrameHeader {
             _ => (short_len.into(), 2),
         };
         let (masking_key, key_size) = if is_masked { (bytes[key_at..].first_chunk().copied(), 4) } else { (None, 0) };
-        Ok(Some(FrameHeader { fin, opcode, payload_len, masking_key, size: key_at + key_size }))
+        Ok(Some(FrameHeader { fin, opcode, is_compressed, payload_len, masking_key, size: key_at + key_size }))
     }
 }
 
@@ -115,7 +123,7 @@ pub fn append(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
 
 /// Returns the size in bytes of the first frame. `frames` must start with the header of a server frame.
 pub fn server_frame_len(frames: &[u8]) -> usize {
-    let header = FrameHeader::parse(Role::Server, frames).ok().flatten();
+    let header = FrameHeader::parse_negotiated(Role::Server, true, frames).ok().flatten();
     debug_assert!(header.is_some(), "not a frame that `append` wrote: {frames:02x?}");
     header.map_or(frames.len(), |header| header.size + header.payload_len as usize)
 }

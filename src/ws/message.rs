@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 
 use super::close::ProtocolError;
+use super::deflate::inflating::Inflating;
 use super::frame::Opcode;
 
 /// A data message (§5.6), borrowed from the read buffer if the message arrived as one frame in one read.
@@ -34,6 +35,7 @@ impl<'a> Message<'a> {
 pub enum Assembler {
     Text { valid: String, incomplete: Vec<u8> }, // `incomplete`: at most three bytes of an unfinished character
     Binary(Vec<u8>),
+    Deflated(Box<Inflating>),
 }
 
 impl Assembler {
@@ -48,6 +50,7 @@ impl Assembler {
         match self {
             Assembler::Text { valid, incomplete } => (valid.len() + incomplete.len(), valid.capacity()),
             Assembler::Binary(bytes) => (bytes.len(), bytes.capacity()),
+            Assembler::Deflated(message) => message.len_and_capacity(),
         }
     }
 
@@ -69,6 +72,7 @@ impl Assembler {
                 bytes.reserve_exact(growth);
                 bytes.extend_from_slice(payload);
             }
+            Assembler::Deflated(message) => message.push(payload)?,
         }
         Ok(())
     }
@@ -79,6 +83,7 @@ impl Assembler {
             Assembler::Text { incomplete, .. } if !incomplete.is_empty() => Err(ProtocolError::TextNotUtf8),
             Assembler::Text { valid, .. } => Ok(Message::Text(valid.into())),
             Assembler::Binary(bytes) => Ok(Message::Binary(bytes.into())),
+            Assembler::Deflated(message) => message.finish(),
         }
     }
 }

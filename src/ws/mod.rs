@@ -24,7 +24,7 @@
 //! | 7.1.7, 10.7 failing the connection over invalid data | [`close::ProtocolError`], [`protocol::Protocol::receive`] | `rfc_7_1_picture_and_table_match_the_code`, `the_first_broken_rule_decides`, `hostile_frames::random_bytes` |
 //! | 7.4, 7.4.1, 7.4.2, 11.7 status codes | [`close::CloseCode::from_wire`], [`close::ProtocolError::code`] | `rfc_7_4_each_edge_of_each_range_of_codes`, `hostile_frames::closes` |
 //! | 8.1 text that is not UTF-8 | [`message::Assembler::push`] | `rfc_8_1_text_must_not_end_inside_a_character`, `hostile_frames::utf8` |
-//! | 9.1 extensions are declined | [`extension::is_extension_list`], [`handshake::accept_handshake`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
+//! | 9.1 extensions: permessage-deflate (RFC 7692) or none | [`extension::is_extension_list`], [`deflate::negotiation::negotiate`] | `rfc_9_1_offers`, `hostile_handshake::extensions` |
 //! | 10.1, 10.2, 10.5 clients that are not browsers, allowed origins, authentication | [`Access::allows_origin`](crate::http::access::Access::allows_origin), [`Access::identify`](crate::http::access::Access::identify) | `hostile_handshake::origins`, `hostile_handshake::tokens` |
 //! | 10.4 limits | [`protocol::Limits`], [`protocol::Protocol`] | `rfc_10_4_each_limit_at_n_and_n_plus_1`, `memory::limits_of_messages` |
 //!
@@ -32,10 +32,11 @@
 //! |---|---|
 //! | 1.1, 1.4–1.8, 2.1, 12–14 | introduction, conventions, acknowledgements, references |
 //! | 4.1 checking the response; 5.3 picking a key; 7.2.1, 7.2.3 | the client does it |
-//! | 9.2, 10.6, 10.8 | no extension is defined; TLS is left to a proxy; SHA-1 protects nothing here |
+//! | 9.2, 10.6, 10.8 | RFC 7692 defines the only extension; TLS is left to a proxy; SHA-1 protects nothing here |
 //! | 11.1.1–11.2, 11.4–11.6, 11.8, 11.9 | registries; 5.2, 9.1 and 4.4 restrict their values further |
 
 pub mod close;
+pub mod deflate;
 pub mod extension;
 pub mod frame;
 pub mod handshake;

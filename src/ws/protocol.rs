@@ -27,6 +27,7 @@
 use std::borrow::Cow;
 
 use super::close::{CloseCode, CloseFrame, ProtocolError};
+use super::deflate::inflating::Inflaters;
 use super::frame::{self, FrameHeader, Opcode};
 use super::message::{Assembler, Message};
 use super::reader::{Chunk, FrameReader};
@@ -37,6 +38,7 @@ pub struct Limits {
     pub message: usize, // maximum size of a message in bytes, over all its frames
     pub fragments: u32, // maximum number of frames: a flood of empty frames would never reach the size limit
     pub accepts_binary: bool,
+    pub deflates: bool, // whether permessage-deflate was negotiated, so that messages may be compressed (RFC 7692)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,9 +61,10 @@ pub enum Event<'a> {
 
 #[derive(Debug)]
 pub struct Protocol {
-    limits: Limits,
+    pub limits: Limits,
     state: State,
     frames: FrameReader,
+    pub inflaters: Inflaters,               // the server's connections share theirs
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
     control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,
@@ -69,8 +72,8 @@ pub struct Protocol {
 
 impl Protocol {
     pub fn new(limits: Limits) -> Protocol {
-        let frames = FrameReader::default();
-        Protocol { limits, state: State::Open, frames, message: None, control: Vec::new(), output: Vec::new() }
+        let (frames, state, inflaters) = (FrameReader::new(limits.deflates), State::Open, Inflaters::default());
+        Protocol { limits, state, frames, inflaters, message: None, control: Vec::new(), output: Vec::new() }
     }
 
     pub fn state(&self) -> State {
@@ -132,15 +135,16 @@ impl Protocol {
     }
 
     fn receive_data_chunk<'a>(&mut self, chunk: &Chunk<'a>) -> Result<Option<Event<'a>>, ProtocolError> {
-        let FrameHeader { fin, opcode, .. } = chunk.header;
+        let FrameHeader { fin, opcode, is_compressed, .. } = chunk.header;
         let is_complete = fin && chunk.is_last;
         debug_assert_eq!(chunk.is_first && opcode != Opcode::Continuation, self.message.is_none(), "§5.4: order");
-        if is_complete && self.message.is_none() {
+        if is_complete && self.message.is_none() && !is_compressed {
             return Ok(Some(Event::Message(Message::from_payload(opcode, chunk.payload)?)));
         }
         // Take the incomplete message out of `self`, so that an error in the new payload also drops the message.
-        let mut message = self.message.take().unwrap_or_else(|| Box::new((Assembler::new(opcode), 0)));
-        // The cast cannot truncate: `check_data` has rejected frames longer than `limits.message`, a `usize`.
+        let begin = || self.inflaters.begin(&chunk.header, self.limits.message);
+        let mut message = self.message.take().unwrap_or_else(|| Box::new((begin(), 0)));
+        // The cast cannot truncate: `check_data` has rejected plain frames longer than `limits.message`, a `usize`.
         message.0.push(chunk.payload, chunk.remaining as usize)?;
         if is_complete {
             return Ok(Some(Event::Message(message.0.finish()?)));
@@ -221,7 +225,8 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
     // Check the announced length, so that the connection fails before the payload of an oversized message arrives.
-    ProtocolError::MessageTooBig.err_unless(header.payload_len <= (limits.message - received) as u64)?;
+    let inflates = header.is_compressed || matches!(message, Some((Assembler::Deflated(_), _))); // limits the output
+    ProtocolError::MessageTooBig.err_unless(inflates || header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)
 }
 
@@ -229,7 +234,7 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { message: 200, fragments: 4, accepts_binary: true };
+    const LIMITS: Limits = Limits { message: 200, fragments: 4, accepts_binary: true, deflates: false };
 
     /// Builds a client frame with masking key 0, so the payload stays readable. `first` is the first header byte.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {

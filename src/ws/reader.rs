@@ -18,6 +18,7 @@ use super::mask;
 pub struct FrameReader {
     header: [u8; MAX_HEADER_SIZE],
     header_len: u8,             // number of bytes in `header` while a header is incomplete, otherwise 0
+    deflates: bool,             // whether the peer may set RSV1
     frame: Option<FrameHeader>, // the current frame, once its masking key is complete
     received: u64,              // payload bytes of the current frame received so far
     pub frames_received: u64,   // number of frames whose first byte has arrived, including control and invalid frames
@@ -32,6 +33,10 @@ pub struct Chunk<'a> {
 }
 
 impl FrameReader {
+    pub fn new(deflates: bool) -> FrameReader {
+        FrameReader { deflates, ..FrameReader::default() }
+    }
+
     pub fn is_between_frames(&self) -> bool {
         self.frame.is_none() && self.header_len == 0
     }
@@ -65,7 +70,7 @@ impl FrameReader {
         self.frames_received += u64::from(kept == 0);
         let added = input.len().min(MAX_HEADER_SIZE - kept);
         self.header[kept..kept + added].copy_from_slice(&input[..added]);
-        let header = FrameHeader::parse(Role::Client, &self.header[..kept + added])?;
+        let header = FrameHeader::parse_negotiated(Role::Client, self.deflates, &self.header[..kept + added])?;
         self.frame = header.filter(|header| header.masking_key.is_some());
         self.received = 0;
         let size = self.frame.map_or(kept + added, |header| header.size);

@@ -34,7 +34,7 @@ use wirechat::ws::message::Message;
 use wirechat::ws::protocol::{Event, Limits, Protocol};
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
-const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, accepts_binary: true };
+const LIMITS: Limits = Limits { message: 1 << 24, fragments: 1 << 20, accepts_binary: true, deflates: false };
 const TEXT: &str = r#"{"event":"message","data":{"text":"the quick brown fox jumps over the lazy dog, twice over"}}"#;
 const REQUEST: &[u8] =
     b"GET /?token=dev-token HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -205,11 +205,11 @@ fn fan_out(c: &mut Criterion) {
             group.bench_function(format!("messages: {messages}"), |b| {
                 b.iter(|| {
                     for _ in 0..messages {
-                        fanout.append(room, chat.dialects(room), &event);
+                        fanout.append(room, chat.dialects(room), None, &event);
                     }
                     let (_, batch) = fanout.take_next_batch().expect("a batch");
                     let buffered_shared = Rc::default();
-                    let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize], &buffered_shared);
+                    let mut broadcast = Broadcast::new(&batch.frames[Dialect::Events as usize][0], &buffered_shared);
                     for (member, _) in chat.recipients(room) {
                         let sent = connections[member.0].send_broadcast(&mut broadcast);
                         sent.expect("the socket accepts everything");

@@ -31,7 +31,7 @@ pub fn check(data: &[u8]) {
     let stream = if choice & 1 == 0 { rest.to_vec() } else { describe(rest) };
     let message = if choice & 2 == 0 { 100_000 } else { 300 };
     let fragments = if choice & 4 == 0 { 1000 } else { 3 };
-    let limits = Limits { message, fragments, accepts_binary: choice & 8 == 0 };
+    let limits = Limits { message, fragments, accepts_binary: choice & 8 == 0, deflates: false };
     let mut protocol = Protocol::new(limits);
     let (events, output) = receive(&mut protocol, &stream, 0);
     for cuts in [1, read_cuts] {

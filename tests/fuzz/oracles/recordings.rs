@@ -46,7 +46,7 @@ fn check_cuts(data: &[u8]) {
     let &[turns, read_cuts, ref bytes @ ..] = data else { return };
     let record = |read_cuts| {
         let mut steps = vec![Step::Client(REQUEST.to_vec()), Step::Server(RESPONSE.to_vec())];
-        let limits = Limits { message: 1000, fragments: 8, accepts_binary: true };
+        let limits = Limits { message: 1000, fragments: 8, accepts_binary: true, deflates: false };
         steps.push(Step::Upgraded { limits, user: None });
         let mut start = 0;
         for (index, len) in cuts(turns.max(2), bytes.len()).into_iter().enumerate() {

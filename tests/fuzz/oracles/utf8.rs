@@ -10,7 +10,7 @@ use wirechat::ws::protocol::{Event, Limits, Protocol, State};
 
 use super::cuts;
 
-const LIMITS: Limits = Limits { message: 1 << 20, fragments: u32::MAX, accepts_binary: true };
+const LIMITS: Limits = Limits { message: 1 << 20, fragments: u32::MAX, accepts_binary: true, deflates: false };
 
 pub fn check(data: &[u8]) {
     let &[fragment_cuts, read_cuts, ref payload @ ..] = data else { return };

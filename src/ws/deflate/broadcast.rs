@@ -1,0 +1,353 @@
+//! Compresses messages to many peers once, with a context that all of them share. The module doc has a figure.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+use super::codec::Compressor;
+use super::inflating::Inflaters;
+use super::negotiation::Agreement;
+use super::{MAX_WINDOW_BITS, RSV1};
+use crate::ws::frame::{self, FrameHeader, Opcode, Role};
+use crate::ws::protocol::{Limits, Protocol};
+
+const MAX_TAIL: usize = 2 * 1024; // in bytes; of a chat's events, the last dozen has most of what repeats
+const MIN_WINDOW_BITS: u8 = 9;
+pub const DEFAULT_MIN: usize = 32; // in bytes
+
+/// How a member receives the messages of its room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Variant {
+    #[default]
+    Plain,
+    Shared, // each message may refer to those that all present members have received
+    Alone,  // no message refers to another one, and none to bytes more than 512 bytes before
+}
+
+impl Variant {
+    pub const COUNT: usize = 3;
+}
+
+impl From<Option<Agreement>> for Variant {
+    fn from(agreement: Option<Agreement>) -> Variant {
+        match agreement {
+            None => Variant::Plain,
+            Some(agreement) if agreement.no_context_takeover || !agreement.has_full_window() => Variant::Alone,
+            Some(_) => Variant::Shared,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipients {
+    All,
+    AllButOne,
+    AllButNew(Variant), // the new member gets the event too, but on its own and uncompressed
+}
+
+/// The server's compressors. `K` identifies a group whose members receive the same messages.
+#[derive(Debug)]
+pub struct Deflater<K> {
+    min: usize, // messages of fewer bytes stay uncompressed
+    shared: Option<Compressor>,
+    continues: Option<K>, // the group to which the last message of `shared` went: its next message continues the stream
+    alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
+    groups: HashMap<K, Group>,
+    max_groups: usize, // with more than that, look for groups that no longer exist
+    pub inflaters: Inflaters,
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    tail: Vec<u8>, // the end of what all present members with the variant `Shared` have received compressed
+    has: [bool; Variant::COUNT], // the variants of the members; may still include that of a member that has left
+}
+
+impl<K> Default for Deflater<K> {
+    fn default() -> Deflater<K> {
+        Deflater::new(DEFAULT_MIN)
+    }
+}
+
+impl<K> Deflater<K> {
+    pub fn new(min: usize) -> Deflater<K> {
+        let (groups, inflaters) = (HashMap::new(), Inflaters::shared());
+        Deflater { min, shared: None, continues: None, alone: Default::default(), groups, max_groups: 16, inflaters }
+    }
+
+    /// Returns the protocol of a new connection.
+    pub fn open(&self, limits: Limits) -> Protocol {
+        let mut protocol = Protocol::new(limits);
+        protocol.inflaters = self.inflaters.clone();
+        protocol
+    }
+}
+
+impl<K: Copy + Eq + Hash> Deflater<K> {
+    /// `exists`: whether a group still exists.
+    pub fn add_member(&mut self, group: K, variant: Variant, exists: impl Fn(&K) -> bool) {
+        if variant == Variant::Plain {
+            return;
+        }
+        if self.groups.len() > self.max_groups {
+            self.groups.retain(|group, _| exists(group));
+            self.max_groups = 16 + 2 * self.groups.len();
+            self.continues = None;
+        }
+        let members = self.groups.entry(group).or_default();
+        members.has[variant as usize] = true;
+        if variant == Variant::Shared {
+            members.tail.clear(); // the new member's inflater does not have these bytes
+            self.continues.take_if(|last| *last == group);
+        }
+    }
+
+    /// Sets the variants of the present members of groups, and forgets groups that need no compression any more.
+    pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
+        for (group, has) in groups {
+            let Some(members) = self.groups.get_mut(&group) else { continue };
+            members.has = has;
+            if has[1..] == [false; Variant::COUNT - 1] {
+                self.groups.remove(&group);
+                self.continues.take_if(|last| *last == group);
+            }
+        }
+    }
+
+    /// Appends a message to each compressing variant that the group's members have. `start` is where its frame is
+    /// in the plain variant.
+    pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
+        let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
+        let [plain_frames, shared_frames, alone_frames] = frames;
+        let Ok(Some(header)) = FrameHeader::parse(Role::Server, &plain_frames[start..]) else { return };
+        let text = &plain_frames[start + header.size..];
+        let is_plain = text.len() < self.min || recipients == Recipients::AllButOne;
+        if has[Variant::Shared as usize] {
+            if is_plain {
+                frame::append(shared_frames, Opcode::Text, text);
+            } else {
+                let compressor = self.shared.get_or_insert_with(|| Compressor::new(MAX_WINDOW_BITS));
+                if self.continues != Some(group) {
+                    compressor.reset(tail);
+                }
+                append_compressed(shared_frames, Opcode::Text, &compressor.compress(text));
+                if recipients == Recipients::AllButNew(Variant::Shared) {
+                    debug_assert!(tail.is_empty(), "the member has joined just before");
+                    self.continues = None;
+                } else {
+                    push_tail(tail, text);
+                    self.continues = Some(group);
+                }
+            }
+        }
+        if has[Variant::Alone as usize] {
+            if is_plain {
+                frame::append(alone_frames, Opcode::Text, text);
+            } else {
+                let compressed = self.compress_alone(MIN_WINDOW_BITS, text);
+                append_compressed(alone_frames, Opcode::Text, &compressed);
+            }
+        }
+    }
+
+    /// Appends a message to one peer, which refers to no other message.
+    pub fn append_alone(&mut self, agreement: Option<Agreement>, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
+        let Some(agreement) = agreement.filter(|_| payload.len() >= self.min) else {
+            return frame::append(out, opcode, payload);
+        };
+        let compressed = self.compress_alone(agreement.window_bits.unwrap_or(MAX_WINDOW_BITS), payload);
+        append_compressed(out, opcode, &compressed);
+    }
+
+    fn compress_alone(&mut self, window_bits: u8, payload: &[u8]) -> Vec<u8> {
+        let compressor = &mut self.alone[usize::from(window_bits - MIN_WINDOW_BITS)];
+        let compressor = compressor.get_or_insert_with(|| Compressor::new(window_bits));
+        compressor.reset(b"");
+        compressor.compress(payload)
+    }
+}
+
+fn append_compressed(out: &mut Vec<u8>, opcode: Opcode, compressed: &[u8]) {
+    let start = out.len();
+    frame::append(out, opcode, compressed);
+    out[start] |= RSV1;
+}
+
+fn push_tail(tail: &mut Vec<u8>, text: &[u8]) {
+    tail.extend_from_slice(&text[text.len().saturating_sub(MAX_TAIL)..]);
+    tail.drain(..tail.len().saturating_sub(MAX_TAIL));
+}
+
+#[cfg(feature = "deflate")]
+#[cfg(test)]
+mod tests {
+    use flate2::{Decompress, FlushDecompress};
+
+    use super::*;
+    use crate::ws::deflate::TAIL;
+
+    /// A member with an inflater of another implementation.
+    struct Member {
+        variant: Variant,
+        inflater: Decompress,
+        window: String,
+    }
+
+    impl Member {
+        fn new(variant: Variant) -> Member {
+            Member { variant, inflater: Decompress::new(false), window: String::new() }
+        }
+
+        fn inflate(&mut self, payload: &[u8]) -> String {
+            if self.variant == Variant::Alone {
+                self.inflater.reset(false);
+            }
+            let (input, before) = ([payload, &TAIL].concat(), self.inflater.total_in());
+            let mut out = Vec::with_capacity(100_000);
+            self.inflater.decompress_vec(&input, &mut out, FlushDecompress::Sync).unwrap();
+            assert_eq!(self.inflater.total_in() - before, input.len() as u64, "everything is inflated");
+            String::from_utf8(out).unwrap()
+        }
+
+        /// Returns whether the frame is compressed, and its text.
+        fn receive(&mut self, mut frame: Vec<u8>) -> (bool, String) {
+            let is_compressed = frame[0] & RSV1 != 0;
+            frame[0] &= !RSV1;
+            let header = FrameHeader::parse(Role::Server, &frame).unwrap().unwrap();
+            let payload = frame[header.size..].to_vec();
+            assert_eq!((header.payload_len as usize, header.opcode), (payload.len(), Opcode::Text), "one whole frame");
+            let text = if is_compressed { self.inflate(&payload) } else { String::from_utf8(payload).unwrap() };
+            if is_compressed {
+                self.window += &text;
+            }
+            (is_compressed, text)
+        }
+    }
+
+    fn frames(deflater: &mut Deflater<u8>, group: u8, to: Recipients, text: &str) -> [Vec<u8>; Variant::COUNT] {
+        let mut frames = [const { Vec::new() }; Variant::COUNT];
+        frame::append(&mut frames[0], Opcode::Text, text.as_bytes());
+        deflater.append(group, to, 0, &mut frames);
+        frames
+    }
+
+    #[test]
+    fn picture_matches_the_code() {
+        let (mut deflater, mut alice, mut bob) = (Deflater::new(1), Member::new(Variant::Shared), None);
+        deflater.add_member(1, Variant::Shared, |_| true);
+        let mut picture = format!("  {:16}{:14}{:13}{:16}bob's window", "", "sent", "tail", "alice's window");
+        let rows = [
+            ("alice: \"one\"", Recipients::All, "one "),
+            ("alice: \"two\"", Recipients::All, "two "),
+            ("bob joins", Recipients::AllButOne, "bob has joined"),
+            ("bob: \"three\"", Recipients::All, "three "),
+            ("alice types", Recipients::AllButOne, "alice is typing"),
+            ("alice: \"four\"", Recipients::All, "four "),
+        ];
+        for (name, to, text) in rows {
+            if name == "bob joins" {
+                deflater.add_member(1, Variant::Shared, |_| true);
+            }
+            let [_, shared, _] = frames(&mut deflater, 1, to, text);
+            let (is_compressed, received) = alice.receive(shared.clone());
+            assert_eq!(received, text);
+            if let Some(bob) = &mut bob {
+                assert_eq!(Member::receive(bob, shared), (is_compressed, text.to_owned()));
+            }
+            if name == "bob joins" {
+                bob = Some(Member::new(Variant::Shared));
+            }
+            let tail = String::from_utf8_lossy(&deflater.groups[&1].tail).into_owned();
+            let (sent, window) = (u8::from(is_compressed), bob.as_ref().map_or("", |bob| bob.window.trim_end()));
+            let row =
+                format!("  {name:16}RSV1 = {sent:<7}{:13}{:<15} {window}", tail.trim_end(), alice.window.trim_end());
+            picture += &format!("\n{}", row.trim_end());
+        }
+        crate::pictures::assert_in_module_doc(include_str!("mod.rs"), &picture);
+    }
+
+    /// Members with each variant join, leave and switch at random, in several groups of one server.
+    #[test]
+    fn every_member_inflates_every_message() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let mut deflater = Deflater::new(20);
+        let mut groups: [Vec<Member>; 3] = [const { Vec::new() }; 3];
+        let (mut sizes, mut compressed) = ([0; 2], [0; Variant::COUNT]);
+        for number in 0..5000 {
+            let group = random.usize(..groups.len());
+            let key = group as u8;
+            let variant = [Variant::Plain, Variant::Shared, Variant::Shared, Variant::Alone][random.usize(..4)];
+            let mut new = None;
+            match random.u8(..40) {
+                0 => new = Some(Member::new(variant)),
+                1 if !groups[group].is_empty() => {
+                    let member = random.usize(..groups[group].len());
+                    drop(groups[group].swap_remove(member));
+                }
+                2 if !groups[group].is_empty() => {
+                    let member = groups[group].swap_remove(0);
+                    let to = (group + 1) % groups.len();
+                    deflater.add_member(to as u8, member.variant, |_| true);
+                    groups[to].push(member);
+                    continue;
+                }
+                3 => {
+                    let mut has = [false; Variant::COUNT];
+                    groups[group].iter().for_each(|member| has[member.variant as usize] = true);
+                    deflater.update([(key, has)]);
+                }
+                _ => {}
+            }
+            let long = if random.u8(..100) == 0 { "0123456789".repeat(random.usize(..900)) } else { String::new() };
+            let text = format!("{{\"username\":\"user{}\",\"id\":{number},\"text\":\"{long}\"}}", random.u8(..5));
+            let text = if random.u8(..10) == 0 { "short" } else { &text };
+            let to = match &new {
+                Some(member) => {
+                    deflater.add_member(key, member.variant, |_| true);
+                    Recipients::AllButNew(member.variant)
+                }
+                None if random.bool() => Recipients::All,
+                None => [Recipients::All, Recipients::AllButOne][random.usize(..2)],
+            };
+            let sent = frames(&mut deflater, key, to, text);
+            let skips = (to == Recipients::AllButOne && !groups[group].is_empty()).then_some(0);
+            for (at, member) in groups[group].iter_mut().enumerate().filter(|(at, _)| Some(*at) != skips) {
+                let (is_compressed, received) = member.receive(sent[member.variant as usize].clone());
+                assert_eq!(received, text, "message {number} to member {at} of group {group}");
+                let is_plain = member.variant == Variant::Plain || text == "short" || to == Recipients::AllButOne;
+                assert_eq!(is_compressed, !is_plain);
+                compressed[member.variant as usize] += usize::from(is_compressed);
+                if member.variant == Variant::Shared && long.is_empty() {
+                    sizes = [sizes[0] + sent[0].len(), sizes[1] + sent[1].len()];
+                }
+            }
+            groups[group].extend(new);
+            assert!(deflater.groups.values().all(|group| group.tail.len() <= MAX_TAIL));
+        }
+        assert!(compressed[1] > 1000 && compressed[2] > 1000, "{compressed:?}");
+        assert!(sizes[1] < sizes[0], "{sizes:?}");
+        (10..60).for_each(|group| deflater.add_member(group, Variant::Shared, |group| *group == 40));
+        assert!(deflater.groups.len() <= 20, "{}", deflater.groups.len());
+    }
+
+    #[test]
+    fn a_small_window_is_never_exceeded() {
+        let mut deflater = Deflater::<u8>::new(1);
+        let text: String = (0..40).map(|number| number.to_string().repeat(300)).collect::<String>().repeat(2);
+        for bits in 9..=MAX_WINDOW_BITS {
+            let agreement = Agreement { no_context_takeover: false, window_bits: Some(bits) };
+            let mut frame = Vec::new();
+            deflater.append_alone(Some(agreement), Opcode::Text, text.as_bytes(), &mut frame);
+            frame[0] &= !RSV1;
+            let header = FrameHeader::parse(Role::Server, &frame).unwrap().unwrap();
+            // Output in pieces of one byte makes the inflater keep a window, and of this size.
+            let (mut inflater, mut out) = (zlib_rs::Inflate::new(false, bits), Vec::new());
+            let input = [&frame[header.size..], &TAIL].concat();
+            while out.len() < text.len() {
+                let (at, mut byte) = (inflater.total_in() as usize, [0]);
+                inflater.decompress(&input[at..], &mut byte, zlib_rs::InflateFlush::NoFlush).unwrap();
+                out.extend(byte);
+            }
+            assert_eq!(String::from_utf8(out).unwrap(), text, "{bits} bits");
+        }
+    }
+}

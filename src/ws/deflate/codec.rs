@@ -1,0 +1,98 @@
+//! DEFLATE (RFC 1951) by zlib-rs. The other files of the module decide what is compressed, and with which context.
+
+use std::fmt;
+
+use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
+
+use super::{MAX_WINDOW_BITS, TAIL};
+use crate::ws::close::ProtocolError::{self, InvalidDeflate};
+
+const PIECE: usize = 8 * 1024; // bytes of output per step: how far a bomb can inflate beyond a limit
+const LEVEL: i32 = 6; // zlib's default
+
+/// Inflates one message at a time, in pieces of bounded length.
+pub struct Inflater {
+    stream: Inflate,
+    piece: Box<[u8]>,
+}
+
+/// The result of one step: a piece of output, and whether the input or a final block (BFINAL = 1) has ended.
+pub struct Step<'a> {
+    pub output: &'a [u8],
+    pub needs_input: bool,
+    pub is_final: bool,
+}
+
+impl fmt::Debug for Inflater {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflater").finish_non_exhaustive()
+    }
+}
+
+impl Inflater {
+    pub const SIZE: usize = 64 * 1024; // in bytes; the window, the piece and the code tables, rounded up
+
+    pub fn new() -> Inflater {
+        Inflater { stream: Inflate::new(false, MAX_WINDOW_BITS), piece: vec![0; PIECE].into() }
+    }
+
+    /// Starts a new stream, whose first block may refer to bytes at the end of `context`.
+    pub fn reset(&mut self, context: &[u8]) {
+        self.stream.reset(false);
+        // Fails only for a zlib header, which the stream does not have.
+        let set = self.stream.set_dictionary(context);
+        debug_assert!(set.is_ok());
+    }
+
+    /// Inflates until a piece is full, `input` is empty or a final block ends. Advances `input` past the read bytes.
+    pub fn step(&mut self, input: &mut &[u8]) -> Result<Step<'_>, ProtocolError> {
+        let (read, written) = (self.stream.total_in(), self.stream.total_out());
+        let status = self.stream.decompress(input, &mut self.piece, InflateFlush::SyncFlush);
+        let is_final = status.or(Err(InvalidDeflate))? == Status::StreamEnd;
+        *input = &input[(self.stream.total_in() - read) as usize..];
+        let output = &self.piece[..(self.stream.total_out() - written) as usize];
+        Ok(Step { output, needs_input: output.len() < PIECE && !is_final, is_final })
+    }
+}
+
+pub struct Compressor(Deflate);
+
+impl fmt::Debug for Compressor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compressor").finish_non_exhaustive()
+    }
+}
+
+impl Compressor {
+    pub fn new(window_bits: u8) -> Compressor {
+        Compressor(Deflate::new(LEVEL, false, window_bits))
+    }
+
+    /// Starts a new stream for a peer that has received `context` last.
+    pub fn reset(&mut self, context: &[u8]) {
+        self.0.reset();
+        let set = self.0.set_dictionary(context);
+        debug_assert!(set.is_ok());
+    }
+
+    /// Compresses a message into a continuation of the stream (RFC 7692 §7.2.1).
+    pub fn compress(&mut self, payload: &[u8]) -> Vec<u8> {
+        let (mut out, mut input) = (Vec::new(), payload);
+        loop {
+            let (start, read, written) = (out.len(), self.0.total_in(), self.0.total_out());
+            let room = input.len() + input.len() / 8 + 64; // usually enough for all of the output
+            out.resize(start + room, 0);
+            let compressed = self.0.compress(input, &mut out[start..], DeflateFlush::SyncFlush);
+            debug_assert!(compressed.is_ok());
+            input = &input[(self.0.total_in() - read) as usize..];
+            out.truncate(start + (self.0.total_out() - written) as usize);
+            if out.len() < start + room {
+                break;
+            }
+        }
+        // RFC 7692 §7.2.1: "Remove 4 octets (that are 0x00 0x00 0xff 0xff) from the tail end."
+        debug_assert!(input.is_empty() && out.ends_with(&TAIL), "the stream was flushed");
+        out.truncate(out.len() - TAIL.len());
+        out
+    }
+}

@@ -1,0 +1,54 @@
+//! permessage-deflate (RFC 7692): negotiation, compressed messages in both directions, and one compression of a message
+//! for a whole room. [`negotiation`] chooses the parameters, [`inflating`] receives, and [`broadcast`] sends. zlib-rs
+//! implements DEFLATE itself (RFC 1951). The module uses no sockets, and does not know what a room is.
+//!
+//! DEFLATE replaces text that occurred before by a reference to it: at most 32 KiB before, in the *window*. Chat events
+//! are short and alike, so they shrink well only if they may refer to earlier messages. RFC 7692 allows that (*context
+//! takeover*), and the window then has what the peer received in compressed messages. Usually, a server therefore keeps
+//! a compressor for each connection, and compresses a message to n members n times.
+//!
+//! This server compresses it once. The members of a room receive the same messages, so their windows end alike, back to
+//! the join of the newest member. The room keeps that common end, the *tail*: a message may refer to it and to nothing
+//! else. A join empties the tail, because the new member's window has nothing of it. An event for one member, or for
+//! all but one, is sent uncompressed (RSV1 = 0), so it enters no window. Example, with the windows of two members:
+//!
+//! ```text
+//!                   sent          tail         alice's window  bob's window
+//!   alice: "one"    RSV1 = 1      one          one
+//!   alice: "two"    RSV1 = 1      one two      one two
+//!   bob joins       RSV1 = 0                   one two
+//!   bob: "three"    RSV1 = 1      three        one two three   three
+//!   alice types     RSV1 = 0      three        one two three   three
+//!   alice: "four"   RSV1 = 1      three four   one two three four three four
+//! ```
+//!
+//! The tail has at most 2 KiB, and the server has one compressor for all rooms: a compressed room costs 2 KiB, and a
+//! connection nothing. A client that declines context takeover, or wants a smaller window, receives a second variant of
+//! each message, which refers to no other message. In the other direction, the server asks each client not to use a
+//! context (`client_no_context_takeover`), so an inflater is needed only from a message's first byte to its last.
+
+#[cfg_attr(not(feature = "deflate"), path = "absent.rs")]
+mod codec;
+
+pub mod broadcast;
+pub mod inflating;
+pub mod negotiation;
+
+pub use negotiation::{Agreement, negotiate};
+
+use super::close::ProtocolError::{self, MisplacedRsv1};
+
+/// RFC 7692 §6: marks the first frame of a compressed message.
+pub const RSV1: u8 = 0x40;
+const MAX_WINDOW_BITS: u8 = 15;
+/// RFC 7692 §7.2.1: the end of every flushed stream, which a message omits: the lengths of an empty stored block.
+const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+/// An empty stored block with BFINAL = 1.
+const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
+
+/// Returns whether a frame's first byte has RSV1. RFC 7692 §6 allows it only in the first frame of a message.
+pub fn check_reserved_bits(first: u8) -> Result<bool, ProtocolError> {
+    let starts_message = matches!(first & 0x0f, 1..8); // an unknown opcode is another error
+    let is_compressed = first & RSV1 != 0;
+    MisplacedRsv1.err_unless(first & 0x30 == 0 && (starts_message || !is_compressed)).map(|()| is_compressed)
+}
