@@ -87,7 +87,7 @@
 //! | 7 | give each Ping of the server a number as its payload, and count the matching Pongs | `ping` and `receive_control_chunk` in `src/ws/protocol.rs` | next to `rfc_5_5_2_pong_repeats_the_ping_payload` in `src/ws/protocol.rs` |
 //! | 8 | send messages over 1,000 bytes in fragments. What must [`server::outbox`] know now? | `append` and `server_frame_len` in `src/ws/frame.rs` | next to `rfc_6_1_server_frames` in `src/ws/frame.rs` |
 //! | 9 | add a dialect of plain lines: `alice: hi` | `Dialect` in `src/chat/dialect.rs`, `dialect_at` in `src/http/mod.rs` | next to `rooms_word_for_word` in `tests/dialects.rs` |
-//! | 10 | negotiate an extension that reverses each payload with RSV1 set | `is_extension_list` in `src/ws/extension.rs`, `accept_handshake` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
+//! | 10 | negotiate an extension that reverses each payload with RSV2 set | `is_extension_list` in `src/ws/extension.rs`, `accept_handshake` in `src/ws/handshake.rs`, `parse` and `append` in `src/ws/frame.rs`, `receive` in `src/ws/protocol.rs`, `push` in `src/ws/message.rs` | a row in `extension_rows` of `tests/hostile_handshake.rs` |
 #![forbid(unsafe_code)]
 
 pub mod broker;

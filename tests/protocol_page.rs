@@ -96,6 +96,7 @@ fn every_example_is_what_the_server_does() {
             ("--history-db", cfg!(feature = "sqlite")),
             ("--jwt-key", cfg!(feature = "jwt")),
             ("--admin", cfg!(feature = "metrics")),
+            ("--deflate", cfg!(feature = "deflate")),
         ];
         let is_missing = features.iter().any(|(option, is_built)| !is_built && has(option));
         if is_missing || has("--tls-cert") && !make_certificate() {

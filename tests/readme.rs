@@ -204,12 +204,13 @@ fn commands_work() {
 /// The server accepts these options, unless one of them needs a feature that is not in this build.
 fn check_options(options: &[&str]) {
     let config = Config::try_parse_from(["wirechat"].iter().chain(options)).unwrap_or_else(|error| panic!("{error}"));
-    const FEATURES: [(&str, bool); 5] = [
+    const FEATURES: [(&str, bool); 6] = [
         ("sqlite", cfg!(feature = "sqlite")),
         ("redis", cfg!(feature = "redis")),
         ("tls", cfg!(feature = "tls")),
         ("jwt", cfg!(feature = "jwt")),
         ("metrics", cfg!(feature = "metrics")),
+        ("deflate", cfg!(feature = "deflate")),
     ];
     if let Err(error) = config.validate() {
         let feature = FEATURES.iter().find(|(name, _)| error.contains(&format!("needs the feature {name};")));
