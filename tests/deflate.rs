@@ -585,3 +585,112 @@ fn python_websockets_in_random_rooms() {
     ];
     random_rooms(command, &options);
 }
+
+/// The tracer shows RSV1, both lengths and the inflated text, and a recording shows the same when it is replayed.
+#[test]
+fn traces_and_recordings_show_the_inflated_text() {
+    let dir = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("deflate-{}", std::process::id()));
+    let server = server(&["--trace", "--record", dir.to_str().unwrap()]);
+    let mut alice = Client::connect(&server, &events_path("alice", "r"), OFFER);
+    let mut bob = Client::connect(&server, &events_path("bob", "r"), OFFER);
+    bob.read_event("welcome");
+    let sent = [text("the first compressed message"), text("the second compressed message")];
+    for text in &sent {
+        alice.send_compressed(0x81, text.as_bytes());
+        alice.read_event("message");
+        bob.read_event("message");
+    }
+    // A command with a secret, whole and in two frames.
+    let secret = json!({ "event": "token", "data": { "token": "a-secret-token-a-secret-token" } }).to_string();
+    alice.send_compressed(0x81, secret.as_bytes());
+    alice.read_event("error");
+    let compressed = compress(secret.as_bytes());
+    let (start, end) = compressed.split_at(40);
+    alice.raw.send(&[masked(0x41, start), masked(0x80, end)].concat());
+    alice.read_event("error");
+    alice.raw.send(&masked(0x88, b"\x03\xe8"));
+    alice.raw.read_to_end();
+    server.wait_for_log("both Closes passed");
+    let log = server.log();
+    let lines = |sign: char, text: &str| {
+        let is_shown = |line: &&str| {
+            line.contains(sign) && line.contains(" rsv1 ") && line.contains(" inflated=") && line.contains(text)
+        };
+        log.lines().filter(is_shown).count()
+    };
+    let counts = [lines('→', "the first"), lines('→', "the second"), lines('←', r#""username":"alice","#)];
+    assert_eq!(counts, [1, 1, 4], "{log}");
+    assert!(!log.contains("! 1"), "no failure: {log}");
+    let inflated = |bytes: &[u8]| compressed.windows(bytes.len()).any(|part| part == bytes);
+    let mut replayed = String::new();
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let recording = std::fs::read_to_string(&path).unwrap();
+        let hex: String = compressed[30..50].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert!(inflated(&compressed[30..50]) && !recording.contains(&hex), "a recording has no token");
+        let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(&path).output().unwrap();
+        replayed += &String::from_utf8(output.stdout).unwrap();
+    }
+    assert!(replayed.contains("the second compressed") && !replayed.contains("a-secret"), "{replayed}");
+    assert!(!log.contains("a-secret"), "{log}");
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// An inspector that attaches to an open connection sees inflated text, although earlier messages are unknown to it.
+#[test]
+fn an_inspector_sees_inflated_text() {
+    let server = server(&[]);
+    let mut alice = Client::connect(&server, &events_path("alice", "r"), OFFER);
+    let ticket = alice.read_event("welcome").json()["data"]["ticket"].as_str().unwrap().to_owned();
+    for _ in 0..3 {
+        alice.raw.send_text(&text("a message before the inspector"));
+        alice.read_event("message");
+    }
+    let mut inspector = Client::connect(&server, &format!("/inspect?ticket={ticket}"), "");
+    loop {
+        alice.raw.send_text(&text("a message before the inspector, or after it"));
+        assert!(alice.read_event("message").is_compressed);
+        let record = inspector.read().json();
+        if record["record"] == "frame" && record["from"] == "server" {
+            let hex = record["inflated"]["payload"].as_str().expect("it is inflated").to_owned();
+            let bytes: Vec<u8> =
+                (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+            let json: Value = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(json["data"]["text"], "a message before the inspector, or after it");
+            assert_eq!(record["rsv"], 4);
+            break;
+        }
+    }
+    // Fragments on demand: RSV1 is in the first one only.
+    inspector.raw.send_text(r#"{"do":"fragment"}"#);
+    let mut firsts = Vec::new();
+    while firsts.is_empty() {
+        alice.raw.send_text(&text("in three fragments"));
+        let first = alice.raw.read_exact(2);
+        let mut payload = alice.raw.read_exact(first[1].into());
+        if first[0] == 0x41 {
+            firsts.push(first[0]);
+            for _ in 0..2 {
+                let next = alice.raw.read_exact(2);
+                firsts.push(next[0]);
+                payload.extend(alice.raw.read_exact(next[1].into()));
+            }
+        }
+        let inflated = String::from_utf8(alice.inflate(&payload)).unwrap();
+        assert!(inflated.contains("in three fragments"), "{inflated}");
+    }
+    assert_eq!(firsts, [0x41, 0x00, 0x80]);
+}
+
+#[test]
+fn explain_inflates() {
+    let explain = |bytes: &str, arguments: &[&str]| {
+        let program = env!("CARGO_BIN_EXE_wirechat");
+        let output = Command::new(program).arg("explain").args(arguments).arg(bytes).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let alone = explain("c1 87 00 00 00 00 f2 48 cd c9 c9 07 00", &[]);
+    assert!(alone.contains("the 7 bytes of frame 1 inflate to 5: \"Hello\""), "{alone}");
+    let context = explain("c1 05 f2 00 11 00 00", &["--from-server"]);
+    assert!(context.contains("refers to earlier messages"), "{context}");
+}

@@ -3,6 +3,7 @@
 
 use super::MAX_SHOWN_BYTES;
 use super::escape::{first_chars, quote, spaced_hex};
+use super::inflated::Inflated;
 use crate::ws::close::CloseFrame;
 use crate::ws::frame::{MAX_HEADER_SIZE, Opcode, Role};
 use crate::ws::mask;
@@ -39,6 +40,8 @@ pub struct Frame {
     /// or incomplete header.
     pub position: Option<Position>,
     pub parts: Parts,
+    /// What the payload inflates to, if the frame belongs to a compressed message.
+    pub inflated: Option<Inflated>,
 }
 
 /// A data frame's place in its message. Control frames between fragments are not part of the message (§5.4).
@@ -196,7 +199,8 @@ impl Frame {
 
     /// The start of the payload for display: a close code and reason, text, or hex bytes.
     pub fn excerpt(&self) -> String {
-        let payload = self.unmasked_payload();
+        let inflated = self.inflated.as_ref().filter(|inflated| !inflated.is_broken);
+        let payload = inflated.map_or_else(|| self.unmasked_payload(), |inflated| inflated.start.clone());
         if payload.is_empty() {
             return String::new();
         }
@@ -208,7 +212,7 @@ impl Frame {
             return format!("{}{reason}", code.get());
         }
         // Show an ellipsis if the record holds only the start of the payload.
-        let is_cut = self.payload_len > payload.len() as u64;
+        let is_cut = inflated.map_or(self.payload_len, |inflated| inflated.len) > payload.len() as u64;
         match self.text(&payload) {
             Some(text) => {
                 let shown = first_chars(text, MAX_TEXT_EXCERPT);
@@ -226,7 +230,11 @@ impl Frame {
     /// Returns the payload as text; `None` for a Binary or Close frame, and for a payload that is not UTF-8.
     pub fn text<'p>(&self, payload: &'p [u8]) -> Option<&'p str> {
         // §5.6: a fragment without FIN may end inside a character, which then continues in the next fragment.
-        let is_shown_whole = self.received as usize <= MAX_SHOWN_BYTES && self.is_complete() && self.header.fin();
+        let len = self.inflated.as_ref().map_or(self.received, |inflated| inflated.len);
+        let is_shown_whole = len as usize <= MAX_SHOWN_BYTES && self.is_complete() && self.header.fin();
+        if self.inflated.as_ref().is_some_and(|inflated| inflated.is_broken) {
+            return None;
+        }
         if [Opcode::Binary, Opcode::Close].map(|opcode| opcode as u8).contains(&self.header.opcode()) {
             return None;
         }

@@ -61,7 +61,7 @@ fn frame_to_json(frame: &Frame) -> Value {
     let position = frame.position.map(
         |position| json!({ "message": position.message, "fragment": position.fragment, "last": position.is_last }),
     );
-    json!({
+    let mut json = json!({
         "record": "frame",
         "from": role_name(frame.from),
         "number": frame.number,
@@ -82,7 +82,11 @@ fn frame_to_json(frame: &Frame) -> Value {
         "place": position,
         "parts": parts_to_json(&frame.parts),
         "sections": frame.sections(),
-    })
+    });
+    if let Some(inflated) = frame.inflated.as_ref().filter(|inflated| !inflated.is_broken) {
+        json["inflated"] = json!({ "length": inflated.len, "payload": plain_hex(&inflated.start) });
+    }
+    json
 }
 
 fn state_to_json(change: &StateChange) -> Value {

@@ -20,6 +20,7 @@ pub mod escape;
 pub mod failure;
 pub mod filter;
 pub mod frame;
+pub mod inflated;
 pub mod inspection;
 pub mod json;
 pub mod lifecycle;

@@ -20,6 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::Head;
+use super::inflated::Inflated;
 use super::recording::{Entry, FirstLine, Step};
 use super::scan::{Direction, ScanResult};
 use super::secret::{self, TokenRedactor, WelcomeRedactor};
@@ -220,6 +221,7 @@ impl Recorder {
         self.welcome = (secrets > 0).then(|| WelcomeRedactor::new(secrets));
         self.tokens = (secrets > 0).then(TokenRedactor::default);
         self.is_upgraded = true;
+        self.client.frames.set_limits(limits);
         self.flush_request(now);
         self.write(Step::Upgraded { limits, user: user.map(Into::into) }, now);
     }
@@ -314,6 +316,18 @@ impl Recorder {
             };
             match (frame, &mut self.tokens) {
                 (None, _) => passed = secret::redact_head(&passed),
+                (Some(frame), Some(_)) if frame.inflated.is_some() => {
+                    let start = passed.len() - (frame.received - offset) as usize;
+                    let is_public = |inflated: &Inflated| !inflated.has_token && !inflated.is_broken;
+                    let is_whole = offset == 0 && frame.is_complete();
+                    // A part of a message cannot show whether there is a token in the rest of it.
+                    if !is_whole
+                        || frame.position.is_none_or(|position| position.fragment > 1 || !position.is_last)
+                        || !frame.inflated.as_ref().is_some_and(is_public)
+                    {
+                        secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);
+                    }
+                }
                 (Some(frame), Some(tokens)) => {
                     let start = passed.len() - (frame.received - offset) as usize;
                     tokens.redact(&frame.header, offset, &mut passed[start..]);

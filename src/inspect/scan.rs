@@ -8,9 +8,13 @@
 //!       └───a rule of §5.2 broken───▶ lost
 //! ```
 
+use super::inflated::{Inflated, MessageInflater};
 use super::{Frame, Head, Header, MAX_SHOWN_BYTES, Parts, Position};
 use crate::ws::close::ProtocolError;
+use crate::ws::deflate::Inflater;
 use crate::ws::frame::{FrameHeader, MAX_HEADER_SIZE, Opcode, Role};
+use crate::ws::mask;
+use crate::ws::protocol::Limits;
 
 /// Maximum number of bytes of an HTTP head to store: the largest value that `--max-head` accepts.
 const MAX_HEAD: usize = 1024 * 1024;
@@ -97,6 +101,11 @@ pub struct FrameScanner {
     messages: u64,
     /// Number of fragments of the current message so far, including an incomplete fragment; 0 between messages.
     fragments: u64,
+    /// The limit on a message's inflated bytes, if the endpoints negotiated compression.
+    deflates: Option<usize>,
+    /// Created with the first compressed message.
+    inflater: Option<Box<MessageInflater>>,
+    is_compressed: bool, // whether the current message is compressed
 }
 
 #[derive(Debug, PartialEq)]
@@ -110,7 +119,27 @@ pub enum ScanResult {
 
 impl FrameScanner {
     pub fn new(from: Role) -> FrameScanner {
-        FrameScanner { from, current: None, in_payload: false, frames: 0, messages: 0, fragments: 0 }
+        FrameScanner {
+            from,
+            current: None,
+            in_payload: false,
+            frames: 0,
+            messages: 0,
+            fragments: 0,
+            deflates: None,
+            inflater: None,
+            is_compressed: false,
+        }
+    }
+
+    /// Prepares the scanner for compressed messages. Call `set_limits` before the first frame.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.deflates = limits.deflates.then_some(limits.message);
+    }
+
+    /// Memory used to inflate, in bytes.
+    pub fn buffered_bytes(&self) -> usize {
+        if self.inflater.is_some() { Inflater::SIZE } else { 0 }
     }
 
     /// Continues the numbering after `frames` earlier frames: the next frame gets the number `frames + 1`.
@@ -142,13 +171,14 @@ impl FrameScanner {
             // Show the payload length of the invalid frame: the length hints at what the peer meant to send.
             frame.header.cut_to_size();
             frame.payload_len = frame.header.payload_len().unwrap_or_default();
-            read_payload(&mut frame, input, part);
+            self.read_payload(&mut frame, input, part);
             return ScanResult::Lost(frame, error);
         }
         if self.in_payload {
-            read_payload(&mut frame, input, part);
+            self.read_payload(&mut frame, input, part);
             if frame.received == frame.payload_len {
                 self.in_payload = false;
+                self.end_message(&mut frame);
                 return ScanResult::Complete(frame);
             }
         }
@@ -166,13 +196,14 @@ impl FrameScanner {
             received: 0,
             position: None,
             parts: Parts::default(),
+            inflated: None,
         }
     }
 
     fn read_header(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) -> Result<(), ProtocolError> {
         let before = frame.header.bytes().len();
         frame.header.push(&input[..input.len().min(MAX_HEADER_SIZE)]);
-        let parsed = FrameHeader::parse(self.from, frame.header.bytes());
+        let parsed = FrameHeader::parse_negotiated(self.from, self.deflates.is_some(), frame.header.bytes());
         frame.header.cut_to_size();
         let consumed = frame.header.bytes().len() - before;
         frame.parts.add(part, consumed);
@@ -183,6 +214,7 @@ impl FrameScanner {
             if header.size == frame.header.bytes().len() {
                 self.in_payload = true;
                 frame.position = self.next_position(&header);
+                self.start_inflating(&header, frame);
             }
         }
         Ok(())
@@ -207,19 +239,49 @@ impl FrameScanner {
         }
         Some(position)
     }
-}
 
-fn read_payload(frame: &mut Frame, input: &mut &[u8], part: u64) {
-    let remaining = frame.payload_len - frame.received;
-    let (payload, rest) = input.split_at(usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len()));
-    // Keep only the start of the payload: a 16 MiB message must not become a 16 MiB record.
-    let room = MAX_SHOWN_BYTES - frame.wire.len();
-    frame.wire.extend_from_slice(&payload[..payload.len().min(room)]);
-    frame.received += payload.len() as u64;
-    if !payload.is_empty() {
-        frame.parts.add(part, payload.len());
+    fn start_inflating(&mut self, header: &FrameHeader, frame: &mut Frame) {
+        if header.opcode.is_control() {
+            return;
+        }
+        if header.opcode != Opcode::Continuation {
+            self.is_compressed = header.is_compressed;
+        }
+        if self.is_compressed && frame.position.is_some() {
+            let resets = self.from == Role::Client; // clients compress each message on its own
+            let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
+            if header.is_compressed {
+                inflater.start_message(self.deflates.unwrap_or_default());
+            }
+            frame.inflated = Some(Inflated::default());
+        }
     }
-    *input = rest;
+
+    fn end_message(&mut self, frame: &mut Frame) {
+        if let (Some(inflater), Some(inflated)) = (&mut self.inflater, &mut frame.inflated)
+            && frame.header.fin()
+        {
+            inflater.end_message(inflated);
+        }
+    }
+
+    fn read_payload(&mut self, frame: &mut Frame, input: &mut &[u8], part: u64) {
+        let remaining = frame.payload_len - frame.received;
+        let (payload, rest) = input.split_at(usize::try_from(remaining).unwrap_or(usize::MAX).min(input.len()));
+        if let (Some(inflater), Some(inflated)) = (&mut self.inflater, &mut frame.inflated) {
+            let mut payload = payload.to_vec();
+            mask::apply(&mut payload, frame.header.masking_key().unwrap_or_default(), (frame.received % 4) as usize);
+            inflater.inflate(&payload, inflated);
+        }
+        // Keep only the start of the payload: a 16 MiB message must not become a 16 MiB record.
+        let room = MAX_SHOWN_BYTES - frame.wire.len();
+        frame.wire.extend_from_slice(&payload[..payload.len().min(room)]);
+        frame.received += payload.len() as u64;
+        if !payload.is_empty() {
+            frame.parts.add(part, payload.len());
+        }
+        *input = rest;
+    }
 }
 
 #[cfg(test)]

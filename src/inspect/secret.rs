@@ -7,6 +7,7 @@ use percent_encoding::percent_decode;
 use super::frame::Header;
 use crate::ws::frame::Opcode;
 use crate::ws::handshake::find_access_token;
+use crate::ws::mask;
 
 const SECRET_PARAMETERS: [&[u8]; 3] = [b"token", b"ticket", b"session"];
 /// A header is secret if its name contains one of these words: many products define custom header names.
@@ -159,6 +160,24 @@ impl TokenRedactor {
             (Name(_) | BeforeColon | BeforeValue, _) => (byte, restart),
         }
     }
+}
+
+/// Redacts all payload bytes of a client's compressed frame. The payload stays masked.
+pub fn redact_compressed(header: &Header, payload: &mut [u8]) {
+    payload.fill(b'*');
+    mask::apply(payload, header.masking_key().unwrap_or_default(), 0);
+}
+
+/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length: a
+/// stored block of `*` and the header of an empty block. So a replay of the recording can inflate it.
+pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
+    let len = (payload_len.saturating_sub(6) as u16).to_le_bytes();
+    let start = [0, len[0], len[1], !len[0], !len[1]];
+    for (at, byte) in (offset..).zip(bytes.iter_mut()) {
+        let is_last = at + 1 == payload_len;
+        *byte = start.get(at as usize).copied().unwrap_or(if is_last { 0 } else { b'*' });
+    }
+    mask::apply(bytes, header.masking_key().unwrap_or_default(), (offset % 4) as usize);
 }
 
 /// Redacts secret parameters after `?` or `&` anywhere in the head: a `Referer` header may also contain a query.

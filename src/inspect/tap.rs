@@ -93,6 +93,8 @@ impl Tap {
     /// Passes the server's limits to the rule checker and resets the checker. Must be called before the first frame.
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
+        self.client.frames.set_limits(limits);
+        self.server.frames.set_limits(limits);
     }
 
     /// Makes the tap report a client's protocol error only once the server sends its Close or TCP closes. If the Close
@@ -133,7 +135,11 @@ impl Tap {
     /// Total bytes buffered: an incomplete message, the HTTP heads, and client bytes that arrived before the response.
     pub fn buffered_bytes(&self) -> usize {
         let heads = self.client.head.bytes.capacity() + self.server.head.bytes.capacity();
-        self.checker.buffered_bytes() + heads + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        let inflaters = self.client.frames.buffered_bytes() + self.server.frames.buffered_bytes();
+        self.checker.buffered_bytes()
+            + heads
+            + inflaters
+            + self.early.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
     }
 
     /// Processes one read from the client or one write to the client.
@@ -324,7 +330,14 @@ impl Tap {
             Role::Server => {}
             // The second byte of a masked frame is not ASCII, so the frame cannot be an HTTP request with secrets.
             Role::Client if frame.header.is_masked() => {
-                if let Some(tokens) = &mut self.tokens {
+                let is_complete = frame.is_complete();
+                if let (Some(_), Some(inflated)) = (&self.tokens, &mut frame.inflated) {
+                    // The position of a token in compressed bytes is unknown, so redact all of them.
+                    if inflated.has_token || inflated.is_broken || !is_complete {
+                        secret::redact_compressed(&frame.header, &mut frame.wire);
+                        inflated.start.fill(b'*');
+                    }
+                } else if let Some(tokens) = &mut self.tokens {
                     tokens.redact(&frame.header, 0, &mut frame.wire);
                     if frame.received > frame.wire.len() as u64 {
                         tokens.skip();

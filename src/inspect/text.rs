@@ -174,6 +174,13 @@ fn format_frame(frame: &Frame) -> String {
         let last = if is_last { ", the last" } else { "" };
         let _ = write!(text, "  message {message}, fragment {fragment}{last}");
     }
+    match &frame.inflated {
+        Some(inflated) if inflated.is_broken => text.push_str(" (does not inflate, or needs earlier messages)"),
+        Some(inflated) => {
+            let _ = write!(text, " inflated={}", inflated.len);
+        }
+        None => {}
+    }
     let excerpt = frame.excerpt();
     if !excerpt.is_empty() {
         let _ = write!(text, "  {excerpt}");

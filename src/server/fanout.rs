@@ -88,14 +88,10 @@ impl Fanout {
             let frames = &mut batch.frames[dialect as usize];
             let start = frames[Variant::Plain as usize].len();
             append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
-            let recipients = match (except, event) {
-                (None, _) => Recipients::All,
-                // A new member whose dialect has no `welcome` receives its own join, but alone.
-                (Some((of, new)), Event::Joined { .. }) if dialect != Dialect::Events => {
-                    Recipients::AllButNew(if of == dialect { new } else { Variant::Plain })
-                }
-                _ => Recipients::AllButOne,
-            };
+            // A new member whose dialect has no `welcome` receives its own join, but alone.
+            let is_join = matches!(event, Event::Joined { .. }) && dialect != Dialect::Events;
+            let except = except.map(|(of, variant)| if of == dialect { variant } else { Variant::Plain });
+            let recipients = Recipients::new(except, is_join);
             self.deflater.append((room, dialect), recipients, start, frames);
         }
         batch.frames.iter().flatten().any(|frames| frames.len() > max_len)

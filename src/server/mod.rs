@@ -23,9 +23,8 @@ use mio::Token;
 
 use crate::broker::memory::{MemoryBroker, MemoryConfig};
 use crate::broker::{Broker, NameRules, Random, RoomId};
-use crate::chat::dialect::Dialect;
 use crate::chat::event::{Effect, Event};
-use crate::chat::{Chat, DEFAULT_ROOM, Now, names};
+use crate::chat::{Chat, DEFAULT_ROOM, Now, dialect::Dialect, names};
 use crate::http::{access::Access, proxy::is_trusted_proxy, service_unavailable};
 pub use crate::ws::close::CloseCode;
 use crate::ws::deflate::broadcast::{DEFAULT_MIN, Variant};
@@ -337,10 +336,7 @@ impl<S: Socket> Server<S> {
                 Effect::SetRoom { client, from, to } => {
                     from.into_iter().for_each(|room| self.catch_up(client, room));
                     self.skip(client, to);
-                    if let Some((dialect, variant)) = self.format_of(client) {
-                        let exists = |(room, _): &_| self.chat.rooms.contains_key(room);
-                        self.fanout.deflater.add_member((to, dialect), variant, exists);
-                    }
+                    self.restart_compression(client, to);
                 }
                 Effect::Close { client, reason, may_retry } => {
                     let code = if may_retry { CloseCode::TRY_AGAIN_LATER } else { CloseCode::POLICY_VIOLATION };
@@ -393,6 +389,14 @@ impl<S: Socket> Server<S> {
     fn skip(&mut self, client: Token, room: RoomId) {
         if let Some(format) = self.format_of(client) {
             self.fanout.advance_cursor(room, client, format);
+        }
+    }
+
+    /// Makes later messages of a room refer to no earlier ones, because the client has not received these.
+    fn restart_compression(&mut self, client: Token, room: RoomId) {
+        if let Some((dialect, variant)) = self.format_of(client) {
+            let exists = |(room, _): &_| self.chat.rooms.contains_key(room);
+            self.fanout.deflater.add_member((room, dialect), variant, exists);
         }
     }
 
@@ -499,6 +503,7 @@ impl<S: Socket> Server<S> {
         if is_quiet && protocol.is_between_messages() {
             let (limits, frames_received) = (protocol.limits, protocol.frames_received());
             connection.observer = self.observers.attach(token, limits, frames_received, frames_sent);
+            self.chat.room_of(token).into_iter().for_each(|room| self.restart_compression(token, room));
         } else {
             self.to_observe.push(token);
         }

@@ -80,6 +80,8 @@ pub struct Tracer {
     records: Records,
 }
 
+const TOOL_LIMITS: Limits = Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true, deflates: false };
+
 impl Tracer {
     /// A tracer that expects the opening handshake first.
     pub fn new() -> Tracer {
@@ -93,9 +95,16 @@ impl Tracer {
         Tracer::from_parts(Tap::open(1, records.clone()), records)
     }
 
+    /// A tracer of endpoints that have negotiated permessage-deflate.
+    pub fn open_with_deflate() -> Tracer {
+        let mut tracer = Tracer::open();
+        tracer.tap.set_limits(Limits { message: 16 << 20, deflates: true, ..TOOL_LIMITS });
+        tracer
+    }
+
     fn from_parts(mut tap: Tap, records: Records) -> Tracer {
         // Set no size limits: they are each server's own choice, and a tool's trace reports only violations of the RFC.
-        tap.set_limits(Limits { message: usize::MAX, fragments: u32::MAX, accepts_binary: true, deflates: false });
+        tap.set_limits(TOOL_LIMITS);
         Tracer { tap, records }
     }
 

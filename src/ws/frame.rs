@@ -15,7 +15,6 @@
 //! ```
 
 use super::close::ProtocolError::{self, *};
-use super::deflate;
 
 const FIN_BIT: u8 = 0x80;
 const RSV_BITS: u8 = 0x70;
@@ -80,7 +79,7 @@ impl FrameHeader {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
         ReservedBits.err_unless(deflates || first & RSV_BITS == 0)?;
-        let is_compressed = deflate::check_reserved_bits(first)?;
+        let is_compressed = super::deflate::check_reserved_bits(first)?;
         let opcode = Opcode::from_bits(first & OPCODE_MASK)?;
         let fin = first & FIN_BIT != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."

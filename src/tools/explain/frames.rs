@@ -41,6 +41,7 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
     records
         .retain(|record| matches!(record.kind, RecordKind::Frame(_) | RecordKind::Failure(_) | RecordKind::Missed(_)));
     let (mut notes, mut is_valid) = summarize(&records, frames.len(), role);
+    notes.extend(describe_compression(&records, frames, role));
     if role == Role::Server && is_valid {
         let mut client = Inbox::open();
         client.receive(frames);
@@ -49,6 +50,35 @@ pub fn explain(bytes: &[u8], role: Role, key: Option<&str>) -> Explanation {
         }
     }
     Explanation { handshake: handshake.lines, records, notes, is_valid: is_valid && handshake.is_valid }
+}
+
+/// Returns a note for each frame that is compressed, if permessage-deflate was negotiated, which the frames do not show.
+fn describe_compression(records: &[Record], bytes: &[u8], role: Role) -> Vec<String> {
+    let has_rsv1 = |frame: &Frame| frame.header.rsv() == 4 && matches!(frame.header.opcode(), 1 | 2);
+    if !cfg!(feature = "deflate") || !records.iter().filter_map(as_frame).any(has_rsv1) {
+        return Vec::new();
+    }
+    let mut tracer = Tracer::open_with_deflate();
+    let mut records = tracer.trace(role, bytes, SystemTime::UNIX_EPOCH);
+    records.extend(tracer.end("", SystemTime::UNIX_EPOCH));
+    let describe = |frame: &Frame| {
+        let inflated = frame.inflated.as_ref()?;
+        let (number, len) = (frame.number, frame.payload_len);
+        Some(if !inflated.is_broken {
+            let excerpt = frame.excerpt();
+            format!(
+                "If permessage-deflate was negotiated, the {len} bytes of frame {number} inflate to {}: {excerpt}",
+                inflated.len
+            )
+        } else if role == Role::Server {
+            format!(
+                "Frame {number} does not inflate alone: it is invalid, or refers to earlier messages (RFC 7692 §7.2)."
+            )
+        } else {
+            format!("The payload of frame {number} does not inflate (RFC 7692 §7.2.2).")
+        })
+    };
+    records.iter().filter_map(as_frame).filter_map(describe).collect()
 }
 
 /// Returns the summary lines to print after the frames, and whether the frames are complete and valid.

@@ -5,6 +5,7 @@
 use crate::inspect::escape::escape;
 use crate::tools::inbox::{Offer, Response};
 use crate::tools::notation::Decoded;
+use crate::ws::deflate::negotiate;
 use crate::ws::frame::Role;
 use crate::ws::handshake::{accept_handshake, accept_value, decoded_key_len};
 use crate::ws::request::{HeadReader, Rejection, Request};
@@ -79,6 +80,12 @@ impl<'b> HandshakeReport<'b> {
             self.lines.push(
                 "(Copying text often turns CR LF into LF. If so, the rule about line ends is not broken.)".into(),
             );
+        }
+        if let Some(agreement) = Request::parse(head.bytes, 1000).ok().and_then(|request| negotiate(&request)) {
+            self.lines.push(format!(
+                "It offers compression. A server with --deflate responds with {} (RFC 7692 §7.1).",
+                agreement.header().trim_end()
+            ));
         }
         let key = Offer::from_request(head.bytes).key.filter(|key| decoded_key_len(key.as_bytes()) == Some(16));
         if let Some(key) = key {

@@ -44,6 +44,17 @@ pub enum Recipients {
     AllButNew(Variant), // the new member gets the event too, but on its own and uncompressed
 }
 
+impl Recipients {
+    /// `except`: the variant of the one member that does not receive the message, `Plain` if it is of another group.
+    pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
+        match except {
+            None => Recipients::All,
+            Some(variant) if is_join => Recipients::AllButNew(variant),
+            Some(_) => Recipients::AllButOne,
+        }
+    }
+}
+
 /// The server's compressors. `K` identifies a group whose members receive the same messages.
 #[derive(Debug)]
 pub struct Deflater<K> {

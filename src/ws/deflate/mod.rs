@@ -34,6 +34,7 @@ pub mod broadcast;
 pub mod inflating;
 pub mod negotiation;
 
+pub use codec::{Inflater, Step};
 pub use negotiation::{Agreement, negotiate};
 
 use super::close::ProtocolError::{self, MisplacedRsv1};
@@ -42,7 +43,7 @@ use super::close::ProtocolError::{self, MisplacedRsv1};
 pub const RSV1: u8 = 0x40;
 const MAX_WINDOW_BITS: u8 = 15;
 /// RFC 7692 §7.2.1: the end of every flushed stream, which a message omits: the lengths of an empty stored block.
-const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
+pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// An empty stored block with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 

@@ -55,7 +55,7 @@ impl Agreement {
         response.splice(blank_line..blank_line, self.header().into_bytes());
     }
 
-    fn header(self) -> String {
+    pub fn header(self) -> String {
         let context = if self.no_context_takeover { "; server_no_context_takeover" } else { "" };
         let bits = self.window_bits.map_or(String::new(), |bits| format!("; server_max_window_bits={bits}"));
         format!("Sec-WebSocket-Extensions: {NAME}; client_no_context_takeover{context}{bits}\r\n")

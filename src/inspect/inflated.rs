@@ -1,0 +1,75 @@
+//! Inflates compressed messages (RFC 7692) for display, frame by frame and in bounded memory. The inflater keeps its
+//! window from message to message, so it needs all messages since the context began: those before an inspector attached
+//! are missing. A message that refers to them is shown as it is on the wire.
+
+use super::MAX_SHOWN_BYTES;
+use crate::ws::deflate::{Inflater, TAIL};
+
+/// What the payload of a compressed frame inflates to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inflated {
+    /// Number of inflated bytes.
+    pub len: u64,
+    /// The first [`MAX_SHOWN_BYTES`] of them.
+    pub start: Vec<u8>,
+    /// Whether the data does not inflate: it is invalid, or refers to an earlier message that is missing.
+    pub is_broken: bool,
+    /// Whether the message so far has the field `token`, whose value is secret.
+    pub has_token: bool,
+}
+
+#[derive(Debug)]
+pub struct MessageInflater {
+    inflater: Inflater,
+    /// Whether each message starts with an empty window.
+    is_reset: bool,
+    is_broken: bool,
+    /// The end of the output, in which the word may have begun.
+    last: Vec<u8>,
+    has_token: bool,
+    /// Maximum number of bytes to inflate of one message: more are over the limit, so the message is invalid.
+    remaining: u64,
+}
+
+impl MessageInflater {
+    const TOKEN: &[u8] = b"\"token\"";
+
+    pub fn new(is_reset: bool) -> MessageInflater {
+        let mut inflater = Inflater::new();
+        inflater.reset(b"");
+        MessageInflater { inflater, is_reset, is_broken: false, last: Vec::new(), has_token: false, remaining: 0 }
+    }
+
+    pub fn start_message(&mut self, limit: usize) {
+        if self.is_reset || self.is_broken {
+            self.inflater.reset(b"");
+        }
+        (self.is_broken, self.has_token, self.remaining) = (false, false, limit as u64);
+        self.last.clear();
+    }
+
+    /// Inflates unmasked payload bytes of a frame.
+    pub fn inflate(&mut self, mut payload: &[u8], frame: &mut Inflated) {
+        while !self.is_broken {
+            let Ok(step) = self.inflater.step(&mut payload).inspect_err(|_| self.is_broken = true) else { break };
+            let (needs_input, is_final, output) = (step.needs_input, step.is_final, step.output);
+            frame.len += output.len() as u64;
+            let room = MAX_SHOWN_BYTES - frame.start.len();
+            frame.start.extend_from_slice(&output[..output.len().min(room)]);
+            self.last.extend_from_slice(output);
+            self.has_token |= self.last.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
+            self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
+            self.remaining = self.remaining.saturating_sub(output.len() as u64);
+            // A block after a final block may refer to the bytes before it, but the view does not keep those.
+            self.is_broken |= is_final || self.remaining == 0;
+            if needs_input {
+                break;
+            }
+        }
+        (frame.is_broken, frame.has_token) = (self.is_broken, self.has_token);
+    }
+
+    pub fn end_message(&mut self, frame: &mut Inflated) {
+        self.inflate(&TAIL, frame);
+    }
+}
