@@ -35,7 +35,7 @@ impl MessageInflater {
     const TOKEN: &[u8] = b"\"token\"";
 
     pub fn new(is_reset: bool) -> MessageInflater {
-        let mut inflater = Inflater::new();
+        let mut inflater = Inflater::default();
         inflater.reset(b"");
         MessageInflater { inflater, is_reset, is_broken: false, last: Vec::new(), has_token: false, remaining: 0 }
     }
@@ -51,8 +51,8 @@ impl MessageInflater {
     /// Inflates unmasked payload bytes of a frame.
     pub fn inflate(&mut self, mut payload: &[u8], frame: &mut Inflated) {
         while !self.is_broken {
-            let Ok(step) = self.inflater.step(&mut payload).inspect_err(|_| self.is_broken = true) else { break };
-            let (needs_input, is_final, output) = (step.needs_input, step.is_final, step.output);
+            let step = self.inflater.step(&mut payload);
+            let (needs_input, output) = (step.needs_input, step.output);
             frame.len += output.len() as u64;
             let room = MAX_SHOWN_BYTES - frame.start.len();
             frame.start.extend_from_slice(&output[..output.len().min(room)]);
@@ -61,7 +61,7 @@ impl MessageInflater {
             self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
             self.remaining = self.remaining.saturating_sub(output.len() as u64);
             // A block after a final block may refer to the bytes before it, but the view does not keep those.
-            self.is_broken |= is_final || self.remaining == 0;
+            self.is_broken |= step.is_broken || step.is_final || self.remaining == 0;
             if needs_input {
                 break;
             }

@@ -76,6 +76,8 @@ const OFTEN: &[&str] = &[
     "clients that waited for a descriptor",
 ];
 /// States that a few hundred seeds must also reach if the feature `sqlite` is enabled.
+const COMPRESSED: &[&str] = &["a message with a shared context", "a message compressed alone"];
+
 const STORED: &[&str] = &[
     "a crash",
     "a crash between a commit and its events",
@@ -274,7 +276,8 @@ fn main() -> ExitCode {
         names.iter().filter(is_missing).copied().collect()
     };
     let stored = if cfg!(feature = "sqlite") { missing(STORED, 300) } else { Vec::new() };
-    let missing = [missing(OFTEN, 300), missing(RARELY, 1000), stored].concat();
+    let compressed = if cfg!(feature = "deflate") { missing(COMPRESSED, 300) } else { Vec::new() };
+    let missing = [missing(OFTEN, 300), missing(RARELY, 1000), stored, compressed].concat();
     if !missing.is_empty() {
         println!("These states were never reached: {}", missing.join(", "));
         return ExitCode::FAILURE;

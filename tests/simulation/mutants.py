@@ -12,6 +12,7 @@ import datetime, os, re, shutil, subprocess, sys, tempfile, time
 SEEDS, TIMEOUT, ORIGINAL = '1000', 1800, 'the original'
 SERVER, LIFECYCLE, CONNECTION = 'src/server/mod.rs', 'src/server/lifecycle.rs', 'src/server/connection.rs'
 OUTBOX, FANOUT = 'src/server/outbox.rs', 'src/server/fanout.rs'
+BROADCAST = 'src/ws/deflate/broadcast.rs'
 LISTENER, LOG_WRITER = 'src/net/listener.rs', 'src/net/log_writer.rs'
 SQLITE, DATABASE = 'src/broker/sqlite/mod.rs', 'src/broker/sqlite/database.rs'
 QUERIES = 'src/broker/sqlite/queries.rs'
@@ -25,6 +26,10 @@ MUTANTS = [
     ('a switch loses the rest of the old batch', SERVER,
      'from.into_iter().for_each(|room| self.catch_up(client, room));', 'let _ = from;'),
     ('an event for all but one reaches all', SERVER, 'except.into_iter().for_each(|client| self.skip(client, room));', ''),
+    ('a join does not empty the tail', BROADCAST,
+     "members.tail.clear(); // the new member's inflater does not have these bytes\n            self.continues.take_if(|last| *last == group);", ''),
+    ('a message for all but one enters the tail', BROADCAST, '|| recipients == Recipients::AllButOne', ''),
+    ('a group forgets that it has compressing members', SERVER, 'formats[dialect as usize][variant] = true;', ''),
     ('a private event overtakes the batch', SERVER,
      'self.chat.room_of(client).into_iter().for_each(|room| self.catch_up(client, room));\n        let Some(dialect)',
      'let Some(dialect)'),

@@ -232,6 +232,9 @@ impl Script {
         if script.ends_with_shutdown && !is_independent {
             script.drain_clients(&mut Rng::with_seed(seed ^ 0xd7a1));
         }
+        if cfg!(feature = "deflate") && !is_independent {
+            script.compress(&mut Rng::with_seed(seed ^ 0xdef1));
+        }
         script
     }
 
@@ -243,6 +246,15 @@ impl Script {
         let (delay, drain) = ([0, 0, 2][random.usize(..3)], [0, 1, 10, 90][random.usize(..4)]);
         self.options.extend([("--drain-delay", delay.to_string()), ("--drain", drain.to_string())]);
         self.drain = Some(Duration::from_secs(delay + drain));
+    }
+
+    /// Lets the server compress in every second script. What a room receives then has another length for each member, and
+    /// depends on other rooms, so scripts in which clients must not affect each other exclude it.
+    fn compress(&mut self, random: &mut Rng) {
+        if random.bool() && !self.shares_room {
+            self.options.push(("--deflate", "true".into()));
+            self.options.push(("--deflate-min", ["1", "32", "200"][random.usize(..3)].into()));
+        }
     }
 
     /// Gives one script in three a history file. A separate generator keeps the others the same as without `sqlite`.
@@ -377,6 +389,7 @@ impl Script {
             history: self.number("--history", 50),
             history_ttl: self.seconds("--history-ttl", 3600),
             max_outbox: self.number("--max-outbox", 256 * 1024),
+            deflates: self.option("--deflate").is_some(),
             max_text: self.number("--max-text", 500),
             max_message: self.number("--max-message", 64 * 1024),
             max_listed: self.number("--max-listed", 1000),

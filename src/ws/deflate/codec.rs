@@ -5,7 +5,6 @@ use std::fmt;
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
 use super::{MAX_WINDOW_BITS, TAIL};
-use crate::ws::close::ProtocolError::{self, InvalidDeflate};
 
 const PIECE: usize = 8 * 1024; // bytes of output per step: how far a bomb can inflate beyond a limit
 const LEVEL: i32 = 6; // zlib's default
@@ -16,11 +15,12 @@ pub struct Inflater {
     piece: Box<[u8]>,
 }
 
-/// The result of one step: a piece of output, and whether the input or a final block (BFINAL = 1) has ended.
+/// The result of one step: a piece of output, and what follows it.
 pub struct Step<'a> {
     pub output: &'a [u8],
-    pub needs_input: bool,
-    pub is_final: bool,
+    pub needs_input: bool, // the input has ended
+    pub is_final: bool,    // a final block (BFINAL = 1) has ended
+    pub is_broken: bool,   // the input does not inflate
 }
 
 impl fmt::Debug for Inflater {
@@ -29,12 +29,14 @@ impl fmt::Debug for Inflater {
     }
 }
 
-impl Inflater {
-    pub const SIZE: usize = 64 * 1024; // in bytes; the window, the piece and the code tables, rounded up
-
-    pub fn new() -> Inflater {
+impl Default for Inflater {
+    fn default() -> Inflater {
         Inflater { stream: Inflate::new(false, MAX_WINDOW_BITS), piece: vec![0; PIECE].into() }
     }
+}
+
+impl Inflater {
+    pub const SIZE: usize = 64 * 1024; // in bytes; the window, the piece and the code tables, rounded up
 
     /// Starts a new stream, whose first block may refer to bytes at the end of `context`.
     pub fn reset(&mut self, context: &[u8]) {
@@ -45,13 +47,13 @@ impl Inflater {
     }
 
     /// Inflates until a piece is full, `input` is empty or a final block ends. Advances `input` past the read bytes.
-    pub fn step(&mut self, input: &mut &[u8]) -> Result<Step<'_>, ProtocolError> {
+    pub fn step(&mut self, input: &mut &[u8]) -> Step<'_> {
         let (read, written) = (self.stream.total_in(), self.stream.total_out());
         let status = self.stream.decompress(input, &mut self.piece, InflateFlush::SyncFlush);
-        let is_final = status.or(Err(InvalidDeflate))? == Status::StreamEnd;
+        let (is_final, is_broken) = (status == Ok(Status::StreamEnd), status.is_err());
         *input = &input[(self.stream.total_in() - read) as usize..];
         let output = &self.piece[..(self.stream.total_out() - written) as usize];
-        Ok(Step { output, needs_input: output.len() < PIECE && !is_final, is_final })
+        Step { output, needs_input: output.len() < PIECE && !is_final && !is_broken, is_final, is_broken }
     }
 }
 

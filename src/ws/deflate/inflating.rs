@@ -33,7 +33,7 @@ impl Inflaters {
         if !header.is_compressed {
             return output;
         }
-        let mut inflater = self.0.as_ref().and_then(|pool| pool.take()).unwrap_or_else(Inflater::new);
+        let mut inflater = self.0.as_ref().and_then(|pool| pool.take()).unwrap_or_default();
         inflater.reset(b"");
         let (inflater, pool) = (Some(inflater), self.clone());
         Assembler::Deflated(Box::new(Inflating { inflater, pool, output, limit, cost: 0 }))
@@ -67,14 +67,16 @@ impl Inflating {
         let Inflating { inflater: Some(inflater), output, limit, cost, .. } = self else { return Ok(()) };
         loop {
             let before = input.len();
-            let step = inflater.step(&mut input)?;
+            let step = inflater.step(&mut input);
             let (len, _) = output.len_and_capacity();
             MessageTooBig.err_unless(step.output.len() <= *limit - len)?;
             output.push(step.output, *limit - len)?;
+            InvalidDeflate.err_unless(!step.is_broken)?;
             *cost += before - input.len() + if step.is_final { FINAL_BLOCK_COST } else { 0 };
             MessageTooBig.err_unless(*cost <= (len + step.output.len()) * MAX_EXPANSION + MAX_EXCESS)?;
             if step.needs_input {
-                return if input.is_empty() { Ok(()) } else { Err(InvalidDeflate) };
+                debug_assert!(input.is_empty());
+                return Ok(());
             }
             if step.is_final {
                 // RFC 7692 §7.2.3.4: blocks may follow a final block. They may refer to bytes before it.
@@ -91,7 +93,7 @@ impl Inflating {
             return Err(InvalidDeflate);
         };
         let mut input = &end[..];
-        let step = inflater.step(&mut input)?;
+        let step = inflater.step(&mut input);
         InvalidDeflate.err_unless(step.output.is_empty() && step.is_final && input.is_empty())?;
         std::mem::replace(&mut self.output, Assembler::Binary(Vec::new())).finish()
     }
@@ -228,6 +230,11 @@ mod tests {
             ("RSV1 on a Close", frame(0xc8, b""), vec!["1002 MisplacedRsv1"]),
             ("RSV2", frame(0xa1, b""), vec!["1002 MisplacedRsv1"]),
             ("RSV1 and RSV3", frame(0xd1, &HELLO), vec!["1002 MisplacedRsv1"]),
+            (
+                "text that is not UTF-8, and then invalid data",
+                frame(0xc1, b"\xfb\x8b\xcd\xc2\x89"),
+                vec!["1007 TextNotUtf8"],
+            ),
             ("the reserved block type", frame(0xc1, b"\x07\x00"), invalid.clone()),
             ("a stored block with wrong lengths", frame(0xc1, b"\x00\x05\x00\xff\xffHello\x00"), invalid.clone()),
             ("a stored block that lacks four bytes", frame(0xc1, &stored(9, false)[..10]), invalid.clone()),

@@ -5,8 +5,11 @@
 
 pub mod dialects;
 pub mod frames;
+#[cfg(feature = "deflate")]
+pub mod inflating;
 pub mod names;
 pub mod notations;
+pub mod offers;
 pub mod query;
 pub mod recordings;
 pub mod request_head;
@@ -25,11 +28,14 @@ const NOW: Now = Now { time: SystemTime::UNIX_EPOCH, monotonic: Duration::ZERO }
 type Oracle = fn(&[u8]);
 
 /// All oracles, each with the name of its fuzz target.
-pub const ALL: [(&str, Oracle); 9] = [
+pub const ALL: &[(&str, Oracle)] = &[
     ("dialects", dialects::check),
     ("frames", frames::check),
+    #[cfg(feature = "deflate")]
+    ("inflating", inflating::check),
     ("names", names::check),
     ("notations", notations::check),
+    ("offers", offers::check),
     ("query", query::check),
     ("recordings", recordings::check),
     ("request_head", request_head::check),

@@ -89,6 +89,7 @@ impl Run<'_> {
             is_over: false,
             is_of_last_run: false,
             since: None,
+            inflater: None,
         });
         self.active.push(at);
         self.current[actor] = Some(at);
@@ -121,11 +122,25 @@ impl Run<'_> {
         }
         note!(self, "{name} connects to {path}");
         let texts = known_unanswered(&self.knowledge[actor], &room, resends);
-        let at = self.connect(actor, upgrade_request(&path).into_bytes(), Some(*dialect), random);
+        let number = self.conns.iter().filter(|conn| conn.actor == actor).count() + actor;
+        let request = self.offer_compression(upgrade_request(&path), number);
+        let at = self.connect(actor, request.into_bytes(), Some(*dialect), random);
         self.conns[at].since = asked;
         for (nonce, text) in texts {
             self.send_message(at, &text, Some(nonce), random);
         }
+    }
+
+    /// Adds an offer to three requests in four, if the server compresses.
+    fn offer_compression(&self, request: String, number: usize) -> String {
+        let offer = match number % 4 {
+            _ if self.script.option("--deflate").is_none() => return request,
+            0 => return request,
+            1 => "permessage-deflate; server_no_context_takeover; server_max_window_bits=9",
+            _ => "permessage-deflate; client_max_window_bits",
+        };
+        let head = request.strip_suffix("\r\n").unwrap_or(&request);
+        format!("{head}Sec-WebSocket-Extensions: {offer}\r\n\r\n")
     }
 
     /// The actor's connection, if it may still send.

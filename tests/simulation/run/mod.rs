@@ -48,6 +48,7 @@ use crate::model::{ACKNOWLEDGEMENT, BOUNDS, FRAMES, LIVENESS, LOG, MEMBERS, Mode
 use crate::script::{Action, Actor, ROOMS, Script, Timed};
 use crate::support::users::{self, Dialect, encode};
 use crate::support::{KEY, masked, upgrade_request};
+use flate2::{Decompress, FlushDecompress};
 
 use receiving::parse_frame;
 
@@ -124,6 +125,13 @@ struct Conn {
     is_of_last_run: bool,
     /// The `since` parameter, if the client asked to resume.
     since: Option<u64>,
+    /// Inflates what the client receives, once compression is negotiated.
+    inflater: Option<Inflater>,
+}
+
+struct Inflater {
+    stream: Decompress,
+    takes_over: bool,
 }
 
 /// The state that a client keeps across connections.
@@ -450,7 +458,7 @@ impl<'a> Run<'a> {
                 let is_half = conn.status == Some(101) && {
                     unread.extend(conn.client.unread());
                     let mut rest = &unread[..];
-                    while let Ok(Some(frame)) = parse_frame(rest) {
+                    while let Ok(Some(frame)) = parse_frame(rest, conn.inflater.is_some()) {
                         rest = &rest[frame.len..];
                     }
                     !rest.is_empty()

@@ -9,7 +9,7 @@ pub(super) struct Frame {
 }
 
 /// Parses the first frame. Returns `None` if the frame is incomplete, and an error if a server must not send it.
-pub(super) fn parse_frame(bytes: &[u8]) -> Result<Option<Frame>, String> {
+pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>, String> {
     let &[first, second, ..] = bytes else { return Ok(None) };
     let (len, head, min) = match second {
         126 if bytes.len() >= 4 => (u64::from(u16::from_be_bytes([bytes[2], bytes[3]])), 4, 126),
@@ -21,7 +21,8 @@ pub(super) fn parse_frame(bytes: &[u8]) -> Result<Option<Frame>, String> {
         126 | 127 => return Ok(None),
         short => (u64::from(short), 2, 0),
     };
-    if second & 0x80 != 0 || !matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a) || len < min || len > 20 << 20 {
+    let is_known = matches!(first, 0x81 | 0x82 | 0x88 | 0x89 | 0x8a) || deflates && first == 0xc1;
+    if second & 0x80 != 0 || !is_known || len < min || len > 20 << 20 {
         return Err(format!("a frame that starts with {first:#04x} {second:#04x} and has {len} bytes"));
     }
     if first >= 0x88 && len > 125 {
@@ -88,9 +89,12 @@ impl Run<'_> {
         }
         if self.conns[at].status == Some(101) {
             loop {
-                match parse_frame(&input[start..]) {
-                    Ok(Some(frame)) => {
+                match parse_frame(&input[start..], self.conns[at].inflater.is_some()) {
+                    Ok(Some(mut frame)) => {
                         start += frame.len;
+                        if frame.first == 0xc1 {
+                            self.inflate(at, &mut frame);
+                        }
                         self.read_frame(at, &frame);
                     }
                     Ok(None) => break,
@@ -101,6 +105,25 @@ impl Run<'_> {
                 }
             }
             self.conns[at].input = input.split_off(start);
+        }
+    }
+
+    /// Inflates a message with the client's own inflater, which must take all of it.
+    fn inflate(&mut self, at: usize, frame: &mut Frame) {
+        let Some(Inflater { stream, takes_over }) = &mut self.conns[at].inflater else { return };
+        if !*takes_over {
+            stream.reset(false);
+        }
+        let (input, before) = ([&frame.payload[..], &[0, 0, 0xff, 0xff]].concat(), stream.total_in());
+        let mut text = Vec::with_capacity(1 << 20);
+        let result = stream.decompress_vec(&input, &mut text, FlushDecompress::Sync);
+        let is_whole = stream.total_in() - before == input.len() as u64;
+        (frame.first, frame.payload) = (0x81, text);
+        let counted = if *takes_over { "a message with a shared context" } else { "a message compressed alone" };
+        self.count(counted);
+        if result.is_err() || !is_whole {
+            let text = format!("{} cannot inflate a message: {result:?}", self.name(at));
+            self.fail(FRAMES, text);
         }
     }
 
@@ -132,6 +155,10 @@ impl Run<'_> {
         if conn.is_polite && !is_right {
             let text = format!("{} is rejected with {status}", self.name(at));
             self.fail(MEMBERS, text);
+        }
+        if status == 101 && head.contains("permessage-deflate") {
+            let takes_over = !head.contains("server_no_context_takeover");
+            self.conns[at].inflater = Some(Inflater { stream: Decompress::new(false), takes_over });
         }
         if status == 101 && self.conns[at].is_polite && !head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") {
             self.fail(FRAMES, "a wrong accept value");
