@@ -67,12 +67,11 @@ impl Fanout {
     }
 
     /// Appends an event to the room's batch. Returns `true` if the batch is full and the server must send it now.
-    /// `except`: the format of the member that will skip the event.
     pub fn append(
         &mut self,
         room: RoomId,
         dialects: impl Iterator<Item = Dialect>,
-        except: Option<Format>,
+        except: Option<Format>, // the format of the member that will skip the event
         event: &Event,
     ) -> bool {
         self.left_events += usize::from(matches!(event, Event::Left { .. }));

@@ -1,0 +1,42 @@
+//! The chat page with a server that compresses: Chromium offers permessage-deflate by itself, compresses what it sends, and
+//! inflates what it receives, while users join and leave.
+
+#![cfg(feature = "deflate")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "support/browser.rs"]
+mod browser;
+mod support;
+#[path = "support/visitor.rs"]
+mod visitor;
+
+use support::Server;
+use support::users::events_path;
+use visitor::*;
+
+#[test]
+fn visitors_talk_through_compressed_messages() {
+    let browser = browser!();
+    let server = Server::start(&["--deflate", "--trace", "--rate-limit", "0"]);
+    let join = |name: &str| {
+        let tab = browser.open(&format!("http://127.0.0.1:{}/?username={name}", server.port()));
+        tab.press_button("Connect");
+        wait_for_state(&tab, "joined");
+        tab
+    };
+    let (alice, bob) = (join("alice"), join("bob"));
+    for number in 0..10 {
+        let text = format!("a compressed message of some length, number {number}");
+        type_message(if number % 2 == 0 { &alice } else { &bob }, &text);
+        wait_for_log(&alice, &text);
+        wait_for_log(&bob, &text);
+        // A join and a leave between the messages.
+        let mut guest = server.upgrade(&events_path(&format!("guest {number}"), "general"));
+        guest.read_event("welcome");
+    }
+    let log = server.log();
+    let count = |sign: char| log.lines().filter(|line| line.contains(sign) && line.contains(" rsv1 ")).count();
+    assert!(count('→') >= 10, "Chromium compresses: {log}");
+    assert!(count('←') >= 20, "the server compresses: {log}");
+    assert_eq!(browser.page_errors(), Vec::<String>::new());
+}
