@@ -22,15 +22,8 @@ pub struct FeatureOptions {
     /// Delete messages older than this many days from the file; 0: never [default: 0]
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(..=36_500), help_heading = "Durable history")]
     pub history_days: Option<u32>,
-    /// Share the rooms with other instances of the server through this Redis server: redis://[USER:PASSWORD@]HOST:PORT (feature redis)
-    #[arg(long, value_name = "URL", hide_env_values = true, help_heading = "Several instances")]
-    pub redis: Option<String>,
-    /// Begin the names of all keys in Redis with this prefix; instances with the same prefix form one chat [default: wirechat]
-    #[arg(long, value_name = "NAME", help_heading = "Several instances")]
-    pub redis_prefix: Option<String>,
-    /// Wait this many seconds for Redis before a message is rejected [default: 5]
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds(1.0), help_heading = "Several instances")]
-    pub redis_timeout: Option<Duration>,
+    #[command(flatten)]
+    pub redis: RedisOptions,
     /// Accept JWTs that this key verifies: a public key in PEM, or else a secret for HS256 (feature jwt; repeatable)
     #[arg(long, value_name = "FILE", value_delimiter = ',', help_heading = "Access")]
     pub jwt_key: Vec<PathBuf>, // several keys allow rotation: JWTs signed with the old key stay valid
@@ -57,22 +50,41 @@ pub struct FeatureOptions {
     pub deflate_min: Option<usize>, // a shorter message shrinks by a few bytes at best
 }
 
+#[derive(Debug, Clone, Args)]
+pub struct RedisOptions {
+    /// Share the rooms with other instances of the server through this Redis server: redis://[USER:PASSWORD@]HOST:PORT (feature redis)
+    #[arg(
+        long = "redis",
+        id = "redis",
+        value_name = "URL",
+        hide_env_values = true,
+        help_heading = "Several instances"
+    )]
+    pub url: Option<String>,
+    /// Begin the names of all keys in Redis with this prefix; instances with the same prefix form one chat [default: wirechat]
+    #[arg(long = "redis-prefix", id = "redis_prefix", value_name = "NAME", help_heading = "Several instances")]
+    pub prefix: Option<String>,
+    /// Wait this many seconds for Redis before a message is rejected [default: 5]
+    #[arg(long = "redis-timeout", id = "redis_timeout", value_name = "SECONDS", value_parser = parse_seconds(1.0), help_heading = "Several instances")]
+    pub timeout: Option<Duration>,
+}
+
 impl FeatureOptions {
     /// Rejects options whose feature is not in this build, and options that require another option that is not set.
     pub fn validate(&self) -> Result<(), String> {
         let FeatureOptions { history_db, history_sync, history_keep, history_days, deflate, deflate_min, .. } = self;
         let FeatureOptions { jwt_key, jwt_issuer, jwt_aud, tls_cert, tls_key, admin, .. } = self;
         let sqlite = (cfg!(feature = "sqlite"), "sqlite", "--history-db FILE", history_db.is_some());
-        let redis = (cfg!(feature = "redis"), "redis", "--redis URL", self.redis.is_some());
+        let redis = (cfg!(feature = "redis"), "redis", "--redis URL", self.redis.url.is_some());
         let jwt = (cfg!(feature = "jwt"), "jwt", "--jwt-key FILE", !jwt_key.is_empty());
         let options = [
             ("--history-db", history_db.is_some(), sqlite),
             ("--history-sync", history_sync.is_some(), sqlite),
             ("--history-keep", history_keep.is_some(), sqlite),
             ("--history-days", history_days.is_some(), sqlite),
-            ("--redis", self.redis.is_some(), redis),
-            ("--redis-prefix", self.redis_prefix.is_some(), redis),
-            ("--redis-timeout", self.redis_timeout.is_some(), redis),
+            ("--redis", self.redis.url.is_some(), redis),
+            ("--redis-prefix", self.redis.prefix.is_some(), redis),
+            ("--redis-timeout", self.redis.timeout.is_some(), redis),
             ("--jwt-key", !jwt_key.is_empty(), jwt),
             ("--jwt-issuer", jwt_issuer.is_some(), jwt),
             ("--jwt-audience", jwt_aud.is_some(), jwt),
@@ -93,10 +105,10 @@ impl FeatureOptions {
             }
         }
         let has_room = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
-        if self.redis_prefix.as_deref().is_some_and(|prefix| prefix.is_empty() || !prefix.chars().all(has_room)) {
+        if self.redis.prefix.as_deref().is_some_and(|prefix| prefix.is_empty() || !prefix.chars().all(has_room)) {
             return Err("--redis-prefix may contain only letters, digits, '-', '_' and '.'".into());
         }
-        if self.redis.is_some() && self.history_db.is_some() {
+        if self.redis.url.is_some() && self.history_db.is_some() {
             return Err("--redis and --history-db exclude each other: Redis keeps the history".into());
         }
         Ok(())

@@ -29,10 +29,10 @@ fn new_broker<E>(
     wake: impl Fn() + Clone + Send + 'static,
 ) -> Result<Box<dyn Broker>, String> {
     #[cfg(feature = "redis")]
-    if let Some(url) = &config.features.redis {
+    if let Some(url) = &config.features.redis.url {
         let (limits, names) = crate::server::broker_limits(config);
-        let prefix = config.features.redis_prefix.as_deref().unwrap_or("wirechat").to_owned();
-        let timeout = config.features.redis_timeout.unwrap_or(std::time::Duration::from_secs(5));
+        let prefix = config.features.redis.prefix.as_deref().unwrap_or("wirechat").to_owned();
+        let timeout = config.features.redis.timeout.unwrap_or(std::time::Duration::from_secs(5));
         let settings = crate::broker::redis::Settings { prefix, timeout, limits };
         let broker = crate::broker::redis::RedisBroker::open(url, settings, random, names, wake)?;
         return Ok(Box::new(broker));

@@ -6,7 +6,10 @@ use std::{cell::Cell, net::IpAddr, rc::Rc, time::Duration};
 
 use mio::Token;
 
-use crate::{broker::network_of, chat::rate_limiter::TokenBucket, config::Config, maps::PeerMap};
+use crate::broker::memory::{MemoryBroker, MemoryConfig};
+use crate::broker::{NameRules, Random, network_of};
+use crate::chat::{DEFAULT_ROOM, names, rate_limiter::TokenBucket};
+use crate::{config::Config, maps::PeerMap};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const CONNECT_BURST: f64 = 5.0; // burst size, in seconds of `--connect-rate`: a whole household may reconnect at once
@@ -121,6 +124,27 @@ impl ConnectionLimits {
     fn limit_key(&self, address: IpAddr) -> Option<IpAddr> {
         (!(self.is_local && address.to_canonical().is_loopback())).then(|| network_of(address))
     }
+}
+
+pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
+    let (memory, names) = broker_limits(config);
+    MemoryBroker::new(memory, random, names)
+}
+
+/// What a broker limits, and how it compares usernames.
+pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
+    let memory = MemoryConfig {
+        messages: config.history,
+        bytes: config.max_history,
+        backlog: config.max_outbox, // a longer backlog could make a new member a slow consumer
+        rooms: config.max_rooms,
+        rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
+        empty_rooms: config.max_empty_rooms,
+        ttl: config.history_ttl,
+        default_room: DEFAULT_ROOM,
+    };
+    let may_share = if config.unique_names { names::is_default_username } else { |_: &str| true };
+    (memory, NameRules { key: names::username_key, may_share })
 }
 
 #[cfg(test)]

@@ -21,10 +21,9 @@ use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use mio::Token;
 
-use crate::broker::memory::{MemoryBroker, MemoryConfig};
-use crate::broker::{Broker, NameRules, Random, RoomId};
+use crate::broker::{Broker, RoomId};
 use crate::chat::event::{Effect, Event};
-use crate::chat::{Chat, DEFAULT_ROOM, Now, dialect::Dialect, names};
+use crate::chat::{Chat, Now, dialect::Dialect};
 use crate::http::{access::Access, proxy::is_trusted_proxy, service_unavailable};
 pub use crate::ws::close::CloseCode;
 use crate::ws::deflate::broadcast::{DEFAULT_MIN, Variant};
@@ -34,6 +33,7 @@ use crate::{config::Config, ws::message::Message};
 use connection::{Connection, Connections, Service, Socket, Stage, Work};
 use fanout::{Batch, Fanout, Format, append_frame};
 use limits::ConnectionLimits;
+pub use limits::{broker_limits, memory_broker};
 use observer::{Action, Observers};
 use outbox::Broadcast;
 use shutdown::Shutdown;
@@ -66,27 +66,6 @@ pub struct Readiness {
     pub writable: bool,
     pub read_closed: bool, // the peer has shut down its write side
     pub error: bool,
-}
-
-pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
-    let (memory, names) = broker_limits(config);
-    MemoryBroker::new(memory, random, names)
-}
-
-/// What a broker limits, and how it compares usernames.
-pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
-    let memory = MemoryConfig {
-        messages: config.history,
-        bytes: config.max_history,
-        backlog: config.max_outbox, // a longer backlog could make a new member a slow consumer
-        rooms: config.max_rooms,
-        rooms_per_user: if config.is_local() { usize::MAX } else { config.max_rooms_per_user },
-        empty_rooms: config.max_empty_rooms,
-        ttl: config.history_ttl,
-        default_room: DEFAULT_ROOM,
-    };
-    let may_share = if config.unique_names { names::is_default_username } else { |_: &str| true };
-    (memory, NameRules { key: names::username_key, may_share })
 }
 
 impl<S: Socket> Server<S> {
