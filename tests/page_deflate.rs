@@ -40,3 +40,27 @@ fn visitors_talk_through_compressed_messages() {
     assert!(count('←') >= 20, "the server compresses: {log}");
     assert_eq!(browser.page_errors(), Vec::<String>::new());
 }
+
+/// The inspector shows what a compressed message inflates to, from when it was opened on.
+#[test]
+fn the_inspector_inflates() {
+    let browser = browser!();
+    let server = Server::start(&["--deflate"]);
+    let tab = browser.open(&format!("http://127.0.0.1:{}/?username=alice", server.port()));
+    tab.press_button("Connect");
+    wait_for_state(&tab, "joined");
+    let mut bob = server.upgrade(&events_path("bob", "general"));
+    bob.send_text(r#"{"event":"message","data":{"text":"a message before the inspector"}}"#);
+    wait_for_log(&tab, "a message before the inspector");
+    tab.press_button("Inspector");
+    tab.wait_for("[...document.querySelectorAll('.record')].some((row) => row.textContent.includes('earlier frame'))");
+    bob.send_text(r#"{"event":"message","data":{"text":"a message after the inspector"}}"#);
+    let row =
+        "[...document.querySelectorAll('.record')].findLast((row) => row.textContent.includes('a message after'))";
+    tab.wait_for(row);
+    tab.click(row);
+    tab.wait_for("document.querySelector('#inspector-detail').innerText.includes(' inflate to ')");
+    let detail = tab.text("document.querySelector('#inspector-detail').innerText");
+    assert!(detail.contains("compressed with") && detail.contains("a message after the inspector"), "{detail}");
+    assert_eq!(browser.page_errors(), Vec::<String>::new());
+}
