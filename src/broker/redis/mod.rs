@@ -26,7 +26,7 @@ pub mod requests;
 mod rooms;
 mod submit;
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use mio::Token;
 
@@ -167,10 +167,7 @@ impl RedisBroker {
             let error = BrokerError::Unavailable;
             match kind {
                 Kind::Join => self.give_up_join(client, is_sent),
-                Kind::Message { .. } if is_sent => {
-                    self.requests.drop_unsent_of(client);
-                    self.mirror.events.push_back(RoomEvent::FateUnknown { client });
-                }
+                Kind::Message { .. } if is_sent => self.mirror.events.push_back(RoomEvent::FateUnknown { client }),
                 Kind::Message { nonce } => {
                     let error = BrokerError::NotStored;
                     self.mirror.events.push_back(RoomEvent::Rejected { client, error, nonce });
@@ -311,12 +308,10 @@ impl RedisBroker {
         for (name, epoch, last_id) in self.mirror.rooms.start_sync() {
             self.push_internal("sync", vec![name.to_string(), epoch.to_string(), last_id.to_string()]);
         }
-        let mut closing = HashSet::new();
         for request in waiting {
             if is_lost && request.is_sent && matches!(request.kind, Kind::Message { .. }) {
-                closing.insert(request.client);
                 self.mirror.events.push_back(RoomEvent::FateUnknown { client: request.client });
-            } else if !request.is_obsolete() && (request.kind == Kind::Internal || !closing.contains(&request.client)) {
+            } else if !request.is_obsolete() {
                 self.requests.push(request);
             }
         }

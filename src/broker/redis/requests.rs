@@ -114,18 +114,6 @@ impl Requests {
         Some(request)
     }
 
-    /// Drops what the client has asked for since a request whose fate is unknown: it sends both again, in their order.
-    pub fn drop_unsent_of(&mut self, client: Token) {
-        let unsent = self.queue.split_off(self.sent);
-        for request in unsent {
-            if request.client == client && request.kind != Kind::Internal {
-                self.bytes -= request.bytes();
-            } else {
-                self.queue.push_back(request);
-            }
-        }
-    }
-
     pub fn next_expiry(&self, timeout: Duration) -> Option<Duration> {
         let expiring = self.queue.iter().find(|request| request.kind != Kind::Internal);
         expiring.map(|request| request.submitted_at + timeout)
