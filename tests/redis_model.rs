@@ -1,0 +1,395 @@
+//! Compares the model of Redis in the simulation with a real `redis-server`: the same random commands, and calls of the
+//! broker's script, must have the same replies and leave the same keys.
+#![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "simulation/redis/mod.rs"]
+mod redis;
+#[path = "support/redis_server.rs"]
+mod redis_server;
+mod support;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fastrand::Rng;
+use serde_json::{Value, json};
+use wirechat::broker::redis::SCRIPT;
+
+use redis::Redis;
+use redis::store::{Reply, Store, Value as Stored};
+use redis_server::{Persistence, RedisServer};
+
+/// Keeps the order of insertion in all hashes of the test, as the model does.
+const OPTIONS: &[&str] = &["--hash-max-listpack-entries", "100000", "--hash-max-listpack-value", "100000"];
+
+/// Returns all keys with their types, values and remaining times.
+const DUMP: &str = "
+    local keys = {}
+    for _, key in ipairs(redis.call('KEYS', '*')) do
+        local type, value = redis.call('TYPE', key)['ok']
+        if type == 'hash' then
+            value = redis.call('HGETALL', key)
+        elseif type == 'set' then
+            value = redis.call('SMEMBERS', key)
+            table.sort(value)
+        elseif type == 'zset' then
+            value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+        else
+            value = { redis.call('XINFO', 'STREAM', key)[8], redis.call('XRANGE', key, '-', '+') }
+        end
+        table.insert(keys, { key, type, value, redis.call('PTTL', key) })
+    end
+    return keys";
+
+/// Redis keeps its own time, which the model takes from here.
+fn milliseconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
+}
+
+fn to_json(reply: &Reply) -> Value {
+    match reply {
+        Reply::Nil => Value::Null,
+        Reply::Number(number) => json!(number),
+        Reply::Text(text) => json!(text),
+        Reply::List(replies) => replies.iter().map(to_json).collect(),
+    }
+}
+
+/// The data of the model in the form of `DUMP`, sorted by key.
+fn dump(store: &Store) -> Vec<Value> {
+    let keys = store.keys.iter().map(|(key, entry)| {
+        let (kind, value) = match &entry.value {
+            Stored::Hash(fields) => {
+                ("hash", fields.iter().flat_map(|(name, value)| [json!(name), json!(value)]).collect())
+            }
+            Stored::Set(members) => ("set", json!(members)),
+            Stored::Sorted(members) => {
+                let mut ranked: Vec<_> = members.iter().collect();
+                ranked.sort_by(|a, b| a.1.total_cmp(b.1));
+                ("zset", ranked.iter().flat_map(|(member, score)| [json!(member), json!(score.to_string())]).collect())
+            }
+            Stored::Stream(stream) => {
+                let entries: Vec<Value> =
+                    stream.entries.iter().map(|(id, fields)| json!([format!("{}-{}", id.0, id.1), fields])).collect();
+                ("stream", json!([format!("{}-{}", stream.last_id.0, stream.last_id.1), entries]))
+            }
+        };
+        let left = entry.expires_at.map_or(-1, |at| at as i64 - store.now as i64);
+        json!([key, kind, value, left])
+    });
+    keys.collect()
+}
+
+/// Brings what has no order in Redis into one order: the members and recipients in the events of the inboxes. Rounds
+/// remaining times, and the scores, which are times in seconds.
+fn normalize(dump: &mut Vec<Value>) {
+    for key in dump.iter_mut() {
+        let left = key[3].as_i64().expect("a time");
+        key[3] = if left < 0 { json!(left) } else { json!("expires") };
+        match key[1].as_str() {
+            Some("zset") => {
+                // Two scores of one second in the model may be a second apart in Redis.
+                let mut list = key[2].as_array().expect("a list").chunks(2).map(<[Value]>::to_vec).collect::<Vec<_>>();
+                for pair in &mut list {
+                    let score: f64 = pair[1].as_str().expect("a score").parse().expect("a number");
+                    pair[1] = if score.abs() > 1e9 { json!("a time") } else { json!(score) };
+                }
+                if list.iter().any(|pair| pair[1] == "a time") {
+                    list.sort_by_key(|pair| pair[0].to_string());
+                }
+                key[2] = json!(list);
+            }
+            Some("hash") if key[0].as_str().is_some_and(|name| name.contains(":clients:")) => {
+                for client in key[2].as_array_mut().expect("a list").iter_mut().skip(1).step_by(2) {
+                    *client = serde_json::from_str(client.as_str().expect("a client")).expect("a client is JSON");
+                }
+            }
+            Some("stream") if key[0].as_str().is_some_and(|name| name.contains(":inbox:")) => {
+                for entry in key[2][1].as_array_mut().expect("entries") {
+                    let events = entry[1][1].as_str().expect("events");
+                    entry[1][1] = events.lines().map(normalize_event).collect();
+                }
+            }
+            _ => {}
+        }
+    }
+    dump.sort_by_key(|key| key[0].as_str().expect("a name").to_owned());
+}
+
+fn normalize_event(event: &str) -> Value {
+    let mut event: Value = serde_json::from_str(event).expect("an event is JSON");
+    for pointer in ["/opened/1", "/synced/5", "/private/0"] {
+        if let Some(Value::Array(list)) = event.pointer_mut(pointer) {
+            list.sort_by_key(Value::to_string);
+        }
+    }
+    event
+}
+
+fn check_same(real: &RedisServer, model: &Redis, what: &str) {
+    let mut real: Vec<Value> = real.run(&["EVAL", DUMP, "0"]).as_array().expect("keys").clone();
+    let mut modelled = dump(&model.store.borrow());
+    normalize(&mut real);
+    normalize(&mut modelled);
+    for (real, modelled) in real.iter().zip(&modelled) {
+        assert_eq!(real, modelled, "{what}: Redis on the left, the model on the right");
+    }
+    assert_eq!(real.len(), modelled.len(), "{what}: the number of keys");
+}
+
+fn random_command(random: &mut Rng) -> Vec<String> {
+    let mut word = |prefix: &str, count: u32| format!("{prefix}{}", random.u32(..count));
+    let (hash, set, sorted, stream) = (word("hash", 3), word("set", 3), word("zset", 3), word("stream", 2));
+    let (field, other, member) = (word("field", 5), word("field", 5), word("member", 5));
+    let (number, small, limit, part) = (word("", 40), word("", 6), word("", 4), word("", 3));
+    let (id, low, high) = (format!("{number}-{part}"), word("", 40), word("", 40));
+    let any = [&hash, &set, &sorted, &stream][random.usize(..4)].clone();
+    let bounds = |random: &mut Rng, id: &str, end: &str| match random.u8(..5) {
+        0 => end.to_owned(),
+        1 => format!("({id}"),
+        2 => format!("({id}-{part}"),
+        3 => format!("{id}-{part}"),
+        _ => id.to_owned(),
+    };
+    let (start, end) = (bounds(random, &low, "-"), bounds(random, &high, "+"));
+    let command = [
+        format!("HSET {hash} {field} {number} {other} {small}"),
+        format!("HSET {hash} {field} text"),
+        format!("HGET {hash} {field}"),
+        format!("HMGET {hash} {field} {other}"),
+        format!("HEXISTS {hash} {field}"),
+        format!("HDEL {hash} {field} {other}"),
+        format!("HINCRBY {hash} {field} -1{small}"),
+        format!("HKEYS {hash}"),
+        format!("HGETALL {hash}"),
+        format!("SADD {set} {member} {field}"),
+        format!("SREM {set} {member} {field}"),
+        format!("ZADD {sorted} {small} {member}"),
+        format!("ZADD {sorted} -{number} {member}"),
+        format!("ZREM {sorted} {member}"),
+        format!("ZCARD {sorted}"),
+        format!("ZRANGE {sorted} 0 -1"),
+        format!("ZPOPMIN {sorted}"),
+        format!("ZREMRANGEBYSCORE {sorted} -inf {small}"),
+        format!("ZREMRANGEBYSCORE {sorted} {small} {number}"),
+        format!("XADD {stream} {id} {field} {number}"),
+        format!("XADD {stream} MAXLEN {small} {number}-0 {field} {number}"),
+        format!("XADD {stream} MAXLEN ~ 100000 {id} {field} {number} {other} {small}"),
+        format!("XDEL {stream} {id} {low}"),
+        format!("XTRIM {stream} MINID {number}"),
+        format!("XLEN {stream}"),
+        format!("XRANGE {stream} {start} {end}"),
+        format!("XRANGE {stream} {start} {end} COUNT {limit}"),
+        format!("XREVRANGE {stream} {end} {start}"),
+        format!("XREVRANGE {stream} {end} {start} COUNT {limit}"),
+        format!("PEXPIRE {any} 100000000"),
+        format!("PEXPIRE {any} 0"),
+        format!("PERSIST {any}"),
+        format!("EXISTS {any} {hash}"),
+        format!("DEL {stream}"),
+        format!("HGET {any} {field}"),
+        format!("XLEN {any}"),
+    ];
+    command[random.usize(..command.len())].split(' ').map(str::to_owned).collect()
+}
+
+#[test]
+fn commands() {
+    let Some(real) = RedisServer::start_with(Persistence::Off, None, OPTIONS) else { return };
+    let random = &mut Rng::with_seed(1);
+    let model = Redis::new(SCRIPT);
+    for _ in 0..3000 {
+        let command = random_command(random);
+        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let expected = real.ask(&words);
+        let mut store = model.store.borrow_mut();
+        store.set_time(milliseconds());
+        let reply = store.execute(&command).map(|reply| to_json(&reply));
+        match (expected, reply) {
+            (Ok(expected), Ok(reply)) => assert_eq!(expected, reply, "{command:?}: Redis on the left"),
+            (Err(_), Err(_)) => {}
+            (expected, reply) => panic!("{command:?}: Redis replies {expected:?}, the model {reply:?}"),
+        }
+        drop(store);
+        if random.u8(..20) == 0 {
+            check_same(&real, &model, &command.join(" "));
+        }
+    }
+}
+
+/// What a test knows of an instance that calls the script.
+#[derive(Default, Clone)]
+struct Caller {
+    generation: String,
+    connection: String,
+    read: u64,
+    number: u64,
+}
+
+struct Calls {
+    callers: Vec<Caller>,
+    lineage: u32,
+    texts: u32,
+    generations: u32,
+}
+
+impl Calls {
+    fn open(&mut self, random: &mut Rng, at: usize) -> Vec<String> {
+        self.generations += 1;
+        let caller = &self.callers[at];
+        let read = if random.u8(..8) == 0 { caller.read + 100 } else { caller.read };
+        let (lineage, generation) = (self.lineage.to_string(), format!("new{}", self.generations));
+        let words =
+            ["open", "p", &(at + 1).to_string(), "1", &lineage, &generation, &caller.generation, &read.to_string()];
+        words.map(str::to_owned).to_vec()
+    }
+
+    fn call(&mut self, random: &mut Rng, at: usize) -> Vec<String> {
+        let caller = self.callers[at].clone();
+        let history = ["0", "3", "50"][random.usize(..3)];
+        let (is_beat, read) = (random.bool() as u8, caller.read.saturating_sub(random.u64(..3)));
+        let words = ["call", "p", &(at + 1).to_string(), &caller.generation, &caller.connection];
+        let mut words = words.map(str::to_owned).to_vec();
+        words.extend([read.to_string(), is_beat.to_string(), history.to_owned(), "2000".to_owned()]);
+        words.extend(["100", "100000000", "600000"].map(str::to_owned));
+        for _ in 0..random.usize(1..6) {
+            let request = self.request(random);
+            let number = &mut self.callers[at].number;
+            *number += 1;
+            // Some requests are sent again.
+            let number = if random.u8(..10) == 0 { number.saturating_sub(2) } else { *number };
+            words.extend([number.to_string(), request[0].clone(), (request.len() - 1).to_string()]);
+            words.extend(request.into_iter().skip(1));
+        }
+        words
+    }
+
+    fn request(&mut self, random: &mut Rng) -> Vec<String> {
+        self.texts += 1;
+        let client = random.u32(1..6).to_string();
+        let room = ["general", "Été \"x\"", "tea/2"][random.usize(..3)];
+        let name = ["ann", "Bob", "zoé"][random.usize(..3)];
+        let (key, share) = (name.to_lowercase(), if random.u8(..3) > 0 { "1" } else { "0" });
+        let nonce = format!("n{}", random.u32(..20));
+        let (quoted, nonce_key) = (format!("\"{nonce}\""), format!("{name}\n{nonce}"));
+        let (quoted, nonce_key) = if random.bool() { (quoted, nonce_key) } else { ("null".into(), String::new()) };
+        let text = "x".repeat(random.usize(..300));
+        let payload = json!({"username": name, "text": format!("{} {text}", self.texts), "time": "t"}).to_string();
+        let private = json!({"from": name, "to": "Bob", "text": "\u{1f600}/\u{7f}", "time": "t"}).to_string();
+        let (session, other) = (format!("s{}", random.u32(..4)), format!("s{}", self.texts));
+        let session = if random.bool() { session } else { String::new() };
+        let client_id = if random.u8(..4) == 0 { format!("id{}", random.u32(..2)) } else { String::new() };
+        let credential = random.u32(..2).to_string();
+        let epoch = format!("{}-new{}-{}", random.u32(1..3), random.u32(1..4), random.u32(1..8));
+        let since = random.u32(..8).to_string();
+        let words: Vec<&str> = match random.u8(..20) {
+            0..=3 => vec![
+                "join",
+                &client,
+                room,
+                name,
+                &key,
+                share,
+                "0",
+                &client_id,
+                &credential,
+                &session,
+                &other,
+                &epoch,
+                &since,
+            ],
+            4 => vec!["leave", &client],
+            5..=6 => vec!["switch", &client, room, name],
+            7..=11 => vec!["publish", &client, name, &key, share, &quoted, &nonce_key, &payload],
+            12 => vec!["announce", "0", room, &nonce_key, &payload],
+            13 => vec!["private", &client, name, &key, share, &quoted, "bob", "Bob", &private],
+            14 => vec!["page", &client, &since, "3"],
+            15 => vec!["typing", &client, name, &key, share],
+            16 => vec!["rejoin", &client, room, name, name, &key, share, &client_id, &credential, &other],
+            17 => vec!["sync", room, &epoch, &since],
+            18 => vec!["reap", &credential, &since],
+            _ => match random.u8(..5) {
+                0 => vec!["retain", "2", &client, "3"],
+                1 => vec!["close"],
+                2 => vec!["reject", &client, "rooms", &quoted],
+                _ => vec!["probe"],
+            },
+        };
+        words.into_iter().map(str::to_owned).collect()
+    }
+}
+
+#[test]
+fn calls_of_the_script() {
+    let Some(real) = RedisServer::start_with(Persistence::Off, None, OPTIONS) else { return };
+    for seed in 1..=12 {
+        real.run(&["FLUSHALL"]);
+        let random = &mut Rng::with_seed(seed);
+        let model = Redis::new(SCRIPT);
+        let mut calls = Calls { callers: vec![Caller::default(); 3], lineage: 1, texts: 0, generations: 0 };
+        for step in 0..80 {
+            let at = random.usize(..3);
+            if random.u8(..30) == 0 {
+                calls.lineage += 1;
+            }
+            let opens = calls.callers[at].connection.is_empty() || random.u8(..15) == 0;
+            let arguments = if opens { calls.open(random, at) } else { calls.call(random, at) };
+            let mut words = vec!["EVAL", SCRIPT, "0"];
+            words.extend(arguments.iter().map(String::as_str));
+            let expected = real.ask(&words);
+            model.store.borrow_mut().set_time(milliseconds());
+            let reply = model.call(&arguments);
+            let what = format!("seed {seed}, step {step}, {arguments:?}");
+            match (&expected, &reply) {
+                (Ok(expected), Ok(reply)) => assert_same_reply(expected, reply, &what),
+                _ => panic!("{what}: Redis replies {expected:?}, the model {reply:?}"),
+            }
+            check_same(&real, &model, &what);
+            let caller = &mut calls.callers[at];
+            match &reply.as_deref() {
+                Ok([_, generation, connection, ..]) if opens => {
+                    (caller.generation, caller.connection) = (generation.clone(), connection.clone());
+                }
+                Ok([status]) if status == "stale" => caller.connection.clear(),
+                _ => {}
+            }
+            let name = format!("p:inbox:{}", at + 1);
+            if let Some(Stored::Stream(stream)) = model.store.borrow().keys.get(&name).map(|entry| &entry.value) {
+                caller.read = stream.last_id.0;
+            }
+        }
+    }
+}
+
+/// The beats of all instances come in no order.
+fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
+    let expected: Vec<String> =
+        expected.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text").to_owned()).collect();
+    let sorted = |reply: &[String]| {
+        let mut pairs: Vec<Vec<String>> =
+            reply.get(1..).unwrap_or_default().chunks(2).map(<[String]>::to_vec).collect();
+        if reply[0] == "done" {
+            pairs.sort();
+        }
+        (reply[0].clone(), pairs)
+    };
+    assert_eq!(sorted(&expected), sorted(reply), "{what}: Redis on the left");
+}
+
+#[test]
+fn keys_expire() {
+    let mut store = Store::default();
+    store.set_time(1000);
+    let run = |store: &mut Store, command: &str| {
+        store.execute(&command.split(' ').map(str::to_owned).collect::<Vec<_>>()).expect("a reply")
+    };
+    run(&mut store, "HSET a field 1");
+    run(&mut store, "HSET b field 1");
+    run(&mut store, "PEXPIRE a 500");
+    run(&mut store, "PEXPIRE b 500");
+    run(&mut store, "PERSIST b");
+    store.set_time(1000 + Duration::from_millis(499).as_millis() as u64);
+    assert_eq!(run(&mut store, "EXISTS a b"), Reply::Number(2));
+    store.set_time(1500);
+    assert_eq!(run(&mut store, "EXISTS a b"), Reply::Number(1));
+}
