@@ -323,13 +323,13 @@ local function join_event(name, room, id, client, rest)
     return '{"' .. name .. '":[' .. quote(room) .. ',' .. id .. ',' .. client .. (rest or '') .. ']}'
 end
 
-local function remove(id, client)
+local function remove(id, client, except)
     local fields = client_of(id, client)
     if not fields then
         return
     end
     local of = address(id, client)
-    push_to_room(fields.room, join_event('left', fields.room, id, client))
+    push_to_room(fields.room, join_event('left', fields.room, id, client), except)
     call('HDEL', key('clients', id), client)
     clients[of] = false
     release(fields, of)
@@ -560,7 +560,7 @@ function requests.rejoin()
         return
     end
     if fields then
-        remove(instance, client)
+        remove(instance, client, instance) -- to its instance, the client never was in that room
     end
     if holder_of(name_key, share) or owner_of(client_id) then
         push(instance, join_event('left', room, instance, client))

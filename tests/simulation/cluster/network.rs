@@ -1,0 +1,488 @@
+//! The connections between the instances and Redis. Calls, replies and entries of an inbox take time; a connection may
+//! break before or after Redis has executed a call, and Redis may still execute a call of a connection that its instance
+//! has given up.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use wirechat::broker::redis::SCRIPT;
+use wirechat::broker::redis::link::{Link, LinkEvent};
+
+use crate::redis::Redis;
+use crate::redis::store::{Store, Value};
+
+/// Maximum number of inbox entries per read.
+const MAX_ENTRIES: usize = 256;
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
+const MAX_BACKOFF: Duration = Duration::from_millis(400);
+const START: u64 = 2_000_000_000_000; // of the clock of Redis, in milliseconds
+pub const NEVER: Duration = Duration::MAX;
+
+pub struct Network {
+    pub now: Duration,
+    pub redis: Redis,
+    pub is_down: bool,
+    /// Redis executes nothing until this time.
+    pub stalled_until: Duration,
+    /// Redis rejects all calls.
+    pub is_full: bool,
+    pub max_delay: Duration,
+    pub timeout: Duration,
+    /// The number of the Redis process.
+    process: u32,
+    snapshot: Store,
+    links: Vec<Wire>,
+    /// Calls of connections that instances have given up.
+    late: Vec<(Duration, u32, Vec<String>)>,
+    random: Rng,
+    pub error: Option<String>,
+    pub calls: u64,
+}
+
+/// The two connections of an instance.
+#[derive(Default)]
+struct Wire {
+    queue: VecDeque<(u64, Vec<String>)>,
+    events: VecDeque<(u64, LinkEvent)>,
+    session: u64,
+    caller: Caller,
+    backoff: Duration,
+    read: Option<Read>,
+    reader: Reader,
+    /// No byte passes between the instance and Redis until this time.
+    cut_until: Duration,
+    /// The instance does nothing until this time.
+    suspended_until: Duration,
+    /// The reader gets no entries until this time.
+    lags_until: Duration,
+    is_dead: bool,
+}
+
+enum Caller {
+    Waiting { until: Duration },
+    Connecting { at: Duration, deadline: Duration, process: u32 },
+    Connected { process: u32 },
+    Calling { process: u32, call: Vec<String>, at: Duration, deadline: Duration },
+    Receiving { process: u32, reply: Option<Result<Vec<String>, String>>, at: Duration, deadline: Duration },
+}
+
+impl Default for Caller {
+    fn default() -> Caller {
+        Caller::Waiting { until: Duration::ZERO }
+    }
+}
+
+struct Read {
+    number: u64,
+    key: String,
+    after: u64,
+    lineage: String,
+}
+
+enum Reader {
+    Waiting { until: Duration },
+    Connected { process: u32, arriving: Option<(Duration, Vec<(u64, String)>)> },
+}
+
+impl Default for Reader {
+    fn default() -> Reader {
+        Reader::Waiting { until: Duration::ZERO }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Data {
+    All,
+    /// The data of the last snapshot.
+    Snapshot,
+    Nothing,
+}
+
+/// How a connection breaks that has a call under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Break {
+    BeforeTheCall,
+    AfterTheCall,
+    /// Redis executes the call later.
+    Late,
+}
+
+impl Network {
+    pub fn new(seed: u64, max_delay: Duration, timeout: Duration) -> Network {
+        Network {
+            now: Duration::ZERO,
+            redis: Redis::new(SCRIPT),
+            is_down: false,
+            stalled_until: Duration::ZERO,
+            is_full: false,
+            max_delay,
+            timeout,
+            process: 1,
+            snapshot: Store::default(),
+            links: Vec::new(),
+            late: Vec::new(),
+            random: Rng::with_seed(seed ^ 0x4e7),
+            error: None,
+            calls: 0,
+        }
+    }
+
+    pub fn add_link(this: &Rc<RefCell<Network>>) -> SimulatedLink {
+        let links = &mut this.borrow_mut().links;
+        links.push(Wire { backoff: MIN_BACKOFF, ..Wire::default() });
+        SimulatedLink { network: Rc::clone(this), at: links.len() - 1, session: 0, reading: 0 }
+    }
+
+    fn lineage(&self) -> String {
+        format!("process {}", self.process)
+    }
+
+    fn delay(&mut self) -> Duration {
+        self.max_delay.mul_f64(self.random.f64())
+    }
+
+    /// When something that is sent now arrives at the other end.
+    fn arrival(&mut self, at: usize) -> Duration {
+        let delay = self.delay();
+        self.now.max(self.links[at].cut_until) + delay
+    }
+
+    // ---- Faults ----
+
+    pub fn suspend(&mut self, at: usize, until: Duration) {
+        self.links[at].suspended_until = until;
+    }
+
+    pub fn cut(&mut self, at: usize, until: Duration) {
+        let jitter = self.delay();
+        let link = &mut self.links[at];
+        link.cut_until = until;
+        // What is under way arrives after the partition.
+        match &mut link.caller {
+            Caller::Connecting { at, .. } | Caller::Calling { at, .. } | Caller::Receiving { at, .. } => {
+                *at = (*at).max(until + jitter);
+            }
+            Caller::Waiting { .. } | Caller::Connected { .. } => {}
+        }
+        if let Reader::Connected { arriving: Some((at, _)), .. } = &mut link.reader {
+            *at = (*at).max(until + jitter);
+        }
+    }
+
+    pub fn lag(&mut self, at: usize, until: Duration) {
+        self.links[at].lags_until = until;
+        if let Reader::Connected { arriving: Some((at, _)), .. } = &mut self.links[at].reader {
+            *at = (*at).max(until);
+        }
+    }
+
+    /// The process of the instance has ended.
+    pub fn forget(&mut self, at: usize) {
+        self.break_calls(at, Break::Late);
+        self.links[at] = Wire { is_dead: true, ..Wire::default() };
+    }
+
+    /// Breaks the connection for calls.
+    pub fn break_calls(&mut self, at: usize, how: Break) {
+        let delay = self.delay();
+        if let Caller::Calling { process, call, .. } = &self.links[at].caller {
+            let (process, call) = (*process, call.clone());
+            match how {
+                Break::BeforeTheCall => {}
+                Break::AfterTheCall => self.late.push((self.now, process, call)),
+                Break::Late => self.late.push((self.now + 3 * delay, process, call)),
+            }
+        }
+        if !matches!(self.links[at].caller, Caller::Waiting { .. }) {
+            self.lose(at, "the connection was reset");
+        }
+    }
+
+    pub fn break_reads(&mut self, at: usize) {
+        self.links[at].reader = Reader::Waiting { until: self.now + MIN_BACKOFF };
+    }
+
+    pub fn take_snapshot(&mut self) {
+        self.snapshot = self.redis.store.borrow().clone();
+    }
+
+    /// Ends the Redis process. An instance behind a partition notices this later.
+    pub fn kill_redis(&mut self) {
+        self.is_down = true;
+        for at in 0..self.links.len() {
+            if self.links[at].cut_until <= self.now {
+                let how = [Break::BeforeTheCall, Break::AfterTheCall][self.random.usize(..2)];
+                if how == Break::AfterTheCall
+                    && let Caller::Calling { call, .. } = &self.links[at].caller
+                    && self.stalled_until <= self.now
+                {
+                    let call = call.clone();
+                    _ = self.execute(&call);
+                }
+                self.break_calls(at, Break::BeforeTheCall);
+                self.break_reads(at);
+            }
+        }
+    }
+
+    pub fn start_redis(&mut self, data: Data) {
+        self.is_down = false;
+        self.stalled_until = Duration::ZERO;
+        self.process += 1;
+        let max_stream = self.redis.store.borrow().max_stream;
+        let kept = match data {
+            Data::All => None,
+            Data::Snapshot => Some(self.snapshot.clone()),
+            Data::Nothing => Some(Store::default()),
+        };
+        kept.into_iter().for_each(|kept| *self.redis.store.borrow_mut() = kept);
+        let store = &mut *self.redis.store.borrow_mut();
+        store.max_stream = max_stream;
+        store.appended.clear();
+        store.set_time(START + self.now.as_millis() as u64);
+    }
+
+    // ---- Time ----
+
+    /// The time of the next change; `NEVER` if nothing changes by itself.
+    pub fn next_at(&self) -> Duration {
+        let late = self.late.iter().map(|(at, ..)| (*at).max(self.stalled_until));
+        let links = self.links.iter().filter(|link| !link.is_dead).flat_map(|link| {
+            let awake = link.suspended_until;
+            let caller = match &link.caller {
+                Caller::Waiting { until } => (*until).max(awake),
+                Caller::Connecting { at, deadline, .. } => (*at).max(self.stalled_until).min(*deadline).max(awake),
+                Caller::Connected { .. } if link.queue.is_empty() => NEVER,
+                Caller::Connected { .. } => self.now.max(awake),
+                Caller::Calling { at, deadline, .. } => (*at).max(self.stalled_until).min((*deadline).max(awake)),
+                Caller::Receiving { at, deadline, .. } => (*at).min(*deadline).max(awake),
+            };
+            let reader = match &link.reader {
+                _ if link.read.is_none() => NEVER,
+                Reader::Waiting { until } => (*until).max(awake).max(link.cut_until),
+                Reader::Connected { arriving: Some((at, _)), .. } => (*at).max(awake),
+                Reader::Connected { arriving: None, .. } if self.has_entries(link) => {
+                    self.now.max(self.stalled_until).max(link.cut_until).max(awake)
+                }
+                Reader::Connected { arriving: None, .. } => NEVER,
+            };
+            [caller, reader]
+        });
+        late.chain(links).min().unwrap_or(NEVER)
+    }
+
+    /// Whether the instance has events to read.
+    pub fn has_events(&self, at: usize) -> bool {
+        !self.links[at].events.is_empty()
+    }
+
+    pub fn run(&mut self, now: Duration) {
+        self.now = now;
+        self.redis.store.borrow_mut().set_time(START + now.as_millis() as u64);
+        while self.next_at() <= now && self.error.is_none() {
+            self.execute_late();
+            for at in 0..self.links.len() {
+                if !self.links[at].is_dead {
+                    self.run_caller(at);
+                    self.run_reader(at);
+                }
+            }
+        }
+    }
+
+    fn execute_late(&mut self) {
+        if self.stalled_until > self.now {
+            return;
+        }
+        let now = self.now;
+        while let Some(at) = self.late.iter().position(|(at, ..)| *at <= now) {
+            let (_, process, call) = self.late.remove(at);
+            if process == self.process && !self.is_down {
+                _ = self.execute(&call);
+            }
+        }
+    }
+
+    fn execute(&mut self, call: &[String]) -> Result<Vec<String>, String> {
+        if self.is_full {
+            return Err("OOM command not allowed when used memory > 'maxmemory'".to_owned());
+        }
+        self.calls += 1;
+        let reply = self.redis.call(call);
+        if let Err(error) = &reply {
+            self.error.get_or_insert(format!("{error} in the call {call:?}"));
+        }
+        reply
+    }
+
+    fn lose(&mut self, at: usize, reason: &str) {
+        let link = &mut self.links[at];
+        link.events.push_back((link.session, LinkEvent::Lost { reason: reason.to_owned() }));
+        let jitter = link.backoff.mul_f64(0.5 + self.random.f64());
+        link.backoff = (link.backoff * 2).min(MAX_BACKOFF);
+        link.queue.clear();
+        link.caller = Caller::Waiting { until: self.now + jitter };
+    }
+
+    fn run_caller(&mut self, at: usize) {
+        let (now, is_down, current, timeout) = (self.now, self.is_down, self.process, self.timeout);
+        let is_stalled = self.stalled_until > now;
+        let is_awake = self.links[at].suspended_until <= now;
+        match &mut self.links[at].caller {
+            Caller::Waiting { until } if *until <= now && is_awake => {
+                if is_down && self.links[at].cut_until <= now {
+                    return self.lose(at, "connection refused");
+                }
+                let arrival = self.arrival(at);
+                self.links[at].caller = Caller::Connecting { at: arrival, deadline: now + timeout, process: current };
+            }
+            Caller::Connecting { at: arrival, process, .. } if *arrival <= now && !is_stalled && is_awake => {
+                if is_down || *process != current {
+                    return self.lose(at, "connection refused");
+                }
+                let lineage = self.lineage();
+                let link = &mut self.links[at];
+                link.session += 1;
+                link.events.push_back((link.session, LinkEvent::Connected { lineage, warning: None }));
+                link.caller = Caller::Connected { process: current };
+            }
+            Caller::Connected { process } if is_awake => {
+                let process = *process;
+                let arrival = self.arrival(at);
+                let link = &mut self.links[at];
+                let Some((session, call)) = link.queue.pop_front() else { return };
+                if session == link.session {
+                    link.caller = Caller::Calling { process, call, at: arrival, deadline: now + timeout };
+                }
+            }
+            Caller::Calling { process, call, at: arrival, deadline } if *arrival <= now && !is_stalled => {
+                let (process, call, deadline) = (*process, std::mem::take(call), *deadline);
+                let reply = (!is_down && process == current).then(|| self.execute(&call));
+                let arrival = self.arrival(at);
+                self.links[at].caller = Caller::Receiving { process, reply, at: arrival, deadline };
+            }
+            Caller::Receiving { process, reply, at: arrival, .. } if *arrival <= now && is_awake => {
+                let (process, reply) = (*process, reply.take());
+                let Some(reply) = reply else { return self.lose(at, "the connection was reset") };
+                let link = &mut self.links[at];
+                if reply.is_ok() {
+                    link.backoff = MIN_BACKOFF;
+                }
+                link.events.push_back((link.session, LinkEvent::Reply(reply)));
+                link.caller = Caller::Connected { process };
+            }
+            Caller::Connecting { deadline, .. }
+            | Caller::Calling { deadline, .. }
+            | Caller::Receiving { deadline, .. }
+                if *deadline <= now && is_awake =>
+            {
+                if let Caller::Calling { process, call, at: arrival, .. } = &self.links[at].caller
+                    && self.random.bool()
+                {
+                    self.late.push((*arrival, *process, call.clone()));
+                }
+                self.lose(at, "timed out");
+            }
+            _ => {}
+        }
+    }
+
+    fn has_entries(&self, link: &Wire) -> bool {
+        let Some(read) = &link.read else { return false };
+        let store = self.redis.store.borrow();
+        let Some(Value::Stream(stream)) = store.keys.get(&read.key).map(|entry| &entry.value) else { return false };
+        stream.entries.last_key_value().is_some_and(|((id, _), _)| *id > read.after)
+    }
+
+    fn run_reader(&mut self, at: usize) {
+        let now = self.now;
+        let link = &self.links[at];
+        let Some(read) = &link.read else { return };
+        if link.suspended_until > now {
+            return;
+        }
+        match &link.reader {
+            Reader::Waiting { until } if *until <= now && link.cut_until <= now => {
+                let is_same = !self.is_down && self.stalled_until <= now && read.lineage == self.lineage();
+                let until = now + MIN_BACKOFF.mul_f64(1.0 + 7.0 * self.random.f64());
+                let process = self.process;
+                self.links[at].reader = match is_same {
+                    true => Reader::Connected { process, arriving: None },
+                    false => Reader::Waiting { until },
+                };
+            }
+            Reader::Connected { process, .. } if *process != self.process || self.is_down => self.break_reads(at),
+            Reader::Connected { process, arriving: None } => {
+                let process = *process;
+                if self.stalled_until > now || link.cut_until > now || !self.has_entries(link) {
+                    return;
+                }
+                let entries = self.entries(read);
+                let arrival = self.arrival(at).max(self.links[at].lags_until);
+                self.links[at].reader = Reader::Connected { process, arriving: Some((arrival, entries)) };
+            }
+            Reader::Connected { arriving: Some((arrival, _)), .. } if *arrival <= now => {
+                let link = &mut self.links[at];
+                let Reader::Connected { arriving, .. } = &mut link.reader else { return };
+                let Some((_, entries)) = arriving.take() else { return };
+                let Some(read) = &mut link.read else { return };
+                read.after = entries.last().map_or(read.after, |(id, _)| *id);
+                link.events.push_back((read.number, LinkEvent::Inbox(entries)));
+            }
+            _ => {}
+        }
+    }
+
+    fn entries(&self, read: &Read) -> Vec<(u64, String)> {
+        let store = self.redis.store.borrow();
+        let Some(Value::Stream(stream)) = store.keys.get(&read.key).map(|entry| &entry.value) else {
+            return Vec::new();
+        };
+        let entries = stream.entries.range((read.after, u64::MAX)..).take(MAX_ENTRIES);
+        entries.map(|((id, _), fields)| (*id, fields[1].clone())).collect()
+    }
+}
+
+/// What the broker has in place of threads with connections to Redis.
+pub struct SimulatedLink {
+    network: Rc<RefCell<Network>>,
+    pub at: usize,
+    session: u64,
+    reading: u64,
+}
+
+impl Link for SimulatedLink {
+    fn call(&mut self, arguments: Vec<String>) {
+        // While a panic unwinds, the network may be borrowed.
+        let Ok(mut network) = self.network.try_borrow_mut() else { return };
+        let link = &mut network.links[self.at];
+        if !matches!(link.caller, Caller::Waiting { .. } | Caller::Connecting { .. }) && !link.is_dead {
+            link.queue.push_back((self.session, arguments));
+        }
+    }
+
+    fn read_inbox(&mut self, key: &str, after: u64, lineage: &str) {
+        self.reading += 1;
+        let (number, key, lineage) = (self.reading, key.to_owned(), lineage.to_owned());
+        let network = &mut *self.network.borrow_mut();
+        let now = network.now;
+        let link = &mut network.links[self.at];
+        link.read = Some(Read { number, key, after, lineage });
+        link.reader = Reader::Waiting { until: now + MIN_BACKOFF };
+    }
+
+    fn next_event(&mut self) -> Option<LinkEvent> {
+        loop {
+            let (number, event) = self.network.borrow_mut().links[self.at].events.pop_front()?;
+            match event {
+                LinkEvent::Connected { .. } => self.session = number,
+                LinkEvent::Inbox(_) if number != self.reading => continue,
+                _ => {}
+            }
+            return Some(event);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What has happened in Redis: every history, and what it became after a loss of data. All that clients receive must fit
+//! to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::model::{ACKNOWLEDGEMENT, ORDER, Violation};
+
+/// Message ids and fingerprints that a client has seen of one history.
+pub type Seen = BTreeMap<u64, u64>;
+
+#[derive(Default)]
+pub struct Record {
+    /// Per room, the histories that it had: after a loss of data, a shorter copy of the one before. The last is current.
+    rooms: BTreeMap<String, Vec<Vec<Entry>>>,
+    /// By room and epoch: the messages that clients were told to have.
+    epochs: BTreeMap<(String, String), Seen>,
+    /// Texts for which a client received `Message not stored`.
+    pub rejected: BTreeSet<String>,
+    /// Texts in any history.
+    published: BTreeSet<String>,
+    /// By connection: the number of its last message in a history.
+    numbers: BTreeMap<String, u64>,
+    pub violation: Option<Violation>,
+    /// The number of messages that Redis keeps per room.
+    history: usize,
+    pub has_lost_data: bool,
+    pub messages: u64,
+}
+
+struct Entry {
+    fingerprint: u64,
+    nonce_key: String,
+}
+
+pub fn fingerprint(message: &Value) -> u64 {
+    let fields = ["username", "text", "time", "nonce"].map(|name| message[name].to_string());
+    fields
+        .concat()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+impl Record {
+    pub fn new(history: usize) -> Record {
+        Record { history, ..Record::default() }
+    }
+
+    pub fn fail(&mut self, rule: &'static str, text: impl Into<String>) {
+        let text = text.into();
+        self.violation.get_or_insert(Violation { rule, text });
+    }
+
+    /// Records a message that Redis has appended to a history.
+    pub fn append(&mut self, room: &str, id: u64, fields: &[String]) {
+        self.messages += 1;
+        let [_, payload, _, nonce_key] = fields else { return self.fail(ORDER, format!("an entry has {fields:?}")) };
+        let payload: Value = serde_json::from_str(payload).expect("a payload is JSON");
+        let text = payload["text"].as_str().unwrap_or_default().to_owned();
+        if self.rejected.contains(&text) {
+            self.fail(ACKNOWLEDGEMENT, format!("{text:?} was rejected, and appears later"));
+        }
+        let (connection, number) = text.split_once('.').unwrap_or((&text, "0"));
+        if self.published.insert(text.clone()) {
+            let number = number.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+            let before = self.numbers.insert(connection.to_owned(), number);
+            if before.is_some_and(|before| before >= number) {
+                self.fail(ORDER, format!("{text:?} is published after number {before:?} of its connection"));
+            }
+        }
+        let entry = Entry { fingerprint: fingerprint(&payload), nonce_key: nonce_key.clone() };
+        let histories = self.rooms.entry(room.to_owned()).or_insert_with(|| vec![Vec::new()]);
+        let is_first = histories.len() == 1 && histories[0].is_empty();
+        let Some(current) = histories.last_mut() else { return };
+        let kept = &current[current.len().saturating_sub(self.history)..];
+        let is_repeated = !nonce_key.is_empty() && kept.iter().any(|kept| kept.nonce_key == *nonce_key);
+        let last_id = current.len() as u64;
+        if id == last_id + 1 {
+            current.push(entry);
+        } else if id == 1 && !is_first {
+            histories.push(vec![entry]); // the room was empty for too long
+        } else {
+            self.fail(ORDER, format!("message {id} of {room} follows message {last_id}"));
+        }
+        if is_repeated && id != 1 {
+            self.fail(ACKNOWLEDGEMENT, format!("the nonce of {text:?} is published twice in {room}"));
+        }
+    }
+
+    /// Records that a room continues after message `last_id`, because Redis has lost the later ones.
+    pub fn rewind(&mut self, last_id: impl Fn(&str) -> u64) {
+        self.has_lost_data = true;
+        for (room, histories) in &mut self.rooms {
+            let current = histories.last().map_or(&[][..], Vec::as_slice);
+            let kept = (last_id(room) as usize).min(current.len());
+            if kept < current.len() {
+                let copy = current[..kept].iter();
+                let copy =
+                    copy.map(|entry| Entry { fingerprint: entry.fingerprint, nonce_key: entry.nonce_key.clone() });
+                let copy = copy.collect();
+                histories.push(copy);
+            }
+        }
+    }
+
+    pub fn last_id(&self, room: &str) -> u64 {
+        self.rooms.get(room).and_then(|histories| histories.last()).map_or(0, |history| history.len() as u64)
+    }
+
+    pub fn was_published(&self, text: &str) -> bool {
+        self.published.contains(text)
+    }
+
+    /// Whether these messages are part of one history of the room.
+    pub fn is_part(&self, room: &str, seen: &Seen) -> bool {
+        let fits = |history: &Vec<Entry>| {
+            seen.iter().all(|(id, fingerprint)| {
+                history.get((*id as usize).wrapping_sub(1)).is_some_and(|entry| entry.fingerprint == *fingerprint)
+            })
+        };
+        seen.is_empty() || self.rooms.get(room).is_some_and(|histories| histories.iter().rev().any(fits))
+    }
+
+    /// Records the messages that a client was given under an epoch.
+    pub fn see_epoch(&mut self, room: &str, epoch: &str, given: &Seen) {
+        let known = self.epochs.entry((room.to_owned(), epoch.to_owned())).or_default();
+        let differs = given.iter().find(|(id, fingerprint)| known.get(id).is_some_and(|known| known != *fingerprint));
+        if let Some((id, _)) = differs {
+            let text = format!("message {id} of {room} in epoch {epoch} was another message before");
+            return self.fail(ORDER, text);
+        }
+        known.extend(given);
+        let known = known.clone();
+        if !self.is_part(room, &known) {
+            self.fail(ORDER, format!("the messages of {room} in epoch {epoch} are of several histories"));
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! The users of the simulated instances: what they send, what they remember across connections, and the checks of
+//! everything that they receive.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::record::{Record, Seen, fingerprint};
+use crate::memory::{Client, End};
+use crate::model::{ACKNOWLEDGEMENT, FRAMES, MEMBERS, ORDER, RESUME};
+use crate::support::users::{Dialect, encode};
+use crate::support::{masked, upgrade_request};
+
+pub struct User {
+    pub name: String,
+    pub dialect: Dialect,
+    pub conn: Option<Conn>,
+    pub room: String,
+    epoch: String,
+    last_id: u64,
+    session: String,
+    seen: Seen,
+    /// Nonce and text of the messages without a reply, oldest first.
+    pending: VecDeque<(String, String)>,
+    /// Texts of `pending` that the user has sent more than once.
+    resent: Vec<String>,
+    /// When to connect again; `None` while the user is away.
+    pub connects_at: Option<Duration>,
+    pub connections: u64,
+    /// What the user has received since the last look, for a trace.
+    pub lines: Vec<String>,
+}
+
+pub struct Conn {
+    pub client: Client,
+    pub instance: usize,
+    id: String,
+    head: Vec<u8>,
+    pub is_upgraded: bool,
+    pub is_joined: bool,
+    pub joined_at: Duration,
+    /// What the user asked for: epoch and id.
+    resume: Option<(String, u64)>,
+    /// The position in the history that the last frame leaves.
+    pub last_id: u64,
+    seen: Seen,
+    numbers: u64,
+    members: BTreeMap<String, i64>,
+    /// Switches (with their rooms) and requests for history without a reply, oldest first.
+    queries: VecDeque<Option<String>>,
+    /// Rooms of switches that got an error. They may still take effect.
+    abandoned: Vec<String>,
+    /// The room that the server has confirmed.
+    pub room: String,
+    pub hash: u64,
+}
+
+#[derive(Default)]
+pub struct Private {
+    pub to: String,
+    pub sent_at: Duration,
+    pub is_acknowledged: bool,
+    pub is_rejected: bool,
+    /// By user.
+    pub received: BTreeMap<usize, u64>,
+}
+
+/// What a user's connection has met: it ended, or the user must connect again.
+pub enum Met {
+    Nothing,
+    End,
+}
+
+impl User {
+    pub fn new(number: usize, dialect: Dialect, room: &str) -> User {
+        let text = String::new;
+        User {
+            name: format!("user{number}"),
+            dialect,
+            conn: None,
+            room: room.to_owned(),
+            epoch: text(),
+            last_id: 0,
+            session: text(),
+            seen: Seen::new(),
+            pending: VecDeque::new(),
+            resent: Vec::new(),
+            connects_at: None,
+            connections: 0,
+            lines: Vec::new(),
+        }
+    }
+
+    /// The name in the lists of members.
+    pub fn listed_name(&self) -> String {
+        if self.dialect == Dialect::Rooms { "Anonymous".to_owned() } else { self.name.clone() }
+    }
+
+    fn path(&self) -> String {
+        let (name, room) = (encode(&self.name), encode(&self.room));
+        match self.dialect {
+            Dialect::Rooms => format!("/ws/{room}?token=dev-token"),
+            Dialect::Presence => format!("/ws?token=dev-token&username={name}&client_id={name}&room={room}"),
+            Dialect::Events => {
+                let mut path = format!("/?token=dev-token&username={name}&room={room}");
+                if !self.session.is_empty() {
+                    path += &format!("&session={}", self.session);
+                }
+                if !self.epoch.is_empty() {
+                    path += &format!("&epoch={}&since={}", encode(&self.epoch), self.last_id);
+                }
+                path
+            }
+        }
+    }
+
+    pub fn connect(&mut self, client: Client, instance: usize, number: u64) {
+        client.send(upgrade_request(&self.path()).as_bytes());
+        self.connections += 1;
+        self.connects_at = None;
+        let resume = (!self.epoch.is_empty()).then(|| (self.epoch.clone(), self.last_id));
+        self.conn = Some(Conn {
+            client,
+            instance,
+            id: format!("c{number}"),
+            head: Vec::new(),
+            is_upgraded: false,
+            is_joined: false,
+            joined_at: Duration::ZERO,
+            resume,
+            last_id: 0,
+            seen: Seen::new(),
+            numbers: 0,
+            members: BTreeMap::new(),
+            queries: VecDeque::new(),
+            abandoned: Vec::new(),
+            room: self.room.clone(),
+            hash: 0,
+        });
+    }
+
+    /// The connection, if the user may send.
+    pub fn joined(&mut self) -> Option<&mut Conn> {
+        self.conn.as_mut().filter(|conn| conn.is_joined && conn.client.is_open() && !conn.client.is_cut())
+    }
+
+    pub fn send(&mut self, has_nonce: bool) {
+        let (dialect, name) = (self.dialect, self.name.clone());
+        let Some(conn) = self.joined() else { return };
+        conn.numbers += 1;
+        let text = format!("{}.{}", conn.id, conn.numbers);
+        let nonce = format!("n{text}");
+        match dialect {
+            Dialect::Events if has_nonce => {
+                conn.send(&json!({"event": "message", "data": {"text": text, "nonce": nonce}}));
+                self.pending.push_back((nonce, text));
+            }
+            Dialect::Events => conn.send(&json!({"event": "message", "data": {"text": text}})),
+            Dialect::Rooms => conn.send(&json!({"username": name, "text": text})),
+            Dialect::Presence => conn.client.send(&masked(0x81, text.as_bytes())),
+        }
+    }
+
+    fn resend(&mut self) {
+        let pending: Vec<_> = self.pending.iter().cloned().collect();
+        for (nonce, text) in pending {
+            let Some(conn) = self.joined() else { return };
+            conn.send(&json!({"event": "message", "data": {"text": text, "nonce": nonce}}));
+            self.resent.push(text);
+        }
+    }
+
+    pub fn send_private(&mut self, to: &str, now: Duration) -> Option<(String, Private)> {
+        let is_events = self.dialect == Dialect::Events;
+        let conn = self.joined().filter(|_| is_events)?;
+        conn.numbers += 1;
+        let text = format!("private {}.{}", conn.id, conn.numbers);
+        let nonce = format!("n{text}");
+        conn.send(&json!({"event": "private", "data": {"to": to, "text": text, "nonce": nonce}}));
+        Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
+    }
+
+    /// A message that is under way could be published in both rooms, so the user waits for its event.
+    pub fn switch(&mut self, room: &str) {
+        if self.dialect != Dialect::Events || !self.pending.is_empty() || self.room == room {
+            return;
+        }
+        let Some(conn) = self.joined() else { return };
+        conn.send(&json!({"event": "switch_room", "data": {"room": room}}));
+        conn.queries.push_back(Some(room.to_owned()));
+        room.clone_into(&mut self.room);
+        self.epoch.clear();
+    }
+
+    pub fn type_text(&mut self) {
+        let is_events = self.dialect == Dialect::Events;
+        let conn = self.joined().filter(|_| is_events);
+        conn.into_iter().for_each(|conn| conn.send(&json!({"event": "typing"})));
+    }
+
+    pub fn ask_history(&mut self, before: u64, limit: u64) {
+        let is_events = self.dialect == Dialect::Events;
+        let Some(conn) = self.joined().filter(|_| is_events) else { return };
+        conn.send(&json!({"event": "history", "data": {"before": before, "limit": limit}}));
+        conn.queries.push_back(None);
+    }
+
+    /// Ends the connection from the user's side.
+    pub fn leave(&mut self, is_reset: bool) {
+        let Some(conn) = &self.conn else { return };
+        if conn.client.is_open() && !conn.client.is_cut() {
+            if is_reset {
+                conn.client.reset();
+            } else {
+                conn.client.send(&masked(0x88, &1000_u16.to_be_bytes()));
+                conn.client.end();
+            }
+        }
+        self.conn = None;
+    }
+
+    pub fn receive(&mut self, now: Duration, at: usize, record: &mut Record, privates: &mut Privates) -> Met {
+        let Some(conn) = &mut self.conn else { return Met::Nothing };
+        if !conn.is_upgraded {
+            conn.head.extend(conn.client.received());
+            if !conn.head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
+                conn.head.clear();
+                return if conn.client.server_end() == End::Open { Met::Nothing } else { Met::End };
+            }
+            let head = conn.client.read_head();
+            conn.is_upgraded = head.starts_with("HTTP/1.1 101 ");
+            if !conn.is_upgraded {
+                if !head.starts_with("HTTP/1.1 503 ") {
+                    record.fail(FRAMES, format!("{} receives {head:?}", self.name));
+                }
+                return Met::End;
+            }
+        }
+        while let Some(frame) = self.conn.as_ref().and_then(|conn| conn.client.next_frame()) {
+            match frame.first & 15 {
+                1 => {
+                    let text = frame.text().to_owned();
+                    if let Some(conn) = &mut self.conn {
+                        conn.hash = text
+                            .bytes()
+                            .fold(conn.hash, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+                    }
+                    self.lines.push(text.clone());
+                    self.see(&text, now, at, record, privates);
+                }
+                8 => {
+                    self.lines.push(format!("{frame:?}"));
+                    let code = frame.payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
+                    if !matches!(code, 1000 | 1001 | 1008 | 1013) {
+                        let reason = String::from_utf8_lossy(frame.payload.get(2..).unwrap_or_default()).into_owned();
+                        record.fail(FRAMES, format!("{} receives a Close with {code}: {reason}", self.name));
+                    }
+                    return Met::End;
+                }
+                9 => {
+                    if let Some(conn) = self.joined() {
+                        conn.client.send(&masked(0x8a, &frame.payload));
+                    }
+                }
+                _ => {}
+            }
+        }
+        let is_over = self.conn.as_ref().is_some_and(|conn| conn.client.server_end() != End::Open);
+        if is_over { Met::End } else { Met::Nothing }
+    }
+
+    fn see(&mut self, text: &str, now: Duration, at: usize, record: &mut Record, privates: &mut Privates) {
+        let event: Value = serde_json::from_str(text).expect("an event is JSON");
+        if self.dialect != Dialect::Events {
+            if let Some(conn) = &mut self.conn
+                && !conn.is_joined
+            {
+                (conn.is_joined, conn.joined_at) = (true, now);
+            }
+            if matches!(event["type"].as_str(), Some("private" | "private_message")) {
+                privates.see(at, &event["text"], record);
+            }
+            return;
+        }
+        let data = &event["data"];
+        match event["event"].as_str().unwrap_or_default() {
+            "welcome" => self.see_welcome(data, now, record),
+            "switched" => self.see_switched(data, record),
+            "message" => self.see_message(data, record),
+            "private" => {
+                privates.see(at, &data["text"], record);
+                if data["from"] == self.name.as_str() {
+                    privates.acknowledge(&data["text"]);
+                }
+            }
+            "joined" => self.count_member(data, 1, record),
+            "left" => self.count_member(data, -1, record),
+            "error" => self.see_error(data, record, privates),
+            "history" => self.see_page(data, record),
+            _ => {}
+        }
+    }
+
+    fn count_member(&mut self, data: &Value, by: i64, record: &mut Record) {
+        let Some(conn) = &mut self.conn else { return };
+        let name = data["username"].as_str().unwrap_or_default().to_owned();
+        let count = conn.members.entry(name.clone()).or_default();
+        *count += by;
+        if *count < 0 {
+            record.fail(MEMBERS, format!("{} is told that {name} left, who was no member", self.name));
+        }
+    }
+
+    fn see_welcome(&mut self, data: &Value, now: Duration, record: &mut Record) {
+        data["session"].as_str().unwrap_or_default().clone_into(&mut self.session);
+        let Some(conn) = &mut self.conn else { return };
+        (conn.is_joined, conn.joined_at) = (true, now);
+        let resumed = data["resumed"] == true;
+        match &conn.resume {
+            Some((epoch, since)) if resumed => {
+                (conn.seen, conn.last_id) = (std::mem::take(&mut self.seen), *since);
+                let missed = data["history"].as_array().map_or(&[][..], Vec::as_slice);
+                let last_id = data["last_id"].as_u64().unwrap_or_default();
+                if missed.len() as u64 != last_id.wrapping_sub(*since) {
+                    let text = format!("{} resumes after {since} of {epoch}, up to {last_id}: {data}", self.name);
+                    record.fail(RESUME, text);
+                }
+            }
+            _ if resumed => record.fail(RESUME, format!("{} did not ask to resume: {data}", self.name)),
+            _ => {}
+        }
+        self.see_state(data, resumed, record);
+        self.resend();
+    }
+
+    fn see_switched(&mut self, data: &Value, record: &mut Record) {
+        let Some(conn) = &mut self.conn else { return };
+        let room = data["room"].as_str().unwrap_or_default();
+        if room != conn.room {
+            if conn.queries.front().is_some_and(|query| query.as_deref() == Some(room)) {
+                conn.queries.pop_front();
+            } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
+                if !conn.queries.iter().any(Option::is_some) {
+                    room.clone_into(&mut self.room);
+                }
+            } else {
+                record.fail(ORDER, format!("{} is switched to {room}, but asked for {:?}", self.name, conn.queries));
+            }
+            room.clone_into(&mut conn.room);
+        }
+        self.see_state(data, false, record);
+    }
+
+    /// Checks the room's state in a `welcome` or a `switched`.
+    fn see_state(&mut self, data: &Value, resumed: bool, record: &mut Record) {
+        let Some(conn) = &mut self.conn else { return };
+        let (epoch, last_id) =
+            (data["epoch"].as_str().unwrap_or_default(), data["last_id"].as_u64().unwrap_or_default());
+        let messages = data["history"].as_array().map_or(&[][..], Vec::as_slice);
+        if !resumed {
+            conn.seen.clear();
+            conn.last_id = last_id.saturating_sub(messages.len() as u64);
+        }
+        let mut given = Seen::new();
+        for message in messages {
+            given.insert(message["id"].as_u64().unwrap_or_default(), fingerprint(message));
+        }
+        let ids: Vec<u64> = given.keys().copied().collect();
+        if ids != (conn.last_id + 1..=last_id).collect::<Vec<_>>() || ids.len() != messages.len() {
+            record.fail(ORDER, format!("the history that {} receives has gaps: {data}", self.name));
+        }
+        conn.members.clear();
+        for member in data["members"].as_array().map_or(&[][..], Vec::as_slice) {
+            *conn.members.entry(member.as_str().unwrap_or_default().to_owned()).or_default() += 1;
+        }
+        conn.seen.extend(&given);
+        conn.last_id = last_id;
+        record.see_epoch(&conn.room, epoch, &given);
+        if !record.is_part(&conn.room, &conn.seen) {
+            let rule = if resumed { RESUME } else { ORDER };
+            record.fail(rule, format!("{} has messages of several histories of {}: {data}", self.name, conn.room));
+        }
+        if conn.room == self.room {
+            epoch.clone_into(&mut self.epoch);
+        }
+        self.remember();
+        for message in messages {
+            self.acknowledge(message);
+        }
+    }
+
+    fn remember(&mut self) {
+        let Some(conn) = self.conn.as_ref().filter(|conn| conn.room == self.room) else { return };
+        (self.last_id, self.seen) = (conn.last_id, conn.seen.clone());
+    }
+
+    fn acknowledge(&mut self, message: &Value) {
+        if message["username"] == self.name.as_str() {
+            self.pending.retain(|(nonce, _)| message["nonce"] != nonce.as_str());
+        }
+    }
+
+    fn see_message(&mut self, data: &Value, record: &mut Record) {
+        let Some(conn) = &mut self.conn else { return };
+        let id = data["id"].as_u64().unwrap_or_default();
+        let is_own = data["username"] == self.name.as_str();
+        let is_pending = self.pending.iter().any(|(nonce, _)| data["nonce"] == nonce.as_str());
+        if id <= conn.last_id && is_own && is_pending {
+            // The reply to a message that was sent again.
+            if conn.seen.get(&id).is_some_and(|seen| *seen != fingerprint(data)) {
+                record.fail(ORDER, format!("{} receives another message {id}: {data}", self.name));
+            }
+        } else if id == conn.last_id + 1 {
+            conn.last_id = id;
+            conn.seen.insert(id, fingerprint(data));
+            if !record.is_part(&conn.room, &conn.seen) {
+                record.fail(ORDER, format!("{} receives what is not message {id} of {}: {data}", self.name, conn.room));
+            }
+        } else {
+            let text = format!("{} receives message {id} of {} after {}: {data}", self.name, conn.room, conn.last_id);
+            record.fail(ORDER, text);
+        }
+        self.acknowledge(data);
+        self.remember();
+    }
+
+    fn see_error(&mut self, data: &Value, record: &mut Record, privates: &mut Privates) {
+        let message = data["message"].as_str().unwrap_or_default();
+        if message != "Message not stored" && !message.starts_with("No such user") {
+            if let Some(conn) = &mut self.conn
+                && let Some(Some(room)) = conn.queries.pop_front()
+            {
+                if room == self.room {
+                    conn.room.clone_into(&mut self.room);
+                }
+                conn.abandoned.push(room);
+            }
+            return;
+        }
+        let nonce = data["nonce"].as_str().unwrap_or_default();
+        if let Some(at) = self.pending.iter().position(|(pending, _)| pending == nonce) {
+            let Some((_, text)) = self.pending.remove(at) else { return };
+            // An earlier connection may have published a message that was sent again.
+            if !self.resent.contains(&text) {
+                if record.was_published(&text) {
+                    record.fail(ACKNOWLEDGEMENT, format!("{text:?} is rejected, but published"));
+                }
+                record.rejected.insert(text);
+            }
+        } else {
+            privates.reject(nonce);
+        }
+    }
+
+    fn see_page(&mut self, data: &Value, record: &mut Record) {
+        let Some(conn) = &mut self.conn else { return };
+        conn.queries.pop_front_if(|query| query.is_none());
+        let messages = data["messages"].as_array().map_or(&[][..], Vec::as_slice);
+        let page: Seen =
+            messages.iter().map(|message| (message["id"].as_u64().unwrap_or_default(), fingerprint(message))).collect();
+        let (first, last) = (page.keys().next().copied(), page.keys().next_back().copied());
+        let is_whole = first.zip(last).is_none_or(|(first, last)| last - first + 1 == page.len() as u64);
+        if !is_whole || !record.is_part(data["room"].as_str().unwrap_or(&conn.room), &page) {
+            record.fail(ORDER, format!("{} receives a page that is no part of a history: {data}", self.name));
+        }
+    }
+
+    /// The members that the connection knows, itself excluded.
+    pub fn members(&self) -> Vec<String> {
+        let members = self.conn.iter().flat_map(|conn| &conn.members);
+        members.flat_map(|(name, count)| vec![name.clone(); usize::try_from(*count).unwrap_or(0)]).collect()
+    }
+
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+}
+
+impl Conn {
+    fn send(&self, event: &Value) {
+        self.client.send(&masked(0x81, event.to_string().as_bytes()));
+    }
+}
+
+#[derive(Default)]
+pub struct Privates {
+    pub by_text: BTreeMap<String, Private>,
+}
+
+impl Privates {
+    fn see(&mut self, user: usize, text: &Value, record: &mut Record) {
+        let text = text.as_str().unwrap_or_default();
+        let Some(private) = self.by_text.get_mut(text) else {
+            return record.fail(ACKNOWLEDGEMENT, format!("nobody has sent {text:?}"));
+        };
+        let count = private.received.entry(user).or_default();
+        *count += 1;
+        if *count > 1 || private.is_rejected {
+            record.fail(ACKNOWLEDGEMENT, format!("{text:?} was rejected, or arrives twice"));
+        }
+    }
+
+    fn acknowledge(&mut self, text: &Value) {
+        let private = text.as_str().and_then(|text| self.by_text.get_mut(text));
+        private.into_iter().for_each(|private| private.is_acknowledged = true);
+    }
+
+    fn reject(&mut self, nonce: &str) {
+        let private = nonce.strip_prefix('n').and_then(|text| self.by_text.get_mut(text));
+        private.into_iter().for_each(|private| private.is_rejected = true);
+    }
+}
