@@ -26,7 +26,7 @@ pub mod requests;
 mod rooms;
 mod submit;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use mio::Token;
 
@@ -167,7 +167,10 @@ impl RedisBroker {
             let error = BrokerError::Unavailable;
             match kind {
                 Kind::Join => self.give_up_join(client, is_sent),
-                Kind::Message { .. } if is_sent => self.mirror.events.push_back(RoomEvent::FateUnknown { client }),
+                Kind::Message { .. } if is_sent => {
+                    self.mirror.events.push_back(RoomEvent::FateUnknown { client });
+                    self.requests.drop_requests(client); // a later message must not overtake this one
+                }
                 Kind::Message { nonce } => {
                     let error = BrokerError::NotStored;
                     self.mirror.events.push_back(RoomEvent::Rejected { client, error, nonce });
@@ -308,12 +311,17 @@ impl RedisBroker {
         for (name, epoch, last_id) in self.mirror.rooms.start_sync() {
             self.push_internal("sync", vec![name.to_string(), epoch.to_string(), last_id.to_string()]);
         }
+        let mut unknown = BTreeSet::new();
         for request in waiting {
             if is_lost && request.is_sent && matches!(request.kind, Kind::Message { .. }) {
-                self.mirror.events.push_back(RoomEvent::FateUnknown { client: request.client });
+                unknown.insert(request.client);
             } else if !request.is_obsolete() {
                 self.requests.push(request);
             }
+        }
+        for client in unknown {
+            self.mirror.events.push_back(RoomEvent::FateUnknown { client });
+            self.requests.drop_requests(client);
         }
         self.flush();
     }

@@ -108,6 +108,18 @@ impl Requests {
         let is_expired =
             |request: &QueuedRequest| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
         let at = self.queue.iter().position(is_expired)?;
+        self.remove(at)
+    }
+
+    /// Drops what a client has asked for, because it must connect and ask again. Its leave stays.
+    pub fn drop_requests(&mut self, client: Token) {
+        let is_dropped = |request: &QueuedRequest| request.client == client && request.kind != Kind::Internal;
+        while let Some(at) = self.queue.iter().position(is_dropped) {
+            self.remove(at);
+        }
+    }
+
+    fn remove(&mut self, at: usize) -> Option<QueuedRequest> {
         self.sent -= usize::from(at < self.sent);
         let request = self.queue.remove(at)?;
         self.bytes -= request.bytes();
