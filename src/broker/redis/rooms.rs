@@ -62,7 +62,10 @@ impl Rooms {
     pub fn start_sync(&mut self) -> Vec<(Rc<str>, Rc<str>, u64)> {
         self.by_name.values_mut().for_each(|room| room.is_synced = false);
         let rooms = self.by_name.iter();
-        rooms.map(|(name, room)| (Rc::clone(name), Rc::clone(&room.epoch), room.last_id)).collect()
+        let rooms = rooms.map(|(name, room)| (Rc::clone(name), Rc::clone(&room.epoch), room.last_id));
+        let mut rooms: Vec<_> = rooms.collect();
+        rooms.sort_unstable(); // a simulation with the same seed takes the same course
+        rooms
     }
 
     pub fn next_id(&mut self) -> RoomId {
