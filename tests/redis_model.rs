@@ -82,7 +82,7 @@ fn dump(store: &Store) -> Vec<Value> {
 
 /// Brings what has no order in Redis into one order: the members and recipients in the events of the inboxes. Rounds
 /// remaining times, and the scores, which are times in seconds.
-fn normalize(dump: &mut Vec<Value>) {
+fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");
         key[3] = if left < 0 { json!(left) } else { json!("expires") };
@@ -118,6 +118,7 @@ fn normalize(dump: &mut Vec<Value>) {
 
 fn normalize_event(event: &str) -> Value {
     let mut event: Value = serde_json::from_str(event).expect("an event is JSON");
+    assert!(event.get("failed").is_none(), "a request fails in the script: {event}");
     for pointer in ["/opened/1", "/synced/5", "/private/0"] {
         if let Some(Value::Array(list)) = event.pointer_mut(pointer) {
             list.sort_by_key(Value::to_string);

@@ -5,6 +5,7 @@
 //!   cargo test --release --test simulation               a few hundred seeds
 //!   cargo test --release --test simulation -- 4711       one seed, again
 //!   cargo test --release --test simulation -- --seeds 100000 --from 1
+//!   cargo test --release --features redis --test simulation -- --instances --seeds 1000    several instances alone
 //! ```
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -12,6 +13,8 @@
 #![allow(clippy::too_many_lines)] // the longest functions have one arm for each action, event or option
 
 mod broker;
+#[cfg(feature = "redis")]
+mod cluster;
 #[path = "../support/delayed_broker.rs"]
 mod delayed_broker;
 #[cfg(feature = "sqlite")]
@@ -23,6 +26,8 @@ mod manual_disk;
 #[path = "../support/memory.rs"]
 mod memory;
 mod model;
+#[cfg(feature = "redis")]
+mod redis;
 mod run;
 mod script;
 #[path = "../support/mod.rs"]
@@ -41,6 +46,9 @@ use script::Script;
 const DEFAULT_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 300 };
 /// One seed in this many runs twice. Both runs must send the same bytes.
 const REPLAY_EVERY: u64 = 10;
+/// One seed in this many also simulates several instances.
+#[cfg(feature = "redis")]
+const INSTANCES_EVERY: u64 = 3;
 
 /// States that a few hundred seeds must reach.
 const OFTEN: &[&str] = &[
@@ -112,17 +120,20 @@ struct Arguments {
     from: u64,
     /// Whether to reduce a failing script to the actions that cause the failure.
     shrinks: bool,
+    /// Whether to simulate only several instances, with every seed.
+    instances: bool,
 }
 
 /// Parses the command line. Ignores arguments of libtest, such as `--test-threads 1`.
 fn arguments() -> Arguments {
-    let mut arguments = Arguments { seed: None, seeds: DEFAULT_SEEDS, from: 1, shrinks: true };
+    let mut arguments = Arguments { seed: None, seeds: DEFAULT_SEEDS, from: 1, shrinks: true, instances: false };
     let mut given = std::env::args().skip(1);
     while let Some(argument) = given.next() {
         let mut number = || given.next().and_then(|value| value.parse().ok());
         match argument.as_str() {
             "--seeds" => arguments.seeds = number().unwrap_or(arguments.seeds),
             "--from" => arguments.from = number().unwrap_or(arguments.from),
+            "--instances" => arguments.instances = true,
             "--no-shrink" => arguments.shrinks = false,
             "--test-threads" | "--skip" | "--format" | "--color" | "--logfile" => _ = given.next(),
             seed => arguments.seed = seed.parse().ok().or(arguments.seed),
@@ -180,24 +191,24 @@ fn check_isolation(script: &Script, with: &Outcome) -> Option<Violation> {
     Some(Violation { rule: ISOLATION, text })
 }
 
-/// Removes as many actions as possible such that the script still breaks the same rule.
-fn shrink(script: &Script, rule: &'static str) -> Script {
-    let mut shrunk = script.clone();
+/// Removes as many actions as possible such that `breaks` still holds.
+fn shrink<T: Clone>(actions: &[T], breaks: impl Fn(Vec<T>) -> bool) -> Vec<T> {
+    let mut shrunk = actions.to_vec();
     let end = Instant::now() + Duration::from_secs(60);
-    let mut size = shrunk.actions.len().div_ceil(2);
+    let mut size = shrunk.len().div_ceil(2);
     while size > 0 && Instant::now() < end {
         let mut start = 0;
-        let before = shrunk.actions.len();
-        while start < shrunk.actions.len() && Instant::now() < end {
+        let before = shrunk.len();
+        while start < shrunk.len() && Instant::now() < end {
             let mut smaller = shrunk.clone();
-            smaller.actions.drain(start..(start + size).min(smaller.actions.len()));
-            if check(&smaller).violation.is_some_and(|violation| violation.rule == rule) {
+            smaller.drain(start..(start + size).min(smaller.len()));
+            if breaks(smaller.clone()) {
                 shrunk = smaller;
             } else {
                 start += size;
             }
         }
-        if size == 1 && shrunk.actions.len() == before {
+        if size == 1 && shrunk.len() == before {
             break;
         }
         size = (size / 2).max(1);
@@ -205,11 +216,19 @@ fn shrink(script: &Script, rule: &'static str) -> Script {
     shrunk
 }
 
+fn shrink_script(script: &Script, rule: &'static str) -> Script {
+    let breaks = |actions| {
+        let smaller = Script { actions, ..script.clone() };
+        check(&smaller).violation.is_some_and(|violation| violation.rule == rule)
+    };
+    Script { actions: shrink(&script.actions, breaks), ..script.clone() }
+}
+
 fn report(script: &Script, outcome: &Outcome, shrinks: bool) {
     let Some(violation) = &outcome.violation else { return };
     println!("seed {} breaks a rule after {} of {} actions.", script.seed, outcome.step, script.actions.len());
     println!("  rule     {}\n  found    {}", violation.rule, violation.text);
-    let shrunk = if shrinks { shrink(script, violation.rule) } else { script.clone() };
+    let shrunk = if shrinks { shrink_script(script, violation.rule) } else { script.clone() };
     let traced = run(&shrunk, true);
     println!("{} actions are enough. Options: {:?}", shrunk.actions.len(), shrunk.options);
     let Script { short, block, interrupt, spurious, latency, delay, is_observed, .. } = &shrunk;
@@ -239,6 +258,12 @@ fn main() -> ExitCode {
     let arguments = arguments();
     panic::set_hook(Box::new(|panic| LAST_PANIC.set(panic.to_string())));
     if let Some(seed) = arguments.seed {
+        #[cfg(feature = "redis")]
+        if (arguments.instances || seed.is_multiple_of(INSTANCES_EVERY))
+            && cluster::check(seed, arguments.shrinks).is_none()
+        {
+            return ExitCode::FAILURE;
+        }
         let script = Script::new(seed);
         let outcome = check(&script);
         report(&script, &outcome, arguments.shrinks);
@@ -253,6 +278,16 @@ fn main() -> ExitCode {
     }
     let (mut time, mut messages, mut counters) = (Duration::ZERO, 0, BTreeMap::<&str, u64>::new());
     for seed in arguments.from..arguments.from + arguments.seeds {
+        #[cfg(feature = "redis")]
+        if arguments.instances || seed.is_multiple_of(INSTANCES_EVERY) {
+            let Some(outcome) = cluster::check(seed, arguments.shrinks) else { return ExitCode::FAILURE };
+            time += outcome.time;
+            messages += outcome.messages;
+            outcome.counters.into_iter().for_each(|(name, count)| *counters.entry(name).or_default() += count);
+        }
+        if arguments.instances {
+            continue;
+        }
         let script = Script::new(seed);
         let outcome = check(&script);
         if outcome.violation.is_some() {
@@ -275,6 +310,9 @@ fn main() -> ExitCode {
         let is_missing = |name: &&&'static str| arguments.seeds >= min && !counters.contains_key(**name);
         names.iter().filter(is_missing).copied().collect()
     };
+    if arguments.instances {
+        return ExitCode::SUCCESS;
+    }
     let stored = if cfg!(feature = "sqlite") { missing(STORED, 300) } else { Vec::new() };
     let compressed = if cfg!(feature = "deflate") { missing(COMPRESSED, 300) } else { Vec::new() };
     let missing = [missing(OFTEN, 300), missing(RARELY, 1000), stored, compressed].concat();

@@ -70,8 +70,8 @@ struct Cluster<'a> {
     connections: u64,
     restarts_at: Option<(Duration, Data)>,
     full_until: Duration,
-    /// Users with a message of the last probe, and the numbers of their connections.
-    probe: Vec<(usize, u64)>,
+    /// Users with a message of the last probe, the numbers of their connections, and the texts.
+    probe: Vec<(usize, u64, String)>,
     hash: u64,
     turns: (Duration, usize),
     counters: BTreeMap<&'static str, u64>,
@@ -307,6 +307,9 @@ impl<'a> Cluster<'a> {
         }
         let is_stopped = world.is_stopped;
         for line in take_log_lines() {
+            if line.starts_with("REDIS a request failed") || line.starts_with("REDIS an event is invalid") {
+                self.record.fail(ORDER, format!("instance {at} logs: {line}"));
+            }
             self.note(|| format!("instance {at} logs: {line}"));
         }
         if is_stopped {
@@ -364,7 +367,7 @@ impl<'a> Cluster<'a> {
         if matches!(met, Met::End) {
             self.note(|| format!("user{user} has lost its connection"));
             self.count("a lost connection");
-            self.users[user].leave(true);
+            self.users[user].leave(true, &mut self.record);
             self.users[user].connects_at = Some(self.now + SECOND.mul_f64(self.random.f64() * 0.6));
         }
     }
@@ -383,9 +386,9 @@ impl<'a> Cluster<'a> {
             Step::Switch(user, room) => self.users[user].switch(ROOMS[room]),
             Step::Typing(user) => self.users[user].type_text(),
             Step::History(user, before) => self.users[user].ask_history(before, 5),
-            Step::Close(user) => self.users[user].leave(false),
+            Step::Close(user) => self.users[user].leave(false, &mut self.record),
             Step::Reset(user) => {
-                self.users[user].leave(true);
+                self.users[user].leave(true, &mut self.record);
                 self.users[user].connects_at = Some(now + SECOND.mul_f64(self.random.f64()));
             }
             Step::Fault(fault) => self.inject(fault),
@@ -394,15 +397,15 @@ impl<'a> Cluster<'a> {
                 for (at, user) in self.users.iter_mut().enumerate() {
                     if user.dialect == Dialect::Events && user.joined().is_some() {
                         user.send(true);
-                        self.probe.push((at, user.connections));
+                        self.probe.push((at, user.connections, user.last_pending().unwrap_or_default()));
                     }
                 }
             }
             Step::CheckProbe => {
-                for (at, connection) in self.probe.clone() {
+                for (at, connection, text) in self.probe.clone() {
                     self.count("a message right after an outage");
                     let user = &self.users[at];
-                    if user.connections == connection && user.conn.is_some() && user.has_pending() {
+                    if user.connections == connection && user.conn.is_some() && user.is_pending(&text) {
                         let text = format!("{} waits for an event, and Redis has been back for a second", user.name);
                         self.record.fail(LIVENESS, text);
                     }
@@ -478,7 +481,7 @@ impl<'a> Cluster<'a> {
         for user in 0..self.users.len() {
             let is_here = self.users[user].conn.as_ref().is_some_and(|conn| conn.instance == at);
             if is_here && self.random.bool() {
-                self.users[user].leave(true);
+                self.users[user].leave(true, &mut self.record);
                 self.users[user].connects_at = Some(self.now + time.mul_f64(self.random.f64()));
             }
         }
@@ -512,7 +515,7 @@ impl<'a> Cluster<'a> {
             self.check_privates();
         }
         (0..self.users.len()).for_each(|user| {
-            self.users[user].leave(user % 2 == 0);
+            self.users[user].leave(user % 2 == 0, &mut self.record);
             self.users[user].connects_at = None;
         });
         self.run_until(self.now + SECOND + 20 * self.plan.max_delay);

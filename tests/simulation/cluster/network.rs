@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use wirechat::broker::redis::SCRIPT;
-use wirechat::broker::redis::link::{Link, LinkEvent};
+use wirechat::broker::redis::link::{DONE, Link, LinkEvent};
 
 use crate::redis::Redis;
 use crate::redis::store::{Store, Value};
@@ -238,6 +238,9 @@ impl Network {
             Data::Snapshot => Some(self.snapshot.clone()),
             Data::Nothing => Some(Store::default()),
         };
+        if data == Data::Nothing {
+            self.snapshot = Store::default(); // an older one would be of another history
+        }
         kept.into_iter().for_each(|kept| *self.redis.store.borrow_mut() = kept);
         let store = &mut *self.redis.store.borrow_mut();
         store.max_stream = max_stream;
@@ -274,9 +277,11 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether the instance has events to read.
+    /// Whether the instance has events to read that wake it.
     pub fn has_events(&self, at: usize) -> bool {
-        !self.links[at].events.is_empty()
+        let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
+        let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));
+        self.links[at].events.iter().any(|(_, event)| wakes(event))
     }
 
     pub fn run(&mut self, now: Duration) {

@@ -18,6 +18,8 @@ pub struct Record {
     epochs: BTreeMap<(String, String), Seen>,
     /// Texts for which a client received `Message not stored`.
     pub rejected: BTreeSet<String>,
+    /// Texts that a user sends again without knowing whether they were rejected. They may overtake others.
+    pub unordered: BTreeSet<String>,
     /// Texts in any history.
     published: BTreeSet<String>,
     /// By connection: the number of its last message in a history.
@@ -62,7 +64,7 @@ impl Record {
             self.fail(ACKNOWLEDGEMENT, format!("{text:?} was rejected, and appears later"));
         }
         let (connection, number) = text.split_once('.').unwrap_or((&text, "0"));
-        if self.published.insert(text.clone()) {
+        if self.published.insert(text.clone()) && !self.unordered.contains(&text) {
             let number = number.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
             let before = self.numbers.insert(connection.to_owned(), number);
             if before.is_some_and(|before| before >= number) {

@@ -28,6 +28,8 @@ pub struct User {
     /// When to connect again; `None` while the user is away.
     pub connects_at: Option<Duration>,
     pub connections: u64,
+    /// Whether the server has ended the connection after all its errors.
+    knows_rejections: bool,
     /// What the user has received since the last look, for a trace.
     pub lines: Vec<String>,
 }
@@ -88,6 +90,7 @@ impl User {
             resent: Vec::new(),
             connects_at: None,
             connections: 0,
+            knows_rejections: false,
             lines: Vec::new(),
         }
     }
@@ -207,7 +210,10 @@ impl User {
     }
 
     /// Ends the connection from the user's side.
-    pub fn leave(&mut self, is_reset: bool) {
+    pub fn leave(&mut self, is_reset: bool, record: &mut Record) {
+        if !std::mem::take(&mut self.knows_rejections) {
+            record.unordered.extend(self.pending.iter().map(|(_, text)| text.clone()));
+        }
         let Some(conn) = &self.conn else { return };
         if conn.client.is_open() && !conn.client.is_cut() {
             if is_reset {
@@ -252,6 +258,7 @@ impl User {
                 8 => {
                     self.lines.push(format!("{frame:?}"));
                     let code = frame.payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
+                    self.knows_rejections = code == 1013;
                     if !matches!(code, 1000 | 1001 | 1008 | 1013) {
                         let reason = String::from_utf8_lossy(frame.payload.get(2..).unwrap_or_default()).into_owned();
                         record.fail(FRAMES, format!("{} receives a Close with {code}: {reason}", self.name));
@@ -338,8 +345,9 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let room = data["room"].as_str().unwrap_or_default();
         if room != conn.room {
-            if conn.queries.front().is_some_and(|query| query.as_deref() == Some(room)) {
-                conn.queries.pop_front();
+            // A switch to the room that the user is in has no reply.
+            if let Some(at) = conn.queries.iter().position(|query| query.as_deref() == Some(room)) {
+                conn.queries.drain(..=at);
             } else if conn.abandoned.iter().any(|abandoned| abandoned == room) {
                 if !conn.queries.iter().any(Option::is_some) {
                     room.clone_into(&mut self.room);
@@ -405,8 +413,8 @@ impl User {
         let Some(conn) = &mut self.conn else { return };
         let id = data["id"].as_u64().unwrap_or_default();
         let is_own = data["username"] == self.name.as_str();
-        let is_pending = self.pending.iter().any(|(nonce, _)| data["nonce"] == nonce.as_str());
-        if id <= conn.last_id && is_own && is_pending {
+        let is_resent = self.resent.iter().any(|text| data["text"] == text.as_str());
+        if id <= conn.last_id && is_own && is_resent {
             // The reply to a message that was sent again.
             if conn.seen.get(&id).is_some_and(|seen| *seen != fingerprint(data)) {
                 record.fail(ORDER, format!("{} receives another message {id}: {data}", self.name));
@@ -474,6 +482,14 @@ impl User {
 
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
+    }
+
+    pub fn last_pending(&self) -> Option<String> {
+        self.pending.back().map(|(_, text)| text.clone())
+    }
+
+    pub fn is_pending(&self, text: &str) -> bool {
+        self.pending.iter().any(|(_, pending)| pending == text)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A model of a Redis server: its data, and an interpreter that executes the script of the broker as it is. The test
 //! `redis_model` compares the model with a real Redis server.
+#![allow(dead_code)] // each test binary uses its own part
 
 pub mod store;
 
@@ -18,6 +19,17 @@ const SEAL: &str = "
         __index = function(_, name) error('the script reads the global variable ' .. tostring(name)) end,
         __newindex = function(_, name) error('the script writes the global variable ' .. tostring(name)) end,
     })";
+
+/// `redis.call` throws the error of a command as a table.
+const CALL: &str = "function(execute)
+        return function(...)
+            local reply = execute(...)
+            if type(reply) == 'table' and reply.err then
+                error(reply)
+            end
+            return reply
+        end
+    end";
 
 pub struct Redis {
     pub store: Rc<RefCell<Store>>,
@@ -53,10 +65,16 @@ fn prepare(lua: &Lua, store: &Rc<RefCell<Store>>) -> mlua::Result<()> {
     let call = lua.create_function(move |lua, words: MultiValue| {
         let words = words.iter().map(format_argument).collect::<mlua::Result<Vec<_>>>()?;
         let reply = store.borrow_mut().execute(&words);
-        let reply = reply.map_err(|error| mlua::Error::runtime(format!("{words:?}: {error}")))?;
-        to_lua(lua, &reply)
+        match reply {
+            Ok(reply) => to_lua(lua, &reply),
+            Err(error) => {
+                let failure = lua.create_table()?;
+                failure.set("err", format!("ERR {error}: {words:?}"))?;
+                Ok(LuaValue::Table(failure))
+            }
+        }
     })?;
-    redis.set("call", call)?;
+    redis.set("call", lua.load(CALL).eval::<Function>()?.call::<Function>(call)?)?;
     cjson.set("encode", lua.create_function(|_, value: LuaValue| Ok(encode(&value)?.to_string()))?)?;
     cjson.set("decode", lua.create_function(|lua, text: String| decode(lua, &parse(&text)?))?)?;
     lua.globals().set("redis", redis)?;

@@ -42,6 +42,8 @@ pub struct Store {
     pub now: u64,
     /// Lowers the limits of `XADD … MAXLEN ~`, which a test could hardly reach.
     pub max_stream: Option<usize>,
+    /// What XADD has appended since the last look: key, first part of the id, fields.
+    pub appended: Vec<(String, u64, Vec<String>)>,
 }
 
 impl Value {
@@ -87,6 +89,12 @@ impl Store {
     pub fn set_time(&mut self, now: u64) {
         self.now = now;
         self.keys.retain(|_, entry| entry.expires_at.is_none_or(|at| at > now));
+    }
+
+    /// A number in a hash; 0 if there is none.
+    pub fn number(&self, key: &str, field: &str) -> u64 {
+        let fields = self.hash(key).ok().flatten().into_iter().flatten();
+        fields.filter(|(name, _)| name == field).find_map(|(_, value)| value.parse().ok()).unwrap_or(0)
     }
 
     pub fn execute(&mut self, command: &[String]) -> Result {
@@ -136,7 +144,7 @@ impl Store {
             ("HEXISTS", [field]) => Ok(count(usize::from(get(field).is_some()))),
             ("HKEYS", []) => Ok(list(fields.iter().map(|(name, _)| name.clone()))),
             ("HGETALL", []) => Ok(list(fields.iter().flat_map(|(name, value)| [name.clone(), value.clone()]))),
-            ("HSET", pairs) if !pairs.is_empty() && pairs.len() % 2 == 0 => {
+            ("HSET", pairs) if !pairs.is_empty() && pairs.len().is_multiple_of(2) => {
                 let mut added = 0;
                 for pair in pairs.chunks(2) {
                     added += self.set_field(key, pair[0], pair[1])?;
@@ -254,15 +262,17 @@ impl Store {
     }
 
     fn add_entry(&mut self, key: &str, id: &str, fields: &[&str], max: usize) -> Result {
-        if fields.is_empty() || fields.len() % 2 != 0 {
+        if fields.is_empty() || !fields.len().is_multiple_of(2) {
             return Err("wrong number of arguments for 'xadd' command".to_owned());
         }
         let id = stream_id(id, 0)?;
         if id == (0, 0) || self.stream(key)?.is_some_and(|stream| id <= stream.last_id) {
             return Err("the ID specified in XADD is equal or smaller than the target stream top item".to_owned());
         }
+        let fields: Vec<String> = fields.iter().map(|field| (*field).to_owned()).collect();
+        self.appended.push((key.to_owned(), id.0, fields.clone()));
         let stream = self.stream_mut(key)?;
-        stream.entries.insert(id, fields.iter().map(|field| (*field).to_owned()).collect());
+        stream.entries.insert(id, fields);
         stream.last_id = id;
         while stream.entries.len() > max {
             stream.entries.pop_first();
