@@ -59,6 +59,8 @@ pub struct Client {
     members: BTreeMap<String, usize>,
     pending: Vec<Pending>,
     switching: Option<String>,
+    /// The room of a switch that was answered with an error. Redis may have received it, and execute it later.
+    late_switch: Option<String>,
     connection: Option<Connection>,
     away_until: Instant,
 }
@@ -103,6 +105,7 @@ impl Pool {
             members: BTreeMap::new(),
             pending: Vec::new(),
             switching: None,
+            late_switch: None,
             connection: None,
             away_until: Instant::now(),
         };
@@ -181,6 +184,7 @@ impl Pool {
 
     fn connect(&mut self, number: usize, addr: SocketAddr) {
         let client = &mut self.clients[number];
+        client.late_switch = None;
         if let Some(room) = client.switching.take()
             && self.random.bool()
         {
@@ -314,12 +318,16 @@ impl Pool {
     fn receive_error(&mut self, number: usize, data: &Value) {
         let client = &mut self.clients[number];
         let Some(nonce) = data["nonce"].as_str() else {
-            if client.switching.take().is_none() {
+            client.late_switch = client.switching.take();
+            if client.late_switch.is_none() {
                 self.record.report(format!("{} receives the error {data}", client.name));
             }
             return;
         };
         let at = client.pending.iter().position(|pending| pending.nonce == nonce);
+        if at.is_none() && client.connection.as_mut().is_some_and(|connection| connection.resent.remove(nonce)) {
+            return; // the first attempt was published meanwhile
+        }
         let (Some(at), "Message not stored") = (at, data["message"].as_str().unwrap_or_default()) else {
             return self.record.report(format!("{} receives the error {data}", client.name));
         };
@@ -377,10 +385,10 @@ impl Pool {
         let client = &mut self.clients[number];
         let (room, last_id) = (string(&data["room"]), data["last_id"].as_u64().expect("an id"));
         let mut violation = None;
-        let is_own = client.switching.as_ref() == Some(&room);
+        let is_own = [&client.switching, &client.late_switch].contains(&&Some(room.clone()));
         if is_own {
             client.room = room;
-            client.switching = None;
+            (client.switching, client.late_switch) = (None, None);
         } else {
             self.counts.switched += 1;
             if room != client.room {

@@ -228,6 +228,8 @@ fn main() -> ExitCode {
     if record.violations.is_empty() {
         return ExitCode::SUCCESS;
     }
+    run.machines.redis.keeps_directory = true;
+    println!("The directory of Redis: {}", run.machines.redis.directory().display());
     println!(
         "{} violations; the seed was {}. The instances:\n{}",
         record.violations.len(),

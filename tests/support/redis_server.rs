@@ -32,6 +32,8 @@ pub struct RedisServer {
     password: Option<String>,
     port: u16,
     process: Option<Child>,
+    /// Keeps the directory for examination, as a failed test does.
+    pub keeps_directory: bool,
 }
 
 impl RedisServer {
@@ -57,7 +59,8 @@ impl RedisServer {
         let mut options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         options.extend(password.into_iter().flat_map(|password| ["--requirepass".to_owned(), password.to_owned()]));
         let password = password.map(str::to_owned);
-        Some(RedisServer { program, directory, persistence, options, password, port: free_port(), process: None })
+        let (port, process, keeps_directory) = (free_port(), None, false);
+        Some(RedisServer { program, directory, persistence, options, password, port, process, keeps_directory })
     }
 
     /// Starts Redis, with the data that is in its directory, and waits until it executes commands.
@@ -125,6 +128,11 @@ impl RedisServer {
         let _ = fs::remove_file(self.directory.join("dump.rdb"));
     }
 
+    /// The directory with the data and the log.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("Redis is running").id()
     }
@@ -169,8 +177,7 @@ impl Drop for RedisServer {
             let _ = process.kill();
             let _ = process.wait();
         }
-        // A failed test keeps its directory for examination.
-        if !std::thread::panicking() {
+        if !std::thread::panicking() && !self.keeps_directory {
             let _ = fs::remove_dir_all(&self.directory);
         }
     }
