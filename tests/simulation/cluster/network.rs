@@ -193,7 +193,10 @@ impl Network {
             match how {
                 Break::BeforeTheCall => {}
                 Break::AfterTheCall => self.late.push((self.now, process, call)),
-                Break::Late => self.late.push((self.now + 3 * delay, process, call)),
+                Break::Late => {
+                    let lateness = self.timeout.mul_f64(self.random.f64() * 1.5);
+                    self.late.push((self.now + if self.random.bool() { 3 * delay } else { lateness }, process, call));
+                }
             }
         }
         if !matches!(self.links[at].caller, Caller::Waiting { .. }) {

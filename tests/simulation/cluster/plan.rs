@@ -133,9 +133,13 @@ impl Plan {
         // Each seed has its own mix of faults, so that some faults come without others.
         let kinds: Vec<u8> = (0..11).filter(|_| random.u8(..3) == 0).collect();
         let count = if kinds.is_empty() { 0 } else { random.usize(1..8) };
-        let mut outages = Vec::new();
+        let mut outages: Vec<(Duration, Duration, bool)> = Vec::new();
         for _ in 0..count {
-            let at = horizon.mul_f64(0.1 + 0.85 * random.f64());
+            // Some faults come together.
+            let at = match outages.last() {
+                Some((before, ..)) if random.u8(..3) == 0 => *before + Duration::from_millis(random.u64(..300)),
+                _ => horizon.mul_f64(0.1 + 0.85 * random.f64()),
+            };
             let instance = random.usize(..self.instances);
             let long = Duration::from_millis([50, 900, 2500, 6000, 12_000][random.usize(..5)]).mul_f64(random.f64());
             let fault = match kinds[random.usize(..kinds.len())] {
