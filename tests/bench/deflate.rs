@@ -124,9 +124,9 @@ fn run(name: &str, args: &[&str], offer: &str, members: usize, rate: u64) {
         let sent = start + Duration::from_micros(number * 1_000_000 / rate);
         thread::sleep(sent.saturating_duration_since(Instant::now()));
         let text = text(number);
-        let len = text.len() as u8;
-        assert!(len < 126, "a short frame");
-        let frame = [&[0x81, 0x80 | len, 0, 0, 0, 0], text.as_bytes()].concat();
+        let len = text.len() as u16;
+        let length = if len < 126 { vec![0x80 | len as u8] } else { [&[0xfe], &len.to_be_bytes()[..]].concat() };
+        let frame = [&[0x81], &length[..], &[0; 4], text.as_bytes()].concat();
         (&streams[number as usize % SENDERS.min(members)]).write_all(&frame).unwrap();
     }
     let expected = before.1 + rate * SECONDS * members as u64;
