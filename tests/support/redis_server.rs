@@ -66,6 +66,7 @@ impl RedisServer {
     /// Starts Redis, with the data that is in its directory, and waits until it executes commands.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "Redis is not running");
+        self.repair_data();
         wait_until("Redis starts", || {
             let has_exited = |process: &mut Child| process.try_wait().expect("a child").is_some();
             if self.process.as_mut().is_none_or(has_exited) {
@@ -78,6 +79,21 @@ impl RedisServer {
             self.ask(&["PING"]).is_ok_and(|reply| reply == "PONG")
         });
         let _ = fs::write(self.directory.join("started"), "");
+    }
+
+    /// A kill can tear a transaction in the append-only file. Redis 7.0 then truncates the file inside of the transaction, and
+    /// executes its first part after the next start. The tool that belongs to Redis truncates before the transaction.
+    fn repair_data(&self) {
+        let Ok(files) = fs::read_dir(self.directory.join("appendonlydir")) else { return };
+        for path in
+            files.map(|file| file.expect("an entry").path()).filter(|path| path.extension().is_some_and(|e| e == "aof"))
+        {
+            let mut tool = Command::new(self.program.with_file_name("redis-check-aof"));
+            let tool = tool.arg("--fix").arg(path).stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
+            let mut tool = tool.expect("redis-check-aof runs");
+            let _ = tool.stdin.take().expect("a pipe").write_all(b"y\n");
+            tool.wait().expect("a child");
+        }
     }
 
     fn is_new(&self) -> bool {
