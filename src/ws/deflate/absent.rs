@@ -2,7 +2,7 @@
 //! recording may come from another build, so inflating is an error and not a panic.
 
 #[derive(Debug, Default)]
-pub struct Inflater;
+pub struct Inflater {}
 
 pub struct Step<'a> {
     pub output: &'a [u8],
