@@ -183,7 +183,7 @@ fn options_of_the_feature_deflate() {
 fn options_that_need_deflate() {
     let words = ["--deflate-min", "needs --deflate, which is missing; add --deflate"];
     fail_to_start("127.0.0.1:0", &["--deflate-min", "100"]).check(USAGE, &words);
-    for value in ["0", "x"] {
+    for value in ["0", "x", "1.5"] {
         fail_to_start("127.0.0.1:0", &["--deflate", "--deflate-min", value]).check(USAGE, &["--deflate-min"]);
     }
     Server::start(&["--deflate", "--deflate-min", "1"]);
