@@ -44,8 +44,8 @@ pub struct FeatureOptions {
     pub admin: Option<SocketAddr>, // requests need no token, so only the operator may reach this address
     /// Compress messages for clients that offer permessage-deflate, as browsers do (feature deflate)
     #[arg(long, value_parser = BoolishValueParser::new(), help_heading = "Compression")]
-    pub deflate: bool, // off by default: it pays where bandwidth is scarce, and can reveal secrets by their length
-    /// Compress no message of fewer bytes than this [default: 32]
+    pub deflate: bool, // off by default: it costs CPU, and lengths can reveal secrets (README.md)
+    /// Leave messages of fewer bytes than this uncompressed [default: 32]
     #[arg(long, value_name = "BYTES", value_parser = parse_number(1, 1 << 30), help_heading = "Compression")]
     pub deflate_min: Option<usize>, // a shorter message shrinks by a few bytes at best
 }
@@ -61,10 +61,10 @@ pub struct RedisOptions {
         help_heading = "Several instances"
     )]
     pub url: Option<String>,
-    /// Begin the names of all keys in Redis with this prefix; instances with the same prefix form one chat [default: wirechat]
+    /// Start all keys in Redis with this prefix; instances with the same prefix form one chat [default: wirechat]
     #[arg(long = "redis-prefix", id = "redis_prefix", value_name = "NAME", help_heading = "Several instances")]
     pub prefix: Option<String>,
-    /// Wait this many seconds for Redis before a message is rejected [default: 5]
+    /// Wait this many seconds for Redis before rejecting a request [default: 5]
     #[arg(long = "redis-timeout", id = "redis_timeout", value_name = "SECONDS", value_parser = parse_seconds(1.0), help_heading = "Several instances")]
     pub timeout: Option<Duration>,
 }

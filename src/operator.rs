@@ -18,7 +18,7 @@ const MAX_BANS: usize = 10_000;
 pub struct Operator<E> {
     pub counters: Counters,
     pub bans: Bans,
-    pub commits: Option<Arc<Durations>>, // of the commits of `--history-db`
+    pub commits: Option<Arc<Durations>>, // durations of the commits of `--history-db`
     pub announcing: TokenMap<Option<E>>, // one entry per message of the operator; `Some` once the chat has a reply
 }
 
@@ -84,7 +84,7 @@ impl Durations {
     }
 }
 
-/// Stores a change: the subject, the end of its ban (`None` lifts it) and the time now. The receiver gets the result.
+/// Stores a change: subject, end of the ban (`None` lifts it), time now. The receiver gets `true` once it is stored.
 pub type StoreBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// The networks and the username keys that the operator has banned, each with the end of the ban.
@@ -111,7 +111,7 @@ impl fmt::Display for BanSubject {
 }
 
 impl Bans {
-    /// Restores the bans of an earlier run, each a [`BanSubject`] as text with the end of its ban.
+    /// Restores the bans of an earlier run: each [`BanSubject`] as text, and the end of its ban.
     pub fn restore(&mut self, stored: Vec<(String, SystemTime)>, store: StoreBan) {
         for (subject, until) in stored.into_iter().take(MAX_BANS) {
             match subject.split_once(' ') {
@@ -125,7 +125,7 @@ impl Bans {
         self.store = Some(store);
     }
 
-    /// Changes a ban; `None` lifts it. Returns whether there was a ban, and the result of storing, if bans are stored.
+    /// Changes a ban; `None` lifts it. Returns whether there was a ban and, if bans are stored, the result.
     pub fn set(
         &mut self,
         subject: &BanSubject,

@@ -9,10 +9,10 @@ use rustix::net::{RecvFlags, recv};
 use socket2::Socket;
 
 const MAX_V1: usize = 107; // bytes (section 2.1)
-const MAX_V2: usize = 4096; // 64 KiB are possible, but even a header with data about a TLS client is much shorter
+const MAX_V2: usize = 4096; // 64 KiB are possible, but even headers with data about a TLS client are much shorter
 
 /// Removes the header from the kernel's buffer once it is complete; until then, `WouldBlock`. Peeks first, because the
-/// bytes behind the header must stay. Returns the client's address, unless the header names none.
+/// bytes after the header must stay. Returns the client's address, if the header contains one.
 pub fn read_header(socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let mut buffer = [0; MAX_V2];
     let (_, received) = recv(socket, &mut buffer, RecvFlags::PEEK)?;

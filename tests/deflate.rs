@@ -1,6 +1,6 @@
-//! The feature `deflate` from outside: what the server negotiates, what it receives, and what it compresses for whom. A
-//! second implementation of DEFLATE inflates, and so do npm's `ws` and Python's `websockets`, in rooms where users join,
-//! leave and switch at random. To install these:
+//! The feature `deflate` from outside: what the server negotiates, what it accepts, and what it compresses for whom.
+//! Another implementation of DEFLATE inflates it, and so do npm's `ws` and Python's `websockets`, in rooms where users
+//! join, leave and switch at random. To install these two:
 //!
 //! - `npm install --prefix tests/npm --no-package-lock --no-audit --no-fund`
 //! - `python3 -m venv target/websockets-venv && target/websockets-venv/bin/pip install -r tests/deflate/requirements.txt`
@@ -184,7 +184,7 @@ fn echoes_are_compressed_on_their_own() {
                 let received = client.read();
                 assert_eq!(received.payload, payload.as_bytes());
                 assert_eq!(received.first, if payload.len() < 10 { first } else { first | 0x40 });
-                // Each is inflated without what came before.
+                // Each inflates without the earlier ones.
                 client.inflater.reset(false);
             }
         }
@@ -228,7 +228,7 @@ fn broken_messages() {
     assert!(client.read().payload == largest, "the largest message is echoed");
 }
 
-/// An announced length costs no memory, and neither does a bomb.
+/// Neither an announced length nor a decompression bomb uses much memory.
 #[test]
 fn memory_is_bounded() {
     let server = server(&["--max-echo", "100000"]);
@@ -297,7 +297,7 @@ fn what_goes_to_a_room_is_compressed_and_the_rest_is_not() {
     sees("carol", &mut carol, true, "dave");
 }
 
-/// A member that stops reading is closed like any other, and what it receives before that inflates to whole messages.
+/// A member that stops reading is closed like any other. Everything that it received before inflates to whole messages.
 #[test]
 fn a_slow_consumer() {
     let server = server(&["--max-outbox", "20000"]);
@@ -306,7 +306,7 @@ fn a_slow_consumer() {
     let mut random = fastrand::Rng::with_seed(1);
     sender.read_event("joined");
     let mut sent = Vec::new();
-    // Random text hardly shrinks, so it fills the buffers of the kernel.
+    // Random text hardly shrinks, so it fills the kernel's buffers.
     while !server.log().contains("too slow") {
         sent.push((0..500).map(|_| random.alphanumeric()).collect::<String>());
         sender.raw.send_text(&text(sent.last().unwrap()));
@@ -410,7 +410,7 @@ struct Peer {
 
 const ROOMS: [&str; 2] = ["one", "two"];
 
-/// Rooms with users of another implementation. A client in each room that does not compress knows what was sent.
+/// Rooms with users of another implementation. In each room, a client without compression knows what was sent.
 struct World {
     server: Server,
     peers: Peers,

@@ -1,5 +1,5 @@
-//! The chat page with a server that compresses: Chromium offers permessage-deflate by itself, compresses what it sends, and
-//! inflates what it receives, while users join and leave.
+//! The chat page with a server that compresses: Chromium offers permessage-deflate on its own, compresses what it
+//! sends, and inflates what it receives, while users join and leave.
 
 #![cfg(feature = "deflate")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -41,7 +41,7 @@ fn visitors_talk_through_compressed_messages() {
     assert_eq!(browser.page_errors(), Vec::<String>::new());
 }
 
-/// The inspector shows what a compressed message inflates to, from when it was opened on.
+/// Once it is open, the inspector shows what each compressed message inflates to.
 #[test]
 fn the_inspector_inflates() {
     let browser = browser!();

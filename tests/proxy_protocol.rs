@@ -25,7 +25,7 @@ fn start(args: &[&str]) -> Server {
     Server::start(&[&options, args].concat())
 }
 
-/// A header of version 2 with this command and address family. `rest`: the addresses and further fields.
+/// A header of version 2 with this command and address family. `rest` contains the addresses and further fields.
 fn version_2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let len = u16::try_from(rest.len()).unwrap().to_be_bytes();
     [SIGNATURE, &[command, family], &len, rest].concat()
@@ -60,7 +60,7 @@ fn status(client: &mut RawClient) -> u16 {
     Response::parse(client.read_head().as_bytes()).status
 }
 
-/// Checks that a request behind this header is one of a client with this address.
+/// Checks that the server takes a request after this header for one from this address.
 fn check_address(server: &Server, header: &[u8], address: &str) {
     let lines = || server.log().matches(&format!("CLOSE {address}")).count();
     let before = lines();
@@ -138,7 +138,8 @@ fn headers_that_name_no_client() {
     assert!(!server.log().contains("203.0.113.1"), "{}", server.log());
 }
 
-/// Sends pieces. Between two of them, another connection makes sure that the server has seen the first one.
+/// Sends the pieces one by one. A request on another connection ensures that the server has read each piece before the
+/// next.
 fn send_in_pieces(server: &Server, client: &mut RawClient, pieces: &[&[u8]]) {
     for piece in pieces {
         client.send(piece);
@@ -165,7 +166,7 @@ fn a_header_in_pieces() {
     }
 }
 
-/// The server closes the connection without a response: the client could not tell it from a response of the proxy.
+/// The server closes the connection without a response, which the client could mistake for one from the proxy.
 #[test]
 fn bad_headers_end_the_connection() {
     let server = start(&[]);
@@ -226,7 +227,7 @@ fn bad_headers_end_the_connection() {
     assert!(!server.log().contains("panic"), "{}", server.log());
 }
 
-/// A header counts as part of the request's time. The server does not wait for the rest of a stream that has ended.
+/// The handshake timeout includes the header. The server does not wait for the rest of a stream that has ended.
 #[test]
 fn a_header_arrives_in_time() {
     let server = start(&["--handshake-timeout", "0.2"]);
@@ -248,12 +249,12 @@ fn a_header_arrives_in_time() {
     }
 }
 
-/// Whether a log line is about a client with an address of a header or of `X-Forwarded-For`.
+/// Whether a log line has a client's address from a header or from `X-Forwarded-For`.
 fn names_client(server: &Server) -> bool {
     ["REJECT", "CLOSE", "JOIN", "FAIL"].iter().any(|event| server.log().contains(&format!("{event} 203.0.113.")))
 }
 
-/// Only a trusted proxy sends headers. Any other peer is a client, whose header is a malformed request.
+/// Only trusted proxies send headers. Any other peer is a client, and its header is a malformed request.
 #[test]
 fn peers_that_are_no_proxies() {
     let server = start(&["--trusted-proxy", "2001:db8::/32"]);
@@ -347,7 +348,7 @@ fn a_proxy_on_a_unix_socket() {
     let mut local = [(); 3].map(|()| connect(&[&version_2(LOCAL, 0, &[])]));
     assert_eq!(local.each_mut().map(status), [101; 3]);
     connect(&[]).expect_end();
-    // The kernel keeps each write in a buffer of its own.
+    // On a Unix socket, the kernel keeps each write in a buffer of its own.
     let pieces: Vec<Vec<u8>> = from("203.0.113.3:1").chunks(1).map(<[u8]>::to_vec).collect();
     assert_eq!(status(&mut connect(&pieces.iter().map(Vec::as_slice).collect::<Vec<_>>())), 101);
     server.wait_for_log("CLOSE 203.0.113.3:1 ");

@@ -1,5 +1,5 @@
-//! Several instances with one Redis are one chat (PROTOCOL.md, section 6): rooms, members, ids, history, resume, nonces,
-//! private messages, typing and names are the same on all of them.
+//! Several instances with one Redis are one chat (PROTOCOL.md, "Several instances"): rooms, members, ids, history,
+//! resume, nonces, private messages, typing and names are the same on all of them.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -231,7 +231,7 @@ fn a_client_resumes_on_another_instance() {
     }
 }
 
-/// A room that is empty on all instances keeps its history for `--history-ttl`; a room with a member keeps it anyway.
+/// A room that is empty on all instances keeps its history for `--history-ttl`. A room with a member keeps it longer.
 #[test]
 fn the_history_of_an_empty_room() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1"]) else { return };
@@ -375,7 +375,7 @@ fn private_messages() {
     for user in [&mut ann, &mut other_ann] {
         user.receives(json!({"event": "private", "data": data}));
     }
-    // Names are found by their key. A recipient on another instance only is enough.
+    // Names are compared by their keys. It is enough if the only recipient is on another instance.
     other_ann.leaves();
     let mut zoe = User::events(b, "Zoe", "room 6");
     for user in [&mut ann, &mut bobs[0]] {
@@ -482,7 +482,7 @@ fn unique_names() {
     ron.receives(ron.room_message("ron", "I am Ron", 1));
     witness.receives(witness.room_message("ron", "I am Ron", 1));
     User::joins(a, Events, "Ron", "general").receives_close(1008, IN_USE);
-    // The name is free as soon as the others have seen its holder leave.
+    // The name is free as soon as the other members have received its holder's `left`.
     alice.leaves();
     witness.receives(event("left", "Alice"));
     let mut alice = User::events(b, "alice", "general");
@@ -490,7 +490,7 @@ fn unique_names() {
     nothing_but_a_message(&mut witness, &mut [&mut alice], "all together");
 }
 
-/// Many clients on three instances want one name at the same moment: one gets it.
+/// Many clients on three instances ask for one name at the same time: one gets it.
 #[test]
 fn a_race_for_a_name() {
     let Some(cluster) = Cluster::start(3, &["--unique-names"]) else { return };
@@ -510,7 +510,7 @@ fn a_race_for_a_name() {
     }
 }
 
-/// A connection that presents the older one's session replaces it, wherever that one is.
+/// A connection with the session of an older one replaces it, on whichever instance the older one is.
 #[test]
 fn a_takeover_by_session() {
     let Some(cluster) = Cluster::start(2, &["--unique-names"]) else { return };
@@ -562,7 +562,7 @@ fn a_takeover_by_a_bound_token() {
     nothing_but_a_message(&mut witness, &mut [&mut ann], "welcome back");
 }
 
-/// A second connection with the same `client_id` and token replaces the first; with another token it is turned away.
+/// A second connection with the same `client_id` and token replaces the first; with another token it is rejected.
 #[test]
 fn client_ids() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -622,7 +622,8 @@ fn chats_with_different_prefixes() {
     assert!(strays.is_empty(), "all keys carry a prefix: {strays:?}");
 }
 
-/// What is left of a room after its last member has gone expires with its history. Only the bounded list of empty rooms stays.
+/// After the last member has left, all keys of a room expire with its history. Only the bounded list of empty rooms
+/// stays.
 #[test]
 fn keys_expire() {
     let Some(cluster) = Cluster::start(2, &["--history-ttl", "1", "--unique-names"]) else { return };
@@ -669,7 +670,7 @@ fn the_log_contains_no_password() {
     }
 }
 
-/// If Redis may evict keys, the operator is warned: the chat would lose its history without notice.
+/// The server warns if Redis may evict keys: the chat would silently lose its history.
 #[test]
 fn a_warning_about_eviction() {
     for (policy, is_warned) in [("allkeys-lru", true), ("volatile-ttl", true), ("noeviction", false)] {

@@ -41,7 +41,7 @@ const DUMP: &str = "
     end
     return keys";
 
-/// Redis keeps its own time, which the model takes from here.
+/// Redis has its own clock, which the model reads here.
 fn milliseconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64
 }
@@ -80,15 +80,15 @@ fn dump(store: &Store) -> Vec<Value> {
     keys.collect()
 }
 
-/// Brings what has no order in Redis into one order: the members and recipients in the events of the inboxes. Rounds
-/// remaining times, and the scores, which are times in seconds.
+/// Sorts what has no order in Redis: the members and recipients in the events of the inboxes. Rounds remaining times,
+/// and scores, which are times in seconds.
 fn normalize(dump: &mut [Value]) {
     for key in dump.iter_mut() {
         let left = key[3].as_i64().expect("a time");
         key[3] = if left < 0 { json!(left) } else { json!("expires") };
         match key[1].as_str() {
             Some("zset") => {
-                // Two scores of one second in the model may be a second apart in Redis.
+                // Scores that are equal in the model may be a second apart in Redis.
                 let mut list = key[2].as_array().expect("a list").chunks(2).map(<[Value]>::to_vec).collect::<Vec<_>>();
                 for pair in &mut list {
                     let score: f64 = pair[1].as_str().expect("a score").parse().expect("a number");
@@ -362,7 +362,7 @@ fn calls_of_the_script() {
     }
 }
 
-/// The beats of all instances come in no order.
+/// The beats of the instances come in no particular order.
 fn assert_same_reply(expected: &Value, reply: &[String], what: &str) {
     let expected: Vec<String> =
         expected.as_array().expect("a list").iter().map(|text| text.as_str().expect("a text").to_owned()).collect();

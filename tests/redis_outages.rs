@@ -1,5 +1,5 @@
-//! Instances and Redis fail (PROTOCOL.md, sections 6.1 and 6.2): what the other instances and the clients notice, and
-//! what happens to the messages meanwhile.
+//! Instances and Redis fail (PROTOCOL.md, "Several instances"): what the other instances and the clients notice, and
+//! what happens to messages meanwhile.
 
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -26,7 +26,7 @@ use support::http::{get, handshake, response};
 use support::users::{DIALECTS, Dialect, User};
 use support::{Frame, Server, wait_until};
 
-/// Shorter silence of an instance does not count (section 6.1).
+/// An instance that is silent for less than this is not declared dead.
 const SHORT: Duration = Duration::from_secs(3);
 const NOT_STORED: &str = "Message not stored";
 
@@ -39,11 +39,12 @@ enum Fate {
     /// The room has the message.
     Published(Value),
     NotStored,
-    /// The server closed the connection with 1013: the client has to ask again, with the same nonce.
+    /// The server closed the connection with 1013: the client must send the message again, with the same nonce.
     Unknown,
 }
 
-/// The fate of a message that the user has sent with its text as its nonce. `others` may arrive before.
+/// The fate of a message that the user has sent with its text as its nonce. Events that arrive before are added to
+/// `others`.
 fn fate(user: &mut User, nonce: &str, others: &mut Vec<Value>) -> Fate {
     loop {
         let frame = user.frame();
@@ -75,7 +76,8 @@ fn members(server: &Server, room: &str) -> Vec<String> {
     members
 }
 
-/// Waits until a message travels from the one to the other. Each attempt has its own text; a failed one may leave an error.
+/// Waits until a message from one user reaches the other. Each attempt has its own text, because a failed one may leave
+/// an error.
 fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let mut delivered = Value::Null;
@@ -96,7 +98,7 @@ fn wait_for_delivery(from: &mut User, to: &mut User) -> Value {
     }
 }
 
-/// Asserts that the connection lives and receives nothing but `joined` and `left` of guests.
+/// Asserts that the connection is open and receives nothing but `joined` and `left` of guests.
 fn receives_only_guests(user: &mut User) {
     user.client.send(&support::masked(0x89, b"only guests?"));
     loop {
@@ -114,7 +116,8 @@ fn receives_only_guests(user: &mut User) {
 
 #[test]
 fn a_graceful_stop_is_a_leave() {
-    // A crash is noticed after at least 3 s. On a busy machine a stop may take as long, so one of three is enough.
+    // The others notice a crash after at least 3 s. On a busy machine, a stop may take as long, so one of three
+    // attempts is enough.
     let is_prompt = (0..3).any(|_| {
         let Some(mut cluster) = Cluster::start(2, &[]) else { return true };
         let mut ann = User::events(cluster.at(0), "ann", "general");
@@ -173,7 +176,7 @@ fn a_killed_instance() {
     }
 }
 
-/// An instance that stands still for less than 3 s loses no member, and its clients no message.
+/// An instance that is suspended for less than 3 s loses no member, and its clients lose no message.
 #[test]
 fn an_instance_that_stands_still_briefly() {
     loop {
@@ -192,7 +195,7 @@ fn an_instance_that_stands_still_briefly() {
         if start.elapsed() > Duration::from_millis(2800) {
             continue; // the machine is too busy: the silence was longer
         }
-        // A leave would be noticed within five seconds after the beginning.
+        // A leave would arrive within five seconds of the suspension.
         while start.elapsed() < Duration::from_secs(8) {
             std::thread::sleep(Duration::from_millis(500));
             let text = format!("{:?}", start.elapsed());
@@ -203,8 +206,8 @@ fn an_instance_that_stands_still_briefly() {
     }
 }
 
-/// An instance that stands still for long: the others see its clients leave and join again. Its own clients see neither,
-/// and receive every message.
+/// An instance is suspended for long: the others see its clients leave and join again. Its own clients see neither, and
+/// receive every message.
 #[test]
 fn an_instance_that_stands_still_for_long() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -280,7 +283,7 @@ fn an_instance_that_is_cut_off() {
     assert_eq!(message["id"], 11, "the rejected message never appears");
 }
 
-/// An instance that missed more than the history keeps: its clients receive `switched` with the same epoch, or all messages.
+/// An instance missed more than the history keeps: its clients receive `switched` with the same epoch, or all messages.
 #[test]
 fn an_instance_that_missed_too_much() {
     const COUNT: u64 = 3000;
@@ -434,7 +437,7 @@ fn are_rejected(ann: &mut User, ron: &mut User, pat: &mut User) {
     }
 }
 
-/// Section 6.2 in full. Two instances; the clients of both stay connected through the outage.
+/// All that PROTOCOL.md says of an outage. The clients of two instances stay connected throughout.
 fn outage(kind: Outage) {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
     let (mut ann, first) = join(cluster.at(0), "ann", "general", "");
@@ -457,7 +460,7 @@ fn outage(kind: Outage) {
         user.receives_nothing();
     }
 
-    // Long enough for the instances to be declared dead, if the time of an outage counted.
+    // If the time of an outage counted, the instances would be declared dead.
     while start.elapsed() < Duration::from_secs(6) {
         std::thread::sleep(Duration::from_millis(100));
     }
@@ -469,7 +472,7 @@ fn outage(kind: Outage) {
     ron.receives(ron.room_message("ann", message["text"].as_str().unwrap(), 2));
     pat.receives(pat.room_message("ann", message["text"].as_str().unwrap(), 2));
     wait_for_delivery(&mut bob, &mut ann);
-    // Nobody left, nobody joined, nobody was switched; ann is still in her room.
+    // Nobody left, joined or was switched; ann is still in her room.
     for server in &cluster.servers {
         wait_until("new clients are accepted", || is_ready(server));
         assert_eq!(members(server, "general"), ["Anonymous", "ann", "bob", "pat"]);
@@ -503,7 +506,7 @@ fn redis_rejects_writes() {
     outage(Outage::RejectsWrites);
 }
 
-/// A client with two messages on their way, named after the client, when Redis fails.
+/// A client with two messages in flight, named after the client, when Redis fails.
 struct Sender {
     name: String,
     /// `None` after a close with 1013.
@@ -528,7 +531,8 @@ impl Sender {
         }
     }
 
-    /// A client that does not know a fate asks again, on another instance. Returns the texts that the room must have.
+    /// A client that does not know the fate of a message sends it again, on another instance. Returns the texts that
+    /// the room must have.
     fn ask_again(&mut self, server: &Server) -> Vec<String> {
         let mut texts: Vec<String> = ["one", "two"].map(|word| format!("{} {word}", self.name)).into();
         if self.user.is_some() {
@@ -545,7 +549,7 @@ impl Sender {
     }
 }
 
-/// Messages on their way when Redis fails: each client learns the fate, or is closed with 1013 and asks again.
+/// Messages in flight when Redis fails: each client learns their fate, or is closed with 1013 and sends them again.
 #[test]
 fn messages_of_unknown_fate() {
     for kind in [Outage::Stopped, Outage::Killed] {
@@ -621,7 +625,7 @@ fn a_join_on_its_way() {
     publishes(&mut witness, "the end");
 }
 
-/// A switch on its way: an error, and the client is in one room, the one that it was last told.
+/// A switch in flight: the client gets an error, and is in only one room, the last one that it was told.
 #[test]
 fn a_switch_on_its_way() {
     let Some(mut cluster) = Cluster::start(2, &[]) else { return };
@@ -687,7 +691,7 @@ fn a_short_pause_of_redis() {
     }
 }
 
-/// Redis closes the connections of the instances, again and again: nothing is lost or repeated, and nobody is told.
+/// Redis closes the connections of the instances again and again: nothing is lost or repeated, and no client notices.
 #[test]
 fn killed_connections() {
     let Some(cluster) = Cluster::start(2, &[]) else { return };
@@ -702,7 +706,7 @@ fn killed_connections() {
         }
         for (from, to) in [(0, 1), (1, 0)] {
             let [from, to] = if (from, to) == (0, 1) { [&mut ann, &mut bob] } else { [&mut bob, &mut ann] };
-            // A message on its way may be rejected, and is then sent again.
+            // A message in flight may be rejected, and is then sent again.
             let text = format!("{round} from {}", from.name);
             loop {
                 sends_nonce(from, &text);

@@ -50,7 +50,7 @@ pub trait Broker {
     fn next_turn_at(&self) -> Option<Duration> {
         None
     }
-    /// Whether a request would take effect soon.
+    /// Whether requests take effect without a long delay.
     fn is_available(&self) -> bool {
         true
     }
@@ -193,10 +193,10 @@ pub enum RoomEvent {
     JoinRejected { client: Token, error: BrokerError },
     /// A request other than a join failed. The member stays in its room.
     Rejected { client: Token, error: BrokerError, nonce: Option<Rc<str>> },
-    /// The chat may have missed events of the room. `members` are the members on other instances. All members on this
+    /// The chat may have missed events of the room. `members` are the members on other instances. The members on this
     /// server stay, and need the room's new state.
     Resynchronized { room: RoomId, members: Vec<(MemberId, Rc<str>)>, backlog: Backlog },
-    /// The broker does not know whether the room has a message of the client, which must resend the message.
+    /// The broker does not know whether it published a message of the client, which must reconnect and resend it.
     FateUnknown { client: Token },
     /// The broker can no longer store messages, and returns no more events.
     StorageFailed { reason: String },

@@ -1,6 +1,5 @@
-//! Inflates compressed messages (RFC 7692) for display, frame by frame and in bounded memory. The inflater keeps its
-//! window from message to message, so it needs all messages since the context began: those before an inspector attached
-//! are missing. A message that refers to them is shown as it is on the wire.
+//! Inflates compressed messages (RFC 7692) for display, frame by frame and in bounded memory. With context takeover, a
+//! message may refer to earlier ones. If the inflater has not seen those, the message is shown as it is on the wire.
 
 use super::MAX_SHOWN_BYTES;
 use crate::ws::deflate::{Inflater, TAIL};
@@ -24,7 +23,7 @@ pub struct MessageInflater {
     /// Whether each message starts with an empty window.
     is_reset: bool,
     is_broken: bool,
-    /// The end of the output, in which the word may have begun.
+    /// The end of the output, in which `"token"` may have begun.
     last: Vec<u8>,
     has_token: bool,
     /// Maximum number of bytes to inflate of one message: more are over the limit, so the message is invalid.
@@ -60,7 +59,7 @@ impl MessageInflater {
             self.has_token |= self.last.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
             self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
             self.remaining = self.remaining.saturating_sub(output.len() as u64);
-            // A block after a final block may refer to the bytes before it, but the view does not keep those.
+            // A block after a final block may refer to bytes before it, which this inflater does not keep.
             self.is_broken |= step.is_broken || step.is_final || self.remaining == 0;
             if needs_input {
                 break;

@@ -320,7 +320,7 @@ impl Recorder {
                     let start = passed.len() - (frame.received - offset) as usize;
                     let is_public = |inflated: &Inflated| !inflated.has_token && !inflated.is_broken;
                     let is_whole = offset == 0 && frame.is_complete();
-                    // A part of a message cannot show whether there is a token in the rest of it.
+                    // A part of a message does not show whether the rest of it contains a token.
                     if !is_whole
                         || frame.position.is_none_or(|position| position.fragment > 1 || !position.is_last)
                         || !frame.inflated.as_ref().is_some_and(is_public)

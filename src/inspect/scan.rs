@@ -101,7 +101,7 @@ pub struct FrameScanner {
     messages: u64,
     /// Number of fragments of the current message so far, including an incomplete fragment; 0 between messages.
     fragments: u64,
-    /// The limit on a message's inflated bytes, if the endpoints negotiated compression.
+    /// The maximum size of an inflated message, if the endpoints negotiated compression.
     deflates: Option<usize>,
     /// Created with the first compressed message.
     inflater: Option<Box<MessageInflater>>,

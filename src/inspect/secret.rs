@@ -168,8 +168,8 @@ pub fn redact_compressed(header: &Header, payload: &mut [u8]) {
     mask::apply(payload, header.masking_key().unwrap_or_default(), 0);
 }
 
-/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length: a
-/// stored block of `*` and the header of an empty block. So a replay of the recording can inflate it.
+/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length:
+/// a stored block of `*` and the header of an empty block. So a replay of the recording can still inflate the message.
 pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
     let len = (payload_len.saturating_sub(6) as u16).to_le_bytes();
     let start = [0, len[0], len[1], !len[0], !len[1]];

@@ -52,7 +52,7 @@ pub trait Socket: Read + Write {
         0
     }
 
-    /// Removes a complete PROXY header from the input; before that, `WouldBlock`. Returns the client, if it names one.
+    /// Removes a complete PROXY header from the input; until then, `WouldBlock`. Returns the client's address, if any.
     fn read_proxy_header(&self) -> io::Result<Option<SocketAddr>> {
         Ok(None)
     }

@@ -87,7 +87,7 @@ impl Fanout {
             let frames = &mut batch.frames[dialect as usize];
             let start = frames[Variant::Plain as usize].len();
             append_frame(dialect, event, &mut frames[Variant::Plain as usize]);
-            // A new member whose dialect has no `welcome` receives its own join, but alone.
+            // In a dialect without `welcome`, a new member receives its own join too, but separately.
             let is_join = matches!(event, Event::Joined { .. }) && dialect != Dialect::Events;
             let except = except.map(|(of, variant)| if of == dialect { variant } else { Variant::Plain });
             let recipients = Recipients::new(except, is_join);

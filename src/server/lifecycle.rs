@@ -285,8 +285,8 @@ impl<S: Socket> Server<S> {
         self.connections.queue(Work::Write, token);
     }
 
-    /// Handles a failed read. `InvalidInput` stands for plain HTTP on a TLS port, `InvalidData` for an error in the header of
-    /// a proxy or in TLS.
+    /// Handles a failed read. `InvalidInput` means plain HTTP on a TLS port, and `InvalidData` a malformed PROXY header
+    /// or a TLS error.
     pub(super) fn handle_read_error(&mut self, token: Token, error: &io::Error) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let (kind, is_handshake) = (error.kind(), matches!(connection.cold.stage, Stage::Handshake(_)));

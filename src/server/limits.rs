@@ -131,7 +131,7 @@ pub fn memory_broker(config: &Config, random: Random) -> MemoryBroker {
     MemoryBroker::new(memory, random, names)
 }
 
-/// What a broker limits, and how it compares usernames.
+/// The limits of a broker, and its rules for usernames.
 pub fn broker_limits(config: &Config) -> (MemoryConfig, NameRules) {
     let memory = MemoryConfig {
         messages: config.history,

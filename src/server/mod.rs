@@ -217,11 +217,11 @@ impl<S: Socket> Server<S> {
                 self.set_peer(token, client, is_trusted_proxy(client.ip(), &self.config.trusted_proxy));
             }
             Err(error) if !connection.cold.expects_header => self.handle_read_error(token, &error),
-            Ok(None) | Err(_) => {} // without a client's address, or incomplete
+            Ok(None) | Err(_) => {} // the header has no client's address, or is incomplete
         }
     }
 
-    /// `is_proxy`: the peer connects for many clients, so count its connection later, when a header names the client.
+    /// `is_proxy`: the peer connects for many clients, so count the connection later, when a header names the client.
     fn set_peer(&mut self, token: Token, peer: SocketAddr, is_proxy: bool) {
         let Some(connection) = self.connections.get_mut(token) else { return };
         let cold = &mut *connection.cold;
@@ -371,7 +371,7 @@ impl<S: Socket> Server<S> {
         }
     }
 
-    /// Makes later messages of a room refer to no earlier ones, because the client has not received these.
+    /// Makes later messages of a room refer to no earlier ones, which a new member or a new inspector has not received.
     fn restart_compression(&mut self, client: Token, room: RoomId) {
         if let Some((dialect, variant)) = self.format_of(client) {
             let exists = |(room, _): &_| self.chat.rooms.contains_key(room);

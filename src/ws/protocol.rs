@@ -64,7 +64,7 @@ pub struct Protocol {
     pub limits: Limits,
     state: State,
     frames: FrameReader,
-    pub inflaters: Inflaters,               // the server's connections share theirs
+    pub inflaters: Inflaters,               // the connections of a server share them
     message: Option<Box<(Assembler, u32)>>, // an incomplete message, and the number of its frames so far
     control: Vec<u8>, // partial payload of a control frame that spans several reads: at most 125 bytes (§5.5)
     output: Vec<u8>,

@@ -18,11 +18,11 @@ use crate::support::users::events_path;
 use crate::support::{masked, upgrade_request, whole_frames};
 
 const MAX_UNANSWERED: usize = 3;
-/// A client that missed at most this many messages must resume: so few always fit into one `welcome`.
+/// A client that missed at most this many messages must be able to resume: they always fit into one `welcome`.
 const CERTAINLY_FIT: u64 = 500;
 /// The number of messages that a client carries into another epoch.
 const CARRIED: usize = 200;
-/// How long a client waits for its `welcome`, and impatient ones for an answer to a message, before they try another instance.
+/// How long a client waits for its `welcome`, or for the reply to a message if impatient, before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(4);
 const LONG_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -51,15 +51,15 @@ pub struct Client {
     pub room: String,
     pub epoch: String,
     pub last_id: u64,
-    /// `last_id` when Redis restarted for the first time since the epoch was given. An earlier epoch counts only up to the
-    /// messages of its time (section 5.1).
+    /// `last_id` when Redis restarted for the first time since the epoch was given. An earlier epoch counts only for
+    /// the messages that it had then.
     last_id_of_epoch: Option<u64>,
     session: String,
     carried: Vec<(Rc<Value>, Text)>,
     members: BTreeMap<String, usize>,
     pending: Vec<Pending>,
     switching: Option<String>,
-    /// The room of a switch that was answered with an error. Redis may have received it, and execute it later.
+    /// The room of a switch that got an error. Redis may have received the switch, and may execute it later.
     late_switch: Option<String>,
     connection: Option<Connection>,
     away_until: Instant,
@@ -188,7 +188,7 @@ impl Pool {
         if let Some(room) = client.switching.take()
             && self.random.bool()
         {
-            // Which room the lost connection was in last is unknown. The client may join either.
+            // The last room of the lost connection is unknown, so the client may join either.
             client.room = room;
             (client.epoch, client.last_id) = (String::new(), 0);
             client.carried.clear();
@@ -408,7 +408,7 @@ impl Pool {
 
     /// Receives the backlog of a `welcome` or a `switched`, and checks that it is complete.
     fn finish_join(&mut self, number: usize, data: &Value, violation: Option<String>) {
-        // A backlog of the time before a restart may arrive after it.
+        // A backlog from before a restart may arrive after it.
         if self.restarted.is_some_and(|restarted| restarted.elapsed() < LONG_PATIENCE) {
             self.clients[number].last_id_of_epoch = data["last_id"].as_u64();
         }
@@ -461,7 +461,7 @@ impl Pool {
         self.record.insert(&room, &epoch, &message, &text);
     }
 
-    /// What is missing for all clients to agree; empty in the end.
+    /// The reasons why the clients do not agree yet; empty in the end.
     pub fn disagreements(&self) -> Vec<String> {
         let mut rooms: HashMap<&str, (BTreeMap<&str, usize>, u64)> = HashMap::new();
         for client in &self.clients {

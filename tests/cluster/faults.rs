@@ -15,7 +15,7 @@ use crate::support::{Server, signal};
 pub enum Fault {
     KillInstance(usize),
     StopInstance(usize),
-    /// SIGTERM, which closes connections one by one.
+    /// SIGTERM with a drain, which closes connections one by one.
     DrainInstance(usize),
     Cut(usize),
     /// Redis executes what it receives, but its replies are lost.
@@ -30,7 +30,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Two faults of one target at a time would end each other.
+    /// Two simultaneous faults of one target would end each other.
     fn target(self) -> usize {
         match self {
             Fault::KillInstance(i) | Fault::StopInstance(i) | Fault::DrainInstance(i) => i,
@@ -46,7 +46,7 @@ struct Current {
     end: Instant,
 }
 
-/// The processes, and what is wrong with them.
+/// The processes and their current faults.
 pub struct Machines {
     pub redis: RedisServer,
     /// `None` while the instance is down.
@@ -55,7 +55,7 @@ pub struct Machines {
     proxies: Vec<Proxy>,
     args: Vec<String>,
     current: Vec<Current>,
-    /// The faults that are still to come in this round, in reverse.
+    /// The remaining faults of this round, in reverse order.
     deck: Vec<Fault>,
     next: Instant,
     pub counts: Vec<(String, usize)>,
@@ -73,7 +73,7 @@ impl Machines {
         let mut machines = Machines {
             redis,
             servers: Vec::new(),
-            // As for Redis: nobody else gets the port while the instance is down.
+            // As for Redis: no other program gets the port while the instance is down.
             addrs: (0..count).map(|_| ([127, 0, 0, 1], crate::redis_server::free_port()).into()).collect(),
             proxies,
             args,
@@ -121,11 +121,11 @@ impl Machines {
             self.deck = self.kinds();
             random.shuffle(&mut self.deck);
         }
-        // Each kind has its turn, so that even a short run has most of them.
+        // The kinds take turns, so that even a short run has most of them.
         let is_free = |fault: &Fault| self.current.iter().all(|current| current.fault.target() != fault.target());
         let Some(at) = self.deck.iter().rposition(is_free) else { return };
         let fault = self.deck.remove(at);
-        // Long enough, now and then, that an instance counts as dead or a timeout expires.
+        // Sometimes long enough that an instance counts as dead or a timeout expires.
         let length = match fault {
             Fault::KillConnections | Fault::Flush => 0,
             _ if random.u8(..3) == 0 => random.u64(5500..9000),
@@ -196,7 +196,7 @@ impl Machines {
     fn end_until(&mut self, now: Instant) {
         while let Some(at) = self.current.iter().position(|current| current.end <= now) {
             let fault = self.current.swap_remove(at).fault;
-            // A stop waits for messages whose fate is not known yet. The clients need to go on meanwhile.
+            // A stop waits for messages whose fate is unknown. Meanwhile, the clients must continue.
             if let Fault::DrainInstance(i) = fault
                 && self.servers[i].as_mut().is_some_and(Server::is_running)
             {

@@ -1,5 +1,5 @@
-//! Several instances, one Redis, hundreds of clients, and faults of everything, drawn from a seed. The clients reconnect
-//! and resend; a checker compares what they receive with PROTOCOL.md.
+//! Several instances, one Redis, hundreds of clients, and faults in all of them, drawn from a seed. The clients
+//! reconnect and resend; a checker compares what they receive with PROTOCOL.md.
 //!
 //! ```text
 //!   cargo test --features redis --test cluster                                   a short run
@@ -8,7 +8,7 @@
 //!   cargo test --features redis --test cluster -- --rolling                      instances restart one after the other
 //! ```
 //!
-//! The seed decides the faults and the actions of the clients. Time is real, so two runs of one seed are alike, not equal.
+//! The seed decides the faults and the actions of the clients. Time is real, so two runs of a seed differ.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -145,7 +145,7 @@ impl Run {
         }
     }
 
-    /// Compares all that is stored with all that was seen, and lets every client resume once more.
+    /// Compares everything stored with everything seen, and lets every client resume once more.
     fn check_end(&mut self) {
         let rooms: BTreeSet<String> = self.pool.clients.iter().map(|client| client.room.clone()).collect();
         for (i, room) in rooms.iter().enumerate() {
@@ -201,7 +201,7 @@ fn main() -> ExitCode {
             });
             restarted += 1;
         } else if arguments.has_faults && run.machines.turn() && Instant::now() + Duration::from_secs(1) < end {
-            // Many messages are on their way when the fault begins.
+            // Many messages are in flight when the fault begins.
             (0..random.usize(..200)).for_each(|_| run.pool.act());
             (0..random.usize(..3)).for_each(|_| run.turn());
             run.machines.fail(&mut random);

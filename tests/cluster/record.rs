@@ -1,12 +1,12 @@
-//! What all clients have seen together, compared with PROTOCOL.md, sections 5 and 6: within an epoch, an id stands for one
-//! message; a message of one nonce has one id; and what was rejected never appears.
+//! Everything that the clients have seen, compared with PROTOCOL.md ("History and resuming", "Several instances"):
+//! within an epoch, an id stands for one message; a nonce stands for one id; and rejected messages never appear.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use serde_json::Value;
 
-/// A message as a client received it: the text of its JSON.
+/// A message as a client received it, as JSON text.
 pub type Text = Rc<str>;
 
 /// The messages of a room in one epoch. Clients that resume carry what they know into the epoch in which they resume.
@@ -104,7 +104,7 @@ impl Record {
         history.and_then(|history| history.messages.keys().next_back().copied()).unwrap_or_default()
     }
 
-    /// Compares what the server has in the end with everything that any client has seen.
+    /// Compares what the server has in the end with everything that the clients have seen.
     pub fn check_end(&mut self, room: &str, epoch: &str, stored: &[Value]) {
         let first = stored.first().and_then(|message| message["id"].as_u64()).unwrap_or(1);
         for message in stored {

@@ -46,7 +46,7 @@ pub fn wait_until_ready(server: &Server) {
     wait_until("the instance accepts clients", || is_ready(server));
 }
 
-/// Whether a chat handshake would not be rejected with a 503.
+/// Whether the instance accepts chat handshakes, rather than reject them with a 503.
 pub fn is_ready(server: &Server) -> bool {
     let tokens = ["dev-token", "secret-any"].map(|token| get(&format!("/check?token={token}")));
     tokens.iter().any(|request| response(server, request).body.contains(r#""status":101"#))
@@ -65,7 +65,7 @@ pub fn join(server: &Server, name: &str, room: &str, resume: &str) -> (User, Val
     (user, welcome)
 }
 
-/// The data of the `welcome` of a guest who leaves again.
+/// Lets a guest join and leave, and returns the data of its `welcome`.
 pub fn welcome(server: &Server, room: &str, resume: &str) -> Value {
     let (user, welcome) = join(server, "guest", room, resume);
     user.leaves();

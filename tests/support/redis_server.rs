@@ -1,5 +1,5 @@
-//! A real `redis-server` for one test, with its own port and directory: it can be killed, stopped, and restarted with or
-//! without its data. It runs beside the service that a package may have started, and does not use it.
+//! A real `redis-server` for one test, with its own port and directory: it can be killed, stopped, and restarted with
+//! or without its data. It is independent of any Redis service on the machine.
 #![allow(dead_code)] // each test binary uses its own part
 
 use std::fs;
@@ -63,7 +63,7 @@ impl RedisServer {
         Some(RedisServer { program, directory, persistence, options, password, port, process, keeps_directory })
     }
 
-    /// Starts Redis, with the data that is in its directory, and waits until it executes commands.
+    /// Starts Redis with the data in its directory, and waits until it executes commands.
     pub fn launch(&mut self) {
         assert!(self.process.is_none(), "Redis is not running");
         self.repair_data();
@@ -119,7 +119,7 @@ impl RedisServer {
         self.url_by(self.addr())
     }
 
-    /// The URL by way of a proxy.
+    /// The URL through a proxy.
     pub fn url_by(&self, addr: SocketAddr) -> String {
         let password = self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         format!("redis://{password}{addr}")

@@ -1,17 +1,17 @@
-//! Signs of life: whether Redis answers this instance, and whether the other instances still beat.
+//! Heartbeats: whether Redis responds to this instance, and whether the other instances are alive.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-// The others declare an instance dead after this many of their own beats without one of its own: after 3.5 to 4.5 s. The
-// count does not grow while Redis does not answer.
+// An instance counts as dead once another one has sent this many beats since its last beat: after 3.5 to 4.5 s. The
+// count does not grow while Redis does not respond.
 const SILENT_BEATS: u32 = 7;
 const MAX_WAIT: Duration = Duration::from_secs(2); // Redis counts as unavailable once a call has waited this long
 
 #[derive(Default)]
 pub struct Beats {
     pub next_at: Duration,
-    pub is_calling: bool,                   // a call has neither a reply nor events yet
+    pub is_calling: bool,                   // a call is in flight: no reply, no events
     pub calls: VecDeque<(u64, Duration)>,   // last request and time of each call whose events have not arrived
     pub rejection: Option<String>,          // why there is no connection, or why Redis rejects calls
     others: HashMap<String, (String, u32)>, // per instance: its newest beat, and our beats since
@@ -37,8 +37,8 @@ impl Beats {
         self.others.clear();
     }
 
-    /// Counts our beats since the newest beat of each other instance. Returns the instances that have stopped, and their
-    /// last beats. `beats` contains instances and their beats by turns.
+    /// Counts our beats since the newest beat of each other instance. Returns the silent instances and their last
+    /// beats. In `beats`, each instance is followed by its beat.
     pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
             return Vec::new(); // the reply to a call that is no beat
@@ -69,7 +69,7 @@ impl Beats {
         }
         match is_available {
             true => log::info!("REDIS available, instance {instance}"),
-            false => log::warn!("REDIS unavailable: {}", self.rejection.as_deref().unwrap_or("it does not answer")),
+            false => log::warn!("REDIS unavailable: {}", self.rejection.as_deref().unwrap_or("it does not respond")),
         }
     }
 }

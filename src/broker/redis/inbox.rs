@@ -43,13 +43,13 @@ pub struct PrivatePayload {
 pub enum InboxEvent {
     /// All events of the requests up to this number have arrived.
     Executed(u64),
-    /// A request failed because of a fault of the script.
+    /// A request failed because of a bug in the script.
     Failed(Box<str>),
-    /// The room has a new epoch, and the same messages.
+    /// The room has a new epoch, but the same messages.
     Renewed(Rc<str>, Rc<str>),
-    /// The room has its first member on this instance: its members on other instances.
+    /// The room now has a member on this instance. Lists its members on other instances.
     Opened(Rc<str>, Vec<(u32, u64, Rc<str>)>),
-    /// A client of this instance has joined: the client, the room before, the room, and the room's history.
+    /// A client of this instance has joined: client, previous room, room, history of the room.
     Joined(u64, Option<Rc<str>>, Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>),
     JoinRejected(u64),
     /// A client of another instance has joined: room, instance, client, username.
@@ -66,6 +66,6 @@ pub enum InboxEvent {
     Typing(Rc<str>, u32, u64, Rc<str>),
     /// A request other than a join failed: client, reason, detail, nonce.
     Rejected(u64, Box<str>, Rc<str>, Option<Rc<str>>),
-    /// The state of a room whose events may have been missed: name, history, members.
+    /// The state of a room of which this instance may have missed events: name, history, members.
     Synced(Rc<str>, Rc<str>, u64, bool, Vec<(u64, Payload)>, Vec<(u32, u64, Rc<str>)>),
 }

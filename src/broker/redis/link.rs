@@ -1,5 +1,5 @@
-//! The threads that talk to Redis, so that the event loop need not wait for it. One thread sends the calls of the
-//! script, and another reads the instance's inbox. Each connects again when its connection fails.
+//! The threads that talk to Redis, so that the event loop never waits for it. One thread calls the script, and the
+//! other reads the instance's inbox. Each reconnects when its connection fails.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::thread::{Builder, JoinHandle};
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind};
 
-pub const DONE: &str = "done"; // the reply to a call whose only news are in the inboxes
+pub const DONE: &str = "done"; // the reply to a call whose results are all in the inboxes
 
 const MAX_ENTRIES: usize = 256; // maximum number of inbox entries per read
 const MIN_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must go on within a second once Redis is back
+const MAX_BACKOFF: Duration = Duration::from_millis(400); // delivery must resume within a second after Redis is back
 
 /// The connections to Redis, as the broker sees them.
 pub trait Link {
     /// Calls the script with these arguments, after all earlier calls.
     fn call(&mut self, arguments: Vec<String>);
-    /// Reads the inbox `key` from the entry after `after`, as long as the Redis data has this lineage.
+    /// Reads the entries of the inbox `key` that follow `after`, while the Redis data has this lineage.
     fn read_inbox(&mut self, key: &str, after: u64, lineage: &str);
     fn next_event(&mut self) -> Option<LinkEvent>;
 }
@@ -26,7 +26,7 @@ pub trait Link {
 pub enum LinkEvent {
     /// `lineage` identifies the server process and the data that it holds.
     Connected { lineage: String, warning: Option<String> },
-    /// The reply to a call. `Err`: Redis has rejected the call, and executed nothing of it.
+    /// The reply to a call. `Err`: Redis rejected the call and executed none of it.
     Reply(Result<Vec<String>, String>),
     /// Entries of the inbox: their ids and events.
     Inbox(Vec<(u64, String)>),
@@ -37,7 +37,7 @@ pub enum LinkEvent {
 pub struct Threads {
     calls: Option<Sender<(u64, Vec<String>)>>, // `None` stops the thread
     reads: Sender<Read>,
-    events: Receiver<(u64, LinkEvent)>, // each event with its session
+    events: Receiver<(u64, LinkEvent)>, // each event with the number of its session or `Read`
     caller: Option<JoinHandle<()>>,
     session: u64, // number of the connection for calls
     reading: u64, // number of the newest `Read`
@@ -66,7 +66,7 @@ impl<W: Fn()> Reporter<W> {
 }
 
 impl Threads {
-    /// `timeout` bounds every wait for Redis. `wake` tells the event loop that there is an event.
+    /// `timeout` bounds every wait for Redis. `wake` wakes the event loop to read an event.
     pub fn start(
         client: Client,
         script: &str,
@@ -111,7 +111,7 @@ impl Link for Threads {
 }
 
 impl Drop for Threads {
-    /// Waits until the last call is sent. The other thread ends by itself.
+    /// Waits for the thread that sends the calls, so that Redis gets the last one. The other thread ends by itself.
     fn drop(&mut self) {
         self.calls = None;
         self.caller.take().into_iter().for_each(|thread| _ = thread.join());
@@ -131,15 +131,15 @@ fn connect(client: &Client, timeout: Duration) -> RedisResult<(Connection, Strin
     Ok((connection, lineage))
 }
 
-/// Returns what an operator should change, because Redis may delete keys of the chat.
+/// Returns a warning for the operator if Redis may evict keys of the chat.
 fn find_eviction(connection: &mut Connection) -> Option<String> {
-    // Some hosts of Redis forbid CONFIG.
+    // Some hosted Redis services forbid CONFIG.
     let policy: Vec<String> = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").query(connection).ok()?;
     let policy = policy.into_iter().nth(1).filter(|policy| policy != "noeviction")?;
     Some(format!("maxmemory-policy is {policy}, so Redis may delete parts of the chat; set it to noeviction"))
 }
 
-/// Waits before the next try to connect, longer each time. Returns `false` if the server stops.
+/// Waits before reconnecting: exponential backoff with jitter. Returns `false` if the server stops.
 fn back_off<T>(wait: &mut Duration, channel: &Receiver<T>) -> bool {
     let mut random = [0];
     _ = getrandom::fill(&mut random);
@@ -149,7 +149,7 @@ fn back_off<T>(wait: &mut Duration, channel: &Receiver<T>) -> bool {
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
         match channel.recv_timeout(left) {
-            Ok(_) => {} // a call for a connection that has failed
+            Ok(_) => {} // drop the call: its connection has failed
             Err(RecvTimeoutError::Timeout) => return true,
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -199,7 +199,8 @@ fn send_calls(
     }
 }
 
-/// Whether Redis has rejected a call without executing it. A replica is an error of the connection: the master is elsewhere.
+/// Whether Redis rejected a call without executing it. Other errors end the connection: a script may fail after its
+/// first writes (`ResponseError`), and if this server is a replica (`ReadOnly`), the master is elsewhere.
 fn was_rejected(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Server(kind) => kind != ServerErrorKind::ReadOnly && kind != ServerErrorKind::ResponseError,
@@ -231,7 +232,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
                 }
             }
         }
-        // A new lineage comes with a new `Read`.
+        // If the lineage has changed, the broker registers again, and then sends a new `Read`.
         loop {
             match reads.recv_timeout(wait) {
                 Ok(newer) => read = newer,
@@ -243,7 +244,7 @@ fn read_inboxes(client: &Client, reads: &Receiver<Read>, timeout: Duration, repo
     }
 }
 
-/// Waits for entries, but not long, so that the thread notices a new `Read`.
+/// Waits for entries, but only briefly, so that the thread soon notices a new `Read`.
 fn read_entries(connection: &mut Connection, read: &Read, timeout: Duration) -> RedisResult<Vec<(u64, String)>> {
     type Streams = Option<Vec<(String, Vec<(String, (String, String))>)>>;
     let block = (timeout / 2).min(Duration::from_millis(500)).as_millis() as u64;

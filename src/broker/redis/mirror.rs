@@ -1,4 +1,4 @@
-//! What this instance knows of the rooms and of its clients, as far as it has read its inbox. Only the inbox changes it.
+//! The state of the rooms and of this instance's clients, as of the last entry that was read from the inbox.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
@@ -17,7 +17,7 @@ pub struct Mirror {
     pub clients: TokenMap<Box<Client>>,
     client_ids: HashMap<Rc<str>, Token>,
     pub rooms: Rooms,
-    opened: HashMap<Rc<str>, (User, usize)>, // per room: who opened it, and the number of clients in it or on their way
+    opened: HashMap<Rc<str>, (User, usize)>, // per room: who opened it, and the number of clients in it or joining it
     pub events: VecDeque<RoomEvent>,
 }
 
@@ -55,7 +55,7 @@ impl Mirror {
         members
     }
 
-    /// Removes the clients whose request to leave Redis has not executed.
+    /// Removes the clients that are about to leave, whether or not Redis has executed their requests.
     pub fn remove_leaving(&mut self) {
         for client in self.members() {
             if self.clients.get(&client).is_some_and(|record| record.is_leaving || record.is_hidden) {
@@ -72,7 +72,7 @@ impl Mirror {
         })
     }
 
-    /// Whether a switch of the client to another room empties a room that its user opened.
+    /// Whether the client is the last one in a room that its user opened, so that a switch frees the room.
     pub fn switch_frees_room(&self, record: &Client) -> bool {
         let opened = self.opened.get(&record.target);
         opened.is_some_and(|(opener, count)| *count == 1 && *opener == record.join.user)
@@ -146,7 +146,7 @@ impl Mirror {
     fn apply_join(&mut self, client: Token, from: Option<Rc<str>>, to: &Rc<str>, backlog: Backlog) {
         let Some(record) = self.clients.get_mut(&client) else { return };
         if record.room.is_some() && from.is_none() {
-            return; // the reply to a request that was sent twice
+            return; // a second reply to a join that was sent twice
         }
         let (is_visible, session) = (!record.is_hidden, record.session);
         record.room = Some(Rc::clone(to));
@@ -200,7 +200,7 @@ impl Mirror {
         self.events.push_back(RoomEvent::Private { recipients, message });
     }
 
-    /// Applies the state of a room whose events may be missing. The chat learns what the members missed.
+    /// Applies the state of a room of which this instance may have missed events, and queues what the members missed.
     fn apply_sync(&mut self, name: &Rc<str>, backlog: Backlog, members: BTreeMap<MemberId, Rc<str>>) {
         let Some(room) = self.rooms.by_name.get_mut(name) else { return };
         (room.is_synced, room.epoch, room.last_id) = (true, Rc::clone(&backlog.epoch), backlog.last_id);

@@ -11,12 +11,12 @@
 //!
 //! Nothing takes effect before its event arrives in the inbox. Three cases need care:
 //!
-//! - *A call has no reply.* Redis may have executed it or not. After the next connect, Redis says which request it
-//!   executed last, and executes no other request of an earlier connection. So every request is executed once.
-//! - *The instance was silent.* The others have removed its clients from the rooms. It reads the rest of its inbox, makes
-//!   its clients members again (`rejoin`) and asks what it missed in each room (`sync`).
+//! - *A call has no reply.* Redis may have executed it or not. After a reconnect, Redis reports the last request that
+//!   it executed, and from then on rejects calls of earlier connections. So every request is executed exactly once.
+//! - *The instance was silent.* The others have removed its clients from the rooms. It reads the rest of its inbox,
+//!   makes its clients members again (`rejoin`) and requests what it missed in each room (`sync`).
 //! - *Redis has lost data*, or another Redis server has taken over. A new generation begins, in which every room has a
-//!   new epoch. An instance that has seen more than Redis still has does the same as a silent one.
+//!   new epoch. An instance that has seen more than Redis still has proceeds like a silent one.
 
 mod beats;
 pub mod inbox;
@@ -39,17 +39,17 @@ use mirror::Mirror;
 use requests::{Kind, QueuedRequest, Requests, flag};
 
 pub const SCRIPT: &str = include_str!("script.lua");
-const PROTOCOL: &str = "1"; // instances with another version of the script or of its keys must not share them
+const PROTOCOL: &str = "1"; // instances with different versions of the script or of its keys must not share data
 
 const BEAT: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(200);
-const EXPIRY: Duration = Duration::from_secs(600); // until Redis forgets an instance that does not come back
+const EXPIRY: Duration = Duration::from_secs(600); // Redis forgets an instance that has been gone for this long
 
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub prefix: String,       // of all keys
     pub timeout: Duration,    // how long a request waits for Redis
-    pub limits: MemoryConfig, // `bytes` does not apply: Redis has its own limit of memory
+    pub limits: MemoryConfig, // `bytes` does not apply: Redis has its own memory limit
 }
 
 pub struct RedisBroker {
@@ -72,16 +72,16 @@ struct Inbox {
     lineage: String,
     connection: String, // number of the connection, from Redis
     read: u64,          // id of the last entry that was read
-    has_gap: bool,      // Redis has deleted entries, because the inbox was full
+    has_gap: bool,      // entries are missing: the inbox was full, so Redis trimmed it
 }
 
 enum Stage {
     Lost,
-    /// `open_at`: when to register, if Redis has rejected the first try.
+    /// `open_at`: when to register again, after Redis rejected a call.
     Connected {
         open_at: Option<Duration>,
     },
-    /// The instance was declared dead, and reads the events from before.
+    /// The others have declared this instance dead. It first reads the rest of its inbox, up to this entry.
     CatchingUp {
         until: u64,
     },
@@ -89,7 +89,7 @@ enum Stage {
 }
 
 impl RedisBroker {
-    /// Connects to the Redis server at `url`. If the server does not answer, the broker waits for it. `Err` is an error text.
+    /// Connects to the Redis server at `url`. If it does not respond, the broker keeps trying. `Err` is an error text.
     pub fn open(
         url: &str,
         settings: Settings,
@@ -125,7 +125,7 @@ impl RedisBroker {
         }
     }
 
-    /// Sends the next call, if Redis has executed the one before: meanwhile, requests gather for one call.
+    /// Sends the next call once the previous one is executed. Meanwhile, requests gather for it.
     fn flush(&mut self) {
         if !matches!(self.stage, Stage::Registered) || self.beats.is_calling {
             return;
@@ -160,7 +160,7 @@ impl RedisBroker {
 
     // ---- Time ----
 
-    /// Ends requests that have waited too long.
+    /// Gives up the requests that have waited too long.
     fn expire_requests(&mut self) {
         while let Some(request) = self.requests.pop_expired(self.now, self.settings.timeout) {
             let QueuedRequest { client, kind, is_sent, .. } = request;
@@ -189,7 +189,7 @@ impl RedisBroker {
         }
     }
 
-    /// The client's join failed. If Redis may execute the join nevertheless, the client leaves at once.
+    /// Rejects a join that has waited too long. If Redis may still execute the join, a leave follows it.
     fn give_up_join(&mut self, client: Token, is_sent: bool) {
         let Some(record) = self.mirror.clients.get_mut(&client) else { return };
         record.is_hidden = true;
@@ -229,13 +229,13 @@ impl RedisBroker {
         self.inbox.has_gap |= id != self.inbox.read + 1;
         self.inbox.read = id;
         if self.inbox.has_gap {
-            return; // the instance registers again, as one that knows nothing
+            return; // `flush` registers the instance again, as one that knows nothing
         }
         for event in events.lines() {
             match serde_json::from_str(event) {
                 Ok(InboxEvent::Executed(number)) => {
                     self.requests.confirm(number);
-                    self.beats.confirm(number); // replaces the reply, which is not worth a turn of the event loop
+                    self.beats.confirm(number); // so the reply need not wake the event loop
                 }
                 Ok(event) => self.mirror.apply(event),
                 Err(error) => log::error!("REDIS an event is invalid: {error}"),
@@ -296,8 +296,8 @@ impl RedisBroker {
         }
     }
 
-    /// Makes all clients members of their rooms again, and asks what they missed. `is_lost`: Redis does not know which of
-    /// the requests that were sent it has executed.
+    /// Makes all clients members of their rooms again, and requests what they missed. `is_lost`: Redis no longer knows
+    /// which of the sent requests it executed.
     fn rejoin(&mut self, is_lost: bool) {
         self.stage = Stage::Registered;
         let waiting = self.requests.take();
@@ -387,10 +387,10 @@ impl Broker for RedisBroker {
 }
 
 impl Drop for RedisBroker {
-    /// Removes this instance from Redis, so that the others need not wait until it counts as dead.
+    /// Removes this instance from Redis, so that the others see its clients leave at once.
     fn drop(&mut self) {
         if self.is_available() {
-            self.beats.is_calling = false; // the link keeps the order, and nobody waits for a reply any more
+            self.beats.is_calling = false; // do not wait for the reply: the link keeps the order of calls
             self.requests.take();
             self.push_internal("close", Vec::new());
             self.flush();

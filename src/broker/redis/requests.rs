@@ -1,5 +1,5 @@
 //! The requests that Redis has not confirmed, oldest first. A request keeps its number when it is sent again, so Redis
-//! executes it once, even if the reply to the first call was lost.
+//! executes it only once, even if the first reply was lost.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -46,12 +46,12 @@ impl QueuedRequest {
         QueuedRequest { number: 0, client, kind, name, arguments, submitted_at: now, is_sent: false }
     }
 
-    /// Whether a newer round of `rejoin` replaces the request.
+    /// Whether a new round of `rejoin` makes the request obsolete.
     pub fn is_obsolete(&self) -> bool {
         matches!(self.name, "rejoin" | "retain" | "sync" | "reap" | "probe")
     }
 
-    /// The size of the request. A server that stops waits for requests that expire, so the others do not count.
+    /// Internal requests never expire, so they do not count: a server that shuts down waits until 0 bytes are queued.
     fn bytes(&self) -> usize {
         if self.kind == Kind::Internal { 0 } else { self.size() }
     }
@@ -73,7 +73,7 @@ impl Requests {
         self.sent < self.queue.len()
     }
 
-    /// Takes the next requests for a call of the script: their arguments, and the number of the last one.
+    /// Returns the arguments of the next call of the script, and the number of its last request.
     pub fn take_batch(&mut self) -> (Vec<String>, u64) {
         let (mut arguments, mut bytes, mut last) = (Vec::new(), 0, 0);
         for request in self.queue.range_mut(self.sent..).take(MAX_REQUESTS) {
@@ -97,13 +97,13 @@ impl Requests {
         }
     }
 
-    /// Redis has executed the requests up to `number`, and will execute no later one by an earlier call.
+    /// Redis has executed the requests up to `number`, and earlier calls will execute no further ones.
     pub fn set_executed(&mut self, number: u64) {
         self.sent = self.queue.partition_point(|request| request.number <= number);
         self.queue.range_mut(self.sent..).for_each(|request| request.is_sent = false);
     }
 
-    /// Takes a request that has waited too long.
+    /// Removes and returns a request that has waited too long.
     pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<QueuedRequest> {
         let is_expired =
             |request: &QueuedRequest| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
@@ -111,7 +111,7 @@ impl Requests {
         self.remove(at)
     }
 
-    /// Drops what a client has asked for, because it must connect and ask again. Its leave stays.
+    /// Drops the requests of a client that must reconnect and resend them. Its leave stays.
     pub fn drop_requests(&mut self, client: Token) {
         let is_dropped = |request: &QueuedRequest| request.client == client && request.kind != Kind::Internal;
         while let Some(at) = self.queue.iter().position(is_dropped) {
@@ -151,7 +151,7 @@ impl Requests {
 
 // ---- Arguments ----
 
-/// A JSON text. The values have no maps with keys that are not strings, so serialization cannot fail.
+/// Serializes a value. This cannot fail, because no value has a map with keys that are not strings.
 pub fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

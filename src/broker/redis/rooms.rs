@@ -1,4 +1,4 @@
-//! The rooms with members on this instance, as far as this instance has read its inbox.
+//! The rooms with members on this instance, as of the last entry that was read from the inbox.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -9,10 +9,10 @@ pub struct Room {
     pub id: RoomId, // a new one each time the room opens
     pub epoch: Rc<str>,
     pub last_id: u64,
-    pub is_synced: bool, // if not, events may be missing, and a request `sync` is on its way
+    pub is_synced: bool, // if not, events may be missing, and a `sync` request is pending
     remote: BTreeMap<MemberId, Rc<str>>,
     visible: usize, // clients here that the chat knows as members
-    hidden: usize,  // clients here that gave up before Redis accepted their join, and leave again
+    hidden: usize,  // clients here whose join took too long; they will leave
 }
 
 #[derive(Default)]
@@ -22,14 +22,14 @@ pub struct Rooms {
 }
 
 impl Rooms {
-    /// Creates the room that the next join fills, unless the room exists.
+    /// Creates a room for the join that follows, unless the room exists.
     pub fn open(&mut self, name: Rc<str>, remote: BTreeMap<MemberId, Rc<str>>) {
         let (id, epoch) = (RoomId(0), "".into());
         let room = Room { id, epoch, last_id: 0, is_synced: true, remote, visible: 0, hidden: 0 };
         self.by_name.entry(name).or_insert(room);
     }
 
-    /// Adds a client of this instance. `Opened` precedes the first that the chat knows.
+    /// Adds a client of this instance. Returns `Opened` for the room's first client that the chat knows.
     pub fn join(&mut self, name: &Rc<str>, is_visible: bool) -> Option<RoomEvent> {
         let room = self.by_name.get_mut(name)?;
         if !is_visible {
@@ -53,7 +53,7 @@ impl Rooms {
         }
     }
 
-    /// Returns a room that the chat knows and whose events are complete.
+    /// Returns a room whose events are complete.
     pub fn synced(&mut self, name: &str) -> Option<&mut Room> {
         self.by_name.get_mut(name).filter(|room| room.is_synced)
     }
@@ -64,7 +64,7 @@ impl Rooms {
         let rooms = self.by_name.iter();
         let rooms = rooms.map(|(name, room)| (Rc::clone(name), Rc::clone(&room.epoch), room.last_id));
         let mut rooms: Vec<_> = rooms.collect();
-        rooms.sort_unstable(); // a simulation with the same seed takes the same course
+        rooms.sort_unstable(); // so that a simulation can repeat its course
         rooms
     }
 
@@ -94,7 +94,7 @@ impl Room {
         (was_member && self.is_visible()).then_some(RoomEvent::Left { room: self.id, member })
     }
 
-    /// Replaces the members of other instances. Returns the events that lead from the members before to `members`.
+    /// Replaces the members of other instances. Returns the events for those that left and those that joined.
     pub fn replace_remote(&mut self, members: BTreeMap<MemberId, Rc<str>>) -> Vec<RoomEvent> {
         let gone: Vec<MemberId> = self.remote.keys().filter(|member| !members.contains_key(member)).copied().collect();
         let left: Vec<_> = gone.into_iter().filter_map(|member| self.remove_remote(member)).collect();

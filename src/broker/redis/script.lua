@@ -1,6 +1,6 @@
 #!lua
--- Executes the requests of one instance, in their order. Redis runs one script at a time and runs it whole, so all
--- instances see one order of events, and every event goes to exactly the instances whose clients must receive it.
+-- Executes the requests of one instance, in order. Redis runs one script at a time, from start to end, so all instances
+-- see one order of events, and every event goes to exactly the instances whose clients must receive it.
 --
 -- Each instance has an inbox: a stream whose entries have consecutive ids. The events of one call become one entry in
 -- the inbox of each instance concerned. PREFIX stands for `--redis-prefix`; A is an address, `instance/client`:
@@ -55,10 +55,11 @@ local function prepare_inbox(of, generation)
     return fields[1] and not fields[3]
 end
 
--- Registers the instance, which has read its inbox up to the entry `read` in the generation `believed`. The data of Redis
--- has a lineage: the server process that holds it. If the lineage has changed, Redis may have lost its newest writes,
--- so a new generation begins, and with it a new epoch in each room. An epoch of an earlier generation counts for the
--- messages that Redis still had when that generation ended, and for all messages if it had lost nothing.
+-- Registers the instance, which has read its inbox up to the entry `read`, in the generation `believed`. The data of
+-- Redis has a lineage, which identifies the server process that holds it. If the lineage has changed, Redis may have
+-- lost its newest writes, so a new generation begins, and with it a new epoch in each room. An epoch of an earlier
+-- generation counts for the messages that Redis still had when that generation ended, and for all messages if it had
+-- lost nothing.
 local function open()
     local protocol, lineage, new_generation, believed, read = take(), take(), take(), take(), take()
     local known = call('HMGET', meta, 'protocol', 'lineage', 'generation')
@@ -83,7 +84,7 @@ local function open()
     local status = 'known'
     local entry, base, has_read = tonumber(fields[4] or '0'), tonumber(fields[1]), tonumber(read)
     if not exists or entry < has_read or (believed ~= generation and base < has_read) then
-        -- Redis has lost entries that the instance has read, or the instance has lost some.
+        -- Redis has lost entries that the instance has read, or the instance has missed some.
         status = 'lost'
         if believed ~= '' then
             call('HSET', meta, 'continuous_from', string.match(generation, '^%d+'))
@@ -96,14 +97,14 @@ local function open()
         if fields[2] then
             status = 'dead'
         end
-        -- Once every instance has shown that it has seen no more than Redis still has, nobody has.
+        -- Once every instance has shown that it saw nothing that Redis has lost, no client has.
         if call('SREM', prefix .. ':unproven', instance) == 1 and call('EXISTS', prefix .. ':unproven') == 0 then
             call('HSET', meta, 'continuous_from', call('HGET', meta, 'if_proven'))
         end
     end
     call('HDEL', record, 'dead')
     call('SADD', prefix .. ':instances', instance)
-    call('HINCRBY', record, 'beat', 1) -- the others must not count from its last beat before it was silent
+    call('HINCRBY', record, 'beat', 1) -- otherwise, the others would still count from its last beat before the silence
     local connection = call('HINCRBY', record, 'connection', 1)
     return { status, generation, text(connection), fields[3] or '0', fields[4] or '0' }
 end
@@ -236,8 +237,9 @@ local function is_same_history(state, epoch, since)
     return false
 end
 
--- The newest messages below `before` and above `since`, at most `count` and `bytes`, as JSON; their number; the first id.
--- With `is_page`, a message above `bytes` gets its own page, so that paging cannot get stuck.
+-- Returns the newest messages with ids between `since` and `before`, at most `count` of them and `bytes` long, as JSON;
+-- their number; the first id. With `is_page`, a message longer than `bytes` is a page of its own, so that paging cannot
+-- get stuck.
 local function messages_of(room, before, since, count, bytes, is_page)
     local found, first, upper = {}, before, '(' .. text(before) .. '-0'
     while before > 0 and #found < count do
@@ -296,7 +298,7 @@ local function drop_history(room)
     rooms[room] = nil
 end
 
--- Keeps the history of an empty room for a while. The first that goes is one without a message.
+-- Keeps the history of an empty room for a while. If there are too many, rooms without a message go first.
 local function keep_empty(room)
     local score = tonumber(call('TIME')[1]) - (room_of(room).last_id == 0 and 1e11 or 0)
     call('ZADD', prefix .. ':empty', score, room)
@@ -339,7 +341,7 @@ local function remove(id, client, except)
     exit(fields.room, id, client)
 end
 
--- Tells the instance of a client, and then the other instances, that the client is a member of a room now.
+-- Sends `joined` to the instance of a new member of a room, and then `arrived` to the other instances.
 local function announce_member(client, from, room, username, epoch, since, again)
     if again or call('HGET', key('present', room), instance) == '1' then
         push(instance, '{"opened":[' .. quote(room) .. ',' .. members_of(room, address(instance, client)) .. ']}')
@@ -356,7 +358,7 @@ local function reject(client, reason, detail, nonce)
     push(instance, '{"rejected":[' .. client .. ',' .. quote(reason) .. ',' .. quote(detail) .. ',' .. nonce .. ']}')
 end
 
--- Whether the client may use a username. If not, the client's request is rejected.
+-- Returns whether the client may use a username. Otherwise, rejects the request.
 local function authorize(client, fields, username, name_key, share, nonce)
     if fields.username ~= username then
         local holder = holder_of(name_key, share)
@@ -377,8 +379,8 @@ local function set_username(client, fields, username, name_key, share)
     end
 end
 
--- Appends a message to a room's history, or finds the message with the same nonce. Returns its id, and the payload of
--- the message that was found.
+-- Appends a message to a room's history, unless the history has a message with the same nonce. Returns the id, and the
+-- payload of a message that was found.
 local function append(room, nonce_key, payload)
     local state = room_of(room)
     local found = nonce_key ~= '' and call('HGET', key('nonces', room), nonce_key)
@@ -413,7 +415,7 @@ function requests.join()
     local client_id, credential, session, new_session, epoch, since = take(), take(), take(), take(), take(), take()
     local of = address(instance, client)
     if client_of(instance, client) then
-        -- The instance has sent its request again, because it missed the event.
+        -- The instance missed the event, and has sent its request again.
         announce_member(client, nil, room, username, epoch, tonumber(since), true)
         return
     end
@@ -430,7 +432,7 @@ function requests.join()
     end
     local fields = { room = room, username = username, key = name_key, share = share, client_id = client_id,
         credential = credential, session = session ~= '' and session or new_session }
-    -- Enter before the older connection leaves: an empty room could lose its history.
+    -- Enter before the older connection leaves: if the room were empty, it could lose its history.
     enter(room, instance, client, username)
     if older then
         remove(split(older))
@@ -544,7 +546,7 @@ function requests.typing()
     end
 end
 
--- Rejects a request at its place in the order, for a reason that the instance knows.
+-- Rejects a request for the instance, so that the error has its place in the order of events.
 function requests.reject()
     local client, reason, nonce = take(), take(), take()
     reject(client, reason, '', nonce)
@@ -560,7 +562,7 @@ function requests.rejoin()
         return
     end
     if fields then
-        remove(instance, client, instance) -- to its instance, the client never was in that room
+        remove(instance, client, instance) -- its instance never saw the client in that room
     end
     if holder_of(name_key, share) or owner_of(client_id) then
         push(instance, join_event('left', room, instance, client))
@@ -585,7 +587,7 @@ function requests.close()
     call('SREM', prefix .. ':instances', instance)
 end
 
--- Removes the clients of the instance that are not in the list: they left while Redis could not hear of it.
+-- Removes the clients of the instance that are not in the list: they left while Redis was unavailable.
 function requests.retain()
     local list, count = {}, tonumber(take())
     for _ = 1, count do
@@ -598,14 +600,14 @@ function requests.retain()
     end
 end
 
--- Reports the members of a room, and the messages after `since`, to an instance that may have missed events.
+-- Sends the members of a room, and the messages after `since`, to an instance that may have missed events.
 function requests.sync()
     local room, epoch, since = take(), take(), tonumber(take())
     local history_fields = backlog(room, epoch, since)
     push(instance, '{"synced":[' .. quote(room) .. ',' .. history_fields .. ',' .. members_of(room) .. ']}')
 end
 
--- Removes the clients of an instance whose beat has stood still.
+-- Removes the clients of an instance whose beat has not changed.
 function requests.reap()
     local dead, beat = take(), take()
     local of = key('instance', dead)
@@ -624,7 +626,7 @@ function requests.reap()
     end
 end
 
--- Does nothing: its effect is the event `executed`, which shows the instance that events reach it.
+-- Does nothing. The event `executed` shows the instance that its inbox works.
 function requests.probe()
 end
 
@@ -634,7 +636,7 @@ while position < #ARGV do
         local next_position = position + count
         local succeeded, failure = pcall(requests[name])
         if not succeeded then
-            -- A fault of this script must not stop the requests of the other clients.
+            -- A bug in one request must not stop the requests of other clients.
             push(instance, '{"failed":' .. quote(name .. ': ' .. (failure.err or tostring(failure))) .. '}')
         end
         executed, position = number, next_position

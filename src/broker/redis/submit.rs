@@ -1,4 +1,4 @@
-//! From the requests of the chat to the arguments of the script.
+//! Translates the chat's requests into arguments of the script.
 
 use std::rc::Rc;
 
@@ -45,7 +45,7 @@ impl RedisBroker {
         self.requests.push(QueuedRequest::new(Token(0), Kind::Internal, name, arguments, self.now));
     }
 
-    /// Rejects a request after all earlier ones, as Redis would.
+    /// Rejects a request by way of Redis, so that the error comes after the events of earlier requests.
     fn push_rejection(&mut self, client: Token, nonce: Option<&Rc<str>>) {
         self.push(client, Kind::Query, "reject", vec!["rooms".into(), json(&nonce)]);
     }

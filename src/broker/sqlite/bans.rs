@@ -8,9 +8,9 @@ use rusqlite::{Connection, params};
 
 use super::database::Operation;
 
-const MAX_END: u64 = 253_402_300_800; // the year 10000; an edited file must not overflow a time
+const MAX_END: u64 = 253_402_300_800; // the year 10000; an edited file must not overflow `SystemTime`
 
-/// Also added to files that an earlier version has created. An earlier version can still use the file, but ignores bans.
+/// Also added to files of earlier versions. An earlier version can still use the file, but ignores the bans.
 pub const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS bans (
     subject TEXT PRIMARY KEY,           -- what the operator has banned, such as `address 192.0.2.7`
@@ -27,10 +27,10 @@ pub struct BanChange {
     pub subject: String,
     pub until: Option<SystemTime>, // `None` lifts the ban
     pub now: SystemTime,
-    pub is_stored: Sender<bool>, // gets `false` if the disk is full, and nothing if the storage fails
+    pub is_stored: Sender<bool>, // receives `false` if the disk is full, and nothing if the storage fails
 }
 
-/// Submits a change: the subject of the ban, its end, and the time now. The receiver gets whether the change is stored.
+/// Submits a change: subject, end of the ban, and the time now. The receiver gets `true` once the change is stored.
 pub type SubmitBan = Box<dyn Fn(String, Option<SystemTime>, SystemTime) -> Receiver<bool>>;
 
 /// Submits changes to the writer thread. Does not keep the thread alive.

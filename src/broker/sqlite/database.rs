@@ -66,7 +66,7 @@ pub enum Operation {
     Resume { room: Box<str>, epoch: String, since: u64, max_bytes: usize },
     /// Reads a room's newest messages with ids less than `before`.
     Page { room: Box<str>, before: u64, limit: usize, max_bytes: usize },
-    /// Changes the bans of the operator. Has no outcome: the change itself says where to report.
+    /// Changes the operator's bans. Has no outcome: the change contains the channel for its result.
     Ban(BanChange),
     /// Does not use the file. Makes a join wait for earlier messages, and adds the join's `cost` to the batch.
     Wait,
@@ -221,7 +221,7 @@ impl Database {
         self.is_trusted = executed.is_ok();
         for operation in operations {
             if let (Operation::Ban(change), Ok(_)) = (operation, &executed) {
-                let _ = change.is_stored.send(is_committed); // an error means that nobody waits for the result any more
+                let _ = change.is_stored.send(is_committed); // an error means that nobody waits for the result
             }
         }
         executed.map_err(|error| explain(&error))

@@ -39,7 +39,7 @@ pub struct JwtKeys {
 
 #[derive(Clone)]
 struct Key {
-    id: CredentialId, // counts down from the maximum: the ids of access tokens are hashes, and practically never so large
+    id: CredentialId, // counts down from the maximum: an access token's id is a hash, practically never so large
     algorithm: Algorithm,
     key: DecodingKey,
     verifier: Rc<dyn JwtVerifier>,

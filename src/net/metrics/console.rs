@@ -50,7 +50,7 @@ pub struct Console {
     max_text: usize,
     pub turns: Durations,
     pub storage: Storage,
-    storing: HashMap<Token, (Receiver<bool>, Value)>, // changes of bans that the storage has not reported yet
+    storing: HashMap<Token, (Receiver<bool>, Value)>, // changes of bans, and responses once they are stored
     next_announcement: Token,
 }
 
@@ -64,7 +64,7 @@ pub struct Storage {
 
 pub enum Reply {
     Response(Vec<u8>),
-    Announcing(Token), // the response follows once the broker has stored the message or the change of a ban
+    Announcing(Token), // the response follows once the message or the change of a ban is stored
 }
 
 /// `Err`: the rejection, and whether the method is HEAD.

@@ -1,4 +1,4 @@
-//! The part of the codec in a build without the feature `deflate`, in which no connection negotiates compression. A
+//! Replaces the codec in a build without the feature `deflate`, in which no connection negotiates compression. A
 //! recording may come from another build, so inflating is an error and not a panic.
 
 #[derive(Debug, Default)]

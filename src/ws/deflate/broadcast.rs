@@ -1,4 +1,4 @@
-//! Compresses messages to many peers once, with a context that all of them share. The module doc has a figure.
+//! Compresses a message once for many peers, with a context that they share. The doc of `deflate` has a figure.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ use super::{MAX_WINDOW_BITS, RSV1};
 use crate::ws::frame::{self, FrameHeader, Opcode, Role};
 use crate::ws::protocol::{Limits, Protocol};
 
-const MAX_TAIL: usize = 2 * 1024; // in bytes; of a chat's events, the last dozen has most of what repeats
+const MAX_TAIL: usize = 2 * 1024; // in bytes; most of what repeats in a chat is in the last dozen events
 const MIN_WINDOW_BITS: u8 = 9;
 pub const DEFAULT_MIN: usize = 32; // in bytes
 
@@ -19,8 +19,8 @@ pub const DEFAULT_MIN: usize = 32; // in bytes
 pub enum Variant {
     #[default]
     Plain,
-    Shared, // each message may refer to those that all present members have received
-    Alone,  // no message refers to another one, and none to bytes more than 512 bytes before
+    Shared, // each message may refer to earlier ones that all present members have received
+    Alone,  // a message refers to no other one, and at most 512 bytes back
 }
 
 impl Variant {
@@ -45,7 +45,7 @@ pub enum Recipients {
 }
 
 impl Recipients {
-    /// `except`: the variant of the one member that does not receive the message, `Plain` if it is of another group.
+    /// `except`: the variant of the member that does not receive the message, or `Plain` if it is in another group.
     pub fn new(except: Option<Variant>, is_join: bool) -> Recipients {
         match except {
             None => Recipients::All,
@@ -60,10 +60,10 @@ impl Recipients {
 pub struct Deflater<K> {
     min: usize, // messages of fewer bytes stay uncompressed
     shared: Option<Compressor>,
-    continues: Option<K>, // the group to which the last message of `shared` went: its next message continues the stream
+    continues: Option<K>, // the group that `shared` last compressed for: its next message continues the stream
     alone: [Option<Compressor>; (MAX_WINDOW_BITS - MIN_WINDOW_BITS + 1) as usize], // one per window size
     groups: HashMap<K, Group>,
-    max_groups: usize, // with more than that, look for groups that no longer exist
+    max_groups: usize, // with more groups than this, look for groups that no longer exist
     pub inflaters: Inflaters,
 }
 
@@ -94,7 +94,7 @@ impl<K> Deflater<K> {
 }
 
 impl<K: Copy + Eq + Hash> Deflater<K> {
-    /// `exists`: whether a group still exists.
+    /// `exists` returns whether a group still exists.
     pub fn add_member(&mut self, group: K, variant: Variant, exists: impl Fn(&K) -> bool) {
         if variant == Variant::Plain {
             return;
@@ -112,7 +112,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Sets the variants of the present members of groups, and forgets groups that need no compression any more.
+    /// Sets the variants that each group's members have now, and forgets groups that no longer need compression.
     pub fn update<const N: usize>(&mut self, groups: [(K, [bool; Variant::COUNT]); N]) {
         for (group, has) in groups {
             let Some(members) = self.groups.get_mut(&group) else { continue };
@@ -124,8 +124,8 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message to each compressing variant that the group's members have. `start` is where its frame is
-    /// in the plain variant.
+    /// Appends a message, whose plain frame begins at `start`, to each compressed variant that the group's members
+    /// have.
     pub fn append(&mut self, group: K, recipients: Recipients, start: usize, frames: &mut [Vec<u8>; Variant::COUNT]) {
         let Some(Group { tail, has }) = self.groups.get_mut(&group) else { return };
         let [plain_frames, shared_frames, alone_frames] = frames;
@@ -160,7 +160,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
     }
 
-    /// Appends a message to one peer, which refers to no other message.
+    /// Appends a message for one peer. It refers to no other message.
     pub fn append_alone(&mut self, agreement: Option<Agreement>, opcode: Opcode, payload: &[u8], out: &mut Vec<u8>) {
         let Some(agreement) = agreement.filter(|_| payload.len() >= self.min) else {
             return frame::append(out, opcode, payload);
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::ws::deflate::TAIL;
 
-    /// A member with an inflater of another implementation.
+    /// A member that inflates with another implementation of DEFLATE.
     struct Member {
         variant: Variant,
         inflater: Decompress,

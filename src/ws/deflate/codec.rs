@@ -1,4 +1,4 @@
-//! DEFLATE (RFC 1951) by zlib-rs. The other files of the module decide what is compressed, and with which context.
+//! DEFLATE (RFC 1951), as implemented by zlib-rs. The other files decide what to compress, and with which context.
 
 use std::fmt;
 

@@ -11,16 +11,16 @@ use crate::ws::message::{Assembler, Message};
 
 /// An empty stored block takes five bytes, so an endless message could inflate to nothing. The compressed bytes of a
 /// message may exceed `MAX_EXPANSION` times its inflated bytes by at most `MAX_EXCESS`. A sender that flushes after
-/// each byte needs seven bytes for it.
+/// each byte needs seven bytes per byte.
 const MAX_EXPANSION: usize = 8;
 const MAX_EXCESS: usize = 64 * 1024;
-/// What a final block (BFINAL = 1) counts: after it, the inflater gets the window of the bytes before.
+/// Each final block (BFINAL = 1) counts as this many bytes: the inflater then restarts with a copied window.
 const FINAL_BLOCK_COST: usize = 1024;
 
-/// The inflaters that no message uses: usually one, because most messages arrive with one read. Each message starts a
-/// new stream (`client_no_context_takeover`), so an inflater belongs to no connection.
+/// Keeps one inflater that no message uses. One is usually enough, because most messages arrive with one read. Each
+/// message starts a new stream (`client_no_context_takeover`), so an inflater belongs to no connection.
 #[derive(Clone, Default)]
-pub struct Inflaters(Option<Rc<Cell<Option<Inflater>>>>); // `None` keeps none
+pub struct Inflaters(Option<Rc<Cell<Option<Inflater>>>>); // `None`: keep no inflater
 
 impl Inflaters {
     pub fn shared() -> Inflaters {
@@ -49,7 +49,7 @@ impl fmt::Debug for Inflaters {
 /// A compressed message whose last frame has not ended.
 #[derive(Debug)]
 pub struct Inflating {
-    inflater: Option<Inflater>, // always present, but the destructor returns it to the pool
+    inflater: Option<Inflater>, // `Some` until `drop` returns it to the pool
     pool: Inflaters,
     output: Assembler,
     limit: usize,
@@ -87,8 +87,8 @@ impl Inflating {
 
     /// RFC 7692 §7.2.2: "Append 4 octets of 0x00 0x00 0xff 0xff to the tail end of the payload of the message."
     pub fn finish<'a>(mut self) -> Result<Message<'a>, ProtocolError> {
-        // The four bytes must complete an empty stored block. With a final block after them, the inflater reports if they
-        // did: inside another block, they would be data.
+        // The four bytes must complete an empty stored block. A final block after them shows whether they did: inside
+        // another block, it would be data.
         let (end, Some(inflater)) = ([&TAIL[..], &FINAL_BLOCK].concat(), &mut self.inflater) else {
             return Err(InvalidDeflate);
         };

@@ -7,10 +7,11 @@
 //! takeover*), and the window then has what the peer received in compressed messages. Usually, a server therefore keeps
 //! a compressor for each connection, and compresses a message to n members n times.
 //!
-//! This server compresses it once. The members of a room receive the same messages, so their windows end alike, back to
-//! the join of the newest member. The room keeps that common end, the *tail*: a message may refer to it and to nothing
-//! else. A join empties the tail, because the new member's window has nothing of it. An event for one member, or for
-//! all but one, is sent uncompressed (RSV1 = 0), so it enters no window. Example, with the windows of two members:
+//! This server compresses it once. The members of a room receive the same messages, so their windows end in the same
+//! bytes, back to the join of the newest member. The room keeps that common end, the *tail*: a message may refer to it
+//! and to nothing else. A join empties the tail, because the new member's window does not have these bytes. An event
+//! for one member, or for all but one, is sent uncompressed (RSV1 = 0), so it enters no window. Example, with the
+//! windows of two members:
 //!
 //! ```text
 //!                   sent          tail         alice's window  bob's window
@@ -22,10 +23,10 @@
 //!   alice: "four"   RSV1 = 1      three four   one two three four three four
 //! ```
 //!
-//! The tail has at most 2 KiB, and the server has one compressor for all rooms: a compressed room costs 2 KiB, and a
-//! connection nothing. A client that declines context takeover, or wants a smaller window, receives a second variant of
-//! each message, which refers to no other message. In the other direction, the server asks each client not to use a
-//! context (`client_no_context_takeover`), so an inflater is needed only from a message's first byte to its last.
+//! A tail has at most 2 KiB, and the server has one compressor for all tails. So a room costs at most 2 KiB per
+//! dialect, and a connection nothing. A client that declines context takeover, or wants a smaller window, receives a
+//! second variant of each message, which refers to no other message. In the other direction, the server forbids context
+//! takeover (`client_no_context_takeover`), so an inflater is needed only from a message's first byte to its last.
 
 #[cfg_attr(not(feature = "deflate"), path = "absent.rs")]
 mod codec;
@@ -42,7 +43,7 @@ use super::close::ProtocolError::{self, MisplacedRsv1};
 /// RFC 7692 §6: marks the first frame of a compressed message.
 pub const RSV1: u8 = 0x40;
 const MAX_WINDOW_BITS: u8 = 15;
-/// RFC 7692 §7.2.1: the end of every flushed stream, which a message omits: the lengths of an empty stored block.
+/// RFC 7692 §7.2.1: the last bytes of a flushed stream, the lengths of an empty stored block. Messages omit them.
 pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// An empty stored block with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];

@@ -1,5 +1,5 @@
-//! Simulates several instances that share their rooms through Redis: whole servers, users who connect to any of them, a
-//! model of Redis, and faults between and in all of them.
+//! Simulates several instances that share their rooms through Redis: complete servers, users who connect to any of
+//! them, a model of Redis, and faults in all of them and between them.
 
 mod network;
 mod plan;
@@ -78,7 +78,7 @@ struct Cluster<'a> {
     is_tracing: bool,
 }
 
-/// Runs a seed, one in a few twice. If it breaks a rule, prints how, and returns `None`.
+/// Runs a seed, and some seeds twice. If a seed breaks a rule, prints how, and returns `None`.
 pub fn check(seed: u64, shrinks: bool) -> Option<Outcome> {
     let plan = Plan::new(seed);
     let outcome = run_safely(&plan, false);
@@ -476,7 +476,7 @@ impl<'a> Cluster<'a> {
         instance.until <= self.now && instance.world.as_ref().is_some_and(is_open)
     }
 
-    /// Some users of an instance that does nothing connect to another one.
+    /// Some users of a suspended instance connect to another one.
     fn desert(&mut self, at: usize, time: Duration) {
         for user in 0..self.users.len() {
             let is_here = self.users[user].conn.as_ref().is_some_and(|conn| conn.instance == at);
@@ -489,7 +489,7 @@ impl<'a> Cluster<'a> {
 
     // ---- The end ----
 
-    /// Without faults, everything that is under way arrives, and all instances agree.
+    /// Without faults, everything in flight arrives, and all instances agree.
     fn finish(&mut self) {
         let start = self.now;
         // An instance behind a partition notices a dead connection within the timeout.
@@ -574,7 +574,8 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Checks that Redis has nothing left of the users; at the end, also nothing of the instances that does not expire.
+    /// Checks that Redis has no data of the users any more and, at the end, no data of the instances that does not
+    /// expire.
     fn check_keys(&mut self, is_end: bool) {
         let network = self.network.borrow();
         let store = network.redis.store.borrow();

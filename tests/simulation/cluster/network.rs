@@ -101,7 +101,7 @@ pub enum Data {
     Nothing,
 }
 
-/// How a connection breaks that has a call under way.
+/// How a connection with a call in flight breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
     BeforeTheCall,
@@ -144,7 +144,7 @@ impl Network {
         self.max_delay.mul_f64(self.random.f64())
     }
 
-    /// When something that is sent now arrives at the other end.
+    /// When something sent now arrives at the other end.
     fn arrival(&mut self, at: usize) -> Duration {
         let delay = self.delay();
         self.now.max(self.links[at].cut_until) + delay
@@ -160,7 +160,7 @@ impl Network {
         let jitter = self.delay();
         let link = &mut self.links[at];
         link.cut_until = until;
-        // What is under way arrives after the partition.
+        // What is in flight arrives after the partition.
         match &mut link.caller {
             Caller::Connecting { at, .. } | Caller::Calling { at, .. } | Caller::Receiving { at, .. } => {
                 *at = (*at).max(until + jitter);
@@ -280,7 +280,7 @@ impl Network {
         late.chain(links).min().unwrap_or(NEVER)
     }
 
-    /// Whether the instance has events to read that wake it.
+    /// Whether the instance has unread events that wake it.
     pub fn has_events(&self, at: usize) -> bool {
         let says_nothing = |reply: &[String]| matches!(reply, [done] if done == DONE);
         let wakes = |event: &LinkEvent| !matches!(event, LinkEvent::Reply(Ok(reply)) if says_nothing(reply));
@@ -454,7 +454,7 @@ impl Network {
     }
 }
 
-/// What the broker has in place of threads with connections to Redis.
+/// Replaces the broker's threads and their connections to Redis.
 pub struct SimulatedLink {
     network: Rc<RefCell<Network>>,
     pub at: usize,

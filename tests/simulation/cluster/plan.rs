@@ -21,7 +21,7 @@ pub struct Plan {
     pub max_inbox: Option<usize>,
     pub users: Vec<Dialect>,
     pub steps: Vec<(Duration, Step)>,
-    /// At this time, all faults are over.
+    /// From this time on, there are no faults.
     pub end: Duration,
 }
 
@@ -173,7 +173,7 @@ impl Plan {
             self.end = self.end.max(until);
             self.steps.push((at, Step::Fault(fault)));
         }
-        // Redis is back for a second, and nothing else has disturbed it.
+        // Redis has been back for a second, without another fault.
         for (at, until, is_restart) in &outages {
             let probe = *until + Duration::from_secs(1) + 10 * self.max_delay;
             let check = probe + Duration::from_millis(20) + 8 * self.max_delay;

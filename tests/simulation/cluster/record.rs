@@ -1,5 +1,5 @@
-//! What has happened in Redis: every history, and what it became after a loss of data. All that clients receive must fit
-//! to it.
+//! What has happened in Redis: every history, and what a loss of data made of it. Everything that clients receive must
+//! match it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -114,7 +114,7 @@ impl Record {
         self.published.contains(text)
     }
 
-    /// Whether these messages are part of one history of the room.
+    /// Whether these messages are all part of one history of the room.
     pub fn is_part(&self, room: &str, seen: &Seen) -> bool {
         let fits = |history: &Vec<Entry>| {
             seen.iter().all(|(id, fingerprint)| {

@@ -68,7 +68,7 @@ pub struct Private {
     pub received: BTreeMap<usize, u64>,
 }
 
-/// What a user's connection has met: it ended, or the user must connect again.
+/// What happened to a user's connection: it ended, or the user must connect again.
 pub enum Met {
     Nothing,
     End,
@@ -184,7 +184,7 @@ impl User {
         Some((text, Private { to: to.to_owned(), sent_at: now, ..Private::default() }))
     }
 
-    /// A message that is under way could be published in both rooms, so the user waits for its event.
+    /// A message in flight could be published in both rooms, so the user waits for its event.
     pub fn switch(&mut self, room: &str) {
         if self.dialect != Dialect::Events || !self.pending.is_empty() || self.room == room {
             return;

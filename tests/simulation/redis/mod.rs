@@ -1,4 +1,4 @@
-//! A model of a Redis server: its data, and an interpreter that executes the script of the broker as it is. The test
+//! A model of a Redis server: its data, and an interpreter that executes the broker's script unchanged. The test
 //! `redis_model` compares the model with a real Redis server.
 #![allow(dead_code)] // each test binary uses its own part
 
@@ -42,7 +42,7 @@ impl Redis {
         let store = Rc::new(RefCell::new(Store::default()));
         let lua = Lua::new_with(StdLib::STRING | StdLib::TABLE | StdLib::MATH, LuaOptions::default()).expect("Lua");
         prepare(&lua, &store).expect("Lua");
-        // Redis reads the first line itself.
+        // Redis itself interprets the first line (`#!lua`).
         let source = script.strip_prefix("#!lua").expect("a line that names the language");
         let script = lua.load(source).set_name("=script.lua").into_function().expect("a script that compiles");
         lua.load(SEAL).exec().expect("Lua");

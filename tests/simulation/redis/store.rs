@@ -40,9 +40,9 @@ pub struct Store {
     pub keys: BTreeMap<String, Entry>,
     /// Milliseconds since 1970.
     pub now: u64,
-    /// Lowers the limits of `XADD … MAXLEN ~`, which a test could hardly reach.
+    /// Lowers the limit of `XADD … MAXLEN ~`, which a test could hardly reach.
     pub max_stream: Option<usize>,
-    /// What XADD has appended since the last look: key, first part of the id, fields.
+    /// What XADD has appended and nobody has taken yet: key, first part of the id, fields.
     pub appended: Vec<(String, u64, Vec<String>)>,
 }
 
