@@ -25,7 +25,7 @@ use crate::maps::CounterHasher;
 
 pub type Random = Box<dyn FnMut(&mut [u8])>;
 /// Identifies an access token, and the username that it is bound to, without revealing the token. All instances of the
-/// server give a token the same id.
+/// server give a token of the token file the same id.
 pub type CredentialId = std::num::NonZeroU64;
 pub type RoomMap<T> = HashMap<RoomId, T, BuildHasherDefault<CounterHasher>>;
 

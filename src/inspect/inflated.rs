@@ -20,13 +20,13 @@ pub struct Inflated {
 #[derive(Debug)]
 pub struct MessageInflater {
     inflater: Inflater,
-    /// Whether each message starts with an empty window.
+    /// Whether each message starts with an empty window (no context takeover).
     is_reset: bool,
     is_broken: bool,
     /// The end of the output, in which `"token"` may have begun.
     last: Vec<u8>,
     has_token: bool,
-    /// Maximum number of bytes to inflate of one message: more are over the limit, so the message is invalid.
+    /// How many bytes the message may still inflate to. An endpoint rejects a longer one, so the inflater stops there.
     remaining: u64,
 }
 

@@ -224,8 +224,8 @@ fn check_data(header: &FrameHeader, message: Option<&(Assembler, u32)>, limits: 
     ProtocolError::UnsupportedData.err_unless(header.opcode != Opcode::Binary || limits.accepts_binary)?;
     let (received, fragments) = message.map_or((0, 0), |(message, count)| (message.len_and_capacity().0, *count));
     debug_assert!(received <= limits.message, "earlier frames passed this check");
-    // Check the announced length, so that the connection fails before the payload of an oversized message arrives.
-    let inflates = header.is_compressed || matches!(message, Some((Assembler::Deflated(_), _))); // limits the output
+    // Check the announced length, before the payload arrives. The inflater checks the length of a compressed message.
+    let inflates = header.is_compressed || matches!(message, Some((Assembler::Deflated(_), _)));
     ProtocolError::MessageTooBig.err_unless(inflates || header.payload_len <= (limits.message - received) as u64)?;
     ProtocolError::TooManyFragments.err_unless(fragments < limits.fragments)
 }

@@ -41,7 +41,7 @@ impl Beats {
     /// beats. In `beats`, each instance is followed by its beat.
     pub fn compare(&mut self, beats: &[String], own: u32) -> Vec<(String, String)> {
         if beats.is_empty() {
-            return Vec::new(); // the reply to a call that is no beat
+            return Vec::new(); // the reply to a call without a beat
         }
         let before = std::mem::take(&mut self.others);
         let mut silent = Vec::new();

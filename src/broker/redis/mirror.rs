@@ -81,7 +81,7 @@ impl Mirror {
 
     pub fn apply(&mut self, event: InboxEvent) {
         match event {
-            InboxEvent::Executed(_) => {} // for the broker's requests
+            InboxEvent::Executed(_) => {} // the broker handles it
             InboxEvent::Failed(error) => log::error!("REDIS a request failed: {error}"),
             InboxEvent::Renewed(name, epoch) => {
                 self.rooms.synced(&name).into_iter().for_each(|room| room.epoch = Rc::clone(&epoch));

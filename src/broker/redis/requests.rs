@@ -12,7 +12,7 @@ use super::super::{CredentialId, Message, Session};
 const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
 const MAX_BYTES: usize = 256 * 1024; // maximum size of the arguments of a call; one request may be larger
 
-/// What to do with a request that Redis does not confirm in time.
+/// Decides what happens to a request that Redis does not confirm in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     Join,
@@ -135,7 +135,7 @@ impl Requests {
         self.queue.iter().any(|request| request.client == client && request.name == name)
     }
 
-    /// Takes all requests.
+    /// Removes and returns all requests.
     pub fn take(&mut self) -> VecDeque<QueuedRequest> {
         (self.sent, self.bytes) = (0, 0);
         std::mem::take(&mut self.queue)

@@ -5,14 +5,14 @@
 -- Each instance has an inbox: a stream whose entries have consecutive ids. The events of one call become one entry in
 -- the inbox of each instance concerned. PREFIX stands for `--redis-prefix`; A is an address, `instance/client`:
 --
---   PREFIX:meta            hash    protocol, lineage of the Redis data, generation and its number, epochs (how many), and
---                                  continuous_from: since this generation, no instance has seen what Redis has lost
---                                  (if_proven: its value once `unproven` is empty)
+--   PREFIX:meta            hash    protocol, lineage of the Redis data, generation and its number, number of epochs,
+--                                  continuous_from: since this generation, Redis has lost nothing that an instance has
+--                                  seen (if_proven: its value once `unproven` is empty)
 --   PREFIX:instances       set     numbers of the instances
 --   PREFIX:seen            zset    instances with a beat in the last minute
 --   PREFIX:unproven        set     instances that may have seen more before this generation than Redis still has
---   PREFIX:instance:N      hash    connection (number of the newest), executed (number of the newest request), entry (id
---                                  of the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead
+--   PREFIX:instance:N      hash    connection (newest number), executed (number of the newest request), entry (id of
+--                                  the newest inbox entry), beat, generation, base (see `prepare_inbox`), dead
 --   PREFIX:inbox:N         stream  the events for instance N
 --   PREFIX:clients:N       hash    client -> JSON: room, username, key, share, client_id, credential, session
 --   PREFIX:room:R          hash    last_id, epoch, generation, past (JSON: earlier epochs with their last ids)
@@ -23,7 +23,7 @@
 --   PREFIX:user:K          set     A of every client that uses a username with key K
 --   PREFIX:holders         hash    username key -> A, for usernames that clients may not share
 --   PREFIX:client_ids      hash    client_id -> A
---   PREFIX:empty           zset    rooms without members, by the time when they emptied
+--   PREFIX:empty           zset    rooms without members, by the time when they became empty
 
 local call = redis.call
 local position = 0
@@ -45,8 +45,8 @@ local function text(number)
     return string.format('%.0f', number)
 end
 
--- Before the first entry under a new generation, remembers the id of the last entry under the old one. Returns whether
--- the instance reads its inbox.
+-- In a new generation, remembers the id of the last entry of the old one (`base`). Returns whether the instance is
+-- registered and alive, so that it reads its inbox.
 local function prepare_inbox(of, generation)
     local fields = call('HMGET', of, 'generation', 'entry', 'dead')
     if fields[1] ~= generation then
@@ -260,7 +260,7 @@ local function messages_of(room, before, since, count, bytes, is_page)
     return '[' .. table.concat(found, ',') .. ']', #found, first
 end
 
--- Returns the arguments of an event that describe a room's history: epoch, last id, whether the messages are exactly those
+-- Returns the part of an event that describes a room's history: epoch, last id, whether the messages are exactly those
 -- after `since`, and the messages.
 local function backlog(room, epoch, since)
     local state = room_of(room)
@@ -579,7 +579,7 @@ function requests.rejoin()
     push_to_room(room, join_event('arrived', room, instance, client, ',' .. quote(joined_as)), instance)
 end
 
--- Removes the instance and its clients: the server stops.
+-- Removes the instance and its clients, because the server stops.
 function requests.close()
     for _, client in ipairs(call('HKEYS', key('clients', instance))) do
         remove(instance, client)

@@ -18,7 +18,7 @@ pub struct Inflater {
 /// The result of one step: a piece of output, and what follows it.
 pub struct Step<'a> {
     pub output: &'a [u8],
-    pub needs_input: bool, // the input has ended
+    pub needs_input: bool, // all of the input is read
     pub is_final: bool,    // a final block (BFINAL = 1) has ended
     pub is_broken: bool,   // the input does not inflate
 }

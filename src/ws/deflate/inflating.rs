@@ -27,7 +27,7 @@ impl Inflaters {
         Inflaters(Some(Rc::default()))
     }
 
-    /// Starts to assemble a message, compressed or not. `limit`: the maximum number of bytes after inflating.
+    /// Starts to assemble a message, compressed or not. `limit` is the maximum size after inflating, in bytes.
     pub fn begin(&self, header: &FrameHeader, limit: usize) -> Assembler {
         let output = Assembler::new(header.opcode);
         if !header.is_compressed {
