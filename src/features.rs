@@ -109,7 +109,7 @@ impl FeatureOptions {
             return Err("--redis-prefix may contain only letters, digits, '-', '_' and '.'".into());
         }
         if self.redis.url.is_some() && self.history_db.is_some() {
-            return Err("--redis and --history-db exclude each other: Redis keeps the history".into());
+            return Err("--redis and --history-db exclude each other, as Redis keeps the history; remove one".into());
         }
         Ok(())
     }
