@@ -52,7 +52,7 @@ pub struct FeatureOptions {
 
 #[derive(Debug, Clone, Args)]
 pub struct RedisOptions {
-    /// Share the rooms with other instances through this Redis: redis://[USER:PASSWORD@]HOST:PORT (feature redis)
+    /// Share the rooms with other instances through this Redis, as in redis://HOST:PORT (feature redis)
     #[arg(
         long = "redis",
         id = "redis",
