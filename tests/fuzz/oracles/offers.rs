@@ -8,7 +8,9 @@ pub fn check(data: &[u8]) {
     let Ok(value) = std::str::from_utf8(data) else { return };
     let head = format!("GET / HTTP/1.1\r\nHost: a\r\nSec-WebSocket-Extensions: {value}\r\n\r\n");
     let Ok(request) = Request::parse(head.as_bytes(), 64) else { return };
-    if value.contains(|c: char| c.is_control() && c != '\t') || request.header_values("Sec-WebSocket-Extensions").count() != 1 {
+    if value.contains(|c: char| c.is_control() && c != '\t')
+        || request.header_values("Sec-WebSocket-Extensions").count() != 1
+    {
         return; // the value contains a line end, or no header may contain it
     }
     let found = negotiate(&request);
