@@ -72,6 +72,7 @@ pub struct Chat {
     formatted_time: Option<(SystemTime, Rc<str>)>, // time of the last message, formatted once per event loop turn
     config: Config,
     pub operator: Operator<Event>,
+    is_cleared: bool, // all connections close: the rooms are gone, and events of other instances have no recipient
 }
 
 pub struct Client {
@@ -97,7 +98,18 @@ impl Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
         let (config, operator) = (config.clone(), Operator::default());
-        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, operator }
+        Chat {
+            clients,
+            rooms,
+            broker,
+            effects,
+            limiter,
+            reserved,
+            formatted_time: None,
+            config,
+            operator,
+            is_cleared: false,
+        }
     }
 
     pub fn set_reserved_usernames(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -140,6 +152,7 @@ impl Chat {
     }
 
     pub fn clear(&mut self) {
+        self.is_cleared = true;
         self.clients.clear();
         self.rooms.clear();
         self.effects.clear();
@@ -179,7 +192,9 @@ impl Chat {
         // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
             let event = self.broker.next_event()?;
-            self.apply(event);
+            if !self.is_cleared {
+                self.apply(event);
+            }
         }
         self.effects.pop_front()
     }

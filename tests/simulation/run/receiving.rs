@@ -25,7 +25,7 @@ pub(super) fn parse_frame(bytes: &[u8], deflates: bool) -> Result<Option<Frame>,
     if second & 0x80 != 0 || !is_known || len < min || len > 20 << 20 {
         return Err(format!("a frame that starts with {first:#04x} {second:#04x} and has {len} bytes"));
     }
-    if first >= 0x88 && len > 125 {
+    if first & 0x0f >= 8 && len > 125 {
         return Err("a control frame of more than 125 bytes".to_owned());
     }
     let len = head + len as usize;
