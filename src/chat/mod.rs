@@ -97,19 +97,8 @@ impl Chat {
     pub fn new(config: &Config, broker: Box<dyn Broker>) -> Chat {
         let (clients, rooms, effects) = (TokenMap::default(), RoomMap::default(), VecDeque::new());
         let (limiter, reserved) = (RateLimiter::new(config.rate_limit), HashSet::new());
-        let (config, operator) = (config.clone(), Operator::default());
-        Chat {
-            clients,
-            rooms,
-            broker,
-            effects,
-            limiter,
-            reserved,
-            formatted_time: None,
-            config,
-            operator,
-            is_cleared: false,
-        }
+        let (config, operator, is_cleared) = (config.clone(), Operator::default(), false);
+        Chat { clients, rooms, broker, effects, limiter, reserved, formatted_time: None, config, operator, is_cleared }
     }
 
     pub fn set_reserved_usernames(&mut self, usernames: impl Iterator<Item = Rc<str>>) {
@@ -191,10 +180,8 @@ impl Chat {
     pub fn next_effect(&mut self) -> Option<Effect> {
         // The next event may change a room's recipients, so return all effects of the previous event first.
         while self.effects.is_empty() {
-            let event = self.broker.next_event()?;
-            if !self.is_cleared {
-                self.apply(event);
-            }
+            let event = self.broker.next_event().filter(|_| !self.is_cleared)?;
+            self.apply(event);
         }
         self.effects.pop_front()
     }
