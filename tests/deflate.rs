@@ -629,6 +629,7 @@ fn traces_and_recordings_show_the_inflated_text() {
         let hex: String = compressed[30..50].iter().map(|byte| format!("{byte:02x}")).collect();
         assert!(inflated(&compressed[30..50]) && !recording.contains(&hex), "a recording has no token");
         let output = Command::new(env!("CARGO_BIN_EXE_wirechat")).arg("replay").arg(&path).output().unwrap();
+        assert!(output.status.success(), "as recorded: {}", String::from_utf8_lossy(&output.stdout));
         replayed += &String::from_utf8(output.stdout).unwrap();
     }
     assert!(replayed.contains("the second compressed") && !replayed.contains("a-secret"), "{replayed}");

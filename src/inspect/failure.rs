@@ -72,6 +72,11 @@ fn describe(error: ProtocolError, frame: &Frame, limits: &Limits) -> String {
             "this message is binary; this endpoint accepts only text; the first byte was {first}, its opcode is 2"
         ),
         // The RFC leaves limits to the implementation (§10.4), so the explanation states the server's limit.
+        ProtocolError::MessageTooBig if frame.inflated.is_some() => format!(
+            "the compressed message inflates to too many bytes, or has too many blocks without bytes; the limit of this \
+             server is {} bytes",
+            limits.message
+        ),
         ProtocolError::MessageTooBig => format!(
             "this frame is {} bytes long, which makes its message too long; the limit of this server is {} bytes",
             frame.payload_len, limits.message
@@ -112,7 +117,7 @@ fn describe_long_form(frame: &Frame) -> String {
 
 /// Describes the invalid UTF-8 in a payload. `skip` is the number of payload bytes before the text: 2 in a Close.
 fn describe_invalid_utf8(frame: &Frame, skip: usize) -> String {
-    if frame.header.rsv() != 0 {
+    if frame.inflated.is_some() {
         return "it was compressed".into();
     }
     let payload = frame.unmasked_payload();

@@ -11,7 +11,8 @@ pub struct Inflated {
     pub len: u64,
     /// The first [`MAX_SHOWN_BYTES`] of them.
     pub start: Vec<u8>,
-    /// Whether the data does not inflate: it is invalid, or refers to an earlier message that is missing.
+    /// Whether the data does not inflate here: it is invalid or too long, continues after a final block, or refers to an
+    /// earlier message that is missing.
     pub is_broken: bool,
     /// Whether the message so far has the field `token`, whose value is secret.
     pub has_token: bool,
@@ -58,9 +59,10 @@ impl MessageInflater {
             self.last.extend_from_slice(output);
             self.has_token |= self.last.windows(Self::TOKEN.len()).any(|word| word == Self::TOKEN);
             self.last.drain(..self.last.len().saturating_sub(Self::TOKEN.len() - 1));
+            let is_too_long = output.len() as u64 > self.remaining;
             self.remaining = self.remaining.saturating_sub(output.len() as u64);
             // A block after a final block may refer to bytes before it, which this inflater does not keep.
-            self.is_broken |= step.is_broken || step.is_final || self.remaining == 0;
+            self.is_broken |= step.is_broken || step.is_final || is_too_long;
             if needs_input {
                 break;
             }

@@ -19,11 +19,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
-use super::Head;
-use super::inflated::Inflated;
 use super::recording::{Entry, FirstLine, Step};
 use super::scan::{Direction, ScanResult};
 use super::secret::{self, TokenRedactor, WelcomeRedactor};
+use super::{Frame, Head};
 use crate::ws::frame::Role;
 use crate::ws::protocol::Limits;
 
@@ -231,9 +230,10 @@ impl Recorder {
         self.is_private = true;
     }
 
-    /// Memory used by the buffered request, in bytes.
+    /// Memory used by the buffered request, and to inflate messages, in bytes.
     pub fn buffered_bytes(&self) -> usize {
-        self.buffered.capacity() + self.reads.capacity() * size_of::<(SystemTime, usize)>()
+        let reads = self.reads.capacity() * size_of::<(SystemTime, usize)>();
+        self.buffered.capacity() + reads + self.client.frames.buffered_bytes()
     }
 
     pub fn set_closing(&mut self, now: SystemTime) {
@@ -316,15 +316,12 @@ impl Recorder {
             };
             match (frame, &mut self.tokens) {
                 (None, _) => passed = secret::redact_head(&passed),
-                (Some(frame), Some(_)) if frame.inflated.is_some() => {
+                (Some(frame @ Frame { inflated: Some(inflated), .. }), Some(_)) => {
                     let start = passed.len() - (frame.received - offset) as usize;
-                    let is_public = |inflated: &Inflated| !inflated.has_token && !inflated.is_broken;
-                    let is_whole = offset == 0 && frame.is_complete();
+                    let is_only = frame.position.is_some_and(|position| position.fragment == 1 && position.is_last);
                     // A part of a message does not show whether the rest of it contains a token.
-                    if !is_whole
-                        || frame.position.is_none_or(|position| position.fragment > 1 || !position.is_last)
-                        || !frame.inflated.as_ref().is_some_and(is_public)
-                    {
+                    let is_whole = is_only && offset == 0 && frame.is_complete();
+                    if !is_whole || inflated.has_token || inflated.is_broken {
                         secret::replace_compressed(&frame.header, frame.payload_len, offset, &mut passed[start..]);
                     }
                 }

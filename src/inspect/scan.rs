@@ -241,13 +241,11 @@ impl FrameScanner {
     }
 
     fn start_inflating(&mut self, header: &FrameHeader, frame: &mut Frame) {
-        if header.opcode.is_control() {
-            return;
-        }
-        if header.opcode != Opcode::Continuation {
+        let Some(position) = frame.position else { return }; // a control frame, or a continuation of no message
+        if position.fragment == 1 {
             self.is_compressed = header.is_compressed;
         }
-        if self.is_compressed && frame.position.is_some() {
+        if self.is_compressed {
             let resets = self.from == Role::Client; // clients compress each message on its own
             let inflater = self.inflater.get_or_insert_with(|| Box::new(MessageInflater::new(resets)));
             if header.is_compressed {

@@ -162,20 +162,16 @@ impl TokenRedactor {
     }
 }
 
-/// Redacts all payload bytes of a client's compressed frame. The payload stays masked.
-pub fn redact_compressed(header: &Header, payload: &mut [u8]) {
-    payload.fill(b'*');
-    mask::apply(payload, header.masking_key().unwrap_or_default(), 0);
-}
-
-/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length:
-/// a stored block of `*` and the header of an empty block. So a replay of the recording can still inflate the message.
+/// Replaces payload bytes of a client's compressed frame, from `offset` on, by a compressed message of the same length, so
+/// that a replay of the recording can still inflate it. In DEFLATE, the first `*` begins a block, and each further one is
+/// a letter.
 pub fn replace_compressed(header: &Header, payload_len: u64, offset: u64, bytes: &mut [u8]) {
-    let len = (payload_len.saturating_sub(6) as u16).to_le_bytes();
-    let start = [0, len[0], len[1], !len[0], !len[1]];
     for (at, byte) in (offset..).zip(bytes.iter_mut()) {
-        let is_last = at + 1 == payload_len;
-        *byte = start.get(at as usize).copied().unwrap_or(if is_last { 0 } else { b'*' });
+        *byte = match payload_len - at {
+            2 if header.fin() => 0x02, // ends the block
+            1 if header.fin() => 0x00, // begins an empty stored block
+            _ => b'*',
+        };
     }
     mask::apply(bytes, header.masking_key().unwrap_or_default(), (offset % 4) as usize);
 }
@@ -201,6 +197,27 @@ fn redact_parameters(head: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Compressed bytes with a secret, in one frame or two, are replaced by bytes that still inflate.
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn replaced_messages_inflate() {
+        use crate::inspect::inflated::{Inflated, MessageInflater};
+        for frames in [&[1][..], &[2], &[5], &[6], &[100], &[70_000], &[40, 25], &[3, 2]] {
+            let (mut inflater, mut inflated) = (MessageInflater::new(true), Inflated::default());
+            inflater.start_message(1 << 20);
+            for (number, len) in (1..).zip(frames) {
+                let fin = if number == frames.len() { 0x80 } else { 0 };
+                let mut payload = vec![0xff; *len];
+                let mut header = Header::default();
+                header.push(&[fin | 1, 0x80, 0, 0, 0, 0]);
+                replace_compressed(&header, *len as u64, 0, &mut payload);
+                inflater.inflate(&payload, &mut inflated);
+            }
+            inflater.end_message(&mut inflated);
+            assert!(!inflated.is_broken, "{frames:?}");
+        }
+    }
 
     fn redact_text(head: &str) -> String {
         String::from_utf8(redact_head(head.as_bytes())).unwrap()

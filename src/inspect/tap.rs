@@ -94,7 +94,8 @@ impl Tap {
     pub fn set_limits(&mut self, limits: Limits) {
         self.checker.set_limits(limits);
         self.client.frames.set_limits(limits);
-        self.server.frames.set_limits(limits);
+        // The limit of a message holds for what the server receives: an event may be longer.
+        self.server.frames.set_limits(Limits { message: usize::MAX, ..limits });
     }
 
     /// Makes the tap report a client's protocol error only once the server sends its Close or TCP closes. If the Close
@@ -334,7 +335,7 @@ impl Tap {
                 if let (Some(_), Some(inflated)) = (&self.tokens, &mut frame.inflated) {
                     // The position of a token in compressed bytes is unknown, so redact all of them.
                     if inflated.has_token || inflated.is_broken || !is_complete {
-                        secret::redact_compressed(&frame.header, &mut frame.wire);
+                        secret::replace_compressed(&frame.header, frame.payload_len, 0, &mut frame.wire);
                         inflated.start.fill(b'*');
                     }
                 } else if let Some(tokens) = &mut self.tokens {
@@ -386,6 +387,28 @@ mod tests {
             records.take().iter().any(|record| matches!(record.kind, RecordKind::Failure(_)))
         };
         assert!(is_broken(false) && !is_broken(true));
+    }
+
+    /// The limit of a message holds for what the client sends, up to and including its last byte.
+    #[cfg(feature = "deflate")]
+    #[test]
+    fn a_message_of_exactly_the_limit_inflates() {
+        let is_broken = |from: Role, message: usize| {
+            let records = Records::default();
+            let mut tap = Tap::open(1, records.clone());
+            tap.set_limits(Limits { message, fragments: 9, accepts_binary: false, deflates: true });
+            let header = if from == Role::Client { &b"\xc1\x87\0\0\0\0"[..] } else { b"\xc1\x07" };
+            // "Hello" (RFC 7692 §7.2.3.1)
+            tap.observe(from, &[header, b"\xf2\x48\xcd\xc9\xc9\x07\x00"].concat(), SystemTime::UNIX_EPOCH);
+            let inflated = records.take().into_iter().find_map(|record| match record.kind {
+                RecordKind::Frame(frame) => frame.inflated,
+                _ => None,
+            });
+            inflated.expect("a compressed frame").is_broken
+        };
+        let broken =
+            [(Role::Client, 5), (Role::Client, 4), (Role::Server, 4)].map(|(from, limit)| is_broken(from, limit));
+        assert_eq!(broken, [false, true, false]);
     }
 
     #[test]

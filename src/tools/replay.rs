@@ -114,6 +114,7 @@ fn read_reactions(recording: &Recording) -> Reactions {
                 let after_head = head.read(bytes, 0);
                 reactions.scan(&mut frames, after_head);
             }
+            Step::Upgraded { limits, .. } => frames.set_limits(*limits),
             Step::Closing => reactions.closed_first = reactions.close.is_none(),
             _ => {}
         }
@@ -160,7 +161,9 @@ mod tests {
     fn recording(steps: &[(&str, &[u8])]) -> Recording {
         let at = "2026-11-22T12:00:01.204000Z";
         let mut file = String::from("{\"connection\":7,\"wirechat\":\"0.1.0\"}\n");
-        file += &format!(r#"{{"at":"{at}","upgraded":{{"message":99,"fragments":9,"binary":false,"user":null}}}}"#);
+        file += &format!(
+            r#"{{"at":"{at}","upgraded":{{"message":99,"fragments":9,"binary":false,"deflate":true,"user":null}}}}"#
+        );
         let handshake: [(&str, &[u8]); 2] =
             [("client", b"GET / HTTP/1.1\r\n\r\n"), ("server", b"HTTP/1.1 101 \r\n\r\n")];
         for (name, bytes) in handshake.iter().chain(steps) {
@@ -192,6 +195,7 @@ mod tests {
         for (sent, recorded, expected) in [
             (ping, &b"\x8a\x01q"[..], "Pong 1 was \"q\", and is now \"p\""),
             (b"", b"\x8a\x01q", "Pong 1 was \"q\", and is now missing"),
+            (b"", b"\xc1\x01\0\x8a\x01q", "Pong 1 was \"q\", and is now missing"), // after a compressed message
             (ping, b"\x88\x02\x03\xea", "the Close was 1002, and is now missing"),
             (b"\x81\x05", b"\x88\x02\x03\xef", "the Close was 1007, and is now 1002"),
         ] {

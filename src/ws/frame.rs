@@ -78,8 +78,11 @@ impl FrameHeader {
     pub fn parse_negotiated(role: Role, deflates: bool, bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let Some(&first) = bytes.first() else { return Ok(None) };
         // §5.2: the RSV bits "MUST be 0 unless an extension is negotiated that defines meanings for non-zero values."
-        ReservedBits.err_unless(deflates || first & RSV_BITS == 0)?;
-        let is_compressed = super::deflate::check_reserved_bits(first)?;
+        let is_compressed = first & RSV_BITS != 0;
+        if is_compressed {
+            ReservedBits.err_unless(deflates)?;
+            super::deflate::check_reserved_bits(first)?;
+        }
         let opcode = Opcode::from_bits(first & OPCODE_MASK)?;
         let fin = first & FIN_BIT != 0;
         // §5.5: "All control frames MUST have a payload length of 125 bytes or less and MUST NOT be fragmented."

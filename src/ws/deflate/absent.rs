@@ -1,15 +1,10 @@
 //! Replaces the codec in a build without the feature `deflate`, in which no connection negotiates compression. A
 //! recording may come from another build, so inflating is an error and not a panic.
 
+use super::Step;
+
 #[derive(Debug, Default)]
 pub struct Inflater {}
-
-pub struct Step<'a> {
-    pub output: &'a [u8],
-    pub needs_input: bool,
-    pub is_final: bool,
-    pub is_broken: bool,
-}
 
 impl Inflater {
     pub const SIZE: usize = 0;

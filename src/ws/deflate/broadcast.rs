@@ -134,7 +134,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         let is_plain = text.len() < self.min || recipients == Recipients::AllButOne;
         if has[Variant::Shared as usize] {
             if is_plain {
-                frame::append(shared_frames, Opcode::Text, text);
+                shared_frames.extend_from_slice(&plain_frames[start..]);
             } else {
                 let compressor = self.shared.get_or_insert_with(|| Compressor::new(MAX_WINDOW_BITS));
                 if self.continues != Some(group) {
@@ -152,7 +152,7 @@ impl<K: Copy + Eq + Hash> Deflater<K> {
         }
         if has[Variant::Alone as usize] {
             if is_plain {
-                frame::append(alone_frames, Opcode::Text, text);
+                alone_frames.extend_from_slice(&plain_frames[start..]);
             } else {
                 let compressed = self.compress_alone(MIN_WINDOW_BITS, text);
                 append_compressed(alone_frames, Opcode::Text, &compressed);

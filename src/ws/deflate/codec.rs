@@ -4,7 +4,7 @@ use std::fmt;
 
 use zlib_rs::{Deflate, DeflateFlush, Inflate, InflateFlush, Status};
 
-use super::{MAX_WINDOW_BITS, TAIL};
+use super::{MAX_WINDOW_BITS, Step, TAIL};
 
 const PIECE: usize = 8 * 1024; // bytes of output per step: how far a bomb can inflate beyond a limit
 const LEVEL: i32 = 6; // zlib's default
@@ -13,14 +13,6 @@ const LEVEL: i32 = 6; // zlib's default
 pub struct Inflater {
     stream: Inflate,
     piece: Box<[u8]>,
-}
-
-/// The result of one step: a piece of output, and what follows it.
-pub struct Step<'a> {
-    pub output: &'a [u8],
-    pub needs_input: bool, // all of the input is read
-    pub is_final: bool,    // a final block (BFINAL = 1) has ended
-    pub is_broken: bool,   // the input does not inflate
 }
 
 impl fmt::Debug for Inflater {

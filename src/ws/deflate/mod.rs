@@ -35,7 +35,7 @@ pub mod broadcast;
 pub mod inflating;
 pub mod negotiation;
 
-pub use codec::{Inflater, Step};
+pub use codec::Inflater;
 pub use negotiation::{Agreement, negotiate};
 
 use super::close::ProtocolError::{self, MisplacedRsv1};
@@ -48,9 +48,16 @@ pub const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
 /// An empty stored block with BFINAL = 1.
 const FINAL_BLOCK: [u8; 5] = [1, 0, 0, 0xff, 0xff];
 
-/// Returns whether a frame's first byte has RSV1. RFC 7692 §6 allows it only in the first frame of a message.
-pub fn check_reserved_bits(first: u8) -> Result<bool, ProtocolError> {
+/// The result of one step of an [`Inflater`]: a piece of output, and what follows it.
+pub struct Step<'a> {
+    pub output: &'a [u8],
+    pub needs_input: bool, // all of the input is read
+    pub is_final: bool,    // a final block (BFINAL = 1) has ended
+    pub is_broken: bool,   // the input does not inflate
+}
+
+/// Checks the first byte of a frame with a reserved bit. RFC 7692 §6 allows only RSV1, in the first frame of a message.
+pub fn check_reserved_bits(first: u8) -> Result<(), ProtocolError> {
     let starts_message = matches!(first & 0x0f, 1..8); // an unknown opcode is another error
-    let is_compressed = first & RSV1 != 0;
-    MisplacedRsv1.err_unless(first & 0x30 == 0 && (starts_message || !is_compressed)).map(|()| is_compressed)
+    MisplacedRsv1.err_unless(first & 0x30 == 0 && starts_message)
 }
