@@ -104,8 +104,8 @@ impl FeatureOptions {
                 return Err(format!("{option} needs {name}, which is missing; add {needed}"));
             }
         }
-        let has_room = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
-        if self.redis.prefix.as_deref().is_some_and(|prefix| prefix.is_empty() || !prefix.chars().all(has_room)) {
+        let is_allowed = |character: char| character.is_ascii_alphanumeric() || matches!(character, '-' | '_' | '.');
+        if self.redis.prefix.as_deref().is_some_and(|prefix| prefix.is_empty() || !prefix.chars().all(is_allowed)) {
             return Err("--redis-prefix may contain only letters, digits, '-', '_' and '.'".into());
         }
         if self.redis.url.is_some() && self.history_db.is_some() {

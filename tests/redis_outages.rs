@@ -625,6 +625,23 @@ fn a_join_on_its_way() {
     publishes(&mut witness, "the end");
 }
 
+/// A join that Redis never executed counts no longer towards the limit of rooms.
+#[test]
+fn a_join_that_was_lost() {
+    let Some(mut cluster) = Cluster::start(1, &["--max-rooms", "1"]) else { return };
+    Outage::Stopped.begin(&mut cluster.redis);
+    let mut client = cluster.at(0).connect();
+    client.send(&handshake().target("/?token=dev-token&username=late&room=lost").bytes());
+    assert!(client.read_head().starts_with("HTTP/1.1 101 "));
+    cluster.redis.kill();
+    let frame = User::new(client, Dialect::Events, "late").frame();
+    assert_eq!((frame.opcode(), frame.close().0), (8, 1013), "{frame:?}");
+    cluster.redis.launch();
+    wait_until("there is a place for another room", || {
+        response(cluster.at(0), &get("/check?token=dev-token&room=other")).body.contains(r#""status":101"#)
+    });
+}
+
 /// A switch in flight: the client gets an error, and is in only one room, the last one that it was told.
 #[test]
 fn a_switch_on_its_way() {
@@ -825,4 +842,23 @@ fn a_restart_without_the_data() {
 #[test]
 fn data_that_is_flushed() {
     loss(Loss::Flush);
+}
+
+/// A username that a client has taken with a private message is still its own after Redis has lost it.
+#[test]
+fn a_name_from_a_private_message_outlives_a_loss() {
+    let Some(redis) = RedisServer::start(Persistence::Off) else { return };
+    let cluster = Cluster::with(redis, 2, &[]);
+    let mut ann = User::events(cluster.at(0), "ann", "general");
+    let mut ron = User::rooms(cluster.at(1), "rita", "elsewhere");
+    ron.sends_message("/msg ann psst");
+    ann.receives(ann.private("rita", "ann", "psst"));
+    ron.receives(ron.private("rita", "ann", "psst"));
+    cluster.redis.run(&["FLUSHALL"]);
+    ann.receives_event("switched", json!({}));
+    wait_until("rita is found", || {
+        ann.sends_message("/msg rita hello");
+        ann.receive()["event"] == "private"
+    });
+    ron.receives(ron.private("ann", "rita", "hello"));
 }

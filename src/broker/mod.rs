@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::{collections::HashMap, hash::BuildHasherDefault, rc::Rc, time::Duration};
 
 use mio::Token;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::maps::CounterHasher;
 
@@ -119,6 +119,12 @@ impl Join {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session(pub [u8; 16]);
 
+impl Session {
+    pub fn to_hex(self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
 /// The position from which a client resumes after a reconnect: message `since` of the history that `epoch` identifies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resume {
@@ -138,7 +144,7 @@ pub struct Message {
 }
 
 /// A message to all connections with one username. The broker never stores private messages.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivateMessage {
     pub from: Rc<str>,
     pub to: Rc<str>,

@@ -375,7 +375,7 @@ impl Chat {
             if dialect == Dialect::Events {
                 let (message, username) = (format!("Welcome to #{room}, {username}!"), Rc::clone(&username));
                 let extra = extra.into_iter().map(|field| *field).collect();
-                let session = format!("{:032x}", u128::from_be_bytes(session.0));
+                let session = session.to_hex();
                 let limits = ClientLimits { max_text, max_message, rate_limit };
                 let welcome =
                     Event::Welcome { message, members, room, username, backlog, session, member_count, limits, extra };

@@ -13,7 +13,7 @@ use crate::http::proxy::{find_client_address, is_trusted_proxy};
 use crate::http::{self, Outcome, Route, jwt::proof::Proof, tokens::AccessTokens};
 use crate::ws::request::{Rejection, Request, bad_request};
 use crate::ws::{close::CloseCode, deflate::Agreement, protocol::Limits};
-use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect};
+use crate::{broker::BrokerError, chat::Identity, chat::JoinError, chat::dialect::Dialect, chat::event::describe};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2); // at a shutdown, time for clients to reply to the Close
 const SHUTDOWN_REASON: &str = "the server is shutting down";
@@ -107,7 +107,7 @@ impl<S: Socket> Server<S> {
 
     /// Runs the access checks that need server state. The checks must not change the chat: `/check` runs them too.
     fn admit(&mut self, token: Token, route: &Route) -> Result<(), Rejection> {
-        use {BrokerError::ClientIdInUse, BrokerError::Unavailable, JoinError::*};
+        use {BrokerError::ClientIdInUse, JoinError::*};
         let username = if let Route::Chat(request) = route { Some(&request.join.username) } else { None };
         let peer = self.connections.table.get(&token).map(|connection| connection.cold.peer);
         if peer.is_some_and(|peer| self.chat.is_banned(peer.ip(), username, self.now.time)) {
@@ -117,8 +117,7 @@ impl<S: Socket> Server<S> {
         Err(match (checked, route) {
             (Err(Reserved), _) => http::forbidden("This username is reserved for another token (RFC 6455 §10.5)."),
             (Err(Broker(ClientIdInUse)), _) => http::forbidden("Another token uses this client_id (RFC 6455 §10.5)."),
-            (Err(Broker(Unavailable)), _) => http::service_unavailable("The rooms are unavailable"),
-            (Err(Broker(_)), _) => http::service_unavailable("There are too many rooms"),
+            (Err(Broker(error)), _) => http::service_unavailable(&describe(error)),
             _ if self.limits.is_full() => http::service_unavailable("The server is full"),
             (Err(TooManyJoins), _) => http::too_many_requests("Too many joins", &[("Retry-After", "1")]),
             (Ok(()), Route::Inspect { ticket }) => {

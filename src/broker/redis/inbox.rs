@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::Message;
+use super::super::{Message, PrivateMessage};
 
 /// A message without its id, which Redis assigns.
 #[derive(Debug, Serialize, Deserialize)]
@@ -12,7 +12,7 @@ pub struct Payload {
     username: Rc<str>,
     text: Box<str>,
     time: Rc<str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     nonce: Option<Rc<str>>,
 }
 
@@ -26,16 +26,6 @@ impl Payload {
         let Payload { username, text, time, nonce } = self;
         Message { username, text, id, time, nonce }
     }
-}
-
-#[derive(Debug, Deserialize)]
-pub struct PrivatePayload {
-    pub from: Rc<str>,
-    pub to: Rc<str>,
-    pub text: Box<str>,
-    pub time: Rc<str>,
-    #[serde(default)]
-    pub nonce: Option<Rc<str>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,7 +50,8 @@ pub enum InboxEvent {
     /// The reply to a message of the operator: room, instance, client, id.
     Announced(Rc<str>, u32, u64, u64, Payload),
     Duplicate(u64, u64, Payload),
-    Private(Vec<u64>, PrivatePayload),
+    /// Recipients, message, and the sender if it is a client of this instance.
+    Private(Vec<u64>, PrivateMessage, Option<u64>),
     /// Client, room, the `before` of the request, whether there are older messages.
     Page(u64, Rc<str>, u64, bool, Vec<(u64, Payload)>),
     Typing(Rc<str>, u32, u64, Rc<str>),

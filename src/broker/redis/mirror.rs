@@ -7,7 +7,7 @@ use mio::Token;
 
 use super::super::memory::MemoryConfig;
 use super::super::{Backlog, BrokerError, Join, MemberId, Message, Page, PrivateMessage, RoomEvent, Session, User};
-use super::inbox::{InboxEvent, Payload, PrivatePayload};
+use super::inbox::{InboxEvent, Payload};
 use super::rooms::Rooms;
 use crate::maps::TokenMap;
 
@@ -115,7 +115,7 @@ impl Mirror {
                 let message = Rc::new(payload.with_id(id));
                 self.events.push_back(RoomEvent::Duplicate { client: token(client), message });
             }
-            InboxEvent::Private(recipients, payload) => self.apply_private(recipients, payload),
+            InboxEvent::Private(recipients, message, sender) => self.apply_private(recipients, message, sender),
             InboxEvent::Page(client, room, before, more, messages) => {
                 let page = Page { room, before, messages: with_ids(messages), more };
                 self.events.push_back(RoomEvent::History { client: token(client), page });
@@ -138,6 +138,7 @@ impl Mirror {
     }
 
     fn reject_join(&mut self, client: Token) {
+        debug_assert!(self.clients.get(&client).is_none_or(|record| record.room.is_none()), "a member gets `left`");
         if self.forget(client) {
             self.events.push_back(RoomEvent::JoinRejected { client, error: BrokerError::NameInUse });
         }
@@ -191,13 +192,13 @@ impl Mirror {
         ]);
     }
 
-    fn apply_private(&mut self, recipients: Vec<u64>, payload: PrivatePayload) {
+    fn apply_private(&mut self, recipients: Vec<u64>, message: PrivateMessage, sender: Option<u64>) {
+        let sender = sender.and_then(|client| self.clients.get_mut(&token(client)));
+        sender.into_iter().for_each(|record| record.username = Rc::clone(&message.from));
         let is_member =
             |client: &Token| self.clients.get(client).is_some_and(|record| record.room.is_some() && !record.is_hidden);
         let recipients: Vec<Token> = recipients.into_iter().map(token).filter(is_member).collect();
-        let PrivatePayload { from, to, text, time, nonce } = payload;
-        let message = Rc::new(PrivateMessage { from, to, text, time, nonce });
-        self.events.push_back(RoomEvent::Private { recipients, message });
+        self.events.push_back(RoomEvent::Private { recipients, message: Rc::new(message) });
     }
 
     /// Applies the state of a room of which this instance may have missed events, and queues what the members missed.
@@ -245,7 +246,7 @@ impl Mirror {
             || (self.opened.len() < self.limits.rooms && by_user() < self.limits.rooms_per_user)
     }
 
-    pub fn count_in(&mut self, room: &Rc<str>, user: &User) {
+    fn count_in(&mut self, room: &Rc<str>, user: &User) {
         self.opened.entry(Rc::clone(room)).or_insert_with(|| (user.clone(), 0)).1 += 1;
     }
 

@@ -3,10 +3,10 @@
 //! whose clients receive them. An instance applies its inbox in order, so all instances agree:
 //!
 //! ```text
-//!   instance 1                     Redis                       instance 2
+//!   instance 1                   Redis                    instance 2
 //!   submit ─▶ Requests ─ call ─▶ script.lua: one order
-//!                                  │        └─ inbox 2 ─▶ Rooms ─▶ next_event
-//!   next_event ◀─ Rooms ◀─ inbox 1 ┘
+//!                                   │       └─ inbox 2 ─▶ Mirror ─▶ next_event
+//!   next_event ◀─ Mirror ◀─ inbox 1 ┘
 //! ```
 //!
 //! Nothing takes effect before its event arrives in the inbox. Three cases need care:

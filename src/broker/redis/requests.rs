@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mio::Token;
 
-use super::super::{CredentialId, Message, Session};
+use super::super::{CredentialId, Message};
 
 const MAX_REQUESTS: usize = 256; // maximum number of requests per call of the script, which blocks Redis while it runs
 const MAX_BYTES: usize = 256 * 1024; // maximum size of the arguments of a call; one request may be larger
@@ -93,7 +93,7 @@ impl Requests {
     /// Drops the requests up to `number`: their events have arrived.
     pub fn confirm(&mut self, number: u64) {
         while self.queue.front().is_some_and(|request| request.number <= number) {
-            self.pop();
+            self.remove(0);
         }
     }
 
@@ -105,10 +105,9 @@ impl Requests {
 
     /// Removes and returns a request that has waited too long.
     pub fn pop_expired(&mut self, now: Duration, timeout: Duration) -> Option<QueuedRequest> {
-        let is_expired =
-            |request: &QueuedRequest| request.kind != Kind::Internal && now >= request.submitted_at + timeout;
-        let at = self.queue.iter().position(is_expired)?;
-        self.remove(at)
+        self.next_expiry(timeout).filter(|at| *at <= now)?;
+        let oldest = self.queue.iter().position(|request| request.kind != Kind::Internal)?;
+        self.remove(oldest)
     }
 
     /// Drops the requests of a client that must reconnect and resend them. Its leave stays.
@@ -140,13 +139,6 @@ impl Requests {
         (self.sent, self.bytes) = (0, 0);
         std::mem::take(&mut self.queue)
     }
-
-    fn pop(&mut self) {
-        if let Some(request) = self.queue.pop_front() {
-            self.bytes -= request.bytes();
-            self.sent = self.sent.saturating_sub(1);
-        }
-    }
 }
 
 // ---- Arguments ----
@@ -158,10 +150,6 @@ pub fn json(value: &impl serde::Serialize) -> String {
 
 pub fn flag(is_set: bool) -> String {
     if is_set { "1" } else { "0" }.into()
-}
-
-pub fn format_session(session: Session) -> String {
-    format!("{:032x}", u128::from_be_bytes(session.0))
 }
 
 pub fn format_credential(credential: Option<CredentialId>) -> String {

@@ -242,20 +242,23 @@ end
 -- get stuck.
 local function messages_of(room, before, since, count, bytes, is_page)
     local found, first, upper = {}, before, '(' .. text(before) .. '-0'
-    while before > 0 and #found < count do
+    while before > 0 and #found < count and bytes >= 0 do
         local chunk = call('XREVRANGE', key('log', room), upper, '(' .. text(since) .. '-0', 'COUNT', math.min(count - #found, 64))
         for _, entry in ipairs(chunk) do
             local id = string.match(entry[1], '^%d+')
             bytes = bytes - #entry[2][2] - 40
             if bytes < 0 and not (is_page and #found == 0) then
-                return '[' .. table.concat(found, ',') .. ']', #found, first
+                break
             end
-            table.insert(found, 1, '[' .. id .. ',' .. entry[2][2] .. ']')
+            table.insert(found, '[' .. id .. ',' .. entry[2][2] .. ']')
             first, upper = tonumber(id), '(' .. entry[1]
         end
         if #chunk == 0 then
             break
         end
+    end
+    for at = 1, math.floor(#found / 2) do -- oldest first
+        found[at], found[#found + 1 - at] = found[#found + 1 - at], found[at]
     end
     return '[' .. table.concat(found, ',') .. ']', #found, first
 end
@@ -267,7 +270,7 @@ local function backlog(room, epoch, since)
     local is_same = epoch ~= '' and is_same_history(state, epoch, since)
     local messages, count = messages_of(room, 1e16, is_same and since or 0, history, max_bytes)
     local resumed = is_same and count == state.last_id - since
-    return quote(state.epoch) .. ',' .. text(state.last_id) .. ',' .. tostring(resumed) .. ',' .. messages, is_same
+    return quote(state.epoch) .. ',' .. text(state.last_id) .. ',' .. tostring(resumed) .. ',' .. messages
 end
 
 local function members_of(room, except)
@@ -321,7 +324,7 @@ local function exit(room, id, client)
     end
 end
 
-local function join_event(name, room, id, client, rest)
+local function room_event(name, room, id, client, rest)
     return '{"' .. name .. '":[' .. quote(room) .. ',' .. id .. ',' .. client .. (rest or '') .. ']}'
 end
 
@@ -331,7 +334,7 @@ local function remove(id, client, except)
         return
     end
     local of = address(id, client)
-    push_to_room(fields.room, join_event('left', fields.room, id, client), except)
+    push_to_room(fields.room, room_event('left', fields.room, id, client), except)
     call('HDEL', key('clients', id), client)
     clients[of] = false
     release(fields, of)
@@ -339,6 +342,15 @@ local function remove(id, client, except)
         call('HDEL', prefix .. ':client_ids', fields.client_id)
     end
     exit(fields.room, id, client)
+end
+
+-- Makes a client of this instance known, and the owner of its username and client id.
+local function add_client(client, fields)
+    save(instance, client, fields)
+    claim(fields, address(instance, client))
+    if fields.client_id ~= '' then
+        call('HSET', prefix .. ':client_ids', fields.client_id, address(instance, client))
+    end
 end
 
 -- Sends `joined` to the instance of a new member of a room, and then `arrived` to the other instances.
@@ -350,7 +362,7 @@ local function announce_member(client, from, room, username, epoch, since, again
     push(instance, '{"joined":[' .. client .. ',' .. (from and quote(from) or 'null') .. ',' .. quote(room) .. ','
         .. history_fields .. ']}')
     if not again then
-        push_to_room(room, join_event('arrived', room, instance, client, ',' .. quote(username)), instance)
+        push_to_room(room, room_event('arrived', room, instance, client, ',' .. quote(username)), instance)
     end
 end
 
@@ -360,12 +372,10 @@ end
 
 -- Returns whether the client may use a username. Otherwise, rejects the request.
 local function authorize(client, fields, username, name_key, share, nonce)
-    if fields.username ~= username then
-        local holder = holder_of(name_key, share)
-        if holder and holder ~= address(instance, client) then
-            reject(client, 'name', '', nonce)
-            return false
-        end
+    local holder = fields.username ~= username and holder_of(name_key, share)
+    if holder and holder ~= address(instance, client) then
+        reject(client, 'name', '', nonce)
+        return false
     end
     return true
 end
@@ -379,14 +389,15 @@ local function set_username(client, fields, username, name_key, share)
     end
 end
 
--- Appends a message to a room's history, unless the history has a message with the same nonce. Returns the id, and the
--- payload of a message that was found.
-local function append(room, nonce_key, payload)
+-- Appends a message to a room's history. Returns its id. If the history has a message with the same nonce, sends that
+-- one to the client, and returns nothing.
+local function append(client, room, nonce_key, payload)
     local state = room_of(room)
     local found = nonce_key ~= '' and call('HGET', key('nonces', room), nonce_key)
     local original = found and call('XRANGE', key('log', room), found, found)[1]
     if original then
-        return found, original[2][2]
+        push(instance, '{"duplicate":[' .. client .. ',' .. found .. ',' .. original[2][2] .. ']}')
+        return
     end
     state.last_id = state.last_id + 1
     local id = text(state.last_id)
@@ -398,7 +409,7 @@ local function append(room, nonce_key, payload)
     if nonce_key ~= '' then
         call('HSET', key('nonces', room), nonce_key, id)
     end
-    while call('XLEN', key('log', room)) > history do
+    for _ = history + 1, call('XLEN', key('log', room)) do
         local oldest = call('XRANGE', key('log', room), '-', '+', 'COUNT', 1)[1]
         call('XDEL', key('log', room), oldest[1])
         if oldest[2][4] ~= '' then
@@ -413,7 +424,6 @@ local requests = {}
 function requests.join()
     local client, room, username, name_key, share, bound = take(), take(), take(), take(), take(), take()
     local client_id, credential, session, new_session, epoch, since = take(), take(), take(), take(), take(), take()
-    local of = address(instance, client)
     if client_of(instance, client) then
         -- The instance missed the event, and has sent its request again.
         announce_member(client, nil, room, username, epoch, tonumber(since), true)
@@ -440,16 +450,17 @@ function requests.join()
     if holder and holder ~= older then
         remove(split(holder))
     end
-    save(instance, client, fields)
-    claim(fields, of)
-    if client_id ~= '' then
-        call('HSET', prefix .. ':client_ids', client_id, of)
-    end
+    add_client(client, fields)
     announce_member(client, nil, room, username, epoch, tonumber(since))
 end
 
 function requests.leave()
-    remove(instance, take())
+    local client = take()
+    if client_of(instance, client) then
+        remove(instance, client)
+    else
+        push(instance, '{"join_rejected":' .. client .. '}') -- so that the instance forgets a join that had no effect
+    end
 end
 
 function requests.switch()
@@ -460,7 +471,7 @@ function requests.switch()
     end
     local from = fields.room
     enter(room, instance, client, joined_as)
-    push_to_room(from, join_event('left', from, instance, client), instance)
+    push_to_room(from, room_event('left', from, instance, client), instance)
     fields.room = room
     save(instance, client, fields)
     exit(from, instance, client)
@@ -474,25 +485,23 @@ function requests.publish()
     if not fields or not authorize(client, fields, username, name_key, share, nonce) then
         return
     end
-    local id, original = append(fields.room, nonce_key, payload)
-    if original then
-        push(instance, '{"duplicate":[' .. client .. ',' .. id .. ',' .. original .. ']}')
+    local id = append(client, fields.room, nonce_key, payload)
+    if not id then
         return
     end
     set_username(client, fields, username, name_key, share)
-    push_to_room(fields.room, join_event('message', fields.room, instance, client, ',' .. id .. ',' .. payload))
+    push_to_room(fields.room, room_event('message', fields.room, instance, client, ',' .. id .. ',' .. payload))
 end
 
 -- Publishes a message of the operator, who is not a member of the room.
 function requests.announce()
     local client, room, nonce_key, payload = take(), take(), take(), take()
-    local id, original = append(room, nonce_key, payload)
-    if original then
-        push(instance, '{"duplicate":[' .. client .. ',' .. id .. ',' .. original .. ']}')
+    local id = append(client, room, nonce_key, payload)
+    if not id then
         return
     end
-    push_to_room(room, join_event('message', room, instance, client, ',' .. id .. ',' .. payload), instance)
-    push(instance, join_event('announced', room, instance, client, ',' .. id .. ',' .. payload))
+    push_to_room(room, room_event('message', room, instance, client, ',' .. id .. ',' .. payload), instance)
+    push(instance, room_event('announced', room, instance, client, ',' .. id .. ',' .. payload))
     if #instances_of(room) == 0 then
         keep_empty(room)
     end
@@ -521,7 +530,8 @@ requests['private'] = function()
     recipients[instance] = recipients[instance] or {}
     table.insert(recipients[instance], client)
     for id, list in pairs(recipients) do
-        push(id, '{"private":[[' .. table.concat(list, ',') .. '],' .. payload .. ']}')
+        local sender = id == instance and client or 'null'
+        push(id, '{"private":[[' .. table.concat(list, ',') .. '],' .. payload .. ',' .. sender .. ']}')
     end
 end
 
@@ -542,7 +552,7 @@ function requests.typing()
     local client, username, name_key, share = take(), take(), take(), take()
     local fields = client_of(instance, client)
     if fields and authorize(client, fields, username, name_key, share, 'null') then
-        push_to_room(fields.room, join_event('typing', fields.room, instance, client, ',' .. quote(username)))
+        push_to_room(fields.room, room_event('typing', fields.room, instance, client, ',' .. quote(username)))
     end
 end
 
@@ -556,7 +566,6 @@ end
 function requests.rejoin()
     local client, room, joined_as, username, name_key, share, client_id, credential, session =
         take(), take(), take(), take(), take(), take(), take(), take(), take()
-    local of = address(instance, client)
     local fields = client_of(instance, client)
     if fields and fields.room == room then
         return
@@ -565,18 +574,14 @@ function requests.rejoin()
         remove(instance, client, instance) -- its instance never saw the client in that room
     end
     if holder_of(name_key, share) or owner_of(client_id) then
-        push(instance, join_event('left', room, instance, client))
+        push(instance, room_event('left', room, instance, client))
         return
     end
     fields = { room = room, username = username, key = name_key, share = share, client_id = client_id,
         credential = credential, session = session }
     enter(room, instance, client, joined_as)
-    save(instance, client, fields)
-    claim(fields, of)
-    if client_id ~= '' then
-        call('HSET', prefix .. ':client_ids', client_id, of)
-    end
-    push_to_room(room, join_event('arrived', room, instance, client, ',' .. quote(joined_as)), instance)
+    add_client(client, fields)
+    push_to_room(room, room_event('arrived', room, instance, client, ',' .. quote(joined_as)), instance)
 end
 
 -- Removes the instance and its clients, because the server stops.

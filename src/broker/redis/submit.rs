@@ -7,7 +7,7 @@ use mio::Token;
 use super::super::{Broker, BrokerError, Join, Message, PrivateMessage, Request, RoomEvent, Session, User};
 use super::RedisBroker;
 use super::inbox::Payload;
-use super::requests::{Kind, QueuedRequest, flag, format_credential, format_session, json, nonce_key};
+use super::requests::{Kind, QueuedRequest, flag, format_credential, json, nonce_key};
 
 impl RedisBroker {
     pub(super) fn submit_request(&mut self, client: Token, request: Request) {
@@ -71,12 +71,12 @@ impl RedisBroker {
     fn join_arguments(&self, join: &Join, session: Session) -> Vec<String> {
         let [username, key, share] = self.claim_arguments(&join.username);
         let client_id = join.client_id.as_deref().unwrap_or_default().to_owned();
-        let given = join.session.map(format_session).unwrap_or_default();
+        let given = join.session.map(Session::to_hex).unwrap_or_default();
         let (epoch, since) =
             join.resume.as_ref().map(|resume| (resume.epoch.clone(), resume.since)).unwrap_or_default();
         let credential = format_credential(join.credential);
         let room = join.room.to_string();
-        let (bound, new_session, since) = (flag(join.is_bound), format_session(session), since.to_string());
+        let (bound, new_session, since) = (flag(join.is_bound), session.to_hex(), since.to_string());
         vec![room, username, key, share, bound, client_id, credential, given, new_session, epoch, since]
     }
 
@@ -119,7 +119,7 @@ impl RedisBroker {
         let room = record.room.as_deref().unwrap_or_default().to_owned();
         let [username, key, share] = self.claim_arguments(&record.username);
         let client_id = record.join.client_id.as_deref().unwrap_or_default().to_owned();
-        let (credential, session) = (format_credential(record.join.credential), format_session(record.session));
+        let (credential, session) = (format_credential(record.join.credential), record.session.to_hex());
         let (token, joined_as) = (client.0.to_string(), record.join.username.to_string());
         let arguments = vec![token, room, joined_as, username, key, share, client_id, credential, session];
         self.push_internal("rejoin", arguments);
